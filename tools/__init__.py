@@ -1,0 +1,1 @@
+"""Command-line tools, each an absl app: ``python -m tools.<name>``."""

@@ -1,0 +1,1 @@
+"""One module per golden area; each exposes ``cases(folder)`` (see `common`)."""
