@@ -1,0 +1,1 @@
+"""Training: optimiser, schedule, state, step and loop."""
