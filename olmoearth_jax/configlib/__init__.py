@@ -1,0 +1,1 @@
+"""Parts of the experiment configuration; import them through `olmoearth_jax.config`."""
