@@ -1,0 +1,1 @@
+"""Downstream evaluation: embeddings, kNN, probes, fine-tuning, diagnostics (spec/evals.md)."""
