@@ -15,7 +15,7 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import derived, timesteps
 from olmoearth_jax.data.h5 import ReadError, SampleFile
 from olmoearth_jax.data.normalize import normalize
-from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
+from olmoearth_jax.modalities import MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +184,9 @@ class _Crop:
         if modality.multitemporal:
             steps, rows = self._place(source, shape[-2])
         f = modality.image_factor
-        across = slice(window.row * f, (window.row + window.side) * f)
-        down = slice(window.col * f, (window.col + window.side) * f)
-        values = self.file.read(source, across, down, steps)
+        px_rows = slice(window.row * f, (window.row + window.side) * f)
+        px_cols = slice(window.col * f, (window.col + window.side) * f)
+        values = self.file.read(source, px_rows, px_cols, steps)
         if source in self.axis.masks and values.dtype.itemsize > 4:
             values = values.astype(np.float32)  # masked series are cast before normalising
         return (values if derive is None else derive(values)), rows
@@ -198,5 +198,5 @@ class _Crop:
             return timesteps.placement(mask, stored, window.start_t, window.steps)
         shift = self.axis.first if self.align_time_only else 0
         start = shift + window.start_t
-        rows = np.arange(max(0, min(window.steps, min(stored, MAX_TIMESTEPS + shift) - start)))
+        rows = np.arange(max(0, min(window.steps, stored - start)))
         return slice(start, start + len(rows)), rows

@@ -1,0 +1,294 @@
+"""Which samples of a data set are used: filtering, subsampling, identity (spec/data.md section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.h5 import ReadError, nominal_tile_px, open_sample
+from olmoearth_jax.modalities import IMAGE_TILE_PX
+
+FINGERPRINT_VERSION = "v0.1"
+METADATA_FILE = "sample_metadata.csv"
+LATLON_FILE = "latlon_distribution.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The samples taken from one folder.
+
+    Attributes:
+      folder: where the sample_<number>.h5 files lie.
+      numbers: int64 [n], file number of each sample.
+      tile_px: side of the samples in 10 m pixels.
+    """
+
+    folder: Path
+    numbers: np.ndarray
+    tile_px: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetIndex:
+    """The samples of one or several folders, addressed by one running index.
+
+    Attributes:
+      parts: the folders.
+      modalities: training modalities in sample order.
+      fingerprint: hex digest that identifies the data set (not the subsampling).
+      latlon: float64 [samples, 2] tile centres in degrees, or None if a folder has none.
+    """
+
+    parts: tuple[Part, ...]
+    modalities: tuple[str, ...]
+    fingerprint: str
+    latlon: np.ndarray | None
+
+    def __len__(self) -> int:
+        return sum(len(p.numbers) for p in self.parts)
+
+    @property
+    def tile_px(self) -> int:
+        """Side of the smallest tiles, which bounds the crops."""
+        return min(p.tile_px for p in self.parts)
+
+    def locate(self, index: int) -> tuple[Path, int]:
+        """(file, file number) of the sample at `index`; negative indices count from the end.
+
+        Raises:
+          IndexError: out of range.
+        """
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"index {index} is out of range for {size} samples")
+        index %= size
+        for part in self.parts:
+            if index < len(part.numbers):
+                number = int(part.numbers[index])
+                return part.folder / f"sample_{number}.h5", number
+            index -= len(part.numbers)
+        raise AssertionError("unreachable")
+
+
+def prepare(
+    h5py_dir: str | Path,
+    modalities: Sequence[str],
+    *,
+    filter_idx_file: str | Path | None = None,
+    dataset_percentage: float = 1.0,
+    seed: int = 0,
+) -> DatasetIndex:
+    """Builds the index of one folder of sample files.
+
+    Keeps samples that hold at least one of the trained space-time modalities (a modality without
+    CSV column counts as absent everywhere), then those listed in `filter_idx_file`, then a random
+    share of them in drawn order.
+
+    Args:
+      h5py_dir: folder with sample_<i>.h5 and sample_metadata.csv.
+      modalities: training modalities.
+      filter_idx_file: .npy file of sample numbers to keep.
+      dataset_percentage: share of the samples to keep, in (0, 1].
+      seed: of that choice.
+
+    Raises:
+      ValueError: missing or empty folder, malformed files, or nothing left.
+    """
+    folder, names = Path(h5py_dir), registry.in_sample_order(registry.resolve(modalities))
+    if not names:
+        raise ValueError("no training modality is given")
+    if "ndvi" in names and "sentinel2_l2a" not in names:
+        raise ValueError("ndvi is computed from sentinel2_l2a, so train on that as well")
+    if not 0 < dataset_percentage <= 1:
+        raise ValueError(f"dataset_percentage must be above 0 and at most 1, "
+                         f"got {dataset_percentage}")
+    _check_folder(folder)
+    numbers = _with_data(folder, names)
+    if not len(numbers):
+        raise ValueError(f"no sample of {folder} holds any of the trained space-time modalities "
+                         f"({', '.join(names)})")
+    if filter_idx_file is not None:
+        numbers = np.intersect1d(numbers, _load_numbers(Path(filter_idx_file)))
+        if not len(numbers):
+            raise ValueError(f"filter_idx_file {filter_idx_file} leaves no sample of {folder}")
+    if dataset_percentage < 1:
+        count = math.floor(len(numbers) * dataset_percentage)
+        if count == 0:
+            raise ValueError(f"dataset_percentage {dataset_percentage} of {len(numbers)} samples "
+                             f"leaves none")
+        rng = np.random.Generator(np.random.PCG64(seed))
+        numbers = rng.choice(numbers, size=count, replace=False)
+    numbers = numbers.astype(np.int64)
+    part = Part(folder, numbers, _tile_px(folder, numbers, names))
+    print_ = fingerprint(folder, filter_idx_file)
+    return DatasetIndex((part,), names, print_, _latlon(folder, numbers))
+
+
+def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:
+    """Joins data sets end to end.
+
+    Raises:
+      ValueError: none given, or they train on different modalities.
+    """
+    if not indices:
+        raise ValueError("no dataset to join")
+    for other in indices[1:]:
+        if other.modalities != indices[0].modalities:
+            raise ValueError(
+                f"datasets to be joined must train on the same modalities, got "
+                f"{', '.join(indices[0].modalities)} and {', '.join(other.modalities)}"
+            )
+    text = "".join(i.fingerprint for i in indices)
+    centres = [i.latlon for i in indices if i.latlon is not None]
+    return DatasetIndex(
+        tuple(p for i in indices for p in i.parts),
+        indices[0].modalities,
+        hashlib.sha256(text.encode()).hexdigest(),
+        np.concatenate(centres) if len(centres) == len(indices) else None,
+    )
+
+
+def fingerprint(
+    h5py_dir: str | Path,
+    filter_idx_file: str | Path | None = None,
+    dtype_text: str = "<class 'numpy.float32'>",
+) -> str:
+    """sha256 hex digest of a data set's path, modalities and size, as the reference computes it."""
+    folder = Path(h5py_dir)
+    names = _folder_modalities(folder.parent.name)
+    text = (
+        f"tile_path={folder.parent.parent.parent},supported_modalities={names},"
+        f"sample_size={folder.name},dtype={dtype_text}"
+    )
+    if filter_idx_file is not None:
+        text += f",filter_idx_file={filter_idx_file}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _folder_modalities(name: str) -> list[str]:
+    """The folder name's words, sorted; only three multi-word names are rejoined, plus latlon."""
+    words = name.split("_")
+    out = []
+    for word in words:
+        if out and (out[-1], word) in (
+            ("sentinel2", "l2a"), ("openstreetmap", "raster"), ("naip", "10")
+        ):
+            out[-1] = f"{out[-1]}_{word}"
+        else:
+            out.append(word)
+    return sorted([*out, "latlon"])
+
+
+def directory_name(
+    names: Sequence[str],
+    num_samples: int,
+    *,
+    tile_px: int = IMAGE_TILE_PX,
+    compression: str | None = None,
+    level: int | None = None,
+    shuffle: bool | None = None,
+    required: Sequence[str] = (),
+) -> str:
+    """Folder of a converted data set, relative to its tile folder (spec/data.md section 4.5)."""
+    how = f"_{compression}" if compression else ""
+    how += f"_{level}" if level is not None else ""
+    how += "_shuffle" if shuffle is not None else ""
+    pieces = (IMAGE_TILE_PX // tile_px) ** 2
+    what = "_".join(sorted(names))
+    if required:
+        what += "_required_" + "_".join(sorted(required))
+    head = f"h5py_data_w_missing_timesteps{how}_{tile_px}_x_{pieces}"
+    return f"{head}/{what}/{num_samples}"
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"dataset folder does not exist: {folder}")
+    if not (folder / METADATA_FILE).is_file():
+        inside = [p.parent for p in sorted(folder.glob(f"*/{METADATA_FILE}"))]
+        inside += [p.parent for p in sorted(folder.glob(f"*/*/*/{METADATA_FILE}"))]
+        inside += [p.parent for p in sorted(folder.glob(f"*/*/{METADATA_FILE}"))]
+        hint = f"; did you mean {inside[0]}?" if inside else ""
+        raise ValueError(f"{folder} is not a dataset folder: it has no {METADATA_FILE}{hint}")
+
+
+def _with_data(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Ascending numbers of the samples that hold a trained space-time modality."""
+    path = folder / METADATA_FILE
+    header, table = _read_metadata(path)
+    numbers = table[:, header.index("sample_index")]
+    if numbers.min() < 0 or len(np.unique(numbers)) != len(numbers):
+        raise ValueError(f"{path}: sample_index must be distinct whole numbers from 0")
+    varying = [
+        n for n in names if registry.get(n).kind == "space_time" and registry.get(n).from_csv
+    ]
+    if not varying:
+        return np.sort(numbers)
+    columns = [header.index(n) for n in varying if n in header]
+    return np.sort(numbers[table[:, columns].sum(axis=1) > 0])
+
+
+def _read_metadata(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        with path.open() as f:
+            header = f.readline().strip().split(",")
+            rows = f.read().splitlines()
+        # loadtxt warns about an empty table instead of returning one
+        table = np.loadtxt(rows, delimiter=",", dtype=np.int64, ndmin=2) if rows else np.empty(0)
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"cannot read {path}: {e}") from e
+    except ValueError as e:
+        raise ValueError(f"{path} is not a table of whole numbers: {e}") from e
+    if "sample_index" not in header:
+        raise ValueError(f"{path} has no column 'sample_index'; columns: {', '.join(header)}")
+    if not table.size:
+        raise ValueError(f"dataset is empty: {path} lists no samples")
+    if table.shape[1] != len(header):
+        raise ValueError(f"{path} has {len(header)} column names but {table.shape[1]} columns")
+    return header, table
+
+
+def _load_numbers(path: Path) -> np.ndarray:
+    try:
+        numbers = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise ValueError(f"cannot read filter_idx_file {path} as a NumPy array: {e}") from e
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"filter_idx_file {path} must hold whole numbers, got {numbers.dtype}")
+    return numbers.reshape(-1)
+
+
+def _tile_px(folder: Path, numbers: np.ndarray, names: Sequence[str]) -> int:
+    """The folder name's tile side, else that of the first few samples that can be read."""
+    side = nominal_tile_px(folder)
+    if side is not None:
+        return side
+    problem = ""
+    for number in np.sort(numbers)[:8]:
+        try:
+            with open_sample(folder / f"sample_{number}.h5", names) as file:
+                if file.header.tile_px is not None:
+                    return file.header.tile_px
+        except ReadError as e:
+            problem = str(e)
+    raise ValueError(f"cannot tell the tile size of {folder} from its name or files; {problem}")
+
+
+def _latlon(folder: Path, numbers: np.ndarray) -> np.ndarray | None:
+    path = folder / LATLON_FILE
+    if not path.is_file():
+        return None
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise ValueError(f"cannot read {path}: {e}") from e
+    if table.ndim != 2 or table.shape[1] != 2 or len(table) <= numbers.max():
+        raise ValueError(f"{path} must hold [samples, 2] degrees for {numbers.max() + 1} samples, "
+                         f"got {table.shape}")
+    return table[numbers].astype(np.float64)
