@@ -1,0 +1,116 @@
+"""Strategies that decode or hide whole modalities: `random_fixed_modality`, `selectable_*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from olmoearth_jax.masking import blocks
+from olmoearth_jax.masking.base import Strategy, check_names
+from olmoearth_jax.masking.context import DECODE, MISSING_TOKEN, MaskContext, Tokens
+from olmoearth_jax.masking.random_tokens import RandomRange, random_mask
+
+
+@dataclass(frozen=True)
+class RandomFixedModality(Strategy):
+    """`random`, with some modalities decoded in full.
+
+    Of `randomize_missing_modalities`, those that lack nothing in a sample are hidden from it in
+    a random number, all but one at most. (The reference looks for gaps in the whole batch, Q8.)
+    """
+
+    decoded_modalities: tuple[str, ...] = ()
+    randomize_missing_modalities: tuple[str, ...] = ()
+    key: ClassVar[str] = "random_fixed_modality"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("decoded_modalities", "randomize_missing_modalities"):
+            object.__setattr__(self, field, check_names(getattr(self, field)))
+
+    def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        masks = random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
+        for name in self.decoded_modalities:
+            if name in masks:
+                masks[name][~missing[name]] = DECODE
+        for b, rng in enumerate(ctx.rngs if self.randomize_missing_modalities else ()):
+            whole = [
+                m
+                for m in self.randomize_missing_modalities
+                if m in missing and not missing[m][b].any()
+            ]
+            if len(whole) >= 2:
+                hidden = blocks.uniform_int(rng, 0, len(whole) - 1)
+                for i in rng.permutation(len(whole))[:hidden]:
+                    masks[whole[i]][b] = MISSING_TOKEN
+        return masks
+
+
+def _overwrite(
+    masks: Tokens,
+    rows: slice,
+    decodable: tuple[str, ...],
+    hidden: tuple[str, ...],
+    most: int,
+    rng: np.random.Generator,
+) -> None:
+    """Decodes or hides a random number of modalities in these rows; missing stays missing."""
+    names = [m for m in (*decodable, *hidden) if m in masks]
+    count = min(blocks.uniform_int(rng, 0, most), len(names))
+    for i in rng.permutation(len(names))[:count]:
+        part = masks[names[i]][rows]
+        role = DECODE if names[i] in decodable else MISSING_TOKEN
+        part[part != MISSING_TOKEN] = role
+
+
+def _check_lists(strategy) -> None:
+    for field in ("decodable_modalities", "fully_mask_modalities"):
+        object.__setattr__(strategy, field, check_names(getattr(strategy, field)))
+    if strategy.max_to_mask < 0:
+        raise ValueError(f"max_to_mask must not be negative, got {strategy.max_to_mask}")
+
+
+@dataclass(frozen=True)
+class SelectableModality(Strategy):
+    """`random`, then up to `max_to_mask` modalities of the whole group are decoded or hidden.
+
+    Unlike in the reference, missing tokens stay missing (quirk Q9).
+    """
+
+    decodable_modalities: tuple[str, ...] = ()
+    fully_mask_modalities: tuple[str, ...] = ()
+    max_to_mask: int = 1
+    key: ClassVar[str] = "selectable_modality"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_lists(self)
+
+    def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        masks = random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
+        lists = (self.decodable_modalities, self.fully_mask_modalities)
+        _overwrite(masks, slice(None), *lists, self.max_to_mask, ctx.group_rng)
+        return masks
+
+
+@dataclass(frozen=True)
+class SelectableRandomRangeModality(RandomRange):
+    """`random_range`, then up to `max_to_mask` modalities of each sample are decoded or hidden."""
+
+    decodable_modalities: tuple[str, ...] = ()
+    fully_mask_modalities: tuple[str, ...] = ()
+    max_to_mask: int = 1
+    key: ClassVar[str] = "selectable_random_range_modality"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_lists(self)
+
+    def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        masks = super().__call__(missing, ctx)
+        lists = (self.decodable_modalities, self.fully_mask_modalities)
+        for b, rng in enumerate(ctx.rngs):
+            _overwrite(masks, slice(b, b + 1), *lists, self.max_to_mask, rng)
+        return masks

@@ -1,0 +1,178 @@
+"""Cross-modality masks: some band sets are encoded, some decoded, per sample.
+
+A base mask (random or by patch position) is thinned so that encoder tokens remain only in a
+random set E of band sets, and decoder tokens leave those band sets of E that aren't in a second
+random set X. Band sets outside E keep all their decoder tokens, whatever X is (quirk Q7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.masking import blocks
+from olmoearth_jax.masking.base import Strategy, check_names
+from olmoearth_jax.masking.context import DECODE, ENCODE, TARGET_ONLY, MaskContext, Tokens
+from olmoearth_jax.masking.random_tokens import random_mask
+from olmoearth_jax.masking.space_time import space_mask
+
+BandSets = set[tuple[str, int]]
+
+
+def _over_tokens(flags: np.ndarray) -> np.ndarray:
+    """bool [B, S]: whether any token of the band set is flagged."""
+    return flags.any(axis=tuple(range(1, flags.ndim - 1)))
+
+
+@dataclass(frozen=True)
+class ModalityCross(Strategy):
+    """Common part of the cross strategies (spec/train.md section 2.2).
+
+    Attributes:
+      allow_encoding_decoding_same_bandset: whether a band set may be both encoded and decoded.
+      min_encoded_bandsets, max_encoded_bandsets: size range of E; None means all candidates.
+      min_decoded_bandsets, max_decoded_bandsets: size range of X (only if band sets may be both).
+      only_decode_modalities: never encoded, unless just two band sets are present (quirk Q6).
+    """
+
+    allow_encoding_decoding_same_bandset: bool = False
+    min_encoded_bandsets: int | None = 2
+    max_encoded_bandsets: int | None = None
+    min_decoded_bandsets: int | None = None
+    max_decoded_bandsets: int | None = None
+    only_decode_modalities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = check_names(self.only_decode_modalities)
+        object.__setattr__(self, "only_decode_modalities", names)
+        if self.min_encoded_bandsets is not None and self.min_encoded_bandsets <= 1:
+            raise ValueError("min_encoded_bandsets must be greater than 1, or None for all")
+        for role in ("encoded", "decoded"):
+            low = getattr(self, f"min_{role}_bandsets")
+            if getattr(self, f"max_{role}_bandsets") is not None and low is None:
+                raise ValueError(f"max_{role}_bandsets needs min_{role}_bandsets as well")
+
+    def base_mask(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        """The mask that is thinned."""
+        raise NotImplementedError
+
+    def overrides(self, name: str) -> bool:
+        """Whether all present tokens of a chosen band set of this modality get its role."""
+        return False
+
+    def _present(self, masks: Tokens) -> list[list[tuple[str, int]]]:
+        """Per sample the listed band sets, in masked-sample order."""
+        size = len(next(iter(masks.values())))
+        lists: list[list[tuple[str, int]]] = [[] for _ in range(size)]
+        for name in blocks.ordered(masks):
+            mask = masks[name]
+            if name in self.only_decode_modalities:
+                there = (mask.reshape(size, -1) != 3).any(axis=1)
+                listed = np.repeat(there[:, None], mask.shape[-1], axis=1)
+            else:
+                listed = _over_tokens(mask == ENCODE)
+            for b, k in zip(*np.nonzero(listed), strict=True):
+                lists[b].append((name, int(k)))
+        return lists
+
+    def _choose(
+        self, present: list[tuple[str, int]], rng: np.random.Generator
+    ) -> tuple[BandSets, BandSets]:
+        """(E, X) of one sample from its present list."""
+        n = len(present)
+        if n <= 1:
+            return set(present), set()
+        if n == 2:
+            return {present[0]}, {present[1]}
+        candidates = [p for p in present if p[0] not in self.only_decode_modalities]
+        c = len(candidates)
+        both = self.allow_encoding_decoding_same_bandset
+        upper = max(c if both else c - 1, 0)
+        high = min(self.max_encoded_bandsets or upper, upper)
+        low = c if self.min_encoded_bandsets is None else min(self.min_encoded_bandsets, c)
+        size = blocks.uniform_int(rng, min(low, high), high)
+        encoded = blocks.uniform_subset(candidates, size, rng)
+        if not both:
+            return encoded, set(present) - encoded
+        low = min(self.min_decoded_bandsets or 1, n)
+        high = min(self.max_decoded_bandsets or n, n)
+        size = blocks.uniform_int(rng, low, high)
+        return encoded, blocks.uniform_subset(present, size, rng)
+
+    def _apply(self, masks: Tokens, chosen: list[tuple[BandSets, BandSets]]) -> None:
+        """Thins the masks in place."""
+        for name, mask in masks.items():
+            shape = (len(mask), *[1] * (mask.ndim - 2), mask.shape[-1])
+            sets = [(name, k) for k in range(mask.shape[-1])]
+            e = np.array([[s in enc for s in sets] for enc, _ in chosen]).reshape(shape)
+            x = np.array([[s in dec for s in sets] for _, dec in chosen]).reshape(shape)
+            if self.overrides(name):
+                present = mask != 3
+                mask[present & x] = DECODE
+                mask[present & e] = ENCODE
+            else:
+                drop = ((mask == ENCODE) & ~e) | ((mask == DECODE) & (e & ~x))
+                mask[drop] = TARGET_ONLY
+
+    def _refill_empty(self, masks: Tokens, missing: Tokens, ctx: MaskContext) -> None:
+        """New random roles for samples left without an encoder or without a decoder token."""
+        size = len(ctx.rngs)
+        roles = [
+            sum((m.reshape(size, -1) == role).sum(axis=1) for m in masks.values())
+            for role in (ENCODE, DECODE)
+        ]
+        for b in np.flatnonzero((roles[0] == 0) | (roles[1] == 0)):
+            for name in blocks.ordered(masks):
+                if name not in self.only_decode_modalities:
+                    masks[name][b] = blocks.refill(
+                        missing[name][b], self.encode_ratio, self.decode_ratio, ctx.rngs[b]
+                    )
+
+    def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        masks = self.base_mask(missing, ctx)
+        present = self._present(masks)
+        chosen = [self._choose(p, rng) for p, rng in zip(present, ctx.rngs, strict=True)]
+        self._apply(masks, chosen)
+        self._refill_empty(masks, missing, ctx)
+        return masks
+
+
+@dataclass(frozen=True)
+class ModalityCrossRandom(ModalityCross):
+    """Over a random base mask; the masking of the v1 models."""
+
+    key: ClassVar[str] = "modality_cross_random"
+
+    def base_mask(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        return random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
+
+
+@dataclass(frozen=True)
+class ModalityCrossSpace(ModalityCross):
+    """Over a mask by patch position; non-spatial band sets are encoded or decoded as a whole."""
+
+    key: ClassVar[str] = "modality_cross_space"
+
+    def base_mask(self, missing: Tokens, ctx: MaskContext) -> Tokens:
+        return space_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
+
+    def overrides(self, name: str) -> bool:
+        return not modalities.get(name).spatial
+
+
+@dataclass(frozen=True)
+class ModalityCrossTime(ModalityCrossSpace):
+    """The same as `modality_cross_space`: despite its name it masks by position (quirk Q5)."""
+
+    key: ClassVar[str] = "modality_cross_time"
+
+
+@dataclass(frozen=True)
+class ModalityCrossSpaceTime(ModalityCrossSpace):
+    """A coin toss between cross-time and cross-space, which are the same thing (quirk Q5)."""
+
+    key: ClassVar[str] = "modality_cross_space_time"
