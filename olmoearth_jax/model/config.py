@@ -1,0 +1,267 @@
+"""Typed model configs, with the member names and defaults of the published ``config.json`` files.
+
+spec/model.md sections 12-13. One table of sizes (`SIZES`) serves every version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from olmoearth_jax import modalities
+from olmoearth_jax.modalities import Tokenization, closest
+
+POSITION_ENCODINGS = ("absolute", "rope", "rope_mixed", "rope_3d", "rope_3d_mixed", "none")
+
+
+@dataclasses.dataclass
+class EncoderConfig:
+    """Online (and target) encoder; see spec/model.md section 13 for every member."""
+
+    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    embedding_size: int = 16
+    max_patch_size: int = 8
+    min_patch_size: int = 1
+    num_heads: int = 2
+    mlp_ratio: float = 1.0
+    depth: int = 2
+    drop_path: float = 0.1
+    max_sequence_length: int = 12
+    num_register_tokens: int = 0
+    learnable_channel_embeddings: bool = True
+    random_channel_embeddings: bool = False
+    num_projection_layers: int = 1
+    aggregate_then_project: bool = True
+    frozen_patch_embeddings: bool = False
+    qk_norm: bool = False
+    output_embedding_size: int | None = None
+    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    use_linear_patch_embed: bool = True
+    band_dropout_rate: float = 0.0
+    random_band_dropout: bool = False
+    band_dropout_modalities: list[str] | None = None
+    patch_embed_hidden_sizes: list[int] | None = None
+    post_proj_hidden_sizes: list[int] | None = None
+    position_encoding: str = "absolute"
+    rope_base: float = 10000.0
+    rope_coordinate_scale: float = 1.0
+    rope_mixed_base: float = 10.0
+    temporal_rope_dim_frac: float = 0.25
+    rope_temporal_base: float | None = None
+    rope_temporal_coordinate_scale: float = 1.0
+    layer_scale_init: float | None = None
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization.from_mapping(self.tokenization_overrides)
+
+
+@dataclasses.dataclass
+class PredictorConfig:
+    """Cross-attention decoder; see spec/model.md sections 8 and 13."""
+
+    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    encoder_embedding_size: int = 16
+    decoder_embedding_size: int = 16
+    depth: int = 2
+    mlp_ratio: float = 1.0
+    num_heads: int = 2
+    max_sequence_length: int = 12
+    drop_path: float = 0.0
+    learnable_channel_embeddings: bool = True
+    random_channel_embeddings: bool = False
+    output_embedding_size: int | None = None
+    qk_norm: bool = False
+    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    position_encoding: str = "absolute"
+    rope_base: float = 10000.0
+    rope_coordinate_scale: float = 1.0
+    rope_mixed_base: float = 10.0
+    temporal_rope_dim_frac: float = 0.25
+    rope_temporal_base: float | None = None
+    rope_temporal_coordinate_scale: float = 1.0
+    layer_scale_init: float | None = None
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization.from_mapping(self.tokenization_overrides)
+
+
+@dataclasses.dataclass
+class ReconstructorConfig:
+    """Pixel decoder of the MAE model; spec/model.md section 9."""
+
+    decoder_config: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
+    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    max_patch_size: int = 8
+    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization.from_mapping(self.tokenization_overrides)
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """A whole model: kind 'latent_mim', 'mae' or 'galileo'."""
+
+    kind: str = "latent_mim"
+    encoder_config: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    decoder_config: PredictorConfig | None = dataclasses.field(default_factory=PredictorConfig)
+    reconstructor_config: ReconstructorConfig | None = None
+    projection_only_target: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Width, depth and heads of encoder and decoder; the MLP ratio is 4 everywhere."""
+
+    embedding_size: int
+    depth: int
+    num_heads: int
+    decoder_depth: int
+    decoder_num_heads: int
+
+    mlp_ratio = 4.0
+
+
+_SHAPES = {
+    "nano": (128, 4, 8),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "giga": (1536, 40, 24),
+}
+
+
+def _size_table() -> dict[str, Size]:
+    table: dict[str, Size] = {}
+    for name, (width, depth, heads) in _SHAPES.items():
+        decoders = {"": depth, "_shallow_decoder": 4, "_super_shallow_decoder": 2}
+        if name == "nano":
+            decoders = {"": 4}
+        elif name == "small":
+            decoders = {"_shallow_decoder": 4}
+        for suffix, decoder_depth in decoders.items():
+            table[name + suffix] = Size(width, depth, heads, decoder_depth, heads)
+    table["tiny_more_heads"] = Size(192, 12, 8, 12, 8)
+    table["base_many_heads_shallow_decoder"] = Size(768, 8, 16, 4, 12)
+    table["base_many_heads_shallower_decoder"] = Size(768, 8, 16, 2, 12)
+    return table
+
+
+SIZES: dict[str, Size] = _size_table()
+"""The one table of model sizes (spec/model.md section 12)."""
+
+OFFICIAL_SIZES = {
+    "nano": "nano",
+    "tiny": "tiny_shallow_decoder",
+    "small": "small_shallow_decoder",
+    "base": "base_shallow_decoder",
+    "large": "large_shallow_decoder",
+}
+"""Size a published preset uses, by its short name."""
+
+VERSIONS = {
+    "v1": ("nano", "tiny", "base", "large"),
+    "v1_1": ("nano", "tiny", "base"),
+    "v1_2": ("nano", "tiny", "small", "base", "large"),
+}
+"""Versions and the sizes that have official scripts (spec/train.md section 8)."""
+
+
+def official_model(
+    size: str,
+    version: str = "v1",
+    modality_names: Sequence[str] = modalities.OFFICIAL_MODALITIES,
+    faster: bool = False,
+) -> ModelConfig:
+    """The official model of a size and version.
+
+    Args:
+      size: 'nano', 'tiny', 'small', 'base' or 'large'.
+      version: 'v1', 'v1_1' or 'v1_2'.
+      modality_names: trained modalities, in config order.
+      faster: projection-only target, as in the fast recipe.
+
+    Raises:
+      ValueError: a pair that was never defined; the message lists the valid ones.
+    """
+    if version not in VERSIONS or size not in VERSIONS[version]:
+        pairs = ", ".join(f"{s}:version={v}" for v, ss in VERSIONS.items() for s in ss)
+        raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
+    dims = SIZES[OFFICIAL_SIZES[size]]
+    common: dict[str, Any] = dict(
+        supported_modality_names=list(modalities.resolve(modality_names)), mlp_ratio=dims.mlp_ratio
+    )
+    if version != "v1":
+        common["tokenization_overrides"] = {
+            k: v
+            for k, v in modalities.SINGLE_BAND_SET_OVERRIDES.items()
+            if k in common["supported_modality_names"]
+        }
+    if version == "v1_2":
+        common.update(
+            position_encoding="rope_3d_mixed",
+            rope_mixed_base=10000.0,
+            rope_temporal_coordinate_scale=1 / 30,
+        )
+    encoder = EncoderConfig(
+        **common,
+        embedding_size=dims.embedding_size,
+        depth=dims.depth,
+        num_heads=dims.num_heads,
+        drop_path=0.1,
+        use_linear_patch_embed=version != "v1",
+    )
+    if version != "v1":
+        encoder.patch_embed_hidden_sizes = [12] if size == "nano" else [64]
+        encoder.band_dropout_rate = 0.2
+        encoder.random_band_dropout = True
+        encoder.band_dropout_modalities = ["sentinel2_l2a", "landsat"]
+    decoder = PredictorConfig(
+        **common,
+        encoder_embedding_size=dims.embedding_size,
+        decoder_embedding_size=dims.embedding_size,
+        depth=dims.decoder_depth,
+        num_heads=dims.decoder_num_heads,
+    )
+    return ModelConfig(
+        encoder_config=encoder, decoder_config=decoder, projection_only_target=faster
+    )
+
+
+def exit_depths(preset: str, modality_names: Sequence[str], depth: int) -> dict[str, int]:
+    """Token exit depths by preset name: 'zero', 'half', 'full' or 'varied' (spec section 7)."""
+    values = {"zero": 0, "half": depth // 2, "full": depth, "varied": depth}
+    if preset not in values:
+        raise ValueError(f"unknown token exit preset {preset!r}; {closest(preset, values)}")
+    out = {m: values[preset] for m in modality_names}
+    if preset == "varied":
+        out.update({m: 0 for m in ("latlon", "worldcover") if m in out})
+    return out
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON-able dict of any config dataclass."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+    """Builds a (nested) config dataclass strictly; unknown members name the nearest one."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    nested = {
+        "encoder_config": EncoderConfig,
+        "decoder_config": PredictorConfig,
+        "reconstructor_config": ReconstructorConfig,
+    }
+    out = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"unknown member {key!r} of {cls.__name__}; {closest(key, fields)}")
+        if key in nested and isinstance(value, Mapping):
+            value = from_dict(nested[key], value)
+        out[key] = value
+    return cls(**out)

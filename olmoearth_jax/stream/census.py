@@ -1,0 +1,164 @@
+"""Host side: which tokens of a group are encoded and decoded, and what they need."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.stream.spec import GridTable, StreamSpec, grid_table
+
+ENCODE, TARGET_ONLY, DECODE, MISSING_TOKEN = 0, 1, 2, 3
+
+
+@dataclasses.dataclass
+class Census:
+    """Token roles of one group (the samples a host holds of it).
+
+    Attributes:
+      group: the group (see `olmoearth_jax.data.pipeline`).
+      table: coordinates of the N tokens of every sample.
+      masks: int8 [views, B, N]; holes are all MISSING_TOKEN.
+      need: bool [B, N], tokens whose patch some view encodes or decodes.
+      rank: int32 [B, N], running number of a needed token within (sample, slot).
+      patches: int [B, slots], needed patches.
+      sparse: int [B, slots], visible patches of slots that are not encodable as a rule.
+      enc: int [views, B], visible tokens.
+      dec: int [views, B, modalities], decoded tokens.
+      row_class: int [views, B], smallest row class that holds the row.
+      alive: bool [B], False for holes.
+    """
+
+    group: dict[str, Any]
+    table: GridTable
+    masks: np.ndarray
+    need: np.ndarray
+    rank: np.ndarray
+    patches: np.ndarray
+    sparse: np.ndarray
+    enc: np.ndarray
+    dec: np.ndarray
+    row_class: np.ndarray
+    alive: np.ndarray
+
+    @property
+    def cost(self) -> np.ndarray:
+        """int [B], tokens of a sample over its views: what balances the devices."""
+        return self.enc.sum(0) + self.dec.sum((0, 2))
+
+
+def flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray:
+    """int8 [B, N]: the token masks of one view, slot-major as in `grid_table`."""
+    size = len(group["position"])
+    parts = []
+    for name in spec.modalities:
+        mask = group[key][name]
+        parts.extend(mask[..., s].reshape(size, -1) for s in range(mask.shape[-1]))
+    return np.concatenate(parts, axis=1)
+
+
+def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
+    """Counts the tokens of a group.
+
+    A sample that is marked bad, or has no visible token in some view, becomes a hole: all of its
+    tokens are dropped from both views (spec/train.md Q22).
+
+    Raises:
+      ValueError: a row exceeds the stream's hard bound, so masking and bounds disagree.
+    """
+    table = grid_table(spec.slots, int(group["grid"]), group["timestamps"].shape[1])
+    keys = ["mask_a", "mask_b"][: spec.views]
+    masks = np.stack([flat_masks(group, k, spec) for k in keys])
+    if masks.shape[-1] != len(table.slot):
+        raise ValueError(
+            f"masks hold {masks.shape[-1]} tokens per sample, the grid has {len(table.slot)}: "
+            "masking and model use different band sets"
+        )
+    alive = np.asarray(group["ok"], bool) & (masks == ENCODE).any(-1).all(0)
+    masks = np.where(alive[None, :, None], masks, np.int8(MISSING_TOKEN))
+    visible, decoded = masks == ENCODE, masks == DECODE
+    need = (visible | decoded).any(0)
+    starts = table.starts[:-1]
+    patches = np.add.reduceat(need, starts, axis=1, dtype=np.int64)
+    before = np.cumsum(patches, axis=1) - patches
+    rank = np.cumsum(need, axis=1, dtype=np.int32) - 1 - before[:, table.slot]
+    rare = np.array([not s.encodable for s in spec.slots])
+    sparse = np.add.reduceat(visible.any(0), starts, axis=1, dtype=np.int64) * rare
+    enc = visible.sum(-1)
+    per_slot = np.add.reduceat(decoded, starts, axis=2, dtype=np.int64)
+    owner = np.arange(len(spec.modalities))[:, None] == spec.slot_modality[None]
+    dec = per_slot @ owner.T
+    return Census(
+        group, table, masks, need, rank, patches, sparse, enc, dec,
+        _row_classes(enc, dec, spec), alive,
+    )  # fmt: skip
+
+
+def _row_classes(enc: np.ndarray, dec: np.ndarray, spec: StreamSpec) -> np.ndarray:
+    """int [views, B]: the first class whose bounds hold the row."""
+    out = np.full(enc.shape, -1)
+    for number, bounds in reversed(list(enumerate(spec.classes))):
+        fits = (enc <= bounds.enc) & (dec.sum(-1) <= bounds.dec)
+        fits &= (dec <= np.array(bounds.per_modality)).all(-1)
+        out[fits] = number
+    if (out < 0).any():
+        view, sample = np.argwhere(out < 0)[0]
+        raise ValueError(
+            f"a sample has {enc[view, sample]} visible and {dec[view, sample].sum()} decoded "
+            f"tokens, more than the stream's bound {spec.classes[-1]}"
+        )
+    return out
+
+
+def deal(costs: np.ndarray, devices: int) -> np.ndarray:
+    """int [n]: device of each sample; equal counts, greedily balanced, deterministic.
+
+    Equal counts make the per-sample bounds hard bounds per device.
+
+    Raises:
+      ValueError: n is not divisible by the devices.
+    """
+    n = len(costs)
+    if n % devices:
+        raise ValueError(f"{n} samples of a micro-step do not divide over {devices} devices")
+    room = np.full(devices, n // devices)
+    load = np.zeros(devices, np.int64)
+    out = np.empty(n, np.int64)
+    for i in np.argsort(-costs, kind="stable"):
+        device = int(np.argmin(np.where(room > 0, load, np.iinfo(np.int64).max)))
+        out[i] = device
+        load[device] += costs[i]
+        room[device] -= 1
+    return out
+
+
+def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: int) -> np.ndarray:
+    """int64 vector (see `Rung.as_vector`): the most any of `count` devices needs.
+
+    Args:
+      censuses: the groups of a micro-step.
+      devices: int [n], device of each sample, samples in group order.
+    """
+    patches = np.concatenate([c.patches for c in censuses])
+    sparse = np.concatenate([c.sparse for c in censuses])
+    enc = np.concatenate([c.enc for c in censuses], axis=1)
+    dec = np.concatenate([c.dec.sum(-1) for c in censuses], axis=1)
+    row_class = np.concatenate([c.row_class for c in censuses], axis=1)
+    alive = np.concatenate([c.alive for c in censuses])
+    worst = None
+    for d in range(count):
+        mine = devices == d
+        rows = row_class[:, mine & alive].ravel()
+        above = [int((rows >= c).sum()) for c in range(len(spec.classes))]
+        vector = np.concatenate(
+            [
+                patches[mine].sum(0),
+                sparse[mine].sum(0),
+                [enc[:, mine].sum(), dec[:, mine].sum()],
+                above,
+            ]
+        ).astype(np.int64)
+        worst = vector if worst is None else np.maximum(worst, vector)
+    assert worst is not None
+    return worst

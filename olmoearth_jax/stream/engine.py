@@ -1,0 +1,132 @@
+"""The stream engine: groups of a step -> packed micro-steps -> loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from olmoearth_jax.stream.census import Census, deal, needs, take_census
+from olmoearth_jax.stream.forward import StreamForward
+from olmoearth_jax.stream.ladder import pick_rung
+from olmoearth_jax.stream.pack import DevicePack, pack_device
+from olmoearth_jax.stream.patches import fill_buffers
+from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
+from olmoearth_jax.train.step import Group, Prepared
+
+Agree = Callable[[int], int]
+"""Host-side agreement on the largest of small integers, without a device collective."""
+
+
+def alone(value: int) -> int:
+    """`Agree` of a single process."""
+    return value
+
+
+class StreamEngine:
+    """Packs groups of any shapes into rungs and evaluates the stream loss.
+
+    Args:
+      forward: the loss.
+      ladder: rungs, cheapest first; the last is the hard bound.
+      mesh: devices.
+      agree: agreement across processes on the rung of a micro-step.
+    """
+
+    def __init__(
+        self, forward: StreamForward, ladder: Sequence[Rung], mesh: Mesh, agree: Agree = alone
+    ):
+        self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree
+        self.loss_name = forward.objective.token_loss.name
+        self.rung_counts = np.zeros(len(self.ladder), np.int64)
+
+    @property
+    def spec(self) -> StreamSpec:
+        return self.forward.spec
+
+    def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
+        """Micro-steps of k whole groups each, moved to the devices.
+
+        Raises:
+          ValueError: the groups of a step don't divide into micro-steps.
+        """
+        k = self.spec.groups
+        if len(groups) % k:
+            raise ValueError(f"{len(groups)} groups of a step do not divide into micro-steps of {k}")
+        return [self._micro_step(groups[i : i + k]) for i in range(0, len(groups), k)]
+
+    def _micro_step(self, groups: Sequence[Group]) -> Prepared:
+        censuses = [take_census(g, self.spec) for g in groups]
+        devices = local_devices(self.mesh)
+        owner = deal(np.concatenate([c.cost for c in censuses]), len(devices))
+        need = needs(censuses, owner, self.spec, len(devices))
+        number = self.agree(pick_rung(self.ladder, need))
+        rung = self.ladder[number]
+        self.rung_counts[number] += 1
+        packs = [
+            pack_device(self.spec, rung, censuses, _members(censuses, owner == d))
+            for d in range(len(devices))
+        ]
+        batch = jax.tree.map(
+            lambda *xs: global_array(self.mesh, np.stack(xs)), *[p.arrays for p in packs]
+        )
+        buffers = [
+            fill_buffers(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)
+        ]
+        patches = tuple(join_devices(self.mesh, shards) for shards in zip(*buffers, strict=True))
+        host = _host_counts(censuses, packs, rung, self.spec)
+        bad = [
+            f"{int(i)}"
+            for c in censuses
+            for i, ok in zip(c.group["index"], c.alive, strict=True)
+            if not ok
+        ]
+        return Prepared(rung, (batch, patches), host, bad)
+
+    def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Rung):
+        """See `train.step.Engine`."""
+        batch, patches = inputs
+        return self.forward(params, target, batch, patches, key, program_key)
+
+
+def _members(censuses: list[Census], mine: np.ndarray) -> list[np.ndarray]:
+    """Per group, the samples selected by `mine` (bool over samples in group order)."""
+    out, start = [], 0
+    for c in censuses:
+        stop = start + len(c.alive)
+        out.append(np.flatnonzero(mine[start:stop]))
+        start = stop
+    return out
+
+
+def _host_counts(
+    censuses: list[Census], packs: list[DevicePack], rung: Rung, spec: StreamSpec
+) -> dict[str, float]:
+    """Counts of this process's samples, summed over micro-steps by the caller."""
+    encoded = sum(int(c.enc.sum()) for c in censuses)
+    decoded = sum(int(c.dec.sum()) for c in censuses)
+    alive = sum(int(c.alive.sum()) for c in censuses)
+    return {
+        "samples": float(alive),
+        "holes": float(sum(len(c.alive) for c in censuses) - alive),
+        "encoded_tokens": float(encoded),
+        "decoded_tokens": float(decoded),
+        "stream_tokens": float((rung.enc + rung.dec) * len(packs)),
+        "attention_pairs": float(_real_pairs(censuses)),
+        "row_pairs": float(len(packs) * _row_pairs(rung, spec)),
+        "overflowed_tokens": 0.0,
+    }
+
+
+def _real_pairs(censuses: list[Census]) -> int:
+    """Query-key pairs that exist: self-attention and cross-attention of one layer each."""
+    return sum(int((c.enc * (c.enc + c.dec.sum(-1))).sum()) for c in censuses)
+
+
+def _row_pairs(rung: Rung, spec: StreamSpec) -> int:
+    """Query-key pairs that one layer of each attention computes on padded rows."""
+    return sum(r * c.enc * (c.enc + c.dec) for r, c in zip(rung.rows, spec.classes, strict=True))

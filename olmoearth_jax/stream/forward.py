@@ -1,0 +1,197 @@
+"""Loss of one micro-step on the token stream: both views, every group, in one program."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from olmoearth_jax.losses import info_nce
+from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.stream.attend import stream_attention
+from olmoearth_jax.stream.pack import MicroBatch
+from olmoearth_jax.stream.rows import RowMap, gather_rows, permute, row_map, take_rows
+from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.tables import BandDropout, online_table, target_table
+from olmoearth_jax.stream.tokens import drop_fn, keep_scales, stream_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step minimises.
+
+    Attributes:
+      token_loss: a registered per-modality or per-sample token loss (`olmoearth_jax.losses`).
+      contrastive: (temperature, weight) of InfoNCE between the views' pooled vectors, or None.
+    """
+
+    token_loss: Any
+    contrastive: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamForward:
+    """The loss function of one rung family.
+
+    Attributes:
+      graph: module structure of the model (`olmoearth_jax.model.params.split`).
+      target_graph: module structure of the frozen target projection.
+      spec: the stream.
+      objective: the losses.
+      mesh: devices of the leading axis.
+      attention: 'auto', 'xla' or 'cudnn'.
+      remat: rematerialisation policy of the blocks.
+      encoder_drop, decoder_drop: drop-path rates.
+      band_dropout: band dropout of the online encoder, or None.
+    """
+
+    graph: Any
+    target_graph: Any
+    spec: StreamSpec
+    objective: Objective
+    mesh: Mesh | None = None
+    attention: str = "auto"
+    remat: str = "none"
+    encoder_drop: float = 0.0
+    decoder_drop: float = 0.0
+    band_dropout: BandDropout | None = None
+
+    def __call__(
+        self, params: Any, target: Any, batch: MicroBatch, patches: tuple, key: Any, rung: Rung
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean over the micro-step's groups of the reference's per-microbatch loss.
+
+        Args:
+          params: online parameters (nested dict, float32).
+          target: parameters of the frozen target.
+          batch: index arrays, leading axis = devices.
+          patches: per slot, float32 [D, buffer rows, width].
+          key: PRNG key of the step.
+          rung: capacities the batch was packed for.
+
+        Returns:
+          The loss (float32 scalar) and {'base': [views, groups], 'contrastive': [groups],
+          'modality/<name>': [views, groups]}, all float32.
+        """
+        model = merge(self.graph, params)
+        classes = self.spec.classes
+        enc_rows = row_map(
+            batch.enc_offset, batch.enc_length, batch.enc_row, rung.rows, tuple(c.enc for c in classes)
+        )  # fmt: skip
+        dec_rows = row_map(
+            batch.dec_offset, batch.dec_length, batch.dec_row, rung.rows, tuple(c.dec for c in classes)
+        )  # fmt: skip
+        latent, tokens = self._encode(model, batch, patches, key, rung, enc_rows)
+        predictions = self._decode(model, batch, latent, tokens, key, enc_rows, dec_rows)
+        target_model = merge(self.target_graph, target)
+        table = target_table(target_model, self.spec, rung, patches)
+        targets = take_rows(jax.lax.stop_gradient(table), batch.dec_patch)
+        base, parts = self._token_losses(batch, rung, predictions, targets, dec_rows)
+        total = base.mean(0)
+        aux = {"base": base, **parts}
+        if self.objective.contrastive is not None:
+            nce = self._contrastive(model, batch, latent, enc_rows)
+            total, aux["contrastive"] = total + nce, nce
+        return total.mean(), aux
+
+    def _scales(self, rate: float, depth: int, batch: MicroBatch, key, row: jax.Array):
+        position = take_rows(batch.position[..., None], batch.row_sample)[..., 0]
+        return drop_fn(keep_scales(key, rate, depth, position, batch.row_view), row)
+
+    def _encode(self, model, batch, patches, key, rung, rows: RowMap):
+        encoder = model.encoder
+        tokens = stream_tokens(
+            self.spec, encoder.slots, batch.enc_coord, batch.enc_row, batch
+        )
+        table, index, inverse = online_table(
+            encoder, self.spec, rung, batch, patches, self.band_dropout, key
+        )
+        x = permute(table, index, inverse)
+        attend = stream_attention(rows, rows, self.mesh, self.attention)
+        drop_key = jax.random.fold_in(key, 1)
+        drop = self._scales(self.encoder_drop, len(encoder.blocks), batch, drop_key, batch.enc_row)
+        latent = encoder.encode(x, tokens, attend, drop=drop, remat=self.remat)
+        return encoder.project_output(latent), tokens
+
+    def _decode(self, model, batch, latent, tokens, key, enc_rows, dec_rows):
+        decoder = model.decoder
+        wanted = stream_tokens(
+            self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch
+        )
+        attend = stream_attention(dec_rows, enc_rows, self.mesh, self.attention)
+        drop_key = jax.random.fold_in(key, 2)
+        drop = self._scales(self.decoder_drop, len(decoder.blocks), batch, drop_key, batch.dec_row)
+        context = decoder.context(latent, tokens)
+        out = decoder.decode(
+            decoder.queries(wanted), wanted, context, tokens, attend, drop=drop, remat=self.remat
+        )
+        return decoder.output(out)
+
+    def _row_groups(self, batch: MicroBatch) -> jax.Array:
+        """float32 [views * groups, D, R]: membership of rows, zero for holes and unused rows."""
+        k, views = self.spec.groups, self.spec.views
+        segment = take_rows(batch.segment[..., None], batch.row_sample)[..., 0]
+        weight = take_rows(batch.weight[..., None], batch.row_sample)[..., 0]
+        number = batch.row_view * k + segment
+        return (jnp.arange(views * k)[:, None, None] == number) * weight
+
+    def _token_losses(self, batch, rung, predictions, targets, dec_rows: RowMap):
+        """Per (view, group) value of the token loss, and its parts per modality."""
+        loss = self.objective.token_loss
+        member = self._row_groups(batch)
+        shape = (self.spec.views, self.spec.groups)
+        if loss.scope == "sample":
+            value = self._reduce(dec_rows, predictions, targets, member, None)
+            return loss.weight * value.reshape(shape), {}
+        if loss.scope != "modality":
+            raise ValueError(
+                f"loss {loss.name!r} compares tokens across samples; use engine='dense' for it"
+            )
+        base, parts = jnp.zeros(shape, jnp.float32), {}
+        for m, name in enumerate(self.spec.modalities):
+            bounds = tuple(c.per_modality[m] for c in self.spec.classes)
+            if not any(bounds):
+                continue
+            rows = row_map(
+                batch.mod_offset[..., m], batch.mod_length[..., m], batch.dec_row, rung.rows, bounds
+            )
+            value = self._reduce(rows, predictions, targets, member, name).reshape(shape)
+            value = loss.weight * loss.modality_weight(name) * value
+            base, parts[f"modality/{name}"] = base + value, value
+        return base, parts
+
+    def _reduce(self, rows: RowMap, predictions, targets, member, name: str | None) -> jax.Array:
+        """[views * groups]: mean over contributing rows of the set loss."""
+        values, counts = [], []
+        for p, t, n in zip(
+            gather_rows(predictions, rows), gather_rows(targets, rows), rows.lengths, strict=True
+        ):
+            valid = jnp.arange(p.shape[2]) < n[..., None]
+            value, count = self.objective.token_loss.set_value(p, t, valid, name)
+            values.append(value)
+            counts.append(count.astype(jnp.float32))
+        value, count = jnp.concatenate(values, axis=1), jnp.concatenate(counts, axis=1)
+        total = jnp.sum(member * (value * count), axis=(1, 2))
+        return total / jnp.maximum(jnp.sum(member * count, axis=(1, 2)), 1.0)
+
+    def _contrastive(self, model, batch, latent, rows: RowMap) -> jax.Array:
+        """[groups]: InfoNCE from view A to view B; negatives are the other samples of the group."""
+        head = model.encoder.project_and_aggregate
+        if not head.aggregate_first:
+            latent = head.project(latent)
+        means = []
+        for part, n in zip(gather_rows(latent, rows), rows.lengths, strict=True):
+            count = jnp.maximum(n, 1).astype(jnp.float32)[..., None]
+            means.append(part.astype(jnp.float32).sum(2) / count)
+        pooled = take_rows(jnp.concatenate(means, axis=1), batch.sample_row)
+        if head.aggregate_first:
+            pooled = head.project(pooled)
+        a, b = (pooled[:, v].reshape(-1, pooled.shape[-1]) for v in (0, 1))
+        temperature, weight = self.objective.contrastive
+        return info_nce(
+            a, b, batch.segment.reshape(-1), batch.weight.reshape(-1), self.spec.groups,
+            tau=temperature, weight=weight,
+        )  # fmt: skip

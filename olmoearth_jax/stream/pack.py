@@ -1,0 +1,263 @@
+"""Host side: lays the tokens of a micro-step out in the fixed buffers of a rung."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import numpy as np
+
+from olmoearth_jax.stream.census import DECODE, ENCODE, Census
+from olmoearth_jax.stream.spec import Rung, StreamSpec
+
+
+@flax.struct.dataclass
+class MicroBatch:
+    """Index arrays of one micro-step; every array has a leading device axis.
+
+    Positions equal to an array's length mean "nothing" (a gather there yields zeros).
+
+    Attributes:
+      sparse: per non-encodable slot, int32 [sparse capacity] rows of that slot's patches.
+      enc_patch: int32 [enc], row of the online patch table of each visible token.
+      enc_inverse: int32 [views, table], stream position of each table row.
+      table_sample: int32 [table], sample of each table row (band dropout).
+      enc_coord: uint32 [enc], packed (slot, time, row, column).
+      enc_row: int32 [enc], attention row.
+      dec_patch: int32 [dec], row of the target patch table.
+      dec_coord: uint32 [dec].
+      dec_row: int32 [dec].
+      row_sample, row_view: int32 [rows], sample and view of each row.
+      enc_offset, enc_length, dec_offset, dec_length: int32 [rows], extents in the streams.
+      mod_offset, mod_length: int32 [rows, modalities], decoded extents per modality.
+      sample_row: int32 [views, samples], row of each (view, sample).
+      timestamps: int32 [samples, 12, 3].
+      patch_size: int32 [samples].
+      segment: int32 [samples], group within the micro-step.
+      weight: float32 [samples], 0 for holes.
+      position: int32 [samples], position in the epoch, the key of drop path.
+    """
+
+    sparse: tuple[np.ndarray, ...]
+    enc_patch: np.ndarray
+    enc_inverse: np.ndarray
+    table_sample: np.ndarray
+    enc_coord: np.ndarray
+    enc_row: np.ndarray
+    dec_patch: np.ndarray
+    dec_coord: np.ndarray
+    dec_row: np.ndarray
+    row_sample: np.ndarray
+    row_view: np.ndarray
+    enc_offset: np.ndarray
+    enc_length: np.ndarray
+    dec_offset: np.ndarray
+    dec_length: np.ndarray
+    mod_offset: np.ndarray
+    mod_length: np.ndarray
+    sample_row: np.ndarray
+    timestamps: np.ndarray
+    patch_size: np.ndarray
+    segment: np.ndarray
+    weight: np.ndarray
+    position: np.ndarray
+
+
+@dataclasses.dataclass
+class PatchRun:
+    """Samples of one group whose patches one device makes: input of `patches.fill`.
+
+    Attributes:
+      census: the group.
+      members: int [n], samples within the group, in patch-buffer order.
+      offsets: int [n, slots], first buffer row of each sample per slot.
+    """
+
+    census: Census
+    members: np.ndarray
+    offsets: np.ndarray
+
+
+@dataclasses.dataclass
+class DevicePack:
+    """One device's share: index arrays, and the runs that fill its patch buffers."""
+
+    arrays: MicroBatch
+    runs: list[PatchRun]
+
+
+def online_sections(spec: StreamSpec, rung: Rung) -> np.ndarray:
+    """int [slots + 1]: where each slot's rows start in the online patch table."""
+    sizes = [
+        rung.patches[i] if s.encodable else rung.sparse[i] for i, s in enumerate(spec.slots)
+    ]
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def target_sections(rung: Rung) -> np.ndarray:
+    """int [slots + 1]: where each slot's rows start in the target patch table."""
+    return np.concatenate([[0], np.cumsum(rung.patches)])
+
+
+def assign_rows(classes: np.ndarray, rung: Rung) -> np.ndarray:
+    """int [n]: row of each item; items overflow into longer classes when theirs is full.
+
+    Raises:
+      ValueError: the rung has too few rows.
+    """
+    out = np.full(len(classes), -1)
+    start, waiting = 0, np.zeros(0, np.int64)
+    for c, room in enumerate(rung.rows):
+        waiting = np.concatenate([waiting, np.flatnonzero(classes == c)])
+        taken, waiting = waiting[:room], waiting[room:]
+        out[taken] = start + np.arange(len(taken))
+        start += room
+    if len(waiting):
+        raise ValueError("the rung has too few rows for the samples of a device")
+    return out
+
+
+def _pad(parts: list[np.ndarray], size: int, fill: int, dtype: type) -> np.ndarray:
+    out = np.full(size, fill, dtype)
+    if parts:
+        values = np.concatenate(parts)
+        out[: len(values)] = values
+    return out
+
+
+class _Packer:
+    """Builds one device's arrays sample by sample; a one-shot helper of `pack_device`."""
+
+    def __init__(self, spec: StreamSpec, rung: Rung):
+        self.spec, self.rung = spec, rung
+        self.online, self.target = online_sections(spec, rung), target_sections(rung)
+        self.filled = np.zeros(len(spec.slots), np.int64)
+        self.sparse: list[list[np.ndarray]] = [[] for _ in spec.slots]
+        self.sparse_filled = np.zeros(len(spec.slots), np.int64)
+        self.rare = np.array([not s.encodable for s in spec.slots])
+
+    def place_patches(self, census: Census, b: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reserves a sample's patches; returns its rows in the online and target tables."""
+        slot = census.table.slot
+        offsets = self.filled.copy()
+        local = offsets[slot] + census.rank[b]
+        self.filled += census.patches[b]
+        online = self.online[slot] + local
+        if census.sparse[b].any():
+            seen = (census.masks[:, b] == ENCODE).any(0)
+            for s in np.flatnonzero(census.sparse[b]):
+                tokens = np.flatnonzero(seen & (slot == s))
+                self.sparse[s].append(local[tokens])
+                online[tokens] = self.online[s] + self.sparse_filled[s] + np.arange(len(tokens))
+                self.sparse_filled[s] += len(tokens)
+        return online, self.target[slot] + local
+
+
+def pack_device(
+    spec: StreamSpec, rung: Rung, censuses: list[Census], members: list[np.ndarray]
+) -> DevicePack:
+    """Packs one device's samples.
+
+    Args:
+      censuses: the groups of the micro-step.
+      members: per group, the samples this device holds.
+    """
+    samples = [(g, int(b)) for g, mine in enumerate(members) for b in mine]
+    alive = [(i, g, b) for i, (g, b) in enumerate(samples) if censuses[g].alive[b]]
+    items = [(v, i, g, b) for v in range(spec.views) for i, g, b in alive]
+    classes = np.array([censuses[g].row_class[v, b] for v, _, g, b in items], np.int64)
+    rows = assign_rows(classes, rung)
+    packer = _Packer(spec, rung)
+    tables, runs = {}, []
+    for g, mine in enumerate(members):
+        offsets = []
+        for i, gg, b in alive:
+            if gg == g:
+                offsets.append(packer.filled.copy())
+                tables[i] = packer.place_patches(censuses[g], b)
+        if offsets:
+            live = np.array([b for b in mine if censuses[g].alive[b]])
+            runs.append(PatchRun(censuses[g], live, np.stack(offsets)))
+    streams = _streams(spec, rung, censuses, items, rows, tables, packer)
+    return DevicePack(MicroBatch(**streams, **_sample_arrays(spec, censuses, samples)), runs)
+
+
+def _streams(spec, rung, censuses, items, rows, tables, packer) -> dict:
+    """The token and row arrays of one device."""
+    total = sum(rung.rows)
+    shape = (total, len(spec.modalities))
+    row_arrays = {
+        "row_sample": np.full(total, spec.samples, np.int32),
+        "row_view": np.zeros(total, np.int32),
+        "enc_offset": np.zeros(total, np.int32),
+        "enc_length": np.zeros(total, np.int32),
+        "dec_offset": np.zeros(total, np.int32),
+        "dec_length": np.zeros(total, np.int32),
+        "mod_offset": np.zeros(shape, np.int32),
+        "mod_length": np.zeros(shape, np.int32),
+    }
+    sample_row = np.full((spec.views, spec.samples), total, np.int32)
+    inverse = np.full((spec.views, int(packer.online[-1])), rung.enc, np.int32)
+    owner = np.zeros(int(packer.online[-1]), np.int32)
+    enc: dict[str, list] = {"patch": [], "coord": [], "row": []}
+    dec: dict[str, list] = {"patch": [], "coord": [], "row": []}
+    enc_at = dec_at = 0
+    for n in np.argsort(rows, kind="stable"):
+        view, i, g, b = items[n]
+        row, census = int(rows[n]), censuses[g]
+        mask = census.masks[view, b]
+        online, target = tables[i]
+        seen, wanted = np.flatnonzero(mask == ENCODE), np.flatnonzero(mask == DECODE)
+        for store, tokens, table in ((enc, seen, online), (dec, wanted, target)):
+            store["patch"].append(table[tokens])
+            store["coord"].append(census.table.coord[tokens])
+            store["row"].append(np.full(len(tokens), row))
+        inverse[view, online[seen]] = enc_at + np.arange(len(seen))
+        owner[online[seen]] = i
+        counts = census.dec[view, b]
+        row_arrays["row_sample"][row] = i
+        row_arrays["row_view"][row] = view
+        row_arrays["enc_offset"][row], row_arrays["enc_length"][row] = enc_at, len(seen)
+        row_arrays["dec_offset"][row], row_arrays["dec_length"][row] = dec_at, len(wanted)
+        row_arrays["mod_length"][row] = counts
+        row_arrays["mod_offset"][row] = dec_at + np.cumsum(counts) - counts
+        sample_row[view, i] = row
+        enc_at, dec_at = enc_at + len(seen), dec_at + len(wanted)
+    return {
+        **row_arrays,
+        "sample_row": sample_row,
+        "enc_inverse": inverse,
+        "table_sample": owner,
+        "enc_patch": _pad(enc["patch"], rung.enc, int(packer.online[-1]), np.int32),
+        "enc_coord": _pad(enc["coord"], rung.enc, 0, np.uint32),
+        "enc_row": _pad(enc["row"], rung.enc, total, np.int32),
+        "dec_patch": _pad(dec["patch"], rung.dec, int(packer.target[-1]), np.int32),
+        "dec_coord": _pad(dec["coord"], rung.dec, 0, np.uint32),
+        "dec_row": _pad(dec["row"], rung.dec, total, np.int32),
+        "sparse": tuple(
+            _pad(packer.sparse[s], rung.sparse[s], rung.patches[s], np.int32)
+            for s in np.flatnonzero(packer.rare)
+        ),
+    }
+
+
+def _sample_arrays(spec: StreamSpec, censuses: list[Census], samples: list) -> dict:
+    """Per-sample arrays of one device."""
+    stamps = np.zeros((spec.samples, 12, 3), np.int32)
+    stamps[..., 2] = 2000
+    out = {
+        "timestamps": stamps,
+        "patch_size": np.ones(spec.samples, np.int32),
+        "segment": np.zeros(spec.samples, np.int32),
+        "weight": np.zeros(spec.samples, np.float32),
+        "position": np.zeros(spec.samples, np.int32),
+    }
+    for i, (g, b) in enumerate(samples):
+        group = censuses[g].group
+        steps = group["timestamps"].shape[1]
+        stamps[i, :steps] = group["timestamps"][b]
+        out["patch_size"][i] = group["patch_size"]
+        out["segment"][i] = g
+        out["weight"][i] = censuses[g].alive[b]
+        out["position"][i] = group["position"][b]
+    return out

@@ -1,0 +1,126 @@
+"""Device side: projected patches, online and target, as one table per device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from olmoearth_jax import modalities
+from olmoearth_jax.model.patch_embed import band_keep_mask
+from olmoearth_jax.stream.pack import MicroBatch
+from olmoearth_jax.stream.rows import take_rows
+from olmoearth_jax.stream.spec import Rung, Slot, StreamSpec
+from olmoearth_jax.stream.tokens import model_slots
+
+
+@dataclasses.dataclass(frozen=True)
+class BandDropout:
+    """Band dropout of the online encoder (spec/model.md section 3.3).
+
+    Attributes:
+      rate: drop rate, or its upper end when random.
+      random: draw the rate itself uniformly below `rate`.
+      modalities: those it applies to; None means all.
+    """
+
+    rate: float
+    random: bool
+    modalities: tuple[str, ...] | None
+
+
+def _shaped(slot: Slot, rows: jax.Array) -> jax.Array:
+    """[D, n, width] -> [D, n, Pf, Pf, C], or [D, n, C] where the modality has no pixels."""
+    if not modalities.get(slot.modality).spatial:
+        return rows
+    side = slot.patch_side
+    return rows.reshape(*rows.shape[:2], side, side, len(slot.channels))
+
+
+def online_table(
+    encoder,
+    spec: StreamSpec,
+    rung: Rung,
+    batch: MicroBatch,
+    patches,
+    dropout: BandDropout | None,
+    key,
+):
+    """Online projections of every patch some view may encode.
+
+    With band dropout the two views see different pixels, so each has its own copy of the table.
+
+    Returns:
+      (table [D, T, width], index [D, enc], inverse [D, n, T]) for `rows.permute`.
+    """
+    sections = []
+    sparse = iter(batch.sparse)
+    for i, slot in enumerate(spec.slots):
+        rows = patches[i][:, : rung.patches[i]]
+        if not slot.encodable:
+            rows = take_rows(rows, next(sparse))
+        sections.append((i, slot, rows))
+    numbers = model_slots(spec, encoder.slots)
+    if dropout is None or dropout.rate <= 0:
+        table = _project(encoder, numbers, sections)
+        return table, batch.enc_patch, batch.enc_inverse
+    views = []
+    for view in range(spec.views):
+        kept, start = [], 0
+        for i, slot, rows in sections:
+            stop = start + rows.shape[1]
+            mine = batch.table_sample[:, start:stop]
+            kept.append((i, slot, _drop_bands(spec, dropout, slot, i, view, rows, mine, batch, key)))
+            start = stop
+        views.append(_project(encoder, numbers, kept))
+    size = views[0].shape[1]
+    view_of = take_rows(batch.row_view[..., None], batch.enc_row)[..., 0]
+    real = batch.enc_patch < size
+    index = jnp.where(real, batch.enc_patch + view_of * size, spec.views * size)
+    inverse = batch.enc_inverse.reshape(batch.enc_inverse.shape[0], 1, -1)
+    return jnp.concatenate(views, axis=1), index, inverse
+
+
+def _project(encoder, numbers, sections) -> jax.Array:
+    parts = [
+        encoder.patch_embeddings.project(numbers[i], _shaped(slot, rows))
+        for i, slot, rows in sections
+        if rows.shape[1]
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _drop_bands(spec, dropout, slot, number, view, rows, sample, batch, key) -> jax.Array:
+    """Zeroes dropped bands; one rate per (group, view, slot), one draw per (sample, band)."""
+    if dropout.modalities is not None and slot.modality not in dropout.modalities:
+        return rows
+    bands, size = len(slot.channels), spec.samples * spec.devices // spec.groups
+    base = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 3), view), number)
+
+    def draw(position):
+        group = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(base, 0), position // size))
+        own = jax.random.uniform(
+            jax.random.fold_in(jax.random.fold_in(base, 1), position), (bands + 1,)
+        )
+        return band_keep_mask(
+            dropout.rate, dropout.random, group, own[None, :bands], own[None, bands]
+        )[0]
+
+    keep = jax.vmap(jax.vmap(draw))(batch.position)
+    keep = take_rows(keep, sample)
+    shape = (*rows.shape[:2], -1, bands)
+    return (rows.reshape(shape) * keep[:, :, None, :]).reshape(rows.shape)
+
+
+def target_table(target, spec: StreamSpec, rung: Rung, patches) -> jax.Array:
+    """Frozen projections [D, sum of patches, width] of every needed patch."""
+    embeddings = target.patch_embeddings
+    numbers = model_slots(spec, embeddings.slots)
+    parts = [
+        embeddings.project(numbers[i], _shaped(slot, patches[i][:, : rung.patches[i]]))
+        for i, slot in enumerate(spec.slots)
+        if rung.patches[i]
+    ]
+    table = jnp.concatenate(parts, axis=1)
+    return target.project_output(table)

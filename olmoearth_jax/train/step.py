@@ -1,0 +1,275 @@
+"""One optimiser step: pack groups into micro-steps, accumulate gradients, update."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.train import optimizer
+from olmoearth_jax.train.sharding import Rules, shardings
+
+State = dict[str, Any]
+Group = dict[str, Any]
+
+
+@dataclasses.dataclass
+class StepReport:
+    """What one step tells the loop.
+
+    Attributes:
+      metrics: device scalars, to be fetched when metrics are flushed.
+      host: counts known without waiting for the device.
+      bad_ids: samples of this step that were holes.
+    """
+
+    metrics: dict[str, jax.Array]
+    host: dict[str, float]
+    bad_ids: list[str]
+
+
+@dataclasses.dataclass
+class Prepared:
+    """One micro-step ready to run: a program's key, its device inputs, and host counts."""
+
+    key: Any
+    inputs: tuple
+    host: dict[str, float]
+    bad_ids: list[str]
+
+
+class Engine(Protocol):
+    """How groups become losses; see `olmoearth_jax.stream.engine` and `train.dense_engine`."""
+
+    loss_name: str
+
+    def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
+        """Splits a step's groups into micro-steps and moves them to the devices."""
+        ...
+
+    def loss(self, params, target, inputs: tuple, key: jax.Array, program_key: Any):
+        """(loss, aux) of one micro-step; traced once per program key."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a run optimises with.
+
+    Attributes:
+      optimizer: AdamW settings (`train.optimizer`).
+      learning_rate: step (1-based) -> learning rate.
+      seed: key of initial parameters, drop path and band dropout.
+      fsdp_rules: see `train.sharding.shardings`.
+    """
+
+    optimizer: Any
+    learning_rate: Callable[[int], float]
+    seed: int = 12536
+    fsdp_rules: Rules = ()
+
+
+class TrainProgram:
+    """Compiled training of one model on one mesh.
+
+    One program per micro-step capacity (`engine`'s program keys) and one update program; the
+    accumulated gradients of good micro-steps are averaged, bad ones are dropped whole.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: Engine,
+        recipe: Recipe,
+        mesh: Mesh,
+        trainable: Any,
+        on_compile: Callable[[str, float], None] | None = None,
+    ):
+        """`trainable` is a tree of bools like the parameters; see `optimizer.init`."""
+        self.model, self.engine, self.recipe, self.mesh = model, engine, recipe, mesh
+        self.trainable = trainable
+        self.on_compile = on_compile
+        self.compile_count = 0
+        self._programs: dict[Any, Any] = {}
+        self._shardings = shardings(self._shapes(), mesh, recipe.fsdp_rules)
+        self._rng = jax.random.key(recipe.seed)
+
+    def _shapes(self) -> State:
+        params = latent_mim.graph(self.model)[1]
+        target = latent_mim.target_params(params)
+        opt_state = jax.eval_shape(lambda p: optimizer.init(p, self.trainable), params)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        return {"params": params, "target": target, "opt_state": opt_state, "step": step}
+
+    def abstract_state(self) -> State:
+        """The state's shapes with this mesh's shardings, onto which checkpoints are restored."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self._shapes(),
+            self._shardings,
+        )
+
+    def init_state(self) -> State:
+        """Fresh parameters, their frozen target projection, and an empty optimiser state."""
+        return self.state_from(latent_mim.initial_params(self.model, self.recipe.seed))
+
+    def state_from(self, params: Any, target: Any = None) -> State:
+        """A fresh state around given parameters (and target, by default their projection)."""
+        target = latent_mim.target_params(params) if target is None else target
+        # Copies: the state is donated to every update, so no two leaves may share a buffer.
+        target = jax.tree.map(np.array, target)
+        put = functools.partial(jax.tree.map, jax.device_put)
+        params = put(params, self._shardings["params"])
+        init = jax.jit(
+            lambda p: optimizer.init(p, self.trainable), out_shardings=self._shardings["opt_state"]
+        )
+        return {
+            "params": params,
+            "target": put(target, self._shardings["target"]),
+            "opt_state": init(params),
+            "step": jax.device_put(np.int32(0), self._shardings["step"]),
+        }
+
+    def step(self, state: State, groups: Sequence[Group], step: int) -> tuple[State, StepReport]:
+        """Takes step number `step` (1-based) on the groups of one global batch.
+
+        The state is donated: use the returned one.
+        """
+        key = jax.random.fold_in(self._rng, step)
+        total = None
+        host: dict[str, float] = {}
+        bad: list[str] = []
+        for prepared in self.engine.prepare(groups):
+            if total is None:
+                total = self._zeros(state, prepared)
+            program = self._program(prepared.key, state, total, prepared.inputs, key)
+            total = program(state["params"], state["target"], total, prepared.inputs, key)
+            for name, value in prepared.host.items():
+                host[name] = host.get(name, 0.0) + value
+            bad.extend(prepared.bad_ids)
+        lr = self.recipe.learning_rate(step)
+        update = self._cached("update", self._update, (state, total, np.float32(lr)), (0, 1))
+        state, metrics = update(state, total, np.float32(lr))
+        host["optim/LR (group 0)"] = lr
+        return state, StepReport(metrics, host, bad)
+
+    def gradients(self, state: State, groups: Sequence[Group], step: int = 1):
+        """(gradients, metrics) of a step without taking it; for parity checks."""
+        key = jax.random.fold_in(self._rng, step)
+        total = None
+        for prepared in self.engine.prepare(groups):
+            total = self._zeros(state, prepared) if total is None else total
+            program = self._program(prepared.key, state, total, prepared.inputs, key)
+            total = program(state["params"], state["target"], total, prepared.inputs, key)
+        assert total is not None
+        grads = jax.tree.map(lambda g: g / total["good"], total["grads"])
+        return grads, self._metrics(total)
+
+    def warm_up(self, prepared: Prepared, state: State) -> None:
+        """Compiles the program of a micro-step without running it."""
+        total = self._zeros(state, prepared)
+        self._program(prepared.key, state, total, prepared.inputs, self._rng)
+
+    def _zeros(self, state: State, prepared: Prepared):
+        def shapes(params, target, inputs, key):
+            _, aux = self.engine.loss(params, target, inputs, key, prepared.key)
+            return jax.tree.map(lambda x: jnp.zeros((), jnp.float32), aux)
+
+        if "zeros" not in self._programs:
+            aux = jax.eval_shape(
+                shapes, state["params"], state["target"], prepared.inputs, self._rng
+            )
+
+            def make():
+                return {
+                    "grads": jax.tree.map(
+                        lambda p: jnp.zeros(p.shape, jnp.float32), self._shapes()["params"]
+                    ),
+                    "aux": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux),
+                    "loss": jnp.zeros((), jnp.float32),
+                    "good": jnp.zeros((), jnp.float32),
+                    "seen": jnp.zeros((), jnp.float32),
+                }
+
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            out = jax.tree.map(lambda _: everywhere, jax.eval_shape(make))
+            out["grads"] = self._shardings["params"]
+            self._total_shardings = out
+            self._programs["zeros"] = jax.jit(make, out_shardings=out)
+        return self._programs["zeros"]()
+
+    def _program(self, program_key, state, total, inputs, key):
+        def micro_step(params, target, total, inputs, key):
+            def loss(params):
+                value, aux = self.engine.loss(params, target, inputs, key, program_key)
+                return value, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), aux)
+
+            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            norms = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
+            good = jnp.isfinite(value) & jnp.isfinite(norms.sum())
+            # Selecting, not multiplying: 0 * NaN would still be NaN.
+            add = functools.partial(jax.tree.map, lambda t, x: t + jnp.where(good, x, 0.0))
+            return {
+                "grads": add(total["grads"], grads),
+                "aux": add(total["aux"], aux),
+                "loss": add(total["loss"], value),
+                "good": total["good"] + good,
+                "seen": total["seen"] + 1.0,
+            }
+
+        arguments = (state["params"], state["target"], total, inputs, key)
+        return self._cached(program_key, micro_step, arguments, (2,), self._total_shardings)
+
+    def _cached(self, name, function, arguments, donate, out_shardings=None):
+        if name not in self._programs:
+            start = time.perf_counter()
+            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+            self._programs[name] = jitted.lower(*arguments).compile()
+            self.compile_count += 1
+            if self.on_compile is not None:
+                self.on_compile(str(name), time.perf_counter() - start)
+        return self._programs[name]
+
+    def _update(self, state: State, total, lr):
+        good = total["good"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(good, 1.0), total["grads"])
+
+        def take(state):
+            params, opt_state, norm = optimizer.update(
+                grads, state["opt_state"], state["params"], lr, self.recipe.optimizer
+            )
+            return {**state, "params": params, "opt_state": opt_state}, norm
+
+        def skip(state):
+            return state, jnp.full((), jnp.nan, jnp.float32)
+
+        new, norm = jax.lax.cond(good > 0, take, skip, state)
+        new["step"] = state["step"] + 1
+        new = jax.lax.with_sharding_constraint(new, self._shardings)
+        return new, {**self._metrics(total), "optim/total grad norm": norm}
+
+    def _metrics(self, total) -> dict[str, jax.Array]:
+        good = total["good"]
+
+        def mean(x):
+            return jnp.where(good > 0, x / jnp.maximum(good, 1.0), jnp.nan)
+
+        name = self.engine.loss_name
+        out = {
+            f"train/{name}": mean(total["loss"]),
+            "train/good_micro_steps": good,
+            "train/dropped_micro_steps": total["seen"] - good,
+        }
+        for key, value in total["aux"].items():
+            text = {"contrastive": "train/InfoNCE", "base": "train/base"}.get(key)
+            out[text or f"train/{key}"] = mean(value)
+        return out

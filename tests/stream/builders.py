@@ -1,0 +1,129 @@
+"""Small models, groups and streams shared by the engine tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from olmoearth_jax import masking, modalities
+from olmoearth_jax.masking.bounds import TokenBounds, max_tokens
+from olmoearth_jax.modalities import MISSING, Tokenization
+from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.stream.ladder import band_set_counts, row_classes
+from olmoearth_jax.stream.spec import StreamSpec, make_slots
+
+NAMES = ("sentinel2_l2a", "sentinel1", "worldcover", "landsat")
+ONLY_DECODE = ("worldcover",)
+GRID_TIMESTEPS = {1: 4, 2: 4, 3: 3, 4: 2}
+
+
+def small_model(names=NAMES, **changes) -> ModelConfig:
+    """A two-block encoder and one-block decoder of width 32, base patch size 4."""
+    shared = {
+        "supported_modality_names": list(names),
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "tokenization_overrides": changes.pop("tokenization_overrides", {}),
+        "position_encoding": changes.pop("position_encoding", "absolute"),
+        "qk_norm": changes.pop("qk_norm", False),
+        "rope_mixed_base": 10000.0,
+        "rope_temporal_coordinate_scale": 1 / 30,
+    }
+    output = changes.get("output_embedding_size")
+    encoder = EncoderConfig(
+        **shared, embedding_size=32, depth=2, max_patch_size=4, drop_path=0.0, **changes
+    )
+    decoder = PredictorConfig(
+        **shared, encoder_embedding_size=output or 32, decoder_embedding_size=32, depth=1
+    )
+    return ModelConfig(encoder_config=encoder, decoder_config=decoder)
+
+
+def make_group(
+    rng: np.random.Generator,
+    size: int,
+    grid: int,
+    patch_size: int,
+    first: int = 0,
+    names=NAMES,
+    tokenization: Tokenization = Tokenization(),
+    strategy: masking.Strategy | None = None,
+    missing: float = 0.3,
+    holes: tuple[int, ...] = (),
+):
+    """A group of random pixels with random missing timesteps and modalities, masked twice."""
+    steps = GRID_TIMESTEPS[grid]
+    strategy = strategy or masking.build(
+        {
+            "type": "modality_cross_random",
+            "allow_encoding_decoding_same_bandset": True,
+            "only_decode_modalities": [n for n in ONLY_DECODE if n in names],
+        }
+    )
+    data = {}
+    for name in modalities.in_sample_order(names):
+        m = modalities.get(name)
+        side = grid * patch_size * m.image_factor
+        shape = {
+            "space_time": (size, side, side, steps, m.num_bands),
+            "space_only": (size, side, side, 1, m.num_bands),
+            "time_only": (size, steps, m.num_bands),
+            "static": (size, m.num_bands),
+        }[m.kind]
+        x = rng.standard_normal(shape).astype(np.float32)
+        if m.multitemporal:
+            gone = rng.random((size, steps)) < missing
+            at = (slice(None), slice(None)) if m.kind == "space_time" else ()
+            for b, t in np.argwhere(gone):
+                x[b][(*at, t)] = MISSING
+        for b in np.flatnonzero(rng.random(size) < missing / 2):
+            x[b] = MISSING
+        data[name] = x
+    missing_map = masking.missing_tokens(data, patch_size, tokenization)
+    stamps = np.stack(
+        [rng.integers(1, 28, (size, steps)), rng.integers(0, 12, (size, steps)), rng.integers(2017, 2023, (size, steps))], -1
+    ).astype(np.int32)  # fmt: skip
+    seeds = rng.integers(0, 2**31, 2)
+    ok = np.ones(size, bool)
+    ok[list(holes)] = False
+    position = np.arange(first, first + size)
+    group = {
+        "position": position,
+        "index": position + 100,
+        "ok": ok,
+        "patch_size": np.int32(patch_size),
+        "grid": np.int32(grid),
+        "timestamps": stamps,
+        "data": data,
+    }
+    for key, seed in zip(("mask_a", "mask_b"), seeds, strict=True):
+        group[key] = strategy(missing_map, masking.MaskContext.whole_group(int(seed), size))
+    return group, strategy
+
+
+def make_spec(
+    config: ModelConfig,
+    strategy: masking.Strategy,
+    samples: int,
+    devices: int = 1,
+    groups: int = 1,
+) -> StreamSpec:
+    """The stream of a small model."""
+    encoder = config.encoder_config
+    names = modalities.in_sample_order(encoder.supported_modality_names)
+    counts = band_set_counts(names, encoder.tokenization)
+
+    def bounds(tokens, steps) -> TokenBounds:
+        return max_tokens(strategy, tokens, steps)
+
+    only = getattr(strategy, "only_decode_modalities", ())
+    slots = make_slots(
+        names,
+        encoder.tokenization,
+        encoder.max_patch_size,
+        GRID_TIMESTEPS,
+        {n: n not in only for n in names},
+    )
+    classes = row_classes(names, counts, GRID_TIMESTEPS, bounds)
+    return StreamSpec(
+        slots, names, classes, samples, devices, 2, groups, encoder.max_patch_size, chunk=2
+    )

@@ -1,0 +1,74 @@
+"""Census, dealing, ladder and packing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from olmoearth_jax.stream.census import deal, needs, take_census
+from olmoearth_jax.stream.ladder import build_ladder, pick_rung
+from olmoearth_jax.stream.pack import assign_rows, pack_device
+from olmoearth_jax.stream.spec import Rung
+from tests.stream.builders import make_group, make_spec, small_model
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4 * 6), st.sampled_from([1, 2, 4]))
+def test_deal_gives_equal_counts_and_balances(costs, devices):
+    costs = np.array(costs[: len(costs) // 4 * 4])
+    owner = deal(costs, devices)
+    counts = np.bincount(owner, minlength=devices)
+    assert (counts == len(costs) // devices).all()
+    np.testing.assert_array_equal(owner, deal(costs, devices))
+
+
+def test_deal_refuses_an_uneven_split():
+    with pytest.raises(ValueError, match="do not divide over 3 devices"):
+        deal(np.ones(4), 3)
+
+
+def test_rows_overflow_into_longer_classes():
+    rung = Rung((), (), 0, 0, (1, 2))
+    rows = assign_rows(np.array([0, 0, 1]), rung)
+    assert sorted(rows) == [0, 1, 2] and rows[2] in (1, 2)
+    with pytest.raises(ValueError, match="too few rows"):
+        assign_rows(np.array([1, 1, 1]), rung)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), grid=st.integers(1, 4), missing=st.sampled_from([0.0, 0.3, 0.9]))
+def test_packing_keeps_every_token_once(seed, grid, missing):
+    rng = np.random.default_rng(seed)
+    group, strategy = make_group(rng, 4, grid, 2, missing=missing, holes=(1,))
+    spec = make_spec(small_model(), strategy, samples=4)
+    census = take_census(group, spec)
+    assert not census.alive[1]
+    rung = spec.top_rung()
+    assert (needs([census], np.zeros(4, int), spec, 1) <= rung.as_vector()).all()
+    pack = pack_device(spec, rung, [census], [np.arange(4)]).arrays
+    assert (pack.enc_row < spec.rows).sum() == census.enc.sum()
+    assert (pack.dec_row < spec.rows).sum() == census.dec.sum()
+    table = pack.enc_inverse.shape[1]
+    real = np.flatnonzero(pack.enc_patch < table)
+    views = pack.row_view[pack.enc_row[real]]
+    # The inverse index undoes the gather, per view.
+    np.testing.assert_array_equal(pack.enc_inverse[views, pack.enc_patch[real]], real)
+    assert (pack.enc_inverse < rung.enc).sum() == len(real)
+    np.testing.assert_array_equal(pack.mod_length.sum(1), pack.dec_length)
+    assert pack.weight.tolist() == census.alive.astype(float).tolist()
+
+
+def test_ladder_holds_what_it_saw_and_ends_at_the_bound():
+    rng = np.random.default_rng(3)
+    vectors = []
+    for i in range(40):
+        group, strategy = make_group(rng, 4, 1 + i % 4, 2)
+        spec = make_spec(small_model(), strategy, samples=4)
+        vectors.append(needs([take_census(group, spec)], np.zeros(4, int), spec, 1))
+    ladder = build_ladder(spec, vectors, 5)
+    assert 2 <= len(ladder) <= 5
+    assert ladder[-1] == spec.top_rung()
+    picked = [pick_rung(ladder, v) for v in vectors]
+    assert len(set(picked)) > 1
+    with pytest.raises(ValueError, match="more than the ladder's top"):
+        pick_rung(ladder, spec.top_rung().as_vector() + 1)
