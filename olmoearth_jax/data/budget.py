@@ -81,8 +81,9 @@ def check_grids(
     """
     for what, values in (("patch sizes", patch_sizes), ("grid sizes", grids)):
         if not values or any(v < 1 for v in values):
-            raise ValueError(f"{what} must be a non-empty list of positive whole numbers, "
-                             f"got {list(values)}")
+            raise ValueError(
+                f"{what} must be a non-empty list of positive whole numbers, got {list(values)}"
+            )
     for p in patch_sizes:
         if min(grids) * p > tile_px:
             raise ValueError(

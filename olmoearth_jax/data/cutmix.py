@@ -21,9 +21,7 @@ class Pieces:
     cols: np.ndarray
 
 
-def draw_pieces(
-    rng: np.random.Generator, grid: int
-) -> Callable[[np.ndarray, int], Pieces]:
+def draw_pieces(rng: np.random.Generator, grid: int) -> Callable[[np.ndarray, int], Pieces]:
     """A chooser of `grid` distinct patch rows and columns among a tile's."""
 
     def choose(starts: np.ndarray, patches: int) -> Pieces:

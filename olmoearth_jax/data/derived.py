@@ -59,7 +59,7 @@ def tile_latlon(crs: str, col: int, row: int, resolution_factor: int = 16) -> tu
     """
     match = re.fullmatch(r"EPSG:32([67])(\d\d)", crs)
     if not match or not 1 <= int(match[2]) <= 60:
-        raise ValueError(f"tile centres are known for UTM zones (EPSG:326zz, EPSG:327zz), got {crs}")
+        raise ValueError(f"crs must be a UTM zone (EPSG:326zz or EPSG:327zz), got {crs}")
     side = BASE_RESOLUTION_M * resolution_factor * IMAGE_TILE_PX
     northing = -(row + 0.5) * side - (10_000_000.0 if match[1] == "7" else 0.0)
     return _inverse_utm((col + 0.5) * side, northing, int(match[2]))
@@ -71,7 +71,11 @@ def _inverse_utm(easting: float, northing: float, zone: int) -> tuple[float, flo
     n = f / (2 - f)
     radius = 6378137.0 / (1 + n) * (1 + n**2 / 4 + n**4 / 64 + n**6 / 256)
     beta = (
-        n / 2 - 2 * n**2 / 3 + 37 * n**3 / 96 - n**4 / 360 - 81 * n**5 / 512
+        n / 2
+        - 2 * n**2 / 3
+        + 37 * n**3 / 96
+        - n**4 / 360
+        - 81 * n**5 / 512
         + 96199 * n**6 / 604800,
         n**2 / 48 + n**3 / 15 - 437 * n**4 / 1440 + 46 * n**5 / 105 - 1118711 * n**6 / 3870720,
         17 * n**3 / 480 - 37 * n**4 / 840 - 209 * n**5 / 4480 + 5569 * n**6 / 90720,
@@ -90,9 +94,7 @@ def _inverse_utm(easting: float, northing: float, zone: int) -> tuple[float, flo
         root = math.hypot(1, tau)
         sigma = math.sinh(e * math.atanh(e * tau / root))
         guess = tau * math.hypot(1, sigma) - sigma * root
-        tau += (tau_p - guess) / math.hypot(1, guess) * (1 + (1 - e2) * tau**2) / (
-            (1 - e2) * root
-        )
+        tau += (tau_p - guess) / math.hypot(1, guess) * (1 + (1 - e2) * tau**2) / ((1 - e2) * root)
     lon = math.degrees(math.atan2(math.sinh(eta_p), math.cos(xi_p))) + 6 * zone - 183
     return math.degrees(math.atan(tau)), lon
 

@@ -85,8 +85,11 @@ class SampleFile:
             raise ReadError(self.path, "has no 'timestamps'")
         stamps = self._dataset("timestamps")[()]
         if stamps.dtype.kind not in "iu" or stamps.ndim != 2 or stamps.shape[1] != 3:
-            raise ReadError(self.path, f"'timestamps' must be whole numbers [timesteps, 3], got "
-                                       f"{stamps.dtype} {stamps.shape}")
+            raise ReadError(
+                self.path,
+                f"'timestamps' must be whole numbers [timesteps, 3], got "
+                f"{stamps.dtype} {stamps.shape}",
+            )
         masks = {}
         if MASK_GROUP in self._file:
             group = self._file[MASK_GROUP]
@@ -99,8 +102,11 @@ class SampleFile:
     def _mask(self, dataset: h5py.Dataset, name: str, rows: int) -> np.ndarray:
         mask = dataset[()]
         if mask.shape != (rows,) or mask.dtype.kind not in "biu":
-            raise ReadError(self.path, f"the timestep mask of {name!r} must be true/false [{rows}], "
-                                       f"got {mask.dtype} {mask.shape}")
+            raise ReadError(
+                self.path,
+                f"the timestep mask of {name!r} must be true/false [{rows}], "
+                f"got {mask.dtype} {mask.shape}",
+            )
         return mask.astype(bool)
 
     def _tile_px(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
@@ -109,8 +115,9 @@ class SampleFile:
         for name in shapes:
             modality = registry.get(name)
             if self._sets[name].dtype.kind not in "iuf":
-                raise ReadError(self.path, f"{name!r} must hold numbers, got "
-                                           f"{self._sets[name].dtype}")
+                raise ReadError(
+                    self.path, f"{name!r} must hold numbers, got {self._sets[name].dtype}"
+                )
             if modality.spatial:
                 factor = modality.image_factor
                 own = shapes[name][0] / factor if len(shapes[name]) == 4 else 0
@@ -138,7 +145,10 @@ class SampleFile:
             raise ReadError(self.path, f"{name!r} has shape {shape}, expected ({text})")
 
     def read(
-        self, name: str, rows: slice | None = None, cols: slice | None = None,
+        self,
+        name: str,
+        rows: slice | None = None,
+        cols: slice | None = None,
         steps: slice | None = None,
     ) -> np.ndarray:
         """A part of an array in its stored dtype: pixels [rows, cols] and timesteps `steps`.

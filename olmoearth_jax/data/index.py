@@ -1,4 +1,7 @@
-"""Which samples of a data set are used: filtering, subsampling, identity (spec/data.md section 5)."""
+"""Which samples of a data set are used: filtering, subsampling, identity.
+
+Figures and rules: spec/data.md section 5.
+"""
 
 from __future__ import annotations
 
@@ -106,13 +109,16 @@ def prepare(
     if "ndvi" in names and "sentinel2_l2a" not in names:
         raise ValueError("ndvi is computed from sentinel2_l2a, so train on that as well")
     if not 0 < dataset_percentage <= 1:
-        raise ValueError(f"dataset_percentage must be above 0 and at most 1, "
-                         f"got {dataset_percentage}")
+        raise ValueError(
+            f"dataset_percentage must be above 0 and at most 1, got {dataset_percentage}"
+        )
     _check_folder(folder)
     numbers = _with_data(folder, names)
     if not len(numbers):
-        raise ValueError(f"no sample of {folder} holds any of the trained space-time modalities "
-                         f"({', '.join(names)})")
+        raise ValueError(
+            f"no sample of {folder} holds any of the trained space-time modalities "
+            f"({', '.join(names)})"
+        )
     if filter_idx_file is not None:
         numbers = np.intersect1d(numbers, _load_numbers(Path(filter_idx_file)))
         if not len(numbers):
@@ -120,8 +126,9 @@ def prepare(
     if dataset_percentage < 1:
         count = math.floor(len(numbers) * dataset_percentage)
         if count == 0:
-            raise ValueError(f"dataset_percentage {dataset_percentage} of {len(numbers)} samples "
-                             f"leaves none")
+            raise ValueError(
+                f"dataset_percentage {dataset_percentage} of {len(numbers)} samples leaves none"
+            )
         rng = np.random.Generator(np.random.PCG64(seed))
         numbers = rng.choice(numbers, size=count, replace=False)
     numbers = numbers.astype(np.int64)
@@ -177,7 +184,9 @@ def _folder_modalities(name: str) -> list[str]:
     out = []
     for word in words:
         if out and (out[-1], word) in (
-            ("sentinel2", "l2a"), ("openstreetmap", "raster"), ("naip", "10")
+            ("sentinel2", "l2a"),
+            ("openstreetmap", "raster"),
+            ("naip", "10"),
         ):
             out[-1] = f"{out[-1]}_{word}"
         else:
@@ -240,14 +249,16 @@ def _read_metadata(path: Path) -> tuple[list[str], np.ndarray]:
             header = f.readline().strip().split(",")
             rows = f.read().splitlines()
         # loadtxt warns about an empty table instead of returning one
-        table = np.loadtxt(rows, delimiter=",", dtype=np.int64, ndmin=2) if rows else np.empty(0)
+        table: np.ndarray = np.zeros((0, len(header)), np.int64)
+        if rows:
+            table = np.loadtxt(rows, delimiter=",", dtype=np.int64, ndmin=2)
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"cannot read {path}: {e}") from e
     except ValueError as e:
         raise ValueError(f"{path} is not a table of whole numbers: {e}") from e
     if "sample_index" not in header:
         raise ValueError(f"{path} has no column 'sample_index'; columns: {', '.join(header)}")
-    if not table.size:
+    if len(table) == 0:
         raise ValueError(f"dataset is empty: {path} lists no samples")
     if table.shape[1] != len(header):
         raise ValueError(f"{path} has {len(header)} column names but {table.shape[1]} columns")
@@ -289,6 +300,8 @@ def _latlon(folder: Path, numbers: np.ndarray) -> np.ndarray | None:
     except (OSError, ValueError, EOFError) as e:
         raise ValueError(f"cannot read {path}: {e}") from e
     if table.ndim != 2 or table.shape[1] != 2 or len(table) <= numbers.max():
-        raise ValueError(f"{path} must hold [samples, 2] degrees for {numbers.max() + 1} samples, "
-                         f"got {table.shape}")
+        raise ValueError(
+            f"{path} must hold [samples, 2] degrees for {numbers.max() + 1} samples, "
+            f"got {table.shape}"
+        )
     return table[numbers].astype(np.float64)

@@ -35,8 +35,9 @@ def bounds(name: str, strategy: Strategy = "dataset") -> tuple[np.ndarray, np.nd
         lo, hi = (np.asarray(v, np.float64) for v in modality.predefined)
         return lo, hi
     if strategy not in ("computed", "predefined"):
-        raise ValueError(f"unknown normalisation strategy {strategy!r}; "
-                         f"known: dataset, computed, predefined")
+        raise ValueError(
+            f"unknown normalisation strategy {strategy!r}; known: dataset, computed, predefined"
+        )
     raise ValueError(f"modality {name!r} has no {strategy} normalisation statistics")
 
 

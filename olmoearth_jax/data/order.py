@@ -58,13 +58,20 @@ def steps_per_pass(size: int, global_batch_size: int) -> int:
 
 def order_file_name(size: int, seed: int, epoch: int, shuffle: bool = True) -> str:
     """Name under which the reference keeps an epoch's order of `size` indices."""
-    return f"global_indices_epoch{epoch}_seed{seed}_size{size}.npy" if shuffle else (
-        f"global_indices_size{size}.npy"
+    return (
+        f"global_indices_epoch{epoch}_seed{seed}_size{size}.npy"
+        if shuffle
+        else (f"global_indices_size{size}.npy")
     )
 
 
 def reference_rank_indices(
-    order: np.ndarray, global_batch_size: int, rank: int, world: int, worker: int, workers: int,
+    order: np.ndarray,
+    global_batch_size: int,
+    rank: int,
+    world: int,
+    worker: int,
+    workers: int,
     batches_processed: int = 0,
 ) -> np.ndarray:
     """The indices one loader worker of one rank gets in the reference, to compare runs with it.

@@ -75,9 +75,7 @@ def array_shape(name: str, side: int, steps: int) -> tuple[int, ...]:
 def empty_arrays(names: Sequence[str], side: int, steps: int, batch: int | None = None):
     """MISSING-filled float32 arrays per modality, with a leading batch axis if given."""
     lead = () if batch is None else (batch,)
-    return {
-        n: np.full((*lead, *array_shape(n, side, steps)), MISSING, np.float32) for n in names
-    }
+    return {n: np.full((*lead, *array_shape(n, side, steps)), MISSING, np.float32) for n in names}
 
 
 def draw_offsets(rng: np.random.Generator) -> Callable[[Choices], tuple[int, int, int]]:
@@ -119,8 +117,11 @@ def read_sample(
     """
     header = file.header
     if header.tile_px is None:
-        raise ReadError(file.path, f"has none of the trained spatial modalities "
-                                   f"({', '.join(n for n in names if registry.get(n).spatial)})")
+        raise ReadError(
+            file.path,
+            f"has none of the trained spatial modalities "
+            f"({', '.join(n for n in names if registry.get(n).spatial)})",
+        )
     side = header.tile_px if side is None else side
     if side > header.tile_px:
         raise ReadError(file.path, f"is {header.tile_px} px wide, the crop needs {side} px")

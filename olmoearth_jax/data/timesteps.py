@@ -71,9 +71,7 @@ def time_axis(timestamps: np.ndarray, masks: Mapping[str, np.ndarray]) -> TimeAx
     return TimeAxis(first, len(kept), pad_timestamps(kept), cut)
 
 
-def start_candidates(
-    masks: Mapping[str, np.ndarray], length: int, max_t: int
-) -> np.ndarray:
+def start_candidates(masks: Mapping[str, np.ndarray], length: int, max_t: int) -> np.ndarray:
     """Rows (ascending) where a window of `max_t` timesteps may start.
 
     Row 0 only, if the whole axis fits; else every row that leaves room and, where there are masks,

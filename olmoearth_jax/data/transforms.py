@@ -11,8 +11,14 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.modalities import MISSING
 
 FLIPS = (
-    "no_transform", "rotate_90", "rotate_180", "rotate_270",
-    "hflip", "vflip", "hflip_rotate_90", "vflip_rotate_90",
+    "no_transform",
+    "rotate_90",
+    "rotate_180",
+    "rotate_270",
+    "hflip",
+    "vflip",
+    "hflip_rotate_90",
+    "vflip_rotate_90",
 )
 """The eight symmetries of a square; the last two rotate first, then flip."""
 

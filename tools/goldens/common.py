@@ -115,8 +115,9 @@ class Checks:
     def equal(self, what: str, actual: Any, expected: Any) -> None:
         """Holds two plain values (strings, numbers, lists) to equality."""
         if actual != expected:
-            self.problems.append(f"{what}: {_short(actual)} differs from the recorded "
-                                 f"{_short(expected)}")
+            self.problems.append(
+                f"{what}: {_short(actual)} differs from the recorded {_short(expected)}"
+            )
 
     def true(self, what: str, condition: Any) -> None:
         """Records `what` as a problem unless `condition`."""
@@ -126,8 +127,10 @@ class Checks:
     def result(self, tolerance: float | str | None = None) -> Result:
         """The result; the tolerance defaults to this object's own."""
         if tolerance is None:
-            tolerance = "exact" if not (self.rtol or self.atol) else (
-                self.atol if not self.rtol else f"{self.atol:g} + {self.rtol:g} |ref|"
+            tolerance = (
+                "exact"
+                if not (self.rtol or self.atol)
+                else (self.atol if not self.rtol else f"{self.atol:g} + {self.rtol:g} |ref|")
             )
         if self.problems:
             return Result(self.worst, tolerance, "failed", "; ".join(self.problems[:3]))

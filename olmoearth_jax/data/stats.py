@@ -1,0 +1,36 @@
+"""Mean and spread of a stream of values (spec/data.md section 2, statistics tool)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class StreamingStats:
+    """Running count, mean and sum of squared deviations of one band.
+
+    The squared deviations of a batch are taken against the mean before and after it, which is
+    the rule the published statistics were made with.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    def update(self, values: np.ndarray) -> None:
+        """Adds a batch of values of any shape; an empty one changes nothing."""
+        x = np.asarray(values, np.float64).reshape(-1)
+        if not x.size:
+            return
+        self.count += x.size
+        before = self.mean
+        self.mean += (float(x.mean()) - before) * x.size / self.count
+        self.m2 += float(np.sum((x - before) * (x - self.mean)))
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 0 before the first value."""
+        return math.sqrt(self.m2 / self.count) if self.count else 0.0
