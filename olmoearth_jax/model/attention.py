@@ -1,0 +1,174 @@
+"""Attention over padded rows (spec section 6), one function for every backend.
+
+float32 softmax. A row without any key gives exactly zero, and zero gradients. The plain
+implementation keeps only the log-sum-exp for the backward pass and recomputes the scores, a few
+rows at a time, so that no array of all scores ever exists.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Implementation = Literal["auto", "xla", "cudnn"]
+
+# Bytes of scores alive at once: small enough for a CPU's caches, large enough to fill a GPU.
+_SCORE_BYTES = {"cpu": 16 << 20, "gpu": 1 << 30}
+
+
+def row_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    kv_lengths: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+    q_lengths: jax.Array | None = None,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Softmax attention within each row, scale head_dim^-0.5.
+
+    Args:
+      q: [R, Lq, heads, head_dim].
+      k: [R, Lk, heads, head_dim]; padding must be finite.
+      v: like k.
+      kv_lengths: int [R], keys before it take part; or None.
+      key_mask: bool [R, Lk], True takes part; or None. Give at most one of the two.
+      q_lengths: int [R]; outputs at and after it are exactly zero.
+      implementation: 'xla' anywhere; 'cudnn' on a GPU with bfloat16 inputs, a head width
+        divisible by 8 and lengths instead of a mask; 'auto' takes 'cudnn' where it applies.
+
+    Returns:
+      [R, Lq, heads, head_dim] in the dtype of q.
+
+    Raises:
+      ValueError: both masks given, or 'cudnn' asked for where it does not apply.
+    """
+    if kv_lengths is not None and key_mask is not None:
+        raise ValueError("give kv_lengths or key_mask to row_attention, not both")
+    obstacle = _cudnn_obstacle(q, key_mask)
+    if implementation == "cudnn" and obstacle:
+        raise ValueError(f"attention implementation 'cudnn' {obstacle}; use 'xla'")
+    if implementation not in ("auto", "xla", "cudnn"):
+        raise ValueError(
+            f"unknown attention implementation {implementation!r}; known: auto, xla, cudnn"
+        )
+    if implementation != "xla" and not obstacle:
+        out = _cudnn(q, k, v, kv_lengths, q_lengths)
+    else:
+        if kv_lengths is not None:
+            key_mask = jnp.arange(k.shape[1])[None, :] < kv_lengths[:, None]
+        out = _plain(q, k, v, key_mask)
+    if q_lengths is not None:
+        valid = jnp.arange(q.shape[1])[None, :] < q_lengths[:, None]
+        out = jnp.where(valid[:, :, None, None], out, jnp.zeros((), out.dtype))
+    return out
+
+
+def _cudnn_obstacle(q: jax.Array, key_mask: jax.Array | None) -> str:
+    """Why the cuDNN kernel cannot be used, or ''."""
+    if jax.default_backend() != "gpu":
+        return "needs a GPU"
+    if q.dtype != jnp.bfloat16:
+        return f"needs bfloat16 inputs, got {q.dtype}"
+    if q.shape[-1] % 8:
+        return f"needs a head width divisible by 8, got {q.shape[-1]}"
+    if key_mask is not None:
+        return "takes lengths, not a key mask"
+    return ""
+
+
+def _cudnn(q, k, v, kv_lengths, q_lengths) -> jax.Array:
+    rows = q.shape[0]
+    full_q = jnp.full((rows,), q.shape[1], jnp.int32)
+    full_k = jnp.full((rows,), k.shape[1], jnp.int32)
+    q_len = full_q if q_lengths is None else q_lengths.astype(jnp.int32)
+    k_len = full_k if kv_lengths is None else kv_lengths.astype(jnp.int32)
+    # The kernel's result for zero lengths is not specified: attend to one (finite) padding
+    # position instead and drop the result, which zeroes its gradient too.
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=jnp.maximum(q_len, 1),
+        key_value_seq_lengths=jnp.maximum(k_len, 1),
+        implementation="cudnn",
+    )
+    return jnp.where((k_len > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
+
+
+def _plain(q, k, v, key_mask) -> jax.Array:
+    scale = q.shape[-1] ** -0.5
+    bias = jnp.zeros((q.shape[0], k.shape[1]), jnp.float32)
+    if key_mask is not None:
+        bias = jnp.where(key_mask, bias, -jnp.inf)
+    # [R, H, L, d]: on a CPU batched products in this layout are several times faster.
+    q, k, v = ((x.swapaxes(1, 2)) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    return _softmax_attention(q, k, v, bias).swapaxes(1, 2)
+
+
+def _over_rows(fn, args):
+    """Maps `fn` over the leading axis of all args, several rows at a time."""
+    q, k = args[0], args[1]
+    rows = q.shape[0]
+    bytes_per_row = 4 * q.shape[1] * q.shape[2] * k.shape[2]
+    budget = _SCORE_BYTES.get(jax.default_backend(), 1 << 30)
+    at_once = max(1, budget // max(bytes_per_row, 1))
+    if at_once >= rows:
+        return fn(*args)
+    return jax.lax.map(
+        lambda xs: jax.tree.map(lambda y: y[0], fn(*(x[None] for x in xs))),
+        args,
+        batch_size=at_once if at_once > 1 else None,
+    )
+
+
+def _scores(q, k, bias):
+    s = jnp.einsum("rhqd,rhkd->rhqk", q, k, preferred_element_type=jnp.float32)
+    return s + bias[:, None, None, :]
+
+
+def _forward_rows(q, k, v, bias):
+    s = _scores(q, k, bias)
+    top = jnp.max(s, axis=-1, keepdims=True)
+    top = jnp.where(top == -jnp.inf, 0.0, top)
+    p = jnp.exp(s - top)
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    out = jnp.einsum("rhqk,rhkd->rhqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = out / jnp.where(total > 0, total, 1.0)
+    # +inf where nothing is attended: the backward pass then finds probabilities of exactly 0.
+    log_total = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), jnp.inf)
+    return out.astype(q.dtype), log_total[..., 0]
+
+
+def _backward_rows(q, k, v, bias, log_total, out, d_out):
+    p = jnp.exp(_scores(q, k, bias) - log_total[..., None])
+    wide = d_out.astype(jnp.float32)
+    delta = jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_out = d_out.astype(v.dtype)
+    f32 = jnp.float32
+    d_v = jnp.einsum("rhqk,rhqd->rhkd", p.astype(v.dtype), d_out, preferred_element_type=f32)
+    d_p = jnp.einsum("rhqd,rhkd->rhqk", d_out, v, preferred_element_type=f32)
+    d_s = (p * (d_p - delta)).astype(q.dtype)
+    d_q = jnp.einsum("rhqk,rhkd->rhqd", d_s, k, preferred_element_type=f32)
+    d_k = jnp.einsum("rhqk,rhqd->rhkd", d_s, q, preferred_element_type=f32)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+@jax.custom_vjp
+def _softmax_attention(q, k, v, bias):
+    return _over_rows(_forward_rows, (q, k, v, bias))[0]
+
+
+def _forward(q, k, v, bias):
+    out, log_total = _over_rows(_forward_rows, (q, k, v, bias))
+    return out, (q, k, v, bias, log_total, out)
+
+
+def _backward(saved, d_out):
+    grads = _over_rows(_backward_rows, (*saved, d_out))
+    return (*grads, None)
+
+
+_softmax_attention.defvjp(_forward, _backward)

@@ -1,0 +1,185 @@
+"""Pre-norm transformer blocks, self- or cross-attention (spec section 6).
+
+A block sees tokens [..., N, D] of any layout; how tokens are gathered into attention rows is the
+business of the `attend` callable that the engine supplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from olmoearth_jax.model import rope as rotary
+from olmoearth_jax.model.layers import LayerNorm, Linear, empty, gelu
+from olmoearth_jax.model.rope import RopeConfig
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(q [..., Nq, H, hd], k [..., Nk, H, hd], v like k) -> [..., Nq, H, hd]."""
+
+Drop = Callable[[int, int], "jax.Array | None"]
+"""(layer, branch 0 attention / 1 MLP) -> factor broadcastable to [..., N, 1], or None."""
+
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with separate projections; heads are contiguous channels."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qk_norm: bool = False,
+        rope: RopeConfig | None = None,
+        dtype=jnp.float32,
+    ):
+        if width % heads:
+            raise ValueError(f"an embedding size of {width} cannot be split into {heads} heads")
+        head_dim = width // heads
+        self.heads, self.head_dim, self.rope = heads, head_dim, rope
+        self.query = Linear(width, width, dtype)
+        self.key = Linear(width, width, dtype)
+        self.value = Linear(width, width, dtype)
+        self.out = Linear(width, width, dtype)
+        self.q_norm = LayerNorm(head_dim) if qk_norm else None
+        self.k_norm = LayerNorm(head_dim) if qk_norm else None
+        if rope is not None:
+            rope.check(head_dim)
+        mixed = rope is not None and rope.mixed
+        self.rope_freqs = empty(rope.num_axes, heads, head_dim // 2) if mixed else None
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+
+    def _turn(self, x: jax.Array, norm: LayerNorm | None, position: jax.Array | None) -> jax.Array:
+        if norm is not None:
+            x = norm(x).astype(x.dtype)
+        if self.rope is None or position is None:
+            return x
+        freqs = None if self.rope_freqs is None else self.rope_freqs[...]
+        return rotary.rotate(x, rotary.angles(self.rope, position, self.head_dim, freqs))
+
+    def keys_values(
+        self, context: jax.Array, position: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys (rotated) and values of `context` [..., Nk, D], each [..., Nk, H, hd]."""
+        k = self._turn(self._split(self.key(context)), self.k_norm, position)
+        return k, self._split(self.value(context))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        position: jax.Array | None,
+        attend: Attend,
+        keys_values: tuple[jax.Array, jax.Array],
+    ) -> jax.Array:
+        """Queries from x [..., Nq, D]; returns float32 [..., Nq, D]."""
+        q = self._turn(self._split(self.query(x)), self.q_norm, position)
+        y = attend(q, *keys_values)
+        return self.out(y.reshape(*y.shape[:-2], -1), jnp.float32)
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int, dtype=jnp.float32):
+        self.fc1 = Linear(width, hidden, dtype)
+        self.fc2 = Linear(hidden, width, dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(gelu(self.fc1(x)), jnp.float32)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the stream x is float32."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        qk_norm: bool = False,
+        rope: RopeConfig | None = None,
+        layer_scale: bool = False,
+        dtype=jnp.float32,
+    ):
+        self.norm1 = LayerNorm(width)
+        self.attention = Attention(width, heads, qk_norm, rope, dtype)
+        self.norm2 = LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dtype)
+        self.layer_scale1 = empty(width) if layer_scale else None
+        self.layer_scale2 = empty(width) if layer_scale else None
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: jax.Array | None,
+        attend: Attend,
+        context: jax.Array | None = None,
+        context_rope: jax.Array | None = None,
+        scale: Callable[[int], jax.Array | None] | None = None,
+    ) -> jax.Array:
+        """One block.
+
+        Args:
+          x: float32 [..., N, D].
+          rope: `rope.coordinates` of the tokens of x, or None without rotary encodings.
+          attend: attention over q, k, v supplied by the engine.
+          context: cross-attention: tokens that give keys and values, used as they are (not
+            normed); None for self-attention.
+          context_rope: coordinates of the context tokens.
+          scale: branch (0 or 1) -> drop path factor or None.
+        """
+        normed = self.norm1(x)
+        if context is None:
+            keys_values = self.attention.keys_values(normed, rope)
+        else:
+            keys_values = self.attention.keys_values(context, context_rope)
+        y = self.attention(normed, rope, attend, keys_values)
+        x = x + _scaled(y, self.layer_scale1, scale, 0)
+        y = self.mlp(self.norm2(x))
+        return x + _scaled(y, self.layer_scale2, scale, 1)
+
+
+def _scaled(y: jax.Array, layer_scale: nnx.Param | None, scale, branch: int) -> jax.Array:
+    if layer_scale is not None:
+        y = y * layer_scale[...]
+    factor = None if scale is None else scale(branch)
+    return y if factor is None else y * factor
+
+
+def run_block(
+    block: Block,
+    layer: int,
+    x: jax.Array,
+    rope: jax.Array | None,
+    attend: Attend,
+    context: jax.Array | None = None,
+    context_rope: jax.Array | None = None,
+    drop: Drop | None = None,
+    remat: str | None = None,
+) -> jax.Array:
+    """Calls a block under a rematerialisation policy.
+
+    Args:
+      remat: 'none' keeps all activations, 'full' recomputes the block in the backward pass,
+        'dots' keeps only the matrix products of tokens and weights. None means 'none'.
+    """
+    if remat not in (None, *REMAT_POLICIES):
+        raise ValueError(f"unknown remat policy {remat!r}; known: {', '.join(REMAT_POLICIES)}")
+
+    def scale(branch: int) -> jax.Array | None:
+        return None if drop is None else drop(layer, branch)
+
+    def call(x: jax.Array, context: jax.Array | None) -> jax.Array:
+        return block(x, rope, attend, context, context_rope, scale)
+
+    if remat in (None, "none"):
+        return call(x, context)
+    policy = None
+    if remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(call, policy=policy)(x, context)

@@ -1,0 +1,403 @@
+"""The dense engine: every token of a uniform batch, masks as attention masks.
+
+It is the oracle that other engines are held to: no token is removed, sorted or packed. Masks are
+at token level (spec section 1.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.model.attention import row_attention
+from olmoearth_jax.model.blocks import Drop
+from olmoearth_jax.model.encoder import Encoder
+from olmoearth_jax.model.patch_embed import PatchEmbeddings
+from olmoearth_jax.model.resize import grid_size, to_patches
+from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
+
+VISIBLE, TARGET_ONLY, DECODE, MISSING = 0, 1, 2, 3
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the tokens of each modality lie in the flattened axis of a uniform batch.
+
+    Attributes:
+      shapes: modality -> token shape without the batch axis, (h, w, T, S), (T, S) or (S,).
+      slices: modality -> slice of the token axis, row-major over its shape.
+      total: tokens of a sample.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    slices: dict[str, slice]
+    total: int
+
+    def join(self, per_modality: Arrays) -> jax.Array:
+        """{modality: [B, *shape, ...]} -> [B, N, ...]."""
+        parts = []
+        for name, shape in self.shapes.items():
+            x = jnp.asarray(per_modality[name])
+            size = int(np.prod(shape))
+            parts.append(x.reshape(x.shape[0], size, *x.shape[1 + len(shape) :]))
+        return jnp.concatenate(parts, axis=1)
+
+    def cut(self, x: jax.Array) -> dict[str, jax.Array]:
+        """[B, N, ...] -> {modality: [B, *shape, ...]}."""
+        return {
+            name: x[:, self.slices[name]].reshape(x.shape[0], *shape, *x.shape[2:])
+            for name, shape in self.shapes.items()
+        }
+
+
+def layout_of(slots: SlotTable, token_shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Layout from token shapes (without batch), in the slot table's order."""
+    shapes, slices, start = {}, {}, 0
+    for name in slots.names:
+        if name in token_shapes:
+            shapes[name] = tuple(token_shapes[name])
+            stop = start + int(np.prod(shapes[name]))
+            slices[name], start = slice(start, stop), stop
+    return Layout(shapes, slices, start)
+
+
+def token_shape(slots: SlotTable, name: str, array: Any, patch_size: int) -> tuple[int, ...]:
+    """Token shape, without batch, of a raster [B, H, W, T, C], [B, T, C] or [B, C]."""
+    modality = modalities.get(name)
+    sets = len(slots.of(name))
+    if not modality.spatial:
+        return (*array.shape[1:-1], sets)
+    pixels = patch_size * modality.image_factor
+    height, width, steps = array.shape[1:4]
+    return (grid_size(height, pixels), grid_size(width, pixels), steps, sets)
+
+
+def tokens_from_grid(
+    slots: SlotTable,
+    layout: Layout,
+    timestamps: Any,
+    patch_size: Any,
+    input_res: float = 10.0,
+) -> Tokens:
+    """Coordinates [B, N] of all tokens of a uniform batch.
+
+    Args:
+      slots: the model's slots.
+      layout: token shapes of the modalities present.
+      timestamps: int [B, T, 3] of day 1..31, month 0..11, year.
+      patch_size: pixels of 10 m per patch side (a number, traced or not).
+      input_res: metres per pixel.
+    """
+    timestamps = jnp.asarray(timestamps)
+    batch = timestamps.shape[0]
+    index = {key: [] for key in ("slot", "time", "row", "col", "dated")}
+    for name, shape in layout.shapes.items():
+        modality = modalities.get(name)
+        sets = np.asarray(slots.of(name), np.int32)
+        zero = np.zeros(shape, np.int32)
+        varies = modality.multitemporal
+        time = np.arange(shape[-2], dtype=np.int32)[:, None] if varies else 0
+        row = np.arange(shape[0], dtype=np.int32)[:, None, None, None] if modality.spatial else 0
+        col = np.arange(shape[1], dtype=np.int32)[:, None, None] if modality.spatial else 0
+        dated = int(len(shape) > 1)
+        for key, value in zip(index, (sets, time, row, col, dated), strict=True):
+            index[key].append((zero + value).reshape(-1))
+    slot, time, row, col, dated = (np.concatenate(v) for v in index.values())
+    shape = (batch, layout.total)
+
+    def spread(x: np.ndarray) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(x), shape)
+
+    return Tokens(
+        slot=spread(slot),
+        time=spread(time),
+        month=timestamps[:, time, 1] * dated,
+        row=spread(row),
+        col=spread(col),
+        gsd=jnp.full(shape, patch_size * input_res / 10.0, jnp.float32),
+        days=days_since_2000(timestamps)[:, time] * dated,
+    )
+
+
+def token_masks_from_pixels(
+    slots: SlotTable, masks: Arrays, patch_size: int
+) -> dict[str, jax.Array]:
+    """Token masks from pixel masks: the value at each patch's top-left pixel.
+
+    Args:
+      masks: {modality: int [B, H, W, T, >= S] (or [B, T, >= S], [B, >= S])}; entries beyond the
+        number of band sets are ignored.
+    """
+    out = {}
+    for name, mask in masks.items():
+        step = patch_size * modalities.get(name).image_factor
+        mask = mask[..., : len(slots.of(name))]
+        out[name] = mask[:, ::step, ::step] if modalities.get(name).spatial else mask
+    return out
+
+
+def embed_patches(
+    embeddings: PatchEmbeddings, data: Arrays, patch_size: int
+) -> dict[str, jax.Array]:
+    """Patch embeddings {modality: [B, *token shape, D]} of rasters, spec section 3."""
+    slots = embeddings.slots
+    out = {}
+    for name in slots.names:
+        if name not in data:
+            continue
+        x = jnp.asarray(data[name], jnp.float32)
+        if modalities.get(name).spatial:
+            factor = modalities.get(name).image_factor
+            x = to_patches(x, patch_size * factor, slots.base_patch_size * factor)
+        parts = []
+        for slot_id in slots.of(name):
+            channels = np.asarray(slots.slots[slot_id].channels)
+            parts.append(embeddings.project(slot_id, x[..., channels]))
+        out[name] = jnp.stack(parts, axis=-2)
+    return out
+
+
+def attend_masked(key_mask: jax.Array | None, implementation: Any = "auto") -> Callable:
+    """`attend` of a block over rows [B, N]: all queries, keys where `key_mask` [B, N]."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return row_attention(q, k, v, key_mask=key_mask, implementation=implementation)
+
+    return attend
+
+
+@dataclasses.dataclass
+class Encoded:
+    """What the encoder gives: tokens and masks per modality, and the pooled projection."""
+
+    tokens: dict[str, jax.Array]
+    masks: dict[str, jax.Array]
+    project_aggregated: jax.Array | None
+    coordinates: Tokens
+    layout: Layout
+
+
+def _check_modalities(slots: SlotTable, data: Arrays) -> dict[str, Any]:
+    present = {name: data[name] for name in slots.names if name in data}
+    if not present:
+        raise ValueError(
+            f"the sample holds none of the model's modalities ({', '.join(slots.names)})"
+        )
+    return present
+
+
+def _with_registers(
+    encoder: Encoder, x: jax.Array, tokens: Tokens, keys: jax.Array | None
+) -> tuple[jax.Array, Tokens, jax.Array | None, int]:
+    """Register tokens in front: no encodings, always attended."""
+    if encoder.register_tokens is None:
+        return x, tokens, keys, 0
+    registers = encoder.register_tokens[...]
+    batch, count = x.shape[0], registers.shape[0]
+    x = jnp.concatenate([jnp.broadcast_to(registers, (batch, *registers.shape)), x], axis=1)
+    blank = Tokens.blank((batch, count))
+    tokens = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), blank, tokens)
+    if keys is not None:
+        keys = jnp.concatenate([jnp.ones((batch, count), bool), keys], axis=1)
+    return x, tokens, keys, count
+
+
+def encode_dense(
+    encoder: Encoder,
+    data: Arrays,
+    token_masks: Arrays,
+    timestamps: Any,
+    patch_size: int,
+    input_res: float = 10.0,
+    *,
+    exits: Mapping[str, int] | None = None,
+    fast_pass: bool = False,
+    drop: Drop | None = None,
+    remat: str | None = None,
+    attention: Any = "auto",
+) -> Encoded:
+    """The encoder on a uniform batch (spec section 7).
+
+    Args:
+      data: {modality: raster}; modalities the model does not support are ignored.
+      token_masks: {modality: int8 [B, *token shape]}.
+      timestamps: int [B, T, 3].
+      patch_size: static.
+      exits: token exit depths; all zero gives raw patch embeddings of all tokens.
+      fast_pass: attend to all tokens whatever the masks, and pool nothing.
+      drop, remat, attention: see `Encoder.encode` and `row_attention`.
+
+    Returns:
+      `Encoded`; tokens are exactly 0 where the mask is not 0 (before the output projection),
+      except with `fast_pass` or all exits 0.
+    """
+    slots = encoder.slots
+    data = _check_modalities(slots, data)
+    layout = layout_of(
+        slots, {name: token_shape(slots, name, x, patch_size) for name, x in data.items()}
+    )
+    _check_exits(exits, layout, fast_pass)
+    masks = {name: jnp.asarray(token_masks[name]) for name in layout.shapes}
+    tokens = tokens_from_grid(slots, layout, timestamps, patch_size, input_res)
+    x0 = layout.join(embed_patches(encoder.patch_embeddings, data, patch_size))
+    visible = layout.join(masks) == VISIBLE
+
+    if exits is not None and not any(exits[name] for name in layout.shapes):
+        x = x0
+    else:
+        keys = None if fast_pass else visible
+        x, where, keys, count = _with_registers(encoder, x0, tokens, keys)
+        attend = attend_masked(keys, attention)
+        x = encoder.encode(x, where, attend, drop=drop, exits=exits, remat=remat)[:, count:]
+        if not fast_pass:
+            x = jnp.where(visible[..., None], x, 0.0)
+    x = encoder.project_output(x)
+    pooled = None if fast_pass else encoder.project_and_aggregate(x, visible)
+    return Encoded(layout.cut(x), masks, pooled, tokens, layout)
+
+
+def _check_exits(exits: Mapping[str, int] | None, layout: Layout, fast_pass: bool) -> None:
+    if exits is None:
+        return
+    if fast_pass:
+        raise ValueError("fast_pass cannot be combined with token exits")
+    absent = [name for name in layout.shapes if name not in exits]
+    if absent:
+        raise ValueError(f"token exits need a depth for every modality; missing: {absent}")
+
+
+def decode_dense(
+    decoder: Any,
+    encoded: Encoded,
+    *,
+    drop: Drop | None = None,
+    remat: str | None = None,
+    attention: Any = "auto",
+) -> dict[str, jax.Array]:
+    """The predictor on a uniform batch: outputs at all positions (spec section 8.6)."""
+    layout = encoded.layout
+    mask = layout.join(encoded.masks)
+    visible, decoded = (mask == VISIBLE)[..., None], (mask == DECODE)[..., None]
+    # Encoder and decoder share their slots, so the coordinates carry over.
+    tokens = encoded.coordinates
+    context = decoder.context(layout.join(encoded.tokens), tokens)
+    x = decoder.decode(
+        decoder.queries(tokens),
+        tokens,
+        context,
+        tokens,
+        attend_masked(visible[..., 0], attention),
+        drop=drop,
+        remat=remat,
+    )
+    out = jnp.where(decoded, x, jnp.where(visible, context, 0.0))
+    return layout.cut(decoder.output(out))
+
+
+@dataclasses.dataclass
+class Forward:
+    """Output of a whole model on one view.
+
+    Attributes:
+      encoder: tokens per modality, [B, *token shape, D_out].
+      decoder: predictions per modality at all positions, or None without a decoder.
+      reconstructed: pixels per modality, or None without a reconstructor.
+      project_aggregated: [B, D_out].
+      masks: token masks per modality.
+    """
+
+    encoder: dict[str, jax.Array]
+    decoder: dict[str, jax.Array] | None
+    reconstructed: dict[str, jax.Array] | None
+    project_aggregated: jax.Array | None
+    masks: dict[str, jax.Array]
+
+
+def forward_dense(
+    model: Any,
+    data: Arrays,
+    token_masks: Arrays,
+    timestamps: Any,
+    patch_size: int,
+    input_res: float = 10.0,
+    *,
+    view: str = "a",
+    encoder_drop: Drop | None = None,
+    decoder_drop: Drop | None = None,
+    remat: str | None = None,
+    attention: Any = "auto",
+) -> Forward:
+    """Encoder, decoder and reconstructor of a model on one view; arguments as `encode_dense`.
+
+    Args:
+      view: 'a' or 'b', picks the decoder of a Galileo model.
+    """
+    encoded = encode_dense(
+        model.encoder,
+        data,
+        token_masks,
+        timestamps,
+        patch_size,
+        input_res,
+        drop=encoder_drop,
+        remat=remat,
+        attention=attention,
+    )
+    decoder = getattr(model, "decoder", None) or getattr(model, f"decoder_{view}", None)
+    options = {"drop": decoder_drop, "remat": remat, "attention": attention}
+    decoded = None if decoder is None else decode_dense(decoder, encoded, **options)
+    pixels = None
+    if model.reconstructor is not None:
+        inner = decode_dense(model.reconstructor.decoder, encoded, **options)
+        pixels = {
+            name: model.reconstructor.reconstruct(name, x, patch_size) for name, x in inner.items()
+        }
+    return Forward(encoded.tokens, decoded, pixels, encoded.project_aggregated, encoded.masks)
+
+
+def target_dense(
+    target: Any,
+    data: Arrays,
+    token_masks: Arrays,
+    timestamps: Any,
+    patch_size: int,
+    input_res: float = 10.0,
+    exits: Mapping[str, int] | None = None,
+    attention: Any = "auto",
+) -> dict[str, jax.Array]:
+    """Targets per modality on the unmasked sample: mask 3 stays missing, the rest is seen.
+
+    Args:
+      target: a `TargetProjection` (every exit must be 0) or an `Encoder`.
+      exits: token exit depths; None runs the whole encoder.
+
+    Raises:
+      ValueError: a projection-only target with an exit deeper than 0.
+    """
+    if not isinstance(target, Encoder):
+        if exits is not None and any(exits.values()):
+            raise ValueError("a projection-only target needs all token exit depths to be 0")
+        tokens = embed_patches(target.patch_embeddings, data, patch_size)
+        return {name: target.project_output(x) for name, x in tokens.items()}
+    seen = {
+        name: jnp.where(jnp.asarray(mask) == MISSING, MISSING, VISIBLE)
+        for name, mask in token_masks.items()
+    }
+    return encode_dense(
+        target,
+        data,
+        seen,
+        timestamps,
+        patch_size,
+        input_res,
+        exits=exits,
+        attention=attention,
+    ).tokens

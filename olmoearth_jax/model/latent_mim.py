@@ -1,0 +1,245 @@
+"""Whole models: containers, construction and the split into plain parameter trees (section 10)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from olmoearth_jax import modalities
+from olmoearth_jax.model import config as model_config
+from olmoearth_jax.model.config import EncoderConfig, ModelConfig
+from olmoearth_jax.model.decoder import Predictor
+from olmoearth_jax.model.encoder import Encoder, slot_table
+from olmoearth_jax.model.initialize import initial_value
+from olmoearth_jax.model.layers import Linear
+from olmoearth_jax.model.patch_embed import PatchEmbeddings
+from olmoearth_jax.model.reconstructor import Reconstructor
+
+Params = dict[str, Any]
+"""Nested dict of str to dict or float32 array."""
+
+
+class LatentMIM(nnx.Module):
+    """Encoder and decoder, optionally a pixel reconstructor. The target lives outside."""
+
+    def __init__(self, config: ModelConfig, dtype=jnp.float32):
+        assert config.decoder_config is not None
+        self.encoder = Encoder(config.encoder_config, dtype)
+        self.decoder = Predictor(config.decoder_config, dtype)
+        self.reconstructor = _reconstructor(config, dtype)
+
+
+class MAE(nnx.Module):
+    """Encoder with an optional decoder and an optional pixel reconstructor."""
+
+    def __init__(self, config: ModelConfig, dtype=jnp.float32):
+        self.encoder = Encoder(config.encoder_config, dtype)
+        decoder = config.decoder_config
+        self.decoder = None if decoder is None else Predictor(decoder, dtype)
+        self.reconstructor = _reconstructor(config, dtype)
+
+
+class Galileo(nnx.Module):
+    """One encoder and two decoders, one per view; the decoders start equal."""
+
+    def __init__(self, config: ModelConfig, dtype=jnp.float32):
+        assert config.decoder_config is not None
+        self.encoder = Encoder(config.encoder_config, dtype)
+        self.decoder_a = Predictor(config.decoder_config, dtype)
+        self.decoder_b = Predictor(config.decoder_config, dtype)
+        self.reconstructor = _reconstructor(config, dtype)
+
+
+class TargetProjection(nnx.Module):
+    """The frozen part of an encoder that makes targets at exit depth 0."""
+
+    def __init__(self, config: EncoderConfig, dtype=jnp.float32):
+        self.patch_embeddings = PatchEmbeddings(
+            slot_table(config),
+            config.embedding_size,
+            config.patch_embed_hidden_sizes,
+            config.post_proj_hidden_sizes,
+            dtype,
+        )
+        out = config.output_embedding_size
+        self.embedding_projector = Linear(config.embedding_size, out, dtype) if out else None
+
+    def project_output(self, x: jax.Array) -> jax.Array:
+        """The output projection on every token, where configured."""
+        if self.embedding_projector is None:
+            return x
+        return self.embedding_projector(x, jnp.float32)
+
+
+Model = LatentMIM | MAE | Galileo
+_KINDS: dict[str, type] = {"latent_mim": LatentMIM, "mae": MAE, "galileo": Galileo}
+
+
+def _reconstructor(config: ModelConfig, dtype) -> Reconstructor | None:
+    if config.reconstructor_config is None:
+        return None
+    return Reconstructor(config.reconstructor_config, dtype)
+
+
+def check(config: ModelConfig) -> None:
+    """Cross-checks the parts of a model config.
+
+    Raises:
+      ValueError: with the first disagreement found.
+    """
+    if config.kind not in _KINDS:
+        raise ValueError(
+            f"unknown model kind {config.kind!r}; {modalities.closest(config.kind, _KINDS)}"
+        )
+    encoder, decoder = config.encoder_config, config.decoder_config
+    if decoder is None and config.reconstructor_config is not None:
+        decoder = config.reconstructor_config.decoder_config
+    if config.decoder_config is None and config.kind != "mae":
+        raise ValueError(f"a model of kind {config.kind!r} needs a decoder_config")
+    for part in (encoder, decoder):
+        if part is None:
+            continue
+        if part.position_encoding not in model_config.POSITION_ENCODINGS:
+            raise ValueError(
+                f"unknown position_encoding {part.position_encoding!r}; "
+                f"{modalities.closest(part.position_encoding, model_config.POSITION_ENCODINGS)}"
+            )
+    if decoder is None:
+        return
+    if list(encoder.supported_modality_names) != list(decoder.supported_modality_names):
+        raise ValueError(
+            "encoder and decoder must support the same modalities, got "
+            f"{encoder.supported_modality_names} and {decoder.supported_modality_names}"
+        )
+    for field in ("tokenization_overrides", "max_sequence_length"):
+        ours, theirs = getattr(encoder, field), getattr(decoder, field)
+        if ours != theirs:
+            raise ValueError(f"encoder and decoder disagree on {field}: {ours} and {theirs}")
+    width = encoder.output_embedding_size or encoder.embedding_size
+    if decoder.encoder_embedding_size != width:
+        raise ValueError(
+            f"the decoder expects encoder tokens of width {decoder.encoder_embedding_size}, "
+            f"but the encoder gives {width}"
+        )
+
+
+def abstract(config: ModelConfig, dtype=jnp.float32) -> Model:
+    """The module tree with shapes instead of arrays: nothing is allocated."""
+    check(config)
+    return nnx.eval_shape(lambda: _KINDS[config.kind](config, dtype))
+
+
+def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """(graphdef, plain nested dict of parameters); list positions become the keys '0', '1', ..."""
+    graphdef, state = nnx.split(module)
+    return graphdef, _string_keys(nnx.to_pure_dict(state))
+
+
+def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """The module with these parameters; inverse of `split`, usable under jit."""
+    return nnx.merge(graphdef, nnx.State(_graph_keys(params)))
+
+
+def _string_keys(tree: Any) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {str(key): _string_keys(value) for key, value in tree.items()}
+
+
+def _graph_keys(tree: Any) -> Any:
+    if not isinstance(tree, Mapping):
+        return nnx.Param(tree)
+    return {int(k) if k.isdecimal() else k: _graph_keys(v) for k, v in tree.items()}
+
+
+def _config_key(config: ModelConfig) -> str:
+    return json.dumps(model_config.to_dict(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_split(key: str, dtype: str) -> tuple[nnx.GraphDef, Params]:
+    config = model_config.from_dict(ModelConfig, json.loads(key))
+    return split(abstract(config, dtype))
+
+
+def graph(config: ModelConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, Params]:
+    """(graphdef, parameter tree of ShapeDtypeStruct) of a config.
+
+    Args:
+      dtype: compute dtype of matrix products; parameters are float32 always.
+    """
+    return _abstract_split(_config_key(config), jnp.dtype(dtype).name)
+
+
+def target_graph(config: ModelConfig, full: bool = False, dtype=jnp.float32):
+    """(graphdef, abstract parameters) of the target encoder.
+
+    Args:
+      full: a whole encoder, needed where some token exit is deeper than 0; else only the patch
+        projection (and the output projection).
+    """
+    kind = Encoder if full else TargetProjection
+    return split(nnx.eval_shape(lambda: kind(config.encoder_config, dtype)))
+
+
+def initial_params(config: ModelConfig, seed: int = 0) -> Params:
+    """Random float32 NumPy parameters (spec section 11).
+
+    Every tensor is drawn from its own stream, keyed by the seed and its path, so the values do
+    not depend on what else the model holds.
+    """
+    _, shapes = graph(config)
+    leaves = {path: leaf.shape for path, leaf in flatten(shapes)}
+    params = unflatten(
+        {
+            path: initial_value(path, shape, leaves.get((*path[:-1], "kernel")), config, seed)
+            for path, shape in leaves.items()
+        }
+    )
+    if config.kind == "galileo":
+        params["decoder_b"] = jax.tree.map(np.copy, params["decoder_a"])
+    return params
+
+
+def build(config: ModelConfig, seed: int = 0, dtype=jnp.float32) -> Any:
+    """A model with initial parameters, as an nnx module."""
+    params = jax.tree.map(jnp.asarray, initial_params(config, seed))
+    return merge(graph(config, dtype)[0], params)
+
+
+def target_params(params: Params, full: bool = False) -> Params:
+    """The target's parameters at the start: those of the encoder, or its projection only."""
+    encoder = params["encoder"]
+    if full:
+        return dict(encoder)
+    return {k: encoder[k] for k in ("patch_embeddings", "embedding_projector") if k in encoder}
+
+
+def flatten(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[Any, Any]]:
+    """[(path, leaf)] of a nested dict, in its own order."""
+    out = []
+    for key, value in tree.items():
+        path = (*prefix, key)
+        if isinstance(value, Mapping):
+            out.extend(flatten(value, path))
+        else:
+            out.append((path, value))
+    return out
+
+
+def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> Params:
+    """Inverse of `flatten`."""
+    out: Params = {}
+    for path, value in leaves.items():
+        node = out
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return out

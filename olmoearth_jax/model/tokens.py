@@ -1,0 +1,166 @@
+"""Tokens as the model core sees them: coordinates and a slot id, no grid (spec section 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.modalities import Tokenization, closest
+
+_DAYS_BEFORE_MONTH = np.array(
+    [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334], dtype=np.float32
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Where each token of a [..., N] array comes from; every field has that shape.
+
+    A slot of -1 marks a token without any encoding (registers, padding); its other fields must
+    be 0, so that rotary encodings leave it unrotated.
+
+    Attributes:
+      slot: int32 band-set slot id, an index into `SlotTable.slots`, or -1.
+      time: int32 timestep index, 0 for tokens whose modality does not vary in time.
+      month: int32 0..11 of that timestep.
+      row: int32 row in the patch grid, 0 for non-spatial modalities.
+      col: int32 column in the patch grid, 0 for non-spatial modalities.
+      gsd: float32 patch side in units of 10 m: input_res * patch_size / 10.
+      days: float32 days since 2000; static maps take timestep 0's, static scalars take 0.
+    """
+
+    slot: Any
+    time: Any
+    month: Any
+    row: Any
+    col: Any
+    gsd: Any
+    days: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.slot.shape)
+
+    def map(self, fn) -> Tokens:
+        """Applies `fn` to every field, for example a gather or a reshape."""
+        return jax.tree.map(fn, self)
+
+    @staticmethod
+    def blank(shape: tuple[int, ...]) -> Tokens:
+        """NumPy tokens without encodings or position (slot -1, the rest 0)."""
+        ints = np.zeros(shape, np.int32)
+        floats = np.zeros(shape, np.float32)
+        return Tokens(ints - 1, ints, ints, ints, ints, floats, floats)
+
+
+class Slot(NamedTuple):
+    """One band set of one modality."""
+
+    modality: str
+    band_set: int
+    channels: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotTable:
+    """All band sets a model supports, numbered in sample order; hashable.
+
+    Attributes:
+      names: supported modalities in sample order.
+      tokenization: which bands make one token.
+      base_patch_size: P, the side in base pixels of an embedded patch.
+    """
+
+    names: tuple[str, ...]
+    tokenization: Tokenization = Tokenization()
+    base_patch_size: int = 8
+
+    @classmethod
+    def build(
+        cls, names: Iterable[str], tokenization: Tokenization, base_patch_size: int = 8
+    ) -> SlotTable:
+        """Table of `names` (any order, upper case accepted)."""
+        resolved = modalities.resolve(list(names))
+        return cls(modalities.in_sample_order(resolved), tokenization, base_patch_size)
+
+    @functools.cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(
+            Slot(name, i, channels)
+            for name in self.names
+            for i, channels in enumerate(self.tokenization.band_sets(name))
+        )
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @functools.cached_property
+    def _ranges(self) -> dict[str, range]:
+        out, start = {}, 0
+        for name in self.names:
+            stop = start + self.tokenization.num_band_sets(name)
+            out[name], start = range(start, stop), stop
+        return out
+
+    def of(self, modality: str) -> range:
+        """Slot ids of a modality.
+
+        Raises:
+          ValueError: the model does not support it.
+        """
+        if modality not in self._ranges:
+            raise ValueError(
+                f"modality {modality!r} is not supported by this model; "
+                f"{closest(modality, self.names)}"
+            )
+        return self._ranges[modality]
+
+    def _per_slot(self, values, dtype) -> np.ndarray:
+        return np.array([values(modalities.get(s.modality)) for s in self.slots], dtype)
+
+    @functools.cached_property
+    def multitemporal(self) -> np.ndarray:
+        """bool [slots]: the modality varies in time."""
+        return self._per_slot(lambda m: m.multitemporal, bool)
+
+    @functools.cached_property
+    def spatial(self) -> np.ndarray:
+        """bool [slots]: the modality has a pixel grid."""
+        return self._per_slot(lambda m: m.spatial, bool)
+
+    @functools.cached_property
+    def patch_pixels(self) -> np.ndarray:
+        """int32 [slots]: side in pixels of the embedded patch, 1 where not spatial."""
+        base = self.base_patch_size
+        return self._per_slot(lambda m: base * m.image_factor if m.spatial else 1, np.int32)
+
+    @functools.cached_property
+    def num_channels(self) -> np.ndarray:
+        """int32 [slots]: bands of the band set."""
+        return np.array([len(s.channels) for s in self.slots], np.int32)
+
+    @functools.cached_property
+    def modality_index(self) -> np.ndarray:
+        """int32 [slots]: position of the slot's modality in `names`."""
+        return np.array([self.names.index(s.modality) for s in self.slots], np.int32)
+
+
+def days_since_2000(timestamps: Any) -> Any:
+    """float32 days since 2000-01-01 of (day 1..31, month 0..11, year), shape [..., 3] -> [...].
+
+    Years count 365.25 days and leap days are ignored, as the published weights expect
+    (spec section 5). Works on NumPy and on traced arrays.
+    """
+    day, month, year = (timestamps[..., i] for i in range(3))
+    before = _DAYS_BEFORE_MONTH
+    if isinstance(timestamps, jax.Array):
+        before = jax.numpy.asarray(before)
+    years = (year - 2000).astype(np.float32) * np.float32(365.25)
+    return years + before[month] + (day - 1).astype(np.float32)
