@@ -1,0 +1,207 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and sinks added by the caller."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from olmoearth_jax.train import integrity
+from olmoearth_jax.train.runfolder import RunFolder, write_atomically
+
+TIMING_KEYS = (
+    "throughput/samples_per_s",
+    "throughput/encoded_tokens_per_s",
+    "throughput/decoded_tokens_per_s",
+    "throughput/step_time_p50_s",
+    "throughput/step_time_p90_s",
+    "throughput/step_time_p99_s",
+    "throughput/data_wait_s",
+    "throughput/data_wait_share",
+    "throughput/checkpoint_s",
+    "throughput/eta_s",
+    "throughput/model_tflops_per_s",
+    "throughput/compile_count",
+    "system/device_memory_gib",
+    "system/device_memory_peak_gib",
+    "system/host_memory_gib",
+    "eval_time/",
+)
+"""Fields that depend on the machine and the hour; an entry that ends in '/' is a prefix. All other
+fields of metrics.jsonl are equal, bit for bit, between a run and the same run interrupted."""
+
+Values = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Anything else that wants the numbers (Weights & Biases, ...)."""
+
+    def write(self, step: int, values: Values) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricWriter:
+    """Writes the numbers of a run on process 0; on other processes it does nothing.
+
+    `start_step` is the step that was restored: what an interrupted run has written beyond it is
+    cut from metrics.jsonl and hidden by TensorBoard.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        start_step: int = 0,
+        tensorboard: bool = True,
+        sinks: Iterable[Sink] = (),
+    ) -> None:
+        self._active = jax.process_index() == 0
+        self._sinks = list(sinks) if self._active else []
+        self._file: io.TextIOBase | None = None
+        self._board: Any = None
+        if not self._active:
+            return
+        cut_metrics(folder.metrics, start_step)
+        self._file = folder.metrics.open("a", encoding="utf-8")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(
+                str(folder.tensorboard),
+                purge_step=start_step + 1,
+                # The file name holds only the second: a quick restart must not overwrite it.
+                filename_suffix=f".{start_step}.{os.getpid()}",
+            )
+
+    def write(self, step: int, values: Values) -> None:
+        """One line of metrics.jsonl and the scalars of TensorBoard.
+
+        Values are numbers, or lists of strings (which TensorBoard shows as text). Non-finite
+        numbers become the strings 'nan', 'inf' and '-inf', so that every line is valid JSON.
+        """
+        if not self._active or self._file is None:
+            return
+        record = {"step": step} | {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        for name, value in values.items():
+            if self._board is None:
+                break
+            if isinstance(value, (list, tuple)):
+                self._board.add_text(name, ", ".join(map(str, value)), step)
+            else:
+                self._board.add_scalar(name, float(value), step)
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def text(self, name: str, markdown: str, step: int = 0) -> None:
+        """A text card in TensorBoard."""
+        if self._board is not None:
+            self._board.add_text(name, markdown, step)
+
+    def flush(self) -> None:
+        """Hands everything written so far to the operating system."""
+        if self._file is not None:
+            self._file.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; may be called twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Removes the lines of later steps, and a half-written last line, in one atomic change."""
+    if not path.exists():
+        return
+    kept, dropped = [], False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            record = _parse(line)
+            if record is not None and record["step"] <= last_step and line.endswith("\n"):
+                kept.append(line)
+            else:
+                dropped = True
+    if dropped:
+        write_atomically(path, "".join(kept))
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl (or of a run folder), non-finite values as floats.
+
+    Raises ValueError if there is no such file.
+    """
+    path = Path(path).expanduser()
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"There is no metrics file {path}.")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = [record for line in lines if (record := _parse(line)) is not None]
+    return [{key: _number(value) for key, value in record.items()} for record in records]
+
+
+def is_timing(name: str) -> bool:
+    """Whether a field depends on the machine rather than on the computation."""
+    return any(name == key or (key.endswith("/") and name.startswith(key)) for key in TIMING_KEYS)
+
+
+def without_timing(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a record that must be equal between a run and its repetition."""
+    return {name: value for name, value in record.items() if not is_timing(name)}
+
+
+def parameter_table(params: Any, *, norms: bool = True) -> list[tuple[str, str, str, int, str]]:
+    """Rows (path, shape, dtype, number of values, 2-norm or '') of all leaves, sorted by path."""
+    rows = []
+    for path, leaf in integrity.leaf_paths(params).items():
+        norm = ""
+        if norms and getattr(leaf, "is_fully_addressable", True):
+            norm = f"{np.linalg.norm(np.asarray(leaf, np.float64).ravel()):.6g}"
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        count = int(np.prod(leaf.shape, dtype=np.int64))
+        rows.append((path, shape, str(np.dtype(leaf.dtype)), count, norm))
+    return rows
+
+
+def markdown_table(rows: list[tuple[str, str, str, int, str]]) -> str:
+    """The parameter table as Markdown, with the total in the last row."""
+    lines = ["| parameter | shape | dtype | values | norm |", "|---|---|---|--:|--:|"]
+    lines += [f"| {p} | {s} | {d} | {n:,} | {norm} |" for p, s, d, n, norm in rows]
+    return "\n".join([*lines, f"| total | | | {sum(row[3] for row in rows):,} | |"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [str(entry) for entry in value]
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, float) or math.isfinite(number):
+        return number
+    return str(number)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

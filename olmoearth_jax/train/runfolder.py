@@ -1,0 +1,247 @@
+"""The run folder: where a run keeps its files, and the lock that keeps a second run out.
+
+Layout::
+
+    config.json  run.lock  metrics.jsonl  checkpoints/  tensorboard/  evals/  visualizations/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_S = 5.0
+# A lock that we cannot judge by its process is watched for this long: no heartbeat means dead.
+WATCH_S = 4 * HEARTBEAT_S
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content: a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run; `create` makes the folders."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root).expanduser().absolute())
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.root / "evals"
+
+    @property
+    def visualizations(self) -> Path:
+        return self.root / "visualizations"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "run.lock"
+
+    def create(self) -> RunFolder:
+        """Makes the folder and its subfolders. Raises ValueError if that is not possible."""
+        try:
+            for path in (self.checkpoints, self.tensorboard, self.evals, self.visualizations):
+                path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"The run folder {self.root} cannot be created or written: {error.strerror}. "
+                "Choose another one with --config.common.save_folder."
+            ) from error
+        return self
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Writes config.json (atomically)."""
+        write_atomically(self.config, json.dumps(config, indent=2) + "\n")
+
+
+class RunFolderInUse(RuntimeError):
+    """Another live process trains in this run folder."""
+
+
+class RunLock:
+    """Context manager: one training process (process 0 of a run) per run folder.
+
+    The lock file names process and host. A lock is stale if its process is gone (same host and
+    same process namespace), or if nobody has renewed it for `watch_s` seconds (any other host,
+    where clocks and process numbers mean nothing to us). Stale locks are replaced.
+    """
+
+    def __init__(
+        self, path: Path, *, heartbeat_s: float = HEARTBEAT_S, watch_s: float = WATCH_S
+    ) -> None:
+        self._path = path
+        self._heartbeat_s = heartbeat_s
+        self._watch_s = watch_s
+        self._stop = threading.Event()
+        self._record = json.dumps(_identity() | {"token": uuid.uuid4().hex})
+
+    def __enter__(self) -> RunLock:
+        while not self._try_create():
+            held = _read(self._path)
+            if held is None:
+                continue  # released between our two looks
+            if not self._is_stale(held):
+                if _read(self._path) is None:
+                    continue
+                raise RunFolderInUse(_in_use_message(self._path, held))
+            self._remove_stale(held)
+        threading.Thread(target=self._renew, name="run-lock", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        if _read(self._path) == self._record:
+            self._path.unlink(missing_ok=True)
+
+    def _try_create(self) -> bool:
+        # A hard link is created with its content or not at all, on network file systems too.
+        own = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
+        own.write_text(self._record, encoding="utf-8")
+        try:
+            os.link(own, self._path)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _is_stale(self, held: str) -> bool:
+        owner = _parse(held)
+        here = _identity()
+        if all(owner.get(key) == here[key] for key in ("host", "boot", "namespace")):
+            return _process_start(int(owner.get("pid", -1))) != owner.get("started")
+        before = _stamp(self._path)
+        deadline = time.monotonic() + self._watch_s
+        while time.monotonic() < deadline:
+            time.sleep(min(0.2, self._watch_s))
+            if _stamp(self._path) != before:
+                return False
+        return True
+
+    def _remove_stale(self, held: str) -> None:
+        aside = self._path.with_name(f".{self._path.name}.stale.{uuid.uuid4().hex[:8]}")
+        try:
+            os.rename(self._path, aside)
+        except FileNotFoundError:
+            return
+        if _read(aside) != held:  # another starter replaced it meanwhile: give it back
+            os.rename(aside, self._path)
+            return
+        aside.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._heartbeat_s):
+            try:
+                os.utime(self._path)
+            except OSError:
+                continue  # a full or briefly absent disk must not end the run
+
+
+def _identity() -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "started": _process_start(pid),
+        "boot": _first_line("/proc/sys/kernel/random/boot_id"),
+        "namespace": _link("/proc/self/ns/pid"),
+    }
+
+
+def _process_start(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot; 'alive' without /proc; None if gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/stat").exists() or pid <= 0:
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _in_use_message(path: Path, held: str) -> str:
+    owner = _parse(held)
+    return (
+        f"The run folder {path.parent} is in use by process {owner.get('pid', '?')} on "
+        f"{owner.get('host', '?')}. Stop that run or choose another --run_name. If it is surely "
+        f"dead, delete {path}."
+    )
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return (0, 0)  # released: counts as a sign of life, the caller tries again
+    return (stat.st_mtime_ns, stat.st_ino)
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

@@ -1,0 +1,152 @@
+"""Stopping a run cleanly: SIGTERM and Ctrl-C, and waiting in a way that notices them.
+
+Python runs signal handlers in the main thread, between two bytecodes: not while that thread sits
+in a compilation, a save or a device call. So everything long runs in a `Worker` thread, and the
+main thread waits with short timeouts.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+
+class CancelFlag:
+    """Whether somebody asked this run to stop."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """A signal has reached this process."""
+        return self.reason is not None
+
+    def request(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+    def stop_now(self) -> bool:
+        """May this process stop by itself, between two steps? Never where hosts must agree."""
+        return self.requested and not jax.distributed.is_initialized()
+
+    def agreed(self, step: int) -> bool:
+        """Called once after every step: True on all hosts after the same step, if any got SIGTERM.
+
+        With several hosts this is JAX's preemption sync point (no device collective); the run
+        goes on for a step or two after the signal, until all hosts have reached the same step.
+        """
+        if not jax.distributed.is_initialized():
+            return self.requested
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        self.request("SIGTERM on one of the hosts")
+        return True
+
+
+@contextmanager
+def catch_signals() -> Iterator[CancelFlag]:
+    """Turns SIGTERM and the first Ctrl-C into a cancel flag; a second Ctrl-C aborts at once.
+
+    With `jax.distributed` the C++ runtime owns SIGTERM, and Ctrl-C is passed on to it, so that
+    every host hears of it. Outside the main thread no handler can be set: the flag stays unset.
+    """
+    flag = CancelFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    distributed = jax.distributed.is_initialized()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        name = signal.Signals(number).name
+        if flag.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        again = " (Ctrl-C again aborts without saving)" if number == signal.SIGINT else ""
+        # os.write: print may not be entered again from a handler that interrupted a print.
+        os.write(2, f"{name}: stopping after this step and saving{again}\n".encode())
+        flag.request(name)
+        if distributed:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    numbers = [signal.SIGINT] if distributed else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+class Worker:
+    """One daemon thread that runs calls in order.
+
+    Not an executor of concurrent.futures: that one is joined at interpreter exit, so a stuck read
+    would keep a cancelled run alive.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Queues a call; its result or exception arrives in the future."""
+        future: Future[T] = Future()
+        self._queue.put((future, function, args))
+        return future
+
+    def call(
+        self, function: Callable[..., T], *args: Any, poll: Callable[[float], None] | None = None
+    ) -> T:
+        """Runs a call and waits for it; see `wait`."""
+        future = self.submit(function, *args)
+        wait(future, poll=poll)
+        return future.result()
+
+    def close(self) -> None:
+        """Ends the thread after the calls queued so far; does not wait for it."""
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            future, function, args = item
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:  # the caller raises it again
+                future.set_exception(error)
+            # A kept reference would hold device buffers and batches until the next call.
+            del item, future, function, args
+
+
+def wait(
+    future: Future[Any],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    poll: Callable[[float], None] | None = None,
+    interval_s: float = 0.1,
+) -> bool:
+    """Waits for a future, waking up often enough for signals to be handled.
+
+    Returns True when it is done, False when `stop()` became true first. `poll(seconds waited)` is
+    called at every waking.
+    """
+    waited = 0.0
+    while not concurrent.futures.wait([future], timeout=interval_s).done:
+        waited += interval_s
+        if stop():
+            return False
+        if poll is not None:
+            poll(waited)
+    return True

@@ -1,0 +1,222 @@
+"""Checkpoints: retention, damage, full disks, and refusing what does not fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from olmoearth_jax.train import checkpoint, integrity
+from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo
+from tests.train import train_toy as toy
+
+
+def state_of(value: float, size: int = 1000):
+    rng = np.random.Generator(np.random.Philox(int(value)))
+    params = {"a": jnp.asarray(rng.normal(size=(size, 100)).astype(np.float32))}
+    return {"params": params, "opt_state": {"m": jnp.full((3,), value)}, "step": jnp.int32(value)}
+
+
+def abstract_of(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def saved(folder, steps=(2, 4), **options) -> Checkpointer:
+    saver = Checkpointer(folder, RunInfo(), **{"save_interval": 2} | options)
+    for step in steps:
+        assert saver.save(step, state_of(step))
+    assert saver.close()
+    return saver
+
+
+def damage_largest(folder, mode: str) -> None:
+    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if mode == "bit":
+        content[len(content) // 2] ^= 1
+    elif mode == "cut":
+        content = content[: len(content) // 2]
+    path.unlink() if mode == "lost" else path.write_bytes(content)
+
+
+def test_keeps_every_nth_and_the_newest(tmp_path):
+    saver = saved(tmp_path, range(2, 25, 2), save_interval=10, ephemeral_interval=2)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 24]
+    assert [step for step in range(1, 21) if saver.due(step)] == list(range(2, 21, 2))
+    assert checkpoint.find_checkpoint(tmp_path).name == "24"
+
+
+def test_saved_state_survives_donation(tmp_path):
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = {"params": {"a": jnp.zeros((2000, 500))}, "step": jnp.int32(0)}
+    saver = Checkpointer(tmp_path, RunInfo(), save_interval=1)
+    for number in range(1, 5):
+        state = step(state)
+        assert saver.save(number, state)
+        for _ in range(3):
+            state = step(state)
+    saver.close()
+    for number in range(1, 5):
+        value = checkpoint.load_item(tmp_path / str(number))["a"]
+        assert (value == number + 3 * (number - 1)).all()
+
+
+@pytest.mark.parametrize("mode", ["bit", "cut", "lost"])
+def test_damaged_newest_falls_back(tmp_path, caplog, mode):
+    saver = saved(tmp_path)
+    damage_largest(tmp_path / "4" / "params", mode)
+    with caplog.at_level(logging.WARNING):
+        state, meta = saver.restore_latest(abstract_of(state_of(0)))
+    assert meta["step"] == 2 and int(state["step"]) == 2
+    np.testing.assert_array_equal(state["params"]["a"], state_of(2)["params"]["a"])
+    assert "checkpoint" in caplog.text.lower() and str(tmp_path / "4") in caplog.text
+    assert (tmp_path / "damaged-4").is_dir()
+    assert saver.save(4, state_of(4)) and saver.close()  # its place is free again
+
+
+def test_without_checksums_reading_tells(tmp_path):
+    saver = saved(tmp_path)
+    (tmp_path / "4" / integrity.CHECKSUMS_FILE).unlink()
+    damage_largest(tmp_path / "4" / "params", "cut")
+    _, meta = saver.restore_latest(abstract_of(state_of(0)))
+    assert meta["step"] == 2
+
+
+def test_only_damaged_ones_is_an_error(tmp_path):
+    saver = saved(tmp_path)
+    for step in (2, 4):
+        damage_largest(tmp_path / str(step), "bit")
+    with pytest.raises(ValueError, match=r"damaged \(steps \[4, 2\]\)"):
+        saver.restore_latest(abstract_of(state_of(0)))
+
+
+def test_unfinished_saves_do_not_count(tmp_path):
+    saver = saved(tmp_path)
+    (tmp_path / "6.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    (tmp_path / "8").mkdir()
+    assert saver.latest_complete() == 4
+    assert saver.save(6, state_of(6)) and saver.close()
+    assert not (tmp_path / "6.orbax-checkpoint-tmp").exists()
+
+
+@contextmanager
+def no_large_files():
+    """A disk on which no file can grow beyond 50 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_failed_save_keeps_the_old_checkpoint(tmp_path, caplog):
+    saver = saved(tmp_path, steps=(2,), save_interval=0)
+    with no_large_files():
+        good = saver.save(4, state_of(4))
+        good = saver.wait() and good
+    assert not good
+    assert "step 4 could not be written" in caplog.text and "step 2" in caplog.text
+    assert checkpoint.complete_steps(tmp_path) == [2]
+    assert integrity.damage(tmp_path / "2") is None
+    assert saver.save(6, state_of(6)) and saver.close()
+    assert checkpoint.complete_steps(tmp_path) == [6]
+
+
+def test_run_goes_on_when_the_disk_is_full(tmp_path):
+    with no_large_files():
+        program = toy.ToyProgram(width=8)
+        big = {"pad": jnp.asarray(np.random.default_rng(0).normal(size=(50_000,)), jnp.float32)}
+        make = program.init_state
+        program.init_state = lambda: make() | {"target": big}
+        program.abstract_state = lambda: (
+            toy.ToyProgram().abstract_state() | abstract_of({"target": big})
+        )
+        summary = toy.run(tmp_path, 9, program=program)
+    assert (summary.status, summary.step, summary.saved) == ("completed", 9, False)
+    assert toy.run(tmp_path / "other", 3).saved
+
+
+def test_disk_too_small_is_told_before_training(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(integrity.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="Not enough disk space"):
+        toy.run(tmp_path, 3)
+
+
+def test_other_architecture_is_refused(tmp_path):
+    toy.run(tmp_path, 3)
+    with pytest.raises(ValueError, match="another opt_state tree") as error:
+        toy.run(tmp_path, 6, program=toy.ToyProgram(width=4))
+    assert "differs: momentum/dense/kernel is float32[16, 8]" in str(error.value)
+    lines = integrity.tree_differences(
+        {"a": [[1], "float32"], "b": [[2], "float32"]}, {"b": [[3], "float32"], "c": [[], "int32"]}
+    )
+    assert len(lines) == 3 and "missing in the checkpoint: c" in lines
+    assert "unknown to this model: a" in lines
+
+
+def test_other_dataset_is_refused_unless_allowed(tmp_path):
+    toy.run(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"trainer\.allow_dataset_change"):
+        toy.run(tmp_path, 6, dataset_fingerprint="other")
+    assert toy.run(tmp_path, 6, dataset_fingerprint="other", allow_dataset_change=True).step == 6
+
+
+def test_changed_config_is_refused_unless_it_does_not_matter(tmp_path):
+    toy.run(tmp_path, 3)
+    harmless = {"model": {"width": toy.OUTPUTS}, "trainer": {"save_interval": 99}}
+    assert toy.run(tmp_path, 6, config=harmless).start_step == 3
+    other = harmless | {"model": {"width": 5, "depth": 2}}
+    with pytest.raises(ValueError, match=r"model\.width: 8 -> 5") as error:
+        toy.run(tmp_path, 9, config=other)
+    assert 'model.depth: "(not set)" -> 2' in str(error.value)
+    assert toy.run(tmp_path, 9, config=other, allow_config_change=True).step == 9
+
+
+def test_load_strategies(tmp_path):
+    with pytest.raises(ValueError, match="load_strategy=always"):
+        toy.run(tmp_path / "a", 3, load_strategy="always")
+    toy.run(tmp_path / "a", 3)
+    with pytest.raises(ValueError, match="load_strategy=never"):
+        toy.run(tmp_path / "a", 6, load_strategy="never")
+    summary = toy.run(tmp_path / "b", 3, load_path=str(tmp_path / "a"))
+    assert (summary.start_step, summary.step) == (0, 3)
+    ends = [checkpoint.load_item(checkpoint.find_checkpoint(tmp_path / name)) for name in "ab"]
+    assert not np.array_equal(ends[0]["dense"]["kernel"], ends[1]["dense"]["kernel"])
+    assert not toy.run(tmp_path / "c", 3, checkpoints=False).saved
+    with pytest.raises(ValueError, match="No complete checkpoint"):
+        checkpoint.find_checkpoint(tmp_path / "c")
+
+
+def test_meta_is_enough_to_embed(tmp_path):
+    toy.run(tmp_path, 10)
+    folder = checkpoint.find_checkpoint(tmp_path)
+    meta = checkpoint.read_meta(folder)
+    assert (meta["step"], meta["epoch"], meta["steps_into_epoch"]) == (10, 1, 3)
+    assert meta["normalization"] == {"sentinel2": [1.0, 2.0]}
+    assert meta["dataset_fingerprint"] == "abc" and meta["config"]["model"]["width"] == toy.OUTPUTS
+    assert meta["digest"] == integrity.parameter_digest(checkpoint.load_item(folder))
+    assert json.loads((tmp_path / "config.json").read_text()) == meta["config"]
+
+
+def test_digest_sees_everything():
+    base = {"a": np.zeros((2, 3), np.float32), "b": {"c": np.ones(2, np.float32)}}
+    others = [
+        {"a": np.zeros((3, 2), np.float32), "b": {"c": np.ones(2, np.float32)}},
+        {"a": np.zeros((2, 3), np.int32), "b": {"c": np.ones(2, np.float32)}},
+        {"a": np.zeros((2, 3), np.float32), "d": {"c": np.ones(2, np.float32)}},
+        {"a": np.zeros((2, 3), np.float32), "b": {"c": np.array([1, 1 + 2**-23], np.float32)}},
+    ]
+    digests = {integrity.parameter_digest(tree) for tree in [base, *others]}
+    assert len(digests) == 5
+    assert integrity.parameter_digest(jax.tree.map(jnp.asarray, base)) in digests
+    assert len(integrity.parameter_digest({"s": jnp.float32(1), "z": jnp.zeros((0, 2))})) == 64

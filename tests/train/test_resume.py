@@ -1,0 +1,187 @@
+"""Resuming a run equals never having stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from olmoearth_jax.train import checkpoint
+from olmoearth_jax.train.metrics import read_metrics, without_timing
+from tests.train import train_toy as toy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(settings: dict, **env: str) -> subprocess.Popen:
+    """Starts the toy in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env
+    return subprocess.Popen(
+        [sys.executable, toy.__file__, json.dumps(settings)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=120)
+    return out
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.02)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [without_timing(record) for record in read_metrics(folder)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert lines(one) == lines(other)
+    last_one, last_other = (checkpoint.find_checkpoint(path) for path in (one, other))
+    assert last_one.name == last_other.name
+    for item in ("params", "target", "opt_state"):
+        trees = [checkpoint.load_item(folder, item) for folder in (last_one, last_other)]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "undisturbed"
+    summary = toy.run(folder, 20, evaluation=toy.ToyEvaluation(6))
+    assert (summary.status, summary.step, summary.saved) == ("completed", 20, True)
+    return folder
+
+
+def test_every_step_has_a_line(undisturbed):
+    records = read_metrics(undisturbed)
+    steps = [record["step"] for record in records if "train/loss" in record]
+    assert steps == list(range(1, 21))
+    assert [r["step"] for r in records if "eval/norm" in r] == [0, 6, 12, 18]
+    assert all(record["data/padded_share"] == 0.25 for record in records if "train/loss" in record)
+    timed = [record for record in records if "throughput/step_time_p50_s" in record]
+    assert timed and all(0 <= record["throughput/data_wait_share"] <= 1 for record in timed)
+
+
+@pytest.mark.parametrize("stop", [4, 7, 13])
+def test_resume_is_bitwise(tmp_path, undisturbed, stop):
+    first = toy.run(tmp_path, 20, hard_stop=stop, evaluation=toy.ToyEvaluation(6))
+    assert (first.status, first.step) == ("completed", stop)
+    second = toy.run(tmp_path, 20, evaluation=toy.ToyEvaluation(6))
+    assert (second.start_step, second.step) == (stop, 20)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_lines_beyond_the_checkpoint_are_cut(tmp_path, undisturbed):
+    toy.run(tmp_path, 20, hard_stop=8, evaluation=toy.ToyEvaluation(6))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "train/loss": 5.0}\n{"step": 10, "tra')
+    toy.run(tmp_path, 20, evaluation=toy.ToyEvaluation(6))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_complete_run_is_left_alone(tmp_path):
+    toy.run(tmp_path, 5)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    said: list[str] = []
+    assert toy.run(tmp_path, 5, lines=said).status == "already complete"
+    assert "already complete" in said[-1]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_sigkill_and_resume(tmp_path, undisturbed):
+    settings = {
+        "run_dir": str(tmp_path),
+        "max_steps": 20,
+        "program": {"step_seconds": 0.05},
+        "evaluate": [6],
+    }
+    process = start(settings)
+    wait_for(lambda: (tmp_path / "checkpoints" / "8").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert process.returncode == -signal.SIGKILL
+    summary = toy.run(tmp_path, 20, evaluation=toy.ToyEvaluation(6))
+    assert 4 <= summary.start_step < 20
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        {"program": {"step_seconds": 0.2}},
+        {"stream": {"hang_at": 3}},
+        {"evaluate": [2, 1000.0]},
+        pytest.param({"program": {"compile_seconds": 4.0}}, marks=pytest.mark.slow),
+    ],
+    ids=["step", "data wait", "evaluation", "compilation"],
+)
+def test_sigterm_saves_and_exits_cleanly(tmp_path, slow):
+    process = start({"run_dir": str(tmp_path), "max_steps": 1000, "evaluate": [1000]} | slow)
+    marker = tmp_path / "metrics.jsonl"
+    wait_for(lambda: marker.exists() or process.poll() is not None)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    out = finish(process)
+    assert process.returncode == 0, out
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["status"] == "cancelled" and summary["saved"]
+    assert checkpoint.find_checkpoint(tmp_path).name == str(summary["step"])
+    assert "Stopped by SIGTERM" in out
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_interrupted_evaluation_is_made_up_for(tmp_path):
+    class Interrupted(toy.ToyEvaluation):
+        def __call__(self, state, step, stop):
+            return None if step else super().__call__(state, step, stop)
+
+    summary = toy.run(tmp_path, 20, evaluation=Interrupted(6))
+    assert (summary.status, summary.step) == ("cancelled", 6)
+    evaluation = toy.ToyEvaluation(6)
+    toy.run(tmp_path, 20, evaluation=evaluation)
+    assert evaluation.steps == [6, 12, 18]
+
+
+def test_second_interrupt_aborts(tmp_path):
+    process = start({"run_dir": str(tmp_path), "max_steps": 9, "program": {"step_seconds": 30.0}})
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() or process.poll() is not None)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    finish(process)
+    assert time.monotonic() - begun < 15
+    assert process.returncode != 0
+
+
+def test_restore_on_another_device_count(tmp_path):
+    eight = start(
+        {"run_dir": str(tmp_path), "max_steps": 4},
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+    out = finish(eight)
+    assert eight.returncode == 0, out
+    folder = checkpoint.find_checkpoint(tmp_path)
+    assert checkpoint.read_meta(folder)["saved_on"]["devices"] == 8
+    state = checkpoint.restore_state(folder, toy.ToyProgram().abstract_state())
+    assert len(state["params"]["dense"]["kernel"].sharding.device_set) == jax.device_count()
+    assert int(state["step"]) == 4
+    params = checkpoint.load_item(folder)
+    assert isinstance(params["dense"]["kernel"], np.ndarray)
+    np.testing.assert_array_equal(params["dense"]["kernel"], state["params"]["dense"]["kernel"])
+    assert toy.run(tmp_path, 8).step == 8

@@ -1,0 +1,218 @@
+"""The rest of a run: lock, metrics, TensorBoard, bad steps, progress, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from olmoearth_jax.train import progress
+from olmoearth_jax.train.metrics import (
+    MetricWriter,
+    is_timing,
+    markdown_table,
+    parameter_table,
+    read_metrics,
+)
+from olmoearth_jax.train.progress import TrainingDiverged
+from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse, RunLock, write_atomically
+from olmoearth_jax.train.signals import Worker, catch_signals, wait
+from tests.train import train_toy as toy
+
+
+def test_lock_keeps_a_second_run_out(tmp_path):
+    with RunLock(tmp_path / "run.lock"):
+        with pytest.raises(RunFolderInUse, match=f"process {os.getpid()}"):
+            toy.run(tmp_path, 2)
+    assert toy.run(tmp_path, 2).step == 2
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_lock_of_a_dead_process_is_replaced(tmp_path):
+    code = (
+        "import os, sys; from olmoearth_jax.train.runfolder import RunLock; "
+        "RunLock(__import__('pathlib').Path(sys.argv[1])).__enter__(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.lock")], check=True)
+    assert (tmp_path / "run.lock").exists()
+    assert toy.run(tmp_path, 2).step == 2
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_lock_of_another_host_is_judged_by_its_heartbeat(tmp_path, alive):
+    path = tmp_path / "run.lock"
+    with RunLock(path, heartbeat_s=0.1 if alive else 100):
+        record = json.loads(path.read_text()) | {"host": "elsewhere"}
+        stat = path.stat()
+        path.write_text(json.dumps(record))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        second = RunLock(path, watch_s=0.6)
+        if alive:
+            with pytest.raises(RunFolderInUse, match="elsewhere"):
+                second.__enter__()
+        else:
+            with second:
+                assert "elsewhere" not in path.read_text()
+    assert path.exists() == alive  # the first owner leaves alone what is no longer its own
+
+
+def test_unwritable_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be created"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_atomic_write_leaves_no_traces(tmp_path):
+    write_atomically(tmp_path / "x.json", "one")
+    write_atomically(tmp_path / "x.json", "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").read_text() == "two"
+
+
+def events(folder):
+    """(step, tag, value or None) of all TensorBoard event files, read by their format."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.HasField("session_log"):
+                yield event.step, "session", None
+            for value in event.summary.value:
+                yield event.step, value.tag, value.simple_value
+
+
+def test_tensorboard_can_be_read(tmp_path):
+    toy.run(tmp_path, 6, hard_stop=4, tensorboard=True)
+    found = list(events(tmp_path / "tensorboard"))
+    losses = [(step, value) for step, tag, value in found if tag == "train/loss"]
+    written = [(r["step"], np.float32(r["train/loss"])) for r in read_metrics(tmp_path)]
+    assert losses == written and len(losses) == 4
+    tags = {tag for _, tag, _ in found}
+    assert {"config/text_summary", "parameters/text_summary"} <= tags
+    toy.run(tmp_path, 6, tensorboard=True)
+    found = list(events(tmp_path / "tensorboard"))
+    assert (5, "session", None) in found  # later steps of the first run would be hidden
+    assert [step for step, tag, _ in found if tag == "train/loss"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_metrics_are_exact_and_valid_json(tmp_path):
+    folder = RunFolder(tmp_path).create()
+    writer = MetricWriter(folder, tensorboard=False)
+    value = np.float32(0.1)
+    writer.write(1, {"a": value, "b": float("nan"), "c": -np.inf, "d": ["x", 1], "e": np.int32(3)})
+    writer.close()
+    line = folder.metrics.read_text()
+    assert json.loads(line, parse_constant=pytest.fail)["b"] == "nan"
+    (record,) = read_metrics(tmp_path)
+    assert np.float32(record["a"]) == value and np.isnan(record["b"]) and record["c"] == -np.inf
+    assert record["d"] == ["x", "1"] and record["e"] == 3
+    assert is_timing("throughput/eta_s") and is_timing("eval_time/x") and not is_timing("eval/x")
+    with pytest.raises(ValueError, match="no metrics file"):
+        read_metrics(tmp_path / "nowhere")
+
+
+def test_parameter_table():
+    rows = parameter_table({"b": np.full((2, 2), 3.0, np.float32), "a": jnp.zeros(())})
+    assert rows[1] == ("b", "2x2", "float32", 4, "6") and rows[0][1] == "scalar"
+    assert "| total | | | 5 | |" in markdown_table(rows)
+
+
+def test_three_bad_steps_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(TrainingDiverged, match="sample_11, sample_12, sample_13") as error:
+        toy.run(tmp_path, 20, stream=toy.ToyStream(nan_steps=(3, 4, 11, 12, 13)))
+    assert "Steps 11 to 13" in str(error.value)
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records][:13] == list(range(1, 14))
+    assert records[2]["data/bad_ids"] == ["sample_3"] and np.isnan(records[2]["train/loss"])
+    assert np.isfinite(records[4]["train/loss"])
+
+
+def test_data_that_ends_early_is_an_error(tmp_path):
+    class Short(toy.ToyStream):
+        def batches(self, start_step, stop_step):
+            return super().batches(start_step, 3)
+
+    with pytest.raises(RuntimeError, match="ended before step 4"):
+        toy.run(tmp_path, 9, stream=Short())
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]  # 2 and 3 were in flight
+
+
+def test_errors_of_the_reader_and_the_program_reach_the_caller(tmp_path):
+    class Broken(toy.ToyStream):
+        def batches(self, start_step, stop_step):
+            yield from super().batches(start_step, 2)
+            raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        toy.run(tmp_path, 9, stream=Broken())
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_progress_line():
+    record = {"train/loss": 1.25, "train/good_micro_steps": 4, "data/padded_share": 0.07}
+    rates = {
+        "throughput/samples_per_s": 35.2,
+        "throughput/encoded_tokens_per_s": 12345.0,
+        "throughput/step_time_p50_s": 0.5,
+        "throughput/step_time_p99_s": 0.75,
+        "throughput/data_wait_share": 0.02,
+        "throughput/eta_s": 90061,
+    }
+    line = progress.progress_line(12, 100, record, rates)
+    assert line == (
+        "step 12/100  loss 1.25  35.2 samples/s  12.3k encoded tokens/s  padded 7%  "
+        "0.5 s/step (p99 0.75)  data wait 2%  ETA 1d 1:01:01"
+    )
+    assert progress.duration(59.6) == "0:01:00" and progress.short(2.5e6) == "2.5M"
+
+
+def test_the_device_is_not_waited_for_at_every_step(tmp_path):
+    writer = MetricWriter(RunFolder(tmp_path).create(), tensorboard=False)
+    recorder = progress.Recorder(writer, last_step=9, say=[].append)
+
+    class Unready:
+        metrics = property(lambda self: pytest.fail("fetched too early"))
+        host: dict[str, float] = {}
+        bad_ids: list[str] = []
+
+    for step in range(1, progress.MAX_IN_FLIGHT + 1):
+        recorder.add(step, Unready(), 0.0)
+    recorder.flush()
+    writer.close()
+
+
+def test_signals_set_the_flag_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with catch_signals() as flag:
+        assert not flag.agreed(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert flag.requested and flag.agreed(2) and flag.reason == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_worker_and_wait():
+    worker = Worker("test")
+    assert worker.call(lambda a, b: a + b, 1, 2) == 3
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda: 1 / 0)
+    polled: list[float] = []
+    future = worker.submit(time.sleep, 0.3)
+    assert not wait(future, stop=lambda: len(polled) > 0, poll=polled.append, interval_s=0.05)
+    assert wait(future)
+    worker.close()

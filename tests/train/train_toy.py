@@ -1,0 +1,187 @@
+"""A small real training program: linear regression by momentum descent, for tests of the loop.
+
+Run as a script it trains in a process of its own: ``python train_toy.py '{"run_dir": ...}'``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from olmoearth_jax.train.loop import LoopConfig, Summary, train
+
+INPUTS, OUTPUTS = 16, 8
+
+
+@dataclasses.dataclass
+class ToyReport:
+    metrics: dict[str, jax.Array]
+    host: dict[str, float]
+    bad_ids: list[str]
+
+
+class ToyProgram:
+    """Weights spread over the devices; the state is donated, as in real training."""
+
+    def __init__(self, width: int = OUTPUTS, step_seconds: float = 0.0, compile_seconds: float = 0):
+        self.width, self.step_seconds, self.compile_seconds = width, step_seconds, compile_seconds
+        self.mesh = Mesh(np.array(jax.devices()), ("data",))
+        self.compile_count = 0
+
+    def _shapes(self) -> dict[str, Any]:
+        def leaf(*shape):
+            spec = PartitionSpec("data") if shape and shape[0] % len(jax.devices()) == 0 else None
+            sharding = NamedSharding(self.mesh, spec or PartitionSpec())
+            return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+        params = {"dense": {"kernel": leaf(INPUTS, self.width), "bias": leaf(self.width)}}
+        moments = {"dense": {"kernel": leaf(INPUTS, self.width), "bias": None}}
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        target = {"projection": leaf(4, 2)}
+        opt_state = {"momentum": moments, "count": count}
+        return {"params": params, "target": target, "opt_state": opt_state, "step": count}
+
+    def abstract_state(self):
+        return self._shapes()
+
+    def init_state(self):
+        rng = np.random.Generator(np.random.Philox(7))
+
+        def make(like):
+            value = rng.normal(size=like.shape) if like.dtype == jnp.float32 else np.zeros(())
+            return jax.device_put(np.asarray(value, like.dtype), like.sharding)
+
+        return jax.tree.map(make, self._shapes())
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _update(self, state, x, y):
+        def loss(params):
+            return jnp.mean((x @ params["dense"]["kernel"] + params["dense"]["bias"] - y) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(state["params"])
+        good = jnp.isfinite(value)
+        momentum = state["opt_state"]["momentum"]["dense"]["kernel"]
+        new = 0.9 * momentum + grads["dense"]["kernel"]
+        dense = state["params"]["dense"]
+        stepped = {
+            "kernel": dense["kernel"] - 0.05 * new,
+            "bias": dense["bias"] - 0.05 * grads["dense"]["bias"],
+        }
+        pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(good, a, b))
+        count = state["opt_state"]["count"] + good
+        return {
+            "params": {"dense": pick(stepped, dense)},
+            "target": state["target"],
+            "opt_state": {
+                "momentum": {"dense": {"kernel": pick(new, momentum), "bias": None}},
+                "count": count,
+            },
+            "step": state["step"] + 1,
+        }, {"train/loss": value, "train/good_micro_steps": good.astype(jnp.int32)}
+
+    def step(self, state, groups, step):
+        if self.compile_count == 0:
+            time.sleep(self.compile_seconds)
+            self.compile_count = 1
+        time.sleep(self.step_seconds)
+        x, y = groups[0]["x"], groups[0]["y"][:, : self.width]
+        state, metrics = self._update(state, x, y)
+        host = {"samples": float(len(x)), "encoded_tokens": 3.0 * len(x), "padded_share": 0.25}
+        return state, ToyReport(metrics, host, groups[0]["bad"])
+
+
+class ToyStream:
+    """Batches that are pure functions of the step."""
+
+    steps_per_epoch = 7
+
+    def __init__(self, nan_steps=(), wait_seconds: float = 0.0, hang_at: int | None = None):
+        self.nan_steps, self.wait_seconds, self.hang_at = nan_steps, wait_seconds, hang_at
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[list[dict[str, Any]]]:
+        for step in range(start_step + 1, stop_step + 1):
+            time.sleep(1e6 if step == self.hang_at else self.wait_seconds)
+            rng = np.random.Generator(np.random.Philox(key=[3, step]))
+            x = rng.normal(size=(4, INPUTS)).astype(np.float32)
+            y = rng.normal(size=(4, OUTPUTS)).astype(np.float32)
+            bad = step in self.nan_steps
+            yield [{"x": x * np.nan if bad else x, "y": y, "bad": [f"sample_{step}"] * bad}]
+
+
+class ToyEvaluation:
+    """Evaluates every few steps, slowly if asked, and listens to the stop question."""
+
+    def __init__(self, interval: int, seconds: float = 0.0):
+        self.interval, self.seconds, self.steps = interval, seconds, []
+
+    def due(self, step: int) -> bool:
+        return step % self.interval == 0
+
+    def __call__(self, state, step, stop):
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            time.sleep(0.02)
+            if stop():
+                return None
+        self.steps.append(step)
+        return {"eval/norm": float(jnp.sum(state["params"]["dense"]["kernel"] ** 2))}
+
+
+def config(run_dir: Path, max_steps: int = 20, **changes: Any) -> LoopConfig:
+    settings: dict[str, Any] = {
+        "metrics_collect_interval": 3,
+        "save_interval": 10,
+        "ephemeral_save_interval": 4,
+        "tensorboard": False,
+        "dataset_fingerprint": "abc",
+        "config": {"model": {"width": OUTPUTS}, "trainer": {"save_interval": 10}},
+        "normalization": {"sentinel2": [1.0, 2.0]},
+    }
+    return LoopConfig(run_dir=run_dir, max_steps=max_steps, **settings | changes)
+
+
+def run(run_dir: Path, max_steps: int = 20, *, program=None, stream=None, **changes) -> Summary:
+    """Trains the toy; keyword arguments change the LoopConfig."""
+    evaluation = changes.pop("evaluation", None)
+    lines = changes.pop("lines", [])
+    return train(
+        program or ToyProgram(),
+        stream or ToyStream(),
+        config(run_dir, max_steps, **changes),
+        evaluation=evaluation,
+        say=lines.append,
+    )
+
+
+def main() -> int:
+    """Trains in this process with settings from a JSON argument; prints the summary."""
+    settings = json.loads(sys.argv[1])
+    program = ToyProgram(**settings.pop("program", {}))
+    stream = ToyStream(**settings.pop("stream", {}))
+    if limits := settings.pop("distributed", None):
+        jax.distributed.initialize(**limits)
+        program = ToyProgram(step_seconds=program.step_seconds)
+    evaluation = ToyEvaluation(*every) if (every := settings.pop("evaluate", None)) else None
+    run_dir, max_steps = Path(settings.pop("run_dir")), settings.pop("max_steps")
+    settings["sinks"] = ()
+    loop_config = config(run_dir, max_steps, **settings)
+    summary = train(program, stream, loop_config, evaluation=evaluation)
+    print(json.dumps(dataclasses.asdict(summary)), flush=True)
+    return 0 if summary.saved else 1
+
+
+if __name__ == "__main__":
+    os._exit(main())  # as launch.train does: a stuck reader thread must not keep the process alive
