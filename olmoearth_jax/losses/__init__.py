@@ -1,0 +1,90 @@
+"""Losses, all in float32 (spec/train.md section 3).
+
+Where nothing is decoded every loss is 0 with zero gradient; the reference gives NaN or raises for
+some of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from olmoearth_jax.losses.all_discrimination import AllDiscrimination, ModalityAllDiscrimination
+from olmoearth_jax.losses.elementwise import L1, L2, CosineSimilarity, CrossEntropy
+from olmoearth_jax.losses.mae import MAE
+from olmoearth_jax.losses.patch_discrimination import (
+    AdjustedPatchDiscrimination,
+    MaskedNegatives,
+    MaskedNegativesVec,
+    ModalityPatchDiscrimination,
+    PatchDiscrimination,
+)
+from olmoearth_jax.losses.pooled import InfoNCE, KoLeo, info_nce
+from olmoearth_jax.losses.rows import Rows, TokenLoss, combine, dense_rows, rows_value
+from olmoearth_jax.modalities import closest
+
+Loss = TokenLoss | MAE | InfoNCE | KoLeo
+
+LOSSES: dict[str, type] = {
+    "patch_discrimination": PatchDiscrimination,
+    "patch_discrimination_new": PatchDiscrimination,
+    "modality_patch_discrimination": ModalityPatchDiscrimination,
+    "modality_patch_discrimination_new": ModalityPatchDiscrimination,
+    "modality_patch_discrimination_vec": ModalityPatchDiscrimination,
+    "modality_patch_discrimination_masked_negatives": MaskedNegatives,
+    "modality_patch_discrimination_masked_negatives_vec": MaskedNegativesVec,
+    "adjusted_patch_discrimination": AdjustedPatchDiscrimination,
+    "all_discrimination": AllDiscrimination,
+    "modality_all_discrimination": ModalityAllDiscrimination,
+    "l1": L1,
+    "l2": L2,
+    "cosine_similarity": CosineSimilarity,
+    "cross_entropy": CrossEntropy,
+    "mae": MAE,
+    "InfoNCE": InfoNCE,
+    "KoLeo": KoLeo,
+}
+"""Loss class of every registered type; '_new' types are deprecated aliases."""
+
+
+def build(config: Mapping[str, Any], default: str | None = None) -> Loss:
+    """The loss of a config {'type': key, **arguments}, which is left unchanged.
+
+    Args:
+      config: the config.
+      default: type to assume where the config has none, as in configs saved by the reference.
+
+    Raises:
+      ValueError: no or unknown type, unknown argument (the nearest one is named), bad value.
+    """
+    arguments = dict(config)
+    key = arguments.pop("type", None) or default
+    if key is None:
+        raise ValueError(f"a loss needs a 'type'; {closest('', LOSSES)}")
+    if key not in LOSSES:
+        raise ValueError(f"unknown loss {key!r}; {closest(str(key), LOSSES)}")
+    known = [f.name for f in dataclasses.fields(LOSSES[key])]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"loss {key!r} has no argument {name!r}; {closest(name, known)}")
+    try:
+        return LOSSES[key](**arguments)
+    except TypeError as e:
+        raise ValueError(f"loss {key!r} got a value of the wrong type: {e}") from e
+
+
+__all__ = [
+    "LOSSES",
+    "MAE",
+    "InfoNCE",
+    "KoLeo",
+    "Loss",
+    "Rows",
+    "TokenLoss",
+    "build",
+    "combine",
+    "dense_rows",
+    "info_nce",
+    "rows_value",
+]

@@ -1,0 +1,253 @@
+"""Token losses over padded sets, and their reduction to one value per group.
+
+A *row* is a padded set of decoded tokens: those of one sample and modality, or of one sample over
+all modalities, as the loss's `scope` says. A *group* (segment) is the set of samples over which
+the reference normalises. Both engines reduce rows here, so they agree by construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from olmoearth_jax import modalities
+from olmoearth_jax.losses.numerics import safe_divide, segment_sum
+
+DECODE = 2
+Scope = Literal["modality", "sample", "token", "modality_batch", "batch"]
+
+
+class Rows(NamedTuple):
+    """R padded sets of up to L tokens.
+
+    Attributes:
+      pred: float [R, L, D].
+      target: float [R, L, D], or int [R, L] class numbers.
+      valid: bool [R, L], which places hold a decoded token.
+      segment: int [R], group of the row.
+      weight: float32 [R], 0 for rows of holes and for padding rows, else 1.
+    """
+
+    pred: jax.Array
+    target: jax.Array
+    valid: jax.Array
+    segment: jax.Array
+    weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLoss:
+    """A loss between predicted and target tokens.
+
+    Scopes: 'modality', the sum over modalities of the mean over a group's contributing rows;
+    'sample', the mean over contributing rows, each a sample with all its modalities; 'token', the
+    mean over all tokens; 'modality_batch' and 'batch', like the first two but each token is
+    compared with those of the whole group, so all of a group's rows are needed at once.
+
+    Attributes:
+      name: name in metrics.
+      needs_unit_predictions: whether predictions are standardised per feature first.
+    """
+
+    name: ClassVar[str] = ""
+    scope: ClassVar[Scope] = "modality"
+
+    @property
+    def needs_unit_predictions(self) -> bool:
+        return bool(getattr(self, "pred2unit", False))
+
+    @property
+    def factor(self) -> float:
+        """Weight of the whole loss."""
+        return float(getattr(self, "weight", 1.0))
+
+    def modality_factor(self, modality: str) -> float:
+        """Weight of one modality."""
+        return 1.0
+
+    def set_value(
+        self, pred: jax.Array, target: jax.Array, valid: jax.Array, modality: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean loss of each set and how much it counts.
+
+        Args:
+          pred: float [..., L, D].
+          target: float [..., L, D] (int [..., L] for class numbers); no gradient flows into it.
+          valid: bool [..., L].
+          modality: name, where the loss treats modalities differently.
+
+        Returns:
+          (value float32 [...], count float32 [...]): finite everywhere; a set that doesn't take
+          part has count 0.
+        """
+        raise NotImplementedError
+
+    def group_values(self, rows: Sequence[Rows], num_segments: int) -> list[jax.Array]:
+        """Batch scopes: per Rows the mean [R] over its tokens, compared with the whole group."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        preds: Mapping[str, jax.Array],
+        targets: Mapping[str, jax.Array],
+        masks: Mapping[str, jax.Array],
+        *,
+        segment: jax.Array | None = None,
+        num_segments: int = 1,
+        sample_weight: jax.Array | None = None,
+    ) -> jax.Array:
+        """The loss on unpacked tokens, one value per group.
+
+        Args:
+          preds: per modality float [B, N, D].
+          targets: the same shapes (for class numbers int [B, N] or [B, N, 1]).
+          masks: per modality int [B, N]; tokens with mask 2 take part.
+          segment: int [B] group of each sample; None: all in group 0.
+          num_segments: number of groups.
+          sample_weight: float [B], 0 for holes; None: all 1.
+
+        Returns:
+          float32 [num_segments]; 0 with zero gradient where nothing takes part.
+        """
+        rows = dense_rows(self, preds, targets, masks, segment, sample_weight)
+        return rows_value(self, rows, num_segments)
+
+
+def dense_rows(
+    loss: TokenLoss,
+    preds: Mapping[str, jax.Array],
+    targets: Mapping[str, jax.Array],
+    masks: Mapping[str, jax.Array],
+    segment: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> dict[str, list[Rows]]:
+    """Rows of unpacked tokens: one per sample, by modality or ('') over all modalities."""
+    names = [m for m in modalities.in_sample_order(preds) if m in targets]
+    if not names:
+        raise ValueError("predictions and targets have no modality in common")
+    batch = preds[names[0]].shape[0]
+    segment = jnp.zeros(batch, jnp.int32) if segment is None else segment
+    weight = jnp.ones(batch, jnp.float32) if sample_weight is None else sample_weight
+    by_name = {}
+    for m in names:
+        target = targets[m]
+        if jnp.issubdtype(target.dtype, jnp.integer):
+            target = target.reshape(preds[m].shape[:2])
+        by_name[m] = Rows(preds[m], target, masks[m] == DECODE, segment, weight)
+    if loss.scope not in ("sample", "batch"):
+        return {m: [rows] for m, rows in by_name.items()}
+    joined = [
+        jnp.concatenate([getattr(by_name[m], field) for m in names], axis=1)
+        for field in ("pred", "target", "valid")
+    ]
+    return {"": [Rows(joined[0], joined[1], joined[2], segment, weight)]}
+
+
+def combine(
+    values: jax.Array,
+    counts: jax.Array,
+    segment: jax.Array,
+    num_segments: int,
+    weight: jax.Array,
+) -> jax.Array:
+    """Weighted mean per group [G] of row values [R]; 0 where no row counts."""
+    counts = counts * weight
+    total = segment_sum(values * counts, segment, num_segments)
+    return safe_divide(total, segment_sum(counts, segment, num_segments))
+
+
+def _clean(rows: Rows) -> Rows:
+    """Float32 rows whose padding (and holes) can't spread anything, NaN included."""
+    valid = rows.valid & (rows.weight > 0)[:, None]
+    pred = jnp.where(valid[..., None], rows.pred.astype(jnp.float32), 0.0)
+    target = rows.target
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        target = jnp.where(valid[..., None], target.astype(jnp.float32), 0.0)
+    return Rows(pred, lax.stop_gradient(target), valid, rows.segment, rows.weight)
+
+
+def standardise(rows: Sequence[Rows], num_segments: int) -> list[Rows]:
+    """Predictions to zero mean and unit spread per feature over each group's decoded tokens.
+
+    (x - mean) / (std + 1e-4) with the unbiased std, as `pred2unit` asks for.
+    """
+    count = sum(segment_sum(r.valid.sum(1).astype(jnp.float32), r.segment, num_segments)
+                for r in rows)[:, None]  # fmt: skip
+    total = sum(segment_sum(r.pred.sum(1), r.segment, num_segments) for r in rows)
+    mean = safe_divide(total, count)
+    centred = [jnp.where(r.valid[..., None], r.pred - mean[r.segment][:, None], 0.0) for r in rows]
+    square = sum(
+        segment_sum((c * c).sum(1), r.segment, num_segments)
+        for c, r in zip(centred, rows, strict=True)
+    )
+    variance = square / jnp.maximum(count - 1.0, 1.0)
+    positive = variance > 0
+    std = jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    scale = 1.0 / (std + 1e-4)
+    return [
+        r._replace(pred=c * scale[r.segment][:, None]) for c, r in zip(centred, rows, strict=True)
+    ]
+
+
+def rows_value(
+    loss: TokenLoss,
+    rows: Mapping[str, Sequence[Rows]],
+    num_segments: int,
+    group_samples: jax.Array | None = None,
+) -> jax.Array:
+    """The loss per group from rows.
+
+    Args:
+      loss: the loss; its `scope` says what a row is.
+      rows: per modality (or under '' where rows span modalities) one or several `Rows`.
+      num_segments: number of groups G.
+      group_samples: float [G], samples per group without holes. Only batch scopes use it, to
+        count samples without decoded tokens; None: the number of rows of weight 1.
+
+    Returns:
+      float32 [G]; 0 with zero gradient where nothing takes part.
+    """
+    total = jnp.zeros(num_segments, jnp.float32)
+    all_sums = [jnp.zeros(num_segments, jnp.float32)] * 2
+    for name in modalities.in_sample_order(rows) or tuple(rows):
+        if not rows[name]:
+            continue
+        cleaned = [_clean(r) for r in rows[name]]
+        if loss.needs_unit_predictions:
+            cleaned = standardise(cleaned, num_segments)
+        sums = _sums(loss, name, cleaned, num_segments, group_samples)
+        if loss.scope == "token":
+            all_sums = [a + b for a, b in zip(all_sums, sums, strict=True)]
+        else:
+            total = total + loss.modality_factor(name) * safe_divide(*sums)
+    if loss.scope == "token":
+        total = safe_divide(*all_sums)
+    return loss.factor * total
+
+
+def _sums(
+    loss: TokenLoss,
+    name: str,
+    rows: Sequence[Rows],
+    num_segments: int,
+    group_samples: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Numerator and denominator [G] of one modality's mean."""
+    if loss.scope in ("modality_batch", "batch"):
+        values = loss.group_values(rows, num_segments)
+        pairs = [(v, jnp.ones_like(v)) for v in values]
+    else:
+        pairs = [loss.set_value(r.pred, r.target, r.valid, name or None) for r in rows]
+    top = bottom = jnp.zeros(num_segments, jnp.float32)
+    for (value, count), r in zip(pairs, rows, strict=True):
+        count = count * r.weight
+        top = top + segment_sum(value * count, r.segment, num_segments)
+        bottom = bottom + segment_sum(count, r.segment, num_segments)
+    if loss.scope in ("modality_batch", "batch") and group_samples is not None:
+        bottom = group_samples
+    return top, bottom
