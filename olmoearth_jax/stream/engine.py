@@ -16,7 +16,7 @@ from olmoearth_jax.stream.pack import DevicePack, pack_device
 from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.spec import Rung, StreamSpec
 from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
-from olmoearth_jax.train.step import Group, Prepared
+from olmoearth_jax.train.engine import Group, Prepared
 
 Agree = Callable[[int], int]
 """Host-side agreement on the largest of small integers, without a device collective."""

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax.losses import info_nce
+from olmoearth_jax.losses import Rows, info_nce, rows_value
+from olmoearth_jax.losses.numerics import segment_sum
 from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.stream.attend import stream_attention
 from olmoearth_jax.stream.pack import MicroBatch
@@ -130,52 +131,64 @@ class StreamForward:
         )
         return decoder.output(out)
 
-    def _row_groups(self, batch: MicroBatch) -> jax.Array:
-        """float32 [views * groups, D, R]: membership of rows, zero for holes and unused rows."""
-        k, views = self.spec.groups, self.spec.views
-        segment = take_rows(batch.segment[..., None], batch.row_sample)[..., 0]
-        weight = take_rows(batch.weight[..., None], batch.row_sample)[..., 0]
-        number = batch.row_view * k + segment
-        return (jnp.arange(views * k)[:, None, None] == number) * weight
-
     def _token_losses(self, batch, rung, predictions, targets, dec_rows: RowMap):
         """Per (view, group) value of the token loss, and its parts per modality."""
         loss = self.objective.token_loss
-        member = self._row_groups(batch)
         shape = (self.spec.views, self.spec.groups)
-        if loss.scope == "sample":
-            value = self._reduce(dec_rows, predictions, targets, member, None)
-            return loss.weight * value.reshape(shape), {}
-        if loss.scope != "modality":
-            raise ValueError(
-                f"loss {loss.name!r} compares tokens across samples; use engine='dense' for it"
-            )
-        base, parts = jnp.zeros(shape, jnp.float32), {}
+        if loss.scope in ("sample", "batch"):
+            return self._value({"": dec_rows}, batch, predictions, targets).reshape(shape), {}
+        maps = {}
         for m, name in enumerate(self.spec.modalities):
             bounds = tuple(c.per_modality[m] for c in self.spec.classes)
-            if not any(bounds):
-                continue
-            rows = row_map(
-                batch.mod_offset[..., m], batch.mod_length[..., m], batch.dec_row, rung.rows, bounds
-            )
-            value = self._reduce(rows, predictions, targets, member, name).reshape(shape)
-            value = loss.weight * loss.modality_weight(name) * value
-            base, parts[f"modality/{name}"] = base + value, value
-        return base, parts
+            if any(bounds):
+                maps[name] = row_map(
+                    batch.mod_offset[..., m],
+                    batch.mod_length[..., m],
+                    batch.dec_row,
+                    rung.rows,
+                    bounds,
+                )
+        if loss.scope == "token":
+            return self._value(maps, batch, predictions, targets).reshape(shape), {}
+        parts = {
+            f"modality/{name}": self._value({name: rows}, batch, predictions, targets)
+            for name, rows in maps.items()
+        }
+        parts = {name: value.reshape(shape) for name, value in parts.items()}
+        return sum(parts.values(), jnp.zeros(shape, jnp.float32)), parts
 
-    def _reduce(self, rows: RowMap, predictions, targets, member, name: str | None) -> jax.Array:
-        """[views * groups]: mean over contributing rows of the set loss."""
-        values, counts = [], []
+    def _value(self, maps: dict[str, RowMap], batch, predictions, targets) -> jax.Array:
+        """[views * groups]; rows and scores are recomputed in the backward pass, not kept."""
+        k = self.spec.groups
+        segment = take_rows(batch.segment[..., None], batch.row_sample)[..., 0]
+        segment = batch.row_view * k + segment
+        weight = take_rows(batch.weight[..., None], batch.row_sample)[..., 0]
+        live = weight.astype(jnp.float32).reshape(-1)
+        samples = segment_sum(live, segment.reshape(-1), self.spec.views * k)
+
+        @jax.checkpoint
+        def value(predictions, targets):
+            rows = {
+                name: self._loss_rows(rows, segment, weight, predictions, targets)
+                for name, rows in maps.items()
+            }
+            return rows_value(self.objective.token_loss, rows, self.spec.views * k, samples)
+
+        return value(predictions, targets)
+
+    def _loss_rows(self, rows: RowMap, segment, weight, predictions, targets) -> list[Rows]:
+        """One `Rows` per row class, device and row axes merged."""
+        out, first = [], 0
         for p, t, n in zip(
             gather_rows(predictions, rows), gather_rows(targets, rows), rows.lengths, strict=True
         ):
+            mine = slice(first, first + p.shape[1])
+            first += p.shape[1]
             valid = jnp.arange(p.shape[2]) < n[..., None]
-            value, count = self.objective.token_loss.set_value(p, t, valid, name)
-            values.append(value)
-            counts.append(count.astype(jnp.float32))
-        value, count = jnp.concatenate(values, axis=1), jnp.concatenate(counts, axis=1)
-        total = jnp.sum(member * (value * count), axis=(1, 2))
-        return total / jnp.maximum(jnp.sum(member * count, axis=(1, 2)), 1.0)
+            fields = (p, t, valid, segment[:, mine], weight[:, mine])
+            if p.shape[1] and p.shape[2]:
+                out.append(Rows(*(x.reshape(-1, *x.shape[2:]) for x in fields)))
+        return out
 
     def _contrastive(self, model, batch, latent, rows: RowMap) -> jax.Array:
         """[groups]: InfoNCE from view A to view B; negatives are the other samples of the group."""

@@ -26,6 +26,7 @@ def row_classes(
     band_sets: Mapping[str, int],
     grid_timesteps: Mapping[int, int],
     bounds: Bounds,
+    fractions: Sequence[float] = ROW_FRACTIONS,
 ) -> tuple[RowClass, ...]:
     """Row classes from the masking's bounds over all grids.
 
@@ -34,6 +35,7 @@ def row_classes(
       band_sets: band sets of each.
       grid_timesteps: grid side -> timesteps.
       bounds: the masking's bounds (both views' maximum).
+      fractions: row lengths relative to the bound, ascending to 1.
     """
     enc = dec = 0
     per_modality = np.zeros(len(names), np.int64)
@@ -47,7 +49,7 @@ def row_classes(
         enc, dec = max(enc, most.encode), max(dec, int(decoded.sum()))
         per_modality = np.maximum(per_modality, decoded)
     top = RowClass(round_up(enc, 4), round_up(dec, 4), tuple(int(x) for x in per_modality))
-    classes = [top.scaled(f, SMALL_ROW) for f in ROW_FRACTIONS[:-1]] + [top]
+    classes = [top.scaled(f, SMALL_ROW) for f in fractions[:-1]] + [top]
     return tuple(c for i, c in enumerate(classes) if i == len(classes) - 1 or c != classes[i + 1])
 
 
@@ -105,6 +107,8 @@ def _with_slack(spec: StreamSpec, held: np.ndarray, slack: float, top: np.ndarra
     out = np.ceil(held * (1.0 + slack)).astype(np.int64)
     multiple = 64 if top[2 * slots] > 4096 else 8
     out[:, : 2 * slots + 2] = -(-out[:, : 2 * slots + 2] // multiple) * multiple
+    streams = slice(2 * slots, 2 * slots + 2)
+    out[:, streams] = np.maximum(out[:, streams], 8)
     out[:, 2 * slots + 2] = spec.rows
     out[:, 2 * slots + 2 :] = np.minimum(out[:, 2 * slots + 2 :], spec.rows)
     return np.minimum(out, np.where(top > 0, top, 0))

@@ -25,7 +25,13 @@ def take_rows(x: Array, index: Array) -> Array:
     Returns:
       [D, *index.shape[1:], *x.shape[2:]].
     """
-    return jax.vmap(lambda a, i: jnp.take(a, i, axis=0, mode="fill", fill_value=0))(x, index)
+    if x.shape[1] == 0:
+        return jnp.zeros((*index.shape, *x.shape[2:]), x.dtype)
+
+    def take(a: Array, i: Array) -> Array:
+        return a.at[i].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+
+    return jax.vmap(take)(x, index)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=())

@@ -88,27 +88,51 @@ def _project(encoder, numbers, sections) -> jax.Array:
         for i, slot, rows in sections
         if rows.shape[1]
     ]
-    return jnp.concatenate(parts, axis=1)
+    return _join(parts, encoder.width, sections[0][2])
+
+
+def _join(parts: list[jax.Array], width: int, like: jax.Array) -> jax.Array:
+    """Joins the slots' rows; with none at all (a rung for holes only) an empty table."""
+    empty = jnp.zeros((like.shape[0], 0, width), jnp.float32)
+    return jnp.concatenate(parts or [empty], axis=1)
+
+
+def band_keeps(
+    dropout: BandDropout,
+    modality: str,
+    bands: int,
+    number: int,
+    view: int,
+    position: jax.Array,
+    group_size: int,
+    key: jax.Array,
+) -> jax.Array | None:
+    """float32 [n, bands] of 0 and 1 for samples at `position` [n]; None where nothing drops.
+
+    One rate per (group, view, slot) and one draw per (sample, band), keyed by position.
+    """
+    if bands == 1 or (dropout.modalities is not None and modality not in dropout.modalities):
+        return None
+    base = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 3), view), number)
+    rates, own = jax.random.fold_in(base, 0), jax.random.fold_in(base, 1)
+
+    def draw(position):
+        rate = jax.random.uniform(jax.random.fold_in(rates, position // group_size))
+        u = jax.random.uniform(jax.random.fold_in(own, position), (bands + 1,))
+        return band_keep_mask(dropout.rate, dropout.random, rate, u[None, :bands], u[None, bands])[0]
+
+    return jax.vmap(draw)(position)
 
 
 def _drop_bands(spec, dropout, slot, number, view, rows, sample, batch, key) -> jax.Array:
-    """Zeroes dropped bands; one rate per (group, view, slot), one draw per (sample, band)."""
-    if dropout.modalities is not None and slot.modality not in dropout.modalities:
+    """Zeroes dropped bands of patch rows [D, n, width] whose samples are `sample` [D, n]."""
+    size = spec.samples * spec.devices // spec.groups
+    bands = len(slot.channels)
+    flat = batch.position.reshape(-1)
+    keep = band_keeps(dropout, slot.modality, bands, number, view, flat, size, key)
+    if keep is None:
         return rows
-    bands, size = len(slot.channels), spec.samples * spec.devices // spec.groups
-    base = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 3), view), number)
-
-    def draw(position):
-        group = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(base, 0), position // size))
-        own = jax.random.uniform(
-            jax.random.fold_in(jax.random.fold_in(base, 1), position), (bands + 1,)
-        )
-        return band_keep_mask(
-            dropout.rate, dropout.random, group, own[None, :bands], own[None, bands]
-        )[0]
-
-    keep = jax.vmap(jax.vmap(draw))(batch.position)
-    keep = take_rows(keep, sample)
+    keep = take_rows(keep.reshape(*batch.position.shape, bands), sample)
     shape = (*rows.shape[:2], -1, bands)
     return (rows.reshape(shape) * keep[:, :, None, :]).reshape(rows.shape)
 
@@ -122,5 +146,6 @@ def target_table(target, spec: StreamSpec, rung: Rung, patches) -> jax.Array:
         for i, slot in enumerate(spec.slots)
         if rung.patches[i]
     ]
-    table = jnp.concatenate(parts, axis=1)
-    return target.project_output(table)
+    first = embeddings.of_slot(numbers[0])
+    width = first.proj.bias.shape[-1] if not first.post_proj else first.post_proj[-1].bias.shape[-1]
+    return target.project_output(_join(parts, width, patches[0]))

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.train import optimizer
+from olmoearth_jax.train.engine import Engine, Group, Prepared
 from olmoearth_jax.train.sharding import Rules, shardings
 
 State = dict[str, Any]
-Group = dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -35,30 +35,6 @@ class StepReport:
     metrics: dict[str, jax.Array]
     host: dict[str, float]
     bad_ids: list[str]
-
-
-@dataclasses.dataclass
-class Prepared:
-    """One micro-step ready to run: a program's key, its device inputs, and host counts."""
-
-    key: Any
-    inputs: tuple
-    host: dict[str, float]
-    bad_ids: list[str]
-
-
-class Engine(Protocol):
-    """How groups become losses; see `olmoearth_jax.stream.engine` and `train.dense_engine`."""
-
-    loss_name: str
-
-    def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
-        """Splits a step's groups into micro-steps and moves them to the devices."""
-        ...
-
-    def loss(self, params, target, inputs: tuple, key: jax.Array, program_key: Any):
-        """(loss, aux) of one micro-step; traced once per program key."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

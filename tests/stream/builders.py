@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from olmoearth_jax import masking, modalities
-from olmoearth_jax.masking.bounds import TokenBounds, max_tokens
 from olmoearth_jax.modalities import MISSING, Tokenization
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
-from olmoearth_jax.stream.ladder import band_set_counts, row_classes
-from olmoearth_jax.stream.spec import StreamSpec, make_slots
+from olmoearth_jax.stream.spec import StreamSpec
+from olmoearth_jax.train.assemble import stream_spec
 
 NAMES = ("sentinel2_l2a", "sentinel1", "worldcover", "landsat")
 ONLY_DECODE = ("worldcover",)
@@ -108,22 +109,5 @@ def make_spec(
     groups: int = 1,
 ) -> StreamSpec:
     """The stream of a small model."""
-    encoder = config.encoder_config
-    names = modalities.in_sample_order(encoder.supported_modality_names)
-    counts = band_set_counts(names, encoder.tokenization)
-
-    def bounds(tokens, steps) -> TokenBounds:
-        return max_tokens(strategy, tokens, steps)
-
-    only = getattr(strategy, "only_decode_modalities", ())
-    slots = make_slots(
-        names,
-        encoder.tokenization,
-        encoder.max_patch_size,
-        GRID_TIMESTEPS,
-        {n: n not in only for n in names},
-    )
-    classes = row_classes(names, counts, GRID_TIMESTEPS, bounds)
-    return StreamSpec(
-        slots, names, classes, samples, devices, 2, groups, encoder.max_patch_size, chunk=2
-    )
+    spec = stream_spec(config, [strategy], GRID_TIMESTEPS, samples, devices, groups)
+    return dataclasses.replace(spec, chunk=2)

@@ -1,0 +1,186 @@
+"""The dense engine: one group per micro-step, every token in place, masks as attention masks.
+
+Slow and memory hungry; it is the oracle of the stream engine and the parity checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from olmoearth_jax import modalities
+from olmoearth_jax.losses import info_nce
+from olmoearth_jax.model.dense import forward_dense, target_dense
+from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.stream.forward import Objective
+from olmoearth_jax.stream.tables import BandDropout, band_keeps
+from olmoearth_jax.stream.tokens import keep_scales
+from olmoearth_jax.train.sharding import batch_sharding
+from olmoearth_jax.train.engine import Group, Prepared
+
+VISIBLE, DECODE, MISSING_TOKEN = 0, 2, 3
+
+
+@dataclasses.dataclass
+class DenseEngine:
+    """Evaluates the losses of one group at a time with the dense forward.
+
+    Attributes:
+      graph, target_graph: module structures (`model.latent_mim.graph`, `target_graph`).
+      objective: the losses.
+      names: trained modalities in sample order.
+      mesh: devices; a group's samples are split over them.
+      group_size: samples of a group.
+      views: masked views.
+      encoder_drop, decoder_drop: drop-path rates.
+      band_dropout: band dropout of the online encoder, or None.
+      remat: rematerialisation policy of the blocks.
+    """
+
+    graph: Any
+    target_graph: Any
+    objective: Objective
+    names: tuple[str, ...]
+    mesh: Mesh
+    group_size: int
+    views: int = 2
+    encoder_drop: float = 0.0
+    decoder_drop: float = 0.0
+    band_dropout: BandDropout | None = None
+    remat: str = "none"
+
+    @property
+    def loss_name(self) -> str:
+        return self.objective.token_loss.name
+
+    def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
+        """One micro-step per group; holes keep their place with weight 0."""
+        return [self._prepare(g) for g in groups]
+
+    def _prepare(self, group: Group) -> Prepared:
+        masks = [group[k] for k in ("mask_a", "mask_b")[: self.views]]
+        alive = np.asarray(group["ok"], bool)
+        for view in masks:
+            seen = [(view[n] == VISIBLE).reshape(len(alive), -1).any(1) for n in self.names]
+            alive = alive & np.any(seen, axis=0)
+        kept = [
+            {n: np.where(_like(alive, v[n]), v[n], np.int8(MISSING_TOKEN)) for n in self.names}
+            for v in masks
+        ]
+        inputs = {
+            "data": {n: group["data"][n] for n in self.names},
+            "masks": kept,
+            "timestamps": group["timestamps"],
+            "weight": alive.astype(np.float32),
+            "position": group["position"].astype(np.int32),
+        }
+        if len(alive) % self.mesh.size:
+            raise ValueError(
+                f"engine=dense splits a group of {len(alive)} samples over "
+                f"{self.mesh.size} devices, which does not divide"
+            )
+        inputs = jax.device_put(inputs, batch_sharding(self.mesh))
+        encoded = sum(int((v[n] == VISIBLE).sum()) for v in kept for n in self.names)
+        decoded = sum(int((v[n] == DECODE).sum()) for v in kept for n in self.names)
+        total = self.views * sum(int(np.prod(kept[0][n].shape)) for n in self.names)
+        host = {
+            "samples": float(alive.sum()),
+            "holes": float((~alive).sum()),
+            "encoded_tokens": float(encoded),
+            "decoded_tokens": float(decoded),
+            "stream_tokens": float(2 * total),
+            "overflowed_tokens": 0.0,
+        }
+        bad = [str(int(i)) for i, ok in zip(group["index"], alive, strict=True) if not ok]
+        shape = (int(group["grid"]), int(group["patch_size"]), group["timestamps"].shape[1])
+        return Prepared(("dense", *shape), (inputs,), host, bad)
+
+    def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Any):
+        """See `train.step.Engine`."""
+        (batch,) = inputs
+        patch_size = program_key[2]
+        model = merge(self.graph, params)
+        frozen = merge(self.target_graph, target)
+        count = batch["weight"].shape[0]
+        segment = jnp.zeros(count, jnp.int32)
+        exits = dict.fromkeys(self.names, 0)
+        targets = target_dense(
+            frozen, batch["data"], batch["masks"][0], batch["timestamps"], patch_size, exits=exits
+        )
+        targets = {n: _flat(jax.lax.stop_gradient(x)) for n, x in targets.items()}
+        base, pooled = [], []
+        for view, masks in enumerate(batch["masks"]):
+            data = self._dropped(model, batch, view, key)
+            out = forward_dense(
+                model,
+                data,
+                masks,
+                batch["timestamps"],
+                patch_size,
+                encoder_drop=self._drop(self.encoder_drop, model.encoder, batch, view, key, 1),
+                decoder_drop=self._drop(self.decoder_drop, model.decoder, batch, view, key, 2),
+                remat=self.remat,
+            )
+            predictions = {n: _flat(x) for n, x in out.decoder.items()}
+            flat = {n: masks[n].reshape(count, -1) for n in predictions}
+            value = self.objective.token_loss(
+                predictions, targets, flat, segment=segment, num_segments=1,
+                sample_weight=batch["weight"],
+            )  # fmt: skip
+            base.append(value)
+            pooled.append(out.project_aggregated)
+        total = jnp.stack(base).mean(0)
+        aux = {"base": jnp.stack(base)}
+        if self.objective.contrastive is not None:
+            tau, weight = self.objective.contrastive
+            nce = info_nce(*pooled, segment, batch["weight"], 1, tau=tau, weight=weight)
+            total, aux["contrastive"] = total + nce, nce
+        return total.mean(), aux
+
+    def _drop(self, rate: float, part: Any, batch: dict, view: int, key: jax.Array, number: int):
+        """Drop path of one view; the same draws as the stream engine's."""
+        position = batch["position"][None]
+        views = jnp.full_like(position, view)
+        scales = keep_scales(
+            jax.random.fold_in(key, number), rate, len(part.blocks), position, views
+        )
+        if scales is None:
+            return None
+        return lambda layer, branch: scales[layer, branch][0][:, None, None]
+
+    def _dropped(self, model: Any, batch: dict, view: int, key: jax.Array) -> dict:
+        """Rasters of one view after band dropout (linear per channel: before the resize)."""
+        dropout = self.band_dropout
+        if dropout is None or dropout.rate <= 0:
+            return batch["data"]
+        out = dict(batch["data"])
+        slots = model.encoder.slots
+        numbers = [i for n in self.names for i in slots.of(n)]
+        for number, slot_id in enumerate(numbers):
+            slot = slots.slots[slot_id]
+            keep = band_keeps(
+                dropout, slot.modality, len(slot.channels), number, view,
+                batch["position"], self.group_size, key,
+            )  # fmt: skip
+            if keep is None:
+                continue
+            x = out[slot.modality]
+            full = jnp.ones((x.shape[0], modalities.get(slot.modality).num_bands))
+            full = full.at[:, np.asarray(slot.channels)].set(keep)
+            out[slot.modality] = x * full.reshape(len(x), *(1,) * (x.ndim - 2), -1)
+        return out
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[B, *token shape, D] -> [B, N, D]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _like(flags: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))
