@@ -93,14 +93,16 @@ class SampleFile:
         masks = {}
         if MASK_GROUP in self._file:
             group = self._file[MASK_GROUP]
+            if not isinstance(group, h5py.Group):
+                raise ReadError(self.path, f"{MASK_GROUP!r} is an array, not a group")
             for name in wanted:
                 if name in group:
-                    masks[name] = self._mask(group[name], name, len(stamps))
+                    masks[name] = self._mask(name, len(stamps))
         shapes = {name: tuple(d.shape) for name, d in self._sets.items()}
         return Header(stamps.astype(np.int32), masks, shapes, self._tile_px(shapes))
 
-    def _mask(self, dataset: h5py.Dataset, name: str, rows: int) -> np.ndarray:
-        mask = dataset[()]
+    def _mask(self, name: str, rows: int) -> np.ndarray:
+        mask = self._dataset(f"{MASK_GROUP}/{name}")[()]
         if mask.shape != (rows,) or mask.dtype.kind not in "biu":
             raise ReadError(
                 self.path,
