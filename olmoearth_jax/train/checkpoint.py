@@ -370,8 +370,15 @@ def check_compatible(
             + "\nUse the same config or another --run_name, or set "
             "--config.trainer.allow_config_change=true to go on with these changes."
         )
-    for line in lines:
+    for line in lines + integrity.config_differences(*_lengths(meta, info), ignored=()):
         log.warning("Resuming with a changed config: %s", line)
+
+
+def _lengths(meta: Meta, info: RunInfo) -> tuple[Meta, Meta]:
+    # A run may be prolonged, but its learning rate then follows another curve: worth a word.
+    trainers = (meta["config"].get("trainer", {}), info.config.get("trainer", {}))
+    before, now = ({"trainer.max_duration": t.get("max_duration", {})} for t in trainers)
+    return before, now
 
 
 def _check_trees(meta: Meta, abstract: State) -> None:

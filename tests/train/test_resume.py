@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -185,3 +186,41 @@ def test_restore_on_another_device_count(tmp_path):
     assert isinstance(params["dense"]["kernel"], np.ndarray)
     np.testing.assert_array_equal(params["dense"]["kernel"], state["params"]["dense"]["kernel"])
     assert toy.run(tmp_path, 8).step == 8
+
+
+@pytest.mark.slow
+def test_two_hosts_stop_at_the_same_step(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    common = {
+        "run_dir": str(tmp_path),
+        "max_steps": 400,
+        "program": {"step_seconds": 0.05},
+    }
+    hosts = [
+        start(
+            common
+            | {
+                "distributed": {
+                    "coordinator_address": address,
+                    "num_processes": 2,
+                    "process_id": rank,
+                }
+            }
+        )
+        for rank in range(2)
+    ]
+    marker = tmp_path / "checkpoints" / "8"
+    wait_for(lambda: marker.exists() or any(host.poll() is not None for host in hosts))
+    hosts[1].send_signal(signal.SIGTERM)
+    outs = [finish(host) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(outs)
+    summaries = [json.loads(out.splitlines()[-1]) for out in outs]
+    assert summaries[0]["step"] == summaries[1]["step"] < 400
+    assert all(s["status"] == "cancelled" and s["saved"] for s in summaries)
+    done = summaries[0]["step"]
+    again = toy.run(tmp_path, done + 3)  # one process goes on with what two began
+    assert (again.start_step, again.step) == (done, done + 3)
+    records = read_metrics(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, done + 4))

@@ -29,9 +29,9 @@ from tests.train import train_toy as toy
 
 
 def test_lock_keeps_a_second_run_out(tmp_path):
-    with RunLock(tmp_path / "run.lock"):
-        with pytest.raises(RunFolderInUse, match=f"process {os.getpid()}"):
-            toy.run(tmp_path, 2)
+    in_use = pytest.raises(RunFolderInUse, match=f"process {os.getpid()}")
+    with RunLock(tmp_path / "run.lock"), in_use:
+        toy.run(tmp_path, 2)
     assert toy.run(tmp_path, 2).step == 2
     assert not (tmp_path / "run.lock").exists()
 

@@ -169,11 +169,10 @@ def run(run_dir: Path, max_steps: int = 20, *, program=None, stream=None, **chan
 def main() -> int:
     """Trains in this process with settings from a JSON argument; prints the summary."""
     settings = json.loads(sys.argv[1])
+    if hosts := settings.pop("distributed", None):
+        jax.distributed.initialize(**hosts)
     program = ToyProgram(**settings.pop("program", {}))
     stream = ToyStream(**settings.pop("stream", {}))
-    if limits := settings.pop("distributed", None):
-        jax.distributed.initialize(**limits)
-        program = ToyProgram(step_seconds=program.step_seconds)
     evaluation = ToyEvaluation(*every) if (every := settings.pop("evaluate", None)) else None
     run_dir, max_steps = Path(settings.pop("run_dir")), settings.pop("max_steps")
     settings["sinks"] = ()

@@ -1,0 +1,76 @@
+"""Shows what a checkpoint holds: run, data, config, parameters with their norms, and a digest.
+
+    python -m tools.inspect_checkpoint --checkpoint=local_output/my_run
+
+Takes a run folder, its checkpoints folder or one step folder, saved on any number of devices.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from olmoearth_jax.train import checkpoint, integrity
+from olmoearth_jax.train.metrics import parameter_table
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run folder, checkpoints folder or step folder.", required=True
+)
+_CONFIG = flags.DEFINE_bool("show_config", True, "Print the config of the run.")
+
+
+def report(step_folder: Path, show_config: bool = True) -> list[str]:
+    """Lines that describe a checkpoint; the last is `digest: <hex>` of the parameters."""
+    meta = checkpoint.read_meta(step_folder)
+    params = checkpoint.load_item(step_folder, "params")
+    saved_on = meta["saved_on"]
+    lines = [
+        f"checkpoint: {step_folder}",
+        f"step: {meta['step']} (epoch {meta['epoch']}, {meta['steps_into_epoch']} of "
+        f"{meta['steps_per_epoch']} steps into it)",
+        f"saved on: {saved_on['devices']} device(s), {saved_on['processes']} process(es)",
+        f"seed: {meta['seed']}",
+        f"dataset fingerprint: {meta['dataset_fingerprint'] or '(none)'}",
+        f"normalisation: {', '.join(meta['normalization']) or '(none)'}",
+        f"files: {integrity.damage(step_folder) or 'whole'}",
+    ]
+    for name, leaves in meta["items"].items():
+        values = sum(_size(shape) for shape, _ in leaves.values())
+        lines.append(f"item {name}: {len(leaves)} arrays, {values:,} values")
+    if show_config:
+        lines += ["config:", json.dumps(meta["config"], indent=2)]
+    rows = parameter_table(params)
+    width = max([len(row[0]) for row in rows], default=0)
+    lines.append(f"{'parameter':<{width}}  {'shape':>16}  {'dtype':>9}  {'values':>12}  norm")
+    lines += [f"{p:<{width}}  {s:>16}  {d:>9}  {n:>12,}  {norm}" for p, s, d, n, norm in rows]
+    lines.append(f"total: {sum(row[3] for row in rows):,} values")
+    digest = integrity.parameter_digest(params)
+    if meta.get("digest") not in (None, digest):
+        lines.append(f"WARNING: the parameters had the digest {meta['digest']} when saved")
+    return [*lines, f"digest: {digest}"]
+
+
+def _size(shape: list[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown argument {argv[1]!r}.")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        folder = checkpoint.find_checkpoint(_CHECKPOINT.value)
+        lines = report(folder, _CONFIG.value)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    app.run(main)
