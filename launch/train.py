@@ -1,0 +1,82 @@
+"""Pretrains a model; goes on by itself where the run folder holds a checkpoint.
+
+    python -m launch.train --config=configs/nano.py --run_name=my_run \\
+        --config.dataset.h5py_dir=/path/to/h5 [--config.<path>=<value> ...]
+
+Several hosts: under Slurm nothing more is needed; otherwise start it on each with
+--coordinator=HOST:PORT --num_processes=N --process_id=I.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+
+import jax
+from absl import flags
+from absl import logging as absl_logging
+
+from launch import _app
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.train import devices
+from olmoearth_jax.train.loop import Summary, train
+from olmoearth_jax.train.progress import TrainingDiverged
+from olmoearth_jax.train.runfolder import RunFolderInUse
+
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs between runs.")
+
+_ABORTED = 130  # what shells report for Ctrl-C
+
+
+def run(config: ExperimentConfig) -> Summary:
+    """Builds the training of a checked config and runs it to its end.
+
+    Raises ValueError with a readable sentence for whatever the user can mend.
+    """
+    from olmoearth_jax.train.build import build_training
+
+    devices.start_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    cache = devices.use_compilation_cache(config.compile.cache_dir if _CACHE.value else "")
+    print(devices.topology(), flush=True)
+    if jax.process_index() == 0 and cache is not None:
+        print(f"compilation cache: {cache}", flush=True)
+    program, stream, loop_config = build_training(config)
+    return train(program, stream, loop_config)
+
+
+def main(config: ExperimentConfig) -> int:
+    """Exit code: 0 completed, stopped and saved, or already complete; 1 otherwise."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes
+    try:
+        summary = run(config)
+    except (ValueError, RunFolderInUse, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)
+        return _ABORTED
+    except Exception as error:
+        advice = devices.memory_advice(error)
+        if advice is None:
+            raise
+        print(f"error: {advice}", file=sys.stderr, flush=True)
+        return 1
+    return 0 if summary.saved or config.trainer.no_checkpoints else 1
+
+
+def leave(code: int) -> None:
+    """Ends the process; after an abort at once, whatever its threads are doing."""
+    if code != _ABORTED:
+        sys.exit(code)
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _app.run(lambda config: leave(main(config)))

@@ -1,0 +1,125 @@
+"""How JAX is started, and what its errors mean: several processes, compilation cache, memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+DEFAULT_CACHE = "~/.cache/olmoearth_jax/xla"
+
+
+def start_distributed(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> bool:
+    """Connects the processes of a run, before any other use of JAX; True if there are several.
+
+    Either all three arguments are given, or none: then a Slurm step (`srun`) of several tasks is
+    recognised. A process uses all devices it can see, unless Slurm runs one task per GPU.
+    Raises ValueError for an incomplete or impossible description.
+    """
+    given = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}.")
+        if num_processes == 1:
+            return False
+        # Detection is off: under Slurm it would hide all GPUs but one from this process.
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, cluster_detection_method="deactivate"
+        )
+        return True
+    if len(missing) < 3:
+        raise ValueError(
+            f"Several processes need --coordinator=HOST:PORT, --num_processes and --process_id; "
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
+        )
+    tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "SLURM_STEP_NODELIST" in environ:
+        jax.distributed.initialize(
+            cluster_detection_method="slurm", local_device_ids=slurm_devices(environ)
+        )
+        return True
+    return False
+
+
+def slurm_devices(environ: Mapping[str, str]) -> list[int]:
+    """GPUs of this Slurm task, as indices into those it can see.
+
+    One task per node takes all of the node's; one task per GPU takes its own (or its only one,
+    where Slurm binds GPUs to tasks). Raises ValueError for any other number of tasks.
+    """
+    nodes = int(environ.get("SLURM_STEP_NUM_NODES", "1"))
+    tasks = int(environ["SLURM_STEP_NUM_TASKS"]) // nodes
+    shown = environ.get("CUDA_VISIBLE_DEVICES", "")
+    seen = len(shown.split(",")) if shown else int(environ.get("SLURM_GPUS_ON_NODE", "1"))
+    if tasks == 1 or seen == 1:
+        return list(range(seen))
+    if tasks == seen:
+        return [int(environ["SLURM_LOCALID"])]
+    raise ValueError(
+        f"{tasks} Slurm tasks per node that see {seen} GPUs each: use --ntasks-per-node=1, or one "
+        "task per GPU."
+    )
+
+
+def topology() -> str:
+    """Table of processes and devices; raises ValueError if the processes see different numbers."""
+    mine = np.array([jax.local_device_count()])
+    counts = (
+        multihost_utils.process_allgather(mine).reshape(-1) if jax.process_count() > 1 else mine
+    )
+    if len(set(counts.tolist())) > 1:
+        raise ValueError(f"Every process must see as many devices as the others: {counts.tolist()}")
+    kind = jax.devices()[0].device_kind
+    return (
+        f"{jax.process_count()} process(es) x {counts[0]} device(s) = {jax.device_count()} {kind}; "
+        f"this is process {jax.process_index()}"
+    )
+
+
+def use_compilation_cache(folder: str | None = None) -> Path | None:
+    """Keeps compiled programs between runs; `folder` '' turns it off, None means DEFAULT_CACHE.
+
+    Everything is kept, however quick it was to compile: JAX's own threshold of a second would
+    leave out most of our programs. Returns the folder.
+    """
+    if folder == "":
+        return None
+    path = Path(folder or DEFAULT_CACHE).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # no home folder to write to: compile every time
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
+
+
+def memory_advice(error: BaseException) -> str | None:
+    """What to do about an error that means 'out of device memory'; None for other errors."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
+        return None
+    return (
+        "The device ran out of memory. Any of these three lowers the need:\n"
+        "  --config.train_module.rank_microbatch_size=<smaller>  fewer samples at a time (also "
+        "fewer negatives in the contrastive loss)\n"
+        "  --config.remat=block          recomputes activations instead of keeping them (slower)\n"
+        "  --config.mesh.fsdp=<devices>  spreads parameters and optimizer state over devices\n"
+        "launch.dry_run prints the estimated memory per device for a config.\n"
+        f"JAX said: {text.splitlines()[0][:300]}"
+    )
