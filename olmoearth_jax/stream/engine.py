@@ -80,7 +80,7 @@ class StreamEngine:
         patches = tuple(join_devices(self.mesh, shards) for shards in zip(*buffers, strict=True))
         host = _host_counts(censuses, packs, rung, self.spec)
         bad = [
-            f"{int(i)}"
+            f"sample_{int(i)}"
             for c in censuses
             for i, ok in zip(c.group["index"], c.alive, strict=True)
             if not ok

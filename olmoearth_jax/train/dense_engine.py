@@ -97,7 +97,7 @@ class DenseEngine:
             "stream_tokens": float(2 * total),
             "overflowed_tokens": 0.0,
         }
-        bad = [str(int(i)) for i, ok in zip(group["index"], alive, strict=True) if not ok]
+        bad = [f"sample_{int(i)}" for i, ok in zip(group["index"], alive, strict=True) if not ok]
         shape = (int(group["grid"]), int(group["patch_size"]), group["timestamps"].shape[1])
         return Prepared(("dense", *shape), (inputs,), host, bad)
 

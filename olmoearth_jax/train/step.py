@@ -82,9 +82,12 @@ class TrainProgram:
     def _shapes(self) -> State:
         params = latent_mim.graph(self.model)[1]
         target = latent_mim.target_params(params)
-        opt_state = jax.eval_shape(lambda p: optimizer.init(p, self.trainable), params)
+        opt_state = jax.eval_shape(self._init_optimizer, params)
         step = jax.ShapeDtypeStruct((), jnp.int32)
         return {"params": params, "target": target, "opt_state": opt_state, "step": step}
+
+    def _init_optimizer(self, params: Any) -> Any:
+        return optimizer.init(params, self.trainable, self.recipe.optimizer)
 
     def abstract_state(self) -> State:
         """The state's shapes with this mesh's shardings, onto which checkpoints are restored."""
@@ -105,9 +108,7 @@ class TrainProgram:
         target = jax.tree.map(np.array, target)
         put = functools.partial(jax.tree.map, jax.device_put)
         params = put(params, self._shardings["params"])
-        init = jax.jit(
-            lambda p: optimizer.init(p, self.trainable), out_shardings=self._shardings["opt_state"]
-        )
+        init = jax.jit(self._init_optimizer, out_shardings=self._shardings["opt_state"])
         return {
             "params": params,
             "target": put(target, self._shardings["target"]),
@@ -133,9 +134,11 @@ class TrainProgram:
                 host[name] = host.get(name, 0.0) + value
             bad.extend(prepared.bad_ids)
         lr = self.recipe.learning_rate(step)
-        update = self._cached("update", self._update, (state, total, np.float32(lr)), (0, 1))
+        update = self._cached("update", self._update, (state, total, np.float32(lr)), (0,))
         state, metrics = update(state, total, np.float32(lr))
         host["optim/LR (group 0)"] = lr
+        real = host["encoded_tokens"] + host["decoded_tokens"]
+        host["padded_share"] = 1.0 - real / max(host.pop("stream_tokens"), 1.0)
         return state, StepReport(metrics, host, bad)
 
     def gradients(self, state: State, groups: Sequence[Group], step: int = 1):

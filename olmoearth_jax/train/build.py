@@ -1,0 +1,319 @@
+"""From a validated config to everything a run needs: program, data stream, loop settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from olmoearth_jax import losses, masking, modalities
+from olmoearth_jax.config import Duration, ExperimentConfig
+from olmoearth_jax.data import index as dataset_index
+from olmoearth_jax.data import transforms
+from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.modalities import Tokenization
+from olmoearth_jax.stream.forward import Objective
+from olmoearth_jax.stream.ladder import ROW_FRACTIONS, build_ladder
+from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.train import assemble, optimizer, probe, schedule
+from olmoearth_jax.train.loop import LoopConfig
+from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.step import Recipe, TrainProgram
+
+_log = logging.getLogger(__name__)
+
+MICRO_STEPS_PER_GRID = 6
+"""Simulated micro-steps per grid side when the ladder is sized."""
+
+_REMAT = {"none": "none", "dots": "dots", "block": "full"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What `launch.train` runs."""
+
+    program: TrainProgram
+    stream: TrainStream
+    loop: LoopConfig
+
+
+def masking_strategies(config: ExperimentConfig) -> list[masking.Strategy]:
+    """Masking per view, as many as there are views."""
+    loader = config.data_loader
+    assert loader.masking_config is not None
+    first = masking.build(loader.masking_config.strategy_config)
+    if loader.num_masked_views == 1:
+        return [first]
+    second = loader.masking_config_b
+    return [first, first if second is None else masking.build(second.strategy_config)]
+
+
+def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
+    """The samples of `config.dataset`."""
+    data = config.dataset
+    if not data.h5py_dir:
+        raise ValueError(
+            "no dataset is given: set --config.dataset.h5py_dir to the folder that holds "
+            "sample_0.h5, sample_1.h5, ... (or use :smoke for the packaged sample)"
+        )
+    return dataset_index.prepare(
+        data.h5py_dir,
+        data.training_modalities,
+        filter_idx_file=data.filter_idx_file,
+        dataset_percentage=data.dataset_percentage,
+        seed=data.seed,
+    )
+
+
+_TRANSFORMS: dict[str, Any] = {
+    "flip_and_rotate": transforms.FlipAndRotate,
+    "mixup": transforms.Mixup,
+}
+
+
+def build_transform(options: dict[str, Any] | None) -> Any:
+    """Augmentation of {'type': 'flip_and_rotate'} or {'type': 'mixup', 'alpha': ...}; or None."""
+    if options is None:
+        return None
+    arguments = dict(options)
+    kind = arguments.pop("type", "")
+    if kind not in _TRANSFORMS:
+        raise ValueError(
+            f"unknown data_loader.transform_config type {kind!r}; "
+            f"{modalities.closest(str(kind), _TRANSFORMS)}"
+        )
+    return _TRANSFORMS[kind](**arguments)
+
+
+def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) -> TrainStream:
+    """The batches of a run."""
+    loader = config.data_loader
+    strategies = masking_strategies(config)
+    tokenization = config.model.encoder_config.tokenization
+    return TrainStream(
+        index,
+        modalities=config.dataset.training_modalities,
+        mask_a=strategies[0],
+        mask_b=strategies[1] if len(strategies) > 1 else None,
+        global_batch_size=loader.global_batch_size,
+        group_size=config.train_module.rank_microbatch_size,
+        samples_per_shape=config.samples_per_shape,
+        patch_sizes=range(loader.min_patch_size, loader.max_patch_size + 1),
+        grids=loader.sampled_hw_p_list,
+        token_budget=loader.token_budget,
+        tokenization=tokenization,
+        budget_tokenization=tokenization if loader.match_model_tokenization else Tokenization(),
+        seed=loader.seed,
+        num_workers=loader.num_workers,
+        prefetch=loader.prefetch_factor,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        max_bad_fraction=loader.max_bad_fraction,
+        repeats=loader.repeats,
+        shuffle=loader.shuffle,
+        use_cutmix=config.dataset.apply_cutmix,
+        transform=build_transform(loader.transform_config),
+        normalized=config.dataset.normalize,
+        cache_dir=config.dataset.cache_dir,
+        samples_per_sec=config.dataset.samples_per_sec,
+    )
+
+
+def compute_dtype(config: ExperimentConfig) -> Any:
+    """Type of the matrix products: bfloat16 on accelerators, float32 on CPU, unless set."""
+    if config.precision == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.precision)
+
+
+def build_objective(config: ExperimentConfig) -> Objective:
+    """The losses of `config.train_module`.
+
+    Raises:
+      ValueError: a kind of training that this step does not do.
+    """
+    module = config.train_module
+    if module.kind != "contrastive_latent_mim":
+        raise ValueError(
+            f"train_module.kind={module.kind!r} is not available yet; known: contrastive_latent_mim"
+        )
+    if any(module.token_exit_cfg.values()) or list(module.ema_decay) != [1.0, 1.0]:
+        raise ValueError(
+            "train_module.token_exit_cfg above 0 and train_module.ema_decay other than [1, 1] "
+            "are not available yet"
+        )
+    if module.loss_config is None:
+        raise ValueError("train_module.loss_config is missing")
+    contrastive = None
+    if module.contrastive_config is not None:
+        nce = losses.build(module.contrastive_config.loss_config)
+        if not isinstance(nce, losses.InfoNCE):
+            raise ValueError("train_module.contrastive_config must be an InfoNCE loss")
+        contrastive = (nce.tau, nce.weight)
+    token_loss = losses.build(module.loss_config.loss_config)
+    if not isinstance(token_loss, losses.TokenLoss):
+        raise ValueError(f"{token_loss.name} compares no tokens; use it in its own config")
+    return Objective(token_loss, contrastive)
+
+
+def stream_of(config: ExperimentConfig, timesteps: dict[int, int], devices: int) -> StreamSpec:
+    """The static stream of a config on so many devices."""
+    k, samples = assemble.micro_step_shape(
+        config.data_loader.global_batch_size, config.train_module.rank_microbatch_size, devices
+    )
+    fractions = ROW_FRACTIONS[-max(1, config.ladder.row_classes) :]
+    return assemble.stream_spec(
+        config.model,
+        masking_strategies(config),
+        timesteps,
+        samples,
+        devices,
+        k,
+        config.data_loader.num_masked_views,
+        fractions,
+    )
+
+
+def size_ladder(
+    config: ExperimentConfig,
+    spec: StreamSpec,
+    timesteps: dict[int, int],
+    presence: list[probe.Presence],
+) -> tuple[Rung, ...]:
+    """Rungs for a data set with these presence patterns; one slot is kept for the update."""
+    presence = presence or [probe.complete(spec.modalities)]
+    found = probe.simulate_needs(
+        spec,
+        presence,
+        masking_strategies(config),
+        timesteps,
+        config.data_loader.seed,
+        MICRO_STEPS_PER_GRID * len(timesteps),
+    )
+    return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1))
+
+
+def max_steps(config: ExperimentConfig, steps_per_epoch: int, duration: Duration) -> int:
+    """A duration in optimiser steps."""
+    if duration.unit == "steps":
+        return duration.value
+    return duration.value * steps_per_epoch
+
+
+def build_program(
+    config: ExperimentConfig,
+    stream: TrainStream,
+    index: dataset_index.DatasetIndex,
+    mesh: Mesh,
+    last_step: int,
+    say: Callable[[str], None] = _log.info,
+) -> TrainProgram:
+    """Engine, ladder and optimiser of a run."""
+    objective = build_objective(config)
+    options = assemble.EngineOptions.of(
+        config.model,
+        dtype=compute_dtype(config),
+        attention=config.attention,
+        remat=_REMAT[config.remat],
+    )
+    if config.engine == "dense":
+        engine: Any = assemble.dense_engine(
+            config.model,
+            objective,
+            mesh,
+            config.train_module.rank_microbatch_size,
+            options,
+            config.data_loader.num_masked_views,
+        )
+    else:
+        spec = stream_of(config, stream.timesteps, mesh.size)
+        begun = time.perf_counter()
+        ladder = size_ladder(config, spec, stream.timesteps, probe.read_presence(index))
+        say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
+        engine = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
+    return TrainProgram(
+        config.model,
+        engine,
+        build_recipe(config, last_step),
+        mesh,
+        assemble.trainable_leaves(config.model, objective.contrastive is not None),
+        on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
+    )
+
+
+def build_recipe(config: ExperimentConfig, last_step: int) -> Recipe:
+    """Optimiser, schedule and seed of a config."""
+    module = config.train_module
+    optim, plan = module.optim_config, dataclasses.asdict(module.scheduler)
+    plan["type"] = {"cosine_with_warmup": "CosWithWarmup"}[plan.pop("name")]
+    course = schedule.build(plan)
+    return Recipe(
+        optimizer.AdamWConfig(
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            max_grad_norm=module.max_grad_norm,
+        ),
+        lambda step: course.lr(optim.lr, step, last_step),
+        config.init_seed,
+        [(pattern, tuple(axes)) for pattern, axes in config.fsdp_rules],
+    )
+
+
+def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
+    out = {}
+    for name in names:
+        m = modalities.get(name)
+        span = m.norm_range()
+        out[name] = {"bands": list(m.bands)}
+        if span is not None:
+            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
+    return out
+
+
+def build_training(config: ExperimentConfig, say: Callable[[str], None] = print) -> Training:
+    """Builds a run.
+
+    Args:
+      config: validated config.
+      say: takes progress lines.
+
+    Raises:
+      ValueError: missing data, sizes that don't divide, parts that don't fit together.
+    """
+    index = build_index(config)
+    stream = build_stream(config, index)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    trainer = config.trainer
+    last = max_steps(config, stream.steps_per_epoch, trainer.max_duration)
+    hard = trainer.hard_stop
+    program = build_program(config, stream, index, mesh, last, say)
+    saver, profile = trainer.callbacks.checkpointer, trainer.profile
+    loop = LoopConfig(
+        run_dir=Path(config.run_folder),
+        max_steps=last,
+        hard_stop=None if hard is None else max_steps(config, stream.steps_per_epoch, hard),
+        metrics_collect_interval=trainer.metrics_collect_interval,
+        cancel_check_interval=trainer.cancel_check_interval,
+        save_interval=saver.save_interval,
+        ephemeral_save_interval=saver.ephemeral_save_interval,
+        checkpoints=saver.enabled and not trainer.no_checkpoints,
+        tensorboard=trainer.callbacks.tensorboard.enabled,
+        load_strategy=trainer.load_strategy,
+        load_path=trainer.load_path,
+        seed=config.init_seed,
+        dataset_fingerprint=index.fingerprint,
+        config=config.to_dict(),
+        normalization=normalization_of(index.modalities),
+        profile_steps=(profile.start_step, profile.num_steps) if profile.enabled else None,
+    )
+    return Training(program, stream, loop)

@@ -1,0 +1,173 @@
+"""Simulates the sampler and the masking on real presence patterns, to size the ladder.
+
+Only file headers are read: which modalities and timesteps a sample has. Sized by the draws alone,
+capacities would be far too large for data with gaps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.data.draws import rng
+from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.index import DatasetIndex
+from olmoearth_jax.data.timesteps import start_candidates, time_axis
+from olmoearth_jax.masking import MaskContext, Strategy
+from olmoearth_jax.modalities import MAX_TIMESTEPS
+from olmoearth_jax.stream.census import needs, take_census
+from olmoearth_jax.stream.spec import StreamSpec, token_shape
+
+_SOURCE = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
+
+FILES = 192
+"""Headers read at most; they stand for the data set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Presence:
+    """What one sample has.
+
+    Attributes:
+      length: timesteps after cutting the empty ends.
+      steps: per multitemporal modality present, bool [12].
+      masks: per modality with a mask, bool [length], where a window may start.
+      static: modalities without time axis that are present.
+    """
+
+    length: int
+    steps: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    static: frozenset[str]
+
+
+def complete(names: Sequence[str]) -> Presence:
+    """A sample that has everything."""
+    timed = [n for n in names if modalities.get(n).multitemporal]
+    steps = {n: np.ones(MAX_TIMESTEPS, bool) for n in timed}
+    return Presence(MAX_TIMESTEPS, steps, {}, frozenset(set(names) - set(timed)))
+
+
+def read_presence(index: DatasetIndex, limit: int = FILES) -> list[Presence]:
+    """Presence of up to `limit` samples spread evenly over the data set; unreadable ones left out."""
+    count = min(limit, len(index))
+    out = []
+    for i in np.linspace(0, len(index) - 1, count).astype(int):
+        path, _ = index.locate(int(i))
+        try:
+            with open_sample(path, index.modalities) as file:
+                header = file.header
+                axis = time_axis(header.timestamps, header.masks)
+        except (ReadError, ValueError):
+            continue
+        out.append(_presence(index.modalities, header.shapes, axis))
+    return out
+
+
+def _presence(names: Sequence[str], shapes: Mapping[str, tuple], axis) -> Presence:
+    steps, static = {}, set()
+    for name in names:
+        source = _SOURCE.get(name, name)
+        if source not in shapes:
+            continue
+        if not modalities.get(name).multitemporal:
+            static.add(name)
+            continue
+        have = np.zeros(MAX_TIMESTEPS, bool)
+        mask = axis.masks.get(source)
+        if mask is None:
+            have[: axis.length] = True
+        else:
+            have[: len(mask)] = mask
+        steps[name] = have
+    return Presence(axis.length, steps, axis.masks, frozenset(static))
+
+
+def _missing(
+    spec: StreamSpec,
+    samples: Sequence[Presence],
+    grid: int,
+    timesteps: int,
+    draw: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """bool token arrays: what a group of such samples lacks in random windows."""
+    sets: dict[str, int] = {}
+    for slot in spec.slots:
+        sets[slot.modality] = sets.get(slot.modality, 0) + 1
+    windows = []
+    for s in samples:
+        starts = start_candidates(s.masks, s.length, timesteps)
+        start = int(starts[draw.integers(len(starts))]) if len(starts) else 0
+        windows.append(slice(start, start + timesteps))
+    out = {}
+    for name in spec.modalities:
+        shape = (*token_shape(name, grid, timesteps), sets[name])
+        gone = np.empty((len(samples), *shape), bool)
+        for b, (s, window) in enumerate(zip(samples, windows, strict=True)):
+            if name in s.steps:
+                have = s.steps[name][window]
+                have = np.pad(have, (0, timesteps - len(have)))
+                gone[b] = ~have[:, None] if len(shape) > 1 else True
+            else:
+                gone[b] = name not in s.static
+        out[name] = gone
+    return out
+
+
+def simulate_needs(
+    spec: StreamSpec,
+    presence: Sequence[Presence],
+    strategies: Sequence[Strategy],
+    grid_timesteps: Mapping[int, int],
+    seed: int,
+    micro_steps: int,
+) -> list[np.ndarray]:
+    """Need vectors of simulated micro-steps, the input of `build_ladder`.
+
+    A device's share of k dealt groups is simulated by k slices of equal size.
+
+    Args:
+      spec: the stream.
+      presence: patterns to draw samples from.
+      strategies: masking per view.
+      grid_timesteps: grid side -> timesteps.
+      seed: of the simulation.
+      micro_steps: how many to simulate.
+    """
+    grids = sorted(grid_timesteps)
+    sizes = [len(part) for part in np.array_split(np.arange(spec.samples), spec.groups)]
+    out = []
+    for n in range(micro_steps):
+        draw = rng(seed, "ladder", n)
+        censuses, first = [], 0
+        for g, size in enumerate(s for s in sizes if s):
+            # The first group walks through the grids, so that every grid is met equally often.
+            grid = grids[n % len(grids)] if g == 0 else grids[draw.integers(len(grids))]
+            group = _group(spec, presence, strategies, grid, grid_timesteps[grid], size, draw)
+            group["position"] += first
+            first += size
+            censuses.append(take_census(group, spec))
+        owner = np.zeros(sum(len(c.alive) for c in censuses), int)
+        out.append(needs(censuses, owner, spec, 1))
+    return out
+
+
+def _group(spec, presence, strategies, grid, timesteps, size, draw) -> dict:
+    """A group without pixels: shapes, masks and nothing else."""
+    chosen = [presence[i] for i in draw.integers(len(presence), size=size)]
+    missing = _missing(spec, chosen, grid, timesteps, draw)
+    group = {
+        "position": np.arange(size),
+        "ok": np.ones(size, bool),
+        "grid": grid,
+        "timestamps": np.zeros((size, timesteps, 3), np.int32),
+    }
+    keys = ("mask_a", "mask_b")[: spec.views]
+    for key, strategy in zip(keys, strategies, strict=True):
+        seeds = draw.integers(0, 2**63, size=size + 1, dtype=np.uint64)
+        streams = [np.random.Generator(np.random.Philox(key=int(s))) for s in seeds]
+        group[key] = strategy(missing, MaskContext(streams[1:], streams[0], size, np.arange(size)))
+    return group
