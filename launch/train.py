@@ -9,6 +9,7 @@ Several hosts: under Slurm nothing more is needed; otherwise start it on each wi
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -21,8 +22,9 @@ from launch import _app
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.train import devices
 from olmoearth_jax.train.loop import Summary, train
+from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged
-from olmoearth_jax.train.runfolder import RunFolderInUse
+from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
@@ -42,10 +44,33 @@ def run(config: ExperimentConfig) -> Summary:
     devices.start_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     cache = devices.use_compilation_cache(config.compile.cache_dir if _CACHE.value else "")
     print(devices.topology(), flush=True)
-    if jax.process_index() == 0 and cache is not None:
-        print(f"compilation cache: {cache}", flush=True)
-    program, stream, loop_config = build_training(config)
-    return train(program, stream, loop_config)
+    if cache is not None:
+        _say(f"compilation cache: {cache}")
+    training = build_training(config, say=_say)
+    loop = dataclasses.replace(training.loop, sinks=_sinks(config))
+    return train(training.program, training.stream, loop, say=_say)
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def _sinks(config: ExperimentConfig) -> tuple[Sink, ...]:
+    settings = config.trainer.callbacks.wandb
+    if not settings.enabled or jax.process_index():
+        return ()
+    from olmoearth_jax.train.wandb_sink import WandbSink
+
+    return (
+        WandbSink(
+            RunFolder(config.run_folder),
+            project=settings.project,
+            entity=settings.entity,
+            name=config.common.run_name,
+            config=config.to_dict(),
+        ),
+    )
 
 
 def main(config: ExperimentConfig) -> int:
@@ -70,10 +95,10 @@ def main(config: ExperimentConfig) -> int:
 
 def leave(code: int) -> None:
     """Ends the process; after an abort at once, whatever its threads are doing."""
+    for child in multiprocessing.active_children():
+        child.kill()  # readers that were stuck; they ignore SIGTERM, so Python would wait for them
     if code != _ABORTED:
         sys.exit(code)
-    for child in multiprocessing.active_children():
-        child.terminate()
     sys.stdout.flush()
     os._exit(code)
 

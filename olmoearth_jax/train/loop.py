@@ -26,6 +26,7 @@ from olmoearth_jax.train.signals import CancelFlag, Worker, catch_signals, wait
 
 EVALUATED = "eval_time/total"  # its presence in metrics.jsonl says that a step was evaluated
 _PATIENCE_S = 30.0  # a step that takes longer than this is announced, once per such span
+_CLOSE_S = 2.0  # seconds
 
 
 class Program(Protocol):
@@ -230,8 +231,10 @@ class _Batches:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Queued behind a read that may be stuck, and not waited for.
-        self._worker.submit(getattr(self._iterator, "close", lambda: None))
+        # Closing ends the reader processes. It is queued behind a read that may be stuck, so we
+        # don't wait for it for long.
+        closed = self._worker.submit(getattr(self._iterator, "close", lambda: None))
+        wait(closed, stop=_after(_CLOSE_S))
         self._worker.close()
 
     def next(self, step: int) -> list[Any] | None:
@@ -388,6 +391,11 @@ def _last_words(
         return f"Training completed: {step} steps, {where}."
     reason = cancel.reason or "request"
     return f"Stopped by {reason} after step {step} of {stop}, {where}. Run it again to go on."
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,7 @@ from olmoearth_jax.train.metrics import (
 from olmoearth_jax.train.progress import TrainingDiverged
 from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse, RunLock, write_atomically
 from olmoearth_jax.train.signals import Worker, catch_signals, wait
+from olmoearth_jax.train.wandb_sink import WandbSink
 from tests.train import train_toy as toy
 
 
@@ -216,3 +217,15 @@ def test_worker_and_wait():
     assert not wait(future, stop=lambda: len(polled) > 0, poll=polled.append, interval_s=0.05)
     assert wait(future)
     worker.close()
+
+
+def test_wandb_without_key_or_package_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    folder = RunFolder(tmp_path).create()
+    with pytest.raises(ValueError, match="WANDB_API_KEY"):
+        WandbSink(folder, project="p", name="n")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ValueError, match="pip install"):
+        WandbSink(folder, project="p", name="n")
