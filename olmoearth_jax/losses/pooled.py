@@ -59,7 +59,6 @@ def info_nce(
     real = good > 0
     a, b = (jnp.where(real[:, None], x.astype(jnp.float32), 0.0) for x in (a, b))
     scores = products(normalise(a), normalise(b)) / tau
-    # A hole keeps its own pair, so that its row, which has no weight, stays finite.
     keep = (segment[:, None] == segment[None, :]) & real[None, :]
     losses = log_sum_exp(jnp.where(keep, scores, NEGATIVE)) - diagonal(scores)
     losses = jnp.where(real, losses, 0.0)

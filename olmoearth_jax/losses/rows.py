@@ -176,10 +176,12 @@ def standardise(rows: Sequence[Rows], num_segments: int) -> list[Rows]:
 
     (x - mean) / (std + 1e-4) with the unbiased std, as `pred2unit` asks for.
     """
-    count = sum(segment_sum(r.valid.sum(1).astype(jnp.float32), r.segment, num_segments)
-                for r in rows)[:, None]  # fmt: skip
+    counts = [
+        segment_sum(r.valid.sum(1).astype(jnp.float32), r.segment, num_segments) for r in rows
+    ]
+    count = jnp.asarray(sum(counts))[:, None]
     total = sum(segment_sum(r.pred.sum(1), r.segment, num_segments) for r in rows)
-    mean = safe_divide(total, count)
+    mean = safe_divide(jnp.asarray(total), count)
     centred = [jnp.where(r.valid[..., None], r.pred - mean[r.segment][:, None], 0.0) for r in rows]
     square = sum(
         segment_sum((c * c).sum(1), r.segment, num_segments)

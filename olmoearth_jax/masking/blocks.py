@@ -23,6 +23,11 @@ def ordered(missing: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return modalities.in_masked_order(missing)
 
 
+def any_over(flags: np.ndarray, axes: Iterable[int]) -> np.ndarray:
+    """Whether any flag is set along these axes."""
+    return np.asarray(flags.any(axis=tuple(axes)))
+
+
 def role_values(n: int, n_encode: int, n_decode: int) -> np.ndarray:
     """int8 [n]: `n_encode` zeros, then `n_decode` twos, then ones."""
     values = np.full(n, TARGET_ONLY, np.int8)
@@ -106,7 +111,6 @@ def complete_timesteps(missing: Tokens) -> np.ndarray:
     for name, m in missing.items():
         if not modalities.get(name).multitemporal:
             continue
-        axes = tuple(a for a in range(m.ndim) if a != m.ndim - 2)
-        complete = ~m[live].any(axis=axes)
+        complete = ~any_over(m[live], (a for a in range(m.ndim) if a != m.ndim - 2))
         found = complete if found is None else found | complete
     return np.flatnonzero(found) if found is not None else np.zeros(0, int)

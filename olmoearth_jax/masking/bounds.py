@@ -92,10 +92,11 @@ def _with_decode(strategy: RandomWithDecode, counts: Counts, timesteps: int | No
         share_e, share_d = max(int(t * e), min(t, 1)), int(t * d)
         by_time = isinstance(strategy, RandomTimeWithDecode) and strategy.random_ratio < 1.0
         if by_time and modalities.get(m).kind == "space_time":
-            steps = timesteps or t
-            per_step = t // steps
-            share_e = max(share_e, per_step * math.ceil(steps * e))
-            share_d = max(share_d, per_step * (steps - math.ceil(steps * e)))
+            # Without knowing the time axis, all tokens could be at the chosen timesteps.
+            steps = timesteps or 1
+            chosen_steps = math.ceil(steps * e)
+            share_e = max(share_e, t // steps * chosen_steps)
+            share_d = max(share_d, t // steps * (steps - chosen_steps) if timesteps else t)
         best += [share_e] * s
         # The band sets not chosen for encoding may hold a single token, which is encoded.
         encode[m] = share_e * min(s, max(chosen, 1)) + max(s - max(chosen, 1), 0)

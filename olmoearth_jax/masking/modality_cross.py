@@ -24,7 +24,7 @@ BandSets = set[tuple[str, int]]
 
 def _over_tokens(flags: np.ndarray) -> np.ndarray:
     """bool [B, S]: whether any token of the band set is flagged."""
-    return flags.any(axis=tuple(range(1, flags.ndim - 1)))
+    return blocks.any_over(flags, range(1, flags.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ModalityCross(Strategy):
             sum((m.reshape(size, -1) == role).sum(axis=1) for m in masks.values())
             for role in (ENCODE, DECODE)
         ]
-        for b in np.flatnonzero((roles[0] == 0) | (roles[1] == 0)):
+        for b in map(int, np.flatnonzero((roles[0] == 0) | (roles[1] == 0))):
             for name in blocks.ordered(masks):
                 if name not in self.only_decode_modalities:
                     masks[name][b] = blocks.refill(

@@ -104,7 +104,7 @@ def chi_square_z(ours: Mapping[int, int], theirs: Mapping[int, int]) -> float:
     total = [sum(ours.values()), sum(theirs.values())]
     bins: list[list[float]] = []
     for value in sorted(set(ours) | set(theirs)):
-        pair = [ours.get(value, 0), theirs.get(value, 0)]
+        pair = [float(h.get(value, 0)) for h in (ours, theirs)]
         if bins and min(total) / sum(total) * sum(bins[-1]) < 5:
             bins[-1] = [a + b for a, b in zip(bins[-1], pair, strict=True)]
         else:
