@@ -7,7 +7,7 @@ seed, the epoch and the position within the epoch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.order import epoch_order, steps_per_pass
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
-from olmoearth_jax.masking.context import ENCODE, MISSING_TOKEN, MaskContext
+from olmoearth_jax.masking.context import ENCODE, MISSING_TOKEN, MaskContext, Tokens
 from olmoearth_jax.masking.tokens import missing_tokens
 from olmoearth_jax.modalities import MISSING, Tokenization
 
@@ -33,7 +33,7 @@ timestamps int32 [B, T, 3] (day, month 0-11, year); data {modality: float32 [B, 
 mask_a and, with two views, mask_b {modality: int8 tokens}.
 """
 
-MaskStrategy = Callable[[Mapping[str, np.ndarray], MaskContext], Mapping[str, np.ndarray]]
+MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
 Transform = Callable[
     [dict[str, np.ndarray], np.ndarray, np.random.Generator],
     tuple[dict[str, np.ndarray], np.ndarray],

@@ -16,7 +16,6 @@ import hdf5plugin  # noqa: F401  (registers the zstd and lz4 filters)
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.modalities import IMAGE_TILE_PX
 
 MASK_GROUP = "missing_timesteps_masks"
 
@@ -216,6 +215,6 @@ def nominal_tile_px(folder: str | Path) -> int | None:
         if part.startswith("h5py_data") and len(pieces) >= 3 and pieces[-2] == "x":
             with contextlib.suppress(ValueError):
                 side = int(pieces[-3])
-                if 0 < side <= IMAGE_TILE_PX:
+                if side > 0:
                     return side
     return None

@@ -208,7 +208,7 @@ def directory_name(
     how = f"_{compression}" if compression else ""
     how += f"_{level}" if level is not None else ""
     how += "_shuffle" if shuffle is not None else ""
-    pieces = (IMAGE_TILE_PX // tile_px) ** 2
+    pieces = max(1, IMAGE_TILE_PX // tile_px) ** 2
     what = "_".join(sorted(names))
     if required:
         what += "_required_" + "_".join(sorted(required))

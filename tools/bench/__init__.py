@@ -1,0 +1,1 @@
+"""Benchmarks; each prints one JSON line with the settings, the device and the figures."""
