@@ -85,8 +85,8 @@ class DataLoaderConfig:
     shuffle: bool = True
     samples_per_shape: int | None = None
     """Contiguous samples that share patch size and grid; null means min(64, global batch)."""
-    max_bad_fraction: float = 0.01
-    """The run stops if a larger fraction of the samples read so far is unusable."""
+    max_bad_fraction: float = 0.1
+    """The run stops if a larger share of the samples read so far is unusable."""
     match_model_tokenization: bool = False
     """Count the token budget with the model's own tokens; false counts as the reference does."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -98,7 +99,8 @@ def unknown_path(path: str, root: type, more: typing.Iterable[str] = ()) -> str:
     """The error text for a path that is not in the tree."""
     known = [*valid_paths(root), *more]
     parent = path.rpartition(".")[0]
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    candidates = [k for k in known if not path.startswith(k + ".")]
+    near = difflib.get_close_matches(path, candidates, n=1, cutoff=0.7)
     if not near:  # the right name in the wrong place
         leaf = path.rpartition(".")[2]
         near = sorted((k for k in known if k.rpartition(".")[2] == leaf), key=len)[:1]
@@ -127,8 +129,12 @@ def describe(hint: Any) -> str:
 
 
 def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
-    shown = plain(value)
-    return ConfigError(f"config path {path!r} takes {describe(hint)}; got {shown!r}")
+    return ConfigError(f"config path {path!r} takes {describe(hint)}; got {show(value)}")
+
+
+def show(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return json.dumps(plain(value), ensure_ascii=False, default=str)
 
 
 def convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
@@ -211,7 +217,7 @@ def _free(value: Any, path: str) -> Any:
     raw, name = plain(value), path.rpartition(".")[2]
     if name in MODALITY_LISTS and raw is not None:
         if not isinstance(raw, list):
-            raise ConfigError(f"config path {path!r} takes a list, such as [a, b]; got {raw!r}")
+            raise ConfigError(f"config path {path!r} takes a list, such as [a, b]; got {show(raw)}")
         return _modality_names(raw, path)
     if name in MODALITY_DICTS and isinstance(raw, dict):
         return {_modality_names([k], path)[0]: v for k, v in raw.items()}
@@ -232,7 +238,7 @@ def _scalar(hint: Any, inner: Any, value: Any, path: str) -> Any:
             if raw == choice or str(value).lower() == str(choice):
                 return choice
         raise ConfigError(
-            f"config path {path!r} has no value {raw!r}; "
+            f"config path {path!r} has no value {show(raw)}; "
             f"{modalities.closest(str(raw), [str(c) for c in get_args(inner)])}"
         )
     if inner is str:

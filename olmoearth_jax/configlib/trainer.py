@@ -93,6 +93,10 @@ class TrainerConfig:
     load_strategy: Literal["if_available", "always", "never"] = "if_available"
     load_path: str | None = None
     """Checkpoint to start from when the run's own folder holds none."""
+    allow_dataset_change: bool = False
+    """Resume although the dataset is another one than the checkpoint's."""
+    allow_config_change: bool = False
+    """Resume although settings that shape the result differ from the checkpoint's."""
     no_checkpoints: bool = False
     no_evals: bool = False
     profile: ProfileConfig = field(default_factory=ProfileConfig)
@@ -113,8 +117,8 @@ class LadderConfig:
 
     max_rungs: int = 12
     """Most capacities, hence most step programs, of a run."""
-    row_classes: int = 3
-    """Lengths of attention rows per program: 1/4, 1/2 and all of the longest, or fewer."""
+    row_fractions: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
+    """Lengths of attention rows, as fractions of the longest; the last is 1."""
 
 
 @dataclasses.dataclass

@@ -35,19 +35,23 @@ class OptimConfig:
     weight_decay: float = 0.02
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
+    group_overrides: list[dict[str, Any]] = field(default_factory=list)
+    """[{params: [glob, ...], opts: {lr: ...}}]: other settings for some parameters."""
+    count_offset: int = 0
+    """Updates counted before the first one; 1 gives the first steps of the reference."""
 
 
 @dataclasses.dataclass
 class SchedulerConfig:
-    """Cosine learning rate with linear warm-up (spec/train.md section 5.2)."""
+    """Learning rate with linear warm-up (spec/train.md section 5.2)."""
 
-    name: Literal["cosine_with_warmup"] = "cosine_with_warmup"
+    name: Literal["CosWithWarmup", "LinearWithWarmup", "ConstantWithWarmup"] = "CosWithWarmup"
     warmup: int | None = 8000
     """Steps of warm-up; exactly one of warmup and warmup_fraction is set."""
     warmup_fraction: float | None = None
     """Warm-up as a fraction of the horizon."""
     alpha_f: float = 0.1
-    """Final learning rate as a fraction of lr."""
+    """Final learning rate as a fraction of lr (cosine and linear)."""
     t_max: int | None = None
     """Horizon in steps; null means the length of the run."""
     warmup_min_lr: float = 0.0

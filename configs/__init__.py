@@ -1,0 +1,1 @@
+"""Config files: `--config=configs/<size>.py[:argument,...]`."""

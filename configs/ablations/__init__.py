@@ -1,0 +1,1 @@
+"""One file per ablation: the question it answers and the settings it changes."""

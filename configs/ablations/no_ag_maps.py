@@ -1,0 +1,19 @@
+"""How much do the agricultural maps (WorldCereal, CDL) contribute?
+
+    python -m launch.train --config=configs/ablations/no_ag_maps.py \\
+        --run_name=no_ag_maps --config.dataset.h5py_dir=/path/to/h5data/num
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from olmoearth_jax.modalities import OFFICIAL_MODALITIES
+
+DROPPED = ("cdl", "worldcereal")
+
+CHANGES = {"common.training_modalities": [m for m in OFFICIAL_MODALITIES if m not in DROPPED]}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base config with CHANGES; `arg` is the text after the colon."""
+    return common.ablation(arg, "no_ag_maps", CHANGES)

@@ -1,0 +1,22 @@
+"""OlmoEarth Large: an encoder 1024 wide, 24 blocks deep, with 4 decoder blocks.
+
+    python -m launch.train --config=configs/large.py --run_name=my_large \\
+        --config.dataset.h5py_dir=/path/to/h5data/num_samples
+
+Hardware: 8 x 80 GB GPUs in the reference's guide; fewer or smaller devices take a smaller
+`--config.train_module.rank_microbatch_size` or `--config.data_loader.global_batch_size`.
+Expect 300 epochs of 512-sample steps (667,200 steps on the published 1,138,828 samples).
+
+Argument after the colon: `version=` one of v1, v1_2 (default v1), `faster`, `smoke`.
+`configs/large.py:smoke` runs 20 steps of a nano model on the packaged sample, on a CPU, with the
+rest of this recipe unchanged.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The complete config; `arg` is the text after the colon (see `configs.common`)."""
+    return common.config(arg, "large", version="v1")
