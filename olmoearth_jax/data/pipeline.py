@@ -45,6 +45,7 @@ class TooManyBadSamples(RuntimeError):
     """More samples than allowed could not be used; the message names files and problems."""
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class TrainStream:
     """The batches of a training run, as a pure function of seed and step.
 
@@ -63,7 +64,7 @@ class TrainStream:
       grids: grid sides to draw from (patches); each draw is limited to what fits the tiles.
       token_budget: tokens per sample, which sets the timesteps of each grid; None for no limit.
       tokenization: the model's band sets, for the masks.
-      budget_tokenization: band sets by which the budget is counted; None for the registry's,
+      budget_tokenization: band sets by which the budget is counted; the registry's by default,
         whatever the model's (as in the published v1.1 and v1.2 runs, spec/data.md Q8).
       seed: of order, shapes, crops and masks.
       num_workers: reader processes; 0 reads in a thread of this process.
@@ -88,76 +89,91 @@ class TrainStream:
         what has to stay together.
     """
 
-    def __init__(
-        self,
-        index: DatasetIndex,
-        *,
-        modalities: Sequence[str],
-        mask_a: MaskStrategy,
-        mask_b: MaskStrategy | None = None,
-        global_batch_size: int,
-        group_size: int,
-        samples_per_shape: int = 64,
-        patch_sizes: Sequence[int] = tuple(range(1, 9)),
-        grids: Sequence[int] = tuple(range(1, 13)),
-        token_budget: int | None = 2250,
-        tokenization: Tokenization | None = None,
-        budget_tokenization: Tokenization | None = None,
-        seed: int = 3622,
-        num_workers: int = 0,
-        prefetch: int = 2,
-        host_index: int = 0,
-        host_count: int = 1,
-        max_bad_fraction: float = 0.1,
-        repeats: int = 1,
-        shuffle: bool = True,
-        use_cutmix: bool = False,
-        transform: Transform | None = None,
-        normalized: bool = True,
-        cache_dir: str | Path | None = None,
-        samples_per_sec: float | None = None,
-    ):
-        names = registry.in_sample_order(registry.resolve(modalities))
-        if names != index.modalities:
+    index: DatasetIndex
+    _: dataclasses.KW_ONLY
+    modalities: Sequence[str]
+    mask_a: MaskStrategy
+    mask_b: MaskStrategy | None = None
+    global_batch_size: int
+    group_size: int
+    samples_per_shape: int = 64
+    patch_sizes: Sequence[int] = tuple(range(1, 9))
+    grids: Sequence[int] = tuple(range(1, 13))
+    token_budget: int | None = 2250
+    tokenization: Tokenization = Tokenization()
+    budget_tokenization: Tokenization = Tokenization()
+    seed: int = 3622
+    num_workers: int = 0
+    prefetch: int = 2
+    host_index: int = 0
+    host_count: int = 1
+    max_bad_fraction: float = 0.1
+    repeats: int = 1
+    shuffle: bool = True
+    use_cutmix: bool = False
+    transform: Transform | None = None
+    normalized: bool = True
+    cache_dir: str | Path | None = None
+    samples_per_sec: float | None = None
+
+    def __post_init__(self) -> None:
+        names = registry.in_sample_order(registry.resolve(self.modalities))
+        if names != self.index.modalities:
             raise ValueError(
-                f"the index was prepared for {', '.join(index.modalities)}, "
+                f"the index was prepared for {', '.join(self.index.modalities)}, "
                 f"not for {', '.join(names)}"
             )
-        _check_sizes(global_batch_size, group_size, samples_per_shape, host_index, host_count)
-        _check_hosts(host_count, mask_a, mask_b, transform)
-        if num_workers < 0 or prefetch < 1 or repeats < 1:
-            raise ValueError(
-                f"num_workers must not be negative and prefetch and repeats must be at least 1, "
-                f"got {num_workers}, {prefetch} and {repeats}"
-            )
+        self._check_sizes()
+        self._check_hosts()
         self.timesteps = check_grids(
-            names, patch_sizes, grids, token_budget, index.tile_px, budget_tokenization
+            names,
+            self.patch_sizes,
+            self.grids,
+            self.token_budget,
+            self.index.tile_px,
+            self.budget_tokenization,
         )
-        self.steps_per_epoch = steps_per_pass(len(index), global_batch_size) * repeats
-        self.groups_per_step = global_batch_size // group_size
-        self.num_workers, self.prefetch = num_workers, prefetch
-        self._health = _Health(max_bad_fraction)
+        passes = steps_per_pass(len(self.index), self.global_batch_size)
+        self.steps_per_epoch = passes * self.repeats
+        self.groups_per_step = self.global_batch_size // self.group_size
+        self._health = _Health(self.max_bad_fraction)
+        cache = None if self.cache_dir is None else Path(self.cache_dir)
+        shared = {f.name for f in dataclasses.fields(GroupMaker)} & set(vars(self))
         self._maker = GroupMaker(
-            index=dataclasses.replace(index, latlon=None),  # workers have no use for it
-            timesteps=self.timesteps,
-            mask_a=mask_a,
-            mask_b=mask_b,
-            global_batch_size=global_batch_size,
-            group_size=group_size,
-            samples_per_shape=samples_per_shape,
-            patch_sizes=tuple(patch_sizes),
-            grids=tuple(grids),
-            tokenization=tokenization or Tokenization(),
-            seed=seed,
-            host_index=host_index,
-            host_count=host_count,
-            repeats=repeats,
-            shuffle=shuffle,
-            use_cutmix=use_cutmix,
-            transform=transform,
-            normalized=normalized,
-            store=SampleStore(Path(cache_dir) if cache_dir else None, samples_per_sec),
+            **{name: getattr(self, name) for name in shared - {"index"}},
+            index=dataclasses.replace(self.index, latlon=None),  # workers have no use for it
+            store=SampleStore(cache, self.samples_per_sec),
         )
+
+    def _check_sizes(self) -> None:
+        counts = ("global_batch_size", "group_size", "samples_per_shape", "prefetch", "repeats")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
+        for name in ("global_batch_size", "samples_per_shape"):
+            if getattr(self, name) % self.group_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be a multiple of the micro-batch size "
+                    f"{self.group_size} (train_module.rank_microbatch_size)"
+                )
+
+    def _check_hosts(self) -> None:
+        hosts = self.host_count
+        if not 0 <= self.host_index < hosts:
+            raise ValueError(f"host {self.host_index} is not one of {hosts} hosts")
+        if hosts > self.group_size:
+            raise ValueError(
+                f"{hosts} hosts cannot share groups of {self.group_size} samples; use larger "
+                f"micro-batches (train_module.rank_microbatch_size)"
+            )
+        for part in (self.mask_a, self.mask_b, self.transform):
+            if hosts > 1 and getattr(part, "needs_whole_group", False):
+                raise ValueError(
+                    f"{type(part).__name__} needs all samples of a group on one host, "
+                    f"so it cannot be used with {hosts} hosts"
+                )
 
     @property
     def samples_read(self) -> int:
@@ -291,42 +307,6 @@ class _Health:
             raise TooManyBadSamples(
                 f"{self.bad} of {self.read} samples could not be used, more than the allowed "
                 f"{self.max_bad_fraction:.0%} (data_loader.max_bad_fraction): {shown}{more}"
-            )
-
-
-def _check_sizes(
-    global_batch_size: int, group_size: int, samples_per_shape: int, host: int, hosts: int
-) -> None:
-    if min(global_batch_size, group_size, samples_per_shape) < 1:
-        raise ValueError(
-            f"batch sizes must be positive, got global batch {global_batch_size}, group "
-            f"{group_size} and {samples_per_shape} samples per shape"
-        )
-    if global_batch_size % group_size:
-        raise ValueError(
-            f"the global batch size {global_batch_size} must be a multiple of the micro-batch "
-            f"size {group_size} (train_module.rank_microbatch_size)"
-        )
-    if samples_per_shape % group_size:
-        raise ValueError(
-            f"samples_per_shape {samples_per_shape} must be a multiple of the micro-batch size "
-            f"{group_size} (train_module.rank_microbatch_size)"
-        )
-    if not 0 <= host < hosts:
-        raise ValueError(f"host {host} is not one of {hosts} hosts")
-    if hosts > group_size:
-        raise ValueError(
-            f"{hosts} hosts cannot share groups of {group_size} samples; use larger "
-            f"micro-batches (train_module.rank_microbatch_size)"
-        )
-
-
-def _check_hosts(hosts: int, *parts) -> None:
-    for part in parts:
-        if hosts > 1 and getattr(part, "needs_whole_group", False):
-            raise ValueError(
-                f"{type(part).__name__} needs all samples of a group on one host, "
-                f"so it cannot be used with {hosts} hosts"
             )
 
 
