@@ -48,8 +48,8 @@ class Attention(nnx.Module):
         self.k_norm = LayerNorm(head_dim) if qk_norm else None
         if rope is not None:
             rope.check(head_dim)
-        mixed = rope is not None and rope.mixed
-        self.rope_freqs = empty(rope.num_axes, heads, head_dim // 2) if mixed else None
+        mixed = rope if rope is not None and rope.mixed else None
+        self.rope_freqs = empty(mixed.num_axes, heads, head_dim // 2) if mixed else None
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.head_dim)

@@ -120,21 +120,29 @@ def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
+def mixed_magnitudes(head_dim: int, base: float) -> np.ndarray:
+    """Initial magnitudes of the mixed frequencies, float64 [head_dim / 4]."""
+    return base ** -(4.0 * np.arange(head_dim // 4) / head_dim)
+
+
 def mixed_frequencies(
     rng: np.random.Generator, axes: int, heads: int, head_dim: int, base: float
 ) -> np.ndarray:
-    """Initial mixed frequencies, float32 [axes, heads, head_dim / 2] (spec section 5)."""
-    magnitude = base ** -(4.0 * np.arange(head_dim // 4) / head_dim)
+    """Initial mixed frequencies, float32 [axes, heads, head_dim / 2] (spec section 5).
+
+    Per head, half of the pairs turn along a random direction, half along one orthogonal to it.
+    """
     if axes == 2:
         phi = rng.uniform(0.0, 2.0 * np.pi, heads)
         first = np.stack([np.cos(phi), np.sin(phi)])
-        second = np.stack([np.cos(phi + np.pi / 2), np.sin(phi + np.pi / 2)])
+        second = np.stack([-np.sin(phi), np.cos(phi)])
     else:
         first = rng.standard_normal((axes, heads))
         first /= np.linalg.norm(first, axis=0)
         second = rng.standard_normal((axes, heads))
         second -= (second * first).sum(0) * first
         second /= np.linalg.norm(second, axis=0)
+    magnitude = mixed_magnitudes(head_dim, base)
     return np.concatenate(
         [first[:, :, None] * magnitude, second[:, :, None] * magnitude], axis=-1
     ).astype(np.float32)

@@ -1,0 +1,109 @@
+"""Pooling of encoder tokens into one vector per sample or per location (spec section 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from olmoearth_jax import modalities
+
+PoolingType = Literal["mean", "max"]
+Arrays = Mapping[str, Any]
+_VISIBLE = 0
+
+
+def _reduce(x: jax.Array, visible: jax.Array, how: PoolingType) -> jax.Array:
+    """Reduces axis -2 of x [..., N, D] where visible [..., N]: empty means 0, empty maxima -inf."""
+    if how == "max":
+        return jnp.max(jnp.where(visible[..., None], x, -jnp.inf), axis=-2)
+    total = jnp.sum(jnp.where(visible[..., None], x, 0.0), axis=-2)
+    return total / jnp.maximum(jnp.sum(visible, axis=-1), 1)[..., None]
+
+
+def _check(how: str) -> None:
+    if how not in ("mean", "max"):
+        raise ValueError(f"unknown pooling type {how!r}; known: mean, max")
+
+
+def _names(tokens: Arrays) -> tuple[str, ...]:
+    return modalities.in_masked_order(tokens)
+
+
+def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> jax.Array:
+    """One vector per sample over all visible tokens of all modalities.
+
+    Args:
+      tokens: {modality: float [B, ..., D]}.
+      masks: {modality: int [B, ...]}, 0 is visible.
+      how: 'mean' or 'max'.
+
+    Returns:
+      [B, D].
+
+    Raises:
+      ValueError: a sample has no visible token (checked on concrete arrays only).
+    """
+    _check(how)
+    flat, seen = [], []
+    for name in _names(tokens):
+        x, mask = jnp.asarray(tokens[name]), jnp.asarray(masks[name])
+        flat.append(x.reshape(x.shape[0], -1, x.shape[-1]))
+        seen.append((mask == _VISIBLE).reshape(mask.shape[0], -1))
+    visible = jnp.concatenate(seen, axis=1)
+    if not isinstance(visible, jax.core.Tracer) and not bool(visible.any(axis=1).all()):
+        raise ValueError("cannot pool a sample that has no visible token")
+    return _reduce(jnp.concatenate(flat, axis=1), visible, how)
+
+
+def pool_spatial(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> jax.Array:
+    """One vector per location: over time and band sets, then over modalities.
+
+    Takes the spatial modalities with a visible token anywhere in the batch, so masks must be
+    concrete arrays. Modalities count equally in the mean, whatever their number of tokens.
+
+    Returns:
+      [B, h, w, D]; where a modality shows nothing its mean is 0 and its maximum -inf.
+
+    Raises:
+      ValueError: no modality qualifies.
+    """
+    _check(how)
+    parts = []
+    for name in _names(tokens):
+        mask = np.asarray(masks[name])
+        if not modalities.get(name).spatial or not (mask == _VISIBLE).any():
+            continue
+        x = jnp.asarray(tokens[name])
+        x = x.reshape(*x.shape[:3], -1, x.shape[-1])
+        parts.append(_reduce(x, jnp.asarray(mask == _VISIBLE).reshape(x.shape[:4]), how))
+    if not parts:
+        raise ValueError("no spatial modality has a visible token to pool")
+    stacked = jnp.stack(parts)
+    return jnp.max(stacked, axis=0) if how == "max" else jnp.mean(stacked, axis=0)
+
+
+def pool_spatial_concat(tokens: Arrays, masks: Arrays) -> jax.Array:
+    """Mean over time, band sets side by side: [B, h, w, band sets, D].
+
+    Takes the spatial modalities that are visible everywhere in the batch (concrete masks).
+
+    Raises:
+      ValueError: no modality qualifies.
+    """
+    parts = [
+        jnp.mean(jnp.asarray(tokens[name]), axis=3)
+        for name in _names(tokens)
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).all()
+    ]
+    if not parts:
+        raise ValueError("no spatial modality is visible everywhere, so none can be concatenated")
+    return jnp.concatenate(parts, axis=3)
+
+
+def centre_token(pooled: jax.Array) -> jax.Array:
+    """The middle location of a spatial pooling, [B, h, w, ...] -> [B, ...]."""
+    return pooled[:, pooled.shape[1] // 2, pooled.shape[2] // 2]
