@@ -334,27 +334,28 @@ def _init(name: str, stats: dict[str, dict[str, Any]]) -> Result:
     """Initial values by distribution: constants exactly, others within sampling error."""
     checks = Checks()
     config = preset(name)
-    params = latent_mim.initial_params(config)
-    target = latent_mim.target_params(params, full=not config.projection_only_target)
-    state = torch_keys.to_state_dict(params, config, target)
-    frozen = {key for key in state if key.endswith("month_embed.weight")}
-    frozen |= {key for key in state if key.startswith("target_encoder.")}
+    state = torch_keys.to_state_dict(latent_mim.initial_params(config), config)
+    # The reference's target is a copy of its encoder, so only the trained parts are recorded.
+    state = {k: v for k, v in state.items() if not k.startswith("target_encoder.")}
     checks.equal("tensors", sorted(state), sorted(stats))
     for key, expected in stats.items():
-        x = state[key]
-        checks.equal(f"{key} trainable", key not in frozen, expected["trainable"])
-        spread = expected["max"] - expected["min"]
-        if key in frozen and "month" in key or not spread:
+        x = state[key].astype(np.float64)
+        frozen = key.endswith("month_embed.weight")
+        checks.equal(f"{key} trainable", not frozen, expected["trainable"])
+        if frozen or expected["max"] == expected["min"]:
             for stat in ("mean", "min", "max"):
                 checks.array(f"{key} {stat}", getattr(x, stat)(), expected[stat], 0.0, 1e-6)
-            continue
-        # Mean and standard deviation of both samples scatter by about std / sqrt(n).
-        slack = 6.0 * max(expected["std"], 1e-12) / np.sqrt(x.size)
-        checks.array(f"{key} mean", float(x.mean()), expected["mean"], 0.0, 1.5 * slack)
-        checks.array(f"{key} std", float(x.std()), expected["std"], 0.0, slack)
-        if "rope_mixed_freqs" not in key and x.size > 256:
+        elif key.endswith("rope_mixed_freqs"):
+            # Directions are random, magnitudes are not: neither is the root mean square.
+            square = expected["mean"] ** 2 + expected["std"] ** 2
+            checks.array(f"{key} mean square", np.mean(x**2), square, rtol=0.01)
+        else:
+            # Means and standard deviations of both samples scatter by about std / sqrt(n).
+            slack = 8.0 * expected["std"] / np.sqrt(x.size)
+            checks.array(f"{key} mean", x.mean(), expected["mean"], 0.0, slack)
+            checks.array(f"{key} std", x.std(), expected["std"], 0.0, slack)
             bound = max(abs(expected["min"]), abs(expected["max"]))
-            checks.array(f"{key} bound", float(np.abs(x).max()), bound, rtol=20.0 / x.size + 1e-3)
+            checks.array(f"{key} bound", np.abs(x).max(), bound, rtol=20.0 / x.size)
     return checks.result("sampling error")
 
 
