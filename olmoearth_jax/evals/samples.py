@@ -1,0 +1,79 @@
+"""Evaluation samples and batches (spec/evals.md sections 1 and 4).
+
+A sample is a plain dict: `<modality>` float32 [H, W, T, C] in the model's band order,
+`<modality>_mask` int8 of the same leading shape (0 = online, 3 = missing; as many channels as
+bands, or as band sets for pretraining data), and `timestamps` int64 [T, 3] of day, 0-based month,
+year. A batch holds the same with a leading batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+MASK = "_mask"
+TIMESTAMPS = "timestamps"
+ONLINE, MISSING_TOKEN = 0, 3
+DEFAULT_DATE = (1, 6, 2020)
+"""1 July 2020: the date of samples that carry none."""
+
+Sample = dict[str, np.ndarray]
+
+
+def make_sample(
+    images: Mapping[str, np.ndarray], timestamps: np.ndarray | None = None
+) -> Sample:
+    """A fully online sample from normalised images [H, W, T, C] (or [H, W, C], one date)."""
+    sample: Sample = {}
+    steps = 1
+    for name, image in images.items():
+        image = image[:, :, None] if image.ndim == 3 else image
+        sample[name] = np.ascontiguousarray(image, np.float32)
+        sample[name + MASK] = np.zeros(image.shape, np.int8)
+        steps = image.shape[2]
+    if timestamps is None:
+        timestamps = np.tile(np.array(DEFAULT_DATE), (steps, 1))
+    sample[TIMESTAMPS] = np.asarray(timestamps, np.int64)
+    return sample
+
+
+def modalities_in(batch: Mapping[str, np.ndarray]) -> list[str]:
+    return [k for k in batch if k != TIMESTAMPS and not k.endswith(MASK)]
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Stacks samples into a batch, padding shorter time series (data 0, masks 3).
+
+    Raises:
+      ValueError: no samples, other modalities, or other image sizes within the batch.
+    """
+    if not samples:
+        raise ValueError("cannot make a batch of no samples")
+    keys = list(samples[0])
+    for sample in samples:
+        if set(sample) != set(keys):
+            raise ValueError(
+                "all samples of a batch need the same modalities, got "
+                f"{modalities_in(samples[0])} and {modalities_in(sample)}"
+            )
+    steps = max(len(s[TIMESTAMPS]) for s in samples)
+    out = {}
+    for key in keys:
+        parts = [_pad_time(key, s[key], steps) for s in samples]
+        if len({p.shape for p in parts}) > 1:
+            raise ValueError(f"{key} has several shapes in a batch: {[p.shape for p in parts]}")
+        out[key] = np.stack(parts)
+    return out
+
+
+def _pad_time(key: str, array: np.ndarray, steps: int) -> np.ndarray:
+    axis = 0 if key == TIMESTAMPS else 2
+    if key != TIMESTAMPS and array.ndim != 4:
+        return array
+    room = steps - array.shape[axis]
+    if room == 0:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, room)
+    return np.pad(array, widths, constant_values=MISSING_TOKEN if key.endswith(MASK) else 0)
