@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.stream.spec import GridTable, StreamSpec, grid_table
+from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, GridTable, StreamSpec, grid_table
 
 ENCODE, TARGET_ONLY, DECODE, MISSING_TOKEN = 0, 1, 2, 3
 
@@ -26,7 +26,7 @@ class Census:
       sparse: int [B, slots], visible patches of slots that are not encodable as a rule.
       enc: int [views, B], visible tokens.
       dec: int [views, B, modalities], decoded tokens.
-      row_class: int [views, B], smallest row class that holds the row.
+      row_class: int [plans, views, B], smallest class of each plan that holds the row.
       alive: bool [B], False for holes.
     """
 
@@ -95,18 +95,30 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
     )  # fmt: skip
 
 
+def plan_lengths(spec: StreamSpec, enc: np.ndarray, dec: np.ndarray) -> list[tuple]:
+    """Per plan the (queries, keys) of each row, from enc [...] and dec [..., modalities]."""
+    total = dec.sum(-1)
+    known = {SELF: (enc, enc), CROSS: (total, enc), SAMPLE: (total, total)}
+    out = []
+    for plan in spec.plans:
+        if plan.name not in known:
+            one = dec[..., spec.modalities.index(plan.name)]
+            known[plan.name] = (one, one)
+        out.append(known[plan.name])
+    return out
+
+
 def _row_classes(enc: np.ndarray, dec: np.ndarray, spec: StreamSpec) -> np.ndarray:
-    """int [views, B]: the first class whose bounds hold the row."""
-    out = np.full(enc.shape, -1)
-    for number, bounds in reversed(list(enumerate(spec.classes))):
-        fits = (enc <= bounds.enc) & (dec.sum(-1) <= bounds.dec)
-        fits &= (dec <= np.array(bounds.per_modality)).all(-1)
-        out[fits] = number
+    """int [plans, views, B]: the first class of each plan whose bounds hold the row."""
+    out = np.full((len(spec.plans), *enc.shape), -1)
+    for p, (queries, keys) in enumerate(plan_lengths(spec, enc, dec)):
+        for number, (most_q, most_k) in reversed(list(enumerate(spec.plans[p].bounds))):
+            out[p][(queries <= most_q) & (keys <= most_k)] = number
     if (out < 0).any():
-        view, sample = np.argwhere(out < 0)[0]
+        _, view, sample = np.argwhere(out < 0)[0]
         raise ValueError(
             f"a sample has {enc[view, sample]} visible and {dec[view, sample].sum()} decoded "
-            f"tokens, more than the stream's bound {spec.classes[-1]}"
+            f"tokens, more than the stream's bounds {spec.enc_bound} and {spec.dec_bound}"
         )
     return out
 
@@ -144,13 +156,17 @@ def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: 
     sparse = np.concatenate([c.sparse for c in censuses])
     enc = np.concatenate([c.enc for c in censuses], axis=1)
     dec = np.concatenate([c.dec.sum(-1) for c in censuses], axis=1)
-    row_class = np.concatenate([c.row_class for c in censuses], axis=1)
+    row_class = np.concatenate([c.row_class for c in censuses], axis=2)
     alive = np.concatenate([c.alive for c in censuses])
     worst = None
     for d in range(count):
         mine = devices == d
-        rows = row_class[:, mine & alive].ravel()
-        above = [int((rows >= c).sum()) for c in range(len(spec.classes))]
+        rows = row_class[:, :, mine & alive].reshape(len(spec.plans), -1)
+        above = [
+            int((rows[p] >= c).sum())
+            for p, plan in enumerate(spec.plans)
+            for c in range(len(plan.bounds))
+        ]
         vector = np.concatenate(
             [
                 patches[mine].sum(0),

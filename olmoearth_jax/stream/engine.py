@@ -14,7 +14,7 @@ from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import pick_rung
 from olmoearth_jax.stream.pack import DevicePack, pack_device
 from olmoearth_jax.stream.patches import fill_buffers
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
 from olmoearth_jax.train.engine import Group, Prepared
 
@@ -129,4 +129,8 @@ def _real_pairs(censuses: list[Census]) -> int:
 
 def _row_pairs(rung: Rung, spec: StreamSpec) -> int:
     """Query-key pairs that one layer of each attention computes on padded rows."""
-    return sum(r * c.enc * (c.enc + c.dec) for r, c in zip(rung.rows, spec.classes, strict=True))
+    pairs = 0
+    for plan, rows in zip(spec.plans, rung.rows, strict=True):
+        if plan.name in (SELF, CROSS):
+            pairs += sum(r * q * k for r, (q, k) in zip(rows, plan.bounds, strict=True))
+    return pairs

@@ -15,7 +15,7 @@ from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.stream.attend import stream_attention
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.rows import RowMap, gather_rows, permute, row_map, take_rows
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, Rung, StreamSpec
 from olmoearth_jax.stream.tables import BandDropout, online_table, target_table
 from olmoearth_jax.stream.tokens import drop_fn, keep_scales, stream_tokens
 
@@ -78,25 +78,38 @@ class StreamForward:
           'modality/<name>': [views, groups]}, all float32.
         """
         model = merge(self.graph, params)
-        classes = self.spec.classes
-        enc_rows = row_map(
-            batch.enc_offset, batch.enc_length, batch.enc_row, rung.rows, tuple(c.enc for c in classes)
-        )  # fmt: skip
-        dec_rows = row_map(
-            batch.dec_offset, batch.dec_length, batch.dec_row, rung.rows, tuple(c.dec for c in classes)
-        )  # fmt: skip
-        latent, tokens = self._encode(model, batch, patches, key, rung, enc_rows)
-        predictions = self._decode(model, batch, latent, tokens, key, enc_rows, dec_rows)
+        rows = {
+            SELF: self._enc_rows(batch, rung, SELF),
+            CROSS: (self._dec_rows(batch, rung, CROSS), self._enc_rows(batch, rung, CROSS)),
+        }
+        latent, tokens = self._encode(model, batch, patches, key, rung, rows[SELF])
+        predictions = self._decode(model, batch, latent, tokens, key, *rows[CROSS])
         target_model = merge(self.target_graph, target)
         table = target_table(target_model, self.spec, rung, patches)
         targets = take_rows(jax.lax.stop_gradient(table), batch.dec_patch)
-        base, parts = self._token_losses(batch, rung, predictions, targets, dec_rows)
+        base, parts = self._token_losses(batch, rung, predictions, targets)
         total = base.mean(0)
         aux = {"base": base, **parts}
         if self.objective.contrastive is not None:
-            nce = self._contrastive(model, batch, latent, enc_rows)
+            nce = self._contrastive(model, batch, latent, rows[SELF])
             total, aux["contrastive"] = total + nce, nce
         return total.mean(), aux
+
+    def _map(self, batch, rung: Rung, name: str, offset, length, member, bounds) -> RowMap:
+        p = self.spec.plan(name)
+        return row_map(
+            offset, length, member, batch.order[:, p], batch.rank[:, p], rung.rows[p], bounds
+        )
+
+    def _enc_rows(self, batch: MicroBatch, rung: Rung, name: str) -> RowMap:
+        keys = self.spec.plans[self.spec.plan(name)].keys
+        extents = (batch.enc_offset, batch.enc_length, batch.enc_row)
+        return self._map(batch, rung, name, *extents, keys)
+
+    def _dec_rows(self, batch: MicroBatch, rung: Rung, name: str) -> RowMap:
+        queries = self.spec.plans[self.spec.plan(name)].queries
+        extents = (batch.dec_offset, batch.dec_length, batch.dec_row)
+        return self._map(batch, rung, name, *extents, queries)
 
     def _scales(self, rate: float, depth: int, batch: MicroBatch, key, row: jax.Array):
         position = take_rows(batch.position[..., None], batch.row_sample)[..., 0]
@@ -117,7 +130,7 @@ class StreamForward:
         latent = encoder.encode(x, tokens, attend, drop=drop, remat=self.remat)
         return encoder.project_output(latent), tokens
 
-    def _decode(self, model, batch, latent, tokens, key, enc_rows, dec_rows):
+    def _decode(self, model, batch, latent, tokens, key, dec_rows: RowMap, enc_rows: RowMap):
         decoder = model.decoder
         wanted = stream_tokens(
             self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch
@@ -131,23 +144,20 @@ class StreamForward:
         )
         return decoder.output(out)
 
-    def _token_losses(self, batch, rung, predictions, targets, dec_rows: RowMap):
+    def _token_losses(self, batch, rung, predictions, targets):
         """Per (view, group) value of the token loss, and its parts per modality."""
         loss = self.objective.token_loss
         shape = (self.spec.views, self.spec.groups)
         if loss.scope in ("sample", "batch"):
-            return self._value({"": dec_rows}, batch, predictions, targets).reshape(shape), {}
+            maps = {"": (SAMPLE, self._dec_rows(batch, rung, SAMPLE))}
+            return self._value(maps, batch, predictions, targets).reshape(shape), {}
         maps = {}
-        for m, name in enumerate(self.spec.modalities):
-            bounds = tuple(c.per_modality[m] for c in self.spec.classes)
-            if any(bounds):
-                maps[name] = row_map(
-                    batch.mod_offset[..., m],
-                    batch.mod_length[..., m],
-                    batch.dec_row,
-                    rung.rows,
-                    bounds,
-                )
+        for plan in self.spec.plans:
+            if plan.name in self.spec.modalities:
+                m = self.spec.modalities.index(plan.name)
+                extents = (batch.mod_offset[..., m], batch.mod_length[..., m], batch.dec_row)
+                rows = self._map(batch, rung, plan.name, *extents, plan.queries)
+                maps[plan.name] = (plan.name, rows)
         if loss.scope == "token":
             return self._value(maps, batch, predictions, targets).reshape(shape), {}
         parts = {
@@ -157,22 +167,22 @@ class StreamForward:
         parts = {name: value.reshape(shape) for name, value in parts.items()}
         return sum(parts.values(), jnp.zeros(shape, jnp.float32)), parts
 
-    def _value(self, maps: dict[str, RowMap], batch, predictions, targets) -> jax.Array:
+    def _value(self, maps: dict, batch, predictions, targets) -> jax.Array:
         """[views * groups]; rows and scores are recomputed in the backward pass, not kept."""
-        k = self.spec.groups
+        count = self.spec.views * self.spec.groups
         segment = take_rows(batch.segment[..., None], batch.row_sample)[..., 0]
-        segment = batch.row_view * k + segment
+        segment = batch.row_view * self.spec.groups + segment
         weight = take_rows(batch.weight[..., None], batch.row_sample)[..., 0]
-        live = weight.astype(jnp.float32).reshape(-1)
-        samples = segment_sum(live, segment.reshape(-1), self.spec.views * k)
+        samples = segment_sum(weight.reshape(-1), segment.reshape(-1), count)
 
         @jax.checkpoint
         def value(predictions, targets):
-            rows = {
-                name: self._loss_rows(rows, segment, weight, predictions, targets)
-                for name, rows in maps.items()
-            }
-            return rows_value(self.objective.token_loss, rows, self.spec.views * k, samples)
+            rows = {}
+            for name, (plan, row_map_) in maps.items():
+                order = batch.order[:, self.spec.plan(plan)]
+                ordered = [jnp.take_along_axis(x, order, axis=1) for x in (segment, weight)]
+                rows[name] = self._loss_rows(row_map_, *ordered, predictions, targets)
+            return rows_value(self.objective.token_loss, rows, count, samples)
 
         return value(predictions, targets)
 
@@ -199,7 +209,8 @@ class StreamForward:
         for part, n in zip(gather_rows(latent, rows), rows.lengths, strict=True):
             count = jnp.maximum(n, 1).astype(jnp.float32)[..., None]
             means.append(part.astype(jnp.float32).sum(2) / count)
-        pooled = take_rows(jnp.concatenate(means, axis=1), batch.sample_row)
+        by_row = take_rows(jnp.concatenate(means, axis=1), batch.rank[:, self.spec.plan(SELF)])
+        pooled = take_rows(by_row, batch.sample_row)
         if head.aggregate_first:
             pooled = head.project(pooled)
         a, b = (pooled[:, v].reshape(-1, pooled.shape[-1]) for v in (0, 1))

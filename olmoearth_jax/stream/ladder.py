@@ -2,67 +2,103 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking.bounds import TokenBounds
-from olmoearth_jax.stream.spec import RowClass, Rung, StreamSpec, round_up, token_shape
+from olmoearth_jax.stream.spec import (
+    CROSS,
+    SAMPLE,
+    SELF,
+    RowPlan,
+    Rung,
+    StreamSpec,
+    round_up,
+    token_shape,
+)
 
-ROW_FRACTIONS = (0.25, 0.5, 1.0)
-"""Row lengths of the classes, relative to the hard bound."""
+ROW_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+"""Row lengths of the attention classes, relative to the hard bound."""
+
+LOSS_FRACTIONS = (0.5, 1.0)
+"""Row lengths of the loss classes."""
 
 SMALL_ROW = 72
-"""Per-modality loss rows up to this length are not worth shortening."""
+"""Rows up to this length are not worth several classes."""
 
 Bounds = Callable[[Mapping[str, tuple[int, int]], int], TokenBounds]
 """({modality: (tokens per band set, band sets)}, timesteps) -> bounds of one sample's tokens
 under any missing pattern; see `masking.bounds.max_tokens`."""
 
 
-def row_classes(
+def row_plans(
     names: Sequence[str],
     band_sets: Mapping[str, int],
     grid_timesteps: Mapping[int, int],
     bounds: Bounds,
     fractions: Sequence[float] = ROW_FRACTIONS,
-) -> tuple[RowClass, ...]:
-    """Row classes from the masking's bounds over all grids.
+    whole_samples: bool = False,
+) -> tuple[tuple[RowPlan, ...], int, int]:
+    """Row plans from the masking's bounds over all grids.
 
     Args:
       names: modalities in sample order.
       band_sets: band sets of each.
       grid_timesteps: grid side -> timesteps.
       bounds: the masking's bounds (both views' maximum).
-      fractions: row lengths relative to the bound, ascending to 1.
+      fractions: row lengths of the attentions relative to the bound, ascending to 1.
+      whole_samples: plan rows of whole samples for the loss instead of one per modality.
+
+    Returns:
+      (plans, most visible tokens, most decoded tokens of a row).
     """
     enc = dec = 0
-    per_modality = np.zeros(len(names), np.int64)
+    per_modality = dict.fromkeys(names, 0)
     for grid, steps in grid_timesteps.items():
         counts = {
             n: (int(np.prod(token_shape(n, grid, steps), dtype=np.int64)), band_sets[n])
             for n in names
         }
         most = bounds(counts, steps)
-        decoded = np.array([most.decode[n] for n in names])
-        enc, dec = max(enc, most.encode), max(dec, int(decoded.sum()))
-        per_modality = np.maximum(per_modality, decoded)
-    top = RowClass(round_up(enc, 4), round_up(dec, 4), tuple(int(x) for x in per_modality))
-    classes = [top.scaled(f, SMALL_ROW) for f in fractions[:-1]] + [top]
-    return tuple(c for i, c in enumerate(classes) if i == len(classes) - 1 or c != classes[i + 1])
+        enc = max(enc, most.encode)
+        dec = max(dec, sum(most.decode[n] for n in names))
+        per_modality = {n: max(per_modality[n], most.decode[n]) for n in names}
+    enc, dec = round_up(max(enc, 1), 4), round_up(max(dec, 1), 4)
+    plans = [_plan(SELF, enc, enc, fractions), _plan(CROSS, dec, enc, fractions)]
+    if whole_samples:
+        plans.append(_plan(SAMPLE, dec, dec, LOSS_FRACTIONS))
+    else:
+        plans += [_plan(n, m, m, LOSS_FRACTIONS) for n, m in per_modality.items() if m]
+    return tuple(plans), enc, dec
+
+
+def _plan(name: str, queries: int, keys: int, fractions: Sequence[float]) -> RowPlan:
+    """Classes at fractions of the bounds; short rows are not worth several."""
+
+    def cut(n: int, fraction: float) -> int:
+        return n if fraction == 1 else round_up(math.ceil(n * fraction), 4)
+
+    if max(queries, keys) <= SMALL_ROW:
+        fractions = (1.0,)
+    pairs = [(min(cut(queries, f), queries), min(cut(keys, f), keys)) for f in fractions]
+    return RowPlan(name, tuple(dict.fromkeys(pairs)))
 
 
 def rung_cost(spec: StreamSpec, vector: np.ndarray) -> float:
-    """Work of a rung in token units: stream tokens plus attention pairs at a usual width."""
+    """Work of a rung in token units: stream tokens plus row pairs at a usual width."""
     slots = len(spec.slots)
-    enc, dec = float(vector[2 * slots]), float(vector[2 * slots + 1])
-    above = vector[2 * slots + 2 :].astype(float)
-    rows = above - np.append(above[1:], 0.0)
-    pairs = sum(
-        r * (c.enc * c.enc + c.enc * c.dec) for r, c in zip(rows, spec.classes, strict=True)
-    )
-    return enc + dec + pairs / 1024.0 + 0.05 * float(vector[:slots].sum())
+    start, pairs = 2 * slots + 2, 0.0
+    for plan in spec.plans:
+        above = np.append(vector[start : start + len(plan.bounds)], 0).astype(float)
+        rows = above[:-1] - above[1:]
+        weight = 1.0 if plan.name in (SELF, CROSS) else 0.25
+        pairs += weight * sum(r * q * k for r, (q, k) in zip(rows, plan.bounds, strict=True))
+        start += len(plan.bounds)
+    streams = float(vector[2 * slots] + vector[2 * slots + 1])
+    return streams + pairs / 1024.0 + 0.05 * float(vector[:slots].sum())
 
 
 def build_ladder(
@@ -94,7 +130,7 @@ def build_ladder(
     held = _with_slack(spec, held, slack, top_vector)
     costs = np.array([rung_cost(spec, v) for v in held])
     cuts = _best_cuts(costs, max_rungs - 1)
-    rungs = [Rung.from_vector(held[i], len(spec.slots)) for i in cuts]
+    rungs = [Rung.from_vector(held[i], spec) for i in cuts]
     unique = list(dict.fromkeys(rungs))
     if unique and unique[-1] == top:
         return tuple(unique)
@@ -109,8 +145,11 @@ def _with_slack(spec: StreamSpec, held: np.ndarray, slack: float, top: np.ndarra
     out[:, : 2 * slots + 2] = -(-out[:, : 2 * slots + 2] // multiple) * multiple
     streams = slice(2 * slots, 2 * slots + 2)
     out[:, streams] = np.maximum(out[:, streams], 8)
-    out[:, 2 * slots + 2] = spec.rows
     out[:, 2 * slots + 2 :] = np.minimum(out[:, 2 * slots + 2 :], spec.rows)
+    start = 2 * slots + 2
+    for plan in spec.plans:  # every row has a place, if only in the shortest class
+        out[:, start] = spec.rows
+        start += len(plan.bounds)
     return np.minimum(out, np.where(top > 0, top, 0))
 
 

@@ -27,6 +27,8 @@ class MicroBatch:
       dec_patch: int32 [dec], row of the target patch table.
       dec_coord: uint32 [dec].
       dec_row: int32 [dec].
+      order: int32 [plans, rows], rows in the class order of each plan.
+      rank: int32 [plans, rows], the inverse: place of each row in that order.
       row_sample, row_view: int32 [rows], sample and view of each row.
       enc_offset, enc_length, dec_offset, dec_length: int32 [rows], extents in the streams.
       mod_offset, mod_length: int32 [rows, modalities], decoded extents per modality.
@@ -47,6 +49,8 @@ class MicroBatch:
     dec_patch: np.ndarray
     dec_coord: np.ndarray
     dec_row: np.ndarray
+    order: np.ndarray
+    rank: np.ndarray
     row_sample: np.ndarray
     row_view: np.ndarray
     enc_offset: np.ndarray
@@ -99,15 +103,19 @@ def target_sections(rung: Rung) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(rung.patches)])
 
 
-def assign_rows(classes: np.ndarray, rung: Rung) -> np.ndarray:
-    """int [n]: row of each item; items overflow into longer classes when theirs is full.
+def assign_rows(classes: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
+    """int [n]: place of each row; rows overflow into longer classes when theirs is full.
+
+    Args:
+      classes: int [n], smallest class that holds each row.
+      counts: places per class.
 
     Raises:
-      ValueError: the rung has too few rows.
+      ValueError: too few places.
     """
     out = np.full(len(classes), -1)
     start, waiting = 0, np.zeros(0, np.int64)
-    for c, room in enumerate(rung.rows):
+    for c, room in enumerate(counts):
         waiting = np.concatenate([waiting, np.flatnonzero(classes == c)])
         taken, waiting = waiting[:room], waiting[room:]
         out[taken] = start + np.arange(len(taken))
@@ -165,8 +173,6 @@ def pack_device(
     samples = [(g, int(b)) for g, mine in enumerate(members) for b in mine]
     alive = [(i, g, b) for i, (g, b) in enumerate(samples) if censuses[g].alive[b]]
     items = [(v, i, g, b) for v in range(spec.views) for i, g, b in alive]
-    classes = np.array([censuses[g].row_class[v, b] for v, _, g, b in items], np.int64)
-    rows = assign_rows(classes, rung)
     packer = _Packer(spec, rung)
     tables, runs = {}, []
     for g, mine in enumerate(members):
@@ -178,13 +184,28 @@ def pack_device(
         if offsets:
             live = np.array([b for b in mine if censuses[g].alive[b]])
             runs.append(PatchRun(censuses[g], live, np.stack(offsets)))
-    streams = _streams(spec, rung, censuses, items, rows, tables, packer)
-    return DevicePack(MicroBatch(**streams, **_sample_arrays(spec, censuses, samples)), runs)
+    arrays = MicroBatch(
+        **_streams(spec, rung, censuses, items, tables, packer),
+        **_orders(spec, rung, censuses, items),
+        **_sample_arrays(spec, censuses, samples),
+    )
+    return DevicePack(arrays, runs)
 
 
-def _streams(spec, rung, censuses, items, rows, tables, packer) -> dict:
+def _orders(spec: StreamSpec, rung: Rung, censuses: list[Census], items: list) -> dict:
+    """Where each row stands in the class order of each plan; unused rows fill the gaps."""
+    rank = np.empty((len(spec.plans), spec.rows), np.int32)
+    for p, counts in enumerate(rung.rows):
+        classes = np.array([censuses[g].row_class[p, v, b] for v, _, g, b in items], np.int64)
+        places = assign_rows(classes, counts)
+        free = np.setdiff1d(np.arange(spec.rows), places)
+        rank[p] = np.concatenate([places, free])
+    return {"rank": rank, "order": np.argsort(rank, axis=1).astype(np.int32)}
+
+
+def _streams(spec, rung, censuses, items, tables, packer) -> dict:
     """The token and row arrays of one device."""
-    total = sum(rung.rows)
+    total = spec.rows
     shape = (total, len(spec.modalities))
     row_arrays = {
         "row_sample": np.full(total, spec.samples, np.int32),
@@ -202,9 +223,8 @@ def _streams(spec, rung, censuses, items, rows, tables, packer) -> dict:
     enc: dict[str, list] = {"patch": [], "coord": [], "row": []}
     dec: dict[str, list] = {"patch": [], "coord": [], "row": []}
     enc_at = dec_at = 0
-    for n in np.argsort(rows, kind="stable"):
-        view, i, g, b = items[n]
-        row, census = int(rows[n]), censuses[g]
+    for row, (view, i, g, b) in enumerate(items):
+        census = censuses[g]
         mask = census.masks[view, b]
         online, target = tables[i]
         seen, wanted = np.flatnonzero(mask == ENCODE), np.flatnonzero(mask == DECODE)

@@ -83,18 +83,30 @@ class RowMap:
 
 
 def row_map(
-    offset: Array, length: Array, member: Array, counts: tuple[int, ...], bounds: tuple[int, ...]
+    offset: Array,
+    length: Array,
+    member: Array,
+    order: Array,
+    rank: Array,
+    counts: tuple[int, ...],
+    bounds: tuple[int, ...],
 ) -> RowMap:
     """Builds the index arrays from extents.
 
     Args:
       offset, length: int32 [D, R], each row's extent in the stream.
-      member: int32 [D, N], row of each stream token; R for padding, or for tokens that are not
-        in any row's extent.
+      member: int32 [D, N], row of each stream token; R for padding. Tokens outside their row's
+        extent (those of other modalities, say) are left out.
+      order, rank: int32 [D, R], the plan's class order and its inverse.
       counts: rows of each class, summing to R.
       bounds: row length of each class.
     """
-    size, total = member.shape[1], sum(counts)
+    total = sum(counts)
+    offset = jnp.take_along_axis(offset, order, axis=1)
+    length = jnp.take_along_axis(length, order, axis=1)
+    place = jnp.take_along_axis(rank, jnp.minimum(member, total - 1), axis=1)
+    member = jnp.where(member < total, place, total)
+    size = member.shape[1]
     token_row = jnp.minimum(member, total - 1)
     position = jnp.arange(size)[None] - jnp.take_along_axis(offset, token_row, axis=1)
     inside = (member < total) & (position >= 0)

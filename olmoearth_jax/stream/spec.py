@@ -39,26 +39,28 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
-class RowClass:
-    """Bounds of the attention and loss rows of one class.
+class RowPlan:
+    """Row classes of one purpose: an attention or a loss sorts the rows by its own lengths.
 
     Attributes:
-      enc: visible tokens of a row.
-      dec: decoded tokens of a row.
-      per_modality: decoded tokens of a row, per modality of `StreamSpec.modalities`.
+      name: SELF, CROSS, SAMPLE or a modality (the rows of its loss).
+      bounds: per class, shortest first, the most (queries, keys) of a row.
     """
 
-    enc: int
-    dec: int
-    per_modality: tuple[int, ...]
+    name: str
+    bounds: tuple[tuple[int, int], ...]
 
-    def scaled(self, fraction: float, small: int) -> RowClass:
-        """Bounds at a fraction; bounds up to `small` stay whole (their squares cost nothing)."""
+    @property
+    def queries(self) -> tuple[int, ...]:
+        return tuple(q for q, _ in self.bounds)
 
-        def cut(n: int) -> int:
-            return n if n <= small else max(small, round_up(math.ceil(n * fraction), 4))
+    @property
+    def keys(self) -> tuple[int, ...]:
+        return tuple(k for _, k in self.bounds)
 
-        return RowClass(cut(self.enc), cut(self.dec), tuple(cut(n) for n in self.per_modality))
+
+SELF, CROSS, SAMPLE = "self", "cross", "sample"
+"""Plans of the encoder's attention, the decoder's attention, and losses over whole samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,34 +71,31 @@ class Rung:
       patches: patches per slot.
       sparse: patches per slot that are projected online through a gather (non-encodable slots).
       enc, dec: encoder and decoder stream lengths.
-      rows: rows per row class.
+      rows: per plan, rows per class; they sum to the rows of a device.
     """
 
     patches: tuple[int, ...]
     sparse: tuple[int, ...]
     enc: int
     dec: int
-    rows: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
 
     def as_vector(self) -> np.ndarray:
-        """int64 [2 slots + 2 + classes]; rows as counts at or above each class."""
-        above = np.cumsum(np.asarray(self.rows)[::-1])[::-1]
-        return np.concatenate(
-            [self.patches, self.sparse, [self.enc, self.dec], above]
-        ).astype(np.int64)
+        """int64 [2 slots + 2 + classes of all plans]; rows as counts at or above each class."""
+        above = [np.cumsum(np.asarray(r)[::-1])[::-1] for r in self.rows]
+        return np.concatenate([self.patches, self.sparse, [self.enc, self.dec], *above]).astype(
+            np.int64
+        )
 
     @classmethod
-    def from_vector(cls, vector: np.ndarray, num_slots: int) -> Rung:
-        v = [int(x) for x in vector]
-        above = v[2 * num_slots + 2 :]
-        rows = tuple(a - b for a, b in zip(above, [*above[1:], 0], strict=True))
-        return cls(
-            tuple(v[:num_slots]),
-            tuple(v[num_slots : 2 * num_slots]),
-            v[2 * num_slots],
-            v[2 * num_slots + 1],
-            rows,
-        )
+    def from_vector(cls, vector: np.ndarray, spec: StreamSpec) -> Rung:
+        v, n = [int(x) for x in vector], len(spec.slots)
+        rows, start = [], 2 * n + 2
+        for plan in spec.plans:
+            above = [*v[start : start + len(plan.bounds)], 0]
+            rows.append(tuple(a - b for a, b in zip(above[:-1], above[1:], strict=True)))
+            start += len(plan.bounds)
+        return cls(tuple(v[:n]), tuple(v[n : 2 * n]), v[2 * n], v[2 * n + 1], tuple(rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,8 @@ class StreamSpec:
     Attributes:
       slots: band sets in `modalities.in_sample_order` of the modalities.
       modalities: modality names in that order.
-      classes: row classes, shortest first.
+      plans: row classes per purpose.
+      enc_bound, dec_bound: most visible and decoded tokens of a row.
       samples: samples per device and micro-step.
       devices: devices sharing a micro-step (all hosts).
       views: masked views per sample, 1 or 2.
@@ -117,7 +117,9 @@ class StreamSpec:
 
     slots: tuple[Slot, ...]
     modalities: tuple[str, ...]
-    classes: tuple[RowClass, ...]
+    plans: tuple[RowPlan, ...]
+    enc_bound: int
+    dec_bound: int
     samples: int
     devices: int
     views: int
@@ -134,15 +136,18 @@ class StreamSpec:
         """int [slots]: modality number of each slot."""
         return np.array([self.modalities.index(s.modality) for s in self.slots])
 
+    def plan(self, name: str) -> int:
+        """Number of the plan of that name."""
+        return [p.name for p in self.plans].index(name)
+
     def top_rung(self) -> Rung:
         """The hard bound: holds whatever the masking can produce on one device."""
-        top = self.classes[-1]
         return Rung(
             patches=tuple(s.max_tokens * self.samples for s in self.slots),
             sparse=tuple(0 if s.encodable else s.max_tokens * self.samples for s in self.slots),
-            enc=round_up(top.enc * self.rows, 8),
-            dec=round_up(top.dec * self.rows, 8),
-            rows=tuple([0] * (len(self.classes) - 1) + [self.rows]),
+            enc=round_up(self.enc_bound * self.rows, 8),
+            dec=round_up(self.dec_bound * self.rows, 8),
+            rows=tuple((0,) * (len(p.bounds) - 1) + (self.rows,) for p in self.plans),
         )
 
 

@@ -17,7 +17,7 @@ from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.agree import host_agreement
 from olmoearth_jax.stream.engine import StreamEngine
 from olmoearth_jax.stream.forward import Objective, StreamForward
-from olmoearth_jax.stream.ladder import ROW_FRACTIONS, band_set_counts, row_classes
+from olmoearth_jax.stream.ladder import ROW_FRACTIONS, band_set_counts, row_plans
 from olmoearth_jax.stream.spec import Rung, StreamSpec, make_slots
 from olmoearth_jax.stream.tables import BandDropout
 from olmoearth_jax.train.dense_engine import DenseEngine
@@ -96,6 +96,7 @@ def stream_spec(
     groups: int,
     views: int = 2,
     fractions: Sequence[float] = ROW_FRACTIONS,
+    loss_scope: str = "modality",
 ) -> StreamSpec:
     """The static stream of a model under its masking.
 
@@ -104,6 +105,9 @@ def stream_spec(
       grid_timesteps: grid side -> timesteps the token budget allows.
       samples: per device and micro-step.
       devices, groups: per micro-step.
+      views: masked views.
+      fractions: attention row lengths relative to the bound.
+      loss_scope: what the token loss's rows are (`losses.TokenLoss.scope`).
     """
     encoder = model.encoder_config
     names = modalities.in_sample_order(encoder.supported_modality_names)
@@ -124,9 +128,11 @@ def stream_spec(
     slots = make_slots(
         names, encoder.tokenization, encoder.max_patch_size, grid_timesteps, encodable
     )
-    classes = row_classes(names, counts, grid_timesteps, bounds, fractions)
+    plans, enc, dec = row_plans(
+        names, counts, grid_timesteps, bounds, fractions, loss_scope in ("sample", "batch")
+    )
     return StreamSpec(
-        slots, names, classes, samples, devices, views, groups, encoder.max_patch_size
+        slots, names, plans, enc, dec, samples, devices, views, groups, encoder.max_patch_size
     )
 
 

@@ -20,7 +20,7 @@ from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.modalities import Tokenization
 from olmoearth_jax.stream.forward import Objective
-from olmoearth_jax.stream.ladder import ROW_FRACTIONS, build_ladder
+from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.spec import Rung, StreamSpec
 from olmoearth_jax.train import assemble, optimizer, probe, schedule
 from olmoearth_jax.train.loop import LoopConfig
@@ -163,12 +163,13 @@ def build_objective(config: ExperimentConfig) -> Objective:
     return Objective(token_loss, contrastive)
 
 
-def stream_of(config: ExperimentConfig, timesteps: dict[int, int], devices: int) -> StreamSpec:
+def stream_of(
+    config: ExperimentConfig, timesteps: dict[int, int], devices: int, loss_scope: str
+) -> StreamSpec:
     """The static stream of a config on so many devices."""
     k, samples = assemble.micro_step_shape(
         config.data_loader.global_batch_size, config.train_module.rank_microbatch_size, devices
     )
-    fractions = ROW_FRACTIONS[-max(1, config.ladder.row_classes) :]
     return assemble.stream_spec(
         config.model,
         masking_strategies(config),
@@ -177,7 +178,8 @@ def stream_of(config: ExperimentConfig, timesteps: dict[int, int], devices: int)
         devices,
         k,
         config.data_loader.num_masked_views,
-        fractions,
+        config.ladder.row_fractions,
+        loss_scope,
     )
 
 
@@ -233,7 +235,9 @@ def build_program(
             config.data_loader.num_masked_views,
         )
     else:
-        spec = stream_of(config, stream.timesteps, mesh.size)
+        spec = stream_of(
+            config, stream.timesteps, mesh.size, objective.token_loss.scope
+        )
         begun = time.perf_counter()
         ladder = size_ladder(config, spec, stream.timesteps, probe.read_presence(index))
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
@@ -252,7 +256,7 @@ def build_recipe(config: ExperimentConfig, last_step: int) -> Recipe:
     """Optimiser, schedule and seed of a config."""
     module = config.train_module
     optim, plan = module.optim_config, dataclasses.asdict(module.scheduler)
-    plan["type"] = {"cosine_with_warmup": "CosWithWarmup"}[plan.pop("name")]
+    plan["type"] = plan.pop("name")
     course = schedule.build(plan)
     return Recipe(
         optimizer.AdamWConfig(

@@ -26,7 +26,8 @@ def _extents(lengths, size):
 def test_rows_round_trip_and_gradients_are_gathers(short, long, spare):
     lengths = short + long
     size = sum(lengths) + spare + 1
-    rows = row_map(*_extents(lengths, size), (len(short), len(long)), (3, 6))
+    order = jnp.arange(len(lengths), dtype=jnp.int32)[None]
+    rows = row_map(*_extents(lengths, size), order, order, (len(short), len(long)), (3, 6))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, size, 2)), jnp.float32)
     parts = gather_rows(x, rows)
     for part, n in zip(parts, rows.lengths, strict=True):
@@ -47,7 +48,8 @@ def test_rows_round_trip_and_gradients_are_gathers(short, long, spare):
 
 
 def test_gradient_needs_no_scatter():
-    rows = row_map(*_extents([2, 3], 8), (1, 1), (2, 4))
+    order = jnp.arange(2, dtype=jnp.int32)[None]
+    rows = row_map(*_extents([2, 3], 8), order, order, (1, 1), (2, 4))
 
     def value(x):
         return (scatter_rows(gather_rows(x, rows), rows) ** 2).sum()
