@@ -52,7 +52,8 @@ def apply(cfg: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
     """A copy of `cfg` with overrides written as `[--config.]path=value` or `path` (true).
 
     Raises:
-      ConfigError: unknown paths or values of the wrong type, all listed.
+      ConfigError: unknown paths or values of the wrong type; all are listed, together with what
+        else is wrong with the config.
     """
     parsed, problems = [], []
     for text in overrides:
@@ -91,10 +92,10 @@ def _apply(
                 problems += e.problems
         if stage == 1 and overrides:
             propagate.spread_common(cfg)
-    if problems:
-        raise ConfigError(problems)
     objectives.drop_stale(cfg, before, set_keys)
     _settle(cfg, set_keys)
+    if problems:
+        raise ConfigError([*problems, *cfg.validate()])
     return cfg
 
 

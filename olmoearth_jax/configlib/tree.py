@@ -41,7 +41,7 @@ class ExperimentConfig:
     """Type of the matrix products; auto is bfloat16 on GPU and float32 on CPU."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     """Attention kernel; auto is cudnn where it applies and xla elsewhere."""
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "block"] = "none"
     """Recomputed in the backward pass: nothing, all but matrix products, or whole blocks."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     fsdp_rules: list[list[Any]] = field(default_factory=list)

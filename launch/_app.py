@@ -1,0 +1,151 @@
+"""The command line that all verbs share: config file, overrides, one clear error.
+
+    --config=FILE.py[:argument,...]   a config file, or --config_json=FILE for a saved config
+    --run_name=NAME                   the run's folder is ./local_output/NAME
+    --config.<path>=<value>           any setting, as often as needed (docs/configuration.md)
+
+A mistake of the user is printed without a traceback, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from olmoearth_jax import overrides
+from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
+from olmoearth_jax.modalities import closest
+
+USER_ERROR = 2
+"""Exit code for a mistake on the command line, in a config or in the data."""
+
+_OURS = tuple(str(Path(__file__).resolve().parents[1] / p) for p in ("olmoearth_jax", "launch"))
+
+_CONFIG = flags.DEFINE_string("config", None, "Config file, with an argument after a colon.")
+_CONFIG_JSON = flags.DEFINE_string("config_json", None, "Saved config (config.json) to start from.")
+_RUN_NAME = flags.DEFINE_string("run_name", None, "Names the run's folder and its logs.")
+
+
+class UserError(ValueError):
+    """A mistake of the user that is no config problem; its text is all that is printed."""
+
+
+Verb = Callable[[ExperimentConfig], int | None]
+
+
+def run(verb: Verb, require_valid: bool = True) -> None:
+    """Runs a verb as a program and ends the process.
+
+    Args:
+      verb: gets the config and returns the exit code (None is 0).
+      require_valid: stop at problems of the config before the verb is called.
+    """
+    rest, changes = overrides.take(sys.argv)
+    body = functools.partial(_main, verb=verb, changes=changes, require_valid=require_valid)
+    app.run(body, argv=rest, flags_parser=_parse_flags)
+
+
+def load(
+    config: str | None,
+    config_json: str | None = None,
+    run_name: str | None = None,
+    changes: Sequence[str] = (),
+) -> ExperimentConfig:
+    """The config of a command line, unchecked.
+
+    Args:
+      config: `FILE.py[:argument]`, or None with `config_json`.
+      config_json: a saved config or the run folder that holds one.
+      run_name: given name; None keeps the config's own.
+      changes: overrides `[--config.]path=value`.
+
+    Raises:
+      ConfigError: no or two configs, no such file, bad arguments or overrides (all listed).
+    """
+    if (config is None) == (config_json is None):
+        raise ConfigError("give --config=configs/<size>.py or --config_json=FILE (one of them)")
+    base = load_file(config) if config is not None else load_json(config_json or "")
+    if run_name is not None:
+        base.common.run_name = run_name
+        if config_json is not None:
+            base.common.save_folder = None  # another run; its folder follows its name
+    return overrides.apply(base, changes)
+
+
+def load_file(text: str) -> ExperimentConfig:
+    """The config of `FILE.py[:argument]`.
+
+    A file that is not found from the working directory is looked for in the installed `configs`.
+
+    Raises:
+      ConfigError: no such file, no get_config in it, or a bad argument.
+    """
+    name, _, argument = text.partition(":")
+    path = _find(name)
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    root = str(Path(__file__).resolve().parents[1])
+    if root not in sys.path:
+        sys.path.append(root)  # config files import their `configs` package
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {name!r} has no function get_config(arg)")
+    values: Any = module.get_config(argument)
+    if isinstance(values, ExperimentConfig):
+        return values
+    return ExperimentConfig.from_dict(values.to_dict() if hasattr(values, "to_dict") else values)
+
+
+def _find(name: str) -> Path:
+    installed = Path(__file__).resolve().parents[1]
+    for path in (Path(name), installed / name):
+        if path.is_file():
+            return path
+    folder = installed / "configs"
+    known = [p.relative_to(installed).as_posix() for p in sorted(folder.rglob("[a-z]*.py"))]
+    raise ConfigError(f"config file {name!r} does not exist; {closest(name, known)}")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as e:
+        _fail([f"{e} (settings of the run are given as --config.<path>=<value>)"])
+
+
+def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) -> int:
+    if len(argv) > 1:
+        _fail([f"unexpected argument {a!r}; write --config.<path>=<value>" for a in argv[1:]])
+    try:
+        cfg = load(_CONFIG.value, _CONFIG_JSON.value, _RUN_NAME.value, changes)
+        if require_valid:
+            cfg.check()
+        return verb(cfg) or 0
+    except ConfigError as e:
+        _fail(e.problems)
+    except (ValueError, OSError) as e:
+        if not _is_ours(e):
+            raise
+        _fail([str(e)])
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised it, as a sentence for the user, rather than a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, UserError) or bool(frames and frames[-1].filename.startswith(_OURS))
+
+
+def _fail(problems: Sequence[str]) -> Any:
+    """Prints problems and ends the process with USER_ERROR."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(USER_ERROR)

@@ -1,0 +1,202 @@
+"""What a run costs, computed from its config alone: parameters, tokens, FLOPs, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.modalities import IMAGE_TILE_PX
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
+from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.train import assemble, build, probe
+
+MONTH_ROWS = 12
+"""Rows of the frozen month table that the reference counts as parameters."""
+
+SAMPLES = 8
+"""Samples of a simulated group."""
+
+
+def parameter_rows(cfg: ExperimentConfig) -> list[tuple[str, int]]:
+    """(part, values) of every part of the model that is trained, in order."""
+    out: dict[str, int] = {}
+    for path, leaf in latent_mim.flatten(latent_mim.graph(cfg.model)[1]):
+        part = "/".join(path[:2])
+        out[part] = out.get(part, 0) + math.prod(leaf.shape)
+    return list(out.items())
+
+
+def full_target(cfg: ExperimentConfig) -> bool:
+    """Whether the target is a whole encoder rather than its patch projection."""
+    module = cfg.train_module
+    return any(module.token_exit_cfg.values()) or any((module.token_exit_cfg_b or {}).values())
+
+
+def target_size(cfg: ExperimentConfig) -> int:
+    """Values of the frozen target that this package keeps."""
+    if cfg.model.kind == "mae":
+        return 0
+    leaves = latent_mim.flatten(latent_mim.target_graph(cfg.model, full_target(cfg))[1])
+    return sum(math.prod(leaf.shape) for _, leaf in leaves)
+
+
+def reference_total(cfg: ExperimentConfig) -> int | None:
+    """Parameters as the reference counts them: with a whole target and frozen month tables.
+
+    None for kinds of model that are not counted that way here.
+    """
+    if cfg.model.kind != "latent_mim" or cfg.model.decoder_config is None:
+        return None
+    encoder_table = MONTH_ROWS * (cfg.model.encoder_config.embedding_size // 4)
+    decoder_table = MONTH_ROWS * (cfg.model.decoder_config.decoder_embedding_size // 4)
+    rows = dict(parameter_rows(cfg))
+    trained = sum(rows.values())
+    encoder = sum(n for part, n in rows.items() if part.startswith("encoder/"))
+    target = encoder + encoder_table
+    if cfg.model.projection_only_target:
+        target = rows["encoder/patch_embeddings"]
+    return trained + encoder_table + decoder_table + target
+
+
+def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
+    """Grid side -> timesteps that the token budget leaves."""
+    loader = cfg.data_loader
+    counted = cfg.model.encoder_config.tokenization if loader.match_model_tokenization else None
+    return check_grids(
+        cfg.dataset.training_modalities,
+        range(loader.min_patch_size, loader.max_patch_size + 1),
+        loader.sampled_hw_p_list,
+        loader.token_budget,
+        IMAGE_TILE_PX,
+        counted,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Mean real tokens of one view of one sample that lacks nothing.
+
+    Attributes:
+      encoded, decoded: tokens.
+      encoder_pairs: tokens attended to, summed over the encoded ones.
+      decoder_pairs: the same from decoded to encoded tokens.
+      patches: patches per slot that either view needs.
+    """
+
+    encoded: float
+    decoded: float
+    encoder_pairs: float
+    decoder_pairs: float
+    patches: np.ndarray
+
+
+def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Tokens:
+    """Draws masks for samples of every grid and counts their tokens."""
+    strategies = build.masking_strategies(cfg)
+    views = cfg.data_loader.num_masked_views
+    spec = assemble.stream_spec(cfg.model, strategies, timesteps, SAMPLES, 1, 1, views)
+    drawn = probe.simulate_needs(
+        spec, [probe.complete(spec.modalities)], strategies, timesteps, 0, 4 * len(timesteps)
+    )
+    slots, rows = len(spec.slots), spec.rows
+    enc = np.array([v[2 * slots] for v in drawn]) / rows
+    dec = np.array([v[2 * slots + 1] for v in drawn]) / rows
+    patches = np.mean([v[:slots] for v in drawn], axis=0) / SAMPLES
+    pairs = float(np.mean(enc * enc)), float(np.mean(enc * dec))
+    return Tokens(float(enc.mean()), float(dec.mean()), *pairs, patches)
+
+
+def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
+    """FLOPs of the forward pass of one view of one sample, patch projection and losses left out.
+
+    A multiplication and an addition count as two.
+    """
+    encoder, decoder = cfg.model.encoder_config, cfg.model.decoder_config
+    width = encoder.embedding_size
+    block = 2 * width * width * (4 + 2 * encoder.mlp_ratio)
+    total = encoder.depth * (tokens.encoded * block + 4 * tokens.encoder_pairs * width)
+    if decoder is None:
+        return total
+    inner = decoder.decoder_embedding_size
+    per_query = 2 * inner * inner * (2 + 2 * decoder.mlp_ratio)
+    per_context = 2 * 2 * inner * inner
+    total += decoder.depth * (
+        tokens.decoded * per_query + tokens.encoded * per_context + 4 * tokens.decoder_pairs * inner
+    )
+    output = decoder.output_embedding_size or decoder.encoder_embedding_size
+    return total + 2 * inner * (tokens.encoded * width + tokens.decoded * output)
+
+
+def patch_flops(cfg: ExperimentConfig, spec: StreamSpec, patches: np.ndarray) -> float:
+    """FLOPs of projecting the patches of one sample once."""
+    hidden = cfg.model.encoder_config.patch_embed_hidden_sizes or []
+    width = cfg.model.encoder_config.embedding_size
+    total = 0.0
+    for slot, count in zip(spec.slots, patches, strict=True):
+        pixels, channels = slot.patch_side**2, len(slot.channels)
+        for size in hidden:
+            total += count * 2 * pixels * channels * size
+            channels = size
+        total += count * 2 * pixels * channels * width
+    return total
+
+
+def step_flops(cfg: ExperimentConfig, spec: StreamSpec, tokens: Tokens) -> float:
+    """FLOPs of an optimizer step on real tokens; the backward pass counts twice the forward."""
+    views = cfg.data_loader.num_masked_views
+    per_sample = 3 * views * forward_flops(cfg, tokens)
+    per_sample += (3 * views + 1) * patch_flops(cfg, spec, tokens.patches)
+    return per_sample * cfg.data_loader.global_batch_size
+
+
+def _activation_bytes(part: EncoderConfig | PredictorConfig, width: int, item: int) -> float:
+    """Bytes per token and block that the backward pass keeps."""
+    return item * width * (8 + 2 * part.mlp_ratio) + 2 * 4 * width
+
+
+def memory_rows(
+    cfg: ExperimentConfig, spec: StreamSpec, rung: Rung, half: bool
+) -> list[tuple[str, float]]:
+    """(what, bytes) on one device for the largest program: a rough estimate.
+
+    Args:
+      spec, rung: the stream and its capacities.
+      half: matrix products in bfloat16.
+    """
+    encoder, decoder = cfg.model.encoder_config, cfg.model.decoder_config
+    item, share = (2 if half else 4), 1
+    if cfg.fsdp_rules:
+        share = max(cfg.mesh.fsdp, 1)
+    params = sum(n for _, n in parameter_rows(cfg))
+    rows: list[tuple[str, float]] = [
+        ("parameters, gradients, two moments (float32)", 4 * 5 * params / share),
+        ("target (float32)", 4.0 * target_size(cfg)),
+    ]
+    pixels = sum(n * s.width for n, s in zip(rung.patches, spec.slots, strict=True))
+    rows.append(("patches", 4.0 * pixels))
+    keep = {"none": 1.0, "dots": 0.7, "block": 0.15}[cfg.remat]
+    blocks = encoder.depth * rung.enc * _activation_bytes(encoder, encoder.embedding_size, item)
+    scores = encoder.depth * encoder.num_heads * _pairs(rung, spec, SELF)
+    if decoder is not None:
+        width = decoder.decoder_embedding_size
+        blocks += decoder.depth * (
+            rung.dec * _activation_bytes(decoder, width, item) + rung.enc * 2 * width * item
+        )
+        scores += decoder.depth * decoder.num_heads * _pairs(rung, spec, CROSS)
+    rows.append(("activations kept for the backward pass", keep * blocks))
+    if cfg.attention != "cudnn":
+        rows.append(("attention weights (none with cuDNN)", keep * scores * item))
+    return rows
+
+
+def _pairs(rung: Rung, spec: StreamSpec, plan: str) -> int:
+    """Attention weights per head over all rows of a rung."""
+    number = spec.plan(plan)
+    classes = zip(rung.rows[number], spec.plans[number].bounds, strict=True)
+    return sum(rows * queries * keys for rows, (queries, keys) in classes)
