@@ -1,0 +1,226 @@
+"""The training stream: the same for any number of workers and hosts, and robust to bad files."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from olmoearth_jax import masking
+from olmoearth_jax.data import index, transforms
+from olmoearth_jax.data.pipeline import TooManyBadSamples, TrainStream
+from olmoearth_jax.modalities import MISSING, OFFICIAL_DECODE_ONLY, OFFICIAL_MODALITIES
+
+STRATEGY = masking.build(
+    {
+        "type": "modality_cross_random",
+        "encode_ratio": 0.5,
+        "decode_ratio": 0.5,
+        "allow_encoding_decoding_same_bandset": True,
+        "only_decode_modalities": OFFICIAL_DECODE_ONLY,
+    }
+)
+
+
+def _stream(folder: Path, **options) -> TrainStream:
+    settings = {
+        "modalities": OFFICIAL_MODALITIES,
+        "mask_a": STRATEGY,
+        "mask_b": STRATEGY,
+        "global_batch_size": 8,
+        "group_size": 4,
+        "samples_per_shape": 4,
+        "patch_sizes": (1, 2, 3),
+        "grids": (2, 4, 8),
+        **options,
+    }
+    return TrainStream(index.prepare(folder, OFFICIAL_MODALITIES), **settings)
+
+
+def _flat(group) -> dict[str, np.ndarray]:
+    out = {}
+    for key, value in group.items():
+        nested = value.items() if isinstance(value, dict) else [("", value)]
+        out.update({f"{key}/{name}": array for name, array in nested})
+    return out
+
+
+def _assert_equal(a, b) -> None:
+    a, b = _flat(a), _flat(b)
+    assert list(a) == list(b)
+    for key in a:
+        assert type(a[key]) is type(b[key]) is np.ndarray
+        assert a[key].dtype == b[key].dtype
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_a_group_has_the_documented_form(dataset):
+    stream = _stream(dataset)
+    assert stream.steps_per_epoch == 3 and stream.groups_per_step == 2
+    names = index.prepare(dataset, OFFICIAL_MODALITIES).modalities
+    for step, groups in enumerate(stream.batches(0, 4)):
+        assert [int(g["epoch"]) for g in groups] == [1 + step // 3] * 2
+        for i, group in enumerate(groups):
+            patch, grid, steps = stream.shapes(step)[i]
+            assert (group["patch_size"], group["grid"]) == (patch, grid) and patch * grid <= 16
+            assert group["position"].tolist() == list(
+                range(step % 3 * 8 + i * 4, step % 3 * 8 + i * 4 + 4)
+            )
+            assert tuple(group["data"]) == tuple(group["mask_a"]) == names
+            assert group["timestamps"].shape == (4, steps, 3)
+            s2, mask = group["data"]["sentinel2_l2a"], group["mask_a"]["sentinel2_l2a"]
+            assert s2.shape == (4, patch * grid, patch * grid, steps, 12)
+            assert s2.dtype == np.float32 and mask.dtype == np.int8
+            assert mask.shape == (4, grid, grid, steps, 3)
+            missing = masking.missing_tokens(group["data"], patch)
+            for name in names:
+                for key in ("mask_a", "mask_b"):
+                    np.testing.assert_array_equal(group[key][name] == 3, missing[name])
+            assert any((group["mask_a"][n] != group["mask_b"][n]).any() for n in names)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(dataset, workers):
+    alone = _stream(dataset).batches(1, 4)
+    shared = _stream(dataset, num_workers=workers).batches(1, 4)
+    for a, b in zip(alone, shared, strict=True):
+        for group_a, group_b in zip(a, b, strict=True):
+            _assert_equal(group_a, group_b)
+
+
+def test_a_stream_goes_on_where_it_was_left(dataset):
+    whole = list(_stream(dataset).batches(0, 7))
+    for start in (2, 3, 5):
+        rest = _stream(dataset).batches(start, 7)
+        for a, b in zip(whole[start:], rest, strict=True):
+            for group_a, group_b in zip(a, b, strict=True):
+                _assert_equal(group_a, group_b)
+    endless = _stream(dataset).batches(6)
+    _assert_equal(next(endless)[0], whole[6][0])
+    endless.close()
+
+
+def test_hosts_together_read_what_one_reads(dataset):
+    whole = _stream(dataset, group_size=8, samples_per_shape=8).group(4)
+    for hosts in (2, 3):
+        joined = {k: np.empty_like(v) for k, v in _flat(whole).items()}
+        for host in range(hosts):
+            part = _stream(
+                dataset, group_size=8, samples_per_shape=8, host_index=host, host_count=hosts
+            ).group(4)
+            for key, value in _flat(part).items():
+                joined[key][host::hosts if value.ndim else ...] = value
+        for key, value in _flat(whole).items():
+            np.testing.assert_array_equal(joined[key], value, err_msg=key)
+
+
+def test_positions_share_shapes_in_blocks(dataset):
+    stream = _stream(dataset, samples_per_shape=8, global_batch_size=24)
+    for epoch in range(4):
+        shapes = stream.shapes(epoch)
+        assert shapes[0::2] == shapes[1::2]
+    assert len({s for epoch in range(9) for s in stream.shapes(epoch)}) > 3
+    assert {p * g <= 16 for epoch in range(9) for p, g, _ in stream.shapes(epoch)} == {True}
+
+
+def test_one_view_and_transforms(dataset):
+    stream = _stream(dataset, mask_b=None, transform=transforms.FlipAndRotate(), use_cutmix=True)
+    group = stream.group(1)
+    assert "mask_b" not in group and group["ok"].all()
+    mixed = _stream(dataset, transform=transforms.Mixup(1.0)).group(1)
+    assert mixed["ok"].all()
+    with pytest.raises(ValueError, match="Mixup needs all samples"):
+        _stream(dataset, transform=transforms.Mixup(1.0), host_count=2)
+
+
+def _spoil(folder: Path, number: int, how: str) -> None:
+    path = folder / f"sample_{number}.h5"
+    if how == "truncate":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif how == "delete":
+        path.unlink()
+    elif how == "nan":
+        with h5py.File(path, "a") as f:
+            f["sentinel1"][...] = np.nan
+    else:
+        with h5py.File(path, "a") as f:
+            del f["landsat"]
+            f["landsat"] = np.zeros((16, 16, 12, 4), np.uint16)
+
+
+@pytest.mark.parametrize("how", ["truncate", "delete", "nan", "shape"])
+def test_bad_samples_become_holes(writable_dataset, caplog, how):
+    options = {"global_batch_size": 6, "group_size": 6, "samples_per_shape": 6}
+    good = _stream(writable_dataset, **options).group(0)
+    _spoil(writable_dataset, 2, how)
+    stream = _stream(writable_dataset, **options)
+    with caplog.at_level(logging.WARNING):
+        group = stream.group(0)
+    hole = group["index"] == 2
+    np.testing.assert_array_equal(group["ok"], ~hole)
+    assert "sample_2.h5" in caplog.text and (stream.samples_read, stream.samples_bad) == (6, 1)
+    for name, array in group["data"].items():
+        assert (array[hole] == MISSING).all() and np.isfinite(array).all()
+        np.testing.assert_array_equal(array[~hole], good["data"][name][~hole])
+        for key in ("mask_a", "mask_b"):
+            assert (group[key][name][hole] == 3).all()
+            np.testing.assert_array_equal(group[key][name][~hole], good[key][name][~hole])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_run(writable_dataset, workers):
+    _spoil(writable_dataset, 1, "truncate")
+    _spoil(writable_dataset, 4, "delete")
+    stream = _stream(
+        writable_dataset,
+        global_batch_size=6,
+        group_size=6,
+        samples_per_shape=6,
+        num_workers=workers,
+    )
+    with pytest.raises(TooManyBadSamples, match=r"8 of 24 samples.*sample_[14]\.h5"):
+        list(stream.batches(0, 9))
+    assert stream.samples_read == 24
+
+
+def test_a_sample_without_visible_token_becomes_a_hole(dataset):
+    @dataclasses.dataclass(frozen=True)
+    class Blind:
+        def __call__(self, missing, ctx):
+            masks = {n: np.where(m, 3, 0).astype(np.int8) for n, m in missing.items()}
+            for mask in masks.values():
+                mask[1][mask[1] == 0] = 2
+            return masks
+
+    stream = _stream(dataset, mask_b=Blind())
+    group = stream.group(0)
+    assert group["ok"].tolist() == [True, False, True, True] and stream.samples_bad == 0
+    assert all((m[1] == 3).all() for m in group["mask_a"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch_size": 10}, "global_batch_size 10 must be a multiple of the micro-batch"),
+        ({"samples_per_shape": 6}, "samples_per_shape 6 must be a multiple"),
+        ({"group_size": 0}, "group_size must be at least 1"),
+        ({"global_batch_size": 400}, "24 samples, fewer than one global batch of 400"),
+        ({"token_budget": 100}, "token budget 100 is too small for a grid of 4 x 4"),
+        ({"patch_sizes": (20,)}, "patch size 20 leaves no grid that fits the 16 px tiles"),
+        ({"host_index": 2, "host_count": 2}, "host 2 is not one of 2"),
+        ({"host_count": 5}, "5 hosts cannot share groups of 4"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"max_bad_fraction": 2}, "max_bad_fraction"),
+        ({"modalities": ["sentinel1"]}, "the index was prepared for"),
+    ],
+)
+def test_impossible_settings_are_explained(dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        _stream(dataset, **options)
+
+
+def test_reversed_ranges_are_explained(dataset):
+    with pytest.raises(ValueError, match="from 3 to 2"):
+        _stream(dataset).batches(3, 2)
