@@ -6,10 +6,10 @@ some of them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from olmoearth_jax import registry
 from olmoearth_jax.losses.all_discrimination import AllDiscrimination, ModalityAllDiscrimination
 from olmoearth_jax.losses.elementwise import L1, L2, CosineSimilarity, CrossEntropy
 from olmoearth_jax.losses.mae import MAE
@@ -22,7 +22,6 @@ from olmoearth_jax.losses.patch_discrimination import (
 )
 from olmoearth_jax.losses.pooled import InfoNCE, KoLeo, info_nce
 from olmoearth_jax.losses.rows import Rows, TokenLoss, combine, dense_rows, rows_value
-from olmoearth_jax.modalities import closest
 
 Loss = TokenLoss | MAE | InfoNCE | KoLeo
 
@@ -58,20 +57,7 @@ def build(config: Mapping[str, Any], default: str | None = None) -> Loss:
     Raises:
       ValueError: no or unknown type, unknown argument (the nearest one is named), bad value.
     """
-    arguments = dict(config)
-    key = arguments.pop("type", None) or default
-    if key is None:
-        raise ValueError(f"a loss needs a 'type'; {closest('', LOSSES)}")
-    if key not in LOSSES:
-        raise ValueError(f"unknown loss {key!r}; {closest(str(key), LOSSES)}")
-    known = [f.name for f in dataclasses.fields(LOSSES[key])]
-    for name in arguments:
-        if name not in known:
-            raise ValueError(f"loss {key!r} has no argument {name!r}; {closest(name, known)}")
-    try:
-        return LOSSES[key](**arguments)
-    except TypeError as e:
-        raise ValueError(f"loss {key!r} got a value of the wrong type: {e}") from e
+    return registry.build(LOSSES, config, "loss", default)
 
 
 __all__ = [

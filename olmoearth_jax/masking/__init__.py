@@ -5,10 +5,10 @@ Pure NumPy, on the host, at token level (spec/train.md section 2).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from olmoearth_jax import registry
 from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.bounds import TokenBounds, max_tokens
 from olmoearth_jax.masking.context import (
@@ -33,7 +33,6 @@ from olmoearth_jax.masking.random_tokens import Random, RandomIncreasing, Random
 from olmoearth_jax.masking.space_time import RandomSpace, Space, SpaceTime, Time
 from olmoearth_jax.masking.tokens import missing_tokens
 from olmoearth_jax.masking.with_decode import RandomTimeWithDecode, RandomWithDecode
-from olmoearth_jax.modalities import closest
 
 STRATEGIES: dict[str, type[Strategy]] = {
     cls.key: cls
@@ -65,23 +64,7 @@ def build(config: Mapping[str, Any]) -> Strategy:
     Raises:
       ValueError: no or unknown type, unknown argument (the nearest one is named), bad value.
     """
-    arguments = dict(config)
-    key = arguments.pop("type", None)
-    if key is None:
-        raise ValueError(f"a masking strategy needs a 'type'; {closest('', STRATEGIES)}")
-    if key not in STRATEGIES:
-        raise ValueError(f"unknown masking strategy {key!r}; {closest(str(key), STRATEGIES)}")
-    cls = STRATEGIES[key]
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-    for name in arguments:
-        if name not in known:
-            raise ValueError(
-                f"masking strategy {key!r} has no argument {name!r}; {closest(name, known)}"
-            )
-    try:
-        return cls(**arguments)
-    except TypeError as e:
-        raise ValueError(f"masking strategy {key!r} got a value of the wrong type: {e}") from e
+    return registry.build(STRATEGIES, config, "masking strategy")
 
 
 __all__ = [

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from olmoearth_jax.modalities import closest
+from olmoearth_jax import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +116,7 @@ def build(config: Mapping[str, Any] | None) -> Schedule:
     if config is None:
         return ConstantWithWarmup(warmup=0)
     arguments = dict(config)
-    key = arguments.pop("type", None) or CosWithWarmup.key
-    if key not in SCHEDULES:
-        raise ValueError(f"unknown schedule {key!r}; {closest(str(key), SCHEDULES)}")
     alias = arguments.pop("warmup_steps", None)
     if alias is not None:
         arguments["warmup"] = alias
-    known = [f.name for f in dataclasses.fields(SCHEDULES[key])]
-    for name in arguments:
-        if name not in known:
-            raise ValueError(f"schedule {key!r} has no argument {name!r}; {closest(name, known)}")
-    return SCHEDULES[key](**arguments)
+    return registry.build(SCHEDULES, arguments, "schedule", default=CosWithWarmup.key)

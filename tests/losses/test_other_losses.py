@@ -126,6 +126,8 @@ def test_every_loss_builds_by_its_key():
         ({"type": "patch_discriminator"}, "did you mean 'patch_discrimination'"),
         ({"type": "l1", "tau": 0.1}, "has no argument 'tau'"),
         ({"type": "InfoNCE", "tau": 0}, "must be positive"),
+        ({"type": "InfoNCE", "weight": "x"}, "weight must be a number, got 'x'"),
+        ({"type": "patch_discrimination", "pred2unit": 1}, "true or false"),
         ({"type": "KoLeo", "mode": "pixel"}, "'instance' or 'patch'"),
         ({"type": "mae", "loss_function": "MSE"}, "MSELoss"),
         ({"type": "mae", "beta": 0.1}, "no parameter 'beta'"),
