@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 
 from launch import _app
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.train import devices
+from olmoearth_jax.train import devices, signals
 from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged
@@ -74,13 +74,21 @@ def _sinks(config: ExperimentConfig) -> tuple[Sink, ...]:
 
 
 def main(config: ExperimentConfig) -> int:
-    """Exit code: 0 completed, stopped and saved, or already complete; 1 otherwise."""
+    """Exit code: 0 completed, stopped and saved, or already complete; 1 otherwise.
+
+    Raises ValueError for what the user can mend.
+    """
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes
     try:
         summary = run(config)
-    except (ValueError, RunFolderInUse, TrainingDiverged) as error:
+    except RunFolderInUse as error:
+        raise _app.UserError(str(error)) from error
+    except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except signals.Abandoned:
+        _say("Stopped before the first new step: nothing is lost. Run it again to go on.")
+        return 0
     except KeyboardInterrupt:
         print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)
         return _ABORTED
@@ -94,13 +102,14 @@ def main(config: ExperimentConfig) -> int:
 
 
 def leave(code: int) -> None:
-    """Ends the process; after an abort at once, whatever its threads are doing."""
+    """Ends the process, at once if one of its threads is stuck in a read or a compilation."""
     for child in multiprocessing.active_children():
         child.kill()  # readers that were stuck; they ignore SIGTERM, so Python would wait for them
-    if code != _ABORTED:
-        sys.exit(code)
     sys.stdout.flush()
-    os._exit(code)
+    sys.stderr.flush()
+    if signals.threads_at_work():
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,13 @@ class Checkpointer:
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
         self._writing: int | None = None  # as _saving, but kept for Orbax's thread
-        self._on_disk: int | None = None
+        self.on_disk: int | None = None  # step whose checkpoint is known to be complete
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def due(self, step: int) -> bool:
         """Is a checkpoint to be written after this step?"""
@@ -92,7 +98,7 @@ class Checkpointer:
         was still being written, has failed.
         """
         before = self.wait()
-        if step == self._on_disk:
+        if step == self.on_disk:
             return before
         permanent = bool(self.save_interval) and step % self.save_interval == 0
         meta = self._meta(step, state, with_digest=permanent) | extra
@@ -116,7 +122,7 @@ class Checkpointer:
         except Exception as error:
             self._give_up(step, error)
             return False
-        self._on_disk = step
+        self.on_disk = step
         return True
 
     def close(self) -> bool:
@@ -166,7 +172,7 @@ class Checkpointer:
                 damaged.append(step)
                 self._set_aside(folder, str(error))
                 continue
-            self._on_disk = step
+            self.on_disk = step
             return state, meta
 
     def _newest(self) -> tuple[int | None, str | None]:

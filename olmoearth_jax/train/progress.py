@@ -50,8 +50,8 @@ class _Window:
 class Recorder:
     """Keeps the reports of steps that the device may still be working on, then writes them.
 
-    `add` waits only for steps that lie more than MAX_IN_FLIGHT back, so the device never idles;
-    `flush` writes what is finished; `drain` waits for all.
+    `add` waits only for steps that lie more than MAX_IN_FLIGHT back, so the device never idles.
+    What is finished is written every `interval` steps and by `flush`; `drain` waits for all.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class Recorder:
         writer: MetricWriter,
         *,
         last_step: int,
+        interval: int = 1,
         compile_count: Callable[[], int] = lambda: 0,
         say: Callable[[str], None] = print,
     ) -> None:
         self._writer = writer
         self._last_step = last_step
+        self._interval = interval
         self._compile_count = compile_count
         self._say = say
         self._pending: deque[tuple[int, Report]] = deque()
@@ -122,6 +124,8 @@ class Recorder:
             record["data/bad_ids"] = list(report.bad_ids)
         self._records.append((step, record))
         self._guard(step, metrics, report.bad_ids)
+        if step % self._interval == 0:
+            self.flush()
 
     def _clock(self) -> None:
         now = time.perf_counter()
@@ -166,7 +170,10 @@ class Recorder:
                 value = float(np.percentile(times, percent))
                 rates[f"throughput/step_time_p{percent}_s"] = value
             rates["throughput/data_wait_share"] = min(window.wait / elapsed, 1.0)
-            rates["throughput/eta_s"] = float(np.mean(self._recent)) * (self._last_step - step)
+            # Steps that compiled say nothing about those to come.
+            recent = np.asarray(self._recent)
+            usual = float(recent[recent <= 5 * np.median(recent)].mean())
+            rates["throughput/eta_s"] = usual * (self._last_step - step)
         rates["throughput/data_wait_s"] = window.wait
         rates["throughput/checkpoint_s"] = window.checkpoint
         rates["throughput/compile_count"] = self._compile_count()

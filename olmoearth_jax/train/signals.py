@@ -23,6 +23,13 @@ from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
+THREADS = "olmoearth-"
+"""How the names of our threads begin."""
+
+
+class Abandoned(Exception):
+    """A signal came while a call was running whose result is not worth waiting for."""
+
 
 class CancelFlag:
     """Whether somebody asked this run to stop."""
@@ -99,7 +106,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        threading.Thread(target=self._work, name=THREADS + name, daemon=True).start()
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """Queues a call; its result or exception arrives in the future."""
@@ -108,11 +115,19 @@ class Worker:
         return future
 
     def call(
-        self, function: Callable[..., T], *args: Any, poll: Callable[[float], None] | None = None
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        stop: Callable[[], bool] | None = None,
+        poll: Callable[[float], None] | None = None,
     ) -> T:
-        """Runs a call and waits for it; see `wait`."""
+        """Runs a call and waits for it, see `wait`. Raises Abandoned when `stop()` became true.
+
+        An abandoned call goes on in the background; the worker can't be used any more.
+        """
         future = self.submit(function, *args)
-        wait(future, poll=poll)
+        if not wait(future, stop=stop, poll=poll):
+            raise Abandoned
         return future.result()
 
     def close(self) -> None:
@@ -130,10 +145,15 @@ class Worker:
             del item, future, function, args
 
 
+def threads_at_work() -> bool:
+    """Is a worker thread still inside a call? Then only os._exit ends the process quickly."""
+    return any(thread.name.startswith(THREADS) for thread in threading.enumerate())
+
+
 def wait(
     future: Future[Any],
     *,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] | None = None,
     poll: Callable[[float], None] | None = None,
     interval_s: float = 0.1,
 ) -> bool:
@@ -145,7 +165,7 @@ def wait(
     waited = 0.0
     while not concurrent.futures.wait([future], timeout=interval_s).done:
         waited += interval_s
-        if stop():
+        if stop is not None and stop():
             return False
         if poll is not None:
             poll(waited)

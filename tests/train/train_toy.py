@@ -21,8 +21,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.train.loop import LoopConfig, Summary, train
+from olmoearth_jax.train.signals import Abandoned
 
 INPUTS, OUTPUTS = 16, 8
+
+
+def hang(where: str) -> None:
+    """Says so, and returns after an hour."""
+    print(f"in {where}", flush=True)
+    time.sleep(3600)
 
 
 @dataclasses.dataclass
@@ -35,8 +42,13 @@ class ToyReport:
 class ToyProgram:
     """Weights spread over the devices; the state is donated, as in real training."""
 
-    def __init__(self, width: int = OUTPUTS, step_seconds: float = 0.0, compile_seconds: float = 0):
-        self.width, self.step_seconds, self.compile_seconds = width, step_seconds, compile_seconds
+    def __init__(
+        self,
+        width: int = OUTPUTS,
+        step_seconds: float = 0.0,
+        slow_step: int | None = None,
+    ):
+        self.width, self.step_seconds, self.slow_step = width, step_seconds, slow_step
         self.mesh = Mesh(np.array(jax.devices()), ("data",))
         self.compile_count = 0
 
@@ -93,9 +105,9 @@ class ToyProgram:
         }, {"train/loss": value, "train/good_micro_steps": good.astype(jnp.int32)}
 
     def step(self, state, groups, step):
-        if self.compile_count == 0:
-            time.sleep(self.compile_seconds)
-            self.compile_count = 1
+        self.compile_count = 1
+        if step == self.slow_step:
+            hang("program")
         time.sleep(self.step_seconds)
         x, y = groups[0]["x"], groups[0]["y"][:, : self.width]
         state, metrics = self._update(state, x, y)
@@ -108,12 +120,13 @@ class ToyStream:
 
     steps_per_epoch = 7
 
-    def __init__(self, nan_steps=(), wait_seconds: float = 0.0, hang_at: int | None = None):
-        self.nan_steps, self.wait_seconds, self.hang_at = nan_steps, wait_seconds, hang_at
+    def __init__(self, nan_steps=(), hang_at: int | None = None):
+        self.nan_steps, self.hang_at = nan_steps, hang_at
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[list[dict[str, Any]]]:
         for step in range(start_step + 1, stop_step + 1):
-            time.sleep(1e6 if step == self.hang_at else self.wait_seconds)
+            if step == self.hang_at:
+                hang("stream")
             rng = np.random.Generator(np.random.Philox(key=[3, step]))
             x = rng.normal(size=(4, INPUTS)).astype(np.float32)
             y = rng.normal(size=(4, OUTPUTS)).astype(np.float32)
@@ -132,6 +145,7 @@ class ToyEvaluation:
 
     def __call__(self, state, step, stop):
         until = time.monotonic() + self.seconds
+        print("in evaluation", flush=True)
         while time.monotonic() < until:
             time.sleep(0.02)
             if stop():
@@ -177,7 +191,11 @@ def main() -> int:
     run_dir, max_steps = Path(settings.pop("run_dir")), settings.pop("max_steps")
     settings["sinks"] = ()
     loop_config = config(run_dir, max_steps, **settings)
-    summary = train(program, stream, loop_config, evaluation=evaluation)
+    try:
+        summary = train(program, stream, loop_config, evaluation=evaluation)
+    except Abandoned:
+        print("abandoned", flush=True)
+        return 0
     print(json.dumps(dataclasses.asdict(summary)), flush=True)
     return 0 if summary.saved else 1
 

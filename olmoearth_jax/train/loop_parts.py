@@ -1,0 +1,177 @@
+"""What the training loop is made of: its partners' interfaces, and its longer phases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+
+from olmoearth_jax.train.checkpoint import State
+from olmoearth_jax.train.metrics import read_metrics
+from olmoearth_jax.train.progress import Recorder, Report
+from olmoearth_jax.train.runfolder import RunFolder
+from olmoearth_jax.train.signals import CancelFlag, Worker, wait
+
+_EVALUATED = "eval_time/total"  # its presence in metrics.jsonl says that a step was evaluated
+_PATIENCE_S = 30.0  # a step that takes longer than this is announced, once per such span
+_CLOSE_S = 2.0  # seconds
+
+
+class Program(Protocol):
+    """The compiled training step (see olmoearth_jax.train.step)."""
+
+    @property
+    def compile_count(self) -> int: ...
+
+    def init_state(self) -> State: ...
+
+    def abstract_state(self) -> State: ...
+
+    def step(self, state: State, groups: list[Any], step: int) -> tuple[State, Report]: ...
+
+
+class Stream(Protocol):
+    """The data: one list of groups per step, from step `start_step` + 1 to `stop_step`."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[list[Any]]: ...
+
+
+class Evaluation(Protocol):
+    """Evaluates during training."""
+
+    def due(self, step: int) -> bool:
+        """Is there anything to evaluate after this step?"""
+        ...
+
+    def __call__(
+        self, state: State, step: int, stop: Callable[[], bool]
+    ) -> Mapping[str, float] | None:
+        """Values to record, or None if it gave up because `stop()` became true."""
+        ...
+
+
+class Batches:
+    """Reads one step ahead in a thread, and measures how long training had to wait."""
+
+    def __init__(self, stream: Stream, start: int, stop: int, cancel: CancelFlag) -> None:
+        self._iterator = stream.batches(start, stop)
+        self._worker = Worker("data")
+        self._cancel = cancel
+        self._next = self._worker.submit(self._read)
+        self.waited = 0.0
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # Closing ends the reader processes. It is queued behind a read that may be stuck, so we
+        # don't wait for it for long.
+        closed = self._worker.submit(getattr(self._iterator, "close", lambda: None))
+        wait(closed, stop=_after(_CLOSE_S))
+        self._worker.close()
+
+    def next(self, step: int) -> list[Any] | None:
+        """The groups of a step; None if the run was cancelled while waiting for them."""
+        begun = time.perf_counter()
+        if not wait(self._next, stop=self._cancel.stop_now):
+            return None
+        groups = self._next.result()
+        self.waited = time.perf_counter() - begun
+        if groups is None:
+            raise RuntimeError(f"The data ended before step {step}.")
+        self._next = self._worker.submit(self._read)
+        return groups
+
+    def _read(self) -> list[Any] | None:
+        return next(self._iterator, None)
+
+
+class Evaluate:
+    """Runs the evaluation and records its values; False if a signal stopped it."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation | None,
+        folder: RunFolder,
+        cancel: CancelFlag,
+        say: Callable[[str], None],
+    ) -> None:
+        self._evaluation = evaluation
+        self._folder = folder
+        self._cancel = cancel
+        self._say = say
+
+    def due(self, step: int) -> bool:
+        return self._evaluation is not None and self._evaluation.due(step)
+
+    def owed(self, start: int) -> bool:
+        """Is the evaluation of the step we start from still missing? (A signal may stop it.)"""
+        if not self.due(start):
+            return False
+        records = read_metrics(self._folder.metrics) if self._folder.metrics.exists() else []
+        return not any(r["step"] == start and _EVALUATED in r for r in records)
+
+    def __call__(self, state: State, step: int, recorder: Recorder) -> bool:
+        if self._evaluation is None:
+            return True
+        recorder.drain()
+        recorder.flush()
+        begun = time.perf_counter()
+        values = self._evaluation(state, step, self._cancel.stop_now)
+        if values is None:
+            return False
+        recorder.write(step, {**values, _EVALUATED: time.perf_counter() - begun})
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._say(f"step {step} evaluation: {shown}")
+        return True
+
+
+class Trace:
+    """Profiler trace of a few steps, under <run folder>/profile."""
+
+    def __init__(self, folder: RunFolder, steps: tuple[int, int] | None, start: int) -> None:
+        first, count = steps or (0, 0)
+        self._range = range(max(first, start + 1), first + count) if steps else range(0)
+        self._folder = folder.root / "profile"
+        self._on = False
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        if len(self._range) and step == self._range[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+
+    def after(self, step: int, report: Report) -> None:
+        if self._on and step == self._range[-1]:
+            jax.block_until_ready(report.metrics)
+            self.__exit__()
+
+
+def patience(say: Callable[[str], None]) -> Callable[[float], None]:
+    """Tells, now and then, that a long step is still at work."""
+    told = 0.0
+
+    def poll(waited: float) -> None:
+        nonlocal told
+        if waited - told >= _PATIENCE_S:
+            told = waited
+            say(f"... this step has taken {waited:.0f} s so far (new shapes are compiled once)")
+
+    return poll
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
