@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -178,14 +179,17 @@ def _embed_values(state: Arrays, linear: bool) -> dict[tuple[str, ...], np.ndarr
     return out
 
 
+@functools.partial(nnx.jit, static_argnums=(2, 3))
+def _embed(module: PatchEmbed, frames: jax.Array, pixels: int, base: int) -> jax.Array:
+    return module.project(to_patches(frames, pixels, base))
+
+
 def _flexi_patch_embed(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
     for variant in case["variants"]:
         name = variant["name"]
         factor = modalities.get(variant["modality"]).image_factor
         base = variant["base_patch_size_at_16"] * factor
-        values = _embed_values(
-            _under(arrays, f"params/{name}/"), variant["use_linear_patch_embed"]
-        )
+        values = _embed_values(_under(arrays, f"params/{name}/"), variant["use_linear_patch_embed"])
         module = _with_values(
             lambda variant=variant, base=base: PatchEmbed(
                 base,
@@ -199,7 +203,7 @@ def _flexi_patch_embed(checks: Checks, case: dict[str, Any], arrays: Arrays) -> 
         for size in variant["patch_sizes"]:
             x = jnp.asarray(arrays[f"in/{name}/ps{size}"])
             frames = x if variant["has_time"] else x[:, :, :, None]
-            out = module.project(to_patches(frames, size * factor, base))
+            out = _embed(module, frames, size * factor, base)
             out = out if variant["has_time"] else out[:, :, :, 0]
             checks.array(f"{name}/ps{size}", out, arrays[f"out/{name}/ps{size}"])
     _check_resize(checks, arrays)

@@ -1,0 +1,29 @@
+"""Parity with the reference's recorded outputs."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.goldens import model
+
+HERE = Path(__file__).resolve().parents[1] / "goldens" / "model"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "model"
+
+SMALL = list(model.cases(HERE))
+FULL = list(model.cases(SHARED)) if SHARED.exists() else []
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_recorded_case(case):
+    result = case.run()
+    assert result.status == "passed", result.reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="the full golden set is not here")
+@pytest.mark.parametrize("case", FULL, ids=lambda c: c.name)
+def test_full_set(case):
+    result = case.run()
+    if result.status == "skipped":
+        pytest.skip(result.reason)
+    assert result.status == "passed", result.reason
