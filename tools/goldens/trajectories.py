@@ -1,0 +1,208 @@
+"""Recorded training trajectories, replayed step by step under both engines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from olmoearth_jax import losses, masking, modalities
+from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
+from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
+from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.stream.forward import Objective
+from olmoearth_jax.train import assemble, optimizer, schedule
+from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.step import Recipe, TrainProgram
+from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
+
+_KEY_BIAS = ".attn.k.bias"
+"""Zero gradient in exact arithmetic under absolute encodings: Adam turns rounding into drift."""
+
+
+def cases(folder: Path) -> Iterator[Case]:
+    """Each trajectory of the manifest, once per engine that trains it."""
+    for entry in load_json(folder / "manifest.json")["files"]:
+        if not entry["name"].startswith("traj_"):
+            continue
+        module = entry["train_module"]["module"]
+        if module != "contrastive_latentmim":
+            yield skipped(entry["name"], f"training with module {module!r} is not built yet")
+            continue
+        for engine in ("dense", "stream"):
+            yield Case(
+                f"{entry['name']}/{engine}",
+                lambda entry=entry, engine=engine: _replay(folder, entry, engine),
+            )
+
+
+def _model(entry: dict[str, Any]) -> ModelConfig:
+    """The model a trajectory was recorded with."""
+    names = entry["modalities"]
+    single = "single" in entry["tokenization"]
+    tokens = SINGLE_BAND_SET_OVERRIDES if single else {}
+    position = entry["position"]
+    position = {"position_encoding": position} if isinstance(position, str) else dict(position)
+    shared = {
+        "supported_modality_names": names,
+        "num_heads": entry["num_heads"],
+        "mlp_ratio": entry["mlp_ratio"],
+        "tokenization_overrides": {k: v for k, v in tokens.items() if k in names},
+        "drop_path": entry["drop_path"],
+        **position,
+    }
+    width = entry["embedding_size"]
+    return ModelConfig(
+        encoder_config=EncoderConfig(
+            **shared,
+            embedding_size=width,
+            depth=entry["depth"],
+            max_patch_size=entry["max_patch_size"],
+            use_linear_patch_embed=entry["use_linear_patch_embed"],
+            patch_embed_hidden_sizes=entry["patch_embed_hidden_sizes"],
+        ),
+        decoder_config=PredictorConfig(
+            **shared,
+            encoder_embedding_size=width,
+            decoder_embedding_size=width,
+            depth=entry["decoder_depth"],
+        ),
+    )
+
+
+def _groups(arrays: dict[str, np.ndarray], entry: dict[str, Any], number: int) -> list[dict]:
+    """The groups of one recorded batch, masks at token level."""
+    names = modalities.in_sample_order(entry["modalities"])
+    size, patch = entry["microbatch"], entry["patch_size"]
+    root = f"batch{number}"
+    out = []
+    for first in range(0, entry["B"], size):
+        mine = slice(first, first + size)
+        masks = {}
+        for key, view in (("mask_a", "viewa"), ("mask_b", "viewb")):
+            masks[key] = {}
+            for name in names:
+                step = patch * modalities.get(name).image_factor
+                mask = arrays[f"{root}/{view}/{name}_mask"][mine]
+                masks[key][name] = mask[:, ::step, ::step] if modalities.get(name).spatial else mask
+        out.append(
+            {
+                "position": np.arange(first, first + size),
+                "index": np.arange(first, first + size),
+                "ok": np.ones(size, bool),
+                "grid": np.int32(entry["H"] // patch),
+                "patch_size": np.int32(patch),
+                "timestamps": arrays[f"{root}/data/timestamps"][mine].astype(np.int32),
+                "data": {n: arrays[f"{root}/data/{n}"][mine] for n in names},
+                **masks,
+            }
+        )
+    return out
+
+
+def _objective(module: dict[str, Any]) -> Objective:
+    nce = losses.build(module["contrastive_config"])
+    return Objective(losses.build(module["loss_config"]), (nce.tau, nce.weight))
+
+
+def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+    module = entry["train_module"]
+    mesh = make_mesh(devices=jax.devices()[:1])
+    objective, options = _objective(module), assemble.EngineOptions.of(model)
+    size = entry["microbatch"]
+    if engine == "dense":
+        built: Any = assemble.dense_engine(model, objective, mesh, size, options)
+    else:
+        strategy = masking.build(entry["masking"])
+        grids = {entry["H"] // entry["patch_size"]: entry["T"]}
+        spec = assemble.stream_spec(
+            model, [strategy], grids, size, 1, 1, loss_scope=objective.token_loss.scope
+        )
+        built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
+    optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
+    course = schedule.build(module["scheduler"])
+    recipe = Recipe(
+        optimizer.AdamWConfig(**optim, max_grad_norm=module["max_grad_norm"]),
+        lambda step: course.lr(optim["lr"], step, entry["steps"]),
+    )
+    return TrainProgram(model, built, recipe, mesh, assemble.trainable_leaves(model, True))
+
+
+def _state_dict(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _replay(folder: Path, entry: dict[str, Any], engine: str) -> Result:
+    """Runs the recorded number of steps and compares metrics, gradients and final values."""
+    arrays = load_npz(folder / entry["file"])
+    model = _model(entry)
+    start = _state_dict(arrays, "params/")
+    params, target, extras = from_state_dict(start, model)
+    program = _program(entry, model, engine)
+    state = program.state_from(params, target)
+    batches = [_groups(arrays, entry, b) for b in range(entry["n_batches"])]
+    checks = Checks()
+    grads, _ = program.gradients(state, batches[0])
+    _check_gradients(checks, grads, arrays, model, entry)
+    for step in range(1, entry["steps"] + 1):
+        state, report = program.step(state, batches[(step - 1) % len(batches)], step)
+        values = {k: float(v) for k, v in jax.device_get(report.metrics).items()} | report.host
+        for name, expected in entry["metrics_per_step"][step - 1].items():
+            what = f"step {step} {name}"
+            if name not in values:
+                checks.true(f"{what} is not reported", False)
+                continue
+            rtol = 5e-4 if "grad norm" in name else 1e-9 if "LR" in name else 1e-4
+            checks.array(what, values[name], expected, rtol=rtol, atol=1e-7)
+    _check_final(checks, state, arrays, model, entry, start, extras)
+    return checks.result("losses 1e-4 |ref|, final values as recorded")
+
+
+def _check_gradients(
+    checks: Checks, grads: Any, arrays: dict, model: ModelConfig, entry: dict
+) -> None:
+    """Unclipped gradients of step 1: 1e-4 of each tensor's largest (1e-3 for frequencies)."""
+    recorded = _state_dict(arrays, "grad_step1/")
+    values = jax.device_get(grads)
+    for item in model_entries(model):
+        if item.key not in recorded or item.key.endswith(_KEY_BIAS):
+            continue
+        leaf = values
+        for part in item.path:
+            leaf = leaf[part]
+        ours = item.to_torch(np.asarray(leaf))
+        expected = recorded[item.key]
+        loose = 1e-3 if "rope_mixed_freqs" in item.key else 1e-4
+        atol = max(loose * float(np.abs(expected).max()), 1e-6)
+        checks.array(f"gradient of {item.key}", ours, expected, atol=atol)
+
+
+def _check_final(
+    checks: Checks,
+    state: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    model: ModelConfig,
+    entry: dict[str, Any],
+    start: dict[str, np.ndarray],
+    extras: dict[str, np.ndarray],
+) -> None:
+    """Values after the last step; tensors without a recorded change must be bit-identical."""
+    ours = to_state_dict(
+        jax.device_get(state["params"]), model, jax.device_get(state["target"]), extras
+    )
+    final, noise = _state_dict(arrays, "final/"), entry["float64_rerun_max_abs_param_diff"]
+    for key in start:
+        if key.endswith(_KEY_BIAS):
+            continue
+        if key in final:
+            limit = max(5e-5, 20 * noise.get(key, 0.0))
+            checks.array(f"final {key}", ours[key], final[key], atol=limit)
+        else:
+            checks.array(f"unchanged {key}", ours[key], start[key])
+    checks.true("a final value is not finite", all(math.isfinite(float(np.abs(v).max()))
+                for v in ours.values() if v.size))  # fmt: skip
+
