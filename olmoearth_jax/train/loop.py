@@ -18,9 +18,9 @@ from olmoearth_jax.train.loop_parts import (
     Evaluate,
     Evaluation,
     Program,
+    StepTaker,
     Stream,
     Trace,
-    patience,
 )
 from olmoearth_jax.train.metrics import (
     MetricWriter,
@@ -42,6 +42,7 @@ class LoopConfig:
     hard_stop: int | None = None  # stop here; max_steps stays the horizon
     metrics_collect_interval: int = 10
     cancel_check_interval: int = 25  # accepted for the guide's sake; we look after every step
+    cancel_grace_s: float = 10.0  # a signal waits so long for a step before saving without it
     save_interval: int = 5000
     ephemeral_save_interval: int | None = 250
     checkpoints: bool = True
@@ -85,7 +86,7 @@ def train(
 
     `say` takes the progress lines (default: print, on process 0). Raises ValueError for a
     checkpoint that doesn't fit, RunFolderInUse, TrainingDiverged; and `signals.Abandoned` when a
-    signal came while nothing was to be lost: the process should then end at once.
+    signal came in a long call, and all before is saved: the process should then end at once.
     """
     begun = time.monotonic()
     say = _quiet if jax.process_index() else (say or _say)
@@ -106,17 +107,14 @@ def train(
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
+        take_step = StepTaker(program, device, cancel, say, config.cancel_grace_s)
         trace = stack.enter_context(Trace(folder, config.profile_steps, start))
 
         for number in range(start + 1, stop + 1):
             if owed or (groups := batches.next(number)) is None:
                 break  # cancelled while evaluating or waiting for data
             trace.before(number)
-            # If all so far is on disk, a signal need not wait for a long compilation.
-            give_up = cancel.stop_now if step in (0, saver.on_disk) else None
-            state, report = device.call(
-                program.step, state, groups, number, stop=give_up, poll=patience(say)
-            )
+            state, report = take_step(state, groups, number, _rescue(saver, recorder, config, step))
             step = number
             device.call(recorder.add, step, report, batches.waited)
             trace.after(step, report)
@@ -192,6 +190,15 @@ def _save(
     saved = saver.save(step, state)
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
+
+
+def _rescue(
+    saver: Checkpointer, recorder: Recorder, config: LoopConfig, step: int
+) -> Callable[[State], bool] | None:
+    """What saves the state after `step` while the next step is stuck; None if it is saved."""
+    if not config.checkpoints or step in (0, saver.on_disk):
+        return None
+    return lambda state: _save(saver, recorder, step, state, True)
 
 
 def _checkpointer(folder: RunFolder, stream: Stream, config: LoopConfig) -> Checkpointer:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from olmoearth_jax.train.checkpoint import State
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import Recorder, Report
 from olmoearth_jax.train.runfolder import RunFolder
-from olmoearth_jax.train.signals import CancelFlag, Worker, wait
+from olmoearth_jax.train.signals import Abandoned, CancelFlag, Worker, wait
 
 _EVALUATED = "eval_time/total"  # its presence in metrics.jsonl says that a step was evaluated
 _PATIENCE_S = 30.0  # a step that takes longer than this is announced, once per such span
@@ -159,7 +160,73 @@ class Trace:
             self.__exit__()
 
 
-def patience(say: Callable[[str], None]) -> Callable[[float], None]:
+class StepTaker:
+    """Takes a step in the device's thread, and knows what a signal may interrupt.
+
+    A step that compiles can take longer than the grace that schedulers grant after SIGTERM. The
+    state before it is still whole until the update at its end consumes it, so it can be saved.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        device: Worker,
+        cancel: CancelFlag,
+        say: Callable[[str], None],
+        grace_s: float,
+    ) -> None:
+        self._program = program
+        self._device = device
+        self._cancel = cancel
+        self._say = say
+        self._grace_s = grace_s
+
+    def __call__(
+        self,
+        state: State,
+        groups: list[Any],
+        number: int,
+        rescue: Callable[[State], bool] | None,
+    ) -> tuple[State, Report]:
+        """State and report after step `number`.
+
+        `rescue` saves the state before this step; None means that it is saved already. Raises
+        Abandoned if a signal came and the step was given up.
+        """
+        future = self._device.submit(self._program.step, state, groups, number)
+        poll = _patience(self._say)
+        if wait(future, stop=self._cancelled(self._grace_s if rescue else 0.0), poll=poll):
+            return future.result()
+        if rescue is None:
+            raise Abandoned
+        kept = host_copy(state)
+        if kept is not None and rescue(kept):
+            raise Abandoned
+        wait(future, poll=poll)
+        return future.result()
+
+    def _cancelled(self, grace_s: float) -> Callable[[], bool]:
+        since: list[float] = []
+
+        def over() -> bool:
+            if self._cancel.stop_now() and not since:
+                since.append(time.monotonic())
+            return bool(since) and time.monotonic() - since[0] >= grace_s
+
+        return over
+
+
+def host_copy(state: State) -> State | None:
+    """NumPy copy of a state; None if a computation has begun to reuse its memory meanwhile."""
+    try:
+        copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+    except RuntimeError:  # an array was deleted
+        return None
+    # Donation marks an array as deleted before its memory is written: checked after copying.
+    return None if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) else copy
+
+
+def _patience(say: Callable[[str], None]) -> Callable[[float], None]:
     """Tells, now and then, that a long step is still at work."""
     told = 0.0
 

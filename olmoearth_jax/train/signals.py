@@ -82,9 +82,9 @@ def catch_signals() -> Iterator[CancelFlag]:
         if flag.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         again = " (Ctrl-C again aborts without saving)" if number == signal.SIGINT else ""
+        flag.request(name)
         # os.write: print may not be entered again from a handler that interrupted a print.
         os.write(2, f"{name}: stopping after this step and saving{again}\n".encode())
-        flag.request(name)
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.train import checkpoint
+from olmoearth_jax.train.loop_parts import host_copy
 from olmoearth_jax.train.metrics import read_metrics, without_timing
 from tests.train import train_toy as toy
 
@@ -164,6 +165,24 @@ def test_sigterm_in_the_first_compilation_waits_for_nothing(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert not (tmp_path / "run.lock").exists()
     assert toy.run(tmp_path, 20, hard_stop=4).start_step == 2
+
+
+def test_sigterm_in_a_later_compilation_saves_without_that_step(tmp_path, undisturbed):
+    settings = {"program": {"slow_step": 7}, "cancel_grace_s": 0.5, "evaluate": [6]}
+    process = start({"run_dir": str(tmp_path), "max_steps": 20} | settings)
+    wait_until_said(process, "in program")
+    process.send_signal(signal.SIGTERM)
+    out = finish(process)
+    assert process.returncode == 0 and out.splitlines()[-1] == "abandoned", out
+    assert toy.run(tmp_path, 20, evaluation=toy.ToyEvaluation(6)).start_step == 6
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_donated_state_is_not_copied():
+    state = toy.ToyProgram().init_state()
+    assert host_copy(state) is not None
+    jax.tree.leaves(state)[0].delete()
+    assert host_copy(state) is None
 
 
 def test_interrupted_evaluation_is_made_up_for(tmp_path):
