@@ -142,7 +142,7 @@ class RawBands:
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
         parts = []
-        for name in self.modalities:
+        for name in modalities_in(batch):
             x = batch[name].mean(axis=3)
             b, h, w, c = x.shape
             h, w = h // patch_size, w // patch_size

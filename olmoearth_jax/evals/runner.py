@@ -56,6 +56,7 @@ class TaskResult:
     bootstrap: dict[str, Any]
     diagnostics: dict[str, float]
     settings: dict[str, Any]
+    embedding_shape: tuple[int, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,10 +69,17 @@ def run_task(
     model: EmbeddingModel,
     options: RunOptions = RunOptions(),
     *,
+    cache: dict | None = None,
     stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] | None = None,
 ) -> TaskResult:
     """Runs a task on a model.
+
+    Args:
+      cache: keeps the embeddings of the last call, for runs that differ in the probe only; make
+        one per model.
+      stop: asked between batches.
+      log: takes progress lines.
 
     Raises:
       ValueError: bad settings or bad data (see `open_split`, `extract` and the probes).
@@ -86,7 +94,7 @@ def run_task(
         scores = finetune.run(name, task, info, model, options, stop=stop, log=log)
         shape: tuple[int, ...] = ()
     else:
-        splits = _extract_all(name, task, info, mode, model, options, stop)
+        splits = _embeddings(name, task, info, mode, model, options, cache, stop)
         shape = splits["train"][0].shape[1:]
         scores = _score(task, info, mode, splits, options, log)
     return TaskResult(
@@ -96,7 +104,8 @@ def run_task(
         scores.get("test"),
         scores.get("bootstrap", {}),
         scores.get("diagnostics", {}),
-        describe(task, info, mode, model, options) | {"embedding_shape": list(shape)},
+        describe(task, info, mode, model, options),
+        tuple(shape),
         round(time.perf_counter() - begun, 3),
     )
 
@@ -156,6 +165,27 @@ def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
         raise ValueError(f"use_center_token does not fit a {info.task_type} task")
     concat = info.spatial and task.probe_type == "attnpool"
     return Pooling(task.pooling_type, info.spatial, task.use_center_token, concat)
+
+
+_PROBE_FIELDS = {
+    "eval_mode", "eval_interval", "probe_lr", "probe_batch_size", "linear_probe_eval_interval",
+    "epochs", "select_best_by_primary_metric", "use_dice_loss", "primary_metric",
+    "primary_metric_class",
+}  # fmt: skip
+"""Task fields that do not change embeddings (nor which splits and labels there are)."""
+
+
+def _embeddings(name, task, info, mode, model, options, cache, stop) -> dict[str, Split]:
+    """The splits' embeddings, from the cache if they were made for the same settings."""
+    fields = dataclasses.asdict(task)
+    key = repr([options, mode == "embedding_diagnostics"])
+    key += repr({k: v for k, v in fields.items() if k not in _PROBE_FIELDS})
+    if cache is not None and cache.get("key") == key:
+        return cache["splits"]
+    splits = _extract_all(name, task, info, mode, model, options, stop)
+    if cache is not None:
+        cache.update(key=key, splits=splits)
+    return splits
 
 
 def _extract_all(name, task, info, mode, model, options, stop) -> dict[str, Split]:

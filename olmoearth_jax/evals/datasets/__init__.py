@@ -7,7 +7,7 @@ from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.brandenburg import Brandenburg
 from olmoearth_jax.evals.tasks import check_task
 
-__all__ = ["DataUnavailable", "Reader", "open_split", "reader_class"]
+__all__ = ["DataUnavailable", "Reader", "open_split", "reader_class", "why_unavailable"]
 
 
 def reader_class(dataset: str) -> type[Reader]:
@@ -24,3 +24,13 @@ def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
     """
     info = check_task(name, task)
     return reader_class(info.name)(task, info, split)
+
+
+def why_unavailable(name: str, task: EvalTaskConfig) -> str | None:
+    """Why the data of a task cannot be read, in one sentence; None if the files are there."""
+    info = check_task(name, task)
+    try:
+        reader_class(info.name).check_available(task, info)
+    except DataUnavailable as e:
+        return str(e)
+    return None

@@ -90,6 +90,11 @@ class Reader:
         self.split = canonical_split(split)
         self.modalities = modalities_of(task, info)
 
+    @classmethod
+    def check_available(cls, task: EvalTaskConfig, info: DatasetInfo) -> None:
+        """Raises DataUnavailable if the files that every split needs are not there."""
+        cls.location.folder()
+
     def __len__(self) -> int:
         raise NotImplementedError
 

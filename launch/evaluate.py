@@ -1,0 +1,228 @@
+"""Evaluates a checkpoint, converted weights or a baseline on downstream tasks.
+
+    python -m launch.evaluate --run_name=my_run                        newest checkpoint of a run
+    python -m launch.evaluate --checkpoint=DIR --tasks=mados,m_eurosat one checkpoint, some tasks
+    python -m launch.evaluate --run_name=my_run --steps=all            every checkpoint
+    python -m launch.evaluate --run_name=my_run --watch                checkpoints as they appear
+    python -m launch.evaluate --run_name=my_run --sweep=full           rates, normalisation, pooling
+    python -m launch.evaluate --baseline=raw_bands                     no model at all
+
+Every result is a line of `<run folder>/evals/results.jsonl` and an entry of `evals/<step>.json`,
+with all settings that change a model's rank. What is there already is not run again. Settings of
+all tasks: --set=patch_size=8 (repeatable); of one: --set=mados.probe_lr=0.05.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from launch._app import UserError
+from olmoearth_jax.configlib import values
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals import models, results, sweep, tasks
+from olmoearth_jax.evals.runner import RunOptions, Stopped
+from olmoearth_jax.train import checkpoint
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run, checkpoints or step folder.")
+_BASELINE = flags.DEFINE_enum("baseline", None, models.BASELINES, "Evaluate without a checkpoint.")
+_SIZE = flags.DEFINE_string("size", "nano", "Model size of --baseline=random_init.")
+_VERSION = flags.DEFINE_string("version", "v1", "Model version of --baseline=random_init.")
+_TASKS = flags.DEFINE_list("tasks", None, "Task names; default: all whose data is there.")
+_SKIP = flags.DEFINE_list("skip_tasks", None, "Task names to leave out.")
+_CATALOGUE = flags.DEFINE_enum("catalogue", "knn_lp", tasks.CATALOGUES, "List of known tasks.")
+_SET = flags.DEFINE_multi_string("set", [], "[<task>.]<field>=<value> for the tasks.")
+_SWEEP = flags.DEFINE_enum("sweep", "none", sweep.SWEEPS, "Runs per task.")
+_BEST = flags.DEFINE_bool("select_best_val", False, "Best of validations every 5 epochs.")
+_DATASET_NORM = flags.DEFINE_bool("use_dataset_normalizer", False, "Datasets' own statistics.")
+_H5 = flags.DEFINE_string("h5py_dir", None, "Pretraining H5 folder of the pretrain_* tasks.")
+_TEST = flags.DEFINE_bool("run_on_test", True, "Score the test split too.")
+_BOOTSTRAP = flags.DEFINE_integer("n_bootstrap", 0, "Resamples of the test score.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 42, "Seed of probes, sample order and subsets.")
+_STEPS = flags.DEFINE_list("steps", None, "Checkpoint steps, or 'all'; default: the newest.")
+_WATCH = flags.DEFINE_bool("watch", False, "Wait for new checkpoints of the run.")
+_POLL = flags.DEFINE_float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
+_OUT = flags.DEFINE_string("out", None, "Folder of the results; default: evals in the run folder.")
+_DRY = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
+
+
+def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
+    """The tasks of the flags, and whether they were named one by one."""
+    known = tasks.catalogue(_CATALOGUE.value)
+    if _TASKS.value:
+        known = {**tasks.official_tasks("v1"), **known}
+    picked = tasks.select(known, _TASKS.value or None, _SKIP.value)
+    if _BEST.value:
+        picked = sweep.select_best_val(picked)
+    if _DATASET_NORM.value:
+        picked = sweep.change_all(picked, norm_stats_from_pretrained=False)
+    if _H5.value:
+        mine = {n: t for n, t in picked.items() if t.dataset.startswith(tasks.PRETRAIN_PREFIX)}
+        picked |= sweep.change_all(mine, h5py_dir=_H5.value)
+    for text in _SET.value:
+        picked = _with_setting(picked, text)
+    return picked, bool(_TASKS.value)
+
+
+def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, EvalTaskConfig]:
+    path, equals, value = text.partition("=")
+    name, dot, field = path.rpartition(".")
+    if not equals or not path:
+        raise UserError(f"--set={text} is not of the form [<task>.]<field>=<value>")
+    whom = tasks.select(picked, [name]) if dot else picked
+    return {**picked, **sweep.change_all(whom, **{field: values.parse_value(value)})}
+
+
+def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
+    """The runs on a model; tasks that cannot run are listed (an error if they were asked for)."""
+    picked, named = chosen_tasks()
+    able, skipped = sweep.split_available(picked, loaded.model.modalities)
+    if named and skipped:
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    if skipped:
+        say(f"skipping {len(skipped)} tasks whose data or modalities are missing:")
+        for reason in dict.fromkeys(skipped.values()):
+            say(f"  {', '.join(n for n, r in skipped.items() if r == reason)}: {reason}")
+    if not able:
+        raise UserError("no task can run; see the reasons above")
+    return sweep.expand(able, _SWEEP.value)
+
+
+def source_folder() -> Path:
+    """Run folder, checkpoints folder or step folder that the flags name."""
+    run_name = flags.FLAGS["run_name"].value
+    if (_CHECKPOINT.value is None) == (run_name is None):
+        raise UserError("give --run_name=NAME, --checkpoint=DIR or --baseline=... (one of them)")
+    if _CHECKPOINT.value is not None:
+        return Path(_CHECKPOINT.value)
+    folder = Path("local_output") / run_name
+    if not folder.is_dir() and not _WATCH.value:
+        raise UserError(f"there is no run folder {folder}; give --checkpoint=DIR if it is elsewhere")
+    return folder
+
+
+def step_folders(source: Path) -> list[Path]:
+    """Step folders to evaluate, ascending."""
+    if _STEPS.value is None and not _WATCH.value:
+        return [checkpoint.find_checkpoint(source)]
+    root = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    there = checkpoint.complete_steps(root)
+    if _STEPS.value in (None, ["all"]):
+        return [root / str(s) for s in there]
+    for step in _STEPS.value:
+        if not step.isdigit() or int(step) not in there:
+            raise UserError(f"there is no checkpoint of step {step} in {root}; known: {there}")
+    return [root / step for step in sorted(_STEPS.value, key=int)]
+
+
+def results_folder(source: Path | None) -> Path:
+    """Where results are written."""
+    if _OUT.value:
+        return Path(_OUT.value)
+    if source is None:
+        return Path("local_output") / "baselines" / "evals"
+    folder = source
+    while folder.name.isdigit() or folder.name == "checkpoints":
+        folder = folder.parent
+    return folder / "evals"
+
+
+def run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
+    """All runs on one model; prints the plan alone with --dry_run."""
+    plan = plan_for(loaded, _say)
+    options = RunOptions(_TEST.value, _BOOTSTRAP.value, seed=_SEED.value)
+    if _DRY.value:
+        for name, task in plan:
+            _say(f"{name}: {task}")
+        return []
+    return sweep.evaluate(loaded, plan, options, folder, say=_say, stop=stop)
+
+
+def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
+    """Evaluates checkpoints as they are completed, oldest first, until a signal ends it."""
+    found, seen = [], set()
+    while not stop.is_set():
+        fresh = [p for p in step_folders(source) if p not in seen] if source.is_dir() else []
+        for path in fresh:
+            seen.add(path)
+            try:
+                loaded = models.load_checkpoint(path, dtype=_DTYPE.value)
+            except (ValueError, OSError) as e:
+                _say(f"step {path.name}: {e}")  # an ephemeral checkpoint may be gone again
+                continue
+            found += run_model(loaded, folder, stop.is_set)
+            _show(folder, found)
+        stop.wait(_POLL.value)
+    return found
+
+
+def _show(folder: Path, items: list[dict]) -> None:
+    if not items:
+        return
+    _say(results.table(items))
+    everything = results.read_lines(folder)
+    if results.plot(everything, folder / "results.png"):
+        _say(f"plot: {folder / 'results.png'}")
+    _say(f"results: {folder / results.LINES}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def execute(stop: threading.Event) -> None:
+    """Does what the flags say."""
+    if _BASELINE.value is not None:
+        folder = results_folder(None)
+        loaded = models.baseline(
+            _BASELINE.value, _SIZE.value, _VERSION.value, _SEED.value, _DTYPE.value
+        )
+        _show(folder, run_model(loaded, folder, stop.is_set))
+        return
+    source = source_folder()
+    folder = results_folder(source)
+    if _WATCH.value:
+        watch(source, folder, stop)
+        return
+    found = []
+    for path in step_folders(source):
+        found += run_model(models.load_checkpoint(path, dtype=_DTYPE.value), folder, stop.is_set)
+    _show(folder, found)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0, 1 if runs failed, 2 for a mistake on the command line or in the data."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}")
+        execute(stop)
+    except RuntimeError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except Stopped:
+        print("stopped; finished results are kept", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _main(argv: list[str]) -> Any:
+    sys.exit(main(argv))
+
+
+if __name__ == "__main__":
+    app.run(_main)
