@@ -12,6 +12,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from olmoearth_jax.model.layers import precision
+
 Implementation = Literal["auto", "xla", "cudnn"]
 
 # Bytes of scores alive at once: small enough for a CPU's caches, large enough to fill a GPU.
@@ -124,8 +126,15 @@ def _over_rows(fn, args):
     )
 
 
+def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Batched product with a float32 result, at full precision if the inputs are float32."""
+    return jnp.einsum(
+        pattern, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32
+    )
+
+
 def _scores(q, k, bias):
-    s = jnp.einsum("rhqd,rhkd->rhqk", q, k, preferred_element_type=jnp.float32)
+    s = _product("rhqd,rhkd->rhqk", q, k)
     return s + bias[:, None, None, :]
 
 
@@ -135,7 +144,7 @@ def _forward_rows(q, k, v, bias):
     top = jnp.where(top == -jnp.inf, 0.0, top)
     p = jnp.exp(s - top)
     total = jnp.sum(p, axis=-1, keepdims=True)
-    out = jnp.einsum("rhqk,rhkd->rhqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = _product("rhqk,rhkd->rhqd", p.astype(v.dtype), v)
     out = out / jnp.where(total > 0, total, 1.0)
     # +inf where nothing is attended: the backward pass then finds probabilities of exactly 0.
     log_total = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), jnp.inf)
@@ -147,12 +156,11 @@ def _backward_rows(q, k, v, bias, log_total, out, d_out):
     wide = d_out.astype(jnp.float32)
     delta = jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
     d_out = d_out.astype(v.dtype)
-    f32 = jnp.float32
-    d_v = jnp.einsum("rhqk,rhqd->rhkd", p.astype(v.dtype), d_out, preferred_element_type=f32)
-    d_p = jnp.einsum("rhqd,rhkd->rhqk", d_out, v, preferred_element_type=f32)
+    d_v = _product("rhqk,rhqd->rhkd", p.astype(v.dtype), d_out)
+    d_p = _product("rhqd,rhkd->rhqk", d_out, v)
     d_s = (p * (d_p - delta)).astype(q.dtype)
-    d_q = jnp.einsum("rhqk,rhkd->rhqd", d_s, k, preferred_element_type=f32)
-    d_k = jnp.einsum("rhqk,rhqd->rhkd", d_s, q, preferred_element_type=f32)
+    d_q = _product("rhqk,rhkd->rhqd", d_s, k)
+    d_k = _product("rhqk,rhqd->rhkd", d_s, q)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 

@@ -118,10 +118,17 @@ def check(config: ModelConfig) -> None:
             "encoder and decoder must support the same modalities, got "
             f"{encoder.supported_modality_names} and {decoder.supported_modality_names}"
         )
-    for field in ("tokenization_overrides", "max_sequence_length"):
-        ours, theirs = getattr(encoder, field), getattr(decoder, field)
+    for name in encoder.supported_modality_names:
+        ours, theirs = (part.tokenization.band_sets(name) for part in (encoder, decoder))
         if ours != theirs:
-            raise ValueError(f"encoder and decoder disagree on {field}: {ours} and {theirs}")
+            raise ValueError(
+                f"encoder and decoder disagree on the band sets of {name!r}: {ours} and {theirs}"
+            )
+    if encoder.max_sequence_length != decoder.max_sequence_length:
+        raise ValueError(
+            "encoder and decoder disagree on max_sequence_length: "
+            f"{encoder.max_sequence_length} and {decoder.max_sequence_length}"
+        )
     width = encoder.output_embedding_size or encoder.embedding_size
     if decoder.encoder_embedding_size != width:
         raise ValueError(

@@ -13,6 +13,11 @@ from flax import nnx
 LAYER_NORM_EPS = 1e-5
 
 
+def precision(dtype) -> jax.lax.Precision | None:
+    """Precision of products of that dtype: full for float32, where accelerators would round."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
 def empty(*shape: int) -> nnx.Param:
     """A float32 parameter; its values come from `params.initial_params`."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
@@ -31,7 +36,8 @@ class Linear(nnx.Module):
 
         `out_dtype` defaults to the compute dtype.
         """
-        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        kernel = self.kernel[...].astype(self.dtype)
+        y = jnp.dot(x.astype(self.dtype), kernel, precision=precision(self.dtype))
         y = y.astype(jnp.float32) + self.bias[...]
         return y.astype(out_dtype or self.dtype)
 

@@ -9,7 +9,7 @@ from flax import nnx
 from olmoearth_jax import modalities
 from olmoearth_jax.model.config import ReconstructorConfig
 from olmoearth_jax.model.decoder import Predictor
-from olmoearth_jax.model.layers import Linear
+from olmoearth_jax.model.layers import Linear, precision
 from olmoearth_jax.model.resize import resize_matrix
 from olmoearth_jax.model.tokens import SlotTable
 
@@ -25,7 +25,8 @@ class PatchReconstruction(nnx.Module):
 
     def __call__(self, tokens: jax.Array, patch_size: int) -> jax.Array:
         """float32 [..., D] -> [..., p, p, C], each patch resized on its own."""
-        flat = jnp.dot(tokens.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        kernel = self.kernel[...].astype(self.dtype)
+        flat = jnp.dot(tokens.astype(self.dtype), kernel, precision=precision(self.dtype))
         patch = flat.astype(jnp.float32).reshape(
             *tokens.shape[:-1], self.base, self.base, self.channels
         )

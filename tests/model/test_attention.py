@@ -106,3 +106,21 @@ def test_unsupported_requests_are_refused():
     if jax.default_backend() != "gpu":
         with pytest.raises(ValueError, match="needs a GPU"):
             row_attention(q, k, v, implementation="cudnn")
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention needs a GPU")
+def test_cudnn_matches_the_plain_implementation():
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in _inputs(7, lq=64, lk=96, width=64))
+    options = {"kv_lengths": jnp.array([96, 0, 17, 64]), "q_lengths": jnp.array([64, 5, 0, 33])}
+
+    def run(implementation):
+        def loss(q, k, v):
+            out = row_attention(q, k, v, **options, implementation=implementation)
+            return jnp.sum(out.astype(jnp.float32) ** 2), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+    for a, b in zip(jax.tree.leaves(run("cudnn")), jax.tree.leaves(run("xla")), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=0.02 * max(float(np.abs(b).max()), 1.0))
+        np.testing.assert_array_equal(a == 0, b == 0)
