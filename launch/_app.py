@@ -89,6 +89,8 @@ def load_file(text: str) -> ExperimentConfig:
     """
     name, _, argument = text.partition(":")
     path = _find(name)
+    if path.suffix != ".py":
+        raise ConfigError(f"config file {name!r} is not a Python file; for JSON use --config_json")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

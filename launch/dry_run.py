@@ -134,8 +134,12 @@ def _bytes(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
 
 
-def main(cfg: ExperimentConfig) -> int:
+def main(cfg: ExperimentConfig, devices: int | None = None) -> int:
     """Prints the report; 0 if the config can be run.
+
+    Args:
+      cfg: the config.
+      devices: devices to plan for; None takes those of the mesh.
 
     Raises:
       ConfigError: it cannot; every problem is listed.
@@ -143,7 +147,7 @@ def main(cfg: ExperimentConfig) -> int:
     print(cfg.to_json(), end="")
     sys.stdout.flush()
     found = problems(cfg)
-    devices = planned_devices(cfg, _DEVICES.value)
+    devices = planned_devices(cfg, devices)
     if not found:
         try:
             print("\n".join(report(cfg, devices)))
@@ -156,4 +160,4 @@ def main(cfg: ExperimentConfig) -> int:
 
 
 if __name__ == "__main__":
-    _app.run(main, require_valid=False)
+    _app.run(lambda cfg: main(cfg, _DEVICES.value), require_valid=False)
