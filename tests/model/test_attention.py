@@ -123,4 +123,6 @@ def test_cudnn_matches_the_plain_implementation():
     for a, b in zip(jax.tree.leaves(run("cudnn")), jax.tree.leaves(run("xla")), strict=True):
         a, b = (np.asarray(x, np.float32) for x in (a, b))
         np.testing.assert_allclose(a, b, atol=0.02 * max(float(np.abs(b).max()), 1.0))
-        np.testing.assert_array_equal(a == 0, b == 0)
+    (dq, dk, dv), out = run("cudnn")
+    for x in (out[1:3], out[3, 33:], dq[1:3], dk[1:3], dv[1:3], dk[3, 64:], dv[3, 64:]):
+        assert not np.asarray(x, np.float32).any()
