@@ -51,6 +51,7 @@ _WATCH = flags.DEFINE_bool("watch", False, "Wait for new checkpoints of the run.
 _POLL = flags.DEFINE_float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
 _OUT = flags.DEFINE_string("out", None, "Folder of the results; default: evals in the run folder.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+_LIST = flags.DEFINE_bool("list", False, "Say why tasks are skipped.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
 
 
@@ -87,8 +88,10 @@ def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     able, skipped = sweep.split_available(picked, loaded.model.modalities)
     if named and skipped:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
-    if skipped:
-        say(f"skipping {len(skipped)} tasks whose data or modalities are missing:")
+    if skipped and not _LIST.value:
+        say(f"skipping {len(skipped)} tasks for want of data or modalities (--list says which)")
+    elif skipped:
+        say(f"skipping {len(skipped)} tasks:")
         for reason in dict.fromkeys(skipped.values()):
             say(f"  {', '.join(n for n, r in skipped.items() if r == reason)}: {reason}")
     if not able:

@@ -5,14 +5,40 @@ from __future__ import annotations
 from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.brandenburg import Brandenburg
+from olmoearth_jax.evals.datasets.breizhcrops import BreizhCrops
+from olmoearth_jax.evals.datasets.cities import FiftyCities
+from olmoearth_jax.evals.datasets.cropharvest import CropHarvest
+from olmoearth_jax.evals.datasets.floods import Sen1Floods11
+from olmoearth_jax.evals.datasets.geobench import GeoBench
+from olmoearth_jax.evals.datasets.geobench2 import GeoBench2
+from olmoearth_jax.evals.datasets.mados import Mados
+from olmoearth_jax.evals.datasets.pastis import Pastis
+from olmoearth_jax.evals.datasets.pretrain import PretrainSubset
+from olmoearth_jax.evals.datasets.sickle import Sickle
+from olmoearth_jax.evals.datasets.windowed import Windowed
 from olmoearth_jax.evals.tasks import check_task
 
 __all__ = ["DataUnavailable", "Reader", "open_split", "reader_class", "why_unavailable"]
 
+PREFIXES: tuple[tuple[str, type[Reader]], ...] = (
+    ("pretrain_subset", PretrainSubset),
+    ("gb2-", GeoBench2),
+    ("m-", GeoBench),
+    ("mados", Mados),
+    ("sen1floods11", Sen1Floods11),
+    ("pastis", Pastis),
+    ("fifty_cities", FiftyCities),
+    ("breizhcrops", BreizhCrops),
+    ("cropharvest", CropHarvest),
+    ("sickle", Sickle),
+    ("brandenburg", Brandenburg),
+)
+"""Which reader a data set's key names, by its beginning; all others are windowed rasters."""
+
 
 def reader_class(dataset: str) -> type[Reader]:
     """The reader of a data set, by its key."""
-    return Brandenburg
+    return next((r for prefix, r in PREFIXES if dataset.startswith(prefix)), Windowed)
 
 
 def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
@@ -23,7 +49,10 @@ def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
       ValueError: settings of the task that cannot work.
     """
     info = check_task(name, task)
-    return reader_class(info.name)(task, info, split)
+    reader = reader_class(info.name)(task, info, split)
+    if not len(reader):
+        raise ValueError(f"the {split} split of {info.name!r} is empty")
+    return reader
 
 
 def why_unavailable(name: str, task: EvalTaskConfig) -> str | None:

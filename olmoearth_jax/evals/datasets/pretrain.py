@@ -1,0 +1,211 @@
+"""Probes on the user's own pretraining data: maps as labels (spec/evals.md section 13.7).
+
+Where the reference feeds whole tiles although its task records say 32 pixels, we cut the middle 32
+pixels out of image and label alike: what the records describe, at a cost that attention can bear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.h5 import open_sample
+from olmoearth_jax.data.index import prepare
+from olmoearth_jax.data.subset import Choices, read_sample
+from olmoearth_jax.evals.datasets.base import DataUnavailable, Location, Reader
+from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample
+from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
+
+DIAGNOSTICS_SEED = 42
+CROP = 32
+
+
+class PretrainSubset(Reader):
+    """One split of a pretraining folder, with a map modality as the label (none: diagnostics)."""
+
+    location = Location(
+        "", "sample_<i>.h5 files and sample_metadata.csv",
+        "the folder you pretrain on; set the task's h5py_dir (launch.evaluate --h5py_dir=DIR)",
+    )  # fmt: skip
+
+    def __init__(self, task, info, split):
+        super().__init__(task, info, split)
+        folder = _folder(task)
+        self.target = task.pretrain_target_modality
+        names = [*self.modalities] + ([self.target] if self.target else [])
+        index = prepare(folder, self.modalities)
+        part = index.parts[0]
+        self.names = registry.in_sample_order(names)
+        self.side = min(CROP, part.tile_px)
+        if self.target is None:
+            draw = np.random.RandomState(DIAGNOSTICS_SEED)
+            size = min(task.pretrain_max_samples, len(part.numbers))
+            rows = draw.choice(len(part.numbers), size, replace=False)
+        else:
+            held = set(prepare_numbers(folder, self.target))
+            eligible = np.flatnonzero([n in held for n in part.numbers.tolist()])
+            rows = self._split_rows(eligible, index.latlon)
+        self.paths = [index.locate(int(r))[0] for r in rows]
+
+    @classmethod
+    def check_available(cls, task, info) -> None:
+        _folder(task)
+
+    def _split_rows(self, eligible: np.ndarray, latlon: np.ndarray | None) -> np.ndarray:
+        t = self.task
+        train = max(1, int(t.pretrain_train_samples * t.label_fraction))
+        sizes = (train, t.pretrain_valid_samples, t.pretrain_test_samples)
+        if t.pretrain_split_strategy == "random":
+            return random_split(eligible, sizes, t.pretrain_label_seed)[self.split]
+        if latlon is None:
+            raise ValueError("a geographic split needs latlon_distribution.npy in h5py_dir")
+        size = t.pretrain_geographic_bin_size_deg
+        return geographic_split(eligible, latlon, sizes, size, t.pretrain_label_seed)[self.split]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
+        with open_sample(self.paths[index], self.names) as file:
+            found = read_sample(file, self.names, self.side, MAX_TIMESTEPS, _middle)
+            if self.target is None:
+                label = np.asarray(0, np.int64)
+            else:
+                raw = read_sample(
+                    file, self.names, self.side, MAX_TIMESTEPS, _middle, normalized=False
+                )
+                label = LABELS[self.target](raw.arrays[self.target])
+        sample: Sample = {TIMESTAMPS: found.timestamps.astype(np.int64)}
+        for name in self.modalities:
+            sample[name] = found.arrays[name]
+            sample[name + MASK] = missing_mask(name, found.arrays[name])
+        return sample, label
+
+
+def _folder(task) -> Path:
+    if not task.h5py_dir:
+        raise DataUnavailable(f"needs {PretrainSubset.location.describe()}")
+    return Path(task.h5py_dir)
+
+
+def prepare_numbers(folder: Path, target: str) -> list[int]:
+    """Sample numbers whose column of `target` in sample_metadata.csv is above 0."""
+    with open(folder / "sample_metadata.csv") as f:
+        header = f.readline().strip().split(",")
+        table = np.loadtxt(f, delimiter=",", dtype=np.int64, ndmin=2)
+    if target not in header:
+        return []
+    return table[table[:, header.index(target)] > 0, header.index("sample_index")].tolist()
+
+
+def _middle(choices: Choices) -> tuple[int, int, int]:
+    return int(choices.starts[0]), choices.rows // 2, choices.cols // 2
+
+
+def missing_mask(name: str, array: np.ndarray) -> np.ndarray:
+    """int8 [..., band sets] of an array [..., C]: 3 where any band of the set is missing, else 0."""
+    sets = registry.get(name).band_sets
+    absent = [(array[..., list(s)] == MISSING).any(-1) for s in sets]
+    return np.where(np.stack(absent, -1), MISSING_TOKEN, 0).astype(np.int8)
+
+
+def random_split(
+    eligible: np.ndarray, sizes: tuple[int, int, int], seed: int
+) -> dict[str, np.ndarray]:
+    """Consecutive pieces of a permutation; the later ones shrink if there is too little.
+
+    Raises:
+      ValueError: a piece is empty.
+    """
+    order = eligible[np.random.RandomState(seed).permutation(len(eligible))]
+    edges = np.minimum(np.cumsum((0, *sizes)), len(order))
+    parts = {s: order[a:b] for s, a, b in zip(_SPLITS, edges[:-1], edges[1:], strict=True)}
+    return _not_empty(parts, len(eligible))
+
+
+def geographic_split(
+    eligible: np.ndarray,
+    latlon: np.ndarray,
+    sizes: tuple[int, int, int],
+    bin_deg: float,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Whole latitude-longitude bins go to one split each: 80 %, 10 % and the rest of the bins.
+
+    Args:
+      eligible: rows of `latlon` that may be used.
+      latlon: degrees [samples, 2].
+
+    Raises:
+      ValueError: a split is empty.
+    """
+    cells = np.floor(latlon[eligible] / bin_deg).astype(np.int64)
+    bins, member = np.unique(cells, axis=0, return_inverse=True)
+    draw = np.random.RandomState(seed)
+    order = draw.permutation(len(bins))
+    train, valid = int(0.8 * len(bins)), int(0.1 * len(bins))
+    edges = (0, train, train + valid, len(bins))
+    parts = {}
+    for split, a, b, size in zip(_SPLITS, edges[:-1], edges[1:], sizes, strict=True):
+        rows = eligible[np.isin(member.reshape(-1), order[a:b])]
+        if len(rows) > size:
+            rows = rows[draw.permutation(len(rows))[:size]]
+        parts[split] = rows
+    return _not_empty(parts, len(eligible))
+
+
+_SPLITS = ("train", "valid", "test")
+
+
+def _not_empty(parts: dict[str, np.ndarray], total: int) -> dict[str, np.ndarray]:
+    for split, rows in parts.items():
+        if not len(rows):
+            raise ValueError(f"the {split} split of {total} samples with labels is empty")
+    return parts
+
+
+def worldcover_label(raw: np.ndarray) -> np.ndarray:
+    """Class 0...10 of land-cover codes [H, W, 1, 1], -1 for others."""
+    codes = raw[..., 0, 0].astype(np.int64)
+    table = np.full(256, -1, np.int64)
+    table[list(WORLDCOVER_CODES)] = np.arange(len(WORLDCOVER_CODES))
+    return np.where((codes >= 0) & (codes < 256), table[np.clip(codes, 0, 255)], -1)
+
+
+def osm_label(raw: np.ndarray) -> np.ndarray:
+    """First channel with the largest value, -1 where all 30 are zero; coarse if the map is finer."""
+    values = np.maximum(raw[..., 0, :], 0)
+    return np.where(values.any(-1), values.argmax(-1), -1)
+
+
+def cdl_label(raw: np.ndarray) -> np.ndarray:
+    """The crop code; -1 for 0 and for missing values."""
+    codes = raw[..., 0, 0].astype(np.int64)
+    return np.where(codes > 0, codes, -1)
+
+
+def worldcereal_label(raw: np.ndarray) -> np.ndarray:
+    """1 where channel 0 is above 0, else 0; -1 where all channels are 0 or missing."""
+    values = raw[..., 0, :]
+    return np.where((values > 0).any(-1), (values[..., 0] > 0).astype(np.int64), -1)
+
+
+def height_label(raw: np.ndarray) -> np.ndarray:
+    """The value, NaN where missing."""
+    values = raw[..., 0, 0].astype(np.float32)
+    return np.where(values == MISSING, np.float32(np.nan), values)
+
+
+LABELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "worldcover": worldcover_label,
+    "openstreetmap_raster": osm_label,
+    "cdl": cdl_label,
+    "worldcereal": worldcereal_label,
+    "srtm": height_label,
+    "wri_canopy_height_map": height_label,
+}
+"""How each map becomes a label; a new one is one more entry."""
+

@@ -1,0 +1,212 @@
+"""Windowed rasters: the layout of rslearn datasets, and any data put into it (section 13.6).
+
+One folder per window under `windows/<group>/`, with `metadata.json` (its option `eval_split` is
+train, val or test) and either `arrays.npz` ([C, T, H, W] per modality, `label`, optional `valid`)
+or GeoTIFF layers. The files are read directly; the rslearn package is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.derived import to_decibel
+from olmoearth_jax.evals.datasets.base import (
+    DataUnavailable,
+    Location,
+    Reader,
+    check_label_range,
+)
+from olmoearth_jax.evals.datasets.rasters import read_raster
+from olmoearth_jax.evals.samples import Sample, make_sample
+
+FIRST_MONTH = 2022 * 12 + 8
+MAX_STEPS = 13
+FRACTION_SEED = 42
+LAYERS = {
+    "sentinel2_l2a": ("sentinel2_l2a", "sentinel2"),
+    "sentinel1": ("sentinel1",),
+    "landsat": ("landsat",),
+}
+"""Names that a modality's layers have; further dates are <layer>.1, <layer>.2, ..."""
+
+
+class Windowed(Reader):
+    """One split of a windowed data set."""
+
+    layout = (
+        "windows/<group>/<window>/ with metadata.json (option eval_split) and arrays.npz or "
+        "GeoTIFF layers (layers/<layer>/<bands>/geotiff.tif, layers/label/...)"
+    )
+    location = Location("EVAL_DATASETS_DIR", f"<dataset>/{layout}", "the owner of the data")
+    own = {
+        "nandi_crop_map": Location("NANDI_DIR", layout, "the owner of the data"),
+        "awf_lulc_map": Location("AWF_DIR", layout, "the owner of the data"),
+    }
+
+    def __init__(self, task, info, split):
+        super().__init__(task, info, split)
+        self.root = root_folder(info.name)
+        tag = "val" if self.split == "valid" else self.split
+        metas = sorted((self.root / "windows").glob("*/*/metadata.json"))
+        self.windows = [p.parent for p in metas if _tag(p) == tag]
+        if not self.windows:
+            raise ValueError(
+                f"no window of {self.root} has eval_split={tag} ({len(metas)} windows in all)"
+            )
+        if task.label_fraction < 1 and self.split == "train":
+            keep = max(1, int(len(self.windows) * task.label_fraction))
+            order = np.random.RandomState(FRACTION_SEED).permutation(len(self.windows))
+            self.windows = [self.windows[i] for i in sorted(order[:keep])]
+        self.stats = None
+        if not task.norm_stats_from_pretrained:
+            path = self.root / "stats.json"
+            if not path.exists():
+                raise DataUnavailable(
+                    f"{path} is missing: own statistics ({{modality: {{band: {{mean, std}}}}}}) "
+                    "are needed unless norm_stats_from_pretrained is true"
+                )
+            self.stats = json.loads(path.read_text())
+
+    @classmethod
+    def check_available(cls, task, info) -> None:
+        root_folder(info.name)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
+        arrays = read_window(self.windows[index], self.modalities)
+        sample = self.convert(arrays)
+        label = window_label(self.info.task_type, arrays["label"], arrays.get("valid"))
+        if label.dtype == np.int64:
+            check_label_range(label, self.info.num_classes, self.windows[index].name)
+        return sample, label
+
+    def convert(self, arrays: Mapping[str, np.ndarray]) -> Sample:
+        """Normalised sample of raw [C, T, H, W] arrays; Sentinel-1 is linear power."""
+        images, steps = {}, 1
+        for name in self.modalities:
+            x = arrays[name].transpose(2, 3, 1, 0)
+            x = to_decibel(x) if name == "sentinel1" else x
+            bands = registry.get(name).bands
+            stats = None if self.stats is None else self.stats[name]
+            images[name] = self.normalized(x, name, bands, range(len(bands)), stats)
+            steps = x.shape[2]
+        return make_sample(images, monthly_timestamps(steps))
+
+
+def root_folder(name: str) -> Path:
+    """Folder of a windowed data set.
+
+    Raises:
+      DataUnavailable: the variable is unset or the folder holds no windows.
+    """
+    own = Windowed.own.get(name)
+    if own is not None and os.environ.get(own.variable):
+        return own.require(own.folder() / "windows").parent
+    try:
+        return Windowed.location.require(Windowed.location.folder() / name / "windows").parent
+    except DataUnavailable:
+        if own is None:
+            raise
+        return own.require(own.folder() / "windows").parent
+
+
+def _tag(path: Path) -> str | None:
+    return json.loads(path.read_text()).get("options", {}).get("eval_split")
+
+
+def monthly_timestamps(steps: int) -> np.ndarray:
+    """int64 [steps, 3]: first days of consecutive months from September 2022.
+
+    Raises:
+      ValueError: more than 13 steps.
+    """
+    if steps > MAX_STEPS:
+        raise ValueError(f"windowed data may have at most {MAX_STEPS} time steps, got {steps}")
+    months = FIRST_MONTH + np.arange(steps)
+    return np.stack([np.ones(steps, int), months % 12, months // 12], -1).astype(np.int64)
+
+
+def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """Label with invalid places marked: -1 for classes, NaN for values.
+
+    Args:
+      label, valid: rasters [1, 1, H, W] (or [H, W]), or scalars for whole-window tasks.
+    """
+    valid = np.ones(label.shape) if valid is None else valid
+    if task_type in ("segmentation", "regression"):
+        label, valid = label.reshape(label.shape[-2:]), valid.reshape(valid.shape[-2:])
+    else:
+        label, valid = label.reshape(()), valid.reshape(())
+    if "regression" in task_type:
+        return np.where(valid > 0, label, np.nan).astype(np.float32)
+    return np.where(valid > 0, label, -1).astype(np.int64)
+
+
+def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays of a window: [C, T, H, W] per modality in the model's band order, `label`, `valid`.
+
+    Raises:
+      ValueError: a modality, band or the label is missing.
+    """
+    path = folder / "arrays.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            arrays = {k: stored[k] for k in stored.files}
+    else:
+        arrays = {m: _read_layers(folder, m) for m in modalities}
+        found = sorted((folder / "layers" / "label").glob("*/geotiff.tif"))
+        if found:
+            arrays["label"] = read_raster(found[0])[:1, None]
+        else:
+            arrays["label"] = np.asarray(_option(folder, "label"))
+    for key in (*modalities, "label"):
+        if key not in arrays:
+            raise ValueError(f"window {folder.name} lacks {key!r}; it holds {', '.join(arrays)}")
+    return arrays
+
+
+def _option(folder: Path, key: str) -> float:
+    options = json.loads((folder / "metadata.json").read_text()).get("options", {})
+    if key not in options:
+        raise ValueError(f"window {folder.name} has neither a label layer nor an option {key!r}")
+    return options[key]
+
+
+def _read_layers(folder: Path, modality: str) -> np.ndarray:
+    """The dates of a modality from GeoTIFF layers; the folder of a file names its bands."""
+    dates: list[tuple[int, Path]] = []
+    for path in (folder / "layers").glob("*"):
+        match = re.fullmatch(r"([a-z0-9_]+?)(?:\.(\d+)|_mo(\d+))?", path.name)
+        if match and match.group(1) in LAYERS[modality]:
+            dates.append((int(match.group(2) or match.group(3) or 0), path))
+    if not dates:
+        raise ValueError(
+            f"window {folder.name} has no layer of {modality}; known: {LAYERS[modality]}"
+        )
+    wanted = registry.get(modality).bands
+    steps = []
+    for _, layer in sorted(dates):
+        found: dict[str, np.ndarray] = {}
+        for path in sorted(layer.glob("*/geotiff.tif")):
+            found.update(zip(path.parent.name.split("_"), read_raster(path), strict=False))
+        missing = [b for b in wanted if b not in found]
+        if missing:
+            raise ValueError(f"{layer} lacks the band {missing[0]!r}; it holds {', '.join(found)}")
+        side = max(found[b].shape[0] for b in wanted)
+        steps.append(np.stack([_repeat(found[b], side) for b in wanted]))
+    return np.stack(steps, axis=1)
+
+
+def _repeat(band: np.ndarray, side: int) -> np.ndarray:
+    """A coarser band at the finest resolution of its window, pixels repeated."""
+    k = side // band.shape[0]
+    return np.repeat(np.repeat(band, k, 0), k, 1)
