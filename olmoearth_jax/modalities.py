@@ -155,6 +155,7 @@ def _parse(name: str, record: Mapping[str, Any]) -> Modality:
 
 _DOC = json.loads((Path(__file__).parent / "modalities.json").read_text())
 _REGISTRY: dict[str, Modality] = {n: _parse(n, r) for n, r in _DOC["modalities"].items()}
+_USER_RECORDS: dict[str, Mapping[str, Any]] = {}
 _SAMPLE_ORDER: list[str] = list(_DOC["sample_order"])
 _MASKED_ORDER: list[str] = list(_DOC["masked_sample_order"])
 _REGISTRY_ORDER: list[str] = list(_DOC["registry_order"])
@@ -181,9 +182,37 @@ def register(name: str, record: Mapping[str, Any]) -> Modality:
     if old is not None:
         raise ValueError(f"modality {name!r} is already registered with another record")
     _REGISTRY[name] = modality
+    _USER_RECORDS[name] = dict(record)
     for order in (_SAMPLE_ORDER, _MASKED_ORDER, _REGISTRY_ORDER):
         order.append(name)
     return modality
+
+
+def register_all(records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Registers several records, {name: record}; see `register`."""
+    for name, record in records.items():
+        register(name, record)
+
+
+def register_file(path: str | Path) -> tuple[str, ...]:
+    """Registers the records of a JSON file {name: record, ...} and returns their names.
+
+    Raises:
+      ValueError: no such file, not a JSON object, or a malformed record.
+    """
+    try:
+        records = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as e:
+        raise ValueError(f"modality file {str(path)!r} cannot be read: {e}") from e
+    if not isinstance(records, dict) or not all(isinstance(r, dict) for r in records.values()):
+        raise ValueError(f"modality file {str(path)!r} must hold an object {{name: record, ...}}")
+    register_all(records)
+    return tuple(records)
+
+
+def user_records() -> dict[str, Mapping[str, Any]]:
+    """The records added by `register`, to be registered again in other processes."""
+    return dict(_USER_RECORDS)
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,210 @@
+"""The GeoTIFF tree: CSV indices, tiles, file names and sample enumeration (spec/data.md section 3).
+
+    <resolution>_<modality>[_monthly].csv     one row per timestep of a tile
+    <resolution>_<modality>[_monthly]/<crs>_<col>_<row>_<resolution of the band set>.tif
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.derived import tile_latlon
+from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, Modality
+
+COLUMNS = ("crs", "col", "row", "tile_time", "image_idx", "start_time", "end_time")
+Date = tuple[int, int, int]
+"""(day, month 0-11, year)."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Cell:
+    """A cell of the tile grid of a CRS; `factor` is its pixel size in units of 0.625 m."""
+
+    crs: str
+    col: int
+    row: int
+    factor: int = 16
+
+    def __str__(self) -> str:
+        return f"{self.crs}_{self.col}_{self.row}"
+
+    def coarser(self, factor: int) -> Cell:
+        """The cell of the grid of `factor` that contains this one."""
+        ratio = factor // self.factor
+        return Cell(self.crs, self.col // ratio, self.row // ratio, factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileJob:
+    """A tile to be converted: its cell, and per modality the dates of its timesteps."""
+
+    cell: Cell
+    dates: Mapping[str, tuple[Date, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """What a CSV lists: the dates of each tile's timesteps, and how many rows were ignored."""
+
+    dates: dict[Cell, tuple[Date, ...]]
+    ignored: int
+
+
+def resolution_text(factor: int) -> str:
+    """Metres per pixel as in file names: '10', '2.5', '0.625'."""
+    return f"{factor * BASE_RESOLUTION_M:g}"
+
+
+def stem(modality: Modality) -> str:
+    """Name of a modality's folder and, with .csv, of its index."""
+    suffix = "_monthly" if modality.multitemporal else ""
+    return f"{resolution_text(modality.tile_resolution_factor)}_{modality.name}{suffix}"
+
+
+def raster_path(tree: Path, modality: Modality, cell: Cell, band_set: int) -> Path:
+    """File of one band set of a tile."""
+    resolution = resolution_text(modality.band_set_resolutions[band_set])
+    return tree / stem(modality) / f"{cell}_{resolution}.tif"
+
+
+def find_modalities(tree: Path) -> tuple[str, ...]:
+    """Modalities whose CSV lies in the tree, in registry order."""
+    found = [n for n in registry.all_names() if _convertible(n)]
+    return tuple(n for n in found if (tree / f"{stem(registry.get(n))}.csv").is_file())
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Canonical names of modalities to convert.
+
+    Raises:
+      ValueError: unknown, repeated, or of a kind that has no CSV.
+    """
+    resolved = registry.resolve(names)
+    for name in resolved:
+        if not _convertible(name):
+            known = [n for n in registry.names() if _convertible(n)]
+            raise ValueError(
+                f"modality {name!r} is not converted from GeoTIFFs; "
+                f"{registry.closest(name, known)}"
+            )
+    return resolved
+
+
+def _convertible(name: str) -> bool:
+    modality = registry.get(name)
+    return modality.from_csv and modality.in_sample and modality.tile_resolution_factor > 0
+
+
+def read_series(tree: Path, name: str) -> Series:
+    """Reads the CSV of a modality.
+
+    A row counts if its image_idx is the number of rows its tile has so far; others (repeated or
+    out of order) are ignored and counted.
+
+    Raises:
+      ValueError: missing file or columns, a value that cannot be read, or an unknown CRS.
+    """
+    modality = registry.get(name)
+    path = tree / f"{stem(modality)}.csv"
+    collected: dict[Cell, list[Date]] = {}
+    ignored = 0
+    try:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file)
+            missing = [c for c in COLUMNS if c not in (table.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path} has no column {missing[0]!r}; it needs {COLUMNS}")
+            for row in table:
+                where = f"{path}, line {table.line_num}"
+                cell, number, date = _parse_row(row, modality, where)
+                dates = collected.setdefault(cell, [])
+                if number == len(dates):
+                    dates.append(date)
+                else:
+                    ignored += 1
+    except FileNotFoundError:
+        raise ValueError(
+            f"modality {name!r} has no index {path}; leave it out of the modalities or add the CSV"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"cannot read {path}: {e}") from e
+    return Series({c: tuple(d) for c, d in collected.items() if d}, ignored)
+
+
+def _parse_row(
+    row: Mapping[str, str], modality: Modality, where: str
+) -> tuple[Cell, int, Date]:
+    try:
+        factor = modality.tile_resolution_factor
+        cell = Cell(row["crs"], int(row["col"]), int(row["row"]), factor)
+        number = int(row["image_idx"])
+        start = datetime.datetime.fromisoformat(row["start_time"])
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{where}: {e}") from e
+    try:
+        centre(cell)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+    return cell, number, (start.day, start.month - 1, start.year)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def centre(cell: Cell) -> tuple[float, float]:
+    """(lat, lon) in degrees of a cell's centre.
+
+    Raises:
+      ValueError: the CRS is unknown.
+    """
+    if cell.crs.startswith(("EPSG:326", "EPSG:327")):
+        return tile_latlon(cell.crs, cell.col, cell.row, cell.factor)
+    from rasterio import errors, warp
+
+    side = BASE_RESOLUTION_M * cell.factor * IMAGE_TILE_PX
+    x, y = (cell.col + 0.5) * side, -(cell.row + 0.5) * side
+    try:
+        lon, lat = warp.transform(cell.crs, "EPSG:4326", [x], [y])
+    except (errors.RasterioError, ValueError) as e:
+        raise ValueError(f"unknown coordinate reference system {cell.crs!r} ({e})") from e
+    return lat[0], lon[0]
+
+
+def enumerate_tiles(series: Mapping[str, Series]) -> list[TileJob]:
+    """The tiles to be converted, sorted by (CRS, column, row).
+
+    Every cell that occurs in a multitemporal modality makes one, as does every cell at 0.625 m;
+    it holds each modality of the same or a coarser grid at its place.
+    """
+    cells = {
+        cell
+        for name, listed in series.items()
+        for cell in listed.dates
+        if registry.get(name).multitemporal or cell.factor == 1
+    }
+    jobs = []
+    for cell in sorted(cells):
+        dates = {}
+        for name, listed in series.items():
+            factor = registry.get(name).tile_resolution_factor
+            if factor >= cell.factor and factor % cell.factor == 0:
+                found = listed.dates.get(cell.coarser(factor))
+                if found is not None:
+                    dates[name] = found
+        jobs.append(TileJob(cell, dates))
+    return jobs
+
+
+def raster_paths(tree: Path, job: TileJob, names: Iterable[str]) -> list[Path]:
+    """Every file a tile is made from."""
+    out = []
+    for name in names:
+        modality = registry.get(name)
+        cell = job.cell.coarser(modality.tile_resolution_factor)
+        sets = range(modality.num_band_sets)
+        out += [raster_path(tree, modality, cell, i) for i in sets]
+    return out

@@ -1,0 +1,94 @@
+"""Runs independent tasks in worker processes, with bounded memory."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from olmoearth_jax import modalities as registry
+
+_AHEAD = 3
+"""Tasks per worker that may wait or be at work at a time."""
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without an answer."""
+
+
+def run_tasks(
+    function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """Yields (task, function(task)) as the results come, in any order.
+
+    Args:
+      function: a function of a module; it and the tasks must be picklable.
+      tasks: read only as fast as they are worked off.
+      workers: processes; 0 runs in this process, in order.
+
+    Raises:
+      WorkerDied: a worker was killed.
+      Exception: whatever a task raised; tasks that have not begun are dropped.
+    """
+    if workers <= 0:
+        for task in tasks:
+            yield task, function(task)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=start_worker,
+        initargs=(registry.user_records(),),
+    )
+    running: dict[concurrent.futures.Future, Any] = {}
+    source = iter(tasks)
+    try:
+        while True:
+            while len(running) < workers * _AHEAD:
+                task = next(source, None)
+                if task is None:
+                    break
+                running[pool.submit(function, task)] = task
+            if not running:
+                return
+            first = concurrent.futures.FIRST_COMPLETED
+            for future in concurrent.futures.wait(running, return_when=first).done:
+                task = running.pop(future)
+                yield task, future.result()
+    except BrokenProcessPool as e:
+        raise WorkerDied(
+            "a worker process was killed, perhaps for lack of memory; use fewer workers and run "
+            "the same command again, it goes on where it stopped"
+        ) from e
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_worker(records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prepares a worker: the user's modalities, no Ctrl-C, and an end when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    registry.register_all(records)
+    watch_parent()
+
+
+def watch_parent() -> None:
+    """Ends this process soon after its parent has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def default_workers(reserved: int = 1) -> int:
+    """Worker processes for this machine: its cores less the reserved ones, at least 1."""
+    return max(1, (os.cpu_count() or 1) - reserved)
