@@ -28,7 +28,8 @@ from launch._app import UserError
 from olmoearth_jax.configlib import values
 from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals import models, results, sweep, tasks
-from olmoearth_jax.evals.runner import RunOptions, Stopped
+from olmoearth_jax.evals.embeddings import Stopped
+from olmoearth_jax.evals.runner import RunOptions
 from olmoearth_jax.train import checkpoint
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run, checkpoints or step folder.")
@@ -108,7 +109,7 @@ def source_folder() -> Path:
         return Path(_CHECKPOINT.value)
     folder = Path("local_output") / run_name
     if not folder.is_dir() and not _WATCH.value:
-        raise UserError(f"there is no run folder {folder}; give --checkpoint=DIR if it is elsewhere")
+        raise UserError(f"there is no run folder {folder}; elsewhere? --checkpoint=DIR")
     return folder
 
 
@@ -141,7 +142,9 @@ def results_folder(source: Path | None) -> Path:
 def run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
     """All runs on one model; prints the plan alone with --dry_run."""
     plan = plan_for(loaded, _say)
-    options = RunOptions(_TEST.value, _BOOTSTRAP.value, seed=_SEED.value)
+    options = RunOptions(
+        _TEST.value, _BOOTSTRAP.value, seed=_SEED.value, save_folder=folder / "finetune"
+    )
     if _DRY.value:
         for name, task in plan:
             _say(f"{name}: {task}")
@@ -203,7 +206,7 @@ def execute(stop: threading.Event) -> None:
 
 def main(argv: list[str]) -> int:
     """Exit code: 0, 1 if runs failed, 2 for a mistake on the command line or in the data."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

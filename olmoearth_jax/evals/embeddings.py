@@ -12,13 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals import pooling
-from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample, collate
-from olmoearth_jax.evals.samples import modalities_in
+from olmoearth_jax.evals.samples import (
+    MASK,
+    MISSING_TOKEN,
+    TIMESTAMPS,
+    Sample,
+    collate,
+    modalities_in,
+)
+from olmoearth_jax.evals.tasks import DatasetInfo
+from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import dense, latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encoder import slot_table
-from olmoearth_jax.modalities import closest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,26 @@ class Pooling:
     spatial: bool = False
     centre: bool = False
     concat: bool = False
+
+
+class Stopped(Exception):
+    """The caller asked to give up."""
+
+
+def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
+    """How a task pools.
+
+    Raises:
+      ValueError: a choice that does not fit the task's type.
+    """
+    if task.use_pooled_tokens:
+        raise ValueError(
+            "use_pooled_tokens needs an encoder with early attention pooling; this model has none"
+        )
+    if task.use_center_token and info.spatial:
+        raise ValueError(f"use_center_token does not fit a {info.task_type} task")
+    concat = info.spatial and task.probe_type == "attnpool"
+    return Pooling(task.pooling_type, info.spatial, task.use_center_token, concat)
 
 
 class EmbeddingModel(Protocol):
@@ -80,20 +108,25 @@ class EncoderModel:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
-        names = self._names(batch)
+        names = self.supported(batch)
         masks = {n: batch[n + MASK] for n in names}
         fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
         if not fast:
             pooling.check_online(masks)
         concat = tuple(n for n in names if not masks[n].any()) if pool.concat else None
         data = {n: batch[n] for n in names}
-        out = _embed(
+        out = embed_tokens(
             self.graph, self.slots, patch_size, pool, fast, concat,
             self.params, data, masks, batch[TIMESTAMPS].astype(np.int32),
         )  # fmt: skip
         return np.asarray(out)
 
-    def _names(self, batch: Sample) -> tuple[str, ...]:
+    def supported(self, batch: Sample) -> tuple[str, ...]:
+        """Modalities of the batch that the model takes.
+
+        Raises:
+          ValueError: there is none.
+        """
         names = tuple(n for n in modalities_in(batch) if n in self.slots.names)
         if not names:
             raise ValueError(
@@ -118,12 +151,20 @@ def pool_tokens(tokens: pooling.Tokens, masks: pooling.Tokens, pool: Pooling, co
 @functools.partial(
     jax.jit, static_argnames=("graph", "slots", "patch_size", "pool", "fast", "concat")
 )
-def _embed(graph, slots, patch_size, pool, fast, concat, params, data, masks, timestamps):
+def embed_tokens(graph, slots, patch_size, pool, fast, concat, params, data, masks, timestamps):
+    """Encoder and pooling of one batch, compiled per shape; see `EncoderModel.embed`.
+
+    Args:
+      graph, slots: of the encoder.
+      fast: no token is missing.
+      concat: modalities of the concatenating variant, or None.
+      params: encoder parameters.
+      data, masks: per modality [B, H, W, T, C] and pixel masks of that form.
+      timestamps: int32 [B, T, 3].
+    """
     encoder = latent_mim.merge(graph, params)
     token_masks = dense.token_masks_from_pixels(slots, masks, patch_size)
-    encoded = dense.encode_dense(
-        encoder, data, token_masks, timestamps, patch_size, fast_pass=fast
-    )
+    encoded = dense.encode_dense(encoder, data, token_masks, timestamps, patch_size, fast_pass=fast)
     tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
     return pool_tokens(tokens, token_masks, pool, concat)
 
@@ -191,8 +232,8 @@ def extract(
     order: np.ndarray | None = None,
     workers: int = 2,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Embeddings and labels of a whole split, on the host; None if `stop` became true.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings and labels of a whole split, on the host.
 
     The last short batch is filled up with copies of its last sample, so that one program serves
     all batches.
@@ -202,21 +243,20 @@ def extract(
 
     Raises:
       ValueError: an empty split, a modality the model doesn't take, NaN embeddings.
+      Stopped: `stop()` became true.
     """
     if not len(split):
         raise ValueError("the split is empty")
     for name in modalities:
         if name not in model.modalities:
-            raise ValueError(
-                f"the model does not take {name!r}; {closest(name, model.modalities)}"
-            )
+            raise ValueError(f"the model does not take {name!r}; {closest(name, model.modalities)}")
     order = np.arange(len(split)) if order is None else order
     batch_size = min(batch_size, len(order))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     found, labels = [], []
     for items in _read_ahead(split, batches, workers):
         if stop():
-            return None
+            raise Stopped
         samples = [item[0] for item in items]
         samples += [samples[-1]] * (batch_size - len(samples))
         keep = {k for m in modalities for k in (m, m + MASK)} | {TIMESTAMPS}

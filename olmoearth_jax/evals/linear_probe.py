@@ -131,9 +131,7 @@ def score(
         values = metrics.regression_metrics(guess, labels)
     elif task == "segmentation":
         channels_first = None if scores is None else np.moveaxis(scores, -1, 1)
-        values = metrics.segmentation_metrics(
-            guess, labels, settings.num_classes, channels_first
-        )
+        values = metrics.segmentation_metrics(guess, labels, settings.num_classes, channels_first)
     else:
         known = labels != IGNORE
         if not known.any():

@@ -42,6 +42,11 @@ def masked_mse(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def multilabel_soft_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Logistic loss of every logit, mean over classes, then over samples: both [B, C]."""
+    """Logistic loss of every logit, mean over classes, then over samples: both [B, C].
+
+    Rows with a negative label do not count.
+    """
+    valid = (labels >= 0).all(-1)
     signed = jnp.where(labels > 0, 1.0, -1.0) * logits.astype(jnp.float32)
-    return jnp.mean(jax.nn.softplus(-signed))
+    row = jnp.mean(jax.nn.softplus(-signed), axis=-1)
+    return jnp.sum(jnp.where(valid, row, 0)) / jnp.maximum(valid.sum(), 1)

@@ -95,7 +95,7 @@ def _threshold_counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarra
 
 
 def _one_vs_rest(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Macro auroc and prauc of truth bool [N, C] against scores [N, C], skipping constant classes."""
+    """Macro auroc and prauc of bool truth [N, C] and scores [N, C]; constant classes don't count."""
     rocs, aps = [], []
     for c in range(truth.shape[1]):
         if truth[:, c].any() and not truth[:, c].all():
@@ -196,7 +196,7 @@ def confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
 def segmentation_metrics(
     predictions: np.ndarray, labels: np.ndarray, num_classes: int, scores: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Segmentation metrics: predictions, labels int [N, H, W], scores float [N, C, H, W] or None."""
+    """Segmentation metrics of int predictions, labels [N, H, W]; scores [N, C, H, W] or None."""
     out = confusion_metrics(confusion_matrix(predictions, labels, num_classes))
     if scores is not None:
         valid = labels != IGNORE

@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import EvalTaskConfig
-from olmoearth_jax.evals import diagnostics, knn, linear_probe, transforms
+from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe, transforms
 from olmoearth_jax.evals.datasets import Reader, open_split
-from olmoearth_jax.evals.embeddings import EmbeddingModel, Pooling, extract
+from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, pooling_of
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import IGNORE, EvalResult, make_result, segmentation_metrics
 from olmoearth_jax.evals.tasks import DatasetInfo, check_task, eval_mode, modalities_of
 
 Split = tuple[np.ndarray, np.ndarray]
-
-
-class Stopped(Exception):
-    """The caller asked to give up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +32,7 @@ class RunOptions:
       seed: of probe initialisation, sample order and subsets.
       k: neighbours of kNN.
       workers: threads that read samples.
+      save_folder: where fine-tuning keeps its state; None keeps none.
     """
 
     run_on_test: bool = False
@@ -43,6 +41,7 @@ class RunOptions:
     seed: int = 42
     k: int = knn.DEFAULT_K
     workers: int = 2
+    save_folder: Path | None = None
 
 
 @dataclasses.dataclass
@@ -89,9 +88,15 @@ def run_task(
     info = check_task(name, task)
     mode = eval_mode(task, info)
     if mode == "finetune":
-        from olmoearth_jax.evals import finetune
-
-        scores = finetune.run(name, task, info, model, options, stop=stop, log=log)
+        scores = finetune.run(
+            name,
+            task,
+            model,
+            run_on_test=options.run_on_test,
+            folder=options.save_folder,
+            stop=stop,
+            log=log,
+        )
         shape: tuple[int, ...] = ()
     else:
         splits = _embeddings(name, task, info, mode, model, options, cache, stop)
@@ -151,22 +156,6 @@ def describe(
     return out
 
 
-def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
-    """How a task pools.
-
-    Raises:
-      ValueError: a choice that does not fit the task's type.
-    """
-    if task.use_pooled_tokens:
-        raise ValueError(
-            "use_pooled_tokens needs an encoder with early attention pooling; this model has none"
-        )
-    if task.use_center_token and info.spatial:
-        raise ValueError(f"use_center_token does not fit a {info.task_type} task")
-    concat = info.spatial and task.probe_type == "attnpool"
-    return Pooling(task.pooling_type, info.spatial, task.use_center_token, concat)
-
-
 _PROBE_FIELDS = {
     "eval_mode", "eval_interval", "probe_lr", "probe_batch_size", "linear_probe_eval_interval",
     "epochs", "select_best_by_primary_metric", "use_dice_loss", "primary_metric",
@@ -206,8 +195,6 @@ def _extract_all(name, task, info, mode, model, options, stop) -> dict[str, Spli
             workers=options.workers,
             stop=stop,
         )
-        if found is None:
-            raise Stopped
         splits[split] = (_quantized(task, found[0]), found[1])
     if mode == "embedding_diagnostics":
         return splits
@@ -300,7 +287,7 @@ def patch_labels(labels: np.ndarray, height: int, width: int, num_classes: int) 
 def patch_knn(
     task: EvalTaskConfig, info: DatasetInfo, train: Split, query: Split, k: int
 ) -> EvalResult:
-    """kNN for segmentation: each patch takes the class of similar train patches, for all its pixels.
+    """kNN for segmentation: a patch takes, for all its pixels, the class of similar train patches.
 
     Train patches count with their most frequent class. Scored per pixel, as a probe is.
     """

@@ -21,9 +21,7 @@ DEFAULT_DATE = (1, 6, 2020)
 Sample = dict[str, np.ndarray]
 
 
-def make_sample(
-    images: Mapping[str, np.ndarray], timestamps: np.ndarray | None = None
-) -> Sample:
+def make_sample(images: Mapping[str, np.ndarray], timestamps: np.ndarray | None = None) -> Sample:
     """A fully online sample from normalised images [H, W, T, C] (or [H, W, C], one date)."""
     sample: Sample = {}
     steps = 1

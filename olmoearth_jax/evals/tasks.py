@@ -72,9 +72,7 @@ def datasets() -> dict[str, DatasetInfo]:
         record = {**record, "modalities": tuple(record["modalities"])}
         for key in ("imputes", "sources", "target"):
             if key in record:
-                record[key] = tuple(
-                    tuple(x) if isinstance(x, list) else x for x in record[key]
-                )
+                record[key] = tuple(tuple(x) if isinstance(x, list) else x for x in record[key])
         out[name] = DatasetInfo(name=name, **record)
     return out
 

@@ -60,9 +60,7 @@ class Location:
     def require(self, path: Path) -> Path:
         """`path` if it exists, else DataUnavailable with the layout expected."""
         if not path.exists():
-            raise DataUnavailable(
-                f"{path} is missing; {self.variable} must hold {self.describe()}"
-            )
+            raise DataUnavailable(f"{path} is missing; {self.variable} must hold {self.describe()}")
         return path
 
 

@@ -60,15 +60,11 @@ class BreizhCrops(Reader):
         return self.convert(series, label)
 
     def convert(self, series: np.ndarray, label: int) -> tuple[Sample, np.ndarray]:
-        """Sample of a series [dates, 17]: 13 bands, three quality columns, date in ns (see base)."""
+        """Sample of a series [dates, 17]: 13 bands, 3 quality columns, date in ns."""
         values, months = monthly(series)
-        image = self.normalized(
-            values[None, None], "sentinel2_l2a", bands.S2_13, bands.FROM_S2_13
-        )
+        image = self.normalized(values[None, None], "sentinel2_l2a", bands.S2_13, bands.FROM_S2_13)
         ones = np.ones_like(months)
-        sample = make_sample(
-            {"sentinel2_l2a": image}, np.stack([ones, months, ones * YEAR], -1)
-        )
+        sample = make_sample({"sentinel2_l2a": image}, np.stack([ones, months, ones * YEAR], -1))
         return sample, np.asarray(label, np.int64)
 
 

@@ -16,9 +16,9 @@ from olmoearth_jax.evals.samples import Sample, make_sample
 from olmoearth_jax.modalities import get
 
 COLUMNS = (
-    "vv vh B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12 temperature precipitation elevation slope "
-    "ndvi"
-).split()
+    "vv", "vh", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12",
+    "temperature", "precipitation", "elevation", "slope", "ndvi",
+)  # fmt: skip
 """Order on disk; B01 is not there and is copied from B02."""
 
 TOGO = "togo"
@@ -95,4 +95,3 @@ class CropHarvest(Reader):
 def _months(steps: int) -> np.ndarray:
     month = (EXPORT_YEAR - 1) * 12 + FIRST_MONTH + np.arange(steps)
     return np.stack([np.ones(steps, int), month % 12, month // 12], -1)
-

@@ -129,9 +129,7 @@ def pick_bands(
     return out
 
 
-def read_sample(
-    path: Path, bands: Sequence[str], spatial: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def read_sample(path: Path, bands: Sequence[str], spatial: bool) -> tuple[np.ndarray, np.ndarray]:
     """Image [H, W, bands] and label (int64 scalar, vector or raster) of one sample file.
 
     Raises:

@@ -63,9 +63,7 @@ SLOTS: dict[str, dict[str, Slots]] = {
         "srtm": Slots((("image_dem",), (), ()), "srtm"),
     },
     "spacenet2": {
-        "sentinel2_l2a": _one(
-            "image_pan image_worldview", "B02 B03 B04 B08 B05 B06 B07 B8A B11"
-        )
+        "sentinel2_l2a": _one("image_pan image_worldview", "B02 B03 B04 B08 B05 B06 B07 B8A B11")
     },
     "spacenet7": {"sentinel2_l2a": _one("image", "B04 B03 B02 B08", 1e4 / 255)},
     "treesatai": {"sentinel2_l2a": _one("image_s2", _MODEL_ORDER)},

@@ -59,9 +59,7 @@ class Mados(Reader):
 
     def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
         row = self.rows[index]
-        image = self.normalized(
-            self.images[row], "sentinel2_l2a", bands.S2_13, bands.FROM_S2_13
-        )
+        image = self.normalized(self.images[row], "sentinel2_l2a", bands.S2_13, bands.FROM_S2_13)
         return make_sample({"sentinel2_l2a": image}), self.labels[row]
 
 

@@ -25,7 +25,7 @@ FIRST_MONTH, LAST_MONTH = (2018, 9), (2019, 10)
 VOID = 19
 FOLDS = {"train": (1, 2, 3), "valid": (4,), "test": (5,)}
 EXPAND_S2 = (0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9)
-"""Of the 10 published bands (B2 ... B12) the one for each of 13: B1 <- B2, B9 <- B8A, B10 <- B11."""
+"""Which of the 10 published bands stands for each of 13: B1 <- B2, B9 <- B8A, B10 <- B11."""
 
 _PARTS = {"s2": "s2_images", "s1": "s1_images"}
 
@@ -37,7 +37,7 @@ class Pastis(Reader):
         "pastis_r_{train|valid|test}/ with months.pt, targets.pt, s2_images/<i>.pt and "
         "s1_images/<i>.pt (or the same as .npy)"
     )
-    published = "https://zenodo.org/records/5735646, prepared by olmoearth_jax.evals.datasets.pastis"
+    published = "https://zenodo.org/records/5735646, prepared by python -m tools.convert_evals"
     location = Location("PASTIS_DIR", layout, published)
     location_128 = Location("PASTIS_DIR_ORIG", layout, published)
     partitions = Location(
@@ -119,7 +119,8 @@ def monthly_means(images: np.ndarray, dates: np.ndarray) -> tuple[np.ndarray, np
         year, month = (year, month + 1) if month < 12 else (year + 1, 1)
     found = [m for m in season if (months == m).any()]
     means = [images[: len(months)][months == m].astype(np.float32).mean(0) for m in found]
-    return np.stack(means) if means else np.empty((0, *images.shape[1:]), np.float32), np.array(found)
+    empty = np.empty((0, *images.shape[1:]), np.float32)
+    return (np.stack(means) if means else empty), np.array(found)
 
 
 def convert_patch(

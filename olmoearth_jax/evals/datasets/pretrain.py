@@ -106,7 +106,7 @@ def _middle(choices: Choices) -> tuple[int, int, int]:
 
 
 def missing_mask(name: str, array: np.ndarray) -> np.ndarray:
-    """int8 [..., band sets] of an array [..., C]: 3 where any band of the set is missing, else 0."""
+    """int8 [..., band sets] of [..., C]: 3 where any band of the set is missing, else 0."""
     sets = registry.get(name).band_sets
     absent = [(array[..., list(s)] == MISSING).any(-1) for s in sets]
     return np.where(np.stack(absent, -1), MISSING_TOKEN, 0).astype(np.int8)
@@ -176,7 +176,7 @@ def worldcover_label(raw: np.ndarray) -> np.ndarray:
 
 
 def osm_label(raw: np.ndarray) -> np.ndarray:
-    """First channel with the largest value, -1 where all 30 are zero; coarse if the map is finer."""
+    """First channel with the largest value, -1 where all 30 are zero."""
     values = np.maximum(raw[..., 0, :], 0)
     return np.where(values.any(-1), values.argmax(-1), -1)
 
@@ -208,4 +208,3 @@ LABELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "wri_canopy_height_map": height_label,
 }
 """How each map becomes a label; a new one is one more entry."""
-

@@ -22,7 +22,7 @@ SENSORS = {"sentinel2_l2a": "S2", "sentinel1": "S1"}
 SIDE = 32
 SEASON_DAYS = 183
 MAX_ZEROS = 0.25
-MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 class Sickle(Reader):

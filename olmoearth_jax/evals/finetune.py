@@ -1,0 +1,352 @@
+"""Fine-tuning a whole encoder on a task (spec/evals.md section 11).
+
+The encoder runs as in evaluation, without drop path. Regression ignores targets that are NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
+from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.linear_probe import check_split
+from olmoearth_jax.evals.metrics import IGNORE, EvalResult
+from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample, collate
+from olmoearth_jax.evals.tasks import check_task
+
+FREEZE_SHARE = 0.2
+UNFREEZE_FACTOR = 0.1
+WEIGHT_DECAY = 0.01
+THRESHOLD = 0.5
+
+
+@dataclasses.dataclass
+class Schedule:
+    """The learning rate: frozen phase, drop at unfreezing, and cuts when the metric stalls.
+
+    Ask `start_epoch` before and tell `finish_epoch` the validation metric after each epoch.
+    """
+
+    lr: float
+    epochs: int
+    higher_is_better: bool
+    factor: float = 0.2
+    patience: int = 2
+    cooldown: int = 10
+    threshold: float = 1e-4
+    best: float = math.nan
+    bad: int = 0
+    resting: int = 0
+    max_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.max_lr = self.max_lr or self.lr
+
+    @property
+    def frozen_epochs(self) -> int:
+        return math.ceil(FREEZE_SHARE * self.epochs)
+
+    def start_epoch(self, epoch: int) -> tuple[float, bool]:
+        """Learning rate of an epoch and whether the backbone is frozen in it."""
+        if epoch == self.frozen_epochs:
+            self.lr = UNFREEZE_FACTOR * self.max_lr
+        return self.lr, epoch < self.frozen_epochs
+
+    def finish_epoch(self, metric: float) -> None:
+        """Takes the validation metric; cuts the rate after more than `patience` stale epochs."""
+        if self.higher_is_better:
+            better = math.isnan(self.best) or metric > self.best * (1 + self.threshold)
+        else:
+            better = math.isnan(self.best) or metric < self.best * (1 - self.threshold)
+        if better:
+            self.best, self.bad = metric, 0
+        else:
+            self.bad += 1
+        if self.resting:
+            self.resting, self.bad = self.resting - 1, 0
+        if self.bad > self.patience:
+            cut = self.lr * self.factor
+            self.lr = cut if self.lr - cut > 1e-8 else self.lr
+            self.resting, self.bad = self.cooldown, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """The static part of a fine-tuning run."""
+
+    graph: Any
+    slots: Any
+    patch_size: int
+    pool: embeddings.Pooling
+    head: heads.Head
+    size: tuple[int, int] | None
+    multilabel: bool
+    dice: bool
+
+
+@functools.partial(jax.jit, static_argnames=("job", "fast"))
+def _logits(job: _Job, fast, params, data, masks, timestamps):
+    x = embeddings.embed_tokens(
+        job.graph, job.slots, job.patch_size, job.pool, fast, None,
+        params["encoder"], data, masks, timestamps,
+    )  # fmt: skip
+    return heads.forward(job.head, params["head"], x, job.size)
+
+
+@functools.partial(jax.jit, static_argnames=("job", "fast"))
+def _loss_and_grads(job: _Job, fast, params, data, masks, timestamps, labels):
+    def loss(params):
+        out = _logits(job, fast, params, data, masks, timestamps)
+        if job.head.task_type == "regression":
+            return losses.masked_mse(out, labels)
+        if job.multilabel:
+            return losses.multilabel_soft_margin(out, labels)
+        rule = losses.dice_cross_entropy if job.dice else losses.cross_entropy
+        return rule(out, labels)
+
+    return jax.value_and_grad(loss)(params)
+
+
+@jax.jit
+def _update(params, grads, moments, count, lr):
+    return layers.adamw_update(params, grads, moments, count, lr, WEIGHT_DECAY)
+
+
+class FineTuner:
+    """One fine-tuning run of one model on one task."""
+
+    def __init__(
+        self,
+        name: str,
+        task: EvalTaskConfig,
+        model: embeddings.EncoderModel,
+        *,
+        run_on_test: bool = False,
+        folder: Path | None = None,
+    ):
+        self.name, self.task, self.model = name, task, model
+        self.info = check_task(name, task)
+        names = ("train", "valid", "test") if run_on_test else ("train", "valid")
+        self.splits = {s: open_split(name, task, s) for s in names}
+        label = self.splits["train"][0][1]
+        encoder = model.config.encoder_config
+        width = encoder.output_embedding_size or encoder.embedding_size
+        head = heads.make_head(
+            task.ft_head_type, self.info.task_type, self.info.num_classes, width, task.patch_size
+        )
+        self.job = _Job(
+            model.graph, model.slots, task.patch_size, embeddings.pooling_of(task, self.info), head,
+            tuple(label.shape[:2]) if self.info.spatial else None,
+            self.info.multilabel, task.use_dice_loss,
+        )  # fmt: skip
+        head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed))
+        self.params = {"encoder": model.params, "head": head_params}
+        primary = task.primary_metric or metrics.DEFAULT_PRIMARY[self._kind]
+        self.schedule = Schedule(task.ft_lr or 0.0, task.epochs, metrics.higher_is_better(primary))
+        self.moments = {k: layers.adamw_init(v) for k, v in self.params.items()}
+        self.counts = {"encoder": 0, "head": 0}
+        self.best: tuple[float, Any] = (math.nan, self.params)
+        self.folder = None if folder is None else folder / name / f"lr{task.ft_lr}"
+        self.epoch = 0
+
+    @property
+    def _kind(self) -> str:
+        return "multilabel" if self.info.multilabel else self.info.task_type
+
+    def train(self, stop: Callable[[], bool], log: Callable[[str], None] | None) -> None:
+        """Runs the epochs that are left; keeps the best state by the validation metric."""
+        if self._load("best"):
+            return
+        self._load("last")
+        sign = 1 if self.schedule.higher_is_better else -1
+        while self.epoch < self.task.epochs:
+            lr, frozen = self.schedule.start_epoch(self.epoch)
+            loss = self._epoch(lr, frozen, stop)
+            result = self.evaluate("valid")
+            self.schedule.finish_epoch(result.primary)
+            best = self.best[0]
+            if math.isnan(best) or sign * result.primary > sign * best:
+                self.best = (result.primary, self.params)
+            self.epoch += 1
+            if log:
+                log(
+                    f"{self.name} epoch {self.epoch}/{self.task.epochs}: loss {loss:.4f}, "
+                    f"{result.primary_key} {result.primary:.4f}, lr {lr:.2g}"
+                )
+            self._save("last")
+        self.params = self.best[1]
+        self._save("best")
+        if self.folder is not None:
+            (self.folder / "last.ckpt").unlink(missing_ok=True)
+
+    def _epoch(self, lr: float, frozen: bool, stop: Callable[[], bool]) -> float:
+        order = layers.rng(self.task.finetune_seed, 5, self.epoch).permutation(
+            len(self.splits["train"])
+        )
+        parts = ("head",) if frozen else ("encoder", "head")
+        batches = -(-len(order) // self.task.ft_batch_size)
+        accum, total, kept = self.task.ft_grad_accum_steps, 0.0, None
+        for number, (batch, labels) in enumerate(self._batches("train", order, stop)):
+            loss, grads = self._grads(batch, labels)
+            total += float(loss)
+            scaled = jax.tree.map(lambda g: g / accum, grads)
+            kept = scaled if kept is None else jax.tree.map(jnp.add, kept, scaled)
+            if (number + 1) % accum and number + 1 < batches:
+                continue
+            for part in parts:
+                self.counts[part] += 1
+                self.params[part], self.moments[part] = _update(
+                    self.params[part], kept[part], self.moments[part],
+                    jnp.asarray(self.counts[part]), lr,
+                )  # fmt: skip
+            kept = None
+        self.params = dict(self.params)
+        return total / batches
+
+    def _grads(self, batch: Sample, labels: np.ndarray):
+        return _loss_and_grads(self.job, *self._inputs(batch), jnp.asarray(labels))
+
+    def _inputs(self, batch: Sample):
+        names = self.model.supported(batch)
+        masks = {n: batch[n + MASK] for n in names}
+        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
+        data = {n: batch[n] for n in names}
+        if self.model.dtype == jnp.bfloat16:
+            data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
+        return fast, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
+
+    def _batches(
+        self, split: str, order: np.ndarray, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Sample, np.ndarray]]:
+        """Batches of one size; the last is filled up with samples whose labels do not count."""
+        reader, size = self.splits[split], self.task.ft_batch_size
+        for start in range(0, len(order), size):
+            if stop():
+                raise embeddings.Stopped
+            items = [reader[int(i)] for i in order[start : start + size]]
+            labels = np.stack([label for _, label in items])
+            room = size - len(items)
+            filler = np.nan if labels.dtype.kind == "f" else IGNORE
+            labels = np.concatenate([labels, np.full((room, *labels.shape[1:]), filler)])
+            batch = collate([s for s, _ in items] + [items[-1][0]] * room)
+            yield batch, labels.astype(np.float32 if np.isnan(filler) else np.int32)
+
+    def evaluate(self, split: str) -> EvalResult:
+        """Scores the present parameters on a split.
+
+        Raises:
+          ValueError: nothing to score, or predictions that are NaN.
+        """
+        count = len(self.splits[split])
+        found, truth = [], []
+        for batch, labels in self._batches(split, np.arange(count)):
+            found.append(np.asarray(_logits(self.job, *self._inputs(batch))))
+            truth.append(labels)
+        out, labels = np.concatenate(found)[:count], np.concatenate(truth)[:count]
+        if not np.isfinite(out).all():
+            raise ValueError(f"fine-tuning {self.name} diverged: predictions are not finite")
+        return self._score(split, out, labels)
+
+    def _score(self, split: str, out: np.ndarray, labels: np.ndarray) -> EvalResult:
+        kind, classes = self._kind, self.info.num_classes
+        if kind != "multilabel":
+            check_split(split, np.zeros(len(labels)), labels, self.info.task_type, classes)
+        if kind == "regression":
+            values = metrics.regression_metrics(out, labels)
+        elif kind == "multilabel":
+            scores = 1 / (1 + np.exp(-out.astype(np.float64)))
+            values = metrics.multilabel_metrics(scores > THRESHOLD, labels, scores)
+        else:
+            scores = np.asarray(jax.nn.softmax(out, axis=-1))
+            if kind == "segmentation":
+                first = np.moveaxis(scores, -1, 1)
+                values = metrics.segmentation_metrics(scores.argmax(-1), labels, classes, first)
+            else:
+                known = labels != IGNORE
+                guess = scores.argmax(-1)
+                values = metrics.classification_metrics(guess[known], labels[known], scores[known])
+        task = self.task
+        return metrics.make_result(values, kind, task.primary_metric, task.primary_metric_class)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model_state": self.params,
+            "optimizer_state": {k: list(v) for k, v in self.moments.items()},
+            "best_state": self.best[1],
+        }
+
+    def _save(self, kind: str) -> None:
+        """Writes `<kind>.ckpt`: the arrays in order, and a record of all else; atomically."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        schedule = dataclasses.asdict(self.schedule)
+        about = {"epoch": self.epoch, "scheduler_state": schedule, "counts": self.counts}
+        about["best_val_metric"] = self.best[0]
+        about["backbone_unfrozen"] = self.epoch > self.schedule.frozen_epochs
+        state = self._state() if kind == "last" else {"model_state": self.params}
+        arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        temporary = self.folder / f".{kind}.tmp"
+        with open(temporary, "wb") as f:
+            np.savez(f, about=json.dumps(about), **arrays)
+        os.replace(temporary, self.folder / f"{kind}.ckpt")
+
+    def _load(self, kind: str) -> bool:
+        """Takes up `<kind>.ckpt` if it is there."""
+        path = None if self.folder is None else self.folder / f"{kind}.ckpt"
+        if path is None or not path.exists():
+            return False
+        state = self._state() if kind == "last" else {"model_state": self.params}
+        leaves, tree = jax.tree.flatten(state)
+        with np.load(path) as stored:
+            about = json.loads(str(stored["about"]))
+            if len(stored.files) != len(leaves) + 1:
+                raise ValueError(f"{path} belongs to another model; remove it to start anew")
+            found = [jnp.asarray(stored[str(i)]) for i in range(len(leaves))]
+        state = jax.tree.unflatten(tree, found)
+        self.params = state["model_state"]
+        self.epoch, self.counts = about["epoch"], about["counts"]
+        self.schedule = Schedule(**about["scheduler_state"])
+        if kind == "last":
+            self.moments = {k: tuple(v) for k, v in state["optimizer_state"].items()}
+        self.best = (about["best_val_metric"], state.get("best_state", self.params))
+        return True
+
+
+def run(
+    name: str,
+    task: EvalTaskConfig,
+    model: Any,
+    *,
+    run_on_test: bool = False,
+    folder: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    log: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Fine-tunes a copy of the model on a task; the model itself stays as it is.
+
+    Args:
+      folder: keeps the state of the run in `<task>/lr<ft_lr>` there, to go on after a stop.
+
+    Raises:
+      ValueError: a model that cannot be trained, or bad data.
+      Stopped: `stop()` became true.
+    """
+    if not isinstance(model, embeddings.EncoderModel):
+        raise ValueError("only an encoder can be fine-tuned; this baseline has no parameters")
+    tuner = FineTuner(name, task, model, run_on_test=run_on_test, folder=folder)
+    tuner.train(stop, log)
+    test = tuner.evaluate("test") if run_on_test else None
+    return {"valid": tuner.evaluate("valid"), "test": test}
