@@ -17,7 +17,7 @@ from olmoearth_jax.model.layers import precision
 Implementation = Literal["auto", "xla", "cudnn"]
 
 # Bytes of scores alive at once: small enough for a CPU's caches, large enough to fill a GPU.
-_SCORE_BYTES = {"cpu": 16 << 20, "gpu": 1 << 30}
+_SCORE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
 
 
 def row_attention(
@@ -106,8 +106,12 @@ def _plain(q, k, v, key_mask) -> jax.Array:
     if key_mask is not None:
         bias = jnp.where(key_mask, bias, -jnp.inf)
     # [R, H, L, d]: on a CPU batched products in this layout are several times faster.
+    heads = q.shape[2]
     q, k, v = ((x.swapaxes(1, 2)) for x in (q * jnp.asarray(scale, q.dtype), k, v))
-    return _softmax_attention(q, k, v, bias).swapaxes(1, 2)
+    # Heads become rows of their own, so that the scores at work stay within a CPU's caches.
+    q, k, v = (x.reshape(-1, 1, *x.shape[2:]) for x in (q, k, v))
+    out = _softmax_attention(q, k, v, jnp.repeat(bias, heads, axis=0))
+    return out.reshape(-1, heads, *out.shape[2:]).swapaxes(1, 2)
 
 
 def _over_rows(fn, args):
@@ -116,14 +120,14 @@ def _over_rows(fn, args):
     rows = q.shape[0]
     bytes_per_row = 4 * q.shape[1] * q.shape[2] * k.shape[2]
     budget = _SCORE_BYTES.get(jax.default_backend(), 1 << 30)
-    at_once = max(1, budget // max(bytes_per_row, 1))
-    if at_once >= rows:
+    most = max(1, budget // max(bytes_per_row, 1))
+    if most >= rows:
         return fn(*args)
-    return jax.lax.map(
-        lambda xs: jax.tree.map(lambda y: y[0], fn(*(x[None] for x in xs))),
-        args,
-        batch_size=at_once if at_once > 1 else None,
-    )
+    # A divisor of the rows: no remainder that would have to be compiled as well.
+    at_once = max(n for n in range(1, most + 1) if rows % n == 0)
+    cut = [x.reshape(rows // at_once, at_once, *x.shape[1:]) for x in args]
+    out = jax.lax.map(lambda xs: fn(*xs), cut)
+    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
 
 
 def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -43,9 +43,9 @@ class Census:
     alive: np.ndarray
 
     @property
-    def cost(self) -> np.ndarray:
-        """int [B], tokens of a sample over its views: what balances the devices."""
-        return self.enc.sum(0) + self.dec.sum((0, 2))
+    def loads(self) -> np.ndarray:
+        """int [B, 2], visible and decoded tokens of a sample over its views."""
+        return np.stack([self.enc.sum(0), self.dec.sum((0, 2))], axis=1)
 
 
 def flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray:
@@ -123,24 +123,31 @@ def _row_classes(enc: np.ndarray, dec: np.ndarray, spec: StreamSpec) -> np.ndarr
     return out
 
 
-def deal(costs: np.ndarray, devices: int) -> np.ndarray:
+def deal(loads: np.ndarray, devices: int) -> np.ndarray:
     """int [n]: device of each sample; equal counts, greedily balanced, deterministic.
 
-    Equal counts make the per-sample bounds hard bounds per device.
+    Equal counts make the per-sample bounds hard bounds per device. Samples go, heaviest first, to
+    the device whose fullest kind of load stays smallest.
+
+    Args:
+      loads: [n, kinds], what each sample costs in each kind (visible and decoded tokens, say).
+      devices: devices to deal to.
 
     Raises:
       ValueError: n is not divisible by the devices.
     """
-    n = len(costs)
+    n = len(loads)
     if n % devices:
         raise ValueError(f"{n} samples of a micro-step do not divide over {devices} devices")
+    share = loads / np.maximum(loads.sum(0), 1)
     room = np.full(devices, n // devices)
-    load = np.zeros(devices, np.int64)
+    held = np.zeros((devices, loads.shape[1]))
     out = np.empty(n, np.int64)
-    for i in np.argsort(-costs, kind="stable"):
-        device = int(np.argmin(np.where(room > 0, load, np.iinfo(np.int64).max)))
+    for i in np.argsort(-share.sum(1), kind="stable"):
+        fullest = (held + share[i]).max(1)
+        device = int(np.argmin(np.where(room > 0, fullest, np.inf)))
         out[i] = device
-        load[device] += costs[i]
+        held[device] += share[i]
         room[device] -= 1
     return out
 

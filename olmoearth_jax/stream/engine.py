@@ -62,7 +62,7 @@ class StreamEngine:
     def _micro_step(self, groups: Sequence[Group]) -> Prepared:
         censuses = [take_census(g, self.spec) for g in groups]
         devices = local_devices(self.mesh)
-        owner = deal(np.concatenate([c.cost for c in censuses]), len(devices))
+        owner = deal(np.concatenate([c.loads for c in censuses]), len(devices))
         need = needs(censuses, owner, self.spec, len(devices))
         number = self.agree(pick_rung(self.ladder, need))
         rung = self.ladder[number]

@@ -102,13 +102,12 @@ def rung_cost(spec: StreamSpec, vector: np.ndarray) -> float:
 
 
 def build_ladder(
-    spec: StreamSpec, needs: Sequence[np.ndarray], max_rungs: int, slack: float = 0.03
+    spec: StreamSpec, needs: Sequence[np.ndarray], max_rungs: int, slack: float = 0.06
 ) -> tuple[Rung, ...]:
     """Rungs that minimise the expected cost of the observed needs.
 
-    Needs are sorted by cost and cut into contiguous buckets; a rung holds the largest of every
-    component of its bucket and those below. The cuts come from dynamic programming over the
-    total cost. The top rung is the hard bound, so nothing is ever dropped.
+    A rung holds the largest of every component of its bucket of needs; see `_refine` for the
+    buckets. The top rung is the hard bound, so nothing is ever dropped.
 
     Args:
       spec: the stream.
@@ -125,32 +124,94 @@ def build_ladder(
         raise ValueError(f"ladder.max_rungs must be at least 1, got {max_rungs}")
     if max_rungs == 1 or not len(needs):
         return (top,)
-    ordered = sorted((np.asarray(n) for n in needs), key=lambda v: rung_cost(spec, v))
-    held = np.maximum.accumulate(np.stack(ordered), axis=0)
-    held = _with_slack(spec, held, slack, top_vector)
-    costs = np.array([rung_cost(spec, v) for v in held])
-    cuts = _best_cuts(costs, max_rungs - 1)
-    rungs = [Rung.from_vector(held[i], spec) for i in cuts]
-    unique = list(dict.fromkeys(rungs))
-    if unique and unique[-1] == top:
-        return tuple(unique)
+    observed = np.stack([np.asarray(n) for n in needs])
+    found = min(
+        (_refine(spec, observed, parts, max_rungs - 1, slack) for parts in (1, 2, 3)),
+        key=lambda vectors: _expected(spec, observed, vectors),
+    )
+    rungs = [Rung.from_vector(v, spec) for v in found]
+    unique = list(dict.fromkeys(r for r in rungs if r != top))
     return (*unique, top)
 
 
-def _with_slack(spec: StreamSpec, held: np.ndarray, slack: float, top: np.ndarray) -> np.ndarray:
-    """Adds head room and rounds stream lengths; rows get one spare, never beyond the bound."""
+def _refine(
+    spec: StreamSpec, observed: np.ndarray, parts: int, rungs: int, slack: float
+) -> list[np.ndarray]:
+    """Rung vectors, cheapest first.
+
+    Needs are split into `parts` by their share of visible tokens (streams that are both long in
+    one kind and short in the other should not have to share a rung), cut by cost within each, and
+    then moved to the cheapest rung that holds them until nothing changes.
+    """
     slots = len(spec.slots)
-    out = np.ceil(held * (1.0 + slack)).astype(np.int64)
+    ratio = observed[:, 2 * slots] / np.maximum(observed[:, 2 * slots + 1], 1)
+    owner = np.zeros(len(observed), np.int64)
+    used = 0
+    for part in np.array_split(np.argsort(ratio, kind="stable"), parts):
+        costs = np.array([rung_cost(spec, observed[i]) for i in part])
+        ascending = part[np.argsort(costs, kind="stable")]
+        for stop in _cuts(spec, observed[ascending], max(1, rungs // parts)):
+            owner[ascending[stop]] = used
+            used += 1
+    for _ in range(20):
+        held = [observed[owner == k].max(0) for k in range(used) if (owner == k).any()]
+        held.sort(key=lambda v: rung_cost(spec, v))
+        new = np.array([next(k for k, v in enumerate(held) if (n <= v).all()) for n in observed])
+        used, changed = len(held), (new != owner).any()
+        owner = new
+        if not changed:
+            break
+    top = spec.top_rung().as_vector()
+    held = [observed[owner == k].max(0) for k in range(used) if (owner == k).any()]
+    held.sort(key=lambda v: rung_cost(spec, v))
+    vectors = np.stack(held)
+    # Patches are cheap: a rung holds those of the cheaper ones too, so that they decide nothing.
+    vectors[:, : 2 * slots] = np.maximum.accumulate(vectors[:, : 2 * slots], axis=0)
+    return list(_with_slack(spec, vectors, slack, top))
+
+
+def _cuts(spec: StreamSpec, ascending: np.ndarray, rungs: int) -> list[slice]:
+    """Buckets of needs in order of cost."""
+    held = np.maximum.accumulate(ascending, axis=0)
+    ends = _best_cuts(np.array([rung_cost(spec, v) for v in held]), rungs)
+    starts = [0, *(e + 1 for e in ends[:-1])]
+    return [slice(a, b + 1) for a, b in zip(starts, ends, strict=True)]
+
+
+def _expected(spec: StreamSpec, observed: np.ndarray, vectors: list[np.ndarray]) -> float:
+    """Mean cost of the observed needs on a ladder."""
+    costs = [rung_cost(spec, v) for v in vectors]
+    total = 0.0
+    for need in observed:
+        total += next(c for c, v in zip(costs, vectors, strict=True) if (need <= v).all())
+    return total / len(observed)
+
+
+def _with_slack(spec: StreamSpec, held: np.ndarray, slack: float, top: np.ndarray) -> np.ndarray:
+    """Adds head room and rounds, never beyond the bound.
+
+    Patches and loss rows get plenty: they cost little, and must not push a micro-step that fits
+    otherwise into the next rung. Attention rows get a few, streams the share `slack`.
+    """
+    slots = len(spec.slots)
+    out = held.astype(np.int64)
     multiple = 64 if top[2 * slots] > 4096 else 8
-    out[:, : 2 * slots + 2] = -(-out[:, : 2 * slots + 2] // multiple) * multiple
+
+    def up(x: np.ndarray, share: float) -> np.ndarray:
+        return -(-np.ceil(x * (1.0 + share)).astype(np.int64) // multiple) * multiple
+
+    out[:, : 2 * slots] = up(out[:, : 2 * slots], 4 * slack)
     streams = slice(2 * slots, 2 * slots + 2)
-    out[:, streams] = np.maximum(out[:, streams], 8)
-    out[:, 2 * slots + 2 :] = np.minimum(out[:, 2 * slots + 2 :], spec.rows)
+    out[:, streams] = np.maximum(up(out[:, streams], slack), 8)
     start = 2 * slots + 2
-    for plan in spec.plans:  # every row has a place, if only in the shortest class
-        out[:, start] = spec.rows
+    for plan in spec.plans:
+        mine = slice(start, start + len(plan.bounds))
+        share = slack if plan.name in (SELF, CROSS) else 6 * slack
+        out[:, mine] += np.ceil(share * spec.rows).astype(np.int64) * (out[:, mine] > 0)
+        out[:, mine] = np.minimum(out[:, mine], spec.rows)
+        out[:, start] = spec.rows  # every row has a place, if only in the shortest class
         start += len(plan.bounds)
-    return np.minimum(out, np.where(top > 0, top, 0))
+    return np.minimum(out, top)
 
 
 def _best_cuts(costs: np.ndarray, rungs: int) -> list[int]:

@@ -7,7 +7,7 @@ capacities would be far too large for data with gaps.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.timesteps import start_candidates, time_axis
 from olmoearth_jax.masking import MaskContext, Strategy
 from olmoearth_jax.modalities import MAX_TIMESTEPS
-from olmoearth_jax.stream.census import needs, take_census
+from olmoearth_jax.stream.census import Census, deal, needs, take_census
 from olmoearth_jax.stream.spec import StreamSpec, token_shape
 
 _SOURCE = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
@@ -117,17 +117,15 @@ def _missing(
     return out
 
 
-def simulate_needs(
+def simulate(
     spec: StreamSpec,
     presence: Sequence[Presence],
     strategies: Sequence[Strategy],
     grid_timesteps: Mapping[int, int],
     seed: int,
     micro_steps: int,
-) -> list[np.ndarray]:
-    """Need vectors of simulated micro-steps, the input of `build_ladder`.
-
-    A device's share of k dealt groups is simulated by k slices of equal size.
+) -> Iterator[tuple[list[Census], np.ndarray]]:
+    """Simulated micro-steps, dealt over the devices: (censuses, need vector).
 
     Args:
       spec: the stream.
@@ -138,21 +136,31 @@ def simulate_needs(
       micro_steps: how many to simulate.
     """
     grids = sorted(grid_timesteps)
-    sizes = [len(part) for part in np.array_split(np.arange(spec.samples), spec.groups)]
-    out = []
+    group_size = spec.samples * spec.devices // spec.groups
     for n in range(micro_steps):
         draw = rng(seed, "ladder", n)
-        censuses, first = [], 0
-        for g, size in enumerate(s for s in sizes if s):
+        censuses = []
+        for g in range(spec.groups):
             # The first group walks through the grids, so that every grid is met equally often.
             grid = grids[n % len(grids)] if g == 0 else grids[draw.integers(len(grids))]
-            group = _group(spec, presence, strategies, grid, grid_timesteps[grid], size, draw)
-            group["position"] += first
-            first += size
+            group = _group(spec, presence, strategies, grid, grid_timesteps[grid], group_size, draw)
+            group["position"] += g * group_size
             censuses.append(take_census(group, spec))
-        owner = np.zeros(sum(len(c.alive) for c in censuses), int)
-        out.append(needs(censuses, owner, spec, 1))
-    return out
+        owner = deal(np.concatenate([c.loads for c in censuses]), spec.devices)
+        yield censuses, needs(censuses, owner, spec, spec.devices)
+
+
+def simulate_needs(
+    spec: StreamSpec,
+    presence: Sequence[Presence],
+    strategies: Sequence[Strategy],
+    grid_timesteps: Mapping[int, int],
+    seed: int,
+    micro_steps: int,
+) -> list[np.ndarray]:
+    """Need vectors of `simulate`, the input of `build_ladder`."""
+    drawn = simulate(spec, presence, strategies, grid_timesteps, seed, micro_steps)
+    return [need for _, need in drawn]
 
 
 def _group(spec, presence, strategies, grid, timesteps, size, draw) -> dict:

@@ -15,6 +15,7 @@ from tests.stream.builders import make_group, make_spec, small_model
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4 * 6), st.sampled_from([1, 2, 4]))
 def test_deal_gives_equal_counts_and_balances(costs, devices):
     costs = np.array(costs[: len(costs) // 4 * 4])
+    costs = np.stack([costs, costs[::-1]], axis=1)
     owner = deal(costs, devices)
     counts = np.bincount(owner, minlength=devices)
     assert (counts == len(costs) // devices).all()
@@ -23,7 +24,7 @@ def test_deal_gives_equal_counts_and_balances(costs, devices):
 
 def test_deal_refuses_an_uneven_split():
     with pytest.raises(ValueError, match="do not divide over 3 devices"):
-        deal(np.ones(4), 3)
+        deal(np.ones((4, 1)), 3)
 
 
 def test_rows_overflow_into_longer_classes():

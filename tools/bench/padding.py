@@ -1,0 +1,98 @@
+"""FLOPs that the ladder computes over the FLOPs of real tokens, over simulated official draws.
+
+    python -m tools.bench.padding --config=configs/base.py --devices=8
+
+The ladder is sized with one seed and judged with another. Nothing runs on a device. Prints one
+JSON line; `--h5py_dir` takes the gaps of a data set instead of complete samples.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from launch import _estimate
+from launch._app import load_file
+from olmoearth_jax.data.index import prepare
+from olmoearth_jax.stream.census import Census
+from olmoearth_jax.stream.ladder import pick_rung
+from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.train import build, probe
+
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")
+_DATA = flags.DEFINE_string("h5py_dir", None, "Data set whose gaps are simulated.")
+_STEPS = flags.DEFINE_integer("micro_steps", 240, "Micro-steps that judge the ladder.")
+_RUNGS = flags.DEFINE_list("max_rungs", ["12"], "Step programs, one or several values.")
+
+
+def _flops(config: Any, enc: float, dec: float, pairs: float, cross: float) -> float:
+    nothing = np.zeros(0)
+    return _estimate.forward_flops(config, _estimate.Tokens(enc, dec, pairs, cross, nothing))
+
+
+def _real(config: Any, censuses: list[Census]) -> tuple[float, float, float, float]:
+    enc = np.concatenate([c.enc.ravel() for c in censuses]).astype(float)
+    dec = np.concatenate([c.dec.sum(-1).ravel() for c in censuses]).astype(float)
+    return enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum())
+
+
+def _padded(rung: Rung, spec: StreamSpec) -> tuple[float, float, float, float]:
+    pairs = _estimate._pairs(rung, spec, "self"), _estimate._pairs(rung, spec, "cross")
+    return float(rung.enc), float(rung.dec), float(pairs[0]), float(pairs[1])
+
+
+def measure(config: Any, rungs: int) -> dict[str, Any]:
+    """Ratios over all simulated micro-steps (sums over sums)."""
+    config.ladder.max_rungs = rungs
+    timesteps = _estimate.grid_timesteps(config)
+    scope = build.build_objective(config).token_loss.scope
+    spec = build.stream_of(config, timesteps, _DEVICES.value, scope)
+    presence = [probe.complete(spec.modalities)]
+    if _DATA.value:
+        presence = probe.read_presence(prepare(_DATA.value, spec.modalities))
+    ladder = build.size_ladder(config, spec, timesteps, presence)
+    real = streams = rows = 0.0
+    used = np.zeros(len(ladder), int)
+    strategies = build.masking_strategies(config)
+    for censuses, need in probe.simulate(
+        spec, presence, strategies, timesteps, config.data_loader.seed + 1, _STEPS.value
+    ):
+        number = pick_rung(ladder, need)
+        used[number] += 1
+        enc, dec, pairs, cross = _real(config, censuses)
+        most = tuple(spec.devices * x for x in _padded(ladder[number], spec))
+        real += _flops(config, enc, dec, pairs, cross)
+        streams += _flops(config, most[0], most[1], pairs, cross)
+        rows += _flops(config, *most)
+    return {
+        "max_rungs": rungs,
+        "step_programs": len(ladder) + 1,
+        "samples_per_device": spec.samples,
+        "groups_per_micro_step": spec.groups,
+        "padded_over_real_without_rows": streams / real,
+        "padded_over_real": rows / real,
+        "micro_steps_per_rung": used.tolist(),
+    }
+
+
+def main(_argv: list[str]) -> None:
+    path = flags.FLAGS.config or "configs/nano.py"
+    results = [measure(load_file(path), int(r)) for r in _RUNGS.value]
+    print(
+        json.dumps(
+            {
+                "benchmark": "padding",
+                "config": path,
+                "devices": _DEVICES.value,
+                "data": "complete samples" if not _DATA.value else "gaps of --h5py_dir",
+                "results": results,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
