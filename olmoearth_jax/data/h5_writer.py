@@ -33,12 +33,14 @@ class Storage:
       shuffle: byte shuffling, honoured with gzip only; part of the folder's name if not None.
       chunk_px: side of the chunks along the first two axes of spatial arrays, in their own
         pixels; None stores each array as one chunk, as published.
+      chunk_steps: timesteps per chunk of series with extent; None for all.
     """
 
     compression: str = "zstd"
     level: int | None = 3
     shuffle: bool | None = None
     chunk_px: int | None = None
+    chunk_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.compression not in COMPRESSIONS:
@@ -48,17 +50,20 @@ class Storage:
             )
         if self.compression == "zstd" and self.level is None:
             raise ValueError("zstd compression needs a level, for example 3")
-        if self.chunk_px is not None and self.chunk_px < 1:
-            raise ValueError(f"chunk side must be positive, got {self.chunk_px}")
+        for what, size in (("side", self.chunk_px), ("timesteps", self.chunk_steps)):
+            if size is not None and size < 1:
+                raise ValueError(f"chunk {what} must be positive, got {size}")
+        if self.compression == "none" and (self.chunk_px or self.chunk_steps):
+            raise ValueError("chunks need a compression: gzip, zstd or lz4")
 
     def options(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """Arguments of h5py's create_dataset for an array of `shape`."""
         if self.compression == "none":
             return {}
         chunks = shape
-        if self.chunk_px is not None and len(shape) == 4:
-            side = self.chunk_px
-            chunks = (min(side, shape[0]), min(side, shape[1]), *shape[2:])
+        if len(shape) == 4:
+            side, steps = self.chunk_px or max(shape[:2]), self.chunk_steps or shape[2]
+            chunks = (min(side, shape[0]), min(side, shape[1]), min(steps, shape[2]), shape[3])
         out: dict[str, Any] = {"chunks": chunks}
         if self.compression == "zstd":
             return {**out, **hdf5plugin.Zstd(clevel=self.level or 0)}
@@ -121,6 +126,30 @@ def write_sample(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tables(
+    folder: Path,
+    names: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    centres: np.ndarray,
+    storage: Storage,
+) -> None:
+    """Writes the files beside the samples: metadata, tile centres and compression settings.
+
+    Args:
+      folder: of the samples.
+      names: modalities, in the order of the columns.
+      rows: per sample its number and 1 or 0 per modality.
+      centres: float64 [samples, 2], (lat, lon).
+      storage: how the samples are stored.
+    """
+    with (folder / METADATA_FILE).open("w", newline="") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(["sample_index", *names])
+        table.writerows(rows)
+    np.save(folder / LATLON_FILE, centres)
+    (folder / SETTINGS_FILE).write_text(json.dumps(storage.settings(), indent=2))
 
 
 class DatasetWriter:
@@ -187,11 +216,6 @@ class DatasetWriter:
         if kind is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             return
-        with (self._folder / METADATA_FILE).open("w", newline="") as f:
-            table = csv.writer(f, lineterminator="\n")
-            table.writerow(["sample_index", *self._names])
-            table.writerows(self._rows)
-        np.save(self._folder / LATLON_FILE, np.stack(self._centres))
-        text = json.dumps(self._storage.settings(), indent=2)
-        (self._folder / SETTINGS_FILE).write_text(text)
+        centres = np.stack(self._centres)
+        write_tables(self._folder, self._names, self._rows, centres, self._storage)
         os.replace(self._folder, self.final)

@@ -27,8 +27,8 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
-from tools.goldens import data_tables
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
+from tools.goldens import data_convert, data_tables
+from tools.goldens.common import Case, Checks, Result, load_json, load_npz
 
 ATOL = 1e-6
 """Where bits differ: absolute, on values of unit scale (manifest)."""
@@ -54,9 +54,7 @@ def cases(folder: Path) -> Iterator[Case]:
         if file in listed or (folder / file).exists():
             yield from maker(folder)
     if (folder / "geotiff_tree").is_dir():
-        for key in manifest["h5_dirs"]:
-            yield skipped(f"geotiff_tree/{key}", "converter not built yet")
-            yield skipped(f"h5_sample_map/{key}", "converter not built yet")
+        yield from data_convert.cases(folder)
 
 
 def tokenization_named(name: str | None) -> Tokenization:

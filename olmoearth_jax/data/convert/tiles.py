@@ -1,4 +1,4 @@
-"""What becomes of one tile: cleaning, filtering, time axis, pieces (spec/data.md section 4.2-4.4)."""
+"""What becomes of one tile: cleaning, filtering, time axis, pieces (spec/data.md 4.2-4.4)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ class TimePlan:
       masks: per space-time modality bool [T], true where it has that date.
       steps: per multitemporal modality the timesteps that are stored.
       removed: modalities left without any timestep, with the reason.
+      unmatched: per modality, how many timesteps are left out for their dates.
     """
 
     timestamps: np.ndarray
     masks: dict[str, np.ndarray]
     steps: dict[str, np.ndarray]
     removed: dict[str, str]
+    unmatched: dict[str, int]
 
 
 def fault(name: str, values: np.ndarray) -> str | None:
@@ -99,7 +101,10 @@ def plan_time(
         if name in masks and not masks[name].any() and not keep_unmatched:
             removed[name] = "has none of the tile's dates"
             del masks[name], steps[name]
-    return TimePlan(np.array(axis, np.int32), masks, steps, removed)
+    unmatched = {n: len(dates[n]) - len(kept) for n, kept in steps.items()}
+    return TimePlan(
+        np.array(axis, np.int32), masks, steps, removed, {n: c for n, c in unmatched.items() if c}
+    )
 
 
 def drop_reason(

@@ -1,7 +1,7 @@
 """The GeoTIFF tree: CSV indices, tiles, file names and sample enumeration (spec/data.md section 3).
 
-    <resolution>_<modality>[_monthly].csv     one row per timestep of a tile
-    <resolution>_<modality>[_monthly]/<crs>_<col>_<row>_<resolution of the band set>.tif
+<resolution>_<modality>[_monthly].csv     one row per timestep of a tile
+<resolution>_<modality>[_monthly]/<crs>_<col>_<row>_<resolution of the band set>.tif
 """
 
 from __future__ import annotations
@@ -90,8 +90,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
         if not _convertible(name):
             known = [n for n in registry.names() if _convertible(n)]
             raise ValueError(
-                f"modality {name!r} is not converted from GeoTIFFs; "
-                f"{registry.closest(name, known)}"
+                f"modality {name!r} is not converted from GeoTIFFs; {registry.closest(name, known)}"
             )
     return resolved
 
@@ -137,9 +136,7 @@ def read_series(tree: Path, name: str) -> Series:
     return Series({c: tuple(d) for c, d in collected.items() if d}, ignored)
 
 
-def _parse_row(
-    row: Mapping[str, str], modality: Modality, where: str
-) -> tuple[Cell, int, Date]:
+def _parse_row(row: Mapping[str, str], modality: Modality, where: str) -> tuple[Cell, int, Date]:
     try:
         factor = modality.tile_resolution_factor
         cell = Cell(row["crs"], int(row["col"]), int(row["row"]), factor)

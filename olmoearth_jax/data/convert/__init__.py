@@ -1,0 +1,5 @@
+"""From a tree of GeoTIFFs and CSVs to sample files (spec/data.md sections 3-4)."""
+
+from olmoearth_jax.data.convert.run import Conversion, Settings, convert
+
+__all__ = ["Conversion", "Settings", "convert"]

@@ -1,0 +1,420 @@
+"""A whole conversion: scan every tile, number the kept ones, write their samples.
+
+Both passes run in worker processes and can be stopped at any time: the scan and every finished file
+are on record, so the same command goes on where it stopped. The dataset folder gets its final name
+when everything in it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.convert import tiles, tree
+from olmoearth_jax.data.convert.tree import TileJob
+from olmoearth_jax.data.h5 import ReadError
+from olmoearth_jax.data.h5_writer import Storage, write_sample, write_tables
+from olmoearth_jax.data.index import directory_name
+from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
+from olmoearth_jax.data.pool import run_tasks
+from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.modalities import IMAGE_TILE_PX
+
+STATE_DIR = ".h5_conversion"
+CHECKSUM_FILE = "checksums.csv"
+TILES_FILE = "sample_tiles.csv"
+DROPPED_FILE = "dropped.csv"
+RECORD_FILE = "conversion.json"
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is converted and how.
+
+    Attributes:
+      tree: folder of the GeoTIFFs and CSVs.
+      output_dir: folder in which the dataset's own folder is made.
+      modalities: to convert, in the order of the metadata's columns; () for all in the tree.
+      required: modalities without which a tile is dropped.
+      tile_px: side of a sample in pixels of the tile grid; divides 256.
+      storage: compression and chunks.
+      keep_unmatched: see `tiles.plan_time`.
+    """
+
+    tree: Path
+    output_dir: Path
+    modalities: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    tile_px: int = 128
+    storage: Storage = dataclasses.field(default_factory=Storage)
+    keep_unmatched: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.tree.is_dir():
+            raise ValueError(f"folder of GeoTIFFs does not exist: {self.tree}")
+        if self.tile_px < 1 or IMAGE_TILE_PX % self.tile_px:
+            raise ValueError(f"tile size must divide {IMAGE_TILE_PX}, got {self.tile_px}")
+        found = self.modalities or tree.find_modalities(self.tree)
+        if not found:
+            raise ValueError(f"{self.tree} holds no index such as 10_sentinel2_l2a_monthly.csv")
+        names = tree.check_names(found)
+        required = tree.check_names(self.required)
+        extra = [n for n in required if n not in names]
+        if extra:
+            raise ValueError(f"required modality {extra[0]!r} is not among the converted ones")
+        object.__setattr__(self, "modalities", names)
+        object.__setattr__(self, "required", required)
+
+    @property
+    def pieces(self) -> int:
+        """Samples per tile."""
+        return (IMAGE_TILE_PX // self.tile_px) ** 2
+
+    def scan_digest(self) -> str:
+        """Identifies what the scan of a tile depends on, besides the tile's files."""
+        records = {n: dataclasses.asdict(registry.get(n)) for n in self.modalities}
+        return text_digest([str(self.tree.absolute()), records])
+
+    def digest(self) -> str:
+        """Identifies what the content of the dataset depends on, besides the files."""
+        parts = [self.required, self.tile_px, dataclasses.asdict(self.storage), self.keep_unmatched]
+        return text_digest([self.scan_digest(), list(self.modalities), *parts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """Outcome of a conversion.
+
+    Attributes:
+      folder: of the dataset.
+      samples: in it.
+      written: sample files written by this run; the others were there already.
+      dropped: tiles that made no sample, with the reason.
+      removed: (tile, modality, reason) of what was left out of kept tiles.
+    """
+
+    folder: Path
+    samples: int
+    written: int
+    dropped: dict[str, str]
+    removed: list[tuple[str, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """A tile that makes samples: the first one's number, and the modalities it has."""
+
+    job: TileJob
+    first: int
+    names: tuple[str, ...]
+    signature: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _ScanTask:
+    settings: Settings
+    job: TileJob
+    signature: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _WriteTask:
+    settings: Settings
+    kept: _Kept
+    folder: Path
+    finished: Mapping[int, str]
+
+
+def convert(
+    settings: Settings,
+    workers: int = 0,
+    say: Say | None = None,
+    skip_unreadable: bool = False,
+) -> Conversion:
+    """Converts a tree, or goes on with a conversion that was stopped.
+
+    Args:
+      settings: what and how.
+      workers: processes; 0 for this one.
+      say: takes progress lines.
+      skip_unreadable: drop tiles with a file that cannot be read, instead of stopping before
+        anything is written.
+
+    Raises:
+      FolderInUse: another conversion runs in the same output folder.
+      ValueError: wrong CSVs, unreadable files, no tile left, or a dataset of other content in
+        the place of this one.
+      OSError: the disk is full or not writable.
+    """
+    state = settings.output_dir / STATE_DIR
+    with lock_folder(state, "a conversion"):
+        series = {n: tree.read_series(settings.tree, n) for n in settings.modalities}
+        ignored = {n: s.ignored for n, s in series.items() if s.ignored}
+        if say and ignored:
+            text = ", ".join(f"{count} of {name}" for name, count in ignored.items())
+            say(f"ignored CSV rows that repeat a timestep or are out of order: {text}")
+        jobs = tree.enumerate_tiles(series)
+        scans, problems = _scan(settings, jobs, workers, say)
+        if problems and not skip_unreadable:
+            shown = "; ".join(list(problems.values())[:5])
+            raise ValueError(
+                f"{len(problems)} of {len(jobs)} tiles cannot be read: {shown}. Mend them, or "
+                f"drop these tiles with --skip_unreadable"
+            )
+        kept, dropped, removed = _select(settings, jobs, scans)
+        dropped.update(problems)
+        if not kept:
+            reasons = "; ".join(f"{t}: {r}" for t, r in list(dropped.items())[:3])
+            raise ValueError(f"no tile of {settings.tree} can be used ({reasons or 'no tiles'})")
+        return _write(settings, kept, dropped, removed, workers, say)
+
+
+def _signature(settings: Settings, job: TileJob) -> str:
+    """Changes when a file of the tile or its dates do."""
+    files = []
+    for path in tree.raster_paths(settings.tree, job, job.dates):
+        try:
+            status = path.stat()
+            files.append((path.name, status.st_size, status.st_mtime_ns))
+        except OSError:
+            files.append((path.name, None, None))
+    return text_digest([files, dict(job.dates)])
+
+
+def _scan(
+    settings: Settings, jobs: Sequence[TileJob], workers: int, say: Say | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(per tile its signature and unusable modalities, problems of tiles that cannot be read)."""
+    journal = Journal(settings.output_dir / STATE_DIR / f"{settings.scan_digest()}.scan.jsonl")
+    problems: dict[str, str] = {}
+    todo = []
+    for job in jobs:
+        task = _ScanTask(settings, job, _signature(settings, job))
+        known = journal.records.get(_key(job))
+        if known is None or known["signature"] != task.signature:
+            todo.append(task)
+    progress = Progress(len(todo), "tiles scanned", say)
+    try:
+        for task, (faults, problem) in run_tasks(_scan_tile, todo, workers):
+            if problem is None:
+                journal.add(_key(task.job), {"signature": task.signature, "faults": faults})
+            else:
+                problems[str(task.job.cell)] = problem
+            progress.step()
+    finally:
+        journal.close()
+    return journal.records, dict(sorted(problems.items()))
+
+
+def _key(job: TileJob) -> str:
+    return f"{job.cell}_{job.cell.factor}"
+
+
+def _scan_tile(task: _ScanTask) -> tuple[dict[str, str], str | None]:
+    try:
+        return tiles.clean(task.settings.tree, task.job), None
+    except ReadError as e:
+        return {}, str(e)
+
+
+def _select(
+    settings: Settings, jobs: Sequence[TileJob], scans: Mapping[str, Any]
+) -> tuple[list[_Kept], dict[str, str], list[tuple[str, str, str]]]:
+    """(kept tiles with their numbers, dropped tiles, what was left out of kept ones)."""
+    kept: list[_Kept] = []
+    dropped: dict[str, str] = {}
+    removed: list[tuple[str, str, str]] = []
+    for job in jobs:
+        scan = scans.get(_key(job))
+        if scan is None:
+            continue  # cannot be read
+        names = tuple(n for n in job.dates if n not in scan["faults"])
+        faults, notes = dict(scan["faults"]), {}
+        reason = tiles.drop_reason(job, names, (), settings.keep_unmatched)
+        if reason is None:
+            plan = tiles.plan_time(job.dates, names, settings.keep_unmatched)
+            faults.update(plan.removed)
+            for name, count in plan.unmatched.items():
+                notes[name] = f"{count} timesteps on dates that the longest series lacks"
+            names = tuple(n for n in names if n not in plan.removed)
+            reason = tiles.drop_reason(job, names, settings.required, settings.keep_unmatched)
+        if reason is not None:
+            because = "".join(f"; {n} {why}" for n, why in faults.items())
+            dropped[str(job.cell)] = reason + because
+            continue
+        removed += [(str(job.cell), name, why) for name, why in (faults | notes).items()]
+        kept.append(_Kept(job, len(kept) * settings.pieces, names, scan["signature"]))
+    return kept, dropped, removed
+
+
+def dataset_folder(settings: Settings, samples: int) -> Path:
+    """Final folder of a dataset of so many samples (spec/data.md section 4.5)."""
+    how = settings.storage.settings()
+    return settings.output_dir / directory_name(
+        settings.modalities,
+        samples,
+        tile_px=settings.tile_px,
+        compression=how["compression"],
+        level=how["compression_opts"],
+        shuffle=how["shuffle"],
+        required=settings.required,
+    )
+
+
+def _write(
+    settings: Settings,
+    kept: Sequence[_Kept],
+    dropped: dict[str, str],
+    removed: list[tuple[str, str, str]],
+    workers: int,
+    say: Say | None,
+) -> Conversion:
+    samples = len(kept) * settings.pieces
+    final = dataset_folder(settings, samples)
+    content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
+    result = Conversion(final, samples, 0, dropped, removed)
+    if final.exists():
+        if _record(final).get("content") != content:
+            raise ValueError(f"another dataset is in the way: {final}; move it or delete it")
+        _write_samples(settings, kept, final, workers, say, repair=True)
+        return result
+    partial = final.with_name(f".{final.name}.{settings.digest()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for stale in partial.parent.glob(f".*.{settings.digest()}.partial"):
+        if stale != partial:
+            shutil.rmtree(stale)
+    written = _write_samples(settings, kept, partial, workers, say)
+    _write_reports(settings, kept, dropped, removed, partial)
+    text = {"content": content, "settings": dataclasses.asdict(settings), "tiles": len(kept)}
+    (partial / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
+    (partial / "finished.jsonl").unlink(missing_ok=True)
+    os.replace(partial, final)
+    return dataclasses.replace(result, written=written)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RECORD_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_samples(
+    settings: Settings,
+    kept: Sequence[_Kept],
+    folder: Path,
+    workers: int,
+    say: Say | None,
+    repair: bool = False,
+) -> int:
+    """Writes what is not there yet; `repair` checks a complete folder. Returns files written."""
+    if repair:
+        return _check_complete(folder)
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
+    journal = Journal(folder / "finished.jsonl")
+    progress = Progress(len(kept) * settings.pieces, "samples", say)
+
+    def tasks():
+        for tile in kept:
+            numbers = range(tile.first, tile.first + settings.pieces)
+            known = {n: journal.records.get(str(n), {}) for n in numbers}
+            finished = {
+                n: r["digest"] for n, r in known.items() if r.get("signature") == tile.signature
+            }
+            yield _WriteTask(settings, tile, folder, finished)
+
+    written = 0
+    try:
+        for task, digests in run_tasks(_write_tile, tasks(), workers):
+            for number, digest in digests.items():
+                if task.finished.get(number) != digest:
+                    signature = task.kept.signature
+                    journal.add(str(number), {"digest": digest, "signature": signature})
+                    written += 1
+            progress.step(settings.pieces)
+    finally:
+        journal.close()
+    rows = [(n, journal.records[str(n)]["digest"]) for n in range(len(kept) * settings.pieces)]
+    _table(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), rows)
+    return written
+
+
+def _check_complete(folder: Path) -> int:
+    """Holds the files of a finished folder to their checksums.
+
+    Raises:
+      ValueError: a file is missing or was changed.
+    """
+    with (folder / CHECKSUM_FILE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            path = folder / f"sample_{row['sample_index']}.h5"
+            if not path.is_file() or file_digest(path) != row["blake2b"]:
+                raise ValueError(
+                    f"{path} is missing or was changed since the conversion; delete the folder "
+                    f"{folder} to convert again"
+                )
+    return 0
+
+
+def _write_tile(task: _WriteTask) -> dict[int, str]:
+    """Writes a tile's samples that are not finished; the checksum of each by number."""
+    kept, settings = task.kept, task.settings
+    paths = {
+        n: task.folder / f"sample_{n}.h5" for n in range(kept.first, kept.first + settings.pieces)
+    }
+    done = {
+        n: digest
+        for n, digest in task.finished.items()
+        if paths[n].is_file() and file_digest(paths[n]) == digest
+    }
+    if len(done) == len(paths):
+        return done
+    plan = tiles.plan_time(kept.job.dates, kept.names, settings.keep_unmatched)
+    centre = np.array(tree.centre(kept.job.cell))
+    cut = tiles.pieces(settings.tree, kept.job, kept.names, plan, settings.tile_px)
+    for (number, path), arrays in zip(paths.items(), cut, strict=True):
+        if number not in done:
+            write_sample(path, arrays, plan.timestamps, plan.masks, centre, settings.storage)
+            done[number] = file_digest(path)
+    return done
+
+
+def _write_reports(
+    settings: Settings,
+    kept: Sequence[_Kept],
+    dropped: Mapping[str, str],
+    removed: Sequence[tuple[str, str, str]],
+    folder: Path,
+) -> None:
+    """The dataset's tables, which tile each sample comes from, and what was left out and why."""
+    rows, places, centres = [], [], []
+    for tile in kept:
+        cell = tile.job.cell
+        present = [int(n in tile.names) for n in settings.modalities]
+        for piece in range(settings.pieces):
+            rows.append([tile.first + piece, *present])
+            places.append([tile.first + piece, cell.crs, cell.col, cell.row, piece])
+            centres.append(tree.centre(cell))
+    write_tables(folder, settings.modalities, rows, np.array(centres, np.float64), settings.storage)
+    _table(folder / TILES_FILE, ("sample_index", "crs", "col", "row", "subtile"), places)
+    lost = [(tile, "", reason) for tile, reason in dropped.items()]
+    _table(folder / DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *removed])
+
+
+def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
