@@ -95,7 +95,7 @@ def _threshold_counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarra
 
 
 def _one_vs_rest(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Macro auroc and prauc of bool truth [N, C] and scores [N, C]; constant classes don't count."""
+    """Macro auroc and prauc of bool truth and scores [N, C]; constant classes do not count."""
     rocs, aps = [], []
     for c in range(truth.shape[1]):
         if truth[:, c].any() and not truth[:, c].all():

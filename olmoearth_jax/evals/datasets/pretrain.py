@@ -144,12 +144,13 @@ def geographic_split(
     """
     cells = np.floor(latlon[eligible] / bin_deg).astype(np.int64)
     bins, member = np.unique(cells, axis=0, return_inverse=True)
-    draw = np.random.RandomState(seed)
-    order = draw.permutation(len(bins))
     train, valid = int(0.8 * len(bins)), int(0.1 * len(bins))
     edges = (0, train, train + valid, len(bins))
     parts = {}
     for split, a, b, size in zip(_SPLITS, edges[:-1], edges[1:], sizes, strict=True):
+        # Every split is made on its own, so none depends on the size of another.
+        draw = np.random.RandomState(seed)
+        order = draw.permutation(len(bins))
         rows = eligible[np.isin(member.reshape(-1), order[a:b])]
         if len(rows) > size:
             rows = rows[draw.permutation(len(rows))[:size]]
