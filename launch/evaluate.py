@@ -105,8 +105,8 @@ def source_folder() -> Path:
     run_name = flags.FLAGS["run_name"].value
     if (_CHECKPOINT.value is None) == (run_name is None):
         raise UserError("give --run_name=NAME, --checkpoint=DIR or --baseline=... (one of them)")
-    if _CHECKPOINT.value is not None:
-        return Path(_CHECKPOINT.value)
+    if run_name is None:
+        return Path(str(_CHECKPOINT.value))
     folder = Path("local_output") / run_name
     if not folder.is_dir() and not _WATCH.value:
         raise UserError(f"there is no run folder {folder}; elsewhere? --checkpoint=DIR")

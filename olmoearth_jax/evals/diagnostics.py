@@ -81,7 +81,7 @@ def spatial_diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
         return out
     chosen = _subset(patches, INTRA_SAMPLES, seed)
     cosines = [_pairs(sample) for sample in chosen]
-    spreads = [_std(c) if len(c) > 1 else 0.0 for c in cosines]
+    spreads = [float(_std(c)) if len(c) > 1 else 0.0 for c in cosines]
     norms = np.linalg.norm(chosen, axis=-1)
     return out | {
         "intra_cosine_sim_mean": float(np.mean([c.mean() for c in cosines])),

@@ -297,7 +297,9 @@ class FineTuner:
         about["best_val_metric"] = self.best[0]
         about["backbone_unfrozen"] = self.epoch > self.schedule.frozen_epochs
         state = self._state() if kind == "last" else {"model_state": self.params}
-        arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        arrays: dict[str, Any] = {
+            str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))
+        }
         temporary = self.folder / f".{kind}.tmp"
         with open(temporary, "wb") as f:
             np.savez(f, about=json.dumps(about), **arrays)

@@ -207,9 +207,9 @@ def _mode_problem(task: EvalTaskConfig, info: DatasetInfo) -> str | None:
         return "a linear probe needs probe_lr"
     if mode == "finetune" and (task.ft_lr is None or task.ft_grad_accum_steps < 1):
         return "fine-tuning needs ft_lr and ft_grad_accum_steps of at least 1"
-    spatial = info.spatial and info.height_width is not None
-    if spatial and mode in ("linear_probe", "finetune") and info.height_width % task.patch_size:
-        return f"patch_size {task.patch_size} does not divide the tile of {info.height_width} px"
+    side = info.height_width if info.spatial else None
+    if side and mode in ("linear_probe", "finetune") and side % task.patch_size:
+        return f"patch_size {task.patch_size} does not divide the tile of {side} px"
     if "regression" in info.task_type and mode == "knn":
         return "kNN does not do regression; use linear_probe"
     if not 0 < task.label_fraction <= 1:

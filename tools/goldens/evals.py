@@ -269,17 +269,19 @@ def _attention(name: str, z: Arrays) -> Result:
     classes = z["logits"].shape[1]
     side = z["logits"].shape[2] // z["x"].shape[1]
     pixels = layers.unfold_patches(out, classes, side)
-    checks.array("logits", np.moveaxis(pixels, -1, 1), z["logits"])
+    checks.array("logits", jnp.moveaxis(pixels, -1, 1), z["logits"])
     checks.array("attention", attention, z["attn_weights"])
     return checks.result()
 
 
 def _losses(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-5)
-    logits = jnp.moveaxis(jnp.asarray(z["logits"]), 1, -1)
-    checks.array("dice_ce", losses.dice_cross_entropy(logits, z["targets"]), z["dice_ce"])
-    checks.array("ce", losses.cross_entropy(logits, z["targets"]), z["ce"])
-    margin = losses.multilabel_soft_margin(z["ml_logits"], z["ml_targets"])
+    logits, targets = jnp.moveaxis(jnp.asarray(z["logits"]), 1, -1), jnp.asarray(z["targets"])
+    checks.array("dice_ce", losses.dice_cross_entropy(logits, targets), z["dice_ce"])
+    checks.array("ce", losses.cross_entropy(logits, targets), z["ce"])
+    margin = losses.multilabel_soft_margin(
+        *(jnp.asarray(z[k]) for k in ("ml_logits", "ml_targets"))
+    )
     checks.array("ml_soft_margin", margin, z["ml_soft_margin"])
     return checks.result()
 
@@ -297,9 +299,9 @@ def _lr(name: str, z: Arrays) -> Result:
 def _heads(name: str, z: Arrays) -> Result:
     checks = Checks(atol=1e-4)
     pixels = layers.unfold_patches(jnp.asarray(z["patch_logits"]), 4, 4)
-    checks.array("pixel_logits", np.moveaxis(pixels, -1, 1), z["pixel_logits"])
+    checks.array("pixel_logits", jnp.moveaxis(pixels, -1, 1), z["pixel_logits"])
     resized = layers.resize_bilinear(pixels, 10, 10)
-    checks.array("resized", np.moveaxis(resized, -1, 1), z["pixel_logits_resized"])
+    checks.array("resized", jnp.moveaxis(resized, -1, 1), z["pixel_logits_resized"])
     value = layers.resize_bilinear(jnp.asarray(z["reg_patch"]), 12, 12)[..., 0]
     checks.array("reg_pixel", value, z["reg_pixel"])
     params = {
@@ -311,7 +313,7 @@ def _heads(name: str, z: Arrays) -> Result:
     }
     head = heads.make_head("unet", "segmentation", 3, z["unet_x"].shape[-1], 4)
     out = heads.forward(head, params, jnp.asarray(z["unet_x"]), (12, 12))
-    checks.array("unet_out", np.moveaxis(out, -1, 1), z["unet_out"])
+    checks.array("unet_out", jnp.moveaxis(out, -1, 1), z["unet_out"])
     return checks.result()
 
 

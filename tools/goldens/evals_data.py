@@ -133,7 +133,7 @@ def _pastis_processed(name: str, path: Path) -> Result:
     checks, z = Checks(rtol=1e-6), load_npz(path)
     split = name.rsplit("_", 1)[1]
     raw = path.parent / "files" / "pastis_raw"
-    found = [pastis.convert_patch(raw, *patch) for patch in pastis.patches(raw, split)]
+    found = [pastis.convert_patch(raw, p, dates) for p, dates in pastis.patches(raw, split)]
     kept = [f for f in found if f is not None]
     for i, key in enumerate(("s2", "s1", "months", "targets")):
         checks.array(f"converted {key}", np.stack([f[i] for f in kept]), z[key])

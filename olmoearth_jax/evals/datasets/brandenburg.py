@@ -42,8 +42,8 @@ class Brandenburg(Reader):
         number, row, column = self.items[index]
         area = (slice(row, row + CROP), slice(column, column + CROP))
         with h5py.File(self.folder / f"sample_{number}.h5") as f:
-            image = f["sentinel2_l2a"][area]  # type: ignore[index]
-            timestamps = f["timestamps"][: image.shape[2]]  # type: ignore[index]
+            image = np.asarray(f["sentinel2_l2a"])[area]
+            timestamps = np.asarray(f["timestamps"])[: image.shape[2]]
         bands = [str(i) for i in range(image.shape[-1])]
         image = self.normalized(image, "sentinel2_l2a", bands, range(image.shape[-1]))
         label = self.labels[number][area].astype(np.int64)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def split_units(counts: Mapping[str, int], mode: str) -> dict[str, list[Unit]]:
     """
     tiles = {city: [(city, i) for i in range(n)] for city, n in sorted(counts.items())}
     if mode == "random":
-        keys: Sequence = sorted(t for ts in tiles.values() for t in ts)
+        keys = sorted(t for ts in tiles.values() for t in ts)
     elif mode == "by_city":
         keys = list(tiles)
     elif mode == "by_continent":
@@ -122,7 +123,7 @@ def split_units(counts: Mapping[str, int], mode: str) -> dict[str, list[Unit]]:
         raise ValueError(
             f"unknown split mode {mode!r}; {closest(mode, ('random', 'by_city', 'by_continent'))}"
         )
-    keys = list(keys)
+    keys: list[Any] = list(keys)
     random.Random(SEED).shuffle(keys)
     train, valid = cut_counts(len(keys))
     parts = {"train": keys[:train], "valid": keys[train : train + valid]}

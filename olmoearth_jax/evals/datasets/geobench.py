@@ -61,7 +61,7 @@ class GeoBench(Reader):
         return json.loads(path.read_text())
 
     @functools.cached_property
-    def stats(self) -> dict[str, dict[str, float]]:
+    def stats(self) -> normalize.Stats:
         """Statistics of the bands on disk and of the copied ones, by name."""
         path = self.location.require(self.folder / "band_stats.json")
         keys = ("mean", "std", "min", "max")
