@@ -175,7 +175,8 @@ def _breizhcrops(name: str, path: Path) -> Result:
     checks, z = Checks(RTOL, ATOL), load_npz(path)
     settings = SETTINGS[name.rsplit("_", 1)[1]]
     reader = _reader(BreizhCrops, dataset_info("breizhcrops"), patch_size=1, **settings)
-    _same_sample(checks, *reader.convert(z["series"], int(z["label"])), z)
+    sample, label = reader.convert(z["series"], int(z["label"]))
+    _same_sample(checks, sample, label, z)
     return checks.result()
 
 

@@ -1,0 +1,165 @@
+"""Downstream evaluation during training (spec/evals.md section 3).
+
+The training loop asks `due(step)` and calls the evaluator with the state after that step. The state
+is only read: a copy of the encoder's parameters is evaluated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
+from olmoearth_jax.evals import results, sweep, tasks
+from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
+from olmoearth_jax.evals.runner import RunOptions, run_task
+from olmoearth_jax.model.config import ModelConfig
+
+
+def interval_steps(task: EvalTaskConfig, steps_per_epoch: int) -> int:
+    """Steps between evaluations of a task.
+
+    Raises:
+      ValueError: an interval below one step.
+    """
+    every = task.eval_interval.value
+    steps = every if task.eval_interval.unit == "steps" else every * steps_per_epoch
+    if steps < 1:
+        raise ValueError(f"eval_interval must be at least one step, got {every}")
+    return steps
+
+
+class DownstreamEvaluator:
+    """Runs the tasks that are due after a step.
+
+    Tasks whose data is not there, or whose modalities the model does not take, are named once at
+    construction and left out.
+
+    Args:
+      config: the evaluator's settings, with its tasks.
+      model: config of the model that is trained.
+      steps_per_epoch: for intervals in epochs.
+      folder: where `<step>.json` and `results.jsonl` are written (the run's evals folder).
+      run_name: names the model in records.
+      h5py_dir: pretraining data, for pretrain_subset tasks that name none.
+      dtype: type of the matrix products; None picks it by device.
+      say: takes progress lines.
+
+    Raises:
+      ValueError: a task's settings are wrong, or an unknown name in tasks_to_run.
+    """
+
+    def __init__(
+        self,
+        config: DownstreamEvaluatorConfig,
+        model: ModelConfig,
+        *,
+        steps_per_epoch: int,
+        folder: Path,
+        run_name: str = "",
+        h5py_dir: str | None = None,
+        dtype: Any = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.config, self.model, self.dtype = config, model, dtype
+        self.folder, self.run_name, self._say = Path(folder), run_name, say
+        known = {**tasks.catalogue(), **config.tasks} if config.tasks_to_run else config.tasks
+        chosen = tasks.select(known, config.tasks_to_run)
+        chosen = {n: _with_data(t, h5py_dir) for n, t in chosen.items()}
+        if config.filter_for_eval_mode:
+            mode = config.filter_for_eval_mode
+            chosen = {n: t for n, t in chosen.items() if t.eval_mode == mode}
+        names = model.encoder_config.supported_modality_names
+        self.tasks, self.skipped = sweep.split_available(chosen, names)
+        self.intervals = {n: interval_steps(t, steps_per_epoch) for n, t in self.tasks.items()}
+        self.options = RunOptions(config.run_on_test, config.n_bootstrap, config.bootstrap_seed)
+        self.finished_first = False
+        for name, reason in self.skipped.items():
+            say(f"evaluation task {name} is skipped: {reason}")
+
+    @property
+    def cancel(self) -> bool:
+        """Whether training is to end now, as `cancel_after_first_eval` asks."""
+        return self.config.cancel_after_first_eval and self.finished_first
+
+    def due_tasks(self, step: int) -> list[str]:
+        """Names of the tasks to run after `step`; step 0 is the start of training."""
+        if step == 0:
+            return list(self.tasks) if self.config.eval_on_startup else []
+        return [n for n, every in self.intervals.items() if step > 1 and step % every == 0]
+
+    def due(self, step: int) -> bool:
+        """Is there anything to evaluate after this step?"""
+        return bool(self.config.enabled and self.due_tasks(step))
+
+    def __call__(
+        self, state: Mapping[str, Any], step: int, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Evaluates the tasks due after `step`; None if `stop()` became true.
+
+        With several processes the first one evaluates and the others wait for it. A task that
+        fails is reported and gives no value.
+
+        Args:
+          state: training state; only `params` is read.
+
+        Returns:
+          Values to log by name (spec/evals.md section 3.4).
+        """
+        params = host_copy(state["params"]["encoder"])
+        values: dict[str, float] | None = {}
+        if jax.process_index() == 0:
+            values = self._run({"encoder": params}, step, stop)
+        if jax.process_count() > 1:
+            done = multihost_utils.broadcast_one_to_all(np.asarray(values is not None))
+            values = values if done else None
+        self.finished_first = self.finished_first or values is not None
+        return values
+
+    def _run(self, params: Mapping[str, Any], step: int, stop: Callable[[], bool]):
+        model = EncoderModel(self.model, params, self.dtype)
+        values: dict[str, float] = {"checkpoint_step": float(step)}
+        found: list[dict[str, Any]] = []
+        begun, cache = time.perf_counter(), {}
+        for name in self.due_tasks(step):
+            try:
+                result = run_task(
+                    name, self.tasks[name], model, self.options, cache=cache, stop=stop
+                )
+            except Stopped:
+                return None
+            except (ValueError, TypeError, OSError) as e:
+                self._say(f"evaluation task {name} failed at step {step}: {e}")
+                continue
+            values |= results.log_values(result)
+            found.append(results.record(result, model=self.run_name, checkpoint_step=step))
+        # Written together, so that an evaluation that was stopped half-way leaves nothing.
+        for item in found:
+            results.append_line(self.folder, item)
+        results.write_step(self.folder, step, found)
+        self._say(f"evaluated {len(found)} tasks in {time.perf_counter() - begun:.1f} s")
+        return values
+
+
+def _with_data(task: EvalTaskConfig, h5py_dir: str | None) -> EvalTaskConfig:
+    if not task.dataset.startswith(tasks.PRETRAIN_PREFIX) or task.h5py_dir:
+        return task
+    return sweep.change_all({"task": task}, h5py_dir=h5py_dir)["task"]
+
+
+def host_copy(tree: Any) -> Any:
+    """NumPy copies of arrays, gathered from other processes where they are spread over them."""
+
+    def copy(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            x = multihost_utils.process_allgather(x, tiled=True)
+        return np.array(x)
+
+    return jax.tree.map(copy, tree)
