@@ -168,7 +168,7 @@ class SampleFile:
             "time_only": (steps or full,),
             "static": (),
         }[kind]
-        with _translate(self.path):
+        with translate_errors(self.path):
             values = self._sets[name][index]
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ReadError(self.path, f"{name!r} holds values that are not finite")
@@ -186,10 +186,10 @@ def open_sample(path: str | Path, modalities: Sequence[str]) -> Iterator[SampleF
     Raises:
       ReadError: missing or damaged file, or arrays of the wrong form.
     """
-    with _translate(path):
+    with translate_errors(path):
         file = h5py.File(path, "r", locking=False)
     try:
-        with _translate(path):
+        with translate_errors(path):
             sample = SampleFile(path, file, stored_names(modalities))
         yield sample
     finally:
@@ -197,7 +197,8 @@ def open_sample(path: str | Path, modalities: Sequence[str]) -> Iterator[SampleF
 
 
 @contextlib.contextmanager
-def _translate(path: str | Path) -> Iterator[None]:
+def translate_errors(path: str | Path) -> Iterator[None]:
+    """Turns whatever goes wrong while reading `path` into a `ReadError` that names it."""
     try:
         yield
     except ReadError:

@@ -229,11 +229,8 @@ def _check_folder(folder: Path) -> None:
 
 def _with_data(folder: Path, names: Sequence[str]) -> np.ndarray:
     """Ascending numbers of the samples that hold a trained space-time modality."""
-    path = folder / METADATA_FILE
-    header, table = _read_metadata(path)
+    header, table = read_metadata(folder)
     numbers = table[:, header.index("sample_index")]
-    if numbers.min() < 0 or len(np.unique(numbers)) != len(numbers):
-        raise ValueError(f"{path}: sample_index must be distinct whole numbers from 0")
     varying = [
         n for n in names if registry.get(n).kind == "space_time" and registry.get(n).from_csv
     ]
@@ -243,7 +240,14 @@ def _with_data(folder: Path, names: Sequence[str]) -> np.ndarray:
     return np.sort(numbers[table[:, columns].sum(axis=1) > 0])
 
 
-def _read_metadata(path: Path) -> tuple[list[str], np.ndarray]:
+def read_metadata(folder: Path) -> tuple[list[str], np.ndarray]:
+    """(column names, int64 [samples, columns]) of a dataset's sample_metadata.csv.
+
+    Raises:
+      ValueError: no dataset folder, or a malformed or empty table.
+    """
+    _check_folder(folder)
+    path = folder / METADATA_FILE
     try:
         with path.open() as f:
             header = f.readline().strip().split(",")
@@ -262,6 +266,9 @@ def _read_metadata(path: Path) -> tuple[list[str], np.ndarray]:
         raise ValueError(f"dataset is empty: {path} lists no samples")
     if table.shape[1] != len(header):
         raise ValueError(f"{path} has {len(header)} column names but {table.shape[1]} columns")
+    numbers = table[:, header.index("sample_index")]
+    if numbers.min() < 0 or len(np.unique(numbers)) != len(numbers):
+        raise ValueError(f"{path}: sample_index must be distinct whole numbers from 0")
     return header, table
 
 

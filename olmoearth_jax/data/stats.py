@@ -30,6 +30,15 @@ class StreamingStats:
         self.mean += (float(x.mean()) - before) * x.size / self.count
         self.m2 += float(np.sum((x - before) * (x - self.mean)))
 
+    def merge(self, other: StreamingStats) -> None:
+        """Adds what `other` has seen. Merging in the same order always gives the same bits."""
+        if not other.count:
+            return
+        total, apart = self.count + other.count, other.mean - self.mean
+        self.mean += apart * (other.count / total)
+        self.m2 += other.m2 + apart * apart * (self.count * other.count / total)
+        self.count = total
+
     @property
     def std(self) -> float:
         """Population standard deviation; 0 before the first value."""

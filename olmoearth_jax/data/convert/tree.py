@@ -165,10 +165,10 @@ def centre(cell: Cell) -> tuple[float, float]:
     side = BASE_RESOLUTION_M * cell.factor * IMAGE_TILE_PX
     x, y = (cell.col + 0.5) * side, -(cell.row + 0.5) * side
     try:
-        lon, lat = warp.transform(cell.crs, "EPSG:4326", [x], [y])
+        found = warp.transform(cell.crs, "EPSG:4326", [x], [y])
     except (errors.RasterioError, ValueError) as e:
         raise ValueError(f"unknown coordinate reference system {cell.crs!r} ({e})") from e
-    return lat[0], lon[0]
+    return found[1][0], found[0][0]
 
 
 def enumerate_tiles(series: Mapping[str, Series]) -> list[TileJob]:

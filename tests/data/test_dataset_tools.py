@@ -1,0 +1,193 @@
+"""Rechunking, verification and statistics of whole datasets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from olmoearth_jax.data import quality
+from olmoearth_jax.data.h5_writer import Storage
+from olmoearth_jax.data.stats import StreamingStats
+from tools import compute_norm_stats, rechunk_h5, verify_dataset
+from tools.make_synthetic_dataset import Gaps, make_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_CHUNKS = Storage("gzip", 1, None, 8, 1)
+
+
+def _all_arrays(path: Path) -> dict[str, bytes]:
+    with h5py.File(path) as file:
+        return {n: d[()].tobytes() for n, d in rechunk_h5._arrays(file).items()}
+
+
+def test_a_rechunked_dataset_is_equal_and_restartable(dataset, tmp_path, monkeypatch):
+    real, calls = rechunk_h5.rewrite, []
+
+    def stops_after_five(source, target, storage):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(target.name)
+        real(source, target, storage)
+
+    monkeypatch.setattr(rechunk_h5, "rewrite", stops_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        rechunk_h5.rechunk(dataset, tmp_path, SMALL_CHUNKS)
+    assert not [p for p in tmp_path.rglob("24") if p.name == "24"]
+    monkeypatch.setattr(rechunk_h5, "rewrite", real)
+    folder, written = rechunk_h5.rechunk(dataset, tmp_path, SMALL_CHUNKS)
+    assert written == 19 and "_gzip_1_16_x_256" in str(folder)
+    for path in dataset.glob("sample_*.h5"):
+        assert _all_arrays(path) == _all_arrays(folder / path.name)
+    with h5py.File(folder / "sample_0.h5") as file:
+        name = next(n for n in ("sentinel2_l2a", "landsat", "sentinel1") if n in file)
+        assert file[name].chunks[:3] == (8, 8, 1)
+    assert not verify_dataset.verify(folder).errors
+    assert rechunk_h5.rechunk(dataset, tmp_path, SMALL_CHUNKS) == (folder, 0)
+    with pytest.raises(ValueError, match="in the way"):
+        rechunk_h5.rechunk(dataset, tmp_path, Storage("gzip", 1, None, 4, 1))
+    with pytest.raises(ValueError, match="leads back to the original"):
+        storage = Storage("gzip", 1, None, 4, 1)
+        rechunk_h5.rechunk(folder, folder.parents[2], storage)
+
+
+def test_rechunking_names_a_damaged_file(writable_dataset, tmp_path):
+    with (writable_dataset / "sample_3.h5").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(ValueError, match="sample_3.h5: cannot be read"):
+        rechunk_h5.rechunk(writable_dataset, tmp_path / "out", SMALL_CHUNKS)
+
+
+def test_a_sound_dataset_passes(dataset):
+    report = verify_dataset.verify(dataset)
+    assert not report.errors and len(report.digests) == 24
+    assert report.digests == verify_dataset.verify(dataset, workers=1).digests
+    assert len(verify_dataset.verify(dataset, max_files=5).digests) == 5
+    assert any("sentinel2_l2a" in line for line in verify_dataset.table_lines(report))
+
+
+def _change(path: Path, name: str, change) -> None:
+    with h5py.File(path, "r+") as file:
+        values = change(file[name][()])
+        del file[name]
+        file[name] = values
+
+
+def _errors(folder: Path) -> str:
+    return "\n".join(verify_dataset.verify(folder).errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sentinel2_l2a", lambda x: (x / 1e4).astype(np.float32), "looks like reflectance 0 to 1"),
+        ("landsat", lambda x: (x / 300).astype(np.uint8), "looks like 8-bit"),
+        ("sentinel1", lambda x: 10 ** (x / 10), "looks like linear power"),
+        ("sentinel2_l2a", lambda x: np.maximum(x, 1) + np.uint16(1000), "offset of 1000"),
+        ("sentinel2_l2a", lambda x: x.astype(np.int16) - 3000, "subtracted twice"),
+        ("worldcover", lambda x: x + np.uint8(1), "codes that do not exist"),
+        ("srtm", lambda x: x * 0 - 32768, "are outside -1000 to 9000"),
+    ],
+)
+def test_wrong_units_are_suspected(writable_dataset, name, change, message):
+    for path in writable_dataset.glob("sample_*.h5"):
+        _change(path, name, change)
+    assert message in _errors(writable_dataset)
+
+
+def test_damage_in_files_and_tables_is_found(writable_dataset):
+    folder = writable_dataset
+    path = folder / "sample_0.h5"
+    _change(path, "timestamps", lambda t: t + np.int32([0, 12, 0]))
+    assert "impossible date" in _errors(folder)
+    _change(path, "timestamps", lambda t: t[::-1] - np.int32([0, 12, 0]))
+    assert "not in order" in _errors(folder)
+    _change(path, "latlon", lambda x: x + np.float32(300))
+    assert "impossible place" in _errors(folder) and "gives another place" in _errors(folder)
+    with h5py.File(path, "r+") as file:
+        file["missing_timesteps_masks/sentinel1"][0] = False
+        del file["latlon"]
+        del file["srtm"]
+    found = _errors(folder)
+    assert "sentinel1 holds 12 timesteps, but its mask has 11" in found
+    assert "has no latlon" in found and "srtm=1, it lacks it" in found
+    shutil.copy(folder / "sample_1.h5", folder / "sample_2.h5")
+    assert "sample_2.h5 holds the same as sample_1.h5" in _errors(folder)
+    (folder / "sample_3.h5").write_bytes(b"no HDF5")
+    (folder / "sample_4.h5").unlink()
+    _change(folder / "sample_5.h5", "worldcereal", lambda x: x * np.nan)
+    found = _errors(folder)
+    assert "sample_3.h5: cannot be read" in found and "sample_4.h5" in found
+    assert "'worldcereal' holds values that are not finite" in found
+    (folder / "latlon_distribution.npy").unlink()
+    shutil.copy(folder / "sample_1.h5", folder / "sample_77.h5")
+    report = verify_dataset.verify(folder)
+    assert any("latlon_distribution.npy is missing" in e for e in report.errors)
+    assert any("sample_77.h5" in w for w in report.warnings)
+    shutil.move(folder, folder.with_name("9"))
+    assert "9 samples by its name, 6 in its table" in _errors(folder.with_name("9"))
+
+
+def test_the_tools_exit_codes_and_manifest(writable_dataset, tmp_path):
+    manifest = tmp_path / "manifest.csv"
+    command = [sys.executable, "-m", "tools.verify_dataset", f"--h5py_dir={writable_dataset}"]
+    command += ["--num_workers=0", f"--manifest={manifest}"]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 0 and "6 files read, 0 errors" in first.stdout
+    with manifest.open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+    _change(writable_dataset / "sample_2.h5", "cdl", lambda x: x[::-1])
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 1 and "error: sample_2.h5 has changed" in second.stdout
+    with pytest.raises(ValueError, match="cannot be read"):
+        verify_dataset.compare_manifest(writable_dataset / "sample_0.h5", {})
+
+
+def test_statistics_are_those_of_the_whole_and_of_any_worker_count(dataset, tmp_path):
+    alone = compute_norm_stats.compute(dataset, partial=True)
+    several = compute_norm_stats.compute(dataset, partial=True, workers=2)
+    assert json.dumps(alone) == json.dumps(several)
+    values = []
+    for path in dataset.glob("sample_*.h5"):
+        with h5py.File(path) as file:
+            if "sentinel1" in file:
+                values.append(file["sentinel1"][..., 0].reshape(-1).astype(np.float64))
+    joined = np.concatenate(values)
+    found = alone["sentinel1"]["vv"]
+    assert found["count"] == len(joined)
+    np.testing.assert_allclose([found["mean"], found["std"]], [joined.mean(), joined.std()])
+    assert "latlon" not in alone and alone["total_n"] == 24
+    few = compute_norm_stats.compute(dataset, estimate_from=5, seed=1)
+    assert few["sampled_n"] == 5
+    full = compute_norm_stats.compute(dataset)
+    assert full["sentinel2_l2a"]["B02"]["count"] < alone["sentinel2_l2a"]["B02"]["count"]
+
+
+def test_merging_streams_equals_one_stream():
+    draw = np.random.default_rng(0)
+    parts = [draw.normal(5, 2, n) for n in (1, 10, 1000)]
+    one, merged = StreamingStats(), StreamingStats()
+    for part in parts:
+        one.update(part)
+        other = StreamingStats()
+        other.update(part)
+        merged.merge(other)
+    merged.merge(StreamingStats())
+    np.testing.assert_allclose(
+        [merged.count, merged.mean, merged.std], [one.count, one.mean, one.std], rtol=1e-12
+    )
+
+
+def test_means_far_from_the_statistics_are_a_warning(tmp_path):
+    folder = make_dataset(tmp_path, 2, tile_px=16, gaps=Gaps(0, 0), storage=Storage("none", None))
+    for path in folder.glob("sample_*.h5"):
+        _change(path, "landsat", lambda x: x * 0 + np.uint16(65535))
+    assert any("landsat: band B" in w for w in verify_dataset.verify(folder).warnings)
+    assert quality.suspicions("cdl", quality.Values()) == []

@@ -1,0 +1,281 @@
+"""Checks a dataset file by file before it is trained on.
+
+  python -m tools.verify_dataset --h5py_dir=DIR [--manifest=FILE]
+
+Opens and decodes every file; checks form, dates, tables, duplicates, and whether values look like
+the units that training expects. Prints errors, warnings and a table of what each modality holds.
+Exits 1 if there is any error. --manifest writes checksums, or compares with those of an earlier
+run; the checksums that a conversion left in the folder are compared always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data import quality
+from olmoearth_jax.data.convert.run import CHECKSUM_FILE
+from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.index import LATLON_FILE, read_metadata
+from olmoearth_jax.data.journal import file_digest
+from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
+from olmoearth_jax.data.progress import Progress
+
+_SHOWN = 20
+"""Lines printed of each kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReport:
+    """What one file holds.
+
+    Attributes:
+      problems: sentences about it.
+      digest: of the file; '' if it cannot be read.
+      content: of all its arrays but latlon.
+      latlon: as stored, or None.
+      values: per modality.
+    """
+
+    problems: list[str]
+    digest: str = ""
+    content: str = ""
+    latlon: tuple[float, ...] | None = None
+    values: dict[str, quality.Values] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Report:
+    """What a dataset holds: errors, warnings, values per modality, checksum per sample number."""
+
+    errors: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    values: dict[str, quality.Values] = dataclasses.field(default_factory=dict)
+    digests: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+def inspect(path: Path) -> FileReport:
+    """Opens and decodes one file."""
+    names = tuple(n for n in registry.names() if n not in ("ndvi", "worldcover_onehot"))
+    content = hashlib.blake2b(digest_size=16)
+    try:
+        digest = file_digest(path)
+        with open_sample(path, names) as file:
+            header = file.header
+            arrays = {n: file.read(n) for n in header.shapes}
+    except ReadError as e:
+        return FileReport([str(e)])
+    except OSError as e:
+        return FileReport([f"{path}: {e.strerror}"])
+    latlon = arrays.pop("latlon", None)
+    content.update(header.timestamps.tobytes())
+    for name, array in arrays.items():
+        content.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    varying = {n: a.shape[2] for n, a in arrays.items() if registry.get(n).kind == "space_time"}
+    problems = quality.time_problems(header.timestamps, header.masks, varying)
+    if header.tile_px is None:
+        problems.append("holds no modality with extent")
+    if latlon is None:
+        problems.append("has no latlon")
+    elif not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
+        problems.append(f"has the impossible place {latlon.tolist()} (latitude, longitude)")
+    return FileReport(
+        [f"{path}: {p}" for p in problems],
+        digest,
+        content.hexdigest(),
+        None if latlon is None else tuple(latlon.tolist()),
+        {n: quality.Values.of(n, a) for n, a in arrays.items()},
+    )
+
+
+def verify(
+    folder: Path,
+    workers: int = 0,
+    max_files: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Report:
+    """Checks a dataset, or `max_files` of its files spread evenly.
+
+    Raises:
+      ValueError: no dataset folder, or a malformed metadata table.
+    """
+    header, table = read_metadata(folder)
+    table = table[np.argsort(table[:, header.index("sample_index")])]
+    report = Report()
+    _check_tables(folder, header, table, report)
+    if max_files is not None and max_files < len(table):
+        table = table[np.linspace(0, len(table) - 1, max_files).astype(int)]
+    rows = {int(r[header.index("sample_index")]): r for r in table}
+    paths = {folder / f"sample_{n}.h5": n for n in rows}
+    centres = _centres(folder)
+    found: dict[int, FileReport] = {}
+    progress = Progress(len(paths), "files", say)
+    for path, result in run_tasks(inspect, paths, workers):
+        found[paths[path]] = result
+        progress.step()
+    first: dict[str, int] = {}
+    for number in sorted(found):  # in order of number, so that any worker count gives one report
+        result = found[number]
+        report.errors += result.problems
+        if not result.digest:
+            continue
+        report.digests[number] = result.digest
+        same = first.setdefault(result.content, number)
+        if same != number:
+            report.errors.append(f"sample_{number}.h5 holds the same as sample_{same}.h5")
+        _check_row(header, rows[number], number, result, centres, report)
+        for name, values in result.values.items():
+            if name in report.values:
+                report.values[name].merge(values)
+            else:
+                report.values[name] = values
+    for name, seen in report.values.items():
+        report.errors += [f"{name}: {text}" for text in quality.suspicions(name, seen)]
+        report.warnings += [f"{name}: {text}" for text in quality.far_means(name, seen)]
+        if len(seen.dtypes) > 1:
+            report.warnings.append(f"{name}: stored as {', '.join(sorted(seen.dtypes))}")
+    return report
+
+
+def _centres(folder: Path) -> np.ndarray | None:
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return np.load(folder / LATLON_FILE, allow_pickle=False)
+    return None
+
+
+def _check_tables(folder: Path, header: list[str], table: np.ndarray, report: Report) -> None:
+    count = len(table)
+    if folder.name.isdigit() and int(folder.name) != count:
+        report.errors.append(f"{folder.name} samples by its name, {count} in its table")
+    numbers = set(table[:, header.index("sample_index")].tolist())
+    stored = {p.name for p in folder.glob("sample_*.h5")}
+    extra = sorted(stored - {f"sample_{n}.h5" for n in numbers})
+    if extra:
+        report.warnings.append(f"{len(extra)} files are in no table, for example {extra[0]}")
+    unknown = [h for h in header if h != "sample_index" and h not in registry.all_names()]
+    if unknown:
+        report.warnings.append(f"columns of no known modality: {', '.join(unknown)}")
+    centres = _centres(folder)
+    if centres is None:
+        report.errors.append(f"{LATLON_FILE} is missing or cannot be read")
+    elif centres.shape != (count, 2):
+        report.errors.append(f"{LATLON_FILE} has shape {centres.shape}, expected ({count}, 2)")
+
+
+def _check_row(
+    header: list[str],
+    row: np.ndarray,
+    number: int,
+    result: FileReport,
+    centres: np.ndarray | None,
+    report: Report,
+) -> None:
+    for name, present in zip(header, row, strict=True):
+        if name in registry.all_names() and bool(present) != (name in result.values):
+            stored = "lacks it" if present else "holds it"
+            report.errors.append(
+                f"sample_{number}.h5: the table says {name}={present}, it {stored}"
+            )
+    known = centres is not None and number < len(centres) and result.latlon is not None
+    if known and not np.allclose(centres[number], result.latlon, atol=1e-4):
+        report.errors.append(f"sample_{number}.h5: {LATLON_FILE} gives another place")
+
+
+def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
+    """Differences between a manifest and what was found.
+
+    Raises:
+      ValueError: the manifest cannot be read.
+    """
+    try:
+        with path.open(newline="") as file:
+            recorded = {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"manifest {path} cannot be read: {e!r}") from e
+    return [
+        f"sample_{n}.h5 has changed since {path.name} was written"
+        for n, digest in digests.items()
+        if recorded.get(n) != digest
+    ]
+
+
+def write_manifest(path: Path, digests: dict[int, str]) -> None:
+    """Writes the checksums."""
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("sample_index", "blake2b"))
+        table.writerows(digests.items())
+
+
+def table_lines(report: Report) -> list[str]:
+    """What each modality holds, as lines of text."""
+    out = [f"{'modality':<24} {'files':>7} {'dtype':<9} {'min':>11} {'max':>11}  normalised mean"]
+    for name, seen in report.values.items():
+        if seen.lo is None or seen.hi is None:
+            continue
+        mean = seen.normalized_mean(name)
+        text = "-" if mean is None else f"{mean.min():.2f} to {mean.max():.2f}"
+        dtype = "/".join(sorted(seen.dtypes))
+        out.append(
+            f"{name:<24} {seen.files:>7} {dtype:<9} {seen.lo.min():>11.5g} {seen.hi.max():>11.5g}"
+            f"  {text}"
+        )
+    return out
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("h5py_dir", None, "Dataset folder.", required=True)
+    flags.DEFINE_string("manifest", None, "File of checksums, compared if it exists, else written.")
+    flags.DEFINE_integer("max_files", None, "Check so many files only.", lower_bound=1)
+    flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
+    flags.DEFINE_integer("num_workers", None, "Worker processes; default: all cores but one.")
+
+
+def _run(given: flags.FlagValues) -> Report:
+    if given.modality_file:
+        registry.register_file(given.modality_file)
+    folder = Path(given.h5py_dir)
+    workers = default_workers() if given.num_workers is None else given.num_workers
+    report = verify(folder, workers, given.max_files, lambda line: print(line, flush=True))
+    if (folder / CHECKSUM_FILE).is_file():
+        report.errors += compare_manifest(folder / CHECKSUM_FILE, report.digests)
+    if given.manifest and Path(given.manifest).is_file():
+        report.errors += compare_manifest(Path(given.manifest), report.digests)
+    elif given.manifest:
+        write_manifest(Path(given.manifest), report.digests)
+    return report
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        report = _run(flags.FLAGS)
+    except (ValueError, OSError, WorkerDied) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    print("\n".join(table_lines(report)))
+    for kind, lines in (("error", report.errors), ("warning", report.warnings)):
+        for line in lines[:_SHOWN]:
+            print(f"{kind}: {line}")
+        if len(lines) > _SHOWN:
+            print(f"{kind}: and {len(lines) - _SHOWN} more")
+    print(
+        f"{len(report.digests)} files read, {len(report.errors)} errors, "
+        f"{len(report.warnings)} warnings"
+    )
+    sys.exit(1 if report.errors else 0)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)
