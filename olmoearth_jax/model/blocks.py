@@ -6,7 +6,8 @@ business of the `attend` callable that the engine supplies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from olmoearth_jax.model.rope import RopeConfig
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q [..., Nq, H, hd], k [..., Nk, H, hd], v like k) -> [..., Nq, H, hd]."""
 
-Drop = Callable[[int, int], "jax.Array | None"]
+Drop = Callable[[Any, int], "jax.Array | None"]
 """(layer, branch 0 attention / 1 MLP) -> factor broadcastable to [..., N, 1], or None."""
 
 REMAT_POLICIES = ("none", "full", "dots")
@@ -153,7 +154,7 @@ def _scaled(y: jax.Array, layer_scale: nnx.Param | None, scale, branch: int) -> 
 
 def run_block(
     block: Block,
-    layer: int,
+    layer: int | jax.Array,
     x: jax.Array,
     rope: jax.Array | None,
     attend: Attend,
@@ -183,3 +184,33 @@ def run_block(
     if remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return jax.checkpoint(call, policy=policy)(x, context)
+
+
+def run_blocks(
+    blocks: Sequence[Block],
+    x: jax.Array,
+    rope: jax.Array | None,
+    attend: Attend,
+    context: jax.Array | None = None,
+    context_rope: jax.Array | None = None,
+    drop: Drop | None = None,
+    remat: str | None = None,
+) -> jax.Array:
+    """Calls all blocks in turn as one loop over their stacked parameters.
+
+    The program then holds one block whatever the depth, which is what keeps compilation short.
+    """
+    if len(blocks) < 2:
+        for layer, block in enumerate(blocks):
+            x = run_block(block, layer, x, rope, attend, context, context_rope, drop, remat)
+        return x
+    parts = [nnx.split(block) for block in blocks]
+    graph = parts[0][0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in parts])
+
+    def body(x: jax.Array, item: tuple) -> tuple[jax.Array, None]:
+        layer, state = item
+        block = nnx.merge(graph, state)
+        return run_block(block, layer, x, rope, attend, context, context_rope, drop, remat), None
+
+    return jax.lax.scan(body, x, (jnp.arange(len(blocks)), stacked))[0]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from olmoearth_jax.model.blocks import Attend, Block, Drop, run_block
+from olmoearth_jax.model.blocks import Attend, Block, Drop, run_blocks
 from olmoearth_jax.model.config import PredictorConfig
 from olmoearth_jax.model.encodings import CompositeEncodings
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
@@ -68,10 +68,9 @@ class Predictor(nnx.Module):
         if self.rope is not None:
             position = coordinates(self.rope, tokens_q)
             context_position = coordinates(self.rope, tokens_k)
-        x = x_q
-        for layer, block in enumerate(self.blocks):
-            x = run_block(block, layer, x, position, attend, context, context_position, drop, remat)
-        return x
+        return run_blocks(
+            self.blocks, x_q, position, attend, context, context_position, drop, remat
+        )
 
     def output(self, x: jax.Array) -> jax.Array:
         """Final norm and projection, [..., D_d] -> float32 [..., D_out]."""

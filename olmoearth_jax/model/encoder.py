@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from olmoearth_jax.model.blocks import Attend, Block, Drop, run_block
+from olmoearth_jax.model.blocks import Attend, Block, Drop, run_block, run_blocks
 from olmoearth_jax.model.config import EncoderConfig
 from olmoearth_jax.model.encodings import CompositeEncodings
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
@@ -125,12 +125,15 @@ class Encoder(nnx.Module):
         depth = None if exits is None else self._exit_depths(exits, tokens)
         position = None if self.rope is None else coordinates(self.rope, tokens)
         x = x0 + self.encodings(tokens)
+        if depth is None:
+            return self.norm(
+                run_blocks(self.blocks, x, position, attend, drop=drop, remat=remat)
+            )
         out = x0
         for layer, block in enumerate(self.blocks):
             x = run_block(block, layer, x, position, attend, drop=drop, remat=remat)
-            if depth is not None:
-                out = jnp.where(depth == layer + 1, x, out)
-        return self.norm(x if depth is None else out)
+            out = jnp.where(depth == layer + 1, x, out)
+        return self.norm(out)
 
     def _exit_depths(self, exits: Mapping[str, int], tokens: Tokens) -> jax.Array:
         """int32 [..., N, 1] exit depth of each token."""

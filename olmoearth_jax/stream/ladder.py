@@ -147,7 +147,7 @@ def _refine(
     ratio = observed[:, 2 * slots] / np.maximum(observed[:, 2 * slots + 1], 1)
     owner = np.zeros(len(observed), np.int64)
     used = 0
-    for part in np.array_split(np.argsort(ratio, kind="stable"), parts):
+    for part in np.array_split(np.argsort(ratio, kind="stable"), min(parts, len(observed))):
         costs = np.array([rung_cost(spec, observed[i]) for i in part])
         ascending = part[np.argsort(costs, kind="stable")]
         for stop in _cuts(spec, observed[ascending], max(1, rungs // parts)):
