@@ -1,0 +1,57 @@
+# make demo   environment, a one-minute pretraining run on the packaged sample, its evaluation
+# make test   environment if needed, then the fast tests
+# make lint   style and types
+# make bench  benchmarks that a CPU can run
+# PYTHON=...  another interpreter; VENV=... another environment folder
+
+VENV ?= .venv
+RUN ?= demo
+BIN = $(VENV)/bin
+# The newest interpreter that runs and can make environments; shims without a version don't count.
+PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11; do \
+	for p in python$$v /usr/local/bin/python$$v /usr/bin/python$$v python3; do \
+	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
+	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
+
+.PHONY: demo test test-slow lint bench env clean
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+demo: env
+	$(BIN)/python -m launch.train --config=configs/nano.py:smoke --run_name=$(RUN)
+	$(BIN)/python -m launch.evaluate --config=configs/nano.py:smoke --run_name=$(RUN)
+	@echo
+	@echo "Checkpoints, metrics.jsonl, TensorBoard logs and evaluations: local_output/$(RUN)"
+	@echo "Next:"
+	@echo "  $(BIN)/python -m tools.inspect_checkpoint --checkpoint=local_output/$(RUN)"
+	@echo "  $(BIN)/python -m launch.dry_run --config=configs/base.py --run_name=base"
+	@echo "  $(BIN)/python -m launch.train --config=configs/nano.py --run_name=nano \\"
+	@echo "      --config.dataset.h5py_dir=/path/to/h5data/num_samples"
+
+test: env
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not torch"
+
+test-slow: env
+	$(BIN)/python -m pytest -q -n 2 -m "slow and not torch"
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: env
+	$(BIN)/python -m tools.bench.padding --config=configs/nano.py
+	$(BIN)/python -m tools.bench.train_step --config=configs/nano.py --grids=2,5,12
+	$(BIN)/python -m tools.make_synthetic_dataset --output_dir=local_output/synthetic --num_samples=60
+	$(BIN)/python -m tools.bench.data_loader \
+		--h5py_dir=$$(dirname $$(find local_output/synthetic -name sample_0.h5 | head -1))
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
