@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: env
 	$(BIN)/python -m launch.train --config=configs/nano.py:smoke --run_name=$(RUN)
-	$(BIN)/python -m launch.evaluate --config=configs/nano.py:smoke --run_name=$(RUN)
+	$(BIN)/python -m launch.evaluate --run_name=$(RUN)
 	@echo
 	@echo "Checkpoints, metrics.jsonl, TensorBoard logs and evaluations: local_output/$(RUN)"
 	@echo "Next:"
