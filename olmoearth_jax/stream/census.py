@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of
 from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, GridTable, StreamSpec, grid_table
 
 ENCODE, TARGET_ONLY, DECODE, MISSING_TOKEN = 0, 1, 2, 3
@@ -20,7 +21,8 @@ class Census:
       group: the group (see `olmoearth_jax.data.pipeline`).
       table: coordinates of the N tokens of every sample.
       masks: int8 [views, B, N]; holes are all MISSING_TOKEN.
-      need: bool [B, N], tokens whose patch some view encodes or decodes.
+      need: bool [B, N], tokens whose patch some view encodes or decodes; where the target
+        encoder runs, all tokens that aren't missing.
       rank: int32 [B, N], running number of a needed token within (sample, slot).
       patches: int [B, slots], needed patches.
       sparse: int [B, slots], visible patches of slots that are not encodable as a rule.
@@ -78,7 +80,7 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
     alive = np.asarray(group["ok"], bool) & (masks == ENCODE).any(-1).all(0)
     masks = np.where(alive[None, :, None], masks, np.int8(MISSING_TOKEN))
     visible, decoded = masks == ENCODE, masks == DECODE
-    need = (visible | decoded).any(0)
+    need = ((masks != MISSING_TOKEN) if is_deep(spec) else (visible | decoded)).any(0)
     starts = table.starts[:-1]
     patches = np.add.reduceat(need, starts, axis=1, dtype=np.int64)
     before = np.cumsum(patches, axis=1) - patches
@@ -91,14 +93,32 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
     dec = per_slot @ owner.T
     return Census(
         group, table, masks, need, rank, patches, sparse, enc, dec,
-        _row_classes(enc, dec, spec), alive,
+        _row_classes(enc, dec, need.sum(1), spec), alive,
     )  # fmt: skip
 
 
-def plan_lengths(spec: StreamSpec, enc: np.ndarray, dec: np.ndarray) -> list[tuple]:
-    """Per plan the (queries, keys) of each row, from enc [...] and dec [..., modalities]."""
+def plan_lengths(
+    spec: StreamSpec, enc: np.ndarray, dec: np.ndarray, present: np.ndarray
+) -> list[tuple]:
+    """Per plan the (queries, keys) of each row.
+
+    Args:
+      spec: the stream.
+      enc: [views, B] visible tokens.
+      dec: [views, B, modalities] decoded tokens.
+      present: [B] tokens that the target encoder sees.
+    """
     total = dec.sum(-1)
-    known = {SELF: (enc, enc), CROSS: (total, enc), SAMPLE: (total, total)}
+    own = enc + registers_of(spec) * (enc > 0)
+    seen = np.zeros_like(enc)
+    # A sample's one target row stands where its first view's row does.
+    seen[0] = present + registers_of(spec) * (present > 0)
+    known = {
+        SELF: (own, own),
+        CROSS: (total, enc),
+        SAMPLE: (total, total),
+        TARGET: (seen, seen),
+    }
     out = []
     for plan in spec.plans:
         if plan.name not in known:
@@ -108,10 +128,12 @@ def plan_lengths(spec: StreamSpec, enc: np.ndarray, dec: np.ndarray) -> list[tup
     return out
 
 
-def _row_classes(enc: np.ndarray, dec: np.ndarray, spec: StreamSpec) -> np.ndarray:
+def _row_classes(
+    enc: np.ndarray, dec: np.ndarray, present: np.ndarray, spec: StreamSpec
+) -> np.ndarray:
     """int [plans, views, B]: the first class of each plan whose bounds hold the row."""
     out = np.full((len(spec.plans), *enc.shape), -1)
-    for p, (queries, keys) in enumerate(plan_lengths(spec, enc, dec)):
+    for p, (queries, keys) in enumerate(plan_lengths(spec, enc, dec, present)):
         for number, (most_q, most_k) in reversed(list(enumerate(spec.plans[p].bounds))):
             out[p][(queries <= most_q) & (keys <= most_k)] = number
     if (out < 0).any():
@@ -161,7 +183,8 @@ def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: 
     """
     patches = np.concatenate([c.patches for c in censuses])
     sparse = np.concatenate([c.sparse for c in censuses])
-    enc = np.concatenate([c.enc for c in censuses], axis=1)
+    # Rows of holes have no visible token and no registers either.
+    enc = np.concatenate([c.enc + registers_of(spec) * (c.enc > 0) for c in censuses], axis=1)
     dec = np.concatenate([c.dec.sum(-1) for c in censuses], axis=1)
     row_class = np.concatenate([c.row_class for c in censuses], axis=2)
     alive = np.concatenate([c.alive for c in censuses])

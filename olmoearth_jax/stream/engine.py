@@ -12,11 +12,14 @@ from jax.sharding import Mesh
 from olmoearth_jax.stream.census import Census, deal, needs, take_census
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import pick_rung
+from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of, wants_pixels
 from olmoearth_jax.stream.pack import DevicePack, pack_device
 from olmoearth_jax.stream.patches import fill_buffers
+from olmoearth_jax.stream.pixels import fill_pixels
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
-from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
 from olmoearth_jax.train.engine import Group, Prepared
+from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
 
 Agree = Callable[[int], int]
 """Host-side agreement on the largest of small integers, without a device collective."""
@@ -41,8 +44,11 @@ class StreamEngine:
         self, forward: StreamForward, ladder: Sequence[Rung], mesh: Mesh, agree: Agree = alone
     ):
         self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree
-        self.loss_name = forward.objective.token_loss.name
         self.rung_counts = np.zeros(len(self.ladder), np.int64)
+
+    @property
+    def objective(self) -> Objective:
+        return self.forward.objective
 
     @property
     def spec(self) -> StreamSpec:
@@ -56,7 +62,9 @@ class StreamEngine:
         """
         k = self.spec.groups
         if len(groups) % k:
-            raise ValueError(f"{len(groups)} groups of a step do not divide into micro-steps of {k}")
+            raise ValueError(
+                f"{len(groups)} groups of a step do not divide into micro-steps of {k}"
+            )
         return [self._micro_step(groups[i : i + k]) for i in range(0, len(groups), k)]
 
     def _micro_step(self, groups: Sequence[Group]) -> Prepared:
@@ -74,10 +82,12 @@ class StreamEngine:
         batch = jax.tree.map(
             lambda *xs: global_array(self.mesh, np.stack(xs)), *[p.arrays for p in packs]
         )
-        buffers = [
-            fill_buffers(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)
-        ]
+        buffers = [fill_buffers(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)]
         patches = tuple(join_devices(self.mesh, shards) for shards in zip(*buffers, strict=True))
+        pixels: tuple = ()
+        if wants_pixels(self.spec):
+            raw = [fill_pixels(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)]
+            pixels = tuple(join_devices(self.mesh, shards) for shards in zip(*raw, strict=True))
         host = _host_counts(censuses, packs, rung, self.spec)
         bad = [
             f"sample_{int(i)}"
@@ -85,12 +95,12 @@ class StreamEngine:
             for i, ok in zip(c.group["index"], c.alive, strict=True)
             if not ok
         ]
-        return Prepared(rung, (batch, patches), host, bad)
+        return Prepared(rung, (batch, patches, pixels), host, bad)
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Rung):
         """See `train.step.Engine`."""
-        batch, patches = inputs
-        return self.forward(params, target, batch, patches, key, program_key)
+        batch, patches, pixels = inputs
+        return self.forward(params, target, batch, patches, key, program_key, pixels)
 
 
 def _members(censuses: list[Census], mine: np.ndarray) -> list[np.ndarray]:
@@ -110,27 +120,36 @@ def _host_counts(
     encoded = sum(int(c.enc.sum()) for c in censuses)
     decoded = sum(int(c.dec.sum()) for c in censuses)
     alive = sum(int(c.alive.sum()) for c in censuses)
+    # The target encoder's stream is as long as its patch buffers.
+    seen = sum(int(c.need.sum()) for c in censuses) if is_deep(spec) else 0
+    room = (rung.enc + rung.dec) * len(packs)
+    if is_deep(spec):
+        room += (sum(rung.patches) + registers_of(spec) * spec.samples) * len(packs)
     return {
         "samples": float(alive),
         "holes": float(sum(len(c.alive) for c in censuses) - alive),
         "encoded_tokens": float(encoded),
         "decoded_tokens": float(decoded),
-        "stream_tokens": float((rung.enc + rung.dec) * len(packs)),
-        "attention_pairs": float(_real_pairs(censuses)),
+        "target_tokens": float(seen),
+        "stream_tokens": float(room),
+        "attention_pairs": float(_real_pairs(censuses, spec)),
         "row_pairs": float(len(packs) * _row_pairs(rung, spec)),
         "overflowed_tokens": 0.0,
     }
 
 
-def _real_pairs(censuses: list[Census]) -> int:
-    """Query-key pairs that exist: self-attention and cross-attention of one layer each."""
-    return sum(int((c.enc * (c.enc + c.dec.sum(-1))).sum()) for c in censuses)
+def _real_pairs(censuses: list[Census], spec: StreamSpec) -> int:
+    """Query-key pairs that exist: one layer of each attention."""
+    pairs = sum(int((c.enc * (c.enc + c.dec.sum(-1))).sum()) for c in censuses)
+    if is_deep(spec):
+        pairs += sum(int((c.need.sum(1) ** 2).sum()) for c in censuses)
+    return pairs
 
 
 def _row_pairs(rung: Rung, spec: StreamSpec) -> int:
     """Query-key pairs that one layer of each attention computes on padded rows."""
     pairs = 0
     for plan, rows in zip(spec.plans, rung.rows, strict=True):
-        if plan.name in (SELF, CROSS):
+        if plan.name in (SELF, CROSS, TARGET):
             pairs += sum(r * q * k for r, (q, k) in zip(rows, plan.bounds, strict=True))
     return pairs

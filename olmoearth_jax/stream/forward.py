@@ -1,4 +1,4 @@
-"""Loss of one micro-step on the token stream: both views, every group, in one program."""
+"""Loss of one micro-step on the token stream: every view, every group, in one program."""
 
 from __future__ import annotations
 
@@ -9,28 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax.losses import Rows, info_nce, rows_value
-from olmoearth_jax.losses.numerics import segment_sum
+from olmoearth_jax.losses import info_nce
 from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.stream import readout
 from olmoearth_jax.stream.attend import stream_attention
+from olmoearth_jax.stream.layout import registers_of
+from olmoearth_jax.stream.maps import Maps
 from olmoearth_jax.stream.pack import MicroBatch
-from olmoearth_jax.stream.rows import RowMap, gather_rows, permute, row_map, take_rows
-from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.pixels import pixel_terms
+from olmoearth_jax.stream.rows import RowMap, permute, take_rows
+from olmoearth_jax.stream.spec import Rung, StreamSpec
 from olmoearth_jax.stream.tables import BandDropout, online_table, target_table
 from olmoearth_jax.stream.tokens import drop_fn, keep_scales, stream_tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """What a step minimises.
-
-    Attributes:
-      token_loss: a registered per-modality or per-sample token loss (`olmoearth_jax.losses`).
-      contrastive: (temperature, weight) of InfoNCE between the views' pooled vectors, or None.
-    """
-
-    token_loss: Any
-    contrastive: tuple[float, float] | None
+from olmoearth_jax.train.objectives import Objective, decoders_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +52,14 @@ class StreamForward:
     band_dropout: BandDropout | None = None
 
     def __call__(
-        self, params: Any, target: Any, batch: MicroBatch, patches: tuple, key: Any, rung: Rung
+        self,
+        params: Any,
+        target: Any,
+        batch: MicroBatch,
+        patches: tuple,
+        key: Any,
+        rung: Rung,
+        pixels: tuple = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean over the micro-step's groups of the reference's per-microbatch loss.
 
@@ -72,150 +70,128 @@ class StreamForward:
           patches: per slot, float32 [D, buffer rows, width].
           key: PRNG key of the step.
           rung: capacities the batch was packed for.
+          pixels: per slot, float32 [D, buffer rows, width] of pixels at their own resolution, if
+            the objective compares pixels.
 
         Returns:
-          The loss (float32 scalar) and {'base': [views, groups], 'contrastive': [groups],
-          'modality/<name>': [views, groups]}, all float32.
+          The loss (float32 scalar) and its terms by metric name, float32.
         """
-        model = merge(self.graph, params)
-        rows = {
-            SELF: self._enc_rows(batch, rung, SELF),
-            CROSS: (self._dec_rows(batch, rung, CROSS), self._enc_rows(batch, rung, CROSS)),
-        }
-        latent, tokens = self._encode(model, batch, patches, key, rung, rows[SELF])
-        predictions = self._decode(model, batch, latent, tokens, key, *rows[CROSS])
-        target_model = merge(self.target_graph, target)
-        table = target_table(target_model, self.spec, rung, patches)
-        targets = take_rows(jax.lax.stop_gradient(table), batch.dec_patch)
-        base, parts = self._token_losses(batch, rung, predictions, targets)
-        total = base.mean(0)
-        aux = {"base": base, **parts}
-        if self.objective.contrastive is not None:
-            nce = self._contrastive(model, batch, latent, rows[SELF])
-            total, aux["contrastive"] = total + nce, nce
-        return total.mean(), aux
-
-    def _map(self, batch, rung: Rung, name: str, offset, length, member, bounds) -> RowMap:
-        p = self.spec.plan(name)
-        return row_map(
-            offset, length, member, batch.order[:, p], batch.rank[:, p], rung.rows[p], bounds
-        )
-
-    def _enc_rows(self, batch: MicroBatch, rung: Rung, name: str) -> RowMap:
-        keys = self.spec.plans[self.spec.plan(name)].keys
-        extents = (batch.enc_offset, batch.enc_length, batch.enc_row)
-        return self._map(batch, rung, name, *extents, keys)
-
-    def _dec_rows(self, batch: MicroBatch, rung: Rung, name: str) -> RowMap:
-        queries = self.spec.plans[self.spec.plan(name)].queries
-        extents = (batch.dec_offset, batch.dec_length, batch.dec_row)
-        return self._map(batch, rung, name, *extents, queries)
+        model, maps = merge(self.graph, params), Maps(self.spec, rung, batch)
+        objective, rows = self.objective, maps.encoder()
+        latent, tokens = self._encode(model, maps, patches, key, rows)
+        cross = (maps.decoder(), maps.context())
+        terms, parts = {}, {}
+        if objective.compares_tokens:
+            predictions = self._predict(model, maps, latent, tokens, key, cross)
+            if not objective.keeps_target:
+                target = params["encoder"]
+            targets = self._targets(jax.lax.stop_gradient(target), maps, patches)
+            terms["base"], parts = self._token_terms(maps, predictions, targets)
+        if objective.mae is not None:
+            inner = model.reconstructor.decoder
+            out = self._decode(inner, model, maps, latent, tokens, key, cross)
+            terms["mae"] = pixel_terms(objective.mae, model.reconstructor, maps, out, pixels)
+        vectors = []
+        if objective.pools:
+            vectors = readout.pooled(model.encoder.project_and_aggregate, maps, rows, latent)
+        if objective.regularizer is not None:
+            if objective.views == 1:
+                spread = readout.spread_tokens(objective.regularizer, maps, rows, latent)
+            else:
+                spread = readout.spread_vectors(objective.regularizer, maps, vectors)
+            terms["regularizer"] = spread
+        if objective.contrastive is not None:
+            temperature, weight = objective.contrastive
+            terms["contrastive"] = info_nce(
+                *vectors, batch.segment.reshape(-1), batch.weight.reshape(-1), self.spec.groups,
+                tau=temperature, weight=weight,
+            )  # fmt: skip
+        total, aux = objective.total(terms)
+        return total, {**aux, **parts}
 
     def _scales(self, rate: float, depth: int, batch: MicroBatch, key, row: jax.Array):
         position = take_rows(batch.position[..., None], batch.row_sample)[..., 0]
         return drop_fn(keep_scales(key, rate, depth, position, batch.row_view), row)
 
-    def _encode(self, model, batch, patches, key, rung, rows: RowMap):
-        encoder = model.encoder
-        tokens = stream_tokens(
-            self.spec, encoder.slots, batch.enc_coord, batch.enc_row, batch
-        )
+    def _encode(self, model, maps: Maps, patches, key, rows: RowMap):
+        encoder, batch = model.encoder, maps.batch
+        tokens = stream_tokens(self.spec, encoder.slots, batch.enc_coord, batch.enc_row, batch)
         table, index, inverse = online_table(
-            encoder, self.spec, rung, batch, patches, self.band_dropout, key
+            encoder, self.spec, maps.rung, batch, patches, self.band_dropout, key
         )
-        x = permute(table, index, inverse)
+        x = self._with_registers(encoder, permute(table, index, inverse), maps.register_number())
         attend = stream_attention(rows, rows, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 1)
         drop = self._scales(self.encoder_drop, len(encoder.blocks), batch, drop_key, batch.enc_row)
         latent = encoder.encode(x, tokens, attend, drop=drop, remat=self.remat)
         return encoder.project_output(latent), tokens
 
-    def _decode(self, model, batch, latent, tokens, key, dec_rows: RowMap, enc_rows: RowMap):
-        decoder = model.decoder
-        wanted = stream_tokens(
-            self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch
-        )
-        attend = stream_attention(dec_rows, enc_rows, self.mesh, self.attention)
+    def _with_registers(self, encoder, x: jax.Array, number: jax.Array) -> jax.Array:
+        """Fills the first tokens of every row with the register tokens."""
+        if encoder.register_tokens is None:
+            return x
+        # A product with a one-hot: its gradient is a product, no scatter-add.
+        one_hot = (number[..., None] == jnp.arange(registers_of(self.spec))).astype(jnp.float32)
+        registers = encoder.register_tokens[...]
+        return x + jnp.matmul(one_hot, registers, precision=jax.lax.Precision.HIGHEST)
+
+    def _decode(self, decoder, model, maps: Maps, latent, tokens, key, cross) -> jax.Array:
+        """Predictions [D, dec, width] of one decoder."""
+        batch, (queries, keys) = maps.batch, cross
+        wanted = stream_tokens(self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch)
+        attend = stream_attention(queries, keys, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 2)
-        drop = self._scales(self.decoder_drop, len(decoder.blocks), batch, drop_key, batch.dec_row)
+        depth = max(len(d.blocks) for d in decoders_of(model))
+        drop = self._scales(self.decoder_drop, depth, batch, drop_key, batch.dec_row)
         context = decoder.context(latent, tokens)
         out = decoder.decode(
             decoder.queries(wanted), wanted, context, tokens, attend, drop=drop, remat=self.remat
         )
         return decoder.output(out)
 
-    def _token_losses(self, batch, rung, predictions, targets):
-        """Per (view, group) value of the token loss, and its parts per modality."""
-        loss = self.objective.token_loss
-        shape = (self.spec.views, self.spec.groups)
-        if loss.scope in ("sample", "batch"):
-            maps = {"": (SAMPLE, self._dec_rows(batch, rung, SAMPLE))}
-            return self._value(maps, batch, predictions, targets).reshape(shape), {}
-        maps = {}
-        for plan in self.spec.plans:
-            if plan.name in self.spec.modalities:
-                m = self.spec.modalities.index(plan.name)
-                extents = (batch.mod_offset[..., m], batch.mod_length[..., m], batch.dec_row)
-                rows = self._map(batch, rung, plan.name, *extents, plan.queries)
-                maps[plan.name] = (plan.name, rows)
-        if loss.scope == "token":
-            return self._value(maps, batch, predictions, targets).reshape(shape), {}
-        parts = {
-            f"modality/{name}": self._value({name: rows}, batch, predictions, targets)
-            for name, rows in maps.items()
-        }
-        parts = {name: value.reshape(shape) for name, value in parts.items()}
-        return sum(parts.values(), jnp.zeros(shape, jnp.float32)), parts
+    def _by_view(self, batch: MicroBatch, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Tokens [D, dec, width]: those of the first view from `a`, the others from `b`."""
+        view = take_rows(batch.row_view[..., None], batch.dec_row)
+        return jnp.where(view == 0, a, b)
 
-    def _value(self, maps: dict, batch, predictions, targets) -> jax.Array:
-        """[views * groups]; rows and scores are recomputed in the backward pass, not kept."""
-        count = self.spec.views * self.spec.groups
-        segment = take_rows(batch.segment[..., None], batch.row_sample)[..., 0]
-        segment = batch.row_view * self.spec.groups + segment
-        weight = take_rows(batch.weight[..., None], batch.row_sample)[..., 0]
-        samples = segment_sum(weight.reshape(-1), segment.reshape(-1), count)
+    def _predict(self, model, maps: Maps, latent, tokens, key, cross) -> jax.Array:
+        def run(decoder):
+            return self._decode(decoder, model, maps, latent, tokens, key, cross)
 
-        @jax.checkpoint
-        def value(predictions, targets):
-            rows = {}
-            for name, (plan, row_map_) in maps.items():
-                order = batch.order[:, self.spec.plan(plan)]
-                ordered = [jnp.take_along_axis(x, order, axis=1) for x in (segment, weight)]
-                rows[name] = self._loss_rows(row_map_, *ordered, predictions, targets)
-            return rows_value(self.objective.token_loss, rows, count, samples)
+        if self.objective.kind != "galileo":
+            return run(model.decoder)
+        # Both decoders run on all tokens: views have no fixed place in the stream.
+        return self._by_view(maps.batch, run(model.decoder_a), run(model.decoder_b))
 
-        return value(predictions, targets)
+    def _targets(self, target: Any, maps: Maps, patches) -> jax.Array:
+        """Targets [D, dec, width] of the decoded tokens, without gradient."""
+        encoder = merge(self.target_graph, target)
+        table = target_table(encoder, self.spec, maps.rung, patches)
+        views = [self.objective.exits_of(v, self.spec.modalities) for v in (0, 1)]
+        made = []
+        for exits in views[:1] if views[0] == views[1] else views:
+            out = self._target(encoder, maps, table, exits)
+            made.append(jax.lax.stop_gradient(out))
+        return made[0] if len(made) == 1 else self._by_view(maps.batch, *made)
 
-    def _loss_rows(self, rows: RowMap, segment, weight, predictions, targets) -> list[Rows]:
-        """One `Rows` per row class, device and row axes merged."""
-        out, first = [], 0
-        for p, t, n in zip(
-            gather_rows(predictions, rows), gather_rows(targets, rows), rows.lengths, strict=True
-        ):
-            mine = slice(first, first + p.shape[1])
-            first += p.shape[1]
-            valid = jnp.arange(p.shape[2]) < n[..., None]
-            fields = (p, t, valid, segment[:, mine], weight[:, mine])
-            if p.shape[1] and p.shape[2]:
-                out.append(Rows(*(x.reshape(-1, *x.shape[2:]) for x in fields)))
-        return out
+    def _target(self, encoder, maps: Maps, table: jax.Array, exits: dict[str, int]) -> jax.Array:
+        batch, stream = maps.batch, maps.batch.target
+        if not any(exits.values()):
+            return take_rows(encoder.project_output(table), batch.dec_patch)
+        assert stream is not None
+        tokens = stream_tokens(self.spec, encoder.slots, stream.coord, stream.row, batch)
+        rows = maps.target()
+        attend = stream_attention(rows, rows, self.mesh, self.attention)
+        x = take_rows(table, stream.patch)
+        x = self._with_registers(encoder, x, maps.target_register_number())
+        x = encoder.encode(x, tokens, attend, exits=exits)
+        return take_rows(encoder.project_output(x), stream.dec_token)
 
-    def _contrastive(self, model, batch, latent, rows: RowMap) -> jax.Array:
-        """[groups]: InfoNCE from view A to view B; negatives are the other samples of the group."""
-        head = model.encoder.project_and_aggregate
-        if not head.aggregate_first:
-            latent = head.project(latent)
-        means = []
-        for part, n in zip(gather_rows(latent, rows), rows.lengths, strict=True):
-            count = jnp.maximum(n, 1).astype(jnp.float32)[..., None]
-            means.append(part.astype(jnp.float32).sum(2) / count)
-        by_row = take_rows(jnp.concatenate(means, axis=1), batch.rank[:, self.spec.plan(SELF)])
-        pooled = take_rows(by_row, batch.sample_row)
-        if head.aggregate_first:
-            pooled = head.project(pooled)
-        a, b = (pooled[:, v].reshape(-1, pooled.shape[-1]) for v in (0, 1))
-        temperature, weight = self.objective.contrastive
-        return info_nce(
-            a, b, batch.segment.reshape(-1), batch.weight.reshape(-1), self.spec.groups,
-            tau=temperature, weight=weight,
-        )  # fmt: skip
+    def _token_terms(self, maps: Maps, predictions, targets):
+        """([views, groups], parts) of the token loss, each view by its own."""
+        losses = [self.objective.loss_of(v) for v in range(self.spec.views)]
+        if len(set(losses)) == 1:
+            return readout.token_terms(losses[0], maps, predictions, targets)
+        values = [readout.token_terms(x, maps, predictions, targets)[0][v]
+                  for v, x in enumerate(losses)]  # fmt: skip
+        return jnp.stack(values), {}

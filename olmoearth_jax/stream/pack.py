@@ -8,7 +8,43 @@ import flax.struct
 import numpy as np
 
 from olmoearth_jax.stream.census import DECODE, ENCODE, Census
+from olmoearth_jax.stream.layout import REGISTER, is_deep, registers_of, wants_pixels
 from olmoearth_jax.stream.spec import Rung, StreamSpec
+
+
+@flax.struct.dataclass
+class TargetStream:
+    """Per sample the registers and all tokens that aren't missing, as many as target patches.
+
+    Attributes:
+      patch: int32 [table + registers], row of the target patch table of each token.
+      coord: uint32, as long.
+      row: int32, as long: attention row (that of the sample's first view).
+      offset, length: int32 [rows].
+      dec_token: int32 [dec], the token that each decoded token has to predict.
+    """
+
+    patch: np.ndarray
+    coord: np.ndarray
+    row: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    dec_token: np.ndarray
+
+
+@flax.struct.dataclass
+class PixelIndex:
+    """Which decoded token predicts each patch.
+
+    Attributes:
+      token: int32 [views, table], position in the decoder stream.
+      inverse: int32 [1, dec], place of each decoded token in the flattened `token`.
+      sample: int32 [table], sample of each patch.
+    """
+
+    token: np.ndarray
+    inverse: np.ndarray
+    sample: np.ndarray
 
 
 @flax.struct.dataclass
@@ -38,6 +74,8 @@ class MicroBatch:
       segment: int32 [samples], group within the micro-step.
       weight: float32 [samples], 0 for holes.
       position: int32 [samples], position in the epoch, the key of drop path.
+      target: the stream of the target encoder, if it runs.
+      pixels: which token predicts each patch, if pixels are compared.
     """
 
     sparse: tuple[np.ndarray, ...]
@@ -65,6 +103,8 @@ class MicroBatch:
     segment: np.ndarray
     weight: np.ndarray
     position: np.ndarray
+    target: TargetStream | None
+    pixels: PixelIndex | None
 
 
 @dataclasses.dataclass
@@ -92,9 +132,7 @@ class DevicePack:
 
 def online_sections(spec: StreamSpec, rung: Rung) -> np.ndarray:
     """int [slots + 1]: where each slot's rows start in the online patch table."""
-    sizes = [
-        rung.patches[i] if s.encodable else rung.sparse[i] for i, s in enumerate(spec.slots)
-    ]
+    sizes = [rung.patches[i] if s.encodable else rung.sparse[i] for i, s in enumerate(spec.slots)]
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
@@ -184,8 +222,13 @@ def pack_device(
         if offsets:
             live = np.array([b for b in mine if censuses[g].alive[b]])
             runs.append(PatchRun(censuses[g], live, np.stack(offsets)))
+    streams = _streams(spec, rung, censuses, items, tables, packer)
     arrays = MicroBatch(
-        **_streams(spec, rung, censuses, items, tables, packer),
+        **streams,
+        target=_target_stream(spec, censuses, items, tables, packer, streams["dec_patch"])
+        if is_deep(spec)
+        else None,
+        pixels=_pixel_index(spec, censuses, items, tables, packer) if wants_pixels(spec) else None,
         **_orders(spec, rung, censuses, items),
         **_sample_arrays(spec, censuses, samples),
     )
@@ -223,26 +266,34 @@ def _streams(spec, rung, censuses, items, tables, packer) -> dict:
     enc: dict[str, list] = {"patch": [], "coord": [], "row": []}
     dec: dict[str, list] = {"patch": [], "coord": [], "row": []}
     enc_at = dec_at = 0
+    extra = registers_of(spec)
+    blank = {
+        "patch": np.full(extra, packer.online[-1]),
+        "coord": np.full(extra, REGISTER),
+        "row": np.zeros(extra, int),
+    }
     for row, (view, i, g, b) in enumerate(items):
         census = censuses[g]
         mask = census.masks[view, b]
         online, target = tables[i]
         seen, wanted = np.flatnonzero(mask == ENCODE), np.flatnonzero(mask == DECODE)
+        for part, values in blank.items():
+            enc[part].append(values + row if part == "row" else values)
         for store, tokens, table in ((enc, seen, online), (dec, wanted, target)):
             store["patch"].append(table[tokens])
             store["coord"].append(census.table.coord[tokens])
             store["row"].append(np.full(len(tokens), row))
-        inverse[view, online[seen]] = enc_at + np.arange(len(seen))
+        inverse[view, online[seen]] = enc_at + extra + np.arange(len(seen))
         owner[online[seen]] = i
         counts = census.dec[view, b]
         row_arrays["row_sample"][row] = i
         row_arrays["row_view"][row] = view
-        row_arrays["enc_offset"][row], row_arrays["enc_length"][row] = enc_at, len(seen)
+        row_arrays["enc_offset"][row], row_arrays["enc_length"][row] = enc_at, extra + len(seen)
         row_arrays["dec_offset"][row], row_arrays["dec_length"][row] = dec_at, len(wanted)
         row_arrays["mod_length"][row] = counts
         row_arrays["mod_offset"][row] = dec_at + np.cumsum(counts) - counts
         sample_row[view, i] = row
-        enc_at, dec_at = enc_at + len(seen), dec_at + len(wanted)
+        enc_at, dec_at = enc_at + extra + len(seen), dec_at + len(wanted)
     return {
         **row_arrays,
         "sample_row": sample_row,
@@ -259,6 +310,49 @@ def _streams(spec, rung, censuses, items, tables, packer) -> dict:
             for s in np.flatnonzero(packer.rare)
         ),
     }
+
+
+def _target_stream(spec, censuses, items, tables, packer, dec_patch) -> TargetStream:
+    """Tokens in row order; a decoded token finds its own through the patch they share."""
+    table, total, extra = int(packer.target[-1]), spec.rows, registers_of(spec)
+    size = table + extra * spec.samples
+    token_of = np.full(table + 1, size, np.int32)
+    offset, length = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    patch, coord, rows, at = [], [], [], 0
+    for row, (view, i, g, b) in enumerate(items):
+        if view:
+            continue
+        tokens = np.flatnonzero(censuses[g].need[b])
+        mine = tables[i][1][tokens]
+        patch += [np.full(extra, table), mine]
+        coord += [np.full(extra, REGISTER), censuses[g].table.coord[tokens]]
+        rows.append(np.full(extra + len(tokens), row))
+        token_of[mine] = at + extra + np.arange(len(tokens))
+        offset[row], length[row] = at, extra + len(tokens)
+        at += extra + len(tokens)
+    return TargetStream(
+        patch=_pad(patch, size, table, np.int32),
+        coord=_pad(coord, size, 0, np.uint32),
+        row=_pad(rows, size, total, np.int32),
+        offset=offset,
+        length=length,
+        dec_token=token_of[dec_patch],
+    )
+
+
+def _pixel_index(spec, censuses, items, tables, packer) -> PixelIndex:
+    """Where the prediction of each patch stands in the decoder stream."""
+    size, dec = int(packer.target[-1]), packer.rung.dec
+    token = np.full((spec.views, size), dec, np.int32)
+    inverse = np.full((1, dec), spec.views * size, np.int32)
+    sample, at = np.zeros(size, np.int32), 0
+    for view, i, g, b in items:
+        wanted = tables[i][1][np.flatnonzero(censuses[g].masks[view, b] == DECODE)]
+        token[view, wanted] = at + np.arange(len(wanted))
+        inverse[0, at : at + len(wanted)] = view * size + wanted
+        sample[wanted] = i
+        at += len(wanted)
+    return PixelIndex(token, inverse, sample)
 
 
 def _sample_arrays(spec: StreamSpec, censuses: list[Census], samples: list) -> dict:

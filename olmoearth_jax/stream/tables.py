@@ -71,7 +71,8 @@ def online_table(
         for i, slot, rows in sections:
             stop = start + rows.shape[1]
             mine = batch.table_sample[:, start:stop]
-            kept.append((i, slot, _drop_bands(spec, dropout, slot, i, view, rows, mine, batch, key)))
+            rows = _drop_bands(spec, dropout, slot, i, view, rows, mine, batch, key)
+            kept.append((i, slot, rows))
             start = stop
         views.append(_project(encoder, numbers, kept))
     size = views[0].shape[1]
@@ -119,7 +120,8 @@ def band_keeps(
     def draw(position):
         rate = jax.random.uniform(jax.random.fold_in(rates, position // group_size))
         u = jax.random.uniform(jax.random.fold_in(own, position), (bands + 1,))
-        return band_keep_mask(dropout.rate, dropout.random, rate, u[None, :bands], u[None, bands])[0]
+        own_draws = (u[None, :bands], u[None, bands])
+        return band_keep_mask(dropout.rate, dropout.random, rate, *own_draws)[0]
 
     return jax.vmap(draw)(position)
 
@@ -138,7 +140,7 @@ def _drop_bands(spec, dropout, slot, number, view, rows, sample, batch, key) -> 
 
 
 def target_table(target, spec: StreamSpec, rung: Rung, patches) -> jax.Array:
-    """Frozen projections [D, sum of patches, width] of every needed patch."""
+    """Patch embeddings [D, sum of patches, width] of every needed patch by the target."""
     embeddings = target.patch_embeddings
     numbers = model_slots(spec, embeddings.slots)
     parts = [
@@ -148,4 +150,4 @@ def target_table(target, spec: StreamSpec, rung: Rung, patches) -> jax.Array:
     ]
     first = embeddings.of_slot(numbers[0])
     width = first.proj.bias.shape[-1] if not first.post_proj else first.post_proj[-1].bias.shape[-1]
-    return target.project_output(_join(parts, width, patches[0]))
+    return _join(parts, width, patches[0])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
+from olmoearth_jax.stream.layout import REGISTER_SLOT
 from olmoearth_jax.stream.rows import take_rows
 from olmoearth_jax.stream.spec import StreamSpec
 
@@ -24,7 +25,7 @@ def stream_tokens(
     Args:
       spec: the stream.
       table: the model's slots (its numbering may cover more modalities than are trained).
-      coord: uint32 [D, N], see `spec.pack_coordinates`.
+      coord: uint32 [D, N], see `spec.pack_coordinates`; registers have no slot, hence -1.
       row: int32 [D, N], attention row; the number of rows marks padding.
       batch: the `MicroBatch`.
       input_res: metres per pixel of the input.
@@ -32,7 +33,7 @@ def stream_tokens(
     slot = (coord >> 24).astype(jnp.int32)
     time = ((coord >> 16) & 0xFF).astype(jnp.int32)
     sample = take_rows(batch.row_sample[..., None], row)[..., 0]
-    padding = row >= batch.row_sample.shape[1]
+    blank = (row >= batch.row_sample.shape[1]) | (slot == REGISTER_SLOT)
     stamps = batch.timestamps
     steps = stamps.shape[2]
     months, days = stamps[..., 1], days_since_2000(stamps)
@@ -50,13 +51,13 @@ def stream_tokens(
     has_date = jnp.take(jnp.asarray(timed), lookup)
     scale = take_rows(batch.patch_size[..., None].astype(jnp.float32), sample)[..., 0]
     return Tokens(
-        slot=jnp.where(padding, -1, model_slot),
+        slot=jnp.where(blank, -1, model_slot),
         time=time,
         month=by_time(months),
         row=((coord >> 8) & 0xFF).astype(jnp.int32),
         col=(coord & 0xFF).astype(jnp.int32),
         gsd=scale * np.float32(input_res / 10.0),
-        days=jnp.where(has_date & ~padding, by_time(days), 0.0),
+        days=jnp.where(has_date & ~blank, by_time(days), 0.0),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.agree import host_agreement
 from olmoearth_jax.stream.engine import StreamEngine
-from olmoearth_jax.stream.forward import Objective, StreamForward
+from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import ROW_FRACTIONS, band_set_counts, row_plans
-from olmoearth_jax.stream.spec import Rung, StreamSpec, make_slots
+from olmoearth_jax.stream.layout import TARGET, Layout, lengthen, target_plan
+from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slots, token_shape
 from olmoearth_jax.stream.tables import BandDropout
 from olmoearth_jax.train.dense_engine import DenseEngine
+from olmoearth_jax.train.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +57,12 @@ class EngineOptions:
                 encoder.random_band_dropout,
                 None if names is None else tuple(names),
             )
-        decoder = 0.0 if model.decoder_config is None else model.decoder_config.drop_path
+        decoder = model.decoder_config
+        if decoder is None and model.reconstructor_config is not None:
+            decoder = model.reconstructor_config.decoder_config
         return cls(
             encoder_drop=encoder.drop_path,
-            decoder_drop=decoder,
+            decoder_drop=0.0 if decoder is None else decoder.drop_path,
             band_dropout=dropout,
             **changes,
         )
@@ -96,8 +101,10 @@ def stream_spec(
     groups: int,
     views: int = 2,
     fractions: Sequence[float] = ROW_FRACTIONS,
-    loss_scope: str = "modality",
-) -> StreamSpec:
+    loss_scope: str | Sequence[str] = "modality",
+    deep_targets: bool = False,
+    pixels: bool = False,
+) -> Layout:
     """The static stream of a model under its masking.
 
     Args:
@@ -107,7 +114,9 @@ def stream_spec(
       devices, groups: per micro-step.
       views: masked views.
       fractions: attention row lengths relative to the bound.
-      loss_scope: what the token loss's rows are (`losses.TokenLoss.scope`).
+      loss_scope: what the token losses' rows are (`losses.TokenLoss.scope`), one or several.
+      deep_targets: whether the target encoder runs.
+      pixels: whether decoded tokens are compared with their pixels.
     """
     encoder = model.encoder_config
     names = modalities.in_sample_order(encoder.supported_modality_names)
@@ -122,18 +131,38 @@ def stream_spec(
         )
 
     encodable = {
-        n: any(n not in getattr(s, "only_decode_modalities", ()) for s in strategies)
-        for n in names
+        n: any(n not in getattr(s, "only_decode_modalities", ()) for s in strategies) for n in names
     }
     slots = make_slots(
         names, encoder.tokenization, encoder.max_patch_size, grid_timesteps, encodable
     )
-    plans, enc, dec = row_plans(
-        names, counts, grid_timesteps, bounds, fractions, loss_scope in ("sample", "batch")
-    )
-    return StreamSpec(
-        slots, names, plans, enc, dec, samples, devices, views, groups, encoder.max_patch_size
-    )
+    scopes = (loss_scope,) if isinstance(loss_scope, str) else loss_scope
+    plans: dict[str, RowPlan] = {}
+    enc = dec = 0
+    for whole in sorted({scope in ("sample", "batch") for scope in scopes}) or [False]:
+        found, enc, dec = row_plans(names, counts, grid_timesteps, bounds, fractions, whole)
+        plans |= {p.name: p for p in found}
+    extra = encoder.num_register_tokens
+    plans[SELF] = lengthen(plans[SELF], extra)
+    if deep_targets:
+        most = max(
+            sum(math.prod(token_shape(n, g, t)) * counts[n] for n in names)
+            for g, t in grid_timesteps.items()
+        )
+        plans[TARGET] = lengthen(target_plan(most, fractions), extra)
+    return Layout(
+        slots, names, tuple(plans.values()), enc + extra, dec, samples, devices, views, groups,
+        encoder.max_patch_size, registers=extra, pixels=pixels,
+    )  # fmt: skip
+
+
+def stream_needs(objective: Objective) -> dict[str, Any]:
+    """What an objective asks of `stream_spec`."""
+    return {
+        "loss_scope": objective.scopes,
+        "deep_targets": objective.deep,
+        "pixels": objective.mae is not None,
+    }
 
 
 def stream_engine(
@@ -144,10 +173,19 @@ def stream_engine(
     mesh: Mesh,
     options: EngineOptions,
 ) -> StreamEngine:
-    """The packed engine."""
+    """The packed engine.
+
+    Raises:
+      ValueError: a term that only the dense engine has.
+    """
+    if objective.mae is not None and not objective.mae.only_decode:
+        raise ValueError(
+            "engine=stream compares the pixels of decoded tokens only; for "
+            "train_module.mae_loss_config.loss_config.only_decode=False use --config.engine=dense"
+        )
     forward = StreamForward(
         graph=latent_mim.graph(model, options.dtype)[0],
-        target_graph=latent_mim.target_graph(model, dtype=options.dtype)[0],
+        target_graph=latent_mim.target_graph(model, objective.full_target, options.dtype)[0],
         spec=spec,
         objective=objective,
         mesh=mesh,
@@ -166,17 +204,17 @@ def dense_engine(
     mesh: Mesh,
     group_size: int,
     options: EngineOptions,
-    views: int = 2,
+    views: int | None = None,
 ) -> DenseEngine:
     """The oracle engine."""
     return DenseEngine(
         graph=latent_mim.graph(model, options.dtype)[0],
-        target_graph=latent_mim.target_graph(model, dtype=options.dtype)[0],
+        target_graph=latent_mim.target_graph(model, objective.full_target, options.dtype)[0],
         objective=objective,
         names=modalities.in_sample_order(model.encoder_config.supported_modality_names),
         mesh=mesh,
         group_size=group_size,
-        views=views,
+        views=objective.views if views is None else views,
         encoder_drop=options.encoder_drop,
         decoder_drop=options.decoder_drop,
         band_dropout=options.band_dropout,
@@ -184,24 +222,38 @@ def dense_engine(
     )
 
 
-def trainable_leaves(model: ModelConfig, contrastive: bool) -> Any:
+def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | None = None) -> Any:
     """Tree of bools: which parameters the optimiser touches (spec/train.md section 5.1).
 
-    Left alone: channel embeddings that are not learnable, frozen patch embeddings, and the
-    pooled projection where no loss reads it (no gradient at all, hence no decay either).
+    Left alone: channel embeddings that are not learnable, frozen patch embeddings, and what no
+    loss reads (no gradient at all, hence no decay either): the pooled projection, a decoder
+    without token loss, a reconstructor without pixel loss.
+
+    Args:
+      model: the model.
+      pooled: whether some loss reads the pooled projection.
+      objective: the losses; None: token losses only.
     """
-    encoder, decoder = model.encoder_config, model.decoder_config
+    encoder = model.encoder_config
+    compares = objective is None or objective.compares_tokens
+    paints = objective is not None and objective.mae is not None
+    learns = {"encoder": encoder.learnable_channel_embeddings}
+    if model.decoder_config is not None:
+        flag = model.decoder_config.learnable_channel_embeddings
+        learns |= dict.fromkeys(("decoder", "decoder_a", "decoder_b"), flag)
+    if model.reconstructor_config is not None:
+        inner = model.reconstructor_config.decoder_config
+        learns["reconstructor"] = inner.learnable_channel_embeddings
     out = {}
     for path, _ in latent_mim.flatten(latent_mim.graph(model)[1]):
-        text = "/".join(path)
         keep = True
-        if text.startswith("encoder/encodings/"):
-            keep = encoder.learnable_channel_embeddings
-        elif "/encodings/" in text and decoder is not None:
-            keep = decoder.learnable_channel_embeddings
-        elif text.startswith("encoder/patch_embeddings/"):
+        if path[0] != "encoder":
+            keep = paints if path[0] == "reconstructor" else compares
+        if "encodings" in path:
+            keep = keep and learns[path[0]]
+        elif path[:2] == ("encoder", "patch_embeddings"):
             keep = not encoder.frozen_patch_embeddings
-        elif text.startswith("encoder/project_and_aggregate/"):
-            keep = contrastive
+        elif path[:2] == ("encoder", "project_and_aggregate"):
+            keep = pooled
         out[path] = np.bool_(keep)
     return latent_mim.unflatten(out)

@@ -13,17 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax import losses, masking, modalities
+from olmoearth_jax import masking, modalities
 from olmoearth_jax.config import Duration, ExperimentConfig
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.modalities import Tokenization
-from olmoearth_jax.stream.forward import Objective
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.spec import Rung, StreamSpec
 from olmoearth_jax.train import assemble, optimizer, probe, schedule
+from olmoearth_jax.train.build_objective import build_objective
+from olmoearth_jax.train.ema import ema_decay_at
 from olmoearth_jax.train.loop import LoopConfig
+from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import Recipe, TrainProgram
 
@@ -133,43 +135,27 @@ def compute_dtype(config: ExperimentConfig) -> Any:
     return jnp.dtype(config.precision)
 
 
-def build_objective(config: ExperimentConfig) -> Objective:
-    """The losses of `config.train_module`.
-
-    Raises:
-      ValueError: a kind of training that this step does not do.
-    """
-    module = config.train_module
-    if module.kind != "contrastive_latent_mim":
-        raise ValueError(
-            f"train_module.kind={module.kind!r} is not available yet; known: contrastive_latent_mim"
-        )
-    if any(module.token_exit_cfg.values()) or list(module.ema_decay) != [1.0, 1.0]:
-        raise ValueError(
-            "train_module.token_exit_cfg above 0 and train_module.ema_decay other than [1, 1] "
-            "are not available yet"
-        )
-    if module.loss_config is None:
-        raise ValueError("train_module.loss_config is missing")
-    contrastive = None
-    if module.contrastive_config is not None:
-        nce = losses.build(module.contrastive_config.loss_config)
-        if not isinstance(nce, losses.InfoNCE):
-            raise ValueError("train_module.contrastive_config must be an InfoNCE loss")
-        contrastive = (nce.tau, nce.weight)
-    token_loss = losses.build(module.loss_config.loss_config)
-    if not isinstance(token_loss, losses.TokenLoss):
-        raise ValueError(f"{token_loss.name} compares no tokens; use it in its own config")
-    return Objective(token_loss, contrastive)
-
-
 def stream_of(
-    config: ExperimentConfig, timesteps: dict[int, int], devices: int, loss_scope: str
+    config: ExperimentConfig,
+    timesteps: dict[int, int],
+    devices: int,
+    objective: Objective | str,
 ) -> StreamSpec:
-    """The static stream of a config on so many devices."""
+    """The static stream of a config on so many devices.
+
+    Args:
+      config: the config.
+      timesteps: grid side -> timesteps.
+      devices: devices of a micro-step.
+      objective: the losses, or just the scope of the token loss.
+    """
     k, samples = assemble.micro_step_shape(
         config.data_loader.global_batch_size, config.train_module.rank_microbatch_size, devices
     )
+    if isinstance(objective, str):
+        needs: dict[str, Any] = {"loss_scope": objective}
+    else:
+        needs = assemble.stream_needs(objective)
     return assemble.stream_spec(
         config.model,
         masking_strategies(config),
@@ -179,7 +165,7 @@ def stream_of(
         k,
         config.data_loader.num_masked_views,
         config.ladder.row_fractions,
-        loss_scope,
+        **needs,
     )
 
 
@@ -232,12 +218,9 @@ def build_program(
             mesh,
             config.train_module.rank_microbatch_size,
             options,
-            config.data_loader.num_masked_views,
         )
     else:
-        spec = stream_of(
-            config, stream.timesteps, mesh.size, objective.token_loss.scope
-        )
+        spec = stream_of(config, stream.timesteps, mesh.size, objective)
         begun = time.perf_counter()
         ladder = size_ladder(config, spec, stream.timesteps, probe.read_presence(index))
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
@@ -247,7 +230,7 @@ def build_program(
         engine,
         build_recipe(config, last_step),
         mesh,
-        assemble.trainable_leaves(config.model, objective.contrastive is not None),
+        assemble.trainable_leaves(config.model, objective.pools, objective),
         on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
     )
 
@@ -265,10 +248,14 @@ def build_recipe(config: ExperimentConfig, last_step: int) -> Recipe:
             eps=optim.eps,
             weight_decay=optim.weight_decay,
             max_grad_norm=module.max_grad_norm,
+            count_offset=optim.count_offset,
+            group_overrides=tuple(optim.group_overrides),
         ),
         lambda step: course.lr(optim.lr, step, last_step),
         config.init_seed,
         [(pattern, tuple(axes)) for pattern, axes in config.fsdp_rules],
+        lambda step: ema_decay_at(step, last_step, (module.ema_decay[0], module.ema_decay[1])),
+        module.reinit_targets,
     )
 
 

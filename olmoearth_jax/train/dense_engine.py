@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses import info_nce
-from olmoearth_jax.model.dense import forward_dense, target_dense
+from olmoearth_jax.model.dense import Forward, forward_dense, target_dense
 from olmoearth_jax.model.latent_mim import merge
-from olmoearth_jax.stream.forward import Objective
 from olmoearth_jax.stream.tables import BandDropout, band_keeps
 from olmoearth_jax.stream.tokens import keep_scales
-from olmoearth_jax.train.sharding import batch_sharding
 from olmoearth_jax.train.engine import Group, Prepared
+from olmoearth_jax.train.objectives import Objective, decoders_of
+from olmoearth_jax.train.sharding import batch_sharding
 
 VISIBLE, DECODE, MISSING_TOKEN = 0, 2, 3
 
@@ -54,10 +54,6 @@ class DenseEngine:
     decoder_drop: float = 0.0
     band_dropout: BandDropout | None = None
     remat: str = "none"
-
-    @property
-    def loss_name(self) -> str:
-        return self.objective.token_loss.name
 
     def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
         """One micro-step per group; holes keep their place with weight 0."""
@@ -106,50 +102,91 @@ class DenseEngine:
         (batch,) = inputs
         patch_size = program_key[2]
         model = merge(self.graph, params)
-        frozen = merge(self.target_graph, target)
-        count = batch["weight"].shape[0]
-        segment = jnp.zeros(count, jnp.int32)
-        exits = dict.fromkeys(self.names, 0)
-        targets = target_dense(
-            frozen, batch["data"], batch["masks"][0], batch["timestamps"], patch_size, exits=exits
-        )
-        targets = {n: _flat(jax.lax.stop_gradient(x)) for n, x in targets.items()}
-        base, pooled = [], []
+        depth = max(len(d.blocks) for d in decoders_of(model))
+        out: list[Forward] = []
         for view, masks in enumerate(batch["masks"]):
-            data = self._dropped(model, batch, view, key)
-            out = forward_dense(
-                model,
-                data,
-                masks,
-                batch["timestamps"],
-                patch_size,
-                encoder_drop=self._drop(self.encoder_drop, model.encoder, batch, view, key, 1),
-                decoder_drop=self._drop(self.decoder_drop, model.decoder, batch, view, key, 2),
-                remat=self.remat,
+            encoder_depth = len(model.encoder.blocks)
+            out.append(
+                forward_dense(
+                    model,
+                    self._dropped(model, batch, view, key),
+                    masks,
+                    batch["timestamps"],
+                    patch_size,
+                    view="ab"[view],
+                    encoder_drop=self._drop(self.encoder_drop, encoder_depth, batch, view, key, 1),
+                    decoder_drop=self._drop(self.decoder_drop, depth, batch, view, key, 2),
+                    remat=self.remat,
+                )
             )
-            predictions = {n: _flat(x) for n, x in out.decoder.items()}
-            flat = {n: masks[n].reshape(count, -1) for n in predictions}
-            value = self.objective.token_loss(
-                predictions, targets, flat, segment=segment, num_segments=1,
-                sample_weight=batch["weight"],
-            )  # fmt: skip
-            base.append(value)
-            pooled.append(out.project_aggregated)
-        total = jnp.stack(base).mean(0)
-        aux = {"base": jnp.stack(base)}
+        terms = {}
+        if self.objective.compares_tokens:
+            targets = self._targets(params, target, batch, patch_size)
+            base = [self._token_loss(v, o, targets[v], batch) for v, o in enumerate(out)]
+            terms["base"] = jnp.stack(base)
+        if self.objective.mae is not None:
+            terms["mae"] = jnp.stack([self._pixel_loss(o, batch) for o in out])
+        if self.objective.regularizer is not None:
+            terms["regularizer"] = jnp.stack([self._spread(o, batch) for o in out]).mean(0)
         if self.objective.contrastive is not None:
             tau, weight = self.objective.contrastive
-            nce = info_nce(*pooled, segment, batch["weight"], 1, tau=tau, weight=weight)
-            total, aux["contrastive"] = total + nce, nce
-        return total.mean(), aux
+            pooled = [o.project_aggregated for o in out]
+            terms["contrastive"] = info_nce(
+                *pooled, _segment(batch), batch["weight"], 1, tau=tau, weight=weight
+            )
+        return self.objective.total(terms)
 
-    def _drop(self, rate: float, part: Any, batch: dict, view: int, key: jax.Array, number: int):
+    def _targets(self, params: Any, target: Any, batch: dict, patch_size: int) -> list[dict]:
+        """Per view the targets {modality: [B, N, D]}, computed once where the exits agree."""
+        if not self.objective.keeps_target:
+            target = params["encoder"]
+        frozen = merge(self.target_graph, jax.lax.stop_gradient(target))
+        exits = [self.objective.exits_of(v, self.names) for v in range(self.views)]
+        made: dict[tuple, dict] = {}
+        for depths in exits:
+            known = tuple(depths.items())
+            if known not in made:
+                found = target_dense(
+                    frozen, batch["data"], batch["masks"][0], batch["timestamps"], patch_size,
+                    exits=depths,
+                )  # fmt: skip
+                made[known] = {n: _flat(jax.lax.stop_gradient(x)) for n, x in found.items()}
+        return [made[tuple(depths.items())] for depths in exits]
+
+    def _token_loss(self, view: int, out: Forward, targets: dict, batch: dict) -> jax.Array:
+        """[1]: the token loss of one view."""
+        assert out.decoder is not None
+        predictions = {n: _flat(x) for n, x in out.decoder.items()}
+        masks = {n: x.reshape(len(x), -1) for n, x in batch["masks"][view].items()}
+        return self.objective.loss_of(view)(
+            predictions, targets, masks, segment=_segment(batch), num_segments=1,
+            sample_weight=batch["weight"],
+        )  # fmt: skip
+
+    def _pixel_loss(self, out: Forward, batch: dict) -> jax.Array:
+        """[1]: the pixel loss of one view."""
+        assert self.objective.mae is not None and out.reconstructed is not None
+        return self.objective.mae(
+            out.reconstructed, batch["data"], out.masks, segment=_segment(batch), num_segments=1,
+            sample_weight=batch["weight"],
+        )  # fmt: skip
+
+    def _spread(self, out: Forward, batch: dict) -> jax.Array:
+        """[1]: the regulariser on pooled vectors, or on encoder tokens if there is one view."""
+        loss = self.objective.regularizer
+        assert loss is not None
+        x, segment, weight = out.project_aggregated, _segment(batch), batch["weight"]
+        if self.objective.views == 1:
+            tokens = {n: _flat(v) for n, v in out.encoder.items()}
+            masks = {n: v.reshape(len(v), -1) for n, v in out.masks.items()}
+            x, segment, weight = loss.tokens_to_vectors(tokens, masks, segment, weight)
+        return loss(x, segment=segment, num_segments=1, sample_weight=weight)
+
+    def _drop(self, rate: float, depth: int, batch: dict, view: int, key: jax.Array, number: int):
         """Drop path of one view; the same draws as the stream engine's."""
         position = batch["position"][None]
         views = jnp.full_like(position, view)
-        scales = keep_scales(
-            jax.random.fold_in(key, number), rate, len(part.blocks), position, views
-        )
+        scales = keep_scales(jax.random.fold_in(key, number), rate, depth, position, views)
         if scales is None:
             return None
         return lambda layer, branch: scales[layer, branch][0][:, None, None]
@@ -175,6 +212,11 @@ class DenseEngine:
             full = full.at[:, np.asarray(slot.channels)].set(keep)
             out[slot.modality] = x * full.reshape(len(x), *(1,) * (x.ndim - 2), -1)
         return out
+
+
+def _segment(batch: dict) -> jax.Array:
+    """int32 [B]: a micro-step is a single group."""
+    return jnp.zeros(batch["weight"].shape[0], jnp.int32)
 
 
 def _flat(x: jax.Array) -> jax.Array:

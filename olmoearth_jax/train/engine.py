@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import jax
 
+from olmoearth_jax.train.objectives import Objective
+
 Group = dict[str, Any]
 """Samples that share patch size and grid; see `olmoearth_jax.data.pipeline`."""
 
@@ -25,7 +27,10 @@ class Prepared:
 class Engine(Protocol):
     """How groups become losses; see `olmoearth_jax.stream.engine` and `train.dense_engine`."""
 
-    loss_name: str
+    @property
+    def objective(self) -> Objective:
+        """The terms that are minimised."""
+        ...
 
     def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
         """Splits a step's groups into micro-steps and moves them to the devices."""

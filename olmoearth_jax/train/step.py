@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.train import optimizer
+from olmoearth_jax.train import optimizer, targets
+from olmoearth_jax.train.ema import ema_update
 from olmoearth_jax.train.engine import Engine, Group, Prepared
 from olmoearth_jax.train.sharding import Rules, shardings
 
@@ -46,12 +47,17 @@ class Recipe:
       learning_rate: step (1-based) -> learning rate.
       seed: key of initial parameters, drop path and band dropout.
       fsdp_rules: see `train.sharding.shardings`.
+      target_decay: step (1-based) -> decay of the target's moving average (`train.ema`), or
+        None where it stays as it is.
+      reinit_targets: draw the target anew instead of copying the encoder.
     """
 
     optimizer: Any
     learning_rate: Callable[[int], float]
     seed: int = 12536
     fsdp_rules: Rules = ()
+    target_decay: Callable[[int], float | None] = lambda step: None
+    reinit_targets: bool = False
 
 
 class TrainProgram:
@@ -81,7 +87,7 @@ class TrainProgram:
 
     def _shapes(self) -> State:
         params = latent_mim.graph(self.model)[1]
-        target = latent_mim.target_params(params)
+        target = targets.start_of(params, self.engine.objective)
         opt_state = jax.eval_shape(self._init_optimizer, params)
         step = jax.ShapeDtypeStruct((), jnp.int32)
         return {"params": params, "target": target, "opt_state": opt_state, "step": step}
@@ -98,12 +104,15 @@ class TrainProgram:
         )
 
     def init_state(self) -> State:
-        """Fresh parameters, their frozen target projection, and an empty optimiser state."""
-        return self.state_from(latent_mim.initial_params(self.model, self.recipe.seed))
+        """Fresh parameters, their target, and an empty optimiser state."""
+        seed, target = self.recipe.seed, None
+        if self.recipe.reinit_targets:
+            target = targets.drawn_anew(self.model, self.engine.objective, seed)
+        return self.state_from(latent_mim.initial_params(self.model, seed), target)
 
     def state_from(self, params: Any, target: Any = None) -> State:
-        """A fresh state around given parameters (and target, by default their projection)."""
-        target = latent_mim.target_params(params) if target is None else target
+        """A fresh state around given parameters (and target, by default a copy of theirs)."""
+        target = targets.start_of(params, self.engine.objective) if target is None else target
         # Copies: the state is donated to every update, so no two leaves may share a buffer.
         target = jax.tree.map(np.array, target)
         put = functools.partial(jax.tree.map, jax.device_put)
@@ -123,7 +132,8 @@ class TrainProgram:
         """
         key = jax.random.fold_in(self._rng, step)
         total = None
-        host: dict[str, float] = {}
+        state, decay = self._follow(state, step)
+        host: dict[str, float] = {} if decay is None else {"train/ema_decay": decay}
         bad: list[str] = []
         for prepared in self.engine.prepare(groups):
             if total is None:
@@ -137,7 +147,7 @@ class TrainProgram:
         update = self._cached("update", self._update, (state, total, np.float32(lr)), (0,))
         state, metrics = update(state, total, np.float32(lr))
         host["optim/LR (group 0)"] = lr
-        real = host["encoded_tokens"] + host["decoded_tokens"]
+        real = host["encoded_tokens"] + host["decoded_tokens"] + host.get("target_tokens", 0.0)
         host["padded_share"] = 1.0 - real / max(host.pop("stream_tokens"), 1.0)
         return state, StepReport(metrics, host, bad)
 
@@ -145,6 +155,7 @@ class TrainProgram:
         """(gradients, metrics) of a step without taking it; for parity checks."""
         key = jax.random.fold_in(self._rng, step)
         total = None
+        state, _ = self._follow(state, step)
         for prepared in self.engine.prepare(groups):
             total = self._zeros(state, prepared) if total is None else total
             program = self._program(prepared.key, state, total, prepared.inputs, key)
@@ -152,6 +163,17 @@ class TrainProgram:
         assert total is not None
         grads = jax.tree.map(lambda g: g / total["good"], total["grads"])
         return grads, self._metrics(total)
+
+    def _follow(self, state: State, step: int) -> tuple[State, float | None]:
+        """Moves the target towards the online encoder, before the step's forward."""
+        decay = self.recipe.target_decay(step)
+        if decay is None or not state["target"]:
+            return state, None
+        # Nothing is donated: until the update, the old state must stay fit to be saved.
+        arguments = (state["target"], state["params"]["encoder"], np.float32(decay))
+        out = self._shardings["target"]
+        target = self._cached("target", ema_update, arguments, (), out)(*arguments)
+        return {**state, "target": target}, decay
 
     def warm_up(self, prepared: Prepared, state: State) -> None:
         """Compiles the program of a micro-step without running it."""
@@ -242,13 +264,12 @@ class TrainProgram:
         def mean(x):
             return jnp.where(good > 0, x / jnp.maximum(good, 1.0), jnp.nan)
 
-        name = self.engine.loss_name
+        name = self.engine.objective.metric_name
         out = {
             f"train/{name}": mean(total["loss"]),
             "train/good_micro_steps": good,
             "train/dropped_micro_steps": total["seen"] - good,
         }
         for key, value in total["aux"].items():
-            text = {"contrastive": "train/InfoNCE", "base": "train/base"}.get(key)
-            out[text or f"train/{key}"] = mean(value)
+            out["train/InfoNCE" if key == "contrastive" else f"train/{key}"] = mean(value)
         return out

@@ -1,0 +1,143 @@
+"""What a step minimises: the terms of a training module and how they add up (spec/train.md 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from olmoearth_jax.losses import MAE, KoLeo, TokenLoss
+
+Exits = tuple[tuple[str, int], ...]
+"""(modality, depth) pairs; a modality that is not listed has depth 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoTokenLoss(TokenLoss):
+    """Stands for the token loss of a run that predicts pixels only."""
+
+    name: ClassVar[str] = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The terms of a training module.
+
+    Attributes:
+      token_loss: loss between decoded tokens and targets (of view A, if B has its own).
+      contrastive: (temperature, weight) of InfoNCE between the views' pooled vectors, or None.
+      kind: 'contrastive_latent_mim', 'latent_mim', 'mae' or 'galileo'.
+      token_loss_b: the loss of view B (galileo); None: the same.
+      regularizer: on pooled vectors where there are two views, else on encoder tokens.
+      mae: loss on reconstructed pixels.
+      exits: depth at which each modality's target leaves the target encoder.
+      exits_b: those of view B (galileo); None: the same.
+      moving: the target follows the online encoder, so all of its parameters are kept.
+      view_metrics: a name per view under which its token loss is reported too.
+    """
+
+    token_loss: TokenLoss
+    contrastive: tuple[float, float] | None = None
+    kind: str = "contrastive_latent_mim"
+    token_loss_b: TokenLoss | None = None
+    regularizer: KoLeo | None = None
+    mae: MAE | None = None
+    exits: Exits = ()
+    exits_b: Exits | None = None
+    moving: bool = False
+    view_metrics: tuple[str, ...] = ()
+
+    @property
+    def compares_tokens(self) -> bool:
+        return not isinstance(self.token_loss, NoTokenLoss)
+
+    @property
+    def views(self) -> int:
+        """Masked views of a sample."""
+        return 1 if self.kind in ("latent_mim", "mae") else 2
+
+    @property
+    def pools(self) -> bool:
+        """Whether a term reads the encoder's pooled projection."""
+        on_pooled = self.regularizer is not None and self.views == 2
+        return self.contrastive is not None or on_pooled
+
+    @property
+    def deep(self) -> bool:
+        """Whether some target comes out of the target encoder's blocks."""
+        pairs = (*self.exits, *(self.exits_b or ()))
+        return self.compares_tokens and any(depth > 0 for _, depth in pairs)
+
+    @property
+    def keeps_target(self) -> bool:
+        """Whether the state holds a target; MAE training takes the online encoder instead."""
+        return self.kind != "mae"
+
+    @property
+    def full_target(self) -> bool:
+        """Whether the target is a whole encoder rather than its patch projection."""
+        return self.deep or self.moving or (self.kind == "mae" and self.compares_tokens)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What rows the token losses compare, see `losses.TokenLoss`."""
+        if not self.compares_tokens:
+            return ()
+        return tuple(dict.fromkeys(self.loss_of(v).scope for v in range(2)))
+
+    def loss_of(self, view: int) -> TokenLoss:
+        """The token loss of view 0 or 1."""
+        return self.token_loss_b if view and self.token_loss_b is not None else self.token_loss
+
+    def exits_of(self, view: int, names: Sequence[str]) -> dict[str, int]:
+        """Exit depth of every modality in `names` for view 0 or 1."""
+        chosen = self.exits_b if view and self.exits_b is not None else self.exits
+        return dict.fromkeys(names, 0) | {n: d for n, d in chosen if n in names}
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the total among the metrics, without 'train/'."""
+        latent = [self.token_loss.name] if self.compares_tokens else []
+        if self.kind == "galileo":
+            latent.append(self.loss_of(1).name)
+        pixels = [] if self.mae is None else [self.mae.name]
+        extra = [] if self.regularizer is None else [self.regularizer.name]
+        parts = [*pixels, *latent, *extra] if self.kind == "mae" else [*latent, *extra, *pixels]
+        return "+".join(parts)
+
+    def total(self, terms: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(loss, metrics) from the terms that are there.
+
+        Args:
+          terms: 'base' and 'mae' [views, groups]; 'regularizer' and 'contrastive' [groups].
+
+        Returns:
+          The mean over groups (float32 scalar), and the terms under their metric names.
+        """
+        per_group = jnp.zeros((), jnp.float32)
+        for name, value in terms.items():
+            per_group = per_group + (value.mean(0) if name in ("base", "mae") else value)
+        aux = {k: v for k, v in terms.items() if k in ("base", "contrastive")}
+        if self.regularizer is not None:
+            aux[self.regularizer.name] = terms["regularizer"]
+        if self.mae is not None and self.metric_name != self.mae.name:
+            aux[self.mae.name] = terms["mae"]
+        for view, name in enumerate(dict.fromkeys(self.view_metrics)):
+            aux[name] = terms["base"][view]
+        return per_group.mean(), aux
+
+
+def decoders_of(model: Any) -> list[Any]:
+    """The predictors of a model: its decoder or decoders, then that of the reconstructor."""
+    named = [getattr(model, n, None) for n in ("decoder", "decoder_a", "decoder_b")]
+    if model.reconstructor is not None:
+        named.append(model.reconstructor.decoder)
+    return [d for d in named if d is not None]
+
+
+def exit_pairs(depths: Mapping[str, int] | None) -> Exits | None:
+    """A mapping as hashable pairs; None stays None."""
+    return None if depths is None else tuple(depths.items())
