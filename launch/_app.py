@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -145,7 +145,7 @@ def _is_ours(error: BaseException) -> bool:
     return isinstance(error, UserError) or bool(frames and frames[-1].filename.startswith(_OURS))
 
 
-def _fail(problems: Sequence[str]) -> Any:
+def _fail(problems: Sequence[str]) -> NoReturn:
     """Prints problems and ends the process with USER_ERROR."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

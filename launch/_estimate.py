@@ -32,6 +32,12 @@ def parameter_rows(cfg: ExperimentConfig) -> list[tuple[str, int]]:
     return list(out.items())
 
 
+def decoder_of(cfg: ExperimentConfig) -> PredictorConfig | None:
+    """The decoder, also where it stands inside a pixel reconstructor."""
+    pixels = cfg.model.reconstructor_config
+    return cfg.model.decoder_config or (pixels.decoder_config if pixels else None)
+
+
 def full_target(cfg: ExperimentConfig) -> bool:
     """Whether the target is a whole encoder rather than its patch projection."""
     module = cfg.train_module
@@ -117,7 +123,7 @@ def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
 
     A multiplication and an addition count as two.
     """
-    encoder, decoder = cfg.model.encoder_config, cfg.model.decoder_config
+    encoder, decoder = cfg.model.encoder_config, decoder_of(cfg)
     width = encoder.embedding_size
     block = 2 * width * width * (4 + 2 * encoder.mlp_ratio)
     total = encoder.depth * (tokens.encoded * block + 4 * tokens.encoder_pairs * width)
@@ -169,7 +175,7 @@ def memory_rows(
       spec, rung: the stream and its capacities.
       half: matrix products in bfloat16.
     """
-    encoder, decoder = cfg.model.encoder_config, cfg.model.decoder_config
+    encoder, decoder = cfg.model.encoder_config, decoder_of(cfg)
     item, share = (2 if half else 4), 1
     if cfg.fsdp_rules:
         share = max(cfg.mesh.fsdp, 1)

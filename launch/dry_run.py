@@ -62,13 +62,13 @@ def report(cfg: ExperimentConfig, devices: int) -> list[str]:
     """The lines that are printed below the config."""
     lines = ["", "parameters", *_parameters(cfg)]
     timesteps = _estimate.grid_timesteps(cfg)
-    spec = build.stream_of(cfg, timesteps, devices, build.build_objective(cfg).token_loss.scope)
+    spec = build.stream_of(cfg, timesteps, devices, build.build_objective(cfg))
     tokens = _estimate.simulate_tokens(cfg, timesteps)
     lines += ["", "step", *_step(cfg, devices, spec, tokens)]
     grids = ", ".join(f"{g}x{g}: {t}" for g, t in timesteps.items())
     lines += ["", "crops", _row("timesteps per grid", grids)]
     ladder = build.size_ladder(cfg, spec, timesteps, [])
-    usual = ladder[-2] if len(ladder) > 1 else ladder[-1]
+    usual = ladder[max(len(ladder) - 2, 0)]
     half = cfg.precision == "bfloat16" or (cfg.precision == "auto" and cfg.attention != "xla")
     lines += ["", "memory per device (estimate, largest usual program)"]
     rows = _estimate.memory_rows(cfg, spec, usual, half)

@@ -11,6 +11,7 @@ from olmoearth_jax.configlib.schema import Text
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.?(inf|nan)", re.IGNORECASE)
+_JSON = json.JSONDecoder(strict=False)
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
 _NULL = {"null", "none", "~"}
@@ -96,7 +97,7 @@ class _Reader:
         start, quote = self.at, self.text[self.at]
         if quote == '"':
             try:
-                word, self.at = json.decoder.scanstring(self.text, start + 1, False)
+                word, self.at = _JSON.raw_decode(self.text, start)
             except json.JSONDecodeError as e:
                 raise self.fail("unfinished quoted text") from e
             return word

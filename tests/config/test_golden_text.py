@@ -1,6 +1,7 @@
 """Config files against their saved text.
 
-`pytest tests/config --update-golden-text` rewrites it. A change of any default shows up as a change of these files.
+`pytest tests/config --update-golden-text` rewrites it, so that a change of a default is a change
+of these files.
 """
 
 import importlib
