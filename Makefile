@@ -7,9 +7,10 @@
 VENV ?= .venv
 RUN ?= demo
 BIN = $(VENV)/bin
-# The newest interpreter that runs and can make environments; shims without a version don't count.
-PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11; do \
-	for p in python$$v /usr/local/bin/python$$v /usr/bin/python$$v python3; do \
+# The newest interpreter that runs and can make environments: version managers put commands on the
+# path that do neither.
+PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
+	for p in python$$v /usr/local/bin/python$$v /usr/bin/python$$v; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
@@ -44,7 +45,7 @@ test-slow: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: env
 	$(BIN)/python -m tools.bench.padding --config=configs/nano.py

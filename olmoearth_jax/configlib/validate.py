@@ -86,6 +86,8 @@ def _dataset(cfg: ExperimentConfig) -> Iterator[str]:
                 f"set common.training_modalities, which reaches both "
                 f"(the model supports: {', '.join(supported)})"
             )
+    if data.dtype != "float32":
+        yield "dataset.dtype must be float32: the fill value of missing data overflows float16"
     yield from _need(
         0 < data.dataset_percentage <= 1,
         "dataset.dataset_percentage",

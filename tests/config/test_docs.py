@@ -1,5 +1,6 @@
 """The documents agree with the code."""
 
+import re
 from pathlib import Path
 
 from olmoearth_jax.config import ExperimentConfig, get_path, official
@@ -24,6 +25,16 @@ def test_every_documented_path_exists():
             parent = path.rpartition(".")[0]
             if not parent or get_path(config, parent) is not None:
                 get_path(config, path)
+
+
+def test_every_difference_names_tests_that_exist():
+    lines = (ROOT / "docs" / "differences.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| here")]
+    for row in rows:
+        named = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
+        assert named, row
+        for path, test in named:
+            assert f"def {test}(" in (ROOT / path).read_text(), (path, test)
 
 
 def test_every_ablation_says_what_it_asks():

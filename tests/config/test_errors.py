@@ -83,6 +83,7 @@ PROBLEMS = [
     ({"data_loader.sampled_hw_p_list": []}, "grid sizes"),
     ({"data_loader.transform_config": {"type": "flip_rotate"}}, "did you mean 'flip_and_rotate'?"),
     ({"data_loader.transform_config": {"type": "mixup"}}, "needs an alpha"),
+    ({"dataset.dtype": "float16"}, "dataset.dtype must be float32"),
     ({"dataset.dataset_percentage": 0}, "greater than 0 and at most 1"),
     ({"dataset.training_modalities": ["latlon"]}, "which the model does not support"),
     ({f"{STRATEGY}.type": "randm"}, "did you mean 'random'?"),
@@ -122,6 +123,15 @@ PROBLEMS = [
 def test_problem_is_found(changes, part):
     problems = overrides.apply_values(official("base"), changes).validate()
     assert any(part in p for p in problems), problems
+
+
+def test_budget_can_be_counted_with_the_models_own_tokens():
+    # A 9x9 grid has 6 maps and 3 + 1 + 2 band sets of sensors, or 3 as v1.2 sees them.
+    changes = {"data_loader.sampled_hw_p_list": [9], "data_loader.token_budget": 9 * 81}
+    config = overrides.apply_values(official("base", "v1_2"), changes)
+    assert any("token budget 729 is too small" in p for p in config.validate())
+    config.data_loader.match_model_tokenization = True
+    assert config.validate() == []
 
 
 def test_faster_target_needs_exit_zero_and_no_ema():
