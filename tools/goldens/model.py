@@ -6,7 +6,6 @@ Operations and single modules are in `model_parts`. Tolerances are those of spec
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.interop import config_json, torch_keys
+from olmoearth_jax.interop import checkpoints, config_json, torch_keys
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import dense, latent_mim, table
 from olmoearth_jax.model.config import ModelConfig
-from tools.goldens import model_parts
+from tools.goldens import model_parts, releases
 from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
 
 RTOL, ATOL = 1e-4, 2e-5
@@ -48,7 +47,7 @@ def cases(folder: Path) -> Iterator[Case]:
                 "documented difference: the reference attends to padding in eval mode",
             )
     for release in sorted(p for p in folder.glob("release_*") if p.is_dir()):
-        yield _release_case(release)
+        yield releases.release_case(release, _release, RTOL, ATOL)
     for file, maker in _FILES.items():
         if (folder / file).exists():
             yield from maker(folder / file)
@@ -255,31 +254,13 @@ def _token_exits(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         checks.array(f"{name}/project_aggregated", pooled, reference_pooled)
 
 
-def _release_case(folder: Path) -> Case:
-    name = folder.name
-    if importlib.util.find_spec("torch") is None:
-        return skipped(name, "weights.pth needs torch, which is not installed")
-    return Case(name, functools.partial(_release, folder))
-
-
-def _release(folder: Path) -> Result:
-    import torch  # pyright: ignore[reportMissingImports]
-
-    config = config_json.read(folder / "config.json")
-    raw = torch.load(folder / "weights.pth", map_location="cpu", weights_only=True)
-    state = {k: v.numpy() for k, v in raw.items()}
-    params, target, extras = torch_keys.from_state_dict(state, config)
-    arrays = load_npz(folder / "expected.npz")
+def _release(checks: Checks, loaded: checkpoints.Weights, arrays: Arrays) -> None:
     patch_size = int(arrays["patch_size"])
-    slots = latent_mim.slot_table(config.encoder_config)
+    slots = latent_mim.slot_table(loaded.config.encoder_config)
     inputs = split_inputs(under(arrays, "in/"), slots, patch_size)
-    tokens = _encode_fast(latent_mim.graph(config)[0], params, inputs, patch_size)
-    checks = Checks(RTOL, ATOL)
+    graph = latent_mim.graph(loaded.config)[0]
+    tokens = _encode_fast(graph, loaded.params, inputs, patch_size)
     check_tokens(checks, "encoder", tokens, inputs[1], under(arrays, "out/encoder/"))
-    back = torch_keys.to_state_dict(params, config, target, extras)
-    for key, value in back.items():
-        checks.array(f"export {key}", value, state[key], 0.0, 0.0)
-    return checks.result()
 
 
 def _configs(path: Path) -> Iterator[Case]:

@@ -1,0 +1,136 @@
+"""Reference weights to a checkpoint of ours, and a checkpoint back to reference weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.interop import hub, torch_keys, weights
+from olmoearth_jax.model import config as model_config
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.train import checkpoint, integrity
+
+INERT = "inert"
+"""Item with the tensors that no part of ours uses, kept so that an export is exact."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters of a model in our layout.
+
+    Attributes:
+      config: the model.
+      params: trained parameters, nested dict of float32 arrays.
+      target: target parameters, or None.
+      extras: unused tensors by the reference's keys.
+      decode_only: modalities that the encoder never saw; None if not recorded.
+      normalization: ranges stored with the weights; {} means those of the registry.
+    """
+
+    config: ModelConfig
+    params: dict[str, Any]
+    target: dict[str, Any] | None
+    extras: dict[str, np.ndarray]
+    decode_only: tuple[str, ...] | None
+    normalization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the trained parameters, as `tools.inspect_checkpoint` prints it."""
+        return integrity.parameter_digest(self.params)
+
+
+def from_reference(folder: str | Path, name: str = "") -> Weights:
+    """Reads a reference folder strictly.
+
+    Args:
+      folder: where it lies.
+      name: what it was asked for by; published models are known by it.
+
+    Raises:
+      ValueError: unreadable files, or tensors that do not fit the config, listed by side.
+    """
+    read = weights.read_folder(folder)
+    try:
+        params, target, extras = torch_keys.from_state_dict(read.state, read.config)
+    except ValueError as e:
+        raise ValueError(f"{folder}: {e}") from None
+    decode_only = read.decode_only
+    if decode_only is None and hub.published_name(name or Path(folder).name):
+        names = read.config.encoder_config.supported_modality_names
+        decode_only = tuple(n for n in names if n not in hub.ENCODED)
+    return Weights(read.config, params, target, extras, decode_only)
+
+
+def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
+    """Writes a checkpoint (step 0) below `folder`; returns its step folder.
+
+    Raises:
+      ValueError: the folder holds a checkpoint already.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if checkpoint.complete_steps(folder / "checkpoints"):
+        raise ValueError(f"{folder} already holds a checkpoint; give another target")
+    # Imported here: it needs the whole training stack.
+    from olmoearth_jax.train.build import normalization_of
+
+    names = loaded.config.encoder_config.supported_modality_names
+    config: dict[str, Any] = {
+        "common": {"run_name": folder.name, "recipe": f"converted from {source or 'weights'}"},
+        "model": model_config.to_dict(loaded.config),
+    }
+    if loaded.decode_only is not None:
+        config |= weights.decode_only_record(loaded.decode_only)
+    state: dict[str, Any] = {"params": loaded.params, "step": np.int32(0)}
+    if loaded.target is not None:
+        state["target"] = loaded.target
+    if loaded.extras:
+        tree = {tuple(key.split(".")): value for key, value in loaded.extras.items()}
+        state[INERT] = latent_mim.unflatten(tree)
+    normalization = loaded.normalization or normalization_of(names)
+    info = checkpoint.RunInfo(config=config, normalization=normalization)
+    with checkpoint.Checkpointer(folder / "checkpoints", info, save_interval=1) as saver:
+        saved = saver.save(0, state)
+    step_folder = folder / "checkpoints" / "0"
+    if not saved or not (step_folder / "meta").is_dir():
+        raise ValueError(f"the checkpoint could not be written to {folder}; see the log above")
+    weights.write_notice(folder)
+    return step_folder
+
+
+def read(path: str | Path, with_target: bool = True) -> Weights:
+    """Reads the parameters of a run folder, a checkpoints folder or a step folder.
+
+    Raises:
+      ValueError: no checkpoint there, damaged, or of a model that does not fit its config.
+    """
+    folder = checkpoint.find_checkpoint(path)
+    meta = checkpoint.read_meta(folder)
+    if "model" not in meta["config"]:
+        raise ValueError(f"the checkpoint {folder} does not say which model it holds")
+    if fault := integrity.damage(folder):
+        raise ValueError(f"the checkpoint {folder} is damaged: {fault}")
+    config = model_config.from_dict(ModelConfig, meta["config"]["model"])
+    params = checkpoint.load_item(folder, "params")
+    wanted = integrity.describe(latent_mim.graph(config)[1])
+    if lines := integrity.tree_differences(integrity.describe(params), wanted):
+        raise ValueError(f"the checkpoint {folder} does not fit its config: " + "; ".join(lines))
+    target, extras = None, {}
+    if with_target and "target" in meta["items"]:
+        target = checkpoint.load_item(folder, "target")
+    if with_target and INERT in meta["items"]:
+        inert = latent_mim.flatten(checkpoint.load_item(folder, INERT))
+        extras = {".".join(key): value for key, value in inert}
+    decode_only = weights.decode_only_of(meta["config"])
+    return Weights(config, params, target, extras, decode_only, meta["normalization"])
+
+
+def to_reference(loaded: Weights, folder: str | Path) -> list[Path]:
+    """Writes a reference folder; see `weights.write_folder`."""
+    state = torch_keys.to_state_dict(loaded.params, loaded.config, loaded.target, loaded.extras)
+    return weights.write_folder(folder, loaded.config, state, loaded.decode_only)

@@ -1,0 +1,181 @@
+"""Reading and writing reference folders, and what is refused."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olmoearth_jax.interop import checkpoints, hub, torch_keys, weights
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+
+NAMES = ["sentinel2_l2a", "worldcover"]
+
+
+def tiny(**encoder) -> ModelConfig:
+    common = {"supported_modality_names": NAMES, "num_heads": 2, "depth": 1}
+    return ModelConfig(
+        encoder_config=EncoderConfig(**common, embedding_size=16, max_patch_size=4, **encoder),
+        decoder_config=PredictorConfig(**common),
+    )
+
+
+def loaded(config: ModelConfig) -> checkpoints.Weights:
+    params = latent_mim.initial_params(config, 3)
+    state = torch_keys.to_state_dict(params, config)
+    for key, value in state.items():
+        if key.startswith("target_encoder.") and "month" not in key:
+            state[key] = value + np.float32(0.5)
+    return checkpoints.Weights(config, *torch_keys.from_state_dict(state, config), ("worldcover",))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A reference folder with safetensors, which needs no PyTorch."""
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "reference"
+    checkpoints.to_reference(loaded(tiny()), out)
+    return out
+
+
+def test_round_trip_is_exact(folder, tmp_path):
+    first = checkpoints.from_reference(folder)
+    assert first.extras and first.decode_only == ("worldcover",)
+    step = checkpoints.write(first, tmp_path / "ours")
+    back = checkpoints.read(tmp_path / "ours")
+    assert back.digest == first.digest and back.config == first.config
+    checkpoints.to_reference(back, tmp_path / "again")
+    before, after = weights.read_folder(folder), weights.read_folder(tmp_path / "again")
+    assert before.state.keys() == after.state.keys()
+    for key, value in before.state.items():
+        np.testing.assert_array_equal(value, after.state[key])
+    assert after.decode_only == ("worldcover",)
+    for place in (tmp_path / "again", step.parent.parent):
+        assert weights.LICENSE_URL in (place / weights.NOTICE_FILE).read_text()
+    with pytest.raises(ValueError, match="already holds a checkpoint"):
+        checkpoints.write(first, tmp_path / "ours")
+
+
+def test_missing_extra_names_it(folder):
+    (folder / weights.SAFETENSORS_FILE).rename(folder / weights.TORCH_FILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "torch", None)
+        with pytest.raises(ValueError, match=r"olmoearth-jax\[convert\]"):
+            weights.read_folder(folder)
+
+
+def test_config_faults(folder):
+    path = folder / weights.CONFIG_FILE
+    good = json.loads(path.read_text())
+    other = json.loads(path.read_text())
+    other["model"]["encoder_config"]["_CLASS_"] = "a.b.EncodrConfig"
+    path.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="did you mean 'EncoderConfig'"):
+        checkpoints.from_reference(folder)
+    good["model"]["encoder_config"]["depth"] = 2
+    path.write_text(json.dumps(good))
+    with pytest.raises(ValueError, match=r"missing from the weights: encoder\.blocks\.1"):
+        checkpoints.from_reference(folder)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        checkpoints.from_reference(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match="no config file"):
+        checkpoints.from_reference(folder)
+
+
+def test_weights_of_another_size(folder, tmp_path):
+    other = ModelConfig(tiny().kind, tiny().encoder_config, tiny().decoder_config)
+    other.encoder_config.max_patch_size = 2
+    checkpoints.to_reference(loaded(other), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / weights.SAFETENSORS_FILE, folder)
+    with pytest.raises(ValueError, match="of another shape: encoder"):
+        checkpoints.from_reference(folder)
+
+
+def test_damaged_safetensors(folder):
+    path = folder / weights.SAFETENSORS_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or cut off"):
+        weights.read_folder(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match="neither"):
+        weights.read_folder(folder)
+
+
+def test_non_finite_weights_are_refused(tmp_path):
+    bad = loaded(tiny())
+    bad.params["encoder"]["norm"]["scale"][0] = np.nan
+    checkpoints.to_reference(bad, tmp_path / "bad")
+    with pytest.raises(ValueError, match=r"not finite in 1 tensors: encoder\.norm\.weight"):
+        weights.read_folder(tmp_path / "bad")
+
+
+class _Code:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("fault", ["truncated", "pickle", "code", "not a dict"])
+def test_bad_torch_files(folder, fault, capsys):
+    torch = pytest.importorskip("torch")
+    path = folder / weights.TORCH_FILE
+    (folder / weights.SAFETENSORS_FILE).unlink()
+    match = "was refused|damaged"
+    if fault == "truncated":
+        torch.save({"a": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif fault == "pickle":
+        path.write_bytes(b"not a file of weights")
+    elif fault == "code":
+        path.write_bytes(pickle.dumps({"a": _Code()}))
+        match = "was refused"
+    else:
+        torch.save([torch.zeros(1)], path)
+        match = "not a state dict"
+    with pytest.raises(ValueError, match=match):
+        weights.read_folder(folder)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.torch
+def test_torch_file_and_prefix(tmp_path):
+    torch = pytest.importorskip("torch")
+    checkpoints.to_reference(loaded(tiny()), tmp_path)
+    state = torch.load(tmp_path / weights.TORCH_FILE, weights_only=True)
+    before = weights.read_folder(tmp_path).state
+    prefixed = {f"model.{k}": v for k, v in state.items()}
+    prefixed["model.supervision_head.weight"] = torch.zeros(2)
+    torch.save(prefixed, tmp_path / weights.TORCH_FILE)
+    after = weights.read_folder(tmp_path).state
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["OlmoEarth-v1_2-Base", "olmoearth-v1.2-base", "allenai/OlmoEarth-v1_2-Base"]
+)
+def test_names_are_completed(name):
+    assert hub.repository(name) == "allenai/OlmoEarth-v1_2-Base"
+
+
+def test_other_names(tmp_path):
+    assert hub.repository("me/my-model") == "me/my-model"
+    for name in ("OlmoEarth-v1_2-Bse", "./missing", "/nowhere/at/all", "allenai/OlmoEarth-v1-Bas"):
+        with pytest.raises(ValueError, match="no published model"):
+            hub.repository(name)
+    assert hub.find(tmp_path) == tmp_path
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        hub.find(tmp_path / "file")
+
+
+def test_offline_without_cache(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="not in the local cache"):
+        hub.find("OlmoEarth-v1-Nano")

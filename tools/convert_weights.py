@@ -1,0 +1,74 @@
+"""Converts weights between the reference's layout and ours, strictly and without loss.
+
+    python -m tools.convert_weights import --source=DIR --target=DIR
+    python -m tools.convert_weights export --checkpoint=DIR --target=DIR
+
+The reference's layout is a folder with config.json and weights.pth (needs PyTorch) or
+model.safetensors; --source may also be a published name such as OlmoEarth-v1_2-Nano. Prints the
+digest of the parameters last. Ready-made checkpoints and training runs can both be exported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from olmoearth_jax.interop import checkpoints, hub
+from olmoearth_jax.modalities import closest
+
+_SOURCE = flags.DEFINE_string("source", None, "Import: folder or published name.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
+)
+_TARGET = flags.DEFINE_string("target", None, "Folder to write.", required=True)
+
+VERBS = ("import", "export")
+
+
+def import_weights(source: str, target: str) -> list[str]:
+    """Writes a checkpoint from reference weights; returns the lines to print."""
+    loaded = checkpoints.from_reference(hub.find(source), Path(source).name)
+    step_folder = checkpoints.write(loaded, target, Path(source).name)
+    return [f"checkpoint: {step_folder}", *_lines(loaded)]
+
+
+def export_weights(checkpoint: str, target: str) -> list[str]:
+    """Writes a reference folder from a checkpoint; returns the lines to print."""
+    loaded = checkpoints.read(checkpoint)
+    files = checkpoints.to_reference(loaded, target)
+    return [*(f"written: {path}" for path in files), *_lines(loaded)]
+
+
+def _lines(loaded: checkpoints.Weights) -> list[str]:
+    decode_only = "not recorded" if loaded.decode_only is None else ", ".join(loaded.decode_only)
+    return [
+        f"model: {loaded.config.kind}, modalities "
+        f"{', '.join(loaded.config.encoder_config.supported_modality_names)}",
+        f"decode-only modalities: {decode_only or '(none)'}",
+        f"digest: {loaded.digest}",
+    ]
+
+
+def main(argv: list[str]) -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    verb = argv[1] if len(argv) > 1 else ""
+    if verb not in VERBS or len(argv) > 2:
+        raise app.UsageError(f"Say what to do: import or export. {closest(verb, VERBS)}")
+    try:
+        if verb == "import":
+            if not _SOURCE.value:
+                raise app.UsageError("import needs --source.")
+            lines = import_weights(_SOURCE.value, _TARGET.value)
+        else:
+            if not _CHECKPOINT.value:
+                raise app.UsageError("export needs --checkpoint.")
+            lines = export_weights(_CHECKPOINT.value, _TARGET.value)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    app.run(main)
