@@ -12,6 +12,7 @@ random, all tokens are online. Each run is one JSON line in <work_dir>/<group>/r
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from launch.evaluate import read_flags
 from olmoearth_jax import modalities
 from olmoearth_jax.evals.embeddings import Pooling, embed_tokens
 from olmoearth_jax.modalities import closest
@@ -93,16 +95,23 @@ SWEEPS: dict[str, dict[str, list[Any]]] = {
 }
 SWEEPS["all"] = {k: v for sweep in list(SWEEPS.values()) for k, v in sweep.items()}
 
+FLAGS = flags.FlagValues()
+"""This program's own flags; other programs have flags of the same names."""
+
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+
 _FIELDS = {f.name: type(f.default) for f in dataclasses.fields(Run)}
 _PARAMETERS = {
-    name: flags.DEFINE_string(f"{name}", None, f"Run parameter ({kind.__name__}).")
+    name: _string(f"{name}", None, f"Run parameter ({kind.__name__}).")
     for name, kind in _FIELDS.items()
 }
-_KEYS = flags.DEFINE_list("sweep_keys", None, f"Named sweeps: {', '.join(SWEEPS)}.")
-_SWEEP = flags.DEFINE_string("sweep", None, "JSON object: run parameter -> list of values.")
-_CROSS = flags.DEFINE_bool("cross_product", False, "All combinations instead of one at a time.")
-_GROUP = flags.DEFINE_string("sweep_group_name", "benchmark", "Names the results' folder.")
-_WORK = flags.DEFINE_string("work_dir", "local_output", "Where results are written.")
+_KEYS = _list("sweep_keys", None, f"Named sweeps: {', '.join(SWEEPS)}.")
+_SWEEP = _string("sweep", None, "JSON object: run parameter -> list of values.")
+_CROSS = _bool("cross_product", False, "All combinations instead of one at a time.")
+_GROUP = _string("sweep_group_name", "benchmark", "Names the results' folder.")
+_WORK = _string("work_dir", "local_output", "Where results are written.")
 
 
 def parse(name: str, text: Any) -> Any:
@@ -260,5 +269,10 @@ def _main(argv: list[str]) -> Any:
         sys.exit(2)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Arguments that are no flags; a mistake, or --help, ends the program."""
+    return read_flags(FLAGS, argv, __doc__ or "")
+
+
 if __name__ == "__main__":
-    app.run(_main)
+    app.run(_main, flags_parser=parse_flags)

@@ -14,6 +14,7 @@ all tasks: --set=patch_size=8 (repeatable); of one: --set=mados.probe_lr=0.05.
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import threading
@@ -32,28 +33,52 @@ from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.runner import RunOptions
 from olmoearth_jax.train import checkpoint
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run, checkpoints or step folder.")
-_BASELINE = flags.DEFINE_enum("baseline", None, models.BASELINES, "Evaluate without a checkpoint.")
-_SIZE = flags.DEFINE_string("size", "nano", "Model size of --baseline=random_init.")
-_VERSION = flags.DEFINE_string("version", "v1", "Model version of --baseline=random_init.")
-_TASKS = flags.DEFINE_list("tasks", None, "Task names; default: all whose data is there.")
-_SKIP = flags.DEFINE_list("skip_tasks", None, "Task names to leave out.")
-_CATALOGUE = flags.DEFINE_enum("catalogue", "knn_lp", tasks.CATALOGUES, "List of known tasks.")
-_SET = flags.DEFINE_multi_string("set", [], "[<task>.]<field>=<value> for the tasks.")
-_SWEEP = flags.DEFINE_enum("sweep", "none", sweep.SWEEPS, "Runs per task.")
-_BEST = flags.DEFINE_bool("select_best_val", False, "Best of validations every 5 epochs.")
-_DATASET_NORM = flags.DEFINE_bool("use_dataset_normalizer", False, "Datasets' own statistics.")
-_H5 = flags.DEFINE_string("h5py_dir", None, "Pretraining H5 folder of the pretrain_* tasks.")
-_TEST = flags.DEFINE_bool("run_on_test", True, "Score the test split too.")
-_BOOTSTRAP = flags.DEFINE_integer("n_bootstrap", 0, "Resamples of the test score.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 42, "Seed of probes, sample order and subsets.")
-_STEPS = flags.DEFINE_list("steps", None, "Checkpoint steps, or 'all'; default: the newest.")
-_WATCH = flags.DEFINE_bool("watch", False, "Wait for new checkpoints of the run.")
-_POLL = flags.DEFINE_float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
-_OUT = flags.DEFINE_string("out", None, "Folder of the results; default: evals in the run folder.")
-_DRY = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
-_LIST = flags.DEFINE_bool("list", False, "Say why tasks are skipped.")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
+FLAGS = flags.FlagValues()
+"""This program's own flags; other programs have flags of the same names."""
+
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
+_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
+_multi_string = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+
+_RUN_NAME = _string("run_name", None, "Run under local_output.")
+_CHECKPOINT = _string("checkpoint", None, "Run, checkpoints or step folder.")
+_BASELINE = _enum("baseline", None, models.BASELINES, "Evaluate without a checkpoint.")
+_SIZE = _string("baseline_size", "nano", "Model size of --baseline=random_init.")
+_VERSION = _string("baseline_version", "v1", "Model version of --baseline=random_init.")
+_TASKS = _list("tasks", None, "Task names; default: all whose data is there.")
+_SKIP = _list("skip_tasks", None, "Task names to leave out.")
+_CATALOGUE = _enum("catalogue", "knn_lp", tasks.CATALOGUES, "List of known tasks.")
+_SET = _multi_string("set", [], "[<task>.]<field>=<value> for the tasks.")
+_SWEEP = _enum("sweep", "none", sweep.SWEEPS, "Runs per task.")
+_BEST = _bool("select_best_val", False, "Best of validations every 5 epochs.")
+_DATASET_NORM = _bool("use_dataset_normalizer", False, "Datasets' own statistics.")
+_H5 = _string("h5py_dir", None, "Pretraining H5 folder of the pretrain_* tasks.")
+_TEST = _bool("run_on_test", True, "Score the test split too.")
+_BOOTSTRAP = _integer("n_bootstrap", 0, "Resamples of the test score.", lower_bound=0)
+_SEED = _integer("seed", 42, "Seed of probes, sample order and subsets.")
+_STEPS = _list("steps", None, "Checkpoint steps, or 'all'; default: the newest.")
+_WATCH = _bool("watch", False, "Wait for new checkpoints of the run.")
+_POLL = _float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
+_OUT = _string("out", None, "Folder of the results; default: evals in the run folder.")
+_DRY = _bool("dry_run", False, "Print the plan and stop.")
+_LIST = _bool("list", False, "Say why tasks are skipped.")
+_DTYPE = _enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
+
+
+def read_flags(values: flags.FlagValues, argv: list[str], about: str) -> list[str]:
+    """Parses `argv` into `values`; prints `about` and the flags for --help."""
+    if "--help" in argv or "-h" in argv:
+        print(about + "\n" + values.get_help())
+        sys.exit(0)
+    try:
+        return values(argv)
+    except flags.Error as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
 
 
 def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
@@ -102,7 +127,7 @@ def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
 
 def source_folder() -> Path:
     """Run folder, checkpoints folder or step folder that the flags name."""
-    run_name = flags.FLAGS["run_name"].value
+    run_name = _RUN_NAME.value
     if (_CHECKPOINT.value is None) == (run_name is None):
         raise UserError("give --run_name=NAME, --checkpoint=DIR or --baseline=... (one of them)")
     if run_name is None:
@@ -226,9 +251,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Arguments that are no flags; a mistake, or --help, ends the program."""
+    return read_flags(FLAGS, argv, __doc__ or "")
+
+
 def _main(argv: list[str]) -> Any:
     sys.exit(main(argv))
 
 
 if __name__ == "__main__":
-    app.run(_main)
+    app.run(_main, flags_parser=parse_flags)

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
+from olmoearth_jax.configlib.tree import ExperimentConfig
 from olmoearth_jax.evals import results, sweep, tasks
 from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
 from olmoearth_jax.evals.runner import RunOptions, run_task
@@ -163,3 +164,27 @@ def host_copy(tree: Any) -> Any:
         return np.array(x)
 
     return jax.tree.map(copy, tree)
+
+
+def build_evaluator(
+    config: ExperimentConfig, steps_per_epoch: int, say: Callable[[str], None] = print
+) -> DownstreamEvaluator | None:
+    """The evaluator of a training run; None if evaluation is off or has no task.
+
+    Raises:
+      ValueError: see `DownstreamEvaluator`.
+    """
+    settings = config.trainer.callbacks.downstream_evaluator
+    if config.trainer.no_evals or not settings.enabled:
+        return None
+    evaluator = DownstreamEvaluator(
+        settings,
+        config.model,
+        steps_per_epoch=steps_per_epoch,
+        folder=config.run_folder / "evals",
+        run_name=config.common.run_name,
+        h5py_dir=config.dataset.h5py_dir,
+        dtype=None if config.precision == "auto" else config.precision,
+        say=say,
+    )
+    return evaluator if evaluator.tasks else None

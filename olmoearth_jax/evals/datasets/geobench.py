@@ -140,7 +140,7 @@ def read_sample(path: Path, bands: Sequence[str], spatial: bool) -> tuple[np.nda
         if text is None:
             raise ValueError(f"{path.name} has no attribute 'pickle'; it is no GeoBench sample")
         meta = archives.loads_literal(text, path.name)
-        stored = {str(k).split("_")[0]: k for k in meta.get("bands_order", f) if k != "label"}
+        stored = {str(k).split("_")[0]: k for k in meta.get("bands_order", f) if k in f}
         missing = [b for b in bands if b not in stored]
         if missing:
             raise ValueError(f"{path.name} lacks the band {missing[0]!r}")

@@ -69,7 +69,7 @@ def load_split(location: Location, name: str) -> tuple[np.ndarray, np.ndarray]:
     path = folder / f"MADOS_{name}.npz"
     if path.exists():
         with np.load(path) as stored:
-            table = {k: stored[k] for k in ("images", "labels")}
+            table = {k: stored[k] for k in stored.files}
     else:
         path = location.require(folder / f"MADOS_{name}.pt")
         table = archives.load_torch(path)

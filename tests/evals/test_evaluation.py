@@ -1,0 +1,212 @@
+"""Whole tasks: runner, sweeps, in-loop evaluator, the evaluate verb."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from launch import benchmark, evaluate
+from olmoearth_jax.configlib.tasks import EvalInterval
+from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
+from olmoearth_jax.evals import callback, models, results, runner, sweep
+from olmoearth_jax.evals.models import Loaded
+from olmoearth_jax.model import latent_mim
+
+from .builders import task, tiny_config, tiny_model, write_windows
+
+TEST = runner.RunOptions(run_on_test=True, k=5)
+
+
+@pytest.fixture
+def windows(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    write_windows(root / "yemen_crop", {"train": 6, "val": 3, "test": 3})
+    write_windows(root / "forest_loss_driver", {"train": 9, "val": 6}, "classification", 64, 1)
+    write_windows(root / "lfmc_woody_3k", {"train": 4, "val": 2}, "regression", 32, 1)
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(root))
+    return root
+
+
+def test_every_mode_on_one_model(windows):
+    model = tiny_model()
+    for mode in ("knn", "linear_probe", "embedding_diagnostics"):
+        result = runner.run_task("t", task(eval_mode=mode), model, TEST)
+        assert result.mode == mode and result.embedding_shape == (4, 4, 32)
+        if mode == "embedding_diagnostics":
+            assert result.valid is None and result.diagnostics["global_effective_rank"] > 1
+        else:
+            assert result.test is not None and 0 < result.test.primary <= 1
+    knn = runner.run_task(
+        "t", task("forest_loss_driver", eval_mode="knn"), model, runner.RunOptions(k=3)
+    )
+    assert knn.valid is not None and knn.valid.primary_key == "accuracy"
+    regression = runner.run_task("t", task("lfmc_woody_3k"), model)
+    assert regression.valid is not None and regression.valid.primary_key == "neg_rmse"
+
+
+def test_raw_bands_tell_the_classes_apart(windows):
+    model = models.baseline("raw_bands").model
+    out = runner.run_task("t", task(epochs=40), model, TEST)
+    assert out.test is not None and out.test.primary > 0.5
+
+
+def test_transforms_and_subsets_are_applied(windows):
+    settings = task(max_train_samples=4, embedding_dim=5, quantize_embeddings=True)
+    out = runner.run_task("t", settings, tiny_model())
+    assert out.embedding_shape == (4, 4, 5) and out.settings["quantize_bits"] == 8
+    with pytest.raises(ValueError, match="quantile_config_path"):
+        runner.run_task("t", task(quantize_embeddings=True, quantize_bits=4), tiny_model())
+    with pytest.raises(ValueError, match="does not fit a segmentation task"):
+        runner.run_task("t", task(use_center_token=True), tiny_model())
+
+
+def test_embeddings_are_made_once_for_runs_of_one_kind(windows, monkeypatch):
+    model, cache, calls = tiny_model(), {}, []
+    original = runner.extract
+    monkeypatch.setattr(runner, "extract", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    for lr in (0.1, 0.01):
+        runner.run_task("t", task(probe_lr=lr), model, cache=cache)
+    assert len(calls) == 2
+    runner.run_task("t", task(pooling_type="max"), model, cache=cache)
+    assert len(calls) == 4
+
+
+def test_sweeps_list_every_run():
+    one = {"t": task(), "k": task("forest_loss_driver", eval_mode="knn")}
+    assert len(sweep.expand(one)) == 2
+    assert len(sweep.expand(one, "lr")) == 8 + 1
+    assert len(sweep.expand(one, "full")) == 32 + 4
+    best = sweep.select_best_val(one)["t"]
+    assert best.select_best_by_primary_metric and best.linear_probe_eval_interval == 5
+    with pytest.raises(ValueError, match="unknown sweep"):
+        sweep.expand(one, "all")
+    with pytest.raises(ValueError, match="did you mean 'patch_size'"):
+        sweep.change_all(one, patch_sise=3)
+
+
+def test_results_are_kept_and_not_made_again(windows, tmp_path):
+    loaded = Loaded(tiny_model(), "tiny", 7, {})
+    plan = sweep.expand({"t": task()})
+    first = sweep.evaluate(loaded, plan, TEST, tmp_path, say=lambda s: None)
+    lines: list[str] = []
+    again = sweep.evaluate(loaded, plan, TEST, tmp_path, say=lines.append)
+    assert not lines and again == first
+    assert json.loads((tmp_path / "7.json").read_text()) == first
+    settings = first[0]["settings"]
+    for key in ("pooling", "normalization", "image_size", "patch_size", "seed"):
+        assert key in settings
+    assert "tiny" in results.table(first) and results.plot(first, tmp_path / "p.png")
+
+
+def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
+    bad = dataclasses.replace(task(), primary_metric="accuracy")
+    loaded = Loaded(tiny_model(), "tiny", 0, {})
+    lines: list[str] = []
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed: bad"):
+        sweep.evaluate(loaded, [("bad", bad), ("good", task())], TEST, tmp_path, say=lines.append)
+    assert any("error: bad" in line for line in lines)
+    assert [r["task"] for r in results.read_lines(tmp_path)] == ["good"]
+
+
+def _evaluator(tmp_path, **settings):
+    tasks = {
+        "often": task(eval_interval=EvalInterval(2, "steps")),
+        "rarely": task(eval_mode="knn", eval_interval=EvalInterval(1, "epochs")),
+        "absent": task("mados"),
+        "foreign": task("small_landsat_vessel_type", input_modalities=["landsat"]),
+    }
+    config = DownstreamEvaluatorConfig(tasks=tasks, **settings)
+    lines: list[str] = []
+    made = callback.DownstreamEvaluator(
+        config, tiny_config(), steps_per_epoch=6, folder=tmp_path / "evals", say=lines.append
+    )
+    made.options = dataclasses.replace(made.options, k=5)
+    return made, lines
+
+
+def test_tasks_run_when_they_are_due(windows, tmp_path, monkeypatch):
+    monkeypatch.delenv("MADOS_DIR", raising=False)
+    evaluator, lines = _evaluator(tmp_path)
+    assert sorted(evaluator.skipped) == ["absent", "foreign"]
+    assert "MADOS_DIR" in lines[0] and "landsat" in lines[1]
+    assert [s for s in range(8) if evaluator.due(s)] == [2, 4, 6]
+    assert evaluator.due_tasks(6) == ["often", "rarely"]
+    assert _evaluator(tmp_path, eval_on_startup=True)[0].due(0)
+    assert not _evaluator(tmp_path, enabled=False)[0].due(2)
+    only = _evaluator(tmp_path, tasks_to_run=["rarely"])[0]
+    assert list(only.tasks) == ["rarely"]
+    assert list(_evaluator(tmp_path, filter_for_eval_mode="knn")[0].tasks) == ["rarely"]
+    with pytest.raises(ValueError, match="did you mean 'rarely'"):
+        _evaluator(tmp_path, tasks_to_run=["rarly"])
+
+
+def test_evaluating_changes_no_bit_of_the_state(windows, tmp_path):
+    evaluator, _ = _evaluator(tmp_path, cancel_after_first_eval=True)
+    params = jax.tree.map(jax.numpy.asarray, latent_mim.initial_params(tiny_config()))
+    before = jax.tree.map(np.array, params)
+    values = evaluator({"params": params}, 6)
+    assert values is not None and evaluator.cancel
+    assert {"eval/often", "eval/rarely", "eval_time/often", "checkpoint_step"} <= set(values)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), before, params)
+    assert all(jax.tree.leaves(same))
+    assert evaluator({"params": params}, 6, lambda: True) is None
+    stored = json.loads((tmp_path / "evals" / "6.json").read_text())
+    assert [r["task"] for r in stored] == ["often", "rarely"]
+
+
+def _evaluate(*arguments: str) -> int:
+    evaluate.FLAGS.unparse_flags()
+    for flag in evaluate.FLAGS:
+        evaluate.FLAGS[flag].unparse()
+    evaluate.parse_flags(["evaluate", *arguments])
+    return evaluate.main(["evaluate"])
+
+
+def test_the_verb_evaluates_a_baseline(windows, tmp_path, capsys):
+    out = (
+        "--baseline=raw_bands",
+        "--tasks=yemen_crop",
+        "--set=epochs=2",
+        f"--out={tmp_path / 'e'}",
+    )
+    assert _evaluate(*out) == 0
+    assert "yemen_crop" in capsys.readouterr().out
+    assert len(results.read_lines(tmp_path / "e")) == 1
+    assert (tmp_path / "e" / "results.png").exists()
+    assert _evaluate(*out, "--dry_run", "--sweep=lr") == 0
+    assert capsys.readouterr().out.count("yemen_crop: ") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--baseline=raw_bands", "--tasks=yemen_corp"], "did you mean 'yemen_crop'"),
+        (["--baseline=raw_bands", "--tasks=breizhcrops"], "BREIZHCROPS_DIR"),
+        (["--checkpoint=/nowhere"], "No complete checkpoint"),
+        (["--run_name=no_such_run"], "there is no run folder"),
+        ([], "give --run_name"),
+        (["--baseline=raw_bands", "--set=patch=3"], "unknown task field 'patch'"),
+        (["--baseline=raw_bands", "--set=patch_size"], "not of the form"),
+    ],
+)
+def test_the_verb_refuses_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _evaluate(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_benchmark_plans_and_measures():
+    small = benchmark.Run("nano", image_size=8, num_timesteps=1, batch_size=1, bf16=False)
+    small = dataclasses.replace(small, benchmark_interval_s=0.0, min_batches_per_interval=2)
+    assert small.name.endswith("_s2_is8_ps4_ts1_bs1")
+    runs = benchmark.plan(small, {"patch_size": [2, 4], "use_s1": [True, False]}, cross=False)
+    assert len(runs) == 3 and runs[-1] == small
+    assert len(benchmark.plan(small, {"patch_size": [2, 4], "use_s1": [1, 0]}, cross=True)) == 4
+    figures = benchmark.measure(small)
+    assert figures["num_tokens_per_batch"] == 12 and figures["num_batches"] == 2
+    with pytest.raises(ValueError, match="does not divide"):
+        dataclasses.replace(small, patch_size=3).check()
+    with pytest.raises(ValueError, match="did you mean 'batch_size'"):
+        benchmark.parse("batchsize", 1)

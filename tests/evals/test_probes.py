@@ -1,0 +1,162 @@
+"""Linear probes and fine-tuning: learning, determinism, selection, bad input."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from olmoearth_jax.evals import finetune, heads, layers, linear_probe, losses, probes
+from olmoearth_jax.evals.linear_probe import ProbeSettings, train_probe
+
+from .builders import task, tiny_model, write_windows
+
+
+def _classes(n=60, d=6, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    x = rng.normal(size=(n, d)) + 4 * np.eye(3, d)[y]
+    return x.astype(np.float32), y
+
+
+SETTINGS = ProbeSettings("classification", 3, 0.05, epochs=10, eval_interval=5, batch_size=16)
+
+
+def test_a_probe_learns_separable_classes():
+    out = train_probe(SETTINGS, _classes(), _classes(seed=1), _classes(seed=2))
+    assert out.test is not None and out.test.primary > 0.9
+    assert len(out.history) == 2 and len(out.losses) == 10 * 4
+
+
+def test_the_same_seed_gives_the_same_bits():
+    runs = [train_probe(SETTINGS, _classes(), _classes(seed=1)) for _ in range(2)]
+    other = train_probe(dataclasses.replace(SETTINGS, seed=1), _classes(), _classes(seed=1))
+    assert np.array_equal(runs[0].losses, runs[1].losses)
+    assert not np.array_equal(runs[0].losses, other.losses)
+
+
+def test_small_chunks_change_nothing(monkeypatch):
+    whole = train_probe(SETTINGS, _classes(), _classes(seed=1))
+    monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 1000)
+    parts = train_probe(SETTINGS, _classes(), _classes(seed=1))
+    assert np.allclose(whole.losses, parts.losses, rtol=1e-5)
+    assert whole.valid.primary == parts.valid.primary
+
+
+def test_every_probe_type_trains_on_pixels():
+    rng = np.random.default_rng(0)
+    y = rng.integers(-1, 2, (8, 8, 8))
+    x = rng.normal(size=(8, 4, 4, 64)).astype(np.float32)
+    for kind in probes.PROBE_TYPES:
+        settings = ProbeSettings("segmentation", 2, 0.01, 8, 2, 2, 4, kind)
+        data = x[:, :, :, None] if kind == "attnpool" else x
+        out = train_probe(settings, (data, y), (data, y))
+        assert 0 <= out.valid.primary <= 1 and np.isfinite(out.losses).all()
+
+
+def test_interpolating_types_are_one_map():
+    """A linear map before or after interpolation is the same, which `forward` relies on."""
+    probe = probes.make_probe("interpolate_linear", "segmentation", 3, (2, 4, 4, 5), 8, bf16=False)
+    params, _ = probes.init(probe, 0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 5)), jnp.float32)
+    got, _ = probes.forward(probe, params, {}, x)
+    want = layers.linear(params["linear"], layers.resize_bilinear(x, 8, 8))
+    assert np.allclose(got, want, atol=1e-5)
+
+
+def test_regression_is_scored_in_the_unit_of_the_labels():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 4)).astype(np.float32)
+    y = (1000 + 50 * x[:, 0]).astype(np.float32)
+    y[:3] = np.nan
+    settings = ProbeSettings("scalar_regression", 1, 0.1, epochs=30, eval_interval=30, batch_size=8)
+    out = train_probe(settings, (x, y), (x, y))
+    assert out.valid.metrics["r2"] > 0.9
+
+
+def test_the_best_chunk_is_reported_when_asked_for():
+    settings = dataclasses.replace(SETTINGS, select_best=True, epochs=6, eval_interval=2, lr=0.5)
+    out = train_probe(settings, _classes(), _classes(seed=1))
+    assert out.valid is out.history[out.best_epoch // 2 - 1]
+    assert out.valid.primary == max(r.primary for r in out.history)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[:0], y[:0]), "the train split is empty"),
+        (lambda x, y: (x * np.nan, y), "NaN"),
+        (lambda x, y: (x, y * 0 - 1), "every label of the train split"),
+        (lambda x, y: (x, y + 3), "outside 0...2"),
+        (lambda x, y: (x, y[:-1]), "60 embeddings but 59 labels"),
+        (lambda x, y: (x, np.eye(3, dtype=int)[y]), "multi-label"),
+    ],
+)
+def test_probes_refuse_bad_data(change, message):
+    with pytest.raises(ValueError, match=message):
+        train_probe(SETTINGS, change(*_classes()), _classes())
+
+
+def test_probes_refuse_types_that_do_not_fit():
+    for kind, kind_of_task, message in (
+        ("linaer", "segmentation", "did you mean 'linear'"),
+        ("bilinear_conv", "classification", "per-pixel"),
+        ("attnpool", "regression", "regression"),
+        ("attnpool", "segmentation", "divisible by 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probes.make_probe(kind, kind_of_task, 2, (1, 4, 4, 32), 8)
+
+
+def test_nothing_to_score_is_a_loss_of_zero():
+    logits = jnp.ones((2, 3, 3, 4))
+    assert losses.cross_entropy(logits, -jnp.ones((2, 3, 3), int)) == 0
+    assert losses.masked_mse(jnp.ones(3), jnp.full(3, jnp.nan)) == 0
+    assert losses.multilabel_soft_margin(jnp.ones((2, 3)), -jnp.ones((2, 3), int)) == 0
+
+
+def test_heads_refuse_what_does_not_fit():
+    for args, message in (
+        (("unett", "segmentation", 2, 8, 4), "did you mean 'unet'"),
+        (("unet", "classification", 2, 8, 4), "per-pixel"),
+        (("unet", "segmentation", 2, 8, 5), "power of two"),
+        (("linear", "scalar_regression", 1, 8, 4), "scalar regression"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            heads.make_head(*args)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("segmentation", "unet"), ("segmentation", "linear")])
+def test_fine_tuning_learns_and_leaves_the_model_alone(tmp_path, monkeypatch, kind, head):
+    write_windows(tmp_path / "yemen_crop", {"train": 6, "val": 2, "test": 2}, kind)
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    model = tiny_model()
+    before = np.array(model.params["norm"]["scale"])
+    settings = task(eval_mode="finetune", ft_lr=1e-2, ft_batch_size=4, epochs=5, ft_head_type=head)
+    lines: list[str] = []
+    out = finetune.run("t", settings, model, run_on_test=True, log=lines.append)
+    assert out["valid"].primary > 0 and len(lines) == 5
+    first, last = (float(line.split("loss ")[1].split(",")[0]) for line in (lines[0], lines[-1]))
+    assert last < first
+    assert np.array_equal(before, model.params["norm"]["scale"])
+
+
+def test_fine_tuning_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    write_windows(tmp_path / "yemen_crop", {"train": 5, "val": 2})
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    settings = task(
+        eval_mode="finetune", ft_lr=1e-3, ft_batch_size=2, epochs=3, ft_grad_accum_steps=2
+    )
+    whole = finetune.run("t", settings, tiny_model(), folder=tmp_path / "a")
+    calls = iter(range(100))
+
+    with pytest.raises(finetune.embeddings.Stopped):
+        finetune.run(
+            "t", settings, tiny_model(), folder=tmp_path / "b", stop=lambda: next(calls) > 4
+        )
+    resumed = finetune.run("t", settings, tiny_model(), folder=tmp_path / "b")
+    assert resumed["valid"].metrics == whole["valid"].metrics
+    folder = tmp_path / "b" / "t" / "lr0.001"
+    assert [p.name for p in folder.iterdir()] == ["best.ckpt"]
+    again = finetune.run("t", settings, tiny_model(), folder=tmp_path / "b")
+    assert again["valid"].metrics == whole["valid"].metrics

@@ -1,0 +1,232 @@
+"""Reading evaluation data: layouts, unsafe files, missing folders, labels out of range."""
+
+import json
+import pickle
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+from olmoearth_jax.evals import tasks
+from olmoearth_jax.evals.datasets import (
+    DataUnavailable,
+    archives,
+    floods,
+    mados,
+    open_split,
+    pastis,
+    why_unavailable,
+)
+from olmoearth_jax.evals.datasets.base import low_label_rows, partition_name
+from olmoearth_jax.evals.samples import MASK
+from tools.goldens.evals_data import data_folders
+
+from .builders import task, write_windows
+from .test_eval_goldens import HERE
+
+
+class Evil:
+    def __reduce__(self):
+        return (eval, ("1 + 1",))
+
+
+def test_pickles_that_ask_for_anything_else_are_refused():
+    for value in (Evil(), {"a": [Evil()]}, np.savetxt):
+        with pytest.raises(archives.UnsafePickle, match="asks for"):
+            archives.loads(pickle.dumps(value), "file.pkl")
+    with pytest.raises(ValueError, match="file.pkl is not a readable pickle"):
+        archives.loads(b"\x80\x04nonsense", "file.pkl")
+    with pytest.raises(ValueError, match="not a bytes literal"):
+        archives.loads_literal("__import__('os')", "attribute")
+
+
+def test_plain_data_and_arrays_are_unpickled():
+    value = {"x": np.arange(5), "y": [1.5, "a", None], "z": np.float32(2)}
+    back = archives.loads(pickle.dumps(value), "file.pkl")
+    assert np.array_equal(back["x"], value["x"]) and back["y"] == value["y"] and back["z"] == 2
+
+
+def test_torch_archives_hold_tensors_only(tmp_path):
+    path = tmp_path / "evil.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("evil/data.pkl", pickle.dumps(Evil()))
+    with pytest.raises(archives.UnsafePickle, match="tensors never need"):
+        archives.load_torch(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="not a torch archive"):
+        archives.load_torch(path)
+    table = archives.load_torch(HERE / "files" / "mados" / "MADOS_val.pt")
+    assert table["images"].shape == (3, 8, 8, 13) and table["labels"].dtype == np.int64
+
+
+def test_missing_folders_say_what_is_expected(monkeypatch, tmp_path):
+    for name, variable in (
+        ("mados", "MADOS_DIR"),
+        ("m_eurosat", "GEOBENCH_DIR"),
+        ("sen1floods11", "FLOODS_DIR"),
+        ("pastis_sentinel2", "PASTIS_DIR"),
+        ("fifty_cities_sentinel2", "FIFTY_CITIES_DIR"),
+        ("breizhcrops", "BREIZHCROPS_DIR"),
+        ("cropharvest_togo_sentinel2", "CROPHARVEST_DIR"),
+        ("sickle_sentinel2", "SICKLE_DIR"),
+        ("nandi_crop_map", "NANDI_DIR"),
+        ("awf_lulc_map", "AWF_DIR"),
+        ("gb2_burn_scars", "GEOBENCH2_DIR"),
+    ):
+        monkeypatch.delenv(variable, raising=False)
+        settings = tasks.catalogue()[name]
+        reason = why_unavailable(name, settings)
+        assert reason is not None and variable in reason and "http" in reason + "http"
+        monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
+        reason = why_unavailable(name, settings)
+        assert reason is not None and "is not a folder" in reason
+        monkeypatch.setenv(variable, str(tmp_path))
+        reason = why_unavailable(name, settings)
+        assert reason is not None and "missing" in reason, name
+
+
+def test_wrong_layouts_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MADOS_DIR", str(tmp_path))
+    images, labels = np.zeros((2, 8, 8, 13), "f4"), np.zeros((2, 8, 8), int)
+    for stored, message in (
+        ({"images": images}, "must hold 'images' and 'labels'"),
+        ({"images": np.moveaxis(images, -1, 1), "labels": labels}, "images must be"),
+        ({"images": images, "labels": labels + 15}, "holds label 15, outside 0...14"),
+    ):
+        np.savez(tmp_path / "MADOS_train.npz", **stored)
+        with pytest.raises(ValueError, match=message):
+            open_split("mados", task("mados"), "train")
+    with pytest.raises(DataUnavailable, match="MADOS_val.pt is missing"):
+        open_split("mados", task("mados"), "val")
+    with pytest.raises(ValueError, match="unknown split 'trian'"):
+        open_split("mados", task("mados"), "trian")
+
+
+def test_damaged_geobench_samples_are_named(monkeypatch, tmp_path):
+    import shutil
+
+    source = HERE / "files" / "geobench"
+    shutil.copytree(source, tmp_path / "geobench")
+    monkeypatch.setenv("GEOBENCH_DIR", str(tmp_path / "geobench"))
+    folder = tmp_path / "geobench" / "classification_v1.0" / "m-eurosat"
+    reader = open_split("t", task("m-eurosat"), "train")
+    with h5py.File(folder / f"{reader.ids[0]}.hdf5", "a") as f:
+        del f["02 - Blue"]
+    with pytest.raises(ValueError, match="lacks the band '02 - Blue'"):
+        reader[0]
+    with h5py.File(folder / f"{reader.ids[1]}.hdf5", "a") as f:
+        f.attrs["pickle"] = repr(pickle.dumps(Evil()))
+    with pytest.raises(archives.UnsafePickle, match="asks for"):
+        reader[1]
+
+
+def test_label_fractions_need_a_partition(tmp_path):
+    assert partition_name(0.01) == "0.01x_train"
+    with pytest.raises(ValueError, match="no partition exists"):
+        partition_name(0.3)
+    with pytest.raises(DataUnavailable, match="0.20x_train_partition.json"):
+        low_label_rows(tmp_path, 0.2, mados.Mados.location)
+
+
+def test_windowed_data_of_every_kind(monkeypatch, tmp_path):
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    write_windows(tmp_path / "yemen_crop", {"train": 3, "val": 1})
+    reader = open_split("t", task(), "train")
+    sample, label = reader[0]
+    assert sample["sentinel2_l2a"].shape == (16, 16, 2, 12) and label.shape == (16, 16)
+    assert not sample["sentinel2_l2a" + MASK].any()
+    assert sample["timestamps"].tolist() == [[1, 8, 2022], [1, 9, 2022]]
+    assert len(open_split("t", task(label_fraction=0.4), "train")) == 1
+    with pytest.raises(ValueError, match="no window .* eval_split=test"):
+        open_split("t", task(), "test")
+    with pytest.raises(DataUnavailable, match="stats.json"):
+        open_split("t", task(norm_stats_from_pretrained=False), "train")
+
+
+def test_windows_of_geotiffs(monkeypatch, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    folder = tmp_path / "yemen_crop" / "windows" / "g" / "w"
+    sets = {"sentinel2": ("B02_B03_B04_B08", 8), "sentinel2.1": ("B02_B03_B04_B08", 8)}
+    for layer, (names, side) in sets.items():
+        for bands, size in ((names, side), ("B05_B06_B07_B8A_B11_B12", 4), ("B01_B09", 2)):
+            path = folder / "layers" / layer / bands
+            path.mkdir(parents=True)
+            count = bands.count("_") + 1
+            with rasterio.open(
+                path / "geotiff.tif", "w", driver="GTiff", width=size, height=size, count=count,
+                dtype="uint16",
+                transform=rasterio.Affine(80 / size, 0, 0, 0, -80 / size, 80),
+            ) as out:  # fmt: skip
+                out.write(np.arange(count * size * size).reshape(count, size, size).astype("u2"))
+    path = folder / "layers" / "label" / "class"
+    path.mkdir(parents=True)
+    with rasterio.open(
+        path / "geotiff.tif", "w", driver="GTiff", width=8, height=8, count=1, dtype="uint8",
+        transform=rasterio.Affine(10, 0, 0, 0, -10, 80),
+    ) as out:  # fmt: skip
+        out.write(np.ones((1, 8, 8), "u1"))
+    (folder / "metadata.json").write_text('{"options": {"eval_split": "train"}}')
+    sample, label = open_split("t", task(), "train")[0]
+    assert sample["sentinel2_l2a"].shape == (8, 8, 2, 12) and (label == 1).all()
+    (path / "geotiff.tif").unlink()
+    with pytest.raises(ValueError, match="neither a label layer"):
+        open_split("t", task(), "train")[0]
+
+
+def test_converted_pastis_reads_back(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "raw"
+    for folder in ("DATA_S2", "DATA_S1A", "ANNOTATIONS"):
+        (raw / folder).mkdir(parents=True)
+    dates = [20180900 + 100 * m if m < 4 else 20190100 + 100 * (m - 4) for m in range(13)]
+    np.save(raw / "DATA_S2" / "S2_7.npy", rng.integers(0, 9000, (13, 10, 16, 16)).astype("i2"))
+    np.save(raw / "DATA_S1A" / "S1A_7.npy", rng.normal(size=(13, 3, 16, 16)))
+    np.save(raw / "ANNOTATIONS" / "TARGET_7.npy", rng.integers(0, 20, (3, 16, 16)).astype("u1"))
+    about = {"ID_PATCH": 7, "Fold": 1, "dates-S2": {str(i): d + 5 for i, d in enumerate(dates)}}
+    (raw / "metadata.geojson").write_text(json.dumps({"features": [{"properties": about}]}))
+    assert pastis.convert(raw, tmp_path / "out", "train") == 4
+    monkeypatch.setenv("PASTIS_DIR", str(tmp_path / "out"))
+    settings = task("pastis", input_modalities=["sentinel1", "sentinel2_l2a"])
+    reader = open_split("t", settings, "train")
+    sample, label = reader[3]
+    assert len(reader) == 4 and label.shape == (8, 8) and label.max() < 19
+    assert sample["sentinel1"].shape == (8, 8, 12, 2)
+    with pytest.raises(ValueError, match="no patch of the test folds"):
+        pastis.convert(raw, tmp_path / "out", "test")
+
+
+def test_floods_drop_tiles_that_are_not_finite():
+    with data_folders(HERE):
+        reader = open_split("t", task("sen1floods11", input_modalities=["sentinel1"]), "valid")
+        assert len(reader) == 2 and isinstance(reader, floods.Sen1Floods11)
+
+
+def test_tasks_say_what_is_wrong_with_them():
+    for settings, message in (
+        (task("madoss"), "did you mean 'mados'"),
+        (task("mados", input_modalities=["sentinel1"]), "dataset 'mados' has no 'sentinel1'"),
+        (task("mados", probe_lr=None), "needs probe_lr"),
+        (task("mados", patch_size=7), "patch_size 7 does not divide the tile of 80 px"),
+        (task("mados", eval_mode="finetune"), "needs ft_lr"),
+        (task("mados", probe_type="liner"), "did you mean 'linear'"),
+        (task("mados", norm_method="norm"), "unknown norm_method"),
+        (task("pastis", input_modalities=[]), "input_modalities must be given"),
+        (task("mados", label_fraction=0.0), "label_fraction"),
+        (task("pretrain_subset_osm", h5py_dir="/nowhere/at/all"), "does not exist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.check_task("t", settings)
+
+
+def test_every_record_of_the_catalogues_is_valid():
+    for which in tasks.CATALOGUES:
+        for name, settings in tasks.catalogue(which).items():
+            tasks.check_task(name, settings)
+    counts = [len(tasks.catalogue(w)) for w in tasks.CATALOGUES]
+    assert counts[0] >= 79 and counts[1:] == [21, 1]
+    for version, count in (("v1", 4), ("v1_1", 7), ("v1_2", 7)):
+        assert len(tasks.official_tasks(version)) == count
+    with pytest.raises(ValueError, match="did you mean 'mados'"):
+        tasks.select(tasks.catalogue(), ["madso"])

@@ -1,0 +1,145 @@
+"""Metrics, kNN, transforms: against definitions and other implementations, and bad input."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from olmoearth_jax.evals import diagnostics, knn, metrics, transforms
+from olmoearth_jax.evals.normalize import impute_stats, normalize
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(4, 60), st.integers(1, 6))
+def test_ranking_scores_equal_sklearn(seed, n, levels):
+    sk = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n).astype(bool)
+    labels[:2] = (True, False)
+    scores = rng.integers(0, levels, n) / levels
+    assert metrics.roc_auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores))
+    want = sk.average_precision_score(labels, scores)
+    assert metrics.average_precision(labels, scores) == pytest.approx(want)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5))
+def test_confusion_counts_only_labelled_pixels(seed, classes):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, classes, (2, 5, 5))
+    guess = rng.integers(0, classes, (2, 5, 5))
+    matrix = metrics.confusion_matrix(guess, labels, classes)
+    assert matrix.sum() == (labels >= 0).sum()
+    assert np.trace(matrix) == ((labels == guess) & (labels >= 0)).sum()
+
+
+def test_perfect_segmentation_scores_one():
+    labels = np.array([[[0, 1], [2, -1]]])
+    out = metrics.segmentation_metrics(np.maximum(labels, 0), labels, 3)
+    assert out["miou"] == pytest.approx(1) and out["f1_class_2"] == pytest.approx(1)
+
+
+def test_metrics_refuse_what_cannot_be_scored():
+    with pytest.raises(TypeError, match="integers"):
+        metrics.confusion_matrix(np.zeros(3), np.zeros(3, int), 2)
+    with pytest.raises(ValueError, match="label 5 lies outside"):
+        metrics.confusion_matrix(np.zeros(1, int), np.array([5]), 2)
+    with pytest.raises(ValueError, match="every label is the ignore value"):
+        metrics.segmentation_metrics(np.zeros((1, 2, 2), int), np.full((1, 2, 2), -1), 2)
+    with pytest.raises(ValueError, match="no finite"):
+        metrics.regression_metrics(np.zeros(2), np.full(2, np.nan))
+    with pytest.raises(ValueError, match="was not computed.*'miou'"):
+        metrics.make_result({"miou": 0.5}, "segmentation", "mious")
+    with pytest.raises(ValueError, match="primary_metric_class"):
+        metrics.make_result({"miou": 0.5}, "segmentation", "class_f1")
+
+
+def test_knn_equals_the_full_similarity_matrix(monkeypatch):
+    rng = np.random.default_rng(1)
+    train, query = rng.normal(size=(333, 9)), rng.normal(size=(57, 9))
+    whole = knn.neighbours(train, query, 7)
+    monkeypatch.setattr(knn, "TRAIN_BLOCK", 50)
+    monkeypatch.setattr(knn, "QUERY_BLOCK", 16)
+    blocks = knn.neighbours(train, query, 7)
+    unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (train, query)]
+    want = np.argsort(-(unit[1] @ unit[0].T), axis=1)[:, :7]
+    for values, index in (whole, blocks):
+        assert np.array_equal(index, want)
+        assert np.allclose(values, np.take_along_axis(unit[1] @ unit[0].T, want, 1), atol=1e-6)
+
+
+def test_knn_can_skip_the_query_itself():
+    x = np.random.default_rng(2).normal(size=(30, 4))
+    _, index = knn.neighbours(x, x, 3, skip_nearest=True)
+    assert not (index == np.arange(30)[:, None]).any()
+
+
+def test_knn_of_several_labels_is_one_vote_per_label():
+    rng = np.random.default_rng(3)
+    train, query = rng.normal(size=(40, 5)), rng.normal(size=(9, 5))
+    labels = rng.integers(0, 2, (40, 3))
+    scores, hard = knn.knn_scores(train, labels, query, 3, k=5)
+    for c in range(3):
+        single, guess = knn.knn_scores(train, labels[:, c], query, 2, k=5)
+        assert np.allclose(scores[:, c], single[:, 1], atol=1e-6)
+        assert np.array_equal(hard[:, c], guess)
+
+
+def test_knn_refuses_bad_input():
+    x, y = np.eye(4), np.zeros(4, int)
+    with pytest.raises(ValueError, match="at least 20 train samples"):
+        knn.knn_scores(x, y, x, 2)
+    with pytest.raises(ValueError, match="NaN"):
+        knn.knn_scores(x * np.nan, y, x, 2, k=2)
+    with pytest.raises(ValueError, match="label 7 lies outside"):
+        knn.knn_scores(x, y + 7, x, 2, k=2)
+    with pytest.raises(ValueError, match="no labels"):
+        knn.run_knn((x, y), (x[:0], y[:0]), 2, k=2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(transforms.BITS))
+def test_quantising_the_midpoints_changes_nothing(seed, bits):
+    x = np.random.default_rng(seed).normal(size=(300, 3))
+    table = transforms.fit_buckets(x, bits)
+    once = table.dequantize(table.quantize(x))
+    assert np.array_equal(table.dequantize(table.quantize(once)), once)
+
+
+def test_quantile_tables_survive_a_file(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    tables = {b: transforms.fit_buckets(x, b) for b in (1, 8)}
+    transforms.save_buckets(tmp_path / "q.h5", tables)
+    back = transforms.load_buckets(tmp_path / "q.h5", 8)
+    assert np.array_equal(back.quantiles, tables[8].quantiles)
+    with pytest.raises(ValueError, match="4 bits"):
+        transforms.load_buckets(tmp_path / "q.h5", 4)
+    with pytest.raises(ValueError, match="one of"):
+        transforms.load_buckets(tmp_path / "q.h5", 3)
+    with pytest.raises(ValueError, match="4 dimensions"):
+        back.quantize(np.zeros((2, 5)))
+
+
+def test_pca_refuses_too_many_dimensions():
+    with pytest.raises(ValueError, match="embedding_dim 9"):
+        transforms.fit_pca(np.zeros((20, 5)), 9)
+
+
+def test_diagnostics_refuse_other_shapes():
+    with pytest.raises(ValueError, match="shape"):
+        diagnostics.flat_diagnostics(np.zeros((2, 2, 2)))
+
+
+def test_collapsed_embeddings_have_rank_one():
+    x = np.ones((50, 8), np.float32)
+    out = diagnostics.flat_diagnostics(x)
+    assert out["effective_rank"] == pytest.approx(1) and out["cosine_sim_std"] < 1e-6
+
+
+def test_normalisation_names_unknown_methods():
+    with pytest.raises(ValueError, match="did you mean 'standardize'"):
+        normalize(np.zeros(2), np.zeros(2), np.ones(2), method="standardise")
+    with pytest.raises(ValueError, match="minimum and maximum"):
+        normalize(np.zeros(2), np.zeros(2), np.ones(2), method="norm_yes_clip_min_max_int")
+    with pytest.raises(ValueError, match="statistics already"):
+        impute_stats({"a": {}, "b": {}}, [("a", "b")], ["a", "b"])
