@@ -134,7 +134,7 @@ def _objective(entry: dict[str, Any]) -> Objective:
         found = [module.get(n, entry.get(n)) for n in names if n in module or n in entry]
         return exit_pairs(found[0]) if found and isinstance(found[0], dict) else None
 
-    kind = _KINDS.get(module["module"], module["module"])
+    kind = _KINDS.get(module["module"]) or str(module["module"])
     token, token_b = build("loss_config", "loss_config_a"), build("loss_config_b")
     nce = build("contrastive_config")
     names = ()
