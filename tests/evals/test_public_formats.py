@@ -1,0 +1,171 @@
+"""Readers of public data sets, on files written in their published layouts."""
+
+import csv
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from olmoearth_jax.data.sample import sample_dataset_dir
+from olmoearth_jax.evals.datasets import cropharvest, floods, mados, open_split, sickle
+from olmoearth_jax.evals.samples import MASK
+
+from .builders import task
+
+RNG = np.random.default_rng(0)
+
+
+def _togo(root, count=10):
+    arrays = root / "features" / "arrays"
+    arrays.mkdir(parents=True)
+    features = []
+    for i in range(count):
+        about = {"index": i, "dataset": "togo", "is_crop": i % 2, "is_test": False}
+        features.append({"properties": about})
+        with h5py.File(arrays / f"{i}_togo.h5", "w") as f:
+            f["array"] = RNG.uniform(0, 4000, (12, 18))
+    features.append({"properties": {"index": 99, "dataset": "kenya", "is_crop": 1}})
+    (root / "labels.geojson").write_text(json.dumps({"features": features}))
+    (root / "test_features").mkdir()
+    with h5py.File(root / "test_features" / "togo-eval.h5", "w") as f:
+        f["x"], f["y"] = RNG.uniform(0, 4000, (4, 12, 18)), np.array([0.0, 1, 1, 0])
+
+
+def test_cropharvest(monkeypatch, tmp_path):
+    _togo(tmp_path)
+    monkeypatch.setenv("CROPHARVEST_DIR", str(tmp_path))
+    both = ["sentinel1", "sentinel2_l2a"]
+    settings = task("cropharvest_togo", input_modalities=both, patch_size=1)
+    splits = {s: open_split("t", settings, s) for s in ("train", "valid", "test")}
+    assert [len(s) for s in splits.values()] == [8, 2, 4]
+    train, valid = (splits[s] for s in ("train", "valid"))
+    assert isinstance(train, cropharvest.CropHarvest) and not set(train.paths) & set(valid.paths)
+    for reader in splits.values():
+        sample, label = reader[0]
+        assert sample["sentinel2_l2a"].shape == (1, 1, 12, 12) and label in (0, 1)
+        assert sample["sentinel1"].shape == (1, 1, 12, 2)
+        assert sample["timestamps"][0].tolist() == [1, 1, 2019]
+        assert sample["timestamps"][-1].tolist() == [1, 0, 2020]
+    with pytest.raises(ValueError, match="a series must be"):
+        train.convert(np.zeros((12, 3)))
+
+
+def test_sickle(monkeypatch, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    rows = [("train", 7, 3), ("val", 8, 4), ("test", 9, 5)]
+    with open(tmp_path / "sickle_dataset_tabular.csv", "w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow(["UNIQUE_ID", "PLOT_ID", "STANDARD_SEASON", "YEAR", "SPLIT"])
+        out.writerows([(uid, plot, "Jun-Nov", 2019, split) for split, uid, plot in rows])
+    names = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B12"]
+    masks = tmp_path / "masks" / "yield_distributed" / "10m"
+    masks.mkdir(parents=True)
+    for _, uid, plot in rows:
+        folder = tmp_path / "images" / "S2" / "npy" / str(uid)
+        folder.mkdir(parents=True)
+        for day in ("20190605", "20190615", "20190801", "20180101"):
+            bands = {n: RNG.uniform(1, 4000, (36, 36)).astype("f4") for n in names}
+            np.savez(folder / f"{day}T050659_20190605T051541_T44PKS.npz", **bands)
+        mask = np.zeros((2, 32, 32), "f4")
+        mask[:, :8], mask[:, 8:16] = [[[plot]], [[1]]], [[[plot]], [[4]]]
+        mask[:, 16:20] = [[[77]], [[1]]]
+        with rasterio.open(
+            masks / f"{uid}.tif", "w", driver="GTiff", width=32, height=32, count=2,
+            dtype="float32", transform=rasterio.Affine(10, 0, 0, 0, -10, 320),
+        ) as out:  # fmt: skip
+            out.write(mask)
+    monkeypatch.setenv("SICKLE_DIR", str(tmp_path))
+    sample, label = open_split("t", task("sickle"), "train")[0]
+    assert sample["sentinel2_l2a"].shape == (32, 32, 2, 12)
+    assert sample["timestamps"].tolist() == [[1, 5, 2019], [1, 7, 2019]]
+    assert (label[:8] == 0).all() and (label[8:16] == 1).all() and (label[16:] == -1).all()
+    with pytest.raises(ValueError, match="names no date"):
+        sickle.acquisition(tmp_path / "image.npz")
+
+
+def test_breizhcrops(monkeypatch, tmp_path):
+    monkeypatch.setenv("BREIZHCROPS_DIR", str(tmp_path))
+    (tmp_path / "classmapping.csv").write_text(
+        ",code,id,classname\n0,ORH,0,barley\n1,BTH,1,wheat\n"
+    )
+    folder = tmp_path / "2017" / "L1C"
+    folder.mkdir(parents=True)
+    days = np.datetime64("2017-01-10", "ns") + np.arange(8) * np.timedelta64(20, "D")
+    series = np.column_stack([RNG.uniform(0, 9000, (8, 16)), days.astype("int64")])
+    for region in ("frh01", "frh02", "frh03", "frh04"):
+        (folder / f"{region}.csv").write_text(
+            f"idx,CODE_CULTU,path,sequencelength\n0,BTH,{region}/a,8\n1,XXX,{region}/b,8\n"
+        )
+        with h5py.File(folder / f"{region}.h5", "w") as f:
+            f[f"{region}/a"] = series
+    settings = task("breizhcrops", patch_size=1)
+    reader = open_split("t", settings, "train")
+    sample, label = reader[0]
+    assert len(reader) == 2 and label == 1
+    assert sample["sentinel2_l2a"].shape == (1, 1, 5, 12)
+    assert sample["timestamps"][:, 1].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no label fractions"):
+        open_split("t", task("breizhcrops", patch_size=1, label_fraction=0.1), "train")
+
+
+def test_geobench2(monkeypatch, tmp_path):
+    folder = tmp_path / "burn_scars" / "train"
+    folder.mkdir(parents=True)
+    label = RNG.integers(-1, 2, (8, 8))
+    np.savez(folder / "0.npz", image=RNG.uniform(0, 1, (6, 8, 8)), label=label)
+    np.savez(folder / "1.npz", image=RNG.uniform(0, 1, (6, 8, 8)))
+    np.savez(folder / "2.npz", picture=np.zeros((6, 8, 8)), label=label)
+    monkeypatch.setenv("GEOBENCH2_DIR", str(tmp_path))
+    reader = open_split("t", task("gb2-burn_scars"), "train")
+    sample, got = reader[0]
+    assert np.array_equal(got, label) and not sample["sentinel2_l2a"][..., 3].any()
+    with pytest.raises(ValueError, match="holds no label"):
+        reader[1]
+    with pytest.raises(ValueError, match="lacks 'image'"):
+        reader[2]
+
+
+def test_the_pretraining_folder_itself():
+    settings = task(
+        "pretrain_subset_osm",
+        h5py_dir=str(sample_dataset_dir()),
+        pretrain_target_modality="openstreetmap_raster",
+        pretrain_train_samples=10, pretrain_valid_samples=5, pretrain_test_samples=5,
+    )  # fmt: skip
+    splits = {s: open_split("t", settings, s) for s in ("train", "valid", "test")}
+    assert [len(s) for s in splits.values()] == [10, 5, 5]
+    sample, label = splits["train"][0]
+    assert sample["sentinel2_l2a"].shape == (32, 32, 12, 12) and label.shape == (32, 32)
+    mask = sample["sentinel2_l2a" + MASK]
+    assert mask.shape == (32, 32, 12, 3)
+    assert not mask[:, :, 0].any() and (mask[:, :, 1:] == 3).all()
+    assert set(np.unique(label)) <= set(range(-1, 30))
+    bare = task("pretrain_subset", h5py_dir=settings.h5py_dir, eval_mode="embedding_diagnostics")
+    assert len(open_split("t", bare, "train")) == 68
+    with pytest.raises(ValueError, match="split of 60 samples with labels is empty"):
+        open_split("t", task(**{**vars(settings), "pretrain_train_samples": 60}), "valid")
+
+
+def test_converted_scenes_of_floods_and_mados(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+
+    def write(path, array):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with rasterio.open(
+            path, "w", driver="GTiff", width=array.shape[-1], height=array.shape[-2],
+            count=len(array), dtype=array.dtype, transform=rasterio.Affine(10, 0, 0, 0, -10, 0),
+        ) as out:  # fmt: skip
+            out.write(array)
+
+    label = np.full((1, 512, 512), -1, "i2")
+    label[0, 70:80, 70:80] = 1
+    write(tmp_path / "LabelHand" / "Ghana_1_LabelHand.tif", label)
+    write(tmp_path / "s1" / "Ghana_1_S1Hand.tif", RNG.normal(size=(2, 512, 512)).astype("f4"))
+    (tmp_path / "split.csv").write_text("Ghana_1_S1Hand.tif,Ghana_1_LabelHand.tif\n")
+    out = floods.convert(tmp_path, tmp_path / "split.csv")
+    assert out["s1"].shape == (1, 2, 64, 64) and out["labels"].shape == (1, 1, 64, 64)
+    with pytest.raises(ValueError, match="lacks Scene_3_L2R_rhorc_442_1.tif"):
+        mados.convert_scene(tmp_path, "Scene_3_1")
+    with pytest.raises(ValueError, match="not a scene"):
+        mados.convert_scene(tmp_path, "3_1")
