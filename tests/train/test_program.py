@@ -1,0 +1,82 @@
+"""The compiled step on an engine whose loss is known: bad micro-steps, fresh targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from olmoearth_jax import losses
+from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.train import assemble
+from olmoearth_jax.train.engine import Prepared
+from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.optimizer import AdamWConfig
+from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.step import Recipe, TrainProgram
+
+NAMES = ["sentinel2_l2a", "worldcover"]
+MODEL = ModelConfig(
+    encoder_config=EncoderConfig(supported_modality_names=NAMES, depth=1),
+    decoder_config=PredictorConfig(supported_modality_names=NAMES, depth=1),
+)
+
+
+class ScaledSum:
+    """Loss = factor * sum of squared parameters; a group is its factor."""
+
+    objective = Objective(losses.build({"type": "l2"}))
+
+    def prepare(self, groups):
+        host = {"encoded_tokens": 1.0, "decoded_tokens": 1.0, "stream_tokens": 2.0}
+        return [Prepared("only", (np.float32(g["factor"]),), dict(host), []) for g in groups]
+
+    def loss(self, params, target, inputs, key, program_key):
+        value = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params))
+        return inputs[0] * value, {"base": value}
+
+
+def program(**recipe) -> TrainProgram:
+    settings = Recipe(AdamWConfig(lr=0.1, weight_decay=0.1), lambda step: 0.1, **recipe)
+    trainable = assemble.trainable_leaves(MODEL, True)
+    return TrainProgram(MODEL, ScaledSum(), settings, make_mesh(), trainable)
+
+
+def groups(*factors):
+    return [{"factor": f} for f in factors]
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_micro_step_is_left_out_whole(bad):
+    p = program()
+    good_state, good = p.step(p.init_state(), groups(1.0, 3.0), 1)
+    state, report = p.step(p.init_state(), groups(1.0, bad, 3.0), 1)
+    jax.tree.map(np.testing.assert_array_equal, host(state), host(good_state))
+    assert float(report.metrics["train/dropped_micro_steps"]) == 1
+    assert float(report.metrics["train/base"]) == float(good.metrics["train/base"])
+
+
+def test_a_step_of_bad_micro_steps_changes_nothing_but_the_step_number():
+    p = program()
+    before = host(p.init_state())
+    state, report = p.step(p.init_state(), groups(np.nan, np.inf), 1)
+    after = host(state)
+    assert after.pop("step") == before.pop("step") + 1
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert float(report.metrics["train/good_micro_steps"]) == 0
+
+
+def test_a_fresh_target_differs_in_every_projection():
+    copied, drawn = program().init_state(), program(reinit_targets=True).init_state()
+    jax.tree.map(np.testing.assert_array_equal, host(copied["params"]), host(drawn["params"]))
+    kernels = 0
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(copied["target"]), jax.tree.leaves(drawn["target"]), strict=True
+    ):
+        if "kernel" in jax.tree_util.keystr(path):
+            kernels += 1
+            assert not np.allclose(a, b)
+    assert kernels == 4  # one per band set
