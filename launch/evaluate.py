@@ -74,6 +74,7 @@ def read_flags(values: flags.FlagValues, argv: list[str], about: str) -> list[st
     if "--help" in argv or "-h" in argv:
         print(about + "\n" + values.get_help())
         sys.exit(0)
+    flags.FLAGS.mark_as_parsed()  # absl's own; ours live apart
     try:
         return values(argv)
     except flags.Error as e:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -195,6 +198,22 @@ def test_the_verb_refuses_mistakes(arguments, message, capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert _evaluate(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_verbs_run_as_programs(tmp_path):
+    for verb, argument, code, text in (
+        ("evaluate", "--baseline=raw_band", 2, "raw_bands"),
+        ("benchmark", "--sweep_keys=bach", 2, "did you mean 'batch'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", f"launch.{verb}", argument, f"--work_dir={tmp_path}"][
+                : 4 if verb == "evaluate" else 5
+            ],
+            cwd=Path(__file__).resolve().parents[2],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code and text in done.stderr, done.stderr
 
 
 def test_benchmark_plans_and_measures():
