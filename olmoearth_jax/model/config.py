@@ -193,9 +193,10 @@ def official_model(
         pairs = ", ".join(f"{s}:version={v}" for v, ss in VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
     dims = SIZES[OFFICIAL_SIZES[size]]
-    common: dict[str, Any] = dict(
-        supported_modality_names=list(modalities.resolve(modality_names)), mlp_ratio=dims.mlp_ratio
-    )
+    common: dict[str, Any] = {
+        "supported_modality_names": list(modalities.resolve(modality_names)),
+        "mlp_ratio": dims.mlp_ratio,
+    }
     if version != "v1":
         common["tokenization_overrides"] = {
             k: v
@@ -238,7 +239,7 @@ def exit_depths(preset: str, modality_names: Sequence[str], depth: int) -> dict[
     values = {"zero": 0, "half": depth // 2, "full": depth, "varied": depth}
     if preset not in values:
         raise ValueError(f"unknown token exit preset {preset!r}; {closest(preset, values)}")
-    out = {m: values[preset] for m in modality_names}
+    out = dict.fromkeys(modality_names, values[preset])
     if preset == "varied":
         out.update({m: 0 for m in ("latlon", "worldcover") if m in out})
     return out

@@ -126,9 +126,7 @@ class Encoder(nnx.Module):
         position = None if self.rope is None else coordinates(self.rope, tokens)
         x = x0 + self.encodings(tokens)
         if depth is None:
-            return self.norm(
-                run_blocks(self.blocks, x, position, attend, drop=drop, remat=remat)
-            )
+            return self.norm(run_blocks(self.blocks, x, position, attend, drop=drop, remat=remat))
         out = x0
         for layer, block in enumerate(self.blocks):
             x = run_block(block, layer, x, position, attend, drop=drop, remat=remat)

@@ -46,9 +46,7 @@ def stream_attention(
     call = rows
     if mesh is not None and mesh.size > 1:
         spec = PartitionSpec(BATCH_AXES)
-        call = jax.shard_map(
-            rows, mesh=mesh, in_specs=(spec,) * 5, out_specs=spec, check_vma=False
-        )
+        call = jax.shard_map(rows, mesh=mesh, in_specs=(spec,) * 5, out_specs=spec, check_vma=False)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         parts = []

@@ -119,7 +119,6 @@ def build_ladder(
       Rungs, cheapest first.
     """
     top = spec.top_rung()
-    top_vector = top.as_vector()
     if max_rungs < 1:
         raise ValueError(f"ladder.max_rungs must be at least 1, got {max_rungs}")
     if max_rungs == 1 or not len(needs):

@@ -52,7 +52,7 @@ def complete(names: Sequence[str]) -> Presence:
 
 
 def read_presence(index: DatasetIndex, limit: int = FILES) -> list[Presence]:
-    """Presence of up to `limit` samples spread evenly over the data set; unreadable ones left out."""
+    """Presence of up to `limit` samples, spread evenly; unreadable ones are left out."""
     count = min(limit, len(index))
     out = []
     for i in np.linspace(0, len(index) - 1, count).astype(int):

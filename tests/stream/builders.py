@@ -14,6 +14,7 @@ from olmoearth_jax.train.assemble import stream_spec
 
 NAMES = ("sentinel2_l2a", "sentinel1", "worldcover", "landsat")
 ONLY_DECODE = ("worldcover",)
+DEFAULT_TOKENS = Tokenization()
 GRID_TIMESTEPS = {1: 4, 2: 4, 3: 3, 4: 2}
 
 
@@ -46,7 +47,7 @@ def make_group(
     patch_size: int,
     first: int = 0,
     names=NAMES,
-    tokenization: Tokenization = Tokenization(),
+    tokenization: Tokenization = DEFAULT_TOKENS,
     strategy: masking.Strategy | None = None,
     missing: float = 0.3,
     holes: tuple[int, ...] = (),
@@ -80,9 +81,10 @@ def make_group(
             x[b] = MISSING
         data[name] = x
     missing_map = masking.missing_tokens(data, patch_size, tokenization)
-    stamps = np.stack(
-        [rng.integers(1, 28, (size, steps)), rng.integers(0, 12, (size, steps)), rng.integers(2017, 2023, (size, steps))], -1
-    ).astype(np.int32)  # fmt: skip
+    day, month, year = (
+        rng.integers(low, high, (size, steps)) for low, high in ((1, 28), (0, 12), (2017, 2023))
+    )
+    stamps = np.stack([day, month, year], -1).astype(np.int32)
     seeds = rng.integers(0, 2**31, 2)
     ok = np.ones(size, bool)
     ok[list(holes)] = False

@@ -1,7 +1,5 @@
 """The stream engine equals the dense one: losses and gradients, any shapes and gaps."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +44,11 @@ def _both(config, groups, strategy, loss=V1_LOSS, options=None, devices=1):
     def evaluate(engine):
         total, grads = 0.0, None
         for prepared in engine.prepare(groups):
+
             def loss(params, prepared=prepared):
                 value, _ = engine.loss(params, target, prepared.inputs, key, prepared.key)
                 return value
+
             value, g = jax.jit(jax.value_and_grad(loss))(params)
             count = len(engine.prepare(groups))
             total += float(value) / count

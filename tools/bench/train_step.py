@@ -145,9 +145,7 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
     results = []
     for text in _GRIDS.value:
         grid = int(text)
-        group = random_group(
-            config, grid, timesteps[grid], _PATCH.value, _BATCH.value, _SEED.value
-        )
+        group = random_group(config, grid, timesteps[grid], _PATCH.value, _BATCH.value, _SEED.value)
         runs, row = {}, {"grid": grid, "timesteps": timesteps[grid]}
         for engine, program in programs.items():
             begun = time.perf_counter()
