@@ -76,7 +76,7 @@ def parse_arguments(
 
 
 def _check_pair(size: str, version: str) -> None:
-    if version == "v1_3":
+    if version == "v1_3" and version not in VERSIONS:
         raise ConfigError(f"version 'v1_3' is not available yet; valid: {pairs()}")
     if version not in VERSIONS:
         raise ConfigError(f"unknown version {version!r}; {closest(version, VERSIONS)}")
