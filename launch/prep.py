@@ -137,7 +137,8 @@ def main(config: ExperimentConfig) -> int:
     index = build_index(config)
     if _FILES.value:
         for part in index.parts:
-            check_files(Path(part.folder), _FILES.value, say)
+            if isinstance(part.folder, Path):  # a remote one is checked where it lies
+                check_files(part.folder, _FILES.value, say)
     stream = build_stream(config, index)
     say(f"index of {len(index)} samples: {write_index(config.run_folder, index, stream)}")
     if _COMPILE.value:

@@ -25,6 +25,7 @@ from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.order import epoch_order
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.remote import AnyPath
 from olmoearth_jax.data.subset import draw_offsets, read_sample
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
@@ -100,7 +101,7 @@ def _order_index(position: int, index: DatasetIndex, stream: TrainStream) -> int
     return int(order[position])
 
 
-def _path(position: int, index: DatasetIndex, stream: TrainStream) -> Path:
+def _path(position: int, index: DatasetIndex, stream: TrainStream) -> AnyPath:
     return index.locate(_order_index(position, index, stream))[0]
 
 

@@ -80,6 +80,7 @@ def _apply(
     cfg = cfg.copy()
     before = objectives.types(cfg)
     stages: tuple[list[_Override], ...] = ([], [], [])  # aliases, common, explicit
+    parsed = _with_modalities(parsed, problems)
     for written, value in parsed:
         override, stage = _classify(written, value)
         stages[stage].append(override)
@@ -97,6 +98,20 @@ def _apply(
     if problems:
         raise ConfigError([*problems, *cfg.validate()])
     return cfg
+
+
+def _with_modalities(parsed: list[tuple[str, Any]], problems: list[str]) -> list[tuple[str, Any]]:
+    """Registers the user's modalities first, since other overrides may name them."""
+    out = []
+    for written, value in parsed:
+        if canonical(written) == "common.extra_modalities":
+            try:
+                value = schema.register_modalities(schema.plain(value))
+            except ConfigError as e:
+                problems += e.problems
+                continue
+        out.append((written, value))
+    return out
 
 
 def _classify(written: str, value: Any) -> tuple[_Override, int]:

@@ -185,8 +185,9 @@ def _check_row(
             report.errors.append(
                 f"sample_{number}.h5: the table says {name}={present}, it {stored}"
             )
-    known = centres is not None and number < len(centres) and result.latlon is not None
-    if known and not np.allclose(centres[number], result.latlon, atol=1e-4):
+    if centres is None or result.latlon is None or number >= len(centres):
+        return
+    if not np.allclose(centres[number], result.latlon, atol=1e-4):
         report.errors.append(f"sample_{number}.h5: {LATLON_FILE} gives another place")
 
 

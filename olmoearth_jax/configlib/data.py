@@ -21,6 +21,9 @@ class CommonConfig:
         default_factory=lambda: list(modalities.OFFICIAL_MODALITIES)
     )
     """Modalities of model, dataset, loader, masking and losses, in config order."""
+    extra_modalities: dict[str, Any] = field(default_factory=dict)
+    """Records of your own modalities by name, or the JSON file that holds them
+    (docs/new_sensor.md)."""
     tokenization: dict[str, list[list[str]]] = field(default_factory=dict)
     """Per modality, the bands of each token; a modality not named keeps its own band sets."""
     recipe: str = ""
@@ -33,6 +36,8 @@ class DatasetConfig:
 
     h5py_dir: str | None = None
     """Folder with sample_<i>.h5; its last component is the number of samples."""
+    more_h5py_dirs: dict[str, float] = field(default_factory=dict)
+    """Further folders to train on, each with the share of its samples to keep, in (0, 1]."""
     training_modalities: list[str] = field(
         default_factory=lambda: list(modalities.OFFICIAL_MODALITIES)
     )
@@ -40,6 +45,8 @@ class DatasetConfig:
     normalize: bool = True
     cache_dir: str | None = None
     """Local folder to which files are copied before they are read."""
+    cache_size_gb: float | None = None
+    """Once the cache holds this much, further files are read in place; null is no limit."""
     samples_per_sec: float | None = None
     """Upper bound on reads of the original store, per process."""
     dataset_percentage: float = 1.0

@@ -9,6 +9,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from olmoearth_jax import modalities
@@ -40,6 +41,29 @@ MODALITY_DICTS = frozenset(
     }
 )
 """Members, wherever they stand, whose keys are modality names."""
+
+
+def register_modalities(records: Any) -> dict[str, Any]:
+    """Adds a user's modality records, or those of a JSON file, to the registry; returns them.
+
+    Raises:
+      ConfigError: no such file, or a malformed record.
+    """
+    path = "common.extra_modalities"
+    if isinstance(records, str):
+        try:
+            records = json.loads(Path(records).read_text())
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"config path {path!r}: cannot read {records!r}: {e}") from e
+    if not isinstance(records, Mapping) or not all(
+        isinstance(r, Mapping) for r in records.values()
+    ):
+        raise ConfigError(f"config path {path!r} takes records {{name: record}} or a JSON file")
+    try:
+        modalities.register_all(plain(records))
+    except ValueError as e:
+        raise ConfigError(f"config path {path!r}: {e}") from e
+    return plain(records)
 
 
 class Text(str):

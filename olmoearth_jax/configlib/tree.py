@@ -99,6 +99,8 @@ class ExperimentConfig:
         Raises:
           ConfigError: unknown members or values of the wrong type, all listed.
         """
+        own = (values.get("common") or {}).get("extra_modalities") or {}
+        schema.register_modalities(own)  # before any list that names them is read
         return schema.convert(cls, values, "")
 
     @classmethod

@@ -7,17 +7,19 @@ seed, the epoch and the position within the epoch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import cutmix
 from olmoearth_jax.data.budget import usable_grids
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.h5 import ReadError, open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.order import epoch_order, steps_per_pass
+from olmoearth_jax.data.remote import AnyPath
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
 from olmoearth_jax.masking.context import ENCODE, MISSING_TOKEN, MaskContext, Tokens
@@ -77,6 +79,7 @@ class GroupMaker:
       transform: augmentation of the group, or None.
       normalized: False keeps raw values.
       store: where files are read from.
+      records: the user's own modalities.
     """
 
     index: DatasetIndex
@@ -98,6 +101,11 @@ class GroupMaker:
     transform: Transform | None = None
     normalized: bool = True
     store: SampleStore = dataclasses.field(default_factory=SampleStore)
+    records: Mapping[str, Any] = dataclasses.field(default_factory=registry.user_records)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        registry.register_all(state["records"])  # a worker process starts without them
+        self.__dict__.update(state)
 
     @property
     def groups_per_epoch(self) -> int:
@@ -140,8 +148,7 @@ class GroupMaker:
             path, numbers[i] = self.index.locate(int(order[position]))
             views = {name: array[i] for name, array in data.items()}
             try:
-                draw = rng(self.seed, "crop", epoch, int(position))
-                stamps[i] = self._read(path, patch, grid, steps, draw, views)
+                stamps[i] = self._read(path, patch, grid, steps, (epoch, int(position)), views)
                 ok[i] = True
             except ReadError as e:
                 problems.append((e.path, e.problem))
@@ -165,9 +172,24 @@ class GroupMaker:
         return out
 
     def _read(
-        self, path, patch: int, grid: int, steps: int, draw: np.random.Generator, views
+        self, path: AnyPath, patch: int, grid: int, steps: int, place: tuple[int, int], views
     ) -> np.ndarray:
-        """Reads one sample's crop into `views`; returns its timestamps [steps, 3]."""
+        """Reads one sample's crop into `views`; returns its timestamps [steps, 3].
+
+        A damaged copy in the cache is replaced once.
+        """
+        try:
+            return self._read_file(path, patch, grid, steps, rng(self.seed, "crop", *place), views)
+        except ReadError:
+            if not self.store.forget(path):
+                raise
+        for view in views.values():
+            view[...] = MISSING
+        return self._read_file(path, patch, grid, steps, rng(self.seed, "crop", *place), views)
+
+    def _read_file(
+        self, path: AnyPath, patch: int, grid: int, steps: int, draw: np.random.Generator, views
+    ) -> np.ndarray:
         names = self.index.modalities
         with open_sample(self.store.local(path), names) as file:
             if not self.use_cutmix:

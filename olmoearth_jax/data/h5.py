@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the zstd and lz4 filters)
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.remote import AnyPath, RemotePath
 
 MASK_GROUP = "missing_timesteps_masks"
 
@@ -23,7 +23,7 @@ MASK_GROUP = "missing_timesteps_masks"
 class ReadError(ValueError):
     """A sample file is missing, damaged, or not of the published form."""
 
-    def __init__(self, path: str | Path, problem: str):
+    def __init__(self, path: str | AnyPath, problem: str):
         super().__init__(str(path), problem)
         self.path, self.problem = str(path), problem
 
@@ -65,7 +65,7 @@ class SampleFile:
       wanted: dataset names to look for; others are ignored.
     """
 
-    def __init__(self, path: str | Path, file: h5py.File, wanted: Sequence[str]):
+    def __init__(self, path: str | AnyPath, file: h5py.File, wanted: Sequence[str]):
         self.path, self._file = str(path), file
         self._sets: dict[str, h5py.Dataset] = {}
         for name in wanted:
@@ -176,18 +176,19 @@ class SampleFile:
 
 
 @contextlib.contextmanager
-def open_sample(path: str | Path, modalities: Sequence[str]) -> Iterator[SampleFile]:
+def open_sample(path: str | AnyPath, modalities: Sequence[str]) -> Iterator[SampleFile]:
     """Opens a sample file and checks its header.
 
     Args:
-      path: the .h5 file.
+      path: the .h5 file; a remote one is fetched whole.
       modalities: training modalities; the file may lack any of them.
 
     Raises:
       ReadError: missing or damaged file, or arrays of the wrong form.
     """
     with translate_errors(path):
-        file = h5py.File(path, "r", locking=False)
+        source = path.open("rb") if isinstance(path, RemotePath) else path
+        file = h5py.File(source, "r", locking=False)
     try:
         with translate_errors(path):
             sample = SampleFile(path, file, stored_names(modalities))
@@ -197,7 +198,7 @@ def open_sample(path: str | Path, modalities: Sequence[str]) -> Iterator[SampleF
 
 
 @contextlib.contextmanager
-def translate_errors(path: str | Path) -> Iterator[None]:
+def translate_errors(path: str | AnyPath) -> Iterator[None]:
     """Turns whatever goes wrong while reading `path` into a `ReadError` that names it."""
     try:
         yield
@@ -209,9 +210,9 @@ def translate_errors(path: str | Path) -> Iterator[None]:
         raise ReadError(path, f"cannot be read, it may be damaged or incomplete ({e})") from e
 
 
-def nominal_tile_px(folder: str | Path) -> int | None:
+def nominal_tile_px(folder: str | AnyPath) -> int | None:
     """Tile side that a published folder name states ('..._128_x_4'), or None."""
-    for part in reversed(Path(folder).parts):
+    for part in reversed(str(folder).split("/")):
         pieces = part.split("_")
         if part.startswith("h5py_data") and len(pieces) >= 3 and pieces[-2] == "x":
             with contextlib.suppress(ValueError):

@@ -15,6 +15,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.h5 import ReadError, nominal_tile_px, open_sample
+from olmoearth_jax.data.remote import AnyPath, location
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 
 FINGERPRINT_VERSION = "v0.1"
@@ -32,7 +33,7 @@ class Part:
       tile_px: side of the samples in 10 m pixels.
     """
 
-    folder: Path
+    folder: AnyPath
     numbers: np.ndarray
     tile_px: int
 
@@ -61,7 +62,7 @@ class DatasetIndex:
         """Side of the smallest tiles, which bounds the crops."""
         return min(p.tile_px for p in self.parts)
 
-    def locate(self, index: int) -> tuple[Path, int]:
+    def locate(self, index: int) -> tuple[AnyPath, int]:
         """(file, file number) of the sample at `index`; negative indices count from the end.
 
         Raises:
@@ -80,7 +81,7 @@ class DatasetIndex:
 
 
 def prepare(
-    h5py_dir: str | Path,
+    h5py_dir: str | AnyPath,
     modalities: Sequence[str],
     *,
     filter_idx_file: str | Path | None = None,
@@ -94,7 +95,7 @@ def prepare(
     share of them in drawn order.
 
     Args:
-      h5py_dir: folder with sample_<i>.h5 and sample_metadata.csv.
+      h5py_dir: folder with sample_<i>.h5 and sample_metadata.csv, or its URL.
       modalities: training modalities.
       filter_idx_file: .npy file of sample numbers to keep.
       dataset_percentage: share of the samples to keep, in (0, 1].
@@ -103,7 +104,7 @@ def prepare(
     Raises:
       ValueError: missing or empty folder, malformed files, or nothing left.
     """
-    folder, names = Path(h5py_dir), registry.in_sample_order(registry.resolve(modalities))
+    folder, names = location(h5py_dir), registry.in_sample_order(registry.resolve(modalities))
     if not names:
         raise ValueError("no training modality is given")
     if "ndvi" in names and "sentinel2_l2a" not in names:
@@ -120,7 +121,7 @@ def prepare(
             f"({', '.join(names)})"
         )
     if filter_idx_file is not None:
-        numbers = np.intersect1d(numbers, _load_numbers(Path(filter_idx_file)))
+        numbers = np.intersect1d(numbers, _load_numbers(location(filter_idx_file)))
         if not len(numbers):
             raise ValueError(f"filter_idx_file {filter_idx_file} leaves no sample of {folder}")
     if dataset_percentage < 1:
@@ -162,12 +163,12 @@ def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:
 
 
 def fingerprint(
-    h5py_dir: str | Path,
+    h5py_dir: str | AnyPath,
     filter_idx_file: str | Path | None = None,
     dtype_text: str = "<class 'numpy.float32'>",
 ) -> str:
     """sha256 hex digest of a data set's path, modalities and size, as the reference computes it."""
-    folder = Path(h5py_dir)
+    folder = location(h5py_dir)
     names = _folder_modalities(folder.parent.name)
     text = (
         f"tile_path={folder.parent.parent.parent},supported_modalities={names},"
@@ -216,18 +217,18 @@ def directory_name(
     return f"{head}/{what}/{num_samples}"
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: AnyPath) -> None:
     if not folder.is_dir():
         raise ValueError(f"dataset folder does not exist: {folder}")
     if not (folder / METADATA_FILE).is_file():
-        inside = [p.parent for p in sorted(folder.glob(f"*/{METADATA_FILE}"))]
-        inside += [p.parent for p in sorted(folder.glob(f"*/*/*/{METADATA_FILE}"))]
-        inside += [p.parent for p in sorted(folder.glob(f"*/*/{METADATA_FILE}"))]
+        inside = [p.parent for p in sorted(folder.glob(f"*/{METADATA_FILE}"), key=str)]
+        inside += [p.parent for p in sorted(folder.glob(f"*/*/*/{METADATA_FILE}"), key=str)]
+        inside += [p.parent for p in sorted(folder.glob(f"*/*/{METADATA_FILE}"), key=str)]
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise ValueError(f"{folder} is not a dataset folder: it has no {METADATA_FILE}{hint}")
 
 
-def _with_data(folder: Path, names: Sequence[str]) -> np.ndarray:
+def _with_data(folder: AnyPath, names: Sequence[str]) -> np.ndarray:
     """Ascending numbers of the samples that hold a trained space-time modality."""
     header, table = read_metadata(folder)
     numbers = table[:, header.index("sample_index")]
@@ -240,7 +241,7 @@ def _with_data(folder: Path, names: Sequence[str]) -> np.ndarray:
     return np.sort(numbers[table[:, columns].sum(axis=1) > 0])
 
 
-def read_metadata(folder: Path) -> tuple[list[str], np.ndarray]:
+def read_metadata(folder: AnyPath) -> tuple[list[str], np.ndarray]:
     """(column names, int64 [samples, columns]) of a dataset's sample_metadata.csv.
 
     Raises:
@@ -272,9 +273,10 @@ def read_metadata(folder: Path) -> tuple[list[str], np.ndarray]:
     return header, table
 
 
-def _load_numbers(path: Path) -> np.ndarray:
+def _load_numbers(path: AnyPath) -> np.ndarray:
     try:
-        numbers = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            numbers = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise ValueError(f"cannot read filter_idx_file {path} as a NumPy array: {e}") from e
     if numbers.dtype.kind not in "iu":
@@ -282,7 +284,7 @@ def _load_numbers(path: Path) -> np.ndarray:
     return numbers.reshape(-1)
 
 
-def _tile_px(folder: Path, numbers: np.ndarray, names: Sequence[str]) -> int:
+def _tile_px(folder: AnyPath, numbers: np.ndarray, names: Sequence[str]) -> int:
     """The folder name's tile side, else that of the first few samples that can be read."""
     side = nominal_tile_px(folder)
     if side is not None:
@@ -298,12 +300,13 @@ def _tile_px(folder: Path, numbers: np.ndarray, names: Sequence[str]) -> int:
     raise ValueError(f"cannot tell the tile size of {folder} from its name or files; {problem}")
 
 
-def _latlon(folder: Path, numbers: np.ndarray) -> np.ndarray | None:
+def _latlon(folder: AnyPath, numbers: np.ndarray) -> np.ndarray | None:
     path = folder / LATLON_FILE
     if not path.is_file():
         return None
     try:
-        table = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            table = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise ValueError(f"cannot read {path}: {e}") from e
     if table.ndim != 2 or table.shape[1] != 2 or len(table) <= numbers.max():

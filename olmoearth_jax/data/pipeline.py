@@ -77,6 +77,7 @@ class TrainStream:
       transform: augmentation of whole groups (`transforms`), or None.
       normalized: False yields raw values.
       cache_dir: folder to copy sample files to before reading; None reads in place.
+      cache_size_gb: size from which no more files are copied there; None for no limit.
       samples_per_sec: limit of reads per worker; None for none.
 
     Attributes:
@@ -114,6 +115,7 @@ class TrainStream:
     transform: Transform | None = None
     normalized: bool = True
     cache_dir: str | Path | None = None
+    cache_size_gb: float | None = None
     samples_per_sec: float | None = None
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ class TrainStream:
         self._maker = GroupMaker(
             **{name: getattr(self, name) for name in shared - {"index"}},
             index=dataclasses.replace(self.index, latlon=None),  # workers have no use for it
-            store=SampleStore(cache, self.samples_per_sec),
+            store=SampleStore(cache, self.samples_per_sec, self.cache_size_gb),
         )
 
     def _check_sizes(self) -> None:

@@ -65,13 +65,18 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
             "no dataset is given: set --config.dataset.h5py_dir to the folder that holds "
             "sample_0.h5, sample_1.h5, ... (or use :smoke for the packaged sample)"
         )
-    return dataset_index.prepare(
-        data.h5py_dir,
-        data.training_modalities,
-        filter_idx_file=data.filter_idx_file,
-        dataset_percentage=data.dataset_percentage,
-        seed=data.seed,
-    )
+    folders = {data.h5py_dir: data.dataset_percentage, **data.more_h5py_dirs}
+    parts = [
+        dataset_index.prepare(
+            folder,
+            data.training_modalities,
+            filter_idx_file=data.filter_idx_file if folder == data.h5py_dir else None,
+            dataset_percentage=share,
+            seed=data.seed,
+        )
+        for folder, share in folders.items()
+    ]
+    return parts[0] if len(parts) == 1 else dataset_index.concat(parts)
 
 
 _TRANSFORMS: dict[str, Any] = {
@@ -124,6 +129,7 @@ def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) ->
         transform=build_transform(loader.transform_config),
         normalized=config.dataset.normalize,
         cache_dir=config.dataset.cache_dir,
+        cache_size_gb=config.dataset.cache_size_gb,
         samples_per_sec=config.dataset.samples_per_sec,
     )
 

@@ -63,11 +63,12 @@ def resample(values: np.ndarray, side: int, path: str | Path = "raster") -> np.n
 def _read(path: Path, count: int, ratio: int, place: tuple[int, int]) -> np.ndarray:
     """Bands [C, h, w] of the part at `place` when the raster is cut into ratio x ratio parts."""
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.windows import Window
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as raster:
                 if raster.width != raster.height:
                     raise ReadError(path, f"is not square: {raster.width} x {raster.height} px")
@@ -82,7 +83,7 @@ def _read(path: Path, count: int, ratio: int, place: tuple[int, int]) -> np.ndar
                 side = raster.width // ratio
                 window = Window(place[1] * side, place[0] * side, side, side)  # pyright: ignore
                 return raster.read(window=window)
-    except rasterio.errors.RasterioError as e:
+    except RasterioError as e:
         if not path.exists():
             raise ReadError(path, "file does not exist, but the CSV lists the tile") from None
         raise ReadError(path, f"cannot be read, it may be damaged or incomplete ({e})") from e

@@ -1,0 +1,91 @@
+"""Folders that are not on this machine: gs://, s3://, https:// and whatever else fsspec opens."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import IO, Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RemotePath:
+    """A file or folder at a URL, with the parts of `pathlib.Path` that reading needs.
+
+    Args:
+      url: with its protocol, without a slash at the end.
+    """
+
+    url: str
+
+    def __post_init__(self) -> None:
+        protocol, _, rest = self.url.partition("://")
+        object.__setattr__(self, "url", f"{protocol}://{rest.rstrip('/')}")
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.parts[-1]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        protocol, _, rest = self.url.partition("://")
+        return (f"{protocol}://", *(p for p in rest.split("/") if p))
+
+    @property
+    def parent(self) -> RemotePath:
+        return RemotePath(self.url.rpartition("/")[0])
+
+    def is_dir(self) -> bool:
+        """Whether there is such a folder; a web server, which has none, is believed."""
+        system, path = self._open_system()
+        return self.url.startswith("http") or system.isdir(path)
+
+    def is_file(self) -> bool:
+        system, path = self._open_system()
+        return system.exists(path)
+
+    def glob(self, pattern: str) -> list[RemotePath]:
+        """Nothing: searching a bucket is slow, and only hints need it."""
+        del pattern
+        return []
+
+    def read_bytes(self) -> bytes:
+        """The whole file, in one request.
+
+        Raises:
+          OSError: it cannot be read; FileNotFoundError if it does not exist.
+        """
+        system, path = self._open_system()
+        return system.cat_file(path)
+
+    def open(self, mode: str = "r", newline: str | None = None) -> IO[Any]:
+        """The file's content, for reading only."""
+        raw = io.BytesIO(self.read_bytes())
+        return raw if "b" in mode else io.TextIOWrapper(raw, encoding="utf-8", newline=newline)
+
+    def _open_system(self) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            return fsspec.core.url_to_fs(self.url)
+        except ImportError as e:
+            raise OSError(f"cannot open {self.url}: {e}") from e
+        except ValueError as e:
+            raise OSError(f"cannot open {self.url}: {e}") from e
+
+
+AnyPath = Path | RemotePath
+
+
+def location(path: str | Path | RemotePath) -> AnyPath:
+    """A path on this machine, or a remote one if it starts with a protocol."""
+    if isinstance(path, RemotePath | Path):
+        return path
+    return RemotePath(path) if re.match(r"[a-z][a-z0-9+.-]*://", path) else Path(path)
