@@ -1,0 +1,103 @@
+"""Prepares published evaluation data in the form that the readers take.
+
+    python -m tools.convert_evals pastis --source=PASTIS-R --target=DIR [--whole_patches]
+    python -m tools.convert_evals mados --source=MADOS --target=DIR
+    python -m tools.convert_evals floods --source=Sen1Floods11 --target=DIR
+    python -m tools.convert_evals quantiles --checkpoint=RUN --h5py_dir=DIR --target=FILE.h5
+
+`quantiles` fits the buckets of percentile quantisation on patch embeddings of pretraining data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals import models, transforms
+from olmoearth_jax.evals.datasets import floods, mados, open_split, pastis
+from olmoearth_jax.evals.embeddings import Pooling, extract
+
+
+def convert_pastis(source: Path, target: Path, whole: bool) -> None:
+    """All three splits of PASTIS-R."""
+    for split in pastis.FOLDS:
+        count = pastis.convert(source, target, split, cut=not whole)
+        print(f"{split}: {count} samples")
+
+
+def convert_mados(source: Path, target: Path) -> None:
+    """All three splits of MADOS, from its split files."""
+    target.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        images, labels = mados.convert(source, source / "splits" / f"{split}_X.txt")
+        np.savez(target / f"MADOS_{split}.npz", images=images, labels=labels)
+        print(f"{split}: {len(images)} tiles")
+
+
+def convert_floods(source: Path, target: Path) -> None:
+    """All splits of Sen1Floods11 whose table is in `splits/`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "valid", "test", "bolivia"):
+        table = source / "splits" / f"flood_{split}_data.csv"
+        if table.exists():
+            tiles = floods.convert(source, table)
+            np.savez(target / f"flood_{split}_data.npz", **tiles)
+            print(f"{split}: {len(tiles['labels'])} tiles")
+
+
+def fit_quantiles(run: str, h5py_dir: str, target: Path, samples: int) -> None:
+    """Bucket tables of every bit depth from patch embeddings (patch size 4, mean pooling)."""
+    model = models.load_checkpoint(run).model
+    task = EvalTaskConfig(
+        dataset="pretrain_subset", eval_mode="embedding_diagnostics",
+        h5py_dir=h5py_dir, pretrain_max_samples=samples,
+        input_modalities=[m for m in ("sentinel2_l2a",) if m in model.modalities],
+    )  # fmt: skip
+    split = open_split("quantiles", task, "train")
+    x, _ = extract(
+        model, split, split.modalities, patch_size=4, pool=Pooling(spatial=True), batch_size=8
+    )
+    flat = x.reshape(-1, x.shape[-1])
+    tables = {bits: transforms.fit_buckets(flat, bits) for bits in transforms.BITS}
+    transforms.save_buckets(target, tables)
+    print(f"{len(flat)} embeddings of {flat.shape[1]} dimensions -> {target}")
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0, or 2 for a mistake in the arguments or the data."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["pastis", "mados", "floods", "quantiles"])
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--whole_patches", action="store_true")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--h5py_dir")
+    parser.add_argument("--samples", type=int, default=10_000)
+    args = parser.parse_args(argv)
+    needed = ("checkpoint", "h5py_dir") if args.what == "quantiles" else ("source",)
+    missing = [n for n in needed if getattr(args, n) is None]
+    if missing:
+        parser.error(f"{args.what} needs --{missing[0]}")
+    try:
+        if args.what == "pastis":
+            convert_pastis(args.source, args.target, args.whole_patches)
+        elif args.what == "mados":
+            convert_mados(args.source, args.target)
+        elif args.what == "floods":
+            convert_floods(args.source, args.target)
+        else:
+            fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
