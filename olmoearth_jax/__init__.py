@@ -1,3 +1,25 @@
 """Pretraining, evaluation and use of OlmoEarth models in JAX."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from olmoearth_jax.inference.model import load_pretrained
+    from olmoearth_jax.inference.sample import Sample
+
 __version__ = "0.1.0"
+__all__ = ["Sample", "load_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up on first use, so that importing the package stays light.
+    if name == "Sample":
+        from olmoearth_jax.inference.sample import Sample
+
+        return Sample
+    if name == "load_pretrained":
+        from olmoearth_jax.inference.model import load_pretrained
+
+        return load_pretrained
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

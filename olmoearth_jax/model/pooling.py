@@ -60,11 +60,34 @@ def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> ja
     return _reduce(jnp.concatenate(flat, axis=1), visible, how)
 
 
-def pool_spatial(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> jax.Array:
+def spatial_names(masks: Arrays) -> tuple[str, ...]:
+    """Spatial modalities with a visible token anywhere in the batch (concrete masks)."""
+    return tuple(
+        name
+        for name in _names(masks)
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).any()
+    )
+
+
+def concat_names(masks: Arrays) -> tuple[str, ...]:
+    """Spatial modalities that are visible everywhere in the batch (concrete masks)."""
+    return tuple(
+        name
+        for name in _names(masks)
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).all()
+    )
+
+
+def pool_spatial(
+    tokens: Arrays,
+    masks: Arrays,
+    how: PoolingType = "max",
+    names: tuple[str, ...] | None = None,
+) -> jax.Array:
     """One vector per location: over time and band sets, then over modalities.
 
-    Takes the spatial modalities with a visible token anywhere in the batch, so masks must be
-    concrete arrays. Modalities count equally in the mean, whatever their number of tokens.
+    Takes the modalities `names`; by default those of `spatial_names`, and masks must be concrete
+    arrays then. Modalities count equally in the mean, whatever their number of tokens.
 
     Returns:
       [B, h, w, D]; where a modality shows nothing its mean is 0 and its maximum -inf.
@@ -74,32 +97,29 @@ def pool_spatial(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> jax
     """
     _check(how)
     parts = []
-    for name in _names(tokens):
-        mask = np.asarray(masks[name])
-        if not modalities.get(name).spatial or not (mask == _VISIBLE).any():
-            continue
+    for name in spatial_names(masks) if names is None else names:
         x = jnp.asarray(tokens[name])
         x = x.reshape(*x.shape[:3], -1, x.shape[-1])
-        parts.append(_reduce(x, jnp.asarray(mask == _VISIBLE).reshape(x.shape[:4]), how))
+        visible = jnp.asarray(masks[name]) == _VISIBLE
+        parts.append(_reduce(x, visible.reshape(x.shape[:4]), how))
     if not parts:
         raise ValueError("no spatial modality has a visible token to pool")
     stacked = jnp.stack(parts)
     return jnp.max(stacked, axis=0) if how == "max" else jnp.mean(stacked, axis=0)
 
 
-def pool_spatial_concat(tokens: Arrays, masks: Arrays) -> jax.Array:
+def pool_spatial_concat(
+    tokens: Arrays, masks: Arrays, names: tuple[str, ...] | None = None
+) -> jax.Array:
     """Mean over time, band sets side by side: [B, h, w, band sets, D].
 
-    Takes the spatial modalities that are visible everywhere in the batch (concrete masks).
+    Takes the modalities `names`; by default those of `concat_names` (concrete masks).
 
     Raises:
       ValueError: no modality qualifies.
     """
-    parts = [
-        jnp.mean(jnp.asarray(tokens[name]), axis=3)
-        for name in _names(tokens)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).all()
-    ]
+    chosen = concat_names(masks) if names is None else names
+    parts = [jnp.mean(jnp.asarray(tokens[name]), axis=3) for name in chosen]
     if not parts:
         raise ValueError("no spatial modality is visible everywhere, so none can be concatenated")
     return jnp.concatenate(parts, axis=3)

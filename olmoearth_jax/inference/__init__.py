@@ -1,0 +1,1 @@
+"""Using pretrained models: samples in raw units, embeddings, maps."""

@@ -1,0 +1,263 @@
+"""Pretrained models for use: loading by name or folder, and embedding of samples."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of, version_of
+from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.interop import checkpoints, hub, weights
+from olmoearth_jax.modalities import closest
+from olmoearth_jax.model import dense, latent_mim, pooling
+from olmoearth_jax.model.encoder import slot_table
+
+log = logging.getLogger(__name__)
+
+Pooling = Literal["instance", "spatial", "spatial_concat"]
+POOLINGS = ("instance", "spatial", "spatial_concat")
+TOKENS_AT_ONCE = 16_384
+"""Tokens per compiled call that `embed` aims at when no batch size is given."""
+
+
+class PretrainedModel:
+    """The encoder of a pretrained model, ready for use; see `load_pretrained`.
+
+    Attributes:
+      config: the model config.
+      name: what it was loaded by.
+      version: 'v1', 'v1_1', 'v1_2' or 'v1_3'; decides how missing bands are filled.
+      modalities: what the encoder was trained to see, in sample order.
+      digest: SHA-256 of all trained parameters.
+      dtype: type of the matrix products.
+    """
+
+    def __init__(
+        self,
+        loaded: checkpoints.Weights,
+        name: str = "",
+        dtype: Any = None,
+        restrict_inputs: bool = True,
+    ):
+        self.config = loaded.config
+        self.name, self.digest = name, loaded.digest
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        self.dtype = jnp.dtype(dtype)
+        if self.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype}")
+        self.version = version_of(loaded.config)
+        self.slots = slot_table(loaded.config.encoder_config)
+        decode_only = loaded.decode_only
+        if decode_only is None and restrict_inputs:
+            log.warning(
+                "%s does not record which modalities its encoder was trained on: all of %s are "
+                "accepted", name or "the model", ", ".join(self.slots.names),
+            )  # fmt: skip
+        self.decode_only = tuple(decode_only or ()) if restrict_inputs else ()
+        self.modalities = tuple(n for n in self.slots.names if n not in self.decode_only)
+        self.ranges = ranges_of(self.modalities, loaded.normalization)
+        encoder = latent_mim.abstract(loaded.config, self.dtype).encoder
+        self.graph = latent_mim.split(encoder)[0]
+        self.params = jax.tree.map(jnp.asarray, loaded.params["encoder"])
+
+    @property
+    def embedding_size(self) -> int:
+        encoder = self.config.encoder_config
+        return encoder.output_embedding_size or encoder.embedding_size
+
+    def embed(
+        self,
+        sample: Sample | Sequence[Sample],
+        patch_size: int = 8,
+        pooling: Pooling = "instance",
+        pooling_type: Literal["mean", "max"] = "mean",
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Embeddings of samples.
+
+        Args:
+          sample: one (its batch may be of any size), or several of equal size.
+          patch_size: side in pixels of 10 m of what becomes one token; must divide the image.
+          pooling: 'instance' gives one vector per sample, 'spatial' one per patch, and
+            'spatial_concat' keeps the band sets of each patch apart.
+          pooling_type: 'mean' or 'max' of the tokens that are pooled.
+          batch_size: samples per compiled call; chosen from the number of tokens by default.
+
+        Returns:
+          float32 [B, D], [B, h, w, D] or [B, h, w, band sets, D].
+
+        Raises:
+          ValueError: sizes, modalities or choices that do not fit.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; {closest(str(pooling), POOLINGS)}")
+        if pooling_type not in ("mean", "max"):
+            raise ValueError(f"unknown pooling_type {pooling_type!r}; known: mean, max")
+        if not isinstance(sample, Sample):
+            sample = Sample.concatenate(list(sample))
+        names = self._names(sample)
+        self._check_size(sample, names, patch_size)
+        ready = prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
+        _check_visible(ready)
+        fast = not any(mask.any() for mask in ready.masks.values())
+        chosen = _chosen(pooling, ready)
+        call = functools.partial(
+            _embed, self.graph, patch_size, pooling, pooling_type, chosen, fast, self.params
+        )
+        return _in_chunks(call, ready, batch_size or _rows_at_once(ready))
+
+    def _names(self, sample: Sample) -> tuple[str, ...]:
+        """Modalities of the sample that the encoder takes; says which are left out."""
+        dropped = [n for n in sample.data if n in self.decode_only]
+        unknown = [n for n in sample.data if n not in self.slots.names]
+        if unknown:
+            raise ValueError(
+                f"this model does not take {', '.join(unknown)}; "
+                f"{closest(unknown[0], self.modalities)}"
+            )
+        if dropped:
+            warnings.warn(
+                f"left out {', '.join(dropped)}: the encoder was not trained to see them",
+                stacklevel=3,
+            )
+        names = tuple(n for n in sample.data if n in self.modalities)
+        if not names:
+            raise ValueError(
+                f"the sample holds nothing that the encoder takes: {', '.join(self.modalities)}"
+            )
+        return names
+
+    def _check_size(self, sample: Sample, names: tuple[str, ...], patch_size: int) -> None:
+        encoder = self.config.encoder_config
+        smallest, largest = encoder.min_patch_size, encoder.max_patch_size
+        if not (isinstance(patch_size, int) and smallest <= patch_size <= largest):
+            raise ValueError(
+                f"patch_size must be a whole number {smallest}..{largest}, got {patch_size!r}"
+            )
+        steps = sample.timestamps.shape[1]
+        if steps > encoder.max_sequence_length:
+            raise ValueError(
+                f"the model takes at most {encoder.max_sequence_length} timesteps, got {steps}; "
+                "choose or average some"
+            )
+        size = sample.image_size
+        if size is None or not any(modalities.get(n).spatial for n in names):
+            return
+        if any(side % patch_size for side in size):
+            whole = [side // patch_size * patch_size for side in size]
+            fits = [p for p in range(smallest, largest + 1) if not any(s % p for s in size)]
+            raise ValueError(
+                f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of "
+                f"{patch_size}: crop it to {whole[0]} x {whole[1]}, or use a patch size of "
+                f"{', '.join(map(str, fits))}"
+            )
+
+
+def _check_visible(ready: Prepared) -> None:
+    seen = [(m == 0).reshape(len(m), -1).any(1) for m in ready.masks.values()]
+    empty = np.flatnonzero(~np.any(seen, axis=0))
+    if len(empty):
+        raise ValueError(f"samples {empty[:10].tolist()} of the batch hold no data at all")
+
+
+def _chosen(kind: str, ready: Prepared) -> tuple[str, ...] | None:
+    """Modalities that the pooling takes, decided over the whole batch."""
+    if kind == "instance":
+        return None
+    names = (pooling.spatial_names if kind == "spatial" else pooling.concat_names)(ready.masks)
+    if not names:
+        raise ValueError(
+            "no modality with a pixel grid has data" + ("" if kind == "spatial" else " everywhere")
+        )
+    return names
+
+
+def _rows_at_once(ready: Prepared) -> int:
+    tokens = sum(int(np.prod(m.shape[1:])) for m in ready.masks.values())
+    return max(1, TOKENS_AT_ONCE // tokens)
+
+
+def _in_chunks(call: Any, ready: Prepared, batch_size: int) -> np.ndarray:
+    """Runs `call` over the batch in equal chunks; the last is filled up with its last sample.
+
+    Chunks have the size of a power of two, so that few programs serve batches of any size.
+    """
+    total = len(ready.timestamps)
+    size = min(1 << max(batch_size.bit_length() - 1, 0), 1 << (total - 1).bit_length())
+    out, pending = [], None
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        arrays = jax.tree.map(lambda x: x[rows], (ready.data, ready.masks, ready.timestamps))  # noqa: B023
+        result = call(*arrays)
+        if pending is not None:
+            out.append(np.asarray(pending))
+        pending = result
+    out.append(np.asarray(pending))
+    return np.concatenate(out)[:total]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _embed(graph, patch_size, kind, how, names, fast, params, data, masks, timestamps):
+    """Encoder and pooling of one chunk, compiled once per shape."""
+    encoder = latent_mim.merge(graph, params)
+    encoded = dense.encode_dense(encoder, data, masks, timestamps, patch_size, fast_pass=fast)
+    tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
+    if kind == "instance":
+        return pooling.pool_instance(tokens, masks, how)
+    if kind == "spatial":
+        return pooling.pool_spatial(tokens, masks, how, names)
+    return pooling.pool_spatial_concat(tokens, masks, names)
+
+
+def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> checkpoints.Weights:
+    """Weights of a reference folder, a checkpoint or run folder of ours, or a hub id.
+
+    Raises:
+      ValueError: nothing there, or not readable; the message says what was tried.
+    """
+    folder = hub.find(path_or_hub_id, revision)
+    if weights.is_reference_folder(folder):
+        return checkpoints.from_reference(folder, Path(path_or_hub_id).name)
+    try:
+        return checkpoints.read(folder, with_target=False)
+    except ValueError as e:
+        if "No complete checkpoint" in str(e):
+            raise ValueError(
+                f"{folder} holds neither published weights (config.json with weights.pth or "
+                "model.safetensors) nor a checkpoint of ours (checkpoints/<step>)"
+            ) from None
+        raise
+
+
+def load_pretrained(
+    path_or_hub_id: str | Path,
+    *,
+    dtype: Any = None,
+    restrict_inputs: bool = True,
+    revision: str | None = None,
+) -> PretrainedModel:
+    """Loads a pretrained model; there is no fallback to random weights.
+
+    Args:
+      path_or_hub_id: folder with published weights, folder of a run or a checkpoint of ours, a
+        hub id, or a published name such as 'OlmoEarth-v1_2-Base'. The hub's cache is used, and
+        HF_HUB_OFFLINE is honoured.
+      dtype: type of the matrix products; float32 on CPU and bfloat16 elsewhere by default.
+      restrict_inputs: leave out modalities that the encoder was not trained to see.
+      revision: of the hub repository.
+
+    Raises:
+      ValueError: see `load_weights`.
+    """
+    loaded = load_weights(path_or_hub_id, revision)
+    return PretrainedModel(loaded, Path(path_or_hub_id).name, dtype, restrict_inputs)

@@ -1,0 +1,317 @@
+"""Samples as users have them: named bands, dates, raw physical units."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.inference.dates import check_timestamps, newest, parse_dates
+from olmoearth_jax.inference.units import check_units as look_at_units
+from olmoearth_jax.modalities import MISSING, Modality, closest
+
+NanPixels = Literal["error", "fill", "mask"]
+Bands = Mapping[str, Sequence[str]]
+_NAN_PIXELS = ("error", "fill", "mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One place, or a batch of them, with its images; see `from_arrays`.
+
+    Attributes:
+      data: raw float32 per modality, bands in the models' order, NaN where missing:
+        [B, H, W, T, C] (T = 1 for maps), [B, T, C] or [B, C].
+      timestamps: int32 [B, T, 3] of (day 1..31, month 0..11, year).
+      missing_bands: bands that were not given, by modality.
+      normalized: the values are normalised already.
+      nan_pixels: what to do with single missing pixels: 'fill' or 'mask'.
+    """
+
+    data: dict[str, np.ndarray]
+    timestamps: np.ndarray
+    missing_bands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    normalized: bool = False
+    nan_pixels: NanPixels = "mask"
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.timestamps.shape[0])
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) in pixels of 10 m, or None without images."""
+        for name, x in self.data.items():
+            if modalities.get(name).spatial:
+                factor = modalities.get(name).image_factor
+                return x.shape[1] // factor, x.shape[2] // factor
+        return None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, Any],
+        dates: Sequence[Any] | np.ndarray | None = None,
+        *,
+        bands: Bands | None = None,
+        timestamps: Any = None,
+        normalized: bool = False,
+        nan_pixels: NanPixels = "error",
+        check_units: bool = True,
+    ) -> Sample:
+        """Builds a sample from arrays in raw units.
+
+        Args:
+          arrays: per modality an array [H, W, T, C], or {band: [H, W, T]}. Maps have no time axis
+            or T = 1; scalars are [C], series [T, C]. A leading batch axis is accepted everywhere.
+            NaN or -99999 means missing. Sentinel-2: digital numbers without the 1000 offset;
+            Landsat: digital numbers; Sentinel-1: decibel.
+          dates: one ISO text or datetime per timestep, ascending, or one list per sample. Not
+            needed if nothing varies in time.
+          bands: per modality the names of the array's channels, in any order. Needed for every
+            array of more than one channel. Absent bands are filled by the model's rule.
+          timestamps: instead of dates, integers [T, 3] of (day, month 0..11, year).
+          normalized: the values are normalised as in training already.
+          nan_pixels: single NaN pixels (not a whole band or timestep) are an 'error', or 'fill'
+            them like missing bands, or 'mask' the patches that hold any.
+          check_units: look whether the values can be in the expected unit.
+
+        Raises:
+          ValueError: unknown names, shapes that do not fit together, wrong units, bad dates.
+        """
+        if nan_pixels not in _NAN_PIXELS:
+            raise ValueError(
+                f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), _NAN_PIXELS)}"
+            )
+        if not arrays:
+            raise ValueError("a sample needs at least one modality")
+        given = {modalities.get(k).name: v for k, v in (bands or {}).items()}
+        stamps = _stamps(dates, timestamps)
+        data, absent = {}, {}
+        for key, value in arrays.items():
+            modality = modalities.get(key)
+            raw, names = _array(modality, value, given.get(modality.name))
+            raw = _with_batch_and_time(modality, raw, stamps)
+            data[modality.name], lacking = _in_order(modality, raw, names)
+            if lacking:
+                absent[modality.name] = lacking
+        stamps = _check_together(data, stamps)
+        for name, x in data.items():
+            if check_units:
+                _check_values(name, x, normalized, stamps)
+            _check_pixels(name, arrays, x, nan_pixels)
+        policy: NanPixels = "fill" if nan_pixels == "fill" else "mask"
+        return cls(
+            {n: data[n] for n in modalities.in_sample_order(data)},
+            stamps, absent, normalized, policy,
+        )  # fmt: skip
+
+    @staticmethod
+    def concatenate(samples: Sequence[Sample]) -> Sample:
+        """One batch of samples of equal size; a modality that one lacks is missing there.
+
+        Raises:
+          ValueError: sizes, numbers of timesteps or settings differ.
+        """
+        first = samples[0]
+        kinds = {(s.image_size, s.timestamps.shape[1], s.normalized, s.nan_pixels) for s in samples}
+        if len(kinds) > 1:
+            raise ValueError(
+                "samples of one batch need the same image size, number of timesteps and settings, "
+                f"got {sorted(map(str, kinds))}; embed them in separate calls"
+            )
+        shapes = {n: x.shape[1:] for s in samples for n, x in s.data.items()}
+        data = {}
+        for name in modalities.in_sample_order(shapes):
+            parts = [
+                s.data.get(name, np.full((s.batch_size, *shapes[name]), np.nan, np.float32))
+                for s in samples
+            ]
+            data[name] = np.concatenate(parts)
+        absent = {n: b for s in samples for n, b in s.missing_bands.items()}
+        stamps = np.concatenate([s.timestamps for s in samples])
+        return Sample(data, stamps, absent, first.normalized, first.nan_pixels)
+
+    def rows(self, start: int, stop: int) -> Sample:
+        """The samples start..stop of the batch."""
+        data = {n: x[start:stop] for n, x in self.data.items()}
+        return dataclasses.replace(self, data=data, timestamps=self.timestamps[start:stop])
+
+
+def _stamps(dates: Any, timestamps: Any) -> np.ndarray | None:
+    if dates is not None and timestamps is not None:
+        raise ValueError("give dates or timestamps, not both")
+    if dates is not None:
+        return parse_dates(dates)
+    return None if timestamps is None else check_timestamps(timestamps)
+
+
+def _array(modality: Modality, value: Any, names: Sequence[str] | None):
+    """(array with channels last, canonical band names)."""
+    if isinstance(value, Mapping):
+        if names is not None:
+            raise ValueError(f"{modality.name}: bands are named twice")
+        names, value = list(value), np.stack([np.asarray(v) for v in value.values()], axis=-1)
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{modality.name} must hold numbers, got {array.dtype}")
+    if names is None:
+        if modality.num_bands > 1:
+            raise ValueError(
+                f"{modality.name}: name the bands of the array, since their order differs between "
+                f"sources: bands={{{modality.name!r}: [...]}}; the models' own order is "
+                f"{list(modality.bands)}"
+            )
+        names = modality.bands
+    lower = {b.lower(): b for b in modality.bands}
+    out = []
+    for band in names:
+        if str(band).lower() not in lower:
+            raise ValueError(
+                f"unknown band {band!r} of {modality.name}; {closest(str(band), modality.bands)}"
+            )
+        out.append(lower[str(band).lower()])
+    if len(set(out)) != len(out):
+        raise ValueError(f"{modality.name}: a band is named more than once in {list(names)}")
+    return array, out
+
+
+def _with_batch_and_time(modality: Modality, x: np.ndarray, stamps: np.ndarray | None):
+    """Adds the axes that may be left out: the batch, and time where nothing varies in it."""
+    full = 1 + (3 if modality.spatial else int(modality.multitemporal)) + 1
+    if modality.spatial and not modality.multitemporal:
+        if x.ndim == 3:
+            x = x[:, :, None]
+        elif x.ndim == 4 and x.shape[2] != 1:
+            x = x[:, :, :, None]
+    elif modality.spatial and x.ndim == 3 and stamps is not None and stamps.shape[-2] == 1:
+        x = x[:, :, None]
+    if x.ndim == full - 1:
+        x = x[None]
+    if x.ndim != full:
+        axes = {5: "[H, W, T, C]", 3: "[T, C]", 2: "[C]"}[full]
+        raise ValueError(
+            f"{modality.name} must have the axes {axes}, with or without a batch axis in front; "
+            f"got {x.ndim} axes"
+        )
+    return x
+
+
+def _in_order(
+    modality: Modality, x: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(float32 with all bands in the models' order, NaN where missing; bands not given)."""
+    if x.shape[-1] != len(names):
+        hint = ""
+        if len(names) in x.shape[1:-1]:
+            axis = x.shape[1:-1].index(len(names)) + 1 - x.ndim
+            hint = f" Are the channels first? Then pass np.moveaxis(x, {axis}, -1)."
+        raise ValueError(
+            f"{modality.name}: the last axis holds the bands and must have {len(names)} entries, "
+            f"got the shape {list(x.shape)}.{hint}"
+        )
+    lacking = tuple(b for b in modality.bands if b not in names)
+    if not lacking and list(names) == list(modality.bands):
+        out = x.astype(np.float32)
+    else:
+        out = np.full((*x.shape[:-1], modality.num_bands), np.nan, np.float32)
+        out[..., [modality.bands.index(b) for b in names]] = x
+    np.copyto(out, np.nan, where=out == np.float32(MISSING))
+    return out, lacking
+
+
+def _check_together(data: Mapping[str, np.ndarray], stamps: np.ndarray | None) -> np.ndarray:
+    """The timestamps [B, T, 3]; checks that batch, image sizes and timesteps agree."""
+    for what, sizes in (
+        ("sizes of the batch", {n: x.shape[0] for n, x in data.items()}),
+        ("numbers of timesteps", {n: x.shape[-2] for n, x in data.items()
+                                  if modalities.get(n).multitemporal}),
+        ("image sizes at 10 m", {
+            n: tuple(s / modalities.get(n).image_factor for s in x.shape[1:3])
+            for n, x in data.items() if modalities.get(n).spatial}),
+    ):  # fmt: skip
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"the modalities have different {what}: {sizes}. Bring them to one grid and one "
+                "list of dates; fill what a modality lacks with NaN"
+            )
+    batch = next(iter(data.values())).shape[0]
+    steps = {x.shape[-2] for n, x in data.items() if modalities.get(n).multitemporal}
+    if stamps is None:
+        if steps:
+            raise ValueError("give dates=, one ISO text per timestep")
+        stamps = np.array([[1, 0, 2000]], np.int32)
+    if stamps.ndim == 2:
+        stamps = np.broadcast_to(stamps, (batch, *stamps.shape))
+    if steps and stamps.shape[1] not in steps:
+        raise ValueError(f"{stamps.shape[1]} dates were given for {steps.pop()} timesteps")
+    if stamps.shape[0] != batch:
+        raise ValueError(f"dates of {stamps.shape[0]} samples were given for a batch of {batch}")
+    return np.ascontiguousarray(stamps)
+
+
+def _check_values(name: str, x: np.ndarray, normalized: bool, stamps: np.ndarray) -> None:
+    if not normalized:
+        look_at_units(x, name, newest(stamps))
+        return
+    largest = float(np.nanmax(np.abs(x), initial=0.0))
+    if largest > 50:
+        raise ValueError(
+            f"{name} is said to be normalised (about 0..1), but its values reach {largest:.3g}; "
+            "leave out normalized=True for raw units"
+        )
+
+
+def _check_pixels(name: str, arrays: Mapping[str, Any], x: np.ndarray, policy: str) -> None:
+    """Single missing pixels must be meant."""
+    if policy != "error" or not modalities.get(name).spatial:
+        return
+    gone = np.isnan(x)
+    if (gone.any((1, 2)) & ~gone.all((1, 2))).any() and _has_nan(name, arrays):
+        raise ValueError(
+            f"{name} holds NaN at {int(gone.any(-1).sum())} pixels of images that are present "
+            "otherwise; pass nan_pixels='mask' to leave out the patches around them, or "
+            "nan_pixels='fill' to fill them like missing bands"
+        )
+
+
+def _has_nan(name: str, arrays: Mapping[str, Any]) -> bool:
+    """Was NaN given, not only the fill value? That one says by itself that it is meant."""
+    value = next(v for k, v in arrays.items() if modalities.get(k).name == name)
+    parts = list(value.values()) if isinstance(value, Mapping) else [value]
+    return any(np.isnan(p).any() for p in map(np.asarray, parts) if p.dtype.kind == "f")
+
+
+def missing_tokens(
+    still: np.ndarray, gone: np.ndarray, patch_pixels: int, band_sets: Any, policy: str
+) -> np.ndarray:
+    """bool [B, (h, w,) (T,) S]: tokens without data.
+
+    Args:
+      still: bool [B, ..., C], elements that no rule could fill with a value.
+      gone: bool of that shape, elements missing in the input.
+      patch_pixels: side of a patch in the modality's pixels, 0 if it has no grid.
+      band_sets: channels of each band set.
+      policy: 'mask' also drops patches with single missing pixels.
+    """
+    out = []
+    for channels in band_sets:
+        none: Any = still[..., list(channels)].all(-1)
+        if patch_pixels:
+            whole = none.all((1, 2), keepdims=True)
+            batch, height, width, steps = none.shape
+            h, w = height // patch_pixels, width // patch_pixels
+            cut = (batch, h, patch_pixels, w, patch_pixels, steps)
+            token = np.broadcast_to(whole, (batch, h, w, steps)).copy()
+            token |= np.min(none.reshape(cut), axis=(2, 4))
+            if policy == "mask":
+                some = gone[..., list(channels)]
+                single = (some & ~some.all((1, 2), keepdims=True)).any(-1)
+                token |= np.max(single.reshape(cut), axis=(2, 4))
+            out.append(token)
+        else:
+            out.append(none)
+    return np.stack(out, axis=-1)

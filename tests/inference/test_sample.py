@@ -1,0 +1,162 @@
+"""Samples from arrays: band names, dates, units, gaps, and what is refused."""
+
+import numpy as np
+import pytest
+
+from olmoearth_jax import Sample, modalities
+from olmoearth_jax.inference import missing_bands, units
+from olmoearth_jax.inference.dates import parse_dates
+
+S2 = list(modalities.get("sentinel2_l2a").bands)
+DATES = ["2021-01-15", "2021-02", "2021-03-31"]
+
+
+def s2(steps=3, side=8, bands=12, seed=0):
+    rng = np.random.Generator(np.random.Philox(seed))
+    return rng.integers(100, 4000, (side, side, steps, bands)).astype(np.float32)
+
+
+def make(x=None, bands=S2, dates=DATES, **kwargs):
+    x = s2() if x is None else x
+    return Sample.from_arrays({"sentinel2_l2a": x}, dates, bands={"sentinel2_l2a": bands}, **kwargs)
+
+
+def test_bands_in_any_order_and_case():
+    x = s2()
+    order = np.random.Generator(np.random.Philox(1)).permutation(12)
+    shuffled = make(x[..., order], [S2[i].lower() for i in order])
+    np.testing.assert_array_equal(shuffled.data["sentinel2_l2a"], x[None])
+    by_name = Sample.from_arrays({"SENTINEL2_L2A": {S2[i]: x[..., i] for i in order}}, DATES)
+    np.testing.assert_array_equal(by_name.data["sentinel2_l2a"], x[None])
+    assert shuffled.image_size == (8, 8) and shuffled.batch_size == 1
+
+
+def test_dates():
+    stamps = parse_dates(DATES)
+    assert stamps.tolist() == [[15, 0, 2021], [15, 1, 2021], [31, 2, 2021]]
+    assert parse_dates(np.array([DATES[:1], ["2020-12-31"]]))[1].tolist() == [[31, 11, 2020]]
+    assert parse_dates(np.array(["2020-02-29"], "datetime64[D]")).tolist() == [[29, 1, 2020]]
+    sample = make(dates=None, timestamps=[[15, 0, 2021], [15, 1, 2021], [31, 2, 2021]])
+    np.testing.assert_array_equal(sample.timestamps[0], stamps)
+
+
+def test_missing_bands_are_noted():
+    sample = make(s2(bands=4), ["B02", "B03", "B04", "B08"])
+    assert sample.missing_bands["sentinel2_l2a"] == tuple(S2[4:])
+    assert np.isnan(sample.data["sentinel2_l2a"][..., 4:]).all()
+
+
+def test_maps_and_batches():
+    arrays = {
+        "sentinel2_l2a": np.stack([s2(), s2(seed=1)]),
+        "worldcover": np.full((2, 8, 8), 10.0)[..., None, None],
+    }
+    sample = Sample.from_arrays(arrays, DATES, bands={"sentinel2_l2a": S2})
+    assert sample.data["worldcover"].shape == (2, 8, 8, 1, 1)
+    assert sample.timestamps.shape == (2, 3, 3)
+    both = Sample.concatenate([sample.rows(0, 1), make()])
+    assert np.isnan(both.data["worldcover"][1]).all() and both.batch_size == 2
+    with pytest.raises(ValueError, match="embed them in separate calls"):
+        Sample.concatenate([sample, make(s2(side=4))])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bands": None}, "name the bands of the array"),
+        ({"bands": [*S2[:-1], "B9"]}, "did you mean 'B09'"),
+        ({"bands": [*S2[:-1], "B02"]}, "more than once"),
+        ({"bands": S2[:3]}, "must have 3 entries"),
+        ({"x": np.moveaxis(s2(), -1, 0)}, r"channels first\? Then pass np.moveaxis\(x, -4, -1\)"),
+        ({"x": s2(steps=2)}, "3 dates were given for 2 timesteps"),
+        ({"dates": None}, "give dates="),
+        ({"dates": ["2021-03-01", "2021-01-01", "2021-02-01"]}, "not in ascending order; sort"),
+        ({"dates": ["2021-13-01", *DATES[1:]]}, "ISO texts"),
+        ({"dates": [[1, 1, 2021]] * 3}, "go into timestamps="),
+        ({"dates": None, "timestamps": [[1, 10, 2021], [1, 11, 2021], [1, 12, 2021]]},
+         "did you pass 1-based months|Did you pass 1-based months"),
+        ({"dates": None, "timestamps": [[2021, 1, 1]] * 3}, "in this order"),
+        ({"nan_pixels": "skip"}, "unknown nan_pixels"),
+        ({"x": s2() / 10000}, "like reflectance in 0..1: multiply by 10000"),
+        ({"x": np.minimum(s2(), 255)}, "8-bit picture"),
+        ({"normalized": True}, "leave out normalized=True"),
+    ],
+)  # fmt: skip
+def test_refused(change, message):
+    if change.get("bands", "") is None:
+        with pytest.raises(ValueError, match=message):
+            Sample.from_arrays({"sentinel2_l2a": s2()}, DATES)
+        return
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+def test_unknown_modality_and_differing_timesteps():
+    with pytest.raises(ValueError, match="did you mean 'sentinel2_l2a'"):
+        Sample.from_arrays({"sentinel2_l2": s2()}, DATES)
+    with pytest.raises(ValueError, match="different numbers of timesteps"):
+        Sample.from_arrays(
+            {"sentinel2_l2a": s2(), "sentinel1": np.full((8, 8, 2, 2), -12.0)},
+            DATES,
+            bands={"sentinel2_l2a": S2, "sentinel1": ["vv", "vh"]},
+        )
+    with pytest.raises(ValueError, match="different image sizes"):
+        Sample.from_arrays(
+            {"sentinel2_l2a": s2(), "worldcover": np.full((4, 4, 1), 10.0)},
+            DATES,
+            bands={"sentinel2_l2a": S2},
+        )
+
+
+def test_nan_pixels():
+    x = s2()
+    x[0, 0, 1, 3] = np.nan
+    with pytest.raises(ValueError, match="pass nan_pixels='mask'"):
+        make(x)
+    assert make(x, nan_pixels="mask").nan_pixels == "mask"
+    assert make(x, nan_pixels="fill").nan_pixels == "fill"
+    x[0, 0, 1, 3] = modalities.MISSING  # says by itself that it is meant
+    assert np.isnan(make(x).data["sentinel2_l2a"][0, 0, 0, 1, 3])
+    x[:, :, 1] = np.nan  # a whole timestep
+    assert make(x).nan_pixels == "mask"
+
+
+def test_units_of_radar_and_offset():
+    with pytest.raises(ValueError, match=r"10 \* log10"):
+        units.check_units(np.full((4, 4), 0.05), "sentinel1")
+    units.check_units(np.full((4, 4), -15.0), "sentinel1")
+    with pytest.warns(UserWarning, match="offset of 1000"):
+        make(s2() + 1000, dates=["2023-01-01", "2023-02-01", "2023-03-01"])
+    make(s2() + 1000)  # before the offset was introduced
+    make(s2() / 10000, check_units=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "band", "nearest"),
+    [
+        ("sentinel2_l2a", "B01", "B02"),
+        ("sentinel2_l2a", "B8A", "B08"),
+        ("landsat", "B10", "B11"),
+        ("landsat", "B8", "B3"),
+    ],
+)
+def test_stand_ins(name, band, nearest):
+    bands = modalities.get(name).bands
+    assert bands[missing_bands.stand_ins(name, band)[0]] == nearest
+
+
+def test_fill_rules():
+    lo, hi = np.zeros(12), np.full(12, 2.0)
+    x = np.full((1, 12), 1.0)
+    x[0, S2.index("B01")] = np.nan
+    later, lost = missing_bands.fill(x, "sentinel2_l2a", "v1_2", lo, hi)
+    assert later[0, S2.index("B01")] == 0 and lost.sum() == 1
+    first, lost = missing_bands.fill(x, "sentinel2_l2a", "v1", lo, hi)
+    assert first[0, S2.index("B01")] == 0.5 and not lost.any()
+    x[0, :5] = np.nan
+    with pytest.warns(UserWarning, match="were set to 0"):
+        missing_bands.fill(x, "sentinel2_l2a", "v1_1", lo, hi)
+    with pytest.warns(UserWarning, match="were copied"):
+        missing_bands.fill(x, "sentinel2_l2a", "v1", lo, hi)
+    with pytest.raises(ValueError, match="unknown model version"):
+        missing_bands.fill(x, "sentinel2_l2a", "v9", lo, hi)
