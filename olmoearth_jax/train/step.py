@@ -147,6 +147,8 @@ class TrainProgram:
         update = self._cached("update", self._update, (state, total, np.float32(lr)), (0,))
         state, metrics = update(state, total, np.float32(lr))
         host["optim/LR (group 0)"] = lr
+        if "epoch" in groups[0]:
+            host["train/epoch"] = float(groups[0]["epoch"])
         real = host["encoded_tokens"] + host["decoded_tokens"] + host.get("target_tokens", 0.0)
         host["padded_share"] = 1.0 - real / max(host.pop("stream_tokens"), 1.0)
         return state, StepReport(metrics, host, bad)
