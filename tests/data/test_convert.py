@@ -210,7 +210,7 @@ def test_wrong_csvs_are_named(tmp_path):
 def test_damaged_rasters_are_named_and_can_be_skipped(tmp_path, damage):
     make_tree(tmp_path, tiles=2)
     modality = registry.get("sentinel1")
-    path = tree.raster_path(tmp_path, modality, Cell("EPSG:32633", 101, -2000), 0)
+    path = tree.raster_path(tmp_path, modality, Cell("EPSG:32633", 101, -2000), 16)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:4000])
     elif damage == "missing":

@@ -61,12 +61,12 @@ def add_modality(
             [cell.crs, cell.col, cell.row, START.isoformat(), i, s, s] for i, s in enumerate(starts)
         ]
         out[cell] = []
-        for i, bands in enumerate(modality.band_sets):
+        for resolution, bands in tree.files_of(modality).items():
             size = side if modality.spatial else 1
             shape = (len(starts) * len(bands), size, size)
             dtype = np.dtype(modality.source_dtype or "float32")
             values = draw.integers(1, 200, shape).astype(dtype)
-            write_raster(tree.raster_path(folder, modality, cell, i), values)
+            write_raster(tree.raster_path(folder, modality, cell, resolution), values)
             out[cell].append(values)
     write_rows(folder, name, rows)
     return out

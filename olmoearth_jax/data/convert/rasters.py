@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.convert.tree import TileJob, raster_path
+from olmoearth_jax.data.convert.tree import TileJob, files_of, raster_path
 from olmoearth_jax.data.h5 import ReadError
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 
@@ -25,9 +25,9 @@ def load_modality(tree: Path, job: TileJob, name: str) -> np.ndarray:
     steps = len(job.dates[name])
     cell = job.cell.coarser(modality.tile_resolution_factor)
     ratio = modality.tile_resolution_factor // job.cell.factor
-    parts = []
-    for i, bands in enumerate(modality.band_sets):
-        path = raster_path(tree, modality, cell, i)
+    parts, channels = [], []
+    for resolution, bands in files_of(modality).items():
+        path = raster_path(tree, modality, cell, resolution)
         side = IMAGE_TILE_PX * modality.image_factor // ratio if modality.spatial else None
         place = (job.cell.row - cell.row * ratio, job.cell.col - cell.col * ratio)
         values = _read(path, steps * len(bands), ratio if modality.spatial else 1, place)
@@ -36,7 +36,10 @@ def load_modality(tree: Path, job: TileJob, name: str) -> np.ndarray:
         elif values.shape[1:] != (1, 1):
             raise ReadError(path, f"must have a single pixel, got {values.shape[1:]}")
         parts.append(values.reshape(steps, len(bands), *values.shape[1:]))
+        channels += bands
     joined = np.concatenate(parts, axis=1)
+    if channels != sorted(channels):
+        joined = joined[:, np.argsort(channels)]
     if modality.spatial:
         return joined.transpose(2, 3, 0, 1)
     return joined[:, :, 0, 0]

@@ -67,10 +67,20 @@ def stem(modality: Modality) -> str:
     return f"{resolution_text(modality.tile_resolution_factor)}_{modality.name}{suffix}"
 
 
-def raster_path(tree: Path, modality: Modality, cell: Cell, band_set: int) -> Path:
-    """File of one band set of a tile."""
-    resolution = resolution_text(modality.band_set_resolutions[band_set])
-    return tree / stem(modality) / f"{cell}_{resolution}.tif"
+def files_of(modality: Modality) -> dict[int, tuple[int, ...]]:
+    """Per resolution (in units of 0.625 m) the channels that its file holds.
+
+    Band sets of the same resolution follow each other in one file.
+    """
+    out: dict[int, tuple[int, ...]] = {}
+    for factor, bands in zip(modality.band_set_resolutions, modality.band_sets, strict=True):
+        out[factor] = (*out.get(factor, ()), *bands)
+    return out
+
+
+def raster_path(tree: Path, modality: Modality, cell: Cell, resolution: int) -> Path:
+    """File of a tile's bands of one resolution (in units of 0.625 m)."""
+    return tree / stem(modality) / f"{cell}_{resolution_text(resolution)}.tif"
 
 
 def find_modalities(tree: Path) -> tuple[str, ...]:
@@ -202,6 +212,5 @@ def raster_paths(tree: Path, job: TileJob, names: Iterable[str]) -> list[Path]:
     for name in names:
         modality = registry.get(name)
         cell = job.cell.coarser(modality.tile_resolution_factor)
-        sets = range(modality.num_band_sets)
-        out += [raster_path(tree, modality, cell, i) for i in sets]
+        out += [raster_path(tree, modality, cell, r) for r in files_of(modality)]
     return out
