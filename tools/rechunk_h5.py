@@ -1,6 +1,6 @@
 """Rewrites a dataset so that a crop can be read without decoding whole tiles.
 
-  python -m tools.rechunk_h5 --h5py_dir=DIR --output_dir=DIR2 [--chunk_hw=32] [--chunk_t=1]
+  python -m tools.rechunk_h5 --h5py_dir=DIR --output_dir=DIR2 [--chunk_hw=32] [--chunk_t=3]
 
 Every file is read back and compared before it gets its name. Run the same command again after an
 interruption: finished files are checked and kept. The new folder appears under its final name when
@@ -169,7 +169,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("h5py_dir", None, "Dataset to rewrite.", required=True)
     flags.DEFINE_string("output_dir", None, "Folder to write the copy in.", required=True)
     flags.DEFINE_integer("chunk_hw", 32, "Side of chunks, in pixels.", lower_bound=1)
-    flags.DEFINE_integer("chunk_t", 1, "Timesteps per chunk.", lower_bound=1)
+    flags.DEFINE_integer("chunk_t", 3, "Timesteps per chunk.", lower_bound=1)
     flags.DEFINE_enum("compression", "zstd", COMPRESSIONS[1:], "How arrays are compressed.")
     flags.DEFINE_integer("level", 3, "Level of gzip or zstd.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: all cores but one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -101,5 +102,6 @@ class SampleStore:
         except FileNotFoundError:
             raise ReadError(path, "file does not exist") from None
         except OSError as e:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise ReadError(path, f"cannot be copied to the cache {copy.parent} ({e})") from e

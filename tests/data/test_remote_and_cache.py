@@ -1,0 +1,143 @@
+"""Datasets that are remote, several, or cached."""
+
+from __future__ import annotations
+
+import shutil
+
+import fsspec
+import numpy as np
+import pytest
+
+from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.index import concat, prepare
+from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.remote import RemotePath, location
+from olmoearth_jax.data.store import SampleStore
+from olmoearth_jax.modalities import OFFICIAL_MODALITIES
+from tests.data.test_pipeline import STRATEGY, _flat
+
+
+def make_stream(index, **options) -> TrainStream:
+    return TrainStream(
+        index,
+        modalities=OFFICIAL_MODALITIES,
+        mask_a=STRATEGY,
+        global_batch_size=8,
+        group_size=4,
+        samples_per_shape=4,
+        patch_sizes=(1, 2),
+        grids=(2, 4),
+        **options,
+    )
+
+
+def same(a, b) -> bool:
+    a, b = _flat(a), _flat(b)
+    return list(a) == list(b) and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def _upload(dataset) -> str:
+    """The dataset in fsspec's in-memory file system."""
+    memory = fsspec.filesystem("memory")
+    relative = "/".join(dataset.parts[-3:])
+    memory.put(f"{dataset}/", f"/bucket/{relative}/", recursive=True)
+    return f"memory://bucket/{relative}"
+
+
+@pytest.fixture
+def remote(dataset):
+    url = _upload(dataset)
+    yield url
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_a_remote_dataset_gives_the_same_stream(dataset, remote, tmp_path):
+    here = make_stream(prepare(dataset, OFFICIAL_MODALITIES))
+    there_index = prepare(remote, OFFICIAL_MODALITIES)
+    there = make_stream(there_index)
+    cached = make_stream(there_index, cache_dir=tmp_path)
+    for number in range(3):
+        expected = here.group(number)
+        assert same(expected, there.group(number)) and same(expected, cached.group(number))
+    assert list(tmp_path.rglob("sample_*.h5"))
+
+
+def test_file_urls_are_read_in_worker_processes(dataset):
+    index = prepare(f"file://{dataset}", OFFICIAL_MODALITIES)
+    steps = list(make_stream(index, num_workers=1).batches(0, 1))
+    expected = list(make_stream(prepare(dataset, OFFICIAL_MODALITIES)).batches(0, 1))
+    assert all(same(a, b) for a, b in zip(steps[0], expected[0], strict=True))
+
+
+def test_missing_remote_things_are_named(remote, monkeypatch):
+    with pytest.raises(ValueError, match="does not exist: memory://bucket/none"):
+        prepare("memory://bucket/none", ["worldcover"])
+    with (
+        pytest.raises(ReadError, match="file does not exist"),
+        open_sample(RemotePath(remote) / "sample_99.h5", ["worldcover"]),
+    ):
+        pass
+    with pytest.raises(OSError, match="cannot open nosuch://x"):
+        RemotePath("nosuch://x/y").is_dir()
+    path = location("gs://bucket/a/12/")
+    assert (path.name, path.parent.name, str(path)) == ("12", "a", "gs://bucket/a/12")
+    assert location("a/b").name == "b"
+
+
+def test_joined_datasets_of_different_places(dataset, remote):
+    both = concat([prepare(p, OFFICIAL_MODALITIES) for p in (dataset, remote)])
+    stream = make_stream(both)
+    assert len(both) == 48 and stream.group(0)["ok"].any()
+
+
+def test_the_config_joins_datasets_with_their_shares(dataset, remote):
+    from launch import _app
+    from olmoearth_jax.train.build import build_index
+
+    changes = [f"dataset.h5py_dir={dataset}", f'dataset.more_h5py_dirs={{"{remote}": 0.5}}']
+    index = build_index(_app.load("configs/nano.py", None, None, changes))
+    assert [len(p.numbers) for p in index.parts] == [24, 12]
+
+
+def test_a_cache_stops_growing_at_its_limit(dataset, tmp_path):
+    size = (dataset / "sample_0.h5").stat().st_size
+    store = SampleStore(tmp_path, cache_size_gb=2.5 * size / 1e9)
+    opened = [store.local(dataset / f"sample_{n}.h5") for n in range(8)]
+    copies = [p for p in opened if p.is_relative_to(tmp_path)]
+    assert 1 <= len(copies) <= 5 and opened[-1] == dataset / "sample_7.h5"
+    assert store.local(dataset / "sample_0.h5") == opened[0]
+    with pytest.raises(ValueError, match="cache_size_gb must not be negative"):
+        SampleStore(tmp_path, cache_size_gb=-1)
+
+
+def test_damaged_copies_are_replaced_and_damaged_files_are_not_trusted(dataset, tmp_path):
+    original = tmp_path / "data" / "/".join(dataset.parts[-3:])
+    shutil.copytree(dataset, original)
+    index = prepare(original, OFFICIAL_MODALITIES)
+    expected = make_stream(index).group(0)
+    stream = make_stream(index, cache_dir=tmp_path / "cache")
+    assert same(expected, stream.group(0))
+    for copy in (tmp_path / "cache").rglob("sample_*.h5"):
+        copy.write_bytes(copy.read_bytes()[: copy.stat().st_size // 2])
+    assert same(expected, stream.group(0))
+    for path in original.glob("sample_*.h5"):
+        path.write_bytes(b"\0" * 100)
+    shutil.rmtree(tmp_path / "cache")
+    stream = make_stream(index, cache_dir=tmp_path / "cache", max_bad_fraction=1.0)
+    assert not stream.group(0)["ok"].any()
+
+
+def test_a_cache_that_cannot_be_written_is_named(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    store = SampleStore(tmp_path / "file" / "cache")
+    with pytest.raises(ReadError, match="cannot be copied to the cache"):
+        store.local(dataset / "sample_0.h5")
+
+
+def test_a_file_replaced_while_it_is_read_stays_whole(writable_dataset):
+    first, second = (writable_dataset / f"sample_{n}.h5" for n in (0, 1))
+    with open_sample(first, ["srtm", "cdl"]) as file:
+        before = file.read("srtm")
+        shutil.copy(second, first.with_name("new"))
+        first.with_name("new").replace(first)
+        assert np.array_equal(before, file.read("srtm")) and file.read("cdl").size

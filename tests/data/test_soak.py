@@ -1,0 +1,49 @@
+"""Long reading: file handles, memory and shared memory stay flat."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from olmoearth_jax.data.index import prepare
+from olmoearth_jax.modalities import OFFICIAL_MODALITIES
+from tests.data.test_remote_and_cache import make_stream
+
+PROC = Path("/proc/self")
+
+
+def _open_files() -> int:
+    return len(os.listdir(PROC / "fd"))
+
+
+def _resident_mb() -> float:
+    pages = int((PROC / "statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def _segments() -> int:
+    shared = Path("/dev/shm")
+    return len(list(shared.iterdir())) if shared.is_dir() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PROC.is_dir(), reason="needs /proc")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_grows_over_20000_samples(dataset, workers):
+    segments = _segments()
+    stream = make_stream(
+        prepare(dataset, OFFICIAL_MODALITIES), num_workers=workers, normalized=True
+    )
+    steps, seen = 20_000 // 8, []
+    batches = stream.batches(0, steps)
+    for step, _ in enumerate(batches):
+        if step in (200, steps - 1):
+            seen.append((_open_files(), _resident_mb()))
+    (files_then, memory_then), (files_now, memory_now) = seen
+    assert files_now <= files_then + 2
+    assert memory_now <= memory_then + 40
+    assert stream.samples_read == 20_000
+    assert _segments() <= segments + 1
