@@ -145,15 +145,20 @@ def stream_spec(
     extra = encoder.num_register_tokens
     plans[SELF] = lengthen(plans[SELF], extra)
     if deep_targets:
-        most = max(
-            sum(math.prod(token_shape(n, g, t)) * counts[n] for n in names)
-            for g, t in grid_timesteps.items()
-        )
+        most = _most_tokens(counts, grid_timesteps)
         plans[TARGET] = lengthen(target_plan(most, fractions), extra)
     return Layout(
         slots, names, tuple(plans.values()), enc + extra, dec, samples, devices, views, groups,
         encoder.max_patch_size, registers=extra, pixels=pixels,
     )  # fmt: skip
+
+
+def _most_tokens(band_sets: Mapping[str, int], grid_timesteps: Mapping[int, int]) -> int:
+    """All tokens of a sample, over all grids."""
+    return max(
+        sum(math.prod(token_shape(n, g, t)) * sets for n, sets in band_sets.items())
+        for g, t in grid_timesteps.items()
+    )
 
 
 def stream_needs(objective: Objective) -> dict[str, Any]:
