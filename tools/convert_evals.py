@@ -45,7 +45,8 @@ def convert_floods(source: Path, target: Path) -> None:
         table = source / "splits" / f"flood_{split}_data.csv"
         if table.exists():
             tiles = floods.convert(source, table)
-            np.savez(target / f"flood_{split}_data.npz", **tiles)
+            path = target / f"flood_{split}_data.npz"
+            np.savez(path, s1=tiles["s1"], labels=tiles["labels"])
             print(f"{split}: {len(tiles['labels'])} tiles")
 
 

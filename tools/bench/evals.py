@@ -55,7 +55,7 @@ def bench_probe(rows: int, width: int, epochs: int, reference: bool) -> dict[str
     if reference:
         from sklearn.linear_model import SGDClassifier
 
-        model = SGDClassifier(loss="log_loss", max_iter=epochs, tol=None, n_jobs=2)
+        model = SGDClassifier(loss="log_loss", max_iter=epochs, tol=-np.inf, n_jobs=2)
         out["probe_sklearn_sgd_s"] = _timed(lambda: model.fit(x, y))
         out["probe_ratio"] = out["probe_s"] / out["probe_sklearn_sgd_s"]
     return out
