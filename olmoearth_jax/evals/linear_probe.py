@@ -145,15 +145,48 @@ def score(
 class _Trainer:
     """Feeds shuffled batches, in order, to the compiled chunk."""
 
-    def __init__(self, settings: ProbeSettings, probe: probes.Probe, train: Split):
-        self.settings, self.probe = settings, probe
-        self.x, self.y = train
+    def __init__(self, settings: ProbeSettings, train: Split, order: np.ndarray | None):
+        self.settings, self.order = settings, order
+        self.x, labels = train
+        self.probe = probes.make_probe(
+            settings.probe_type, settings.task_type, settings.num_classes,
+            self.x.shape, settings.height_width, settings.bf16,
+        )  # fmt: skip
+        self.mean, self.std = 0.0, 1.0
+        if "regression" in settings.task_type:
+            self.mean, self.std = target_scale(labels)
+            self.y = ((labels - self.mean) / self.std).astype(np.float32)
+        else:
+            self.y = labels.astype(np.int32)
         n, size = len(self.x), settings.batch_size
         self.batches = -(-n // size)
         per_batch = size * (self.x[0].nbytes + self.y[0].nbytes)
         parts = math.ceil(self.batches * per_batch / CHUNK_BYTES)
         self.chunk = math.ceil(self.batches / max(parts, 1))
         self.filler = np.nan if np.issubdtype(self.y.dtype, np.floating) else IGNORE
+
+    def chunk(self, params, stats, epochs: range):
+        """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
+        # The reference makes a new optimiser for every chunk of epochs; results depend on it.
+        state = (params, stats, layers.adamw_init(params), jnp.asarray(0))
+        found, rates = [], []
+        for epoch in epochs:
+            if self.order is not None:
+                rows = self.order[epoch]
+            else:
+                rows = layers.rng(self.settings.seed, 1, epoch).permutation(len(self.y))
+            state, loss, lr = self.epoch(state, rows, epoch)
+            found.append(loss)
+            rates.append(lr)
+        return state[0], state[1], (np.concatenate(found), np.concatenate(rates))
+
+    def evaluate(self, params, stats, split: Split):
+        """Predictions, probabilities and scores of a split, in the unit of its labels."""
+        size = tuple(split[1].shape[1:3]) if self.probe.spatial else None
+        guess, scores = predict(self.probe, params, stats, split[0], size)
+        if "regression" in self.settings.task_type:
+            guess = guess * self.std + self.mean
+        return guess, scores, score(self.settings, guess, split[1], scores)
 
     def epoch(self, state, order: np.ndarray, epoch: int):
         """One pass over `order`; returns the state, and the loss and rate of every batch."""
@@ -204,60 +237,39 @@ def train_probe(
     splits = {"train": train, "valid": valid} | ({"test": test} if test is not None else {})
     for name, (x, y) in splits.items():
         check_split(name, x, y, settings.task_type, settings.num_classes)
-    mean, std = target_scale(train[1]) if "regression" in settings.task_type else (0.0, 1.0)
-    if "regression" in settings.task_type:
-        labels = ((train[1] - mean) / std).astype(np.float32)
-    else:
-        labels = train[1].astype(np.int32)
-    probe = probes.make_probe(
-        settings.probe_type, settings.task_type, settings.num_classes,
-        train[0].shape, settings.height_width, settings.bf16,
-    )  # fmt: skip
+    trainer = _Trainer(settings, train, order)
+    probe = trainer.probe
     params, stats = jax.tree.map(jnp.asarray, start or probes.init(probe, settings.seed))
-    trainer = _Trainer(settings, probe, (train[0], labels))
-
-    def evaluate(params, stats, split: Split):
-        size = tuple(split[1].shape[1:3]) if probe.spatial else None
-        guess, scores = predict(probe, params, stats, split[0], size)
-        if "regression" in settings.task_type:
-            guess = guess * std + mean
-        return guess, scores, score(settings, guess, split[1], scores)
-
-    history, all_losses, all_lrs, best = [], [], [], None
+    history, traces, best = [], [], None
     for first in range(0, settings.epochs, settings.eval_interval):
-        # The reference makes a new optimiser for every chunk of epochs; results depend on it.
-        state = (params, stats, layers.adamw_init(params), jnp.asarray(0))
-        for epoch in range(first, min(first + settings.eval_interval, settings.epochs)):
-            if order is not None:
-                rows = order[epoch]
-            else:
-                rows = layers.rng(settings.seed, 1, epoch).permutation(len(labels))
-            state, loss, lr = trainer.epoch(state, rows, epoch)
-            all_losses.append(loss)
-            all_lrs.append(lr)
-        params, stats = jax.tree.map(np.asarray, state[:2])
-        result = evaluate(params, stats, valid)[2]
+        last = min(first + settings.eval_interval, settings.epochs)
+        params, stats, trace = trainer.chunk(params, stats, range(first, last))
+        traces.append(trace)
+        result = trainer.evaluate(params, stats, valid)[2]
         history.append(result)
         if log:
-            log(f"epoch {epoch + 1}: {result.primary_key} {result.primary:.4f}")
-        sign = 1 if metrics.higher_is_better(result.primary_metric) else -1
-        if best is None or sign * result.primary > sign * best[1].primary:
-            best = (epoch + 1, result, params, stats)
-        params, stats = jax.tree.map(jnp.asarray, (params, stats))
+            log(f"epoch {last}: {result.primary_key} {result.primary:.4f}")
+        if best is None or _better(result, best[1]):
+            best = (last, result, params, stats)
     assert best is not None
     test_result, resampled = None, {}
     if test is not None:
-        guess, scores, test_result = evaluate(best[2], best[3], test)
+        guess, scores, test_result = trainer.evaluate(best[2], best[3], test)
         if settings.n_bootstrap:
             resampled = _bootstrap(settings, guess, test[1], scores)
+    reported = history[-1]
     if settings.select_best:
         reported = history[max(best[0] // settings.eval_interval - 1, 0)]
-    else:
-        reported = history[-1]
+    losses_, lrs = (np.concatenate([t[i] for t in traces]) for i in range(2))
+    host = jax.tree.map(np.asarray, best[2:])
     return ProbeOutcome(
-        reported, test_result, resampled, history, best[0],
-        np.concatenate(all_losses), np.concatenate(all_lrs), best[2], best[3],
-    )  # fmt: skip
+        reported, test_result, resampled, history, best[0], losses_, lrs, host[0], host[1]
+    )
+
+
+def _better(result: EvalResult, best: EvalResult) -> bool:
+    sign = 1 if metrics.higher_is_better(result.primary_metric) else -1
+    return math.isnan(best.primary) or sign * result.primary > sign * best.primary
 
 
 def _bootstrap(settings: ProbeSettings, guess, labels, scores) -> dict[str, Any]:
