@@ -128,7 +128,7 @@ def _parse(name: str, record: Mapping[str, Any]) -> Modality:
     sets = tuple(tuple(bands.index(b) for b in bs["bands"]) for bs in record["band_sets"])
     norm = record.get("normalization", {})
 
-    def table(key: str, first: str, second: str):
+    def table(key: str, first: str, second: str) -> Any:
         if key not in norm:
             return None
         pair = tuple(tuple(float(x) for x in norm[key][f]) for f in (first, second))
@@ -231,10 +231,10 @@ def get(name: str) -> Modality:
     Raises:
       ValueError: unknown name; the message lists the known ones and the nearest.
     """
-    modality = _REGISTRY.get(name) or _REGISTRY.get(str(name).lower())
-    if modality is None:
-        raise ValueError(f"unknown modality {name!r}; {closest(str(name), names())}")
-    return modality
+    for key in (name, str(name).lower()):
+        if key in _REGISTRY:
+            return _REGISTRY[key]
+    raise ValueError(f"unknown modality {name!r}; {closest(str(name), names())}")
 
 
 def resolve(wanted: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -17,7 +18,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def stream_attention(
-    queries: RowMap, keys: RowMap, mesh: Mesh | None, implementation: str = "auto"
+    queries: RowMap, keys: RowMap, mesh: Mesh | None, implementation: Any = "auto"
 ) -> Attend:
     """An attention callable for the model's blocks, on streams [D, N, heads, head_dim].
 

@@ -103,9 +103,14 @@ class StreamForward:
         if objective.contrastive is not None:
             temperature, weight = objective.contrastive
             terms["contrastive"] = info_nce(
-                *vectors, batch.segment.reshape(-1), batch.weight.reshape(-1), self.spec.groups,
-                tau=temperature, weight=weight,
-            )  # fmt: skip
+                vectors[0],
+                vectors[1],
+                batch.segment.reshape(-1),
+                batch.weight.reshape(-1),
+                self.spec.groups,
+                tau=temperature,
+                weight=weight,
+            )
         total, aux = objective.total(terms)
         return total, {**aux, **parts}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from olmoearth_jax.stream.census import DECODE, ENCODE, Census
 from olmoearth_jax.stream.layout import REGISTER, is_deep, registers_of, wants_pixels
 from olmoearth_jax.stream.spec import Rung, StreamSpec
+
+Array = Any
+"""NumPy on the host, JAX on the devices."""
 
 
 @flax.struct.dataclass
@@ -24,12 +28,12 @@ class TargetStream:
       dec_token: int32 [dec], the token that each decoded token has to predict.
     """
 
-    patch: np.ndarray
-    coord: np.ndarray
-    row: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    dec_token: np.ndarray
+    patch: Array
+    coord: Array
+    row: Array
+    offset: Array
+    length: Array
+    dec_token: Array
 
 
 @flax.struct.dataclass
@@ -42,9 +46,9 @@ class PixelIndex:
       sample: int32 [table], sample of each patch.
     """
 
-    token: np.ndarray
-    inverse: np.ndarray
-    sample: np.ndarray
+    token: Array
+    inverse: Array
+    sample: Array
 
 
 @flax.struct.dataclass
@@ -78,31 +82,31 @@ class MicroBatch:
       pixels: which token predicts each patch, if pixels are compared.
     """
 
-    sparse: tuple[np.ndarray, ...]
-    enc_patch: np.ndarray
-    enc_inverse: np.ndarray
-    table_sample: np.ndarray
-    enc_coord: np.ndarray
-    enc_row: np.ndarray
-    dec_patch: np.ndarray
-    dec_coord: np.ndarray
-    dec_row: np.ndarray
-    order: np.ndarray
-    rank: np.ndarray
-    row_sample: np.ndarray
-    row_view: np.ndarray
-    enc_offset: np.ndarray
-    enc_length: np.ndarray
-    dec_offset: np.ndarray
-    dec_length: np.ndarray
-    mod_offset: np.ndarray
-    mod_length: np.ndarray
-    sample_row: np.ndarray
-    timestamps: np.ndarray
-    patch_size: np.ndarray
-    segment: np.ndarray
-    weight: np.ndarray
-    position: np.ndarray
+    sparse: tuple[Array, ...]
+    enc_patch: Array
+    enc_inverse: Array
+    table_sample: Array
+    enc_coord: Array
+    enc_row: Array
+    dec_patch: Array
+    dec_coord: Array
+    dec_row: Array
+    order: Array
+    rank: Array
+    row_sample: Array
+    row_view: Array
+    enc_offset: Array
+    enc_length: Array
+    dec_offset: Array
+    dec_length: Array
+    mod_offset: Array
+    mod_length: Array
+    sample_row: Array
+    timestamps: Array
+    patch_size: Array
+    segment: Array
+    weight: Array
+    position: Array
     target: TargetStream | None
     pixels: PixelIndex | None
 
@@ -267,18 +271,14 @@ def _streams(spec, rung, censuses, items, tables, packer) -> dict:
     dec: dict[str, list] = {"patch": [], "coord": [], "row": []}
     enc_at = dec_at = 0
     extra = registers_of(spec)
-    blank = {
-        "patch": np.full(extra, packer.online[-1]),
-        "coord": np.full(extra, REGISTER),
-        "row": np.zeros(extra, int),
-    }
+    nothing = int(packer.online[-1])
     for row, (view, i, g, b) in enumerate(items):
         census = censuses[g]
         mask = census.masks[view, b]
         online, target = tables[i]
         seen, wanted = np.flatnonzero(mask == ENCODE), np.flatnonzero(mask == DECODE)
-        for part, values in blank.items():
-            enc[part].append(values + row if part == "row" else values)
+        for part, value in (("patch", nothing), ("coord", REGISTER), ("row", row)):
+            enc[part].append(np.full(extra, value))
         for store, tokens, table in ((enc, seen, online), (dec, wanted, target)):
             store["patch"].append(table[tokens])
             store["coord"].append(census.table.coord[tokens])

@@ -8,6 +8,7 @@ hold repeats of a finite patch that the next call overwrites and nothing ever re
 from __future__ import annotations
 
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def _fill_chunk(
     return tuple(out)
 
 
-def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: jax.Device):
+def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any):
     """Patch buffers of one device.
 
     Args:
@@ -110,4 +111,4 @@ def _chunk_inputs(spec: StreamSpec, run: PatchRun, members: np.ndarray):
 
 def compile_count() -> int:
     """Resize programs compiled so far in this process (not counted as step programs)."""
-    return int(_fill_chunk._cache_size())
+    return int(cast(Any, _fill_chunk)._cache_size())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def _fill_chunk(buffers, images, sources, offsets, *, slots: tuple[Slot, ...], p
     return tuple(out)
 
 
-def fill_pixels(spec: StreamSpec, runs: list[PatchRun], device: jax.Device) -> tuple:
+def fill_pixels(spec: StreamSpec, runs: list[PatchRun], device: Any) -> tuple:
     """Pixel buffers of one device: per slot, float32 [1, buffer rows, slot.width].
 
     A patch of p pixels a side fills the first p rows and columns of a base patch; the rest is
@@ -120,7 +120,7 @@ def pixel_terms(
             errors = jnp.where(counts, errors, 0.0)
             return errors.sum((3, 4, 5)), counts.astype(jnp.float32).sum((3, 4, 5))
 
-        pair = sums(tokens[:, :, mine], truth, real[:, :, mine], size[:, mine])
+        pair = cast(Any, sums)(tokens[:, :, mine], truth, real[:, :, mine], size[:, mine])
         flat = segment[:, :, mine].reshape(-1)
         total = total + segment_sum(pair[0].reshape(-1), flat, count)
         used = used + segment_sum(pair[1].reshape(-1), flat, count)

@@ -60,8 +60,8 @@ def _value(loss, spec, batch, maps: dict[str, tuple[str, RowMap]], predictions, 
         rows = {}
         for name, (plan, row_map) in maps.items():
             order = batch.order[:, spec.plan(plan)]
-            ordered = [jnp.take_along_axis(x, order, axis=1) for x in (segment, weight)]
-            rows[name] = _loss_rows(row_map, *ordered, predictions, targets)
+            groups, weights = (jnp.take_along_axis(x, order, axis=1) for x in (segment, weight))
+            rows[name] = _loss_rows(row_map, groups, weights, predictions, targets)
         return rows_value(loss, rows, count, samples)
 
     return value(predictions, targets)

@@ -130,9 +130,9 @@ class DenseEngine:
             terms["regularizer"] = jnp.stack([self._spread(o, batch) for o in out]).mean(0)
         if self.objective.contrastive is not None:
             tau, weight = self.objective.contrastive
-            pooled = [o.project_aggregated for o in out]
+            pooled: list[Any] = [o.project_aggregated for o in out]
             terms["contrastive"] = info_nce(
-                *pooled, _segment(batch), batch["weight"], 1, tau=tau, weight=weight
+                pooled[0], pooled[1], _segment(batch), batch["weight"], 1, tau=tau, weight=weight
             )
         return self.objective.total(terms)
 
@@ -175,7 +175,8 @@ class DenseEngine:
         """[1]: the regulariser on pooled vectors, or on encoder tokens if there is one view."""
         loss = self.objective.regularizer
         assert loss is not None
-        x, segment, weight = out.project_aggregated, _segment(batch), batch["weight"]
+        x: Any = out.project_aggregated
+        segment, weight = _segment(batch), batch["weight"]
         if self.objective.views == 1:
             tokens = {n: _flat(v) for n, v in out.encoder.items()}
             masks = {n: v.reshape(len(v), -1) for n, v in out.masks.items()}

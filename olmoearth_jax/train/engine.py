@@ -36,6 +36,8 @@ class Engine(Protocol):
         """Splits a step's groups into micro-steps and moves them to the devices."""
         ...
 
-    def loss(self, params, target, inputs: tuple, key: jax.Array, program_key: Any):
+    def loss(
+        self, params, target, inputs: tuple, key: jax.Array, program_key: Any
+    ) -> tuple[jax.Array, Any]:
         """(loss, aux) of one micro-step; traced once per program key."""
         ...

@@ -146,14 +146,16 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
     for text in _GRIDS.value:
         grid = int(text)
         group = random_group(config, grid, timesteps[grid], _PATCH.value, _BATCH.value, _SEED.value)
-        runs, row = {}, {"grid": grid, "timesteps": timesteps[grid]}
+        runs: dict[str, Callable[[], float]] = {}
+        row: dict[str, Any] = {"grid": grid, "timesteps": timesteps[grid]}
         for engine, program in programs.items():
             begun = time.perf_counter()
             runs[engine], (compiled, prepared) = _micro_step(program, group)
             row[f"{engine}_first_s"] = time.perf_counter() - begun
             row[f"{engine}_temp_mb"] = compiled.memory_analysis().temp_size_in_bytes / 2**20
             if engine == "stream":
-                number = program.engine.ladder.index(prepared.key)
+                engine_: Any = program.engine
+                number = engine_.ladder.index(prepared.key)
                 row.update(_padding(config, program, group, {"rung": number}))
                 row["encoded_tokens"] = prepared.host["encoded_tokens"]
                 row["decoded_tokens"] = prepared.host["decoded_tokens"]
