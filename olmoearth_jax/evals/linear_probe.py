@@ -165,7 +165,7 @@ class _Trainer:
         self.chunk = math.ceil(self.batches / max(parts, 1))
         self.filler = np.nan if np.issubdtype(self.y.dtype, np.floating) else IGNORE
 
-    def chunk(self, params, stats, epochs: range):
+    def train_chunk(self, params, stats, epochs: range):
         """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
         # The reference makes a new optimiser for every chunk of epochs; results depend on it.
         state = (params, stats, layers.adamw_init(params), jnp.asarray(0))
@@ -243,7 +243,7 @@ def train_probe(
     history, traces, best = [], [], None
     for first in range(0, settings.epochs, settings.eval_interval):
         last = min(first + settings.eval_interval, settings.epochs)
-        params, stats, trace = trainer.chunk(params, stats, range(first, last))
+        params, stats, trace = trainer.train_chunk(params, stats, range(first, last))
         traces.append(trace)
         result = trainer.evaluate(params, stats, valid)[2]
         history.append(result)
