@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 
 from launch import _app
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.evals.callback import build_evaluator
 from olmoearth_jax.train import devices, signals
 from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
@@ -48,7 +49,8 @@ def run(config: ExperimentConfig) -> Summary:
         _say(f"compilation cache: {cache}")
     training = build_training(config, say=_say)
     loop = dataclasses.replace(training.loop, sinks=_sinks(config))
-    return train(training.program, training.stream, loop, say=_say)
+    evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
+    return train(training.program, training.stream, loop, evaluation=evaluation, say=_say)
 
 
 def _say(line: str) -> None:

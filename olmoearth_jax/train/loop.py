@@ -122,7 +122,7 @@ def train(
                 owed = not device.call(evaluate, state, step, recorder)
             if config.checkpoints and saver.due(step):
                 device.call(_save, saver, recorder, step, state)
-            if cancel.agreed(step):
+            if cancel.agreed(step) or getattr(evaluation, "cancel", False):
                 break
 
         device.call(recorder.drain)
