@@ -177,7 +177,7 @@ def register(name: str, record: Mapping[str, Any]) -> Modality:
     except (KeyError, ValueError, TypeError) as e:
         raise ValueError(f"record of modality {name!r} is malformed: {e!r}") from e
     old = _REGISTRY.get(name)
-    if old == modality:
+    if old is not None and old == modality:
         return old
     if old is not None:
         raise ValueError(f"modality {name!r} is already registered with another record")

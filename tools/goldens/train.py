@@ -150,9 +150,7 @@ def _koleo(entry: Mapping[str, Any], arrays: Arrays) -> Result:
         value, grad = _value_and_grad(loss, 1)(own["x"])
         pairs = [("x", grad, own["grad"])]
     else:
-        masks = {
-            m: jnp.asarray(a.reshape(len(a), -1)) for m, a in _under(own, "mask").items()
-        }
+        masks = {m: jnp.asarray(a.reshape(len(a), -1)) for m, a in _under(own, "mask").items()}
 
         def of_tokens(tokens):
             x, segment, weight = loss.tokens_to_vectors(tokens, masks)
