@@ -117,7 +117,7 @@ class LadderConfig:
 
     max_rungs: int = 12
     """Most capacities, hence most step programs, of a run."""
-    row_fractions: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
+    row_fractions: list[float] = field(default_factory=lambda: [0.15, 0.3, 0.45, 0.6, 0.8, 1.0])
     """Lengths of attention rows, as fractions of the longest; the last is 1."""
 
 

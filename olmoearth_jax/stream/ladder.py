@@ -20,7 +20,7 @@ from olmoearth_jax.stream.spec import (
     token_shape,
 )
 
-ROW_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+ROW_FRACTIONS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 """Row lengths of the attention classes, relative to the hard bound."""
 
 LOSS_FRACTIONS = (0.5, 1.0)
