@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def pixel_terms(
     spec, batch, index = maps.spec, maps.batch, maps.batch.pixels
     assert index is not None
     count = spec.views * spec.groups
-    tokens = permute(decoded, index.token, index.inverse)
+    tokens: Any = permute(decoded, index.token, index.inverse)
     starts = target_sections(maps.rung)
     numbers = model_slots(spec, reconstructor.slots)
     group = take_rows(batch.segment[..., None], index.sample)[..., 0]
@@ -120,7 +120,7 @@ def pixel_terms(
             errors = jnp.where(counts, errors, 0.0)
             return errors.sum((3, 4, 5)), counts.astype(jnp.float32).sum((3, 4, 5))
 
-        pair = cast(Any, sums)(tokens[:, :, mine], truth, real[:, :, mine], size[:, mine])
+        pair = sums(tokens[:, :, mine], truth, real[:, :, mine], size[:, mine])
         flat = segment[:, :, mine].reshape(-1)
         total = total + segment_sum(pair[0].reshape(-1), flat, count)
         used = used + segment_sum(pair[1].reshape(-1), flat, count)

@@ -81,7 +81,8 @@ def torch_embed(
         raise ValueError(f"--compare_torch needs olmoearth-pretrain-minimal ({e})") from None
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.to_reference(loaded, folder)
-        encoder = load_model_from_path(folder).encoder.eval()
+        reference: Any = load_model_from_path(folder)
+        encoder = reference.encoder.eval()
     name = "sentinel2_l2a"
 
     def call(sample: Sample) -> np.ndarray:
