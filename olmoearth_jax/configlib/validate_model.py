@@ -21,6 +21,11 @@ def model_problems(cfg: ExperimentConfig) -> Iterator[str]:
         return
     encoder, decoder = model.encoder_config, model.decoder_config
     yield from _encoder(encoder)
+    if encoder.attention_pooler_config is not None and cfg.engine != "dense":
+        yield (
+            "model.encoder_config.attention_pooler_config (v1.3) is trained by engine=dense only: "
+            "set --config.engine=dense"
+        )
     path = "model.decoder_config"
     if model.reconstructor_config is not None and decoder is None:
         decoder, path = (

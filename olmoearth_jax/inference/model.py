@@ -14,17 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of, version_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, hub, weights
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import dense, latent_mim, pooling
 from olmoearth_jax.model.encoder import slot_table
+from olmoearth_jax.model.searchlight import WINDOW_PX
 
 log = logging.getLogger(__name__)
 
-Pooling = Literal["instance", "spatial", "spatial_concat"]
-POOLINGS = ("instance", "spatial", "spatial_concat")
+Pooling = Literal["instance", "spatial", "spatial_concat", "location", "student"]
+POOLINGS = ("instance", "spatial", "spatial_concat", "location", "student")
 TOKENS_AT_ONCE = 16_384
 """Tokens per compiled call that `embed` aims at when no batch size is given."""
 
@@ -82,6 +84,7 @@ class PretrainedModel:
         pooling: Pooling = "instance",
         pooling_type: Literal["mean", "max"] = "mean",
         batch_size: int | None = None,
+        location_size: int | None = None,
     ) -> np.ndarray:
         """Embeddings of samples.
 
@@ -89,12 +92,16 @@ class PretrainedModel:
           sample: one (its batch may be of any size), or several of equal size.
           patch_size: side in pixels of 10 m of what becomes one token; must divide the image.
           pooling: 'instance' gives one vector per sample, 'spatial' one per patch, and
-            'spatial_concat' keeps the band sets of each patch apart.
+            'spatial_concat' keeps the band sets of each patch apart. Models of v1.3 also give
+            'location', one vector per location of their attention pooler, and 'student', a short
+            one; the first 64 channels of that are an embedding too.
           pooling_type: 'mean' or 'max' of the tokens that are pooled.
           batch_size: samples per compiled call; chosen from the number of tokens by default.
+          location_size: pixels per side of a location; must divide the patch size, the default.
 
         Returns:
-          float32 [B, D], [B, h, w, D] or [B, h, w, band sets, D].
+          float32 [B, D], [B, h, w, D] or [B, h, w, band sets, D]; of locations [B, H /
+          location_size, W / location_size, D].
 
         Raises:
           ValueError: sizes, modalities or choices that do not fit.
@@ -105,16 +112,83 @@ class PretrainedModel:
             raise ValueError(f"unknown pooling_type {pooling_type!r}; known: mean, max")
         if not isinstance(sample, Sample):
             sample = Sample.concatenate(list(sample))
+        self._check_locations(pooling, location_size)
+        ready = self._prepare(sample, patch_size)
+        fast = not any(mask.any() for mask in ready.masks.values())
+        chosen = _chosen(pooling, ready)
+        call = functools.partial(
+            _embed, self.graph, patch_size, pooling, pooling_type, chosen, fast, location_size,
+            self.params,
+        )  # fmt: skip
+        return _in_chunks(call, ready, batch_size or _rows_at_once(ready))
+
+    def embed_domain(
+        self,
+        sample: Sample,
+        patch_size: int = 2,
+        location_size: int | None = None,
+        output: Literal["student", "location"] = "student",
+        crop_px: int | None = None,
+        overlap_px: int | None = None,
+        window_px: int = WINDOW_PX,
+    ) -> np.ndarray:
+        """Map of embeddings of an area of any size without tile seams (models of v1.3).
+
+        Every location sees what it would see in the middle of a window of the training size.
+
+        Args:
+          sample: one sample; all its modalities must have data at every pixel of the timesteps
+            that they have at all.
+          patch_size: side of a patch in pixels; must divide the window and the area.
+          location_size: pixels per location, the patch by default.
+          output: 'student' embeddings or the full 'location' tokens.
+          crop_px: side of the crops that are encoded one by one, to bound memory; 256 pixels
+            more than the overlap, or the whole area if that is smaller, by default.
+          overlap_px: of neighbouring crops; by default so much that crops leave no trace.
+          window_px: side of the window.
+
+        Returns:
+          float32 [H / location_size, W / location_size, D].
+
+        Raises:
+          ValueError: sizes that do not fit, or a model without attention pooler.
+        """
+        self._check_locations(output, location_size)
+        if sample.batch_size != 1:
+            raise ValueError(f"embed_domain takes one sample at a time, got {sample.batch_size}")
+        ready = self._prepare(sample, patch_size)
+        halo = domain.safe_halo(self.config.encoder_config, patch_size, window_px)
+        overlap = 2 * halo if overlap_px is None else overlap_px
+        size = sample.image_size
+        assert size is not None
+        crop = crop_px or overlap + 256 // patch_size * patch_size
+        if crop >= max(size):
+            crop, overlap = max(size), 0
+        encoder = latent_mim.merge(self.graph, self.params)
+        return domain.embed_domain(
+            encoder, ready.data, ready.masks, ready.timestamps, patch_size, crop_px=crop,
+            overlap_px=overlap, location_size=location_size, output=output, window_px=window_px,
+        )  # fmt: skip
+
+    def _prepare(self, sample: Sample, patch_size: int) -> Prepared:
         names = self._names(sample)
         self._check_size(sample, names, patch_size)
         ready = prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
         _check_visible(ready)
-        fast = not any(mask.any() for mask in ready.masks.values())
-        chosen = _chosen(pooling, ready)
-        call = functools.partial(
-            _embed, self.graph, patch_size, pooling, pooling_type, chosen, fast, self.params
-        )
-        return _in_chunks(call, ready, batch_size or _rows_at_once(ready))
+        return ready
+
+    def _check_locations(self, pooling: str, location_size: int | None) -> None:
+        pooler = self.config.encoder_config.attention_pooler_config
+        wanted = pooling in ("location", "student")
+        if wanted and pooler is None:
+            raise ValueError(
+                f"pooling {pooling!r} needs an attention pooler, which only models of v1.3 have; "
+                "take 'spatial'"
+            )
+        if pooling == "student" and pooler is not None and not pooler.student_dims:
+            raise ValueError("this model has no student embeddings; take pooling='location'")
+        if location_size is not None and not wanted:
+            raise ValueError("location_size goes with pooling='location' or 'student'")
 
     def _names(self, sample: Sample) -> tuple[str, ...]:
         """Modalities of the sample that the encoder takes; says which are left out."""
@@ -128,7 +202,7 @@ class PretrainedModel:
         if dropped:
             warnings.warn(
                 f"left out {', '.join(dropped)}: the encoder was not trained to see them",
-                stacklevel=3,
+                stacklevel=4,
             )
         names = tuple(n for n in sample.data if n in self.modalities)
         if not names:
@@ -172,7 +246,7 @@ def _check_visible(ready: Prepared) -> None:
 
 def _chosen(kind: str, ready: Prepared) -> tuple[str, ...] | None:
     """Modalities that the pooling takes, decided over the whole batch."""
-    if kind == "instance":
+    if kind in ("instance", "location", "student"):
         return None
     names = (pooling.spatial_names if kind == "spatial" else pooling.concat_names)(ready.masks)
     if not names:
@@ -206,11 +280,16 @@ def _in_chunks(call: Any, ready: Prepared, batch_size: int) -> np.ndarray:
     return np.concatenate(out)[:total]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _embed(graph, patch_size, kind, how, names, fast, params, data, masks, timestamps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+def _embed(graph, patch_size, kind, how, names, fast, size, params, data, masks, timestamps):
     """Encoder and pooling of one chunk, compiled once per shape."""
     encoder = latent_mim.merge(graph, params)
-    encoded = dense.encode_dense(encoder, data, masks, timestamps, patch_size, fast_pass=fast)
+    encoded = dense.encode_dense(
+        encoder, data, masks, timestamps, patch_size, fast_pass=fast, location_size=size
+    )
+    if encoded.locations is not None and kind in ("location", "student"):
+        grid = encoded.locations
+        return grid.tokens if kind == "location" else grid.student
     tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
     if kind == "instance":
         return pooling.pool_instance(tokens, masks, how)

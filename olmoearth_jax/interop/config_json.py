@@ -10,6 +10,7 @@ from typing import Any
 
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
+    AttentionPoolerConfig,
     EncoderConfig,
     ModelConfig,
     PredictorConfig,
@@ -23,6 +24,7 @@ _CLASSES = {
     "GalileoConfig": f"{_PACKAGE}.galileo.GalileoConfig",
     "EncoderConfig": f"{_PACKAGE}.flexi_vit.EncoderConfig",
     "PredictorConfig": f"{_PACKAGE}.flexi_vit.PredictorConfig",
+    "AttentionPoolerConfig": f"{_PACKAGE}.flexi_vit.AttentionPoolerConfig",
     "ReconstructorConfig": f"{_PACKAGE}.flexi_vit.ReconstructorConfig",
     "TokenizationConfig": f"{_PACKAGE}.tokenization.TokenizationConfig",
     "ModalityTokenization": f"{_PACKAGE}.tokenization.ModalityTokenization",
@@ -61,9 +63,19 @@ def _members(cls: type, doc: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _pooler(doc: Any) -> AttentionPoolerConfig:
+    if not isinstance(doc, Mapping) or "pooler_dim" not in doc:
+        raise ValueError("attention_pooler_config must be an object with a pooler_dim")
+    if (name := _class_name(doc, "AttentionPoolerConfig")) != "AttentionPoolerConfig":
+        raise ValueError(f"attention_pooler_config cannot be of class {name!r}")
+    return AttentionPoolerConfig(**_members(AttentionPoolerConfig, doc))
+
+
 def _part(cls: type, doc: Any, where: str) -> Any:
     if not isinstance(doc, Mapping):
         raise ValueError(f"{where} must be an object, got {type(doc).__name__}")
+    if doc.get("attention_pooler_config") is not None:
+        doc = {**doc, "attention_pooler_config": _pooler(doc["attention_pooler_config"])}
     if not doc.get("supported_modality_names"):
         raise ValueError(f"{where} has no supported_modality_names")
     _class_name(doc, cls.__name__)
@@ -121,6 +133,8 @@ def _write_part(config: Any) -> dict[str, Any]:
                         for m, groups in value.items()
                     },
                 }
+        elif field.name == "use_attention_pooler" and not value:
+            continue  # readers of the first versions do not know it
         elif field.name == "layer_scale_init":
             raise ValueError("a model with layer scale cannot be written as a published config")
         else:

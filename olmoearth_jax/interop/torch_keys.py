@@ -49,6 +49,13 @@ _MODULES = {
     "embed": "encoder_to_decoder_embed",
     "output_proj": "to_output_embed",
     "embedding_projector": "embedding_projector.projection.0",
+    "location_embed": "location_tokens_to_decoder_embed",
+}
+_POOLER_MODULES = {
+    "read_blocks": "read_blocks",
+    "self_blocks": "self_attn_blocks",
+    "student": "student.0",
+    "student_norm": "student.1",
 }
 
 
@@ -103,11 +110,22 @@ def _module_key(path: Path) -> str:
         return f"composite_encodings.per_modality_channel_embeddings.{rest[1]}"
     if head == "patch_embeddings":
         return _patch_key(rest[1:])
+    if head == "attention_pooler":
+        return f"attention_pooler.{pooler_key(rest)}"
     if head == "project_and_aggregate":
         return f"project_and_aggregate.projection.{2 * int(rest[1])}.{_LEAVES[rest[2]]}"
     if head in ("mask_token", "register_tokens"):
         return head
     return f"{_MODULES[head]}.{_LEAVES[rest[0]]}"
+
+
+def pooler_key(path: Path) -> str:
+    """Key of a path within the attention pooler (spec/model_v1_3.md section 4.1)."""
+    head, rest = path[0], path[1:]
+    name = _POOLER_MODULES.get(head, head)
+    if head in ("read_blocks", "self_blocks"):
+        return f"{name}.{rest[0]}.{block_key(rest[1:])}"
+    return ".".join([name, *rest[:-1], _LEAVES[rest[-1]]]) if rest else name
 
 
 def _patch_key(rest: Path) -> str:

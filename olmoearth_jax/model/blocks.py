@@ -36,15 +36,19 @@ class Attention(nnx.Module):
         qk_norm: bool = False,
         rope: RopeConfig | None = None,
         dtype=jnp.float32,
+        inner: int | None = None,
+        context_width: int | None = None,
     ):
-        if width % heads:
-            raise ValueError(f"an embedding size of {width} cannot be split into {heads} heads")
-        head_dim = width // heads
+        """`inner`, the width split into heads, and `context_width` default to `width`."""
+        inner, context_width = inner or width, context_width or width
+        if inner % heads:
+            raise ValueError(f"an embedding size of {inner} cannot be split into {heads} heads")
+        head_dim = inner // heads
         self.heads, self.head_dim, self.rope = heads, head_dim, rope
-        self.query = Linear(width, width, dtype)
-        self.key = Linear(width, width, dtype)
-        self.value = Linear(width, width, dtype)
-        self.out = Linear(width, width, dtype)
+        self.query = Linear(width, inner, dtype)
+        self.key = Linear(context_width, inner, dtype)
+        self.value = Linear(context_width, inner, dtype)
+        self.out = Linear(inner, width, dtype)
         self.q_norm = LayerNorm(head_dim) if qk_norm else None
         self.k_norm = LayerNorm(head_dim) if qk_norm else None
         if rope is not None:
@@ -106,9 +110,11 @@ class Block(nnx.Module):
         rope: RopeConfig | None = None,
         layer_scale: bool = False,
         dtype=jnp.float32,
+        inner: int | None = None,
+        context_width: int | None = None,
     ):
         self.norm1 = LayerNorm(width)
-        self.attention = Attention(width, heads, qk_norm, rope, dtype)
+        self.attention = Attention(width, heads, qk_norm, rope, dtype, inner, context_width)
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio), dtype)
         self.layer_scale1 = empty(width) if layer_scale else None

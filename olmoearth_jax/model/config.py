@@ -16,6 +16,19 @@ POSITION_ENCODINGS = ("absolute", "rope", "rope_mixed", "rope_3d", "rope_3d_mixe
 
 
 @dataclasses.dataclass
+class AttentionPoolerConfig:
+    """Attention pooler of v1.3 and its location grid; spec/model_v1_3.md section 2.1."""
+
+    pooler_dim: int = 16
+    pooler_depth: int = 2
+    num_heads: int | None = None
+    per_depth_read_proj: bool = False
+    attn_dim: int | None = None
+    student_dims: list[int] | None = None
+    student_output_norm: bool = False
+
+
+@dataclasses.dataclass
 class EncoderConfig:
     """Online (and target) encoder; see spec/model.md section 13 for every member."""
 
@@ -51,6 +64,7 @@ class EncoderConfig:
     rope_temporal_base: float | None = None
     rope_temporal_coordinate_scale: float = 1.0
     layer_scale_init: float | None = None
+    attention_pooler_config: AttentionPoolerConfig | None = None
 
     @property
     def tokenization(self) -> Tokenization:
@@ -82,6 +96,8 @@ class PredictorConfig:
     rope_temporal_base: float | None = None
     rope_temporal_coordinate_scale: float = 1.0
     layer_scale_init: float | None = None
+    use_attention_pooler: bool = False
+    pooler_dim: int | None = None
 
     @property
     def tokenization(self) -> Tokenization:
@@ -171,6 +187,9 @@ VERSIONS = {
 }
 """Versions and the sizes that have official scripts (spec/train.md section 8)."""
 
+PUBLISHED_VERSIONS = {**VERSIONS, "v1_3": ("base",)}
+"""Versions and sizes of all models that can be built; v1.3 has no public training script."""
+
 
 def official_model(
     size: str,
@@ -182,15 +201,15 @@ def official_model(
 
     Args:
       size: 'nano', 'tiny', 'small', 'base' or 'large'.
-      version: 'v1', 'v1_1' or 'v1_2'.
+      version: 'v1', 'v1_1', 'v1_2' or 'v1_3'.
       modality_names: trained modalities, in config order.
       faster: projection-only target, as in the fast recipe.
 
     Raises:
       ValueError: a pair that was never defined; the message lists the valid ones.
     """
-    if version not in VERSIONS or size not in VERSIONS[version]:
-        pairs = ", ".join(f"{s}:version={v}" for v, ss in VERSIONS.items() for s in ss)
+    if size not in PUBLISHED_VERSIONS.get(version, ()):
+        pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
     dims = SIZES[OFFICIAL_SIZES[size]]
     common: dict[str, Any] = {
@@ -203,7 +222,7 @@ def official_model(
             for k, v in modalities.SINGLE_BAND_SET_OVERRIDES.items()
             if k in common["supported_modality_names"]
         }
-    if version == "v1_2":
+    if version in ("v1_2", "v1_3"):
         common.update(
             position_encoding="rope_3d_mixed",
             rope_mixed_base=10000.0,
@@ -229,9 +248,27 @@ def official_model(
         depth=dims.decoder_depth,
         num_heads=dims.decoder_num_heads,
     )
+    if version == "v1_3":
+        faster = True
+        _add_pooler(encoder, decoder)
     return ModelConfig(
         encoder_config=encoder, decoder_config=decoder, projection_only_target=faster
     )
+
+
+def _add_pooler(encoder: EncoderConfig, decoder: PredictorConfig) -> None:
+    """What v1.3 adds to v1.2 (spec/model_v1_3.md section 1)."""
+    width = encoder.embedding_size
+    encoder.attention_pooler_config = AttentionPoolerConfig(
+        pooler_dim=width,
+        pooler_depth=1,
+        attn_dim=width,
+        per_depth_read_proj=True,
+        student_dims=[128, 64],
+        student_output_norm=True,
+    )
+    decoder.use_attention_pooler, decoder.pooler_dim = True, width
+    decoder.position_encoding, decoder.rope_mixed_base = "rope", 10.0
 
 
 def exit_depths(preset: str, modality_names: Sequence[str], depth: int) -> dict[str, int]:
@@ -257,6 +294,7 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
         "encoder_config": EncoderConfig,
         "decoder_config": PredictorConfig,
         "reconstructor_config": ReconstructorConfig,
+        "attention_pooler_config": AttentionPoolerConfig,
     }
     out = {}
     for key, value in values.items():

@@ -42,12 +42,19 @@ class Predictor(nnx.Module):
                 for _ in range(config.depth)
             ]
         )
+        grid = config.pooler_dim if config.use_attention_pooler else None
+        self.location_embed = None if grid is None else Linear(grid, width, dtype)
         self.norm = LayerNorm(width)
         self.output_proj = Linear(width, self.output_width, dtype)
 
     def context(self, y: jax.Array, tokens: Tokens) -> jax.Array:
         """Encoder tokens [..., N, D_e] -> float32 context [..., N, D_d]."""
         return self.embed(self.input_norm(y), jnp.float32) + self.encodings(tokens)
+
+    def location_context(self, grid: jax.Array) -> jax.Array:
+        """Location tokens [..., Q, pooler_dim] -> float32 context [..., Q, D_d] (v1.3 spec 3)."""
+        assert self.location_embed is not None
+        return self.location_embed(grid, jnp.float32)
 
     def queries(self, tokens: Tokens) -> jax.Array:
         """float32 [..., N, D_d]: mask token plus encodings."""
@@ -58,16 +65,20 @@ class Predictor(nnx.Module):
         x_q: jax.Array,
         tokens_q: Tokens,
         context: jax.Array,
-        tokens_k: Tokens,
+        tokens_k: Tokens | jax.Array,
         attend: Attend,
         drop: Drop | None = None,
         remat: str | None = None,
     ) -> jax.Array:
-        """Runs the blocks: queries [..., Nq, D_d] read the unchanging context [..., Nk, D_d]."""
+        """Runs the blocks: queries [..., Nq, D_d] read the unchanging context [..., Nk, D_d].
+
+        `tokens_k` are the context's tokens, or directly its positions [..., Nk, 2] (row, col).
+        """
         position = context_position = None
         if self.rope is not None:
             position = coordinates(self.rope, tokens_q)
-            context_position = coordinates(self.rope, tokens_k)
+            on_grid = not isinstance(tokens_k, Tokens)
+            context_position = tokens_k if on_grid else coordinates(self.rope, tokens_k)
         return run_blocks(
             self.blocks, x_q, position, attend, context, context_position, drop, remat
         )

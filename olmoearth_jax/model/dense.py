@@ -19,6 +19,7 @@ from olmoearth_jax.model.attention import row_attention
 from olmoearth_jax.model.blocks import Drop
 from olmoearth_jax.model.encoder import Encoder
 from olmoearth_jax.model.patch_embed import PatchEmbeddings
+from olmoearth_jax.model.pooler import GridSpec, LocationGrid
 from olmoearth_jax.model.resize import grid_size, to_patches
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
 
@@ -176,13 +177,17 @@ def attend_masked(key_mask: jax.Array | None, implementation: Any = "auto") -> C
 
 @dataclasses.dataclass
 class Encoded:
-    """What the encoder gives: tokens and masks per modality, and the pooled projection."""
+    """What the encoder gives: tokens and masks per modality, and the pooled projection.
+
+    `locations` is the grid of the attention pooler, where the encoder has one.
+    """
 
     tokens: dict[str, jax.Array]
     masks: dict[str, jax.Array]
     project_aggregated: jax.Array | None
     coordinates: Tokens
     layout: Layout
+    locations: LocationGrid | None = None
 
 
 def _check_modalities(slots: SlotTable, data: Arrays) -> dict[str, Any]:
@@ -223,6 +228,7 @@ def encode_dense(
     drop: Drop | None = None,
     remat: str | None = None,
     attention: Any = "auto",
+    location_size: int | None = None,
 ) -> Encoded:
     """The encoder on a uniform batch (spec section 7).
 
@@ -234,6 +240,8 @@ def encode_dense(
       exits: token exit depths; all zero gives raw patch embeddings of all tokens.
       fast_pass: attend to all tokens whatever the masks, and pool nothing.
       drop, remat, attention: see `Encoder.encode` and `row_attention`.
+      location_size: pixels per side of a location of the attention pooler; must divide the patch
+        size, which is the default.
 
     Returns:
       `Encoded`; tokens are exactly 0 where the mask is not 0 (before the output projection),
@@ -250,7 +258,8 @@ def encode_dense(
     x0 = layout.join(embed_patches(encoder.patch_embeddings, data, patch_size))
     visible = layout.join(masks) == VISIBLE
 
-    if exits is not None and not any(exits[name] for name in layout.shapes):
+    raw = exits is not None and not any(exits[name] for name in layout.shapes)
+    if raw:
         x = x0
     else:
         keys = None if fast_pass else visible
@@ -259,9 +268,28 @@ def encode_dense(
         x = encoder.encode(x, where, attend, drop=drop, exits=exits, remat=remat)[:, count:]
         if not fast_pass:
             x = jnp.where(visible[..., None], x, 0.0)
+    locations = None
+    if location_size is not None and encoder.attention_pooler is None:
+        raise ValueError("location_size is for encoders with an attention pooler (v1.3)")
+    if encoder.attention_pooler is not None and not raw:
+        grid = GridSpec.of(layout, patch_size, input_res, location_size)
+        read = attend_masked(None if fast_pass else visible, attention)
+        locations = encoder.attention_pooler(x, tokens, grid, read, attend_masked(None, attention))
     x = encoder.project_output(x)
-    pooled = None if fast_pass else encoder.project_and_aggregate(x, visible)
-    return Encoded(layout.cut(x), masks, pooled, tokens, layout)
+    pooled = None
+    if not fast_pass and (locations is not None or encoder.attention_pooler is None):
+        pooled = pool_and_project(encoder, x, visible, locations)
+    return Encoded(layout.cut(x), masks, pooled, tokens, layout, locations)
+
+
+def pool_and_project(
+    encoder: Encoder, x: jax.Array, visible: jax.Array, locations: LocationGrid | None
+) -> jax.Array:
+    """The pooled projection [B, D]: over the location grid if there is one, else the tokens."""
+    if locations is None:
+        return encoder.project_and_aggregate(x, visible)
+    grid = locations.flat
+    return encoder.project_and_aggregate(grid, jnp.ones(grid.shape[:2], bool))
 
 
 def _check_exits(exits: Mapping[str, int] | None, layout: Layout, fast_pass: bool) -> None:
@@ -289,12 +317,17 @@ def decode_dense(
     # Encoder and decoder share their slots, so the coordinates carry over.
     tokens = encoded.coordinates
     context = decoder.context(layout.join(encoded.tokens), tokens)
+    read, places, keys = context, tokens, visible[..., 0]
+    if decoder.location_embed is not None and encoded.locations is not None:
+        # The grid is all that is read: patch tokens do not reach the predictions.
+        read, keys = decoder.location_context(encoded.locations.flat), None
+        places = encoded.locations.positions
     x = decoder.decode(
         decoder.queries(tokens),
         tokens,
-        context,
-        tokens,
-        attend_masked(visible[..., 0], attention),
+        read,
+        places,
+        attend_masked(keys, attention),
         drop=drop,
         remat=remat,
     )
@@ -312,6 +345,7 @@ class Forward:
       reconstructed: pixels per modality, or None without a reconstructor.
       project_aggregated: [B, D_out].
       masks: token masks per modality.
+      locations: grid of the attention pooler, or None.
     """
 
     encoder: dict[str, jax.Array]
@@ -319,6 +353,7 @@ class Forward:
     reconstructed: dict[str, jax.Array] | None
     project_aggregated: jax.Array | None
     masks: dict[str, jax.Array]
+    locations: LocationGrid | None = None
 
 
 def forward_dense(
@@ -334,6 +369,7 @@ def forward_dense(
     decoder_drop: Drop | None = None,
     remat: str | None = None,
     attention: Any = "auto",
+    location_size: int | None = None,
 ) -> Forward:
     """Encoder, decoder and reconstructor of a model on one view; arguments as `encode_dense`.
 
@@ -350,6 +386,7 @@ def forward_dense(
         drop=encoder_drop,
         remat=remat,
         attention=attention,
+        location_size=location_size,
     )
     decoder = getattr(model, "decoder", None) or getattr(model, f"decoder_{view}", None)
     options = {"drop": decoder_drop, "remat": remat, "attention": attention}
@@ -360,7 +397,8 @@ def forward_dense(
         pixels = {
             name: model.reconstructor.reconstruct(name, x, patch_size) for name, x in inner.items()
         }
-    return Forward(encoded.tokens, decoded, pixels, encoded.project_aggregated, encoded.masks)
+    pooled, grid = encoded.project_aggregated, encoded.locations
+    return Forward(encoded.tokens, decoded, pixels, pooled, encoded.masks, grid)
 
 
 def target_dense(

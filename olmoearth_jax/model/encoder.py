@@ -14,6 +14,7 @@ from olmoearth_jax.model.config import EncoderConfig
 from olmoearth_jax.model.encodings import CompositeEncodings
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
 from olmoearth_jax.model.patch_embed import PatchEmbeddings
+from olmoearth_jax.model.pooler import AttentionPooler
 from olmoearth_jax.model.rope import RopeConfig, coordinates
 from olmoearth_jax.model.tokens import SlotTable, Tokens
 
@@ -89,8 +90,10 @@ class Encoder(nnx.Module):
         out = config.output_embedding_size
         self.embedding_projector = Linear(width, out, dtype) if out else None
         self.output_width = out or width
+        pooler = config.attention_pooler_config
+        self.attention_pooler = None if pooler is None else AttentionPooler(config, dtype)
         self.project_and_aggregate = ProjectAndAggregate(
-            self.output_width,
+            self.output_width if pooler is None else pooler.pooler_dim,
             config.num_projection_layers,
             config.aggregate_then_project,
             dtype,

@@ -81,6 +81,8 @@ def initial_value(
         assert rope is not None
         axes, heads, half = shape
         return mixed_frequencies(rng, axes, heads, 2 * half, part.rope_mixed_base)
+    if leaf == "learned_query":
+        return (0.02 * rng.standard_normal(shape)).astype(np.float32)
     if "channel" in path:
         if part.random_channel_embeddings:
             return rng.random(shape, dtype=np.float32)

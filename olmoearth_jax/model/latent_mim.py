@@ -20,6 +20,7 @@ from olmoearth_jax.model.encoder import Encoder, slot_table
 from olmoearth_jax.model.initialize import initial_value
 from olmoearth_jax.model.layers import Linear
 from olmoearth_jax.model.patch_embed import PatchEmbeddings
+from olmoearth_jax.model.pooler import check_pooler
 from olmoearth_jax.model.reconstructor import Reconstructor
 
 Params = dict[str, Any]
@@ -103,6 +104,7 @@ def check(config: ModelConfig) -> None:
         decoder = config.reconstructor_config.decoder_config
     if config.decoder_config is None and config.kind != "mae":
         raise ValueError(f"a model of kind {config.kind!r} needs a decoder_config")
+    check_pooler(config)
     for part in (encoder, decoder):
         if part is None:
             continue

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from absl import logging as absl_logging
+
 from olmoearth_jax.interop import checkpoints, weights
 from tools.goldens.common import Case, Checks, Result, load_npz, skipped
 
@@ -23,6 +25,7 @@ def release_case(folder: Path, check: Check, rtol: float, atol: float) -> Case:
 
 
 def _run(folder: Path, check: Check, rtol: float, atol: float) -> Result:
+    absl_logging.set_verbosity(absl_logging.ERROR)  # checkpoints are written and read: much said
     checks = Checks(rtol, atol)
     loaded = checkpoints.from_reference(folder)
     check(checks, loaded, load_npz(folder / "expected.npz"))

@@ -1,0 +1,177 @@
+"""Embedding of areas of any size: overlapping crops, each encoded in one pass (v1.3 spec 7.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.modalities import closest
+from olmoearth_jax.model import searchlight
+
+log = logging.getLogger(__name__)
+
+OUTPUTS = ("student", "location")
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """One crop of an axis, in pixels: encode start..stop, keep first..last of the domain."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def safe_halo(config: Any, patch_size: int, window_px: int) -> int:
+    """Pixels around a crop that make its inside exactly what one pass over the domain gives."""
+    window = window_px // patch_size
+    pooler = config.attention_pooler_config
+    attentions = config.depth + (0 if pooler is None else 1 + pooler.pooler_depth)
+    cells = window - 1 + (attentions - 1) * (window // 2)
+    border = 0 if patch_size == config.max_patch_size else -(-2 // patch_size) * patch_size
+    return cells * patch_size + border
+
+
+def crops_of(side: int, crop: int, overlap: int, patch_size: int, window_px: int) -> list[Crop]:
+    """Crops of one axis of the domain.
+
+    Raises:
+      ValueError: sizes that do not fit the patches or the window.
+    """
+    halo, core = overlap // 2, crop - overlap
+    if overlap % 2 or halo % patch_size or core < 1 or core % patch_size:
+        raise ValueError(
+            f"crops of {crop} pixels with an overlap of {overlap}: half the overlap and what "
+            f"remains of the crop must be whole patches of {patch_size}"
+        )
+    if side % patch_size:
+        raise ValueError(f"a domain side of {side} pixels is not divisible by {patch_size}")
+    out = [
+        Crop(max(at - halo, 0), min(at + core + halo, side), at, min(at + core, side))
+        for at in range(0, side, core)
+    ]
+    small = min(c.stop - c.start for c in out)
+    if small < window_px:
+        raise ValueError(
+            f"a crop would be {small} pixels wide, less than the window of {window_px}; use "
+            f"another crop size, or an overlap of at least {2 * (window_px - patch_size)}"
+        )
+    return out
+
+
+def cut(arrays: Any, rows: Crop, cols: Crop, step: int = 1) -> dict[str, np.ndarray]:
+    """The crop of {modality: [1, H, W, ...]}; `step` is the pixels per entry (patches of masks)."""
+    out = {}
+    for name, x in arrays.items():
+        factor = modalities.get(name).image_factor if step == 1 else 1
+        y, z = (slice(c.start * factor // step, c.stop * factor // step) for c in (rows, cols))
+        out[name] = x[:, y, z]
+    return out
+
+
+def assemble(
+    encode: Callable[[Crop, Crop], np.ndarray], rows: list[Crop], cols: list[Crop], size: int
+) -> np.ndarray:
+    """Puts the inner parts of all crops together.
+
+    Args:
+      encode: gives the grid [h, w, D] of a crop.
+      rows, cols: crops of the two axes.
+      size: pixels per location of that grid.
+
+    Returns:
+      [H / size, W / size, D].
+    """
+    out: np.ndarray | None = None
+    for row, col, grid in _encoded(encode, rows, cols):
+        if out is None:
+            out = np.empty((rows[-1].last // size, cols[-1].last // size, grid.shape[-1]),
+                           grid.dtype)  # fmt: skip
+        y, x = row.first // size, col.first // size
+        top, left = (row.first - row.start) // size, (col.first - col.start) // size
+        height, width = (row.last - row.first) // size, (col.last - col.first) // size
+        out[y : y + height, x : x + width] = grid[top : top + height, left : left + width]
+    assert out is not None
+    return out
+
+
+def _encoded(
+    encode: Callable[[Crop, Crop], np.ndarray], rows: list[Crop], cols: list[Crop]
+) -> Iterator[tuple[Crop, Crop, np.ndarray]]:
+    total = len(rows) * len(cols)
+    for number, (row, col) in enumerate((r, c) for r in rows for c in cols):
+        log.debug("crop %d of %d", number + 1, total)
+        yield row, col, encode(row, col)
+
+
+def embed_domain(
+    encoder: Any,
+    data: Mapping[str, np.ndarray],
+    token_masks: Mapping[str, np.ndarray],
+    timestamps: np.ndarray,
+    patch_size: int,
+    *,
+    crop_px: int,
+    overlap_px: int,
+    location_size: int | None = None,
+    output: str = "student",
+    window_px: int = searchlight.WINDOW_PX,
+    input_res: float = 10.0,
+) -> np.ndarray:
+    """Grid of embeddings of a whole domain by an encoder with an attention pooler.
+
+    Args:
+      encoder: an `Encoder`.
+      data: normalised {modality: [1, H, W, T, C]}.
+      token_masks: {modality: int8 [1, *token shape]}.
+      timestamps: int32 [1, T, 3].
+      patch_size: side of a patch in pixels.
+      crop_px: side of a crop, its halos included.
+      overlap_px: pixels that neighbouring crops share; exact from twice `safe_halo` on.
+      location_size: pixels per location, the patch by default.
+      output: 'student' or 'location'.
+      window_px: side of the window of attention.
+      input_res: metres per pixel.
+
+    Returns:
+      float32 [H / location_size, W / location_size, width].
+
+    Raises:
+      ValueError: sizes that do not fit, or an encoder without what is asked for.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"unknown output {output!r}; {closest(output, OUTPUTS)}")
+    pooler = encoder.attention_pooler
+    if pooler is None:
+        raise ValueError("embed_domain needs an encoder with an attention pooler (v1.3)")
+    if output == "student" and pooler.student is None:
+        raise ValueError("this model has no student embeddings; use output='location'")
+    name = next(iter(data))
+    factor = modalities.get(name).image_factor
+    height, width = (side // factor for side in data[name].shape[1:3])
+    rows, cols = (crops_of(n, crop_px, overlap_px, patch_size, window_px) for n in (height, width))
+
+    def encode(row: Crop, col: Crop) -> np.ndarray:
+        encoded = searchlight.encode_searchlight(
+            encoder,
+            cut(data, row, col),
+            cut(token_masks, row, col, patch_size),
+            timestamps,
+            patch_size,
+            input_res,
+            window_px=window_px,
+            location_size=location_size,
+        )
+        grid = encoded.locations
+        assert grid is not None
+        found = grid.student if output == "student" else grid.tokens
+        assert found is not None
+        return np.asarray(found[0], np.float32)
+
+    return assemble(encode, rows, cols, location_size or patch_size)

@@ -1,0 +1,237 @@
+"""The attention pooler of v1.3: a grid of queries reads the tokens (spec/model_v1_3.md 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from olmoearth_jax import modalities
+from olmoearth_jax.model.blocks import Attend, Block
+from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig, ModelConfig
+from olmoearth_jax.model.layers import LayerNorm, Linear, empty
+from olmoearth_jax.model.rope import ROPE_MODES, RopeConfig, coordinates
+from olmoearth_jax.model.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSpec:
+    """Where the locations lie.
+
+    Attributes:
+      rows, cols: patches per axis.
+      per_patch: locations per side of a patch.
+      gsd: side of a patch in units of 10 m (a number, traced or not).
+    """
+
+    rows: int
+    cols: int
+    per_patch: int
+    gsd: Any
+
+    @classmethod
+    def of(
+        cls, layout: Any, patch_size: int, input_res: float, location_size: int | None
+    ) -> GridSpec:
+        """Grid over the largest patch grid of a layout (`dense.Layout`).
+
+        Raises:
+          ValueError: no modality with a grid, or a location size that doesn't divide the patch.
+        """
+        size = patch_size if location_size is None else location_size
+        if size < 1 or patch_size % size:
+            raise ValueError(f"a location size of {size} does not divide the patch of {patch_size}")
+        grids = [s[:2] for n, s in layout.shapes.items() if modalities.get(n).spatial]
+        if not grids:
+            raise ValueError("the attention pooler needs at least one modality with a pixel grid")
+        rows, cols = (max(g[i] for g in grids) for i in range(2))
+        return cls(rows, cols, patch_size // size, patch_size * input_res / 10.0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Locations per axis."""
+        return self.rows * self.per_patch, self.cols * self.per_patch
+
+    def positions(self, scale: float) -> jax.Array:
+        """float32 [Q, 2] (row, col) of the locations, row-major, times the coordinate scale."""
+        unit = jnp.asarray(self.gsd, jnp.float32) * np.float32(scale)
+        axes = [
+            ((np.arange(n, dtype=np.float32) + 0.5) / self.per_patch - 0.5) * unit
+            for n in self.shape
+        ]
+        rows, cols = jnp.meshgrid(*axes, indexing="ij")
+        return jnp.stack([rows.reshape(-1), cols.reshape(-1)], axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LocationGrid:
+    """What the pooler gives.
+
+    Attributes:
+      tokens: float32 [B, rows, cols, pooler_dim].
+      positions: float32 [B, rows * cols, 2].
+      student: float32 [B, rows, cols, largest student width], or None.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    student: jax.Array | None
+
+    @property
+    def flat(self) -> jax.Array:
+        """Location tokens [B, rows * cols, pooler_dim]."""
+        return self.tokens.reshape(self.tokens.shape[0], -1, self.tokens.shape[-1])
+
+
+class AttentionPooler(nnx.Module):
+    """Alternates reads of the encoder's final tokens and self-attention of the queries."""
+
+    def __init__(self, config: EncoderConfig, dtype=jnp.float32):
+        pooler = config.attention_pooler_config
+        assert pooler is not None
+        width, depth = pooler.pooler_dim, pooler.pooler_depth
+        heads = pooler.num_heads or config.num_heads
+        inner = pooler.attn_dim or width
+        reads = depth if pooler.per_depth_read_proj and depth > 1 else 1
+        project = pooler.attn_dim is None
+        self.coordinate_scale = config.rope_coordinate_scale
+        self.encoder_rope = RopeConfig.of(config)
+        self.learned_query = empty(1, width)
+        # One of each pair: shared by all reads, or one per read.
+        tokens = config.embedding_size
+        self.input_norm = LayerNorm(tokens) if reads == 1 else None
+        self.input_norms = nnx.List([LayerNorm(tokens) for _ in range(reads if reads > 1 else 0)])
+        self.kv_proj = Linear(tokens, width, dtype) if project and reads == 1 else None
+        count = reads if project and reads > 1 else 0
+        self.kv_projs = nnx.List([Linear(tokens, width, dtype) for _ in range(count)])
+        rope = RopeConfig("rope", config.rope_base)
+
+        def block(context_width: int) -> Block:
+            return Block(
+                width, heads, config.mlp_ratio, config.qk_norm, rope, dtype=dtype, inner=inner,
+                context_width=context_width,
+            )  # fmt: skip
+
+        context = width if project else tokens
+        self.read_blocks = nnx.List([block(context) for _ in range(depth)])
+        self.self_blocks = nnx.List([block(width) for _ in range(depth)])
+        self.norm = LayerNorm(width)
+        student = max(pooler.student_dims) if pooler.student_dims else None
+        self.student = None if student is None else Linear(width, student, dtype)
+        normed = student is not None and pooler.student_output_norm
+        self.student_norm = LayerNorm(student) if student is not None and normed else None
+
+    def __call__(
+        self,
+        x: jax.Array,
+        tokens: Tokens,
+        grid: GridSpec,
+        attend_read: Attend,
+        attend_self: Attend,
+    ) -> LocationGrid:
+        """Pools the encoder's normed tokens.
+
+        Args:
+          x: float32 [B, N, D].
+          tokens: their coordinates.
+          grid: where the locations lie.
+          attend_read: attention of the queries to the tokens that may be read.
+          attend_self: attention among the queries.
+        """
+        assert self.encoder_rope is not None
+        places = coordinates(self.encoder_rope, tokens)[..., -2:]
+        return self.pool(x, places, grid, attend_read, attend_self)
+
+    def pool(
+        self,
+        x: jax.Array,
+        places: jax.Array,
+        grid: GridSpec,
+        attend_read: Attend,
+        attend_self: Attend,
+        order: jax.Array | None = None,
+    ) -> LocationGrid:
+        """As `__call__`, from positions [B, N, 2] (row, col).
+
+        `order` [Q] lists the row-major locations in the order in which the attentions want them.
+        """
+        batch, (rows, cols) = x.shape[0], grid.shape
+        where = grid.positions(self.coordinate_scale)
+        back = None if order is None else jnp.argsort(order)
+        at = jnp.broadcast_to(where if order is None else where[order], (batch, *where.shape))
+        q = jnp.broadcast_to(
+            self.learned_query[...], (batch, rows * cols, self.norm.scale.shape[0])
+        )
+        for layer, (read, mix) in enumerate(zip(self.read_blocks, self.self_blocks, strict=True)):
+            q = read(q, at, attend_read, self._context(x, layer), places)
+            q = mix(q, at, attend_self)
+        q = self.norm(q)
+        if back is not None:
+            q = q[:, back]
+        located = q.reshape(batch, rows, cols, -1)
+        positions = jnp.broadcast_to(where, (batch, *where.shape))
+        return LocationGrid(located, positions, self._student(located))
+
+    def _context(self, x: jax.Array, layer: int) -> jax.Array:
+        norm = self.input_norm or self.input_norms[layer]
+        y = norm(x)
+        if self.kv_proj is not None:
+            return self.kv_proj(y, jnp.float32)
+        return self.kv_projs[layer](y, jnp.float32) if len(self.kv_projs) else y
+
+    def _student(self, located: jax.Array) -> jax.Array | None:
+        if self.student is None:
+            return None
+        y = self.student(jax.lax.stop_gradient(located), jnp.float32)
+        return y if self.student_norm is None else self.student_norm(y)
+
+
+def check_pooler(config: ModelConfig) -> None:
+    """Checks the pooler of a model config, and that the decoder fits it.
+
+    Raises:
+      ValueError: with the first fault found.
+    """
+    encoder, decoder = config.encoder_config, config.decoder_config
+    pooler: AttentionPoolerConfig | None = encoder.attention_pooler_config
+    reads = decoder is not None and decoder.use_attention_pooler
+    if reads and decoder is not None and decoder.pooler_dim is None:
+        raise ValueError("a decoder with use_attention_pooler needs a pooler_dim")
+    if pooler is None:
+        return
+    heads = pooler.num_heads or encoder.num_heads
+    inner = pooler.attn_dim or pooler.pooler_dim
+    if encoder.position_encoding not in ROPE_MODES:
+        raise ValueError(
+            "an attention pooler needs a rotary position_encoding "
+            f"({', '.join(ROPE_MODES)}), not {encoder.position_encoding!r}"
+        )
+    if inner % heads or inner // heads % 4:
+        raise ValueError(
+            f"an attention pooler of width {inner} with {heads} heads: the width of a head must "
+            "be a whole multiple of 4"
+        )
+    if pooler.pooler_depth < 1:
+        raise ValueError("pooler_depth must be at least 1")
+    if pooler.student_dims is not None and min(pooler.student_dims, default=0) < 1:
+        raise ValueError(f"student_dims must be positive widths, got {pooler.student_dims}")
+    if encoder.output_embedding_size:
+        raise ValueError("an attention pooler does not go with output_embedding_size")
+    if decoder is None:
+        return
+    if not reads:
+        raise ValueError("the encoder has an attention pooler: set use_attention_pooler of the "
+                         "decoder, which reads its grid")  # fmt: skip
+    if decoder.pooler_dim != pooler.pooler_dim:
+        raise ValueError(
+            f"the decoder expects location tokens of width {decoder.pooler_dim}, but the pooler "
+            f"gives {pooler.pooler_dim}"
+        )
+    if decoder.position_encoding in ("rope_3d", "rope_3d_mixed"):
+        raise ValueError("a decoder that reads the location grid needs a position_encoding "
+                         "without a time axis")  # fmt: skip
