@@ -104,18 +104,10 @@ def compile_all(program: TrainProgram, stream: TrainStream, say: Say) -> None:
     if ladder is not None:
         first = empty_group(stream.group(0))
         groups = [first] * stream.groups_per_step
-        usual = engine.agree
-        try:
-            for number in range(len(ladder)):
-                # Processes agree on the largest program that any of them needs; here on each.
-                engine.agree = lambda needed, n=number: max(needed, n)
-                prepared = engine.prepare(groups[: engine.spec.groups])[0]
-                program.warm_up(prepared, state)
-                say(f"step program {number + 1} of {len(ladder)} is ready")
-            engine.agree = usual
-            program.step(state, groups, 1)  # the update
-        finally:
-            engine.agree = usual
+        for number, prepared in enumerate(engine.every_program(groups), start=1):
+            program.warm_up(prepared, state)
+            say(f"step program {number} of {len(ladder)} is ready")
+        program.step(state, groups, 1)  # the update
         state = program.init_state()
     per_call = engine.spec.groups if ladder is not None else 1
     for done, (number, shape) in enumerate(shapes, start=1):

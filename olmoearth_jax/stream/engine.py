@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -73,8 +73,26 @@ class StreamEngine:
         owner = deal(np.concatenate([c.loads for c in censuses]), len(devices))
         need = needs(censuses, owner, self.spec, len(devices))
         number = self.agree(pick_rung(self.ladder, need))
-        rung = self.ladder[number]
         self.rung_counts[number] += 1
+        return self._pack(censuses, owner, self.ladder[number])
+
+    def every_program(self, groups: Sequence[Group]) -> Iterator[Prepared]:
+        """Per rung a micro-step of holes only: what all programs can be compiled from.
+
+        Args:
+          groups: the groups of a step; only their shapes matter.
+        """
+        empty = []
+        for group in groups[: self.spec.groups]:
+            empty.append({**group, "ok": np.zeros_like(group["ok"])})
+        censuses = [take_census(g, self.spec) for g in empty]
+        devices = len(local_devices(self.mesh))
+        owner = deal(np.concatenate([c.loads for c in censuses]), devices)
+        for rung in self.ladder:
+            yield self._pack(censuses, owner, rung)
+
+    def _pack(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> Prepared:
+        devices = local_devices(self.mesh)
         packs = [
             pack_device(self.spec, rung, censuses, _members(censuses, owner == d))
             for d in range(len(devices))

@@ -262,6 +262,7 @@ def build_recipe(config: ExperimentConfig, last_step: int) -> Recipe:
         [(pattern, tuple(axes)) for pattern, axes in config.fsdp_rules],
         lambda step: ema_decay_at(step, last_step, (module.ema_decay[0], module.ema_decay[1])),
         module.reinit_targets,
+        config.compile.ahead,
     )
 
 

@@ -50,6 +50,7 @@ class Recipe:
       target_decay: step (1-based) -> decay of the target's moving average (`train.ema`), or
         None where it stays as it is.
       reinit_targets: draw the target anew instead of copying the encoder.
+      compile_ahead: compile the programs of all capacities in the first step.
     """
 
     optimizer: Any
@@ -58,6 +59,7 @@ class Recipe:
     fsdp_rules: Rules = ()
     target_decay: Callable[[int], float | None] = lambda step: None
     reinit_targets: bool = False
+    compile_ahead: bool = False
 
 
 class TrainProgram:
@@ -131,6 +133,8 @@ class TrainProgram:
         The state is donated: use the returned one.
         """
         key = jax.random.fold_in(self._rng, step)
+        if self.recipe.compile_ahead and not self._programs:
+            self.compile_all(state, groups)
         total = None
         state, decay = self._follow(state, step)
         host: dict[str, float] = {} if decay is None else {"train/ema_decay": decay}
@@ -181,6 +185,15 @@ class TrainProgram:
         """Compiles the program of a micro-step without running it."""
         total = self._zeros(state, prepared)
         self._program(prepared.key, state, total, prepared.inputs, self._rng)
+
+    def compile_all(self, state: State, groups: Sequence[Group]) -> None:
+        """Compiles the programs of every capacity without running them.
+
+        An engine whose programs are keyed by shape has no such list and compiles when it must.
+        """
+        every = getattr(self.engine, "every_program", None)
+        for prepared in every(groups) if every is not None else ():
+            self.warm_up(prepared, state)
 
     def _zeros(self, state: State, prepared: Prepared):
         def shapes(params, target, inputs, key):
