@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -416,11 +416,20 @@ def _digest(params: Any) -> str | None:
     return integrity.parameter_digest(params)
 
 
-def restore_as_start(step_folder: Path, abstract: State) -> State:
+def restore_as_start(
+    step_folder: Path, abstract: State, fresh: Callable[[], State] | None = None
+) -> State:
     """State of another run as the start of a new one: everything but the step, which is 0.
 
-    Raises ValueError if it is of another architecture.
+    Converted weights have no optimizer state: then `fresh` gives it. Raises ValueError if the
+    checkpoint is of another architecture.
     """
-    _check_trees(read_meta(step_folder), abstract)
+    meta = read_meta(step_folder)
+    if fresh is not None and "opt_state" not in meta["items"]:
+        parts = {name: abstract[name] for name in ("params", "target") if name in abstract}
+        held = {name: meta["items"][name] for name in parts if name in meta["items"]}
+        _check_trees({**meta, "items": held}, parts)
+        return fresh() | restore_state(step_folder, parts)
+    _check_trees(meta, abstract)
     state = restore_state(step_folder, {k: v for k, v in abstract.items() if k != STEP})
     return state | {STEP: _scalar(0, abstract[STEP])} if STEP in abstract else state

@@ -170,8 +170,8 @@ def _restore_or_init(
         saver.check_space(abstract, config.stop_step)
     if config.load_path:
         source = checkpoint.find_checkpoint(config.load_path)
-        say(f"Starting at step 0 from the parameters and optimizer state of {source}.")
-        return checkpoint.restore_as_start(source, abstract), 0
+        say(f"Starting at step 0 from the parameters and optimizer state (if any) of {source}.")
+        return checkpoint.restore_as_start(source, abstract, program.init_state), 0
     if config.load_strategy == "always":
         raise ValueError(
             f"trainer.load_strategy=always, but neither {saver.folder} nor trainer.load_path "

@@ -10,7 +10,13 @@ import pytest
 
 from olmoearth_jax.interop import checkpoints, hub, torch_keys, weights
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.model.config import (
+    PUBLISHED_VERSIONS,
+    EncoderConfig,
+    ModelConfig,
+    PredictorConfig,
+    official_model,
+)
 
 NAMES = ["sentinel2_l2a", "worldcover"]
 
@@ -179,3 +185,47 @@ def test_offline_without_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="not in the local cache"):
         hub.find("OlmoEarth-v1-Nano")
+
+
+def test_training_starts_from_converted_weights(folder, tmp_path):
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from olmoearth_jax.train import checkpoint
+
+    first = checkpoints.from_reference(folder)
+    step = checkpoints.write(first, tmp_path / "ours")
+    here = SingleDeviceSharding(jax.devices()[0])
+    start = {
+        "params": jax.tree.map(np.zeros_like, first.params),
+        "target": jax.tree.map(np.zeros_like, first.target),
+        "opt_state": {"count": np.int32(0)},
+        "step": np.int32(0),
+    }
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=here), start
+    )
+    state = checkpoint.restore_as_start(step, abstract, lambda: start)
+    assert checkpoints.Weights(first.config, state["params"], None, {}, None).digest == first.digest
+    assert state["opt_state"] == start["opt_state"] and int(state["step"]) == 0
+    wrong = {**abstract, "params": {"a": abstract["step"]}}
+    with pytest.raises(ValueError, match="another params tree"):
+        checkpoint.restore_as_start(step, wrong, lambda: start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "version"), [(s, v) for v, sizes in PUBLISHED_VERSIONS.items() for s in sizes]
+)
+def test_layouts_of_all_presets_are_exact(size, version):
+    config = official_model(size, version)
+    entries = torch_keys.model_entries(config)
+    entries += torch_keys.target_entries(config, not config.projection_only_target)
+    assert len({e.key for e in entries}) == len(entries)
+    seen = set()
+    for entry in entries:
+        kind = (entry.layout, entry.torch_shape)
+        if kind not in seen:
+            seen.add(kind)
+            x = np.arange(np.prod(entry.torch_shape), dtype=np.float32).reshape(entry.torch_shape)
+            np.testing.assert_array_equal(entry.to_torch(entry.to_ours(x)), x)
