@@ -7,7 +7,8 @@ rows at a time, so that no array of all scores ever exists.
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,8 @@ def _plain(q, k, v, key_mask) -> jax.Array:
     q, k, v = ((x.swapaxes(1, 2)) for x in (q * jnp.asarray(scale, q.dtype), k, v))
     # Heads become rows of their own, so that the scores at work stay within a CPU's caches.
     q, k, v = (x.reshape(-1, 1, *x.shape[2:]) for x in (q, k, v))
-    out = _softmax_attention(q, k, v, jnp.repeat(bias, heads, axis=0))
+    bias = jnp.repeat(bias, heads, axis=0)
+    out: Any = _softmax_attention(q, k, v, bias, key_mask is not None)
     return out.reshape(-1, heads, *out.shape[2:]).swapaxes(1, 2)
 
 
@@ -168,17 +170,54 @@ def _backward_rows(q, k, v, bias, log_total, out, d_out):
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
-@jax.custom_vjp
-def _softmax_attention(q, k, v, bias):
+def _query_block(queries: int, keys: int) -> int:
+    """Queries at a time whose scores stay within a CPU's caches; 0 if rows need no cutting."""
+    budget = 6 << 20
+    if jax.default_backend() != "cpu" or 4 * queries * keys <= budget:
+        return 0
+    most = max(budget // (4 * keys), 1)
+    block = max(n for n in range(1, most + 1) if queries % n == 0)
+    return block if 4 * block > most else 0
+
+
+def _in_blocks(q, k, v, bias, masked: bool, block: int):
+    """Forward pass alone, `block` queries of a row at a time: there is nothing to be kept."""
+
+    def row(args):
+        q, k, v, bias = args
+
+        def some(q):
+            s = _product("qd,kd->qk", q, k)
+            s = s + bias if masked else s
+            top = jnp.max(s, axis=-1, keepdims=True)
+            p = jnp.exp(s - (jnp.where(top == -jnp.inf, 0.0, top) if masked else top))
+            total = jnp.sum(p, axis=-1, keepdims=True)
+            out = _product("qk,kd->qd", p.astype(v.dtype), v)
+            return (out / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
+
+        return jax.lax.map(some, q.reshape(-1, block, q.shape[-1])).reshape(q.shape)
+
+    shape = q.shape
+    q, k, v = (x[:, 0] for x in (q, k, v))
+    return jax.lax.map(row, (q, k, v, bias)).reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _softmax_attention(q, k, v, bias, masked):
+    """Rows [R, 1, L, head_dim], bias [R, Lk]; without `masked` the bias is known to be 0."""
+    if block := _query_block(q.shape[2], k.shape[2]):
+        return _in_blocks(q, k, v, bias, masked, block)
     return _over_rows(_forward_rows, (q, k, v, bias))[0]
 
 
-def _forward(q, k, v, bias):
+def _forward(q, k, v, bias, masked):
+    del masked
     out, log_total = _over_rows(_forward_rows, (q, k, v, bias))
     return out, (q, k, v, bias, log_total, out)
 
 
-def _backward(saved, d_out):
+def _backward(masked, saved, d_out):
+    del masked
     grads = _over_rows(_backward_rows, (*saved, d_out))
     return (*grads, None)
 
