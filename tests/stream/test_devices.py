@@ -1,0 +1,72 @@
+"""A step is the same on one device and on four, and with sharded parameters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import jax, numpy as np
+from olmoearth_jax import losses
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.train import assemble
+from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.optimizer import AdamWConfig
+from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.step import Recipe, TrainProgram
+from tests.stream.builders import make_group, make_spec, small_model
+
+assert jax.device_count() == 4
+rng = np.random.default_rng(0)
+config = small_model()
+config.encoder_config.drop_path = 0.2
+a, strategy = make_group(rng, 4, 3, 2, first=0, holes=(1,))
+b, _ = make_group(rng, 4, 2, 4, first=4)
+objective = Objective(losses.build({"type": "modality_patch_discrimination"}), (0.1, 0.1))
+RULES = [("mlp/fc1/kernel", (None, "fsdp")), ("mlp/fc2/kernel", ("fsdp",))]
+
+def step(devices, fsdp=1, rules=()):
+    mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
+    k, samples = assemble.micro_step_shape(8, 4, devices)
+    spec = make_spec(config, strategy, samples, devices, k)
+    engine = assemble.stream_engine(
+        config, spec, [spec.top_rung()], objective, mesh, assemble.EngineOptions.of(config)
+    )
+    recipe = Recipe(AdamWConfig(), lambda step: 1e-3, fsdp_rules=rules)
+    program = TrainProgram(config, engine, recipe, mesh, assemble.trainable_leaves(config, True))
+    state = program.init_state()
+    grads, _ = program.gradients(state, [a, b])
+    state, report = program.step(state, [a, b], 1)
+    return jax.device_get(grads), jax.device_get(report.metrics)
+
+one, metrics = step(1)
+for devices, fsdp, rules in ((4, 1, ()), (4, 2, RULES)):
+    grads, others = step(devices, fsdp, rules)
+    for name in ("train/ModalityPatchDisc", "train/InfoNCE", "optim/total grad norm"):
+        np.testing.assert_allclose(others[name], metrics[name], rtol=2e-5, err_msg=name)
+    for (path, x), (_, y) in zip(
+        latent_mim.flatten(grads), latent_mim.flatten(one), strict=True
+    ):
+        limit = 1e-6 + 2e-4 * np.abs(y).max()
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=limit, err_msg="/".join(path))
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_step_does_not_depend_on_the_devices():
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip().endswith("equal")
