@@ -127,6 +127,8 @@ def test_refused(model):
         model.embed(one, patch_size=8)
     with pytest.raises(ValueError, match="did you mean 'spatial'"):
         model.embed(one, 4, pooling="spatal")
+    with pytest.raises(ValueError, match="needs an attention pooler"):
+        model.embed(one, 4, pooling="location")
     with pytest.raises(ValueError, match="unknown pooling_type"):
         model.embed(one, 4, pooling_type="sum")
     alien = Sample.from_arrays({"srtm": np.full((8, 8, 1), 100.0)})

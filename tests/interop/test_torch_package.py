@@ -11,7 +11,7 @@ from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.modalities import get
 from olmoearth_jax.model import dense, latent_mim
-from olmoearth_jax.model.config import ModelConfig, official_model
+from olmoearth_jax.model.config import AttentionPoolerConfig, ModelConfig, official_model
 
 pytestmark = pytest.mark.torch
 
@@ -36,12 +36,26 @@ def _after_training(config: ModelConfig) -> checkpoints.Weights:
     return checkpoints.Weights(config, params, target, {}, ("worldcover",))
 
 
-@pytest.mark.parametrize("version", ["v1", "v1_1", "v1_2"])
+def _nano(version: str) -> ModelConfig:
+    names = ["sentinel2_l2a", "sentinel1", "worldcover"]
+    if version != "v1_3":
+        return official_model("nano", version, names)
+    config = official_model("nano", "v1_2", names, faster=True)
+    config.encoder_config.attention_pooler_config = AttentionPoolerConfig(
+        pooler_dim=64, pooler_depth=1, attn_dim=64, student_dims=[32, 16]
+    )
+    decoder = config.decoder_config
+    assert decoder is not None
+    decoder.position_encoding, decoder.use_attention_pooler, decoder.pooler_dim = "rope", True, 64
+    return config
+
+
+@pytest.mark.parametrize("version", ["v1", "v1_1", "v1_2", "v1_3"])
 def test_outputs_agree(version, tmp_path, package):
     import torch
     from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils import datatypes
 
-    config = official_model("nano", version, ["sentinel2_l2a", "sentinel1", "worldcover"])
+    config = _nano(version)
     checkpoints.write(_after_training(config), tmp_path / "ours")
     checkpoints.to_reference(checkpoints.read(tmp_path / "ours"), tmp_path / "theirs")
     encoder = package.load_model_from_path(tmp_path / "theirs").encoder.eval()
@@ -67,12 +81,17 @@ def test_outputs_agree(version, tmp_path, package):
         timestamps=torch.from_numpy(ready.timestamps).long(), **fields
     )
     with torch.inference_mode():
-        theirs = encoder(masked, fast_pass=True, patch_size=4)["tokens_and_masks"]
+        out = encoder(masked, fast_pass=True, patch_size=4)
+    theirs = out["tokens_and_masks"]
     ours = dense.encode_dense(
         latent_mim.merge(model.graph, model.params),
         ready.data, ready.masks, ready.timestamps, 4, fast_pass=True,
-    ).tokens  # fmt: skip
-    for name in names:
-        expected = getattr(theirs, name).numpy()
-        difference = np.abs(np.asarray(ours[name]) - expected).max()
-        assert difference <= 1e-4 * np.abs(expected).max()
+    )  # fmt: skip
+    pairs = [(ours.tokens[name], getattr(theirs, name)) for name in names]
+    if ours.locations is not None:
+        grid = ours.locations
+        pairs.append((grid.tokens, out["location_tokens"]))
+        pairs.append((grid.student, out["student_location_tokens"]))
+    for got, expected in pairs:
+        largest = np.abs(expected.numpy()).max()
+        assert np.abs(np.asarray(got) - expected.numpy()).max() <= 1e-4 * largest

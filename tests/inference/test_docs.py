@@ -1,0 +1,28 @@
+"""The first example of the page on published models, as written, on a converted folder."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import olmoearth_jax
+from olmoearth_jax.inference import model as inference
+from olmoearth_jax.interop import checkpoints
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import official_model
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "published_models.md"
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert code and len(code[1].strip().splitlines()) <= 15
+    config = official_model("nano", "v1_2")
+    loaded = checkpoints.Weights(config, latent_mim.initial_params(config), None, {}, ())
+    checkpoints.write(loaded, tmp_path / "nano")
+    monkeypatch.setattr(inference.hub, "find", lambda name, revision=None: tmp_path / "nano")
+    scope = {}
+    exec(code[1], scope)
+    assert scope["vector"].shape == (1, 128) and scope["grid"].shape == (1, 16, 16, 128)
+    assert scope["model"].version == "v1_2" and olmoearth_jax.Sample
