@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tools.goldens import model
+from tools.goldens import model, model_v1_3
 
 HERE = Path(__file__).resolve().parents[1] / "goldens" / "model"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "model"
 
 SMALL = list(model.cases(HERE))
 FULL = list(model.cases(SHARED)) if SHARED.exists() else []
+LATER = SHARED.parent / "model_v1_3"
+FULL += list(model_v1_3.cases(LATER)) if LATER.exists() else []
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
