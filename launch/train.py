@@ -3,8 +3,10 @@
     python -m launch.train --config=configs/nano.py --run_name=my_run \\
         --config.dataset.h5py_dir=/path/to/h5 [--config.<path>=<value> ...]
 
-Several hosts: under Slurm nothing more is needed; otherwise start it on each with
---coordinator=HOST:PORT --num_processes=N --process_id=I.
+Several hosts: `launch.submit` writes the job files. By hand, nothing more is needed under Slurm;
+elsewhere start it on each with --coordinator=HOST:PORT --num_processes=N --process_id=I (and
+--local_device_ids=0,1,... for a part of a host's GPUs), or set the JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID (in a Kubernetes job: JOB_COMPLETION_INDEX) of its environment.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_LOCAL = flags.DEFINE_list("local_device_ids", None, "GPUs of this process on its host, as 0,1.")
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs between runs.")
 
 _ABORTED = 130  # what shells report for Ctrl-C
@@ -42,7 +45,9 @@ def run(config: ExperimentConfig) -> Summary:
     """
     from olmoearth_jax.train.build import build_training
 
-    devices.start_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    devices.start_distributed(
+        _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _local_devices(_LOCAL.value)
+    )
     cache = devices.use_compilation_cache(config.compile.cache_dir if _CACHE.value else "")
     print(devices.topology(), flush=True)
     if cache is not None:
@@ -51,6 +56,16 @@ def run(config: ExperimentConfig) -> Summary:
     loop = dataclasses.replace(training.loop, sinks=_sinks(config))
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
     return train(training.program, training.stream, loop, evaluation=evaluation, say=_say)
+
+
+def _local_devices(given: list[str] | None) -> list[int] | None:
+    if given is None:
+        return None
+    if not given or not all(n.isdigit() for n in given) or len(set(given)) < len(given):
+        raise _app.UserError(
+            f"--local_device_ids must be different numbers, as in 0,1; got {','.join(given)}"
+        )
+    return [int(n) for n in given]
 
 
 def _say(line: str) -> None:

@@ -87,7 +87,8 @@ def micro_step_shape(global_batch: int, group: int, devices: int) -> tuple[int, 
     if (k * group) % devices:
         raise ValueError(
             f"a micro-step of {k} groups of {group} samples does not divide over {devices} "
-            f"devices; choose train_module.rank_microbatch_size as a multiple of {devices // k}"
+            f"devices; choose train_module.rank_microbatch_size as a multiple of "
+            f"{devices // math.gcd(k, devices)}"
         )
     return k, k * group // devices
 

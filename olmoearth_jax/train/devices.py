@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -17,12 +17,15 @@ def start_distributed(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    local_device_ids: Sequence[int] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> bool:
     """Connects the processes of a run, before any other use of JAX; True if there are several.
 
-    Either all three arguments are given, or none: then a Slurm step (`srun`) of several tasks is
-    recognised. A process uses all devices it can see, unless Slurm runs one task per GPU.
+    Either the first three arguments are given, or none: then they are read from
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or the JOB_COMPLETION_INDEX of a
+    Kubernetes job), or a Slurm step (`srun`) of several tasks is recognised. A process uses
+    `local_device_ids`; without them all devices it can see, unless Slurm runs one task per GPU.
     Raises ValueError for an incomplete or impossible description.
     """
     given = {
@@ -31,20 +34,37 @@ def start_distributed(
         "--process_id": process_id,
     }
     missing = [name for name, value in given.items() if value is None]
+    names = " and ".join(missing) + (" is" if len(missing) == 1 else " are")
+    if len(missing) == 3 and "JAX_COORDINATOR_ADDRESS" in environ:
+        index = environ.get("JAX_PROCESS_ID") or environ.get("JOB_COMPLETION_INDEX")
+        try:
+            num_processes, process_id = int(environ["JAX_NUM_PROCESSES"]), int(index or "")
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID (or "
+                "JOB_COMPLETION_INDEX) must be whole numbers."
+            ) from error
+        coordinator, missing = environ["JAX_COORDINATOR_ADDRESS"], []
     if coordinator is not None and num_processes is not None and process_id is not None:
+        if not coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"--coordinator={coordinator} must be HOST:PORT.")
         if not 0 <= process_id < num_processes:
             raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}.")
         if num_processes == 1:
             return False
         # Detection is off: under Slurm it would hide all GPUs but one from this process.
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, cluster_detection_method="deactivate"
+            coordinator,
+            num_processes,
+            process_id,
+            local_device_ids,
+            cluster_detection_method="deactivate",
         )
         return True
-    if len(missing) < 3:
+    if len(missing) < 3 or local_device_ids is not None:
         raise ValueError(
-            f"Several processes need --coordinator=HOST:PORT, --num_processes and --process_id; "
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
+            "Several processes need --coordinator=HOST:PORT, --num_processes and --process_id; "
+            f"{names} missing."
         )
     tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and "SLURM_STEP_NODELIST" in environ:

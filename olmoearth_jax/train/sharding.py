@@ -17,14 +17,12 @@ Rules = Sequence[tuple[str, Sequence[Any]]]
 """(regular expression searched in 'encoder/blocks/0/mlp/fc1/kernel', mesh axis per dimension)."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh of axes (data, fsdp) over all devices; -1 takes what the other axis leaves.
+def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
+    """Sizes of the axes (data, fsdp) on `count` devices; -1 takes what the other axis leaves.
 
     Raises:
       ValueError: the sizes don't multiply to the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
-    count = len(devices)
     sizes = [data, fsdp]
     if sizes.count(-1) > 1:
         raise ValueError("only one of mesh.data and mesh.fsdp can be -1")
@@ -38,7 +36,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
             f"mesh.data={sizes[0]} x mesh.fsdp={sizes[1]} needs {sizes[0] * sizes[1]} devices, "
             f"but there are {count}"
         )
-    return Mesh(np.array(devices).reshape(sizes), BATCH_AXES)
+    return sizes[0], sizes[1]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh of axes (data, fsdp) over all devices; sizes as for `mesh_sizes`."""
+    devices = list(jax.devices() if devices is None else devices)
+    return Mesh(np.array(devices).reshape(mesh_sizes(data, fsdp, len(devices))), BATCH_AXES)
 
 
 def path_text(path: tuple) -> str:

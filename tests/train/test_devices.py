@@ -46,6 +46,21 @@ def test_incomplete_descriptions_are_told():
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
         devices.start_distributed("localhost:1234", 2, 2)
 
+    with pytest.raises(ValueError, match="must be HOST:PORT"):
+        devices.start_distributed("localhost", 2, 0)
+    with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX"):
+        devices.start_distributed(environ={"JAX_COORDINATOR_ADDRESS": "a:1"})
+
+
+def test_processes_are_described_by_arguments_or_environment(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append(a))
+    assert devices.start_distributed("a:1", 4, 3, [0, 1], environ={})
+    job = {"JAX_COORDINATOR_ADDRESS": "b:2", "JAX_NUM_PROCESSES": "2", "JOB_COMPLETION_INDEX": "1"}
+    assert devices.start_distributed(environ=job)
+    assert devices.start_distributed(environ=job | {"JAX_PROCESS_ID": "0"})
+    assert calls == [("a:1", 4, 3, [0, 1]), ("b:2", 2, 1, None), ("b:2", 2, 0, None)]
+
 
 def test_memory_advice_names_the_knobs():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
