@@ -33,6 +33,12 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 _LOCAL = flags.DEFINE_list("local_device_ids", None, "GPUs of this process on its host, as 0,1.")
+_STOPPED = flags.DEFINE_integer(
+    "stopped_exit_code",
+    0,
+    "Exit code of a run that was told to stop and saved; another than 0 lets a scheduler start it "
+    "again.",
+)
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs between runs.")
 
 _ABORTED = 130  # what shells report for Ctrl-C
@@ -91,7 +97,8 @@ def _sinks(config: ExperimentConfig) -> tuple[Sink, ...]:
 
 
 def main(config: ExperimentConfig) -> int:
-    """Exit code: 0 completed, stopped and saved, or already complete; 1 otherwise.
+    """Exit code: 0 completed or already complete; --stopped_exit_code where it stopped and saved,
+    1 otherwise.
 
     Raises ValueError for what the user can mend.
     """
@@ -105,7 +112,7 @@ def main(config: ExperimentConfig) -> int:
         return 1
     except signals.Abandoned:
         _say("Stopped in the middle of a step; all before it is saved. Run it again to go on.")
-        return 0
+        return _STOPPED.value
     except KeyboardInterrupt:
         print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)
         return _ABORTED
@@ -115,7 +122,9 @@ def main(config: ExperimentConfig) -> int:
             raise
         print(f"error: {advice}", file=sys.stderr, flush=True)
         return 1
-    return 0 if summary.saved or config.trainer.no_checkpoints else 1
+    if not summary.saved and not config.trainer.no_checkpoints:
+        return 1
+    return _STOPPED.value if summary.status == "cancelled" else 0
 
 
 def leave(code: int) -> None:
