@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import sys
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,6 +88,21 @@ def load_file(text: str) -> ExperimentConfig:
     Raises:
       ConfigError: no such file, no get_config in it, or a bad argument.
     """
+    module, argument = load_module(text)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {module.__file__!r} has no function get_config(arg)")
+    values: Any = module.get_config(argument)
+    if isinstance(values, ExperimentConfig):
+        return values
+    return ExperimentConfig.from_dict(values.to_dict() if hasattr(values, "to_dict") else values)
+
+
+def load_module(text: str) -> tuple[types.ModuleType, str]:
+    """(the module, the argument) of `FILE.py[:argument]`.
+
+    Raises:
+      ConfigError: no such file.
+    """
     name, _, argument = text.partition(":")
     path = _find(name)
     if path.suffix != ".py":
@@ -98,12 +114,7 @@ def load_file(text: str) -> ExperimentConfig:
     if root not in sys.path:
         sys.path.append(root)  # config files import their `configs` package
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config file {name!r} has no function get_config(arg)")
-    values: Any = module.get_config(argument)
-    if isinstance(values, ExperimentConfig):
-        return values
-    return ExperimentConfig.from_dict(values.to_dict() if hasattr(values, "to_dict") else values)
+    return module, argument
 
 
 def _find(name: str) -> Path:

@@ -51,7 +51,7 @@ def start_distributed(
         if not 0 <= process_id < num_processes:
             raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}.")
         if num_processes == 1:
-            return False
+            return _alone(local_device_ids)
         # Detection is off: under Slurm it would hide all GPUs but one from this process.
         jax.distributed.initialize(
             coordinator,
@@ -61,17 +61,23 @@ def start_distributed(
             cluster_detection_method="deactivate",
         )
         return True
-    if len(missing) < 3 or local_device_ids is not None:
+    if len(missing) < 3:
         raise ValueError(
             "Several processes need --coordinator=HOST:PORT, --num_processes and --process_id; "
             f"{names} missing."
         )
     tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and "SLURM_STEP_NODELIST" in environ:
+    if local_device_ids is None and tasks > 1 and "SLURM_STEP_NODELIST" in environ:
         jax.distributed.initialize(
             cluster_detection_method="slurm", local_device_ids=slurm_devices(environ)
         )
         return True
+    return _alone(local_device_ids)
+
+
+def _alone(local_device_ids: Sequence[int] | None) -> bool:
+    if local_device_ids is not None:
+        jax.config.update("jax_cuda_visible_devices", ",".join(map(str, local_device_ids)))
     return False
 
 

@@ -1,0 +1,290 @@
+"""Job files for Slurm, Kubernetes JobSet and Docker, from the templates beside this module."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch._app import USER_ERROR
+from olmoearth_jax import modalities
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.train.assemble import micro_step_shape
+from olmoearth_jax.train.build import masking_strategies
+from olmoearth_jax.train.sharding import mesh_sizes
+
+TEMPLATES = Path(__file__).parent / "templates"
+SCHEDULERS = ("slurm", "jobset", "docker")
+PROCESS_PER = ("node", "gpu")
+
+STOPPED = 75
+"""Exit code of a process that was told to stop and saved: the scheduler starts it again."""
+
+GRACE_S = 300
+"""Seconds that a job gets between the request to stop and its end."""
+
+RESTARTS = 20
+"""Restarts of a JobSet or a container."""
+
+PORT = 29500
+"""Port of the coordinator where each job has its own network or machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Which process runs on which host and uses which of its GPUs."""
+
+    hosts: int
+    gpus_per_host: int
+    process_per: str = "node"
+
+    @property
+    def devices(self) -> int:
+        return self.hosts * self.gpus_per_host
+
+    @property
+    def device_sets(self) -> list[str]:
+        """GPUs, as '0,1', of each process of a host."""
+        ids = [str(i) for i in range(self.gpus_per_host)]
+        return ids if self.process_per == "gpu" else [",".join(ids)]
+
+    @property
+    def processes(self) -> int:
+        return self.hosts * len(self.device_sets)
+
+    def problems(self, cfg: ExperimentConfig) -> list[str]:
+        """Why a config cannot be trained on these devices, one sentence each."""
+        if self.process_per not in PROCESS_PER:
+            near = modalities.closest(self.process_per, PROCESS_PER)
+            return [f"unknown --process_per={self.process_per}; {near}"]
+        if self.hosts < 1 or self.gpus_per_host < 1:
+            return [f"{self.hosts} host(s) with {self.gpus_per_host} GPUs are no devices to run on"]
+        out = []
+        group = cfg.train_module.rank_microbatch_size
+        for check in (
+            lambda: mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, self.devices),
+            lambda: micro_step_shape(cfg.data_loader.global_batch_size, group, self.devices),
+        ):
+            try:
+                check()
+            except ValueError as e:
+                out.append(f"{self.hosts} host(s) with {self.gpus_per_host} GPUs: {e}")
+        if self.processes > group:
+            out.append(
+                f"{self.processes} processes cannot share groups of {group} samples; use "
+                "--process_per=node or a larger train_module.rank_microbatch_size"
+            )
+        for strategy in masking_strategies(cfg):
+            if self.processes > 1 and getattr(strategy, "needs_whole_group", False):
+                out.append(f"masking {strategy.name!r} sees whole groups, so it needs one process")
+        return out
+
+    def table(self, cfg: ExperimentConfig) -> list[str]:
+        """The lines of the table of processes and devices."""
+        k, samples = micro_step_shape(
+            cfg.data_loader.global_batch_size, cfg.train_module.rank_microbatch_size, self.devices
+        )
+        lines = [
+            f"{self.hosts} host(s) x {self.gpus_per_host} GPUs, one process per "
+            f"{self.process_per}: {self.processes} processes, {self.devices} devices",
+            f"step: {cfg.data_loader.global_batch_size} samples in {cfg.groups_per_step // k} "
+            f"micro-step(s) of {k} groups, {samples} samples per device",
+            f"{'process':>7} {'host':>5}  {'local devices':<18} global devices",
+        ]
+        each = len(self.device_sets)
+        for process in range(self.processes):
+            host, local = divmod(process, each)
+            first = process * (self.gpus_per_host // each)
+            last = first + self.gpus_per_host // each - 1
+            span = str(first) if first == last else f"{first}-{last}"
+            lines.append(f"{process:>7} {host:>5}  {self.device_sets[local]:<18} {span}")
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """A host folder, or a volume (docker) or claim (JobSet) by name, inside the container."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Mount:
+        """A mount written SOURCE:TARGET[:ro]. Raises ValueError for anything else."""
+        source, _, rest = text.partition(":")
+        target, colon, mode = rest.partition(":")
+        if not source or not target.startswith("/") or (colon and mode != "ro"):
+            raise ValueError(f"--mount={text} must be SOURCE:/TARGET or SOURCE:/TARGET:ro")
+        return cls(source, target, bool(colon))
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.target}" + (":ro" if self.read_only else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the job files need besides config and topology.
+
+    Attributes:
+      image: container to run in; None (Slurm only) runs in the virtual environment `venv`.
+      workdir: folder in which the program starts; config files are named relative to it.
+      environment: variables; a value of None is taken over from the machine that starts the job.
+      sbatch: further options of sbatch.
+    """
+
+    image: str | None = None
+    venv: str | None = None
+    workdir: str = "."
+    mounts: Sequence[Mount] = ()
+    environment: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    cpus_per_gpu: int = 8
+    requeue: bool = True
+    namespace: str = "default"
+    sbatch: Sequence[str] = ()
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """The text of a template with every `{{name}}` replaced; lines emptied by that are dropped."""
+    lines = []
+    for line in (TEMPLATES / template).read_text().splitlines():
+        new = re.sub(r"\{\{(\w+)\}\}", lambda m: str(values[m[1]]), line)
+        if new.strip() or not line.strip():
+            lines.append(new)
+    return "\n".join(lines) + "\n"
+
+
+def job_name(name: str) -> str:
+    """A run's name as at most 40 of a-z, 0-9 and "-"; different names stay different."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if plain == name and len(plain) <= 40 and plain[:1].isalpha():
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"run-{plain}"[:33].rstrip("-") + f"-{digest}"
+
+
+def files(
+    scheduler: str,
+    name: str,
+    arguments: Sequence[str],
+    cfg: ExperimentConfig,
+    topology: Topology,
+    settings: Settings,
+    folder: Path,
+) -> dict[str, str]:
+    """File name -> text of everything that a job needs, the file to submit first.
+
+    Args:
+      scheduler: one of SCHEDULERS.
+      name: of the run.
+      arguments: of launch.train.
+      cfg: the config they stand for.
+      folder: where the files will be written.
+    """
+    arguments = [*arguments, f"--stopped_exit_code={STOPPED if settings.requeue else 0}"]
+    values = {
+        "job": shlex.quote(name) if scheduler == "slurm" else job_name(name),
+        "command": shlex.join(["python", "-m", "launch.train", *arguments]),
+        "hosts": topology.hosts,
+        "gpus_per_host": topology.gpus_per_host,
+        "processes": topology.processes,
+        "processes_per_host": len(topology.device_sets),
+        "device_sets": " ".join(topology.device_sets),
+        "topology": "\n".join(f"# {line}" for line in topology.table(cfg)),
+        "workdir": shlex.quote(settings.workdir),
+        "grace": GRACE_S,
+        "stopped": STOPPED,
+        "devices": ",".join(topology.device_sets),
+        "user_error": USER_ERROR,
+    }
+    writer = {"slurm": _slurm, "jobset": _jobset, "docker": _docker}[scheduler]
+    return writer(values, topology, settings, folder)
+
+
+Values = dict[str, Any]
+
+
+def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
+    container = ""
+    if settings.image is not None:  # srun's container options are those of the pyxis plugin
+        container = f" --container-image={shlex.quote(settings.image)}"
+        container += f" --container-workdir={shlex.quote(settings.workdir)}"
+        mounts = ",".join(map(str, settings.mounts))
+        container += f" --container-mounts={shlex.quote(mounts)}" if mounts else ""
+    gpus_per_process = topology.gpus_per_host // len(topology.device_sets)
+    given = {k: v for k, v in settings.environment.items() if v is not None}
+    values |= {
+        "cpus_per_process": settings.cpus_per_gpu * gpus_per_process,
+        "log": shlex.quote(f"{folder}/slurm-%j.out"),
+        "requeue": "--requeue" if settings.requeue else "--no-requeue",
+        "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
+        "submit_dir": shlex.quote(str(Path.cwd())),
+        "activate": f"source {shlex.quote(f'{settings.venv}/bin/activate')}"
+        if settings.venv
+        else "",
+        "environment": "\n".join(f"export {k}={shlex.quote(v)}" for k, v in given.items()),
+        "srun": container,
+    }
+    return {"job.sbatch": fill("slurm.sbatch", values)}
+
+
+def _docker(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
+    options = [f"-v {shlex.quote(str(mount))}" for mount in settings.mounts]
+    options += [
+        f"-e {shlex.quote(k if v is None else f'{k}={v}')}" for k, v in settings.environment.items()
+    ]
+    alone = topology.hosts == 1
+    made = [m.source for m in settings.mounts if m.source.startswith("/") and not m.read_only]
+    values |= {
+        "last_host": topology.hosts - 1,
+        "first_host": 0 if alone else "",
+        "coordinator": f"127.0.0.1:{PORT}" if alone else "",
+        "usage": "" if alone else f"HOST_INDEX ADDRESS_OF_HOST_0:{PORT}",
+        "restart": f"--restart=on-failure:{RESTARTS}" if settings.requeue else "--rm",
+        "folders": f"mkdir -p {shlex.join(made)}" if made else "",
+        "options": "".join(f"  {option} \\\n" for option in options).rstrip("\n"),
+        "image": shlex.quote(settings.image or ""),
+        "host_script": shlex.quote(f"{folder}/host.sh"),
+    }
+    return {"docker.sh": fill("docker.sh", values), "host.sh": fill("host.sh", values)}
+
+
+def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
+    names = {m.source: f"mount-{i}" for i, m in enumerate(settings.mounts)}
+    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    mounts += [
+        {"name": names[m.source], "mountPath": m.target, "readOnly": m.read_only}
+        for m in settings.mounts
+    ]
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    for source, name in names.items():
+        claim = {"persistentVolumeClaim": {"claimName": source}}
+        volumes.append(
+            {"name": name, **({"hostPath": {"path": source}} if source.startswith("/") else claim)}
+        )
+    job = values["job"]
+    head = f'HOST_INDEX="$JOB_COMPLETION_INDEX"\nCOORDINATOR={job}-host-0-0.{job}:{PORT}\n'
+    script = head + fill("host.sh", values)
+    environment = [{"name": k, "value": v} for k, v in settings.environment.items()]
+    values |= {
+        "namespace": settings.namespace,
+        "restarts": RESTARTS if settings.requeue else 0,
+        "image": json.dumps(settings.image),
+        "workdir": json.dumps(settings.workdir),
+        "script": "".join(f"{'':22}{line}\n" for line in script.splitlines()).rstrip("\n"),
+        "environment": _items(environment, 20),
+        "cpus": settings.cpus_per_gpu * topology.gpus_per_host,
+        "mounts": _items(mounts, 20),
+        "volumes": _items(volumes, 16),
+    }
+    return {"jobset.yaml": fill("jobset.yaml", values)}
+
+
+def _items(items: Sequence[Mapping[str, Any]], indent: int) -> str:
+    """YAML text of a list, one item a line."""
+    return "".join(f"\n{'':{indent}}- {json.dumps(item)}" for item in items) or "[]"

@@ -1,0 +1,300 @@
+"""Writes the job file of a run, or of a sweep of runs, and on request submits it.
+
+    python -m launch.submit --config=configs/base.py:version=v1_2 --run_name=NAME \\
+        --scheduler=slurm --hosts=2 --gpus_per_host=8 [--submit] [--config.<path>=<value> ...]
+
+    --scheduler=slurm    job.sbatch   in the virtual environment at hand, or --image (pyxis)
+    --scheduler=jobset   jobset.yaml  Kubernetes JobSet, one pod per host
+    --scheduler=docker   docker.sh    one container per host; run it on each of several hosts
+    --sweep              one job for each item of the config file's `sweep()`; --list shows them
+
+The config is checked for these hosts and GPUs first: a batch that does not divide, a mesh that
+does not fit, too many processes are refused. Files go to <run folder>/submit, or to --output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import _app, _render
+from olmoearth_jax import overrides
+from olmoearth_jax.config import ConfigError, ExperimentConfig
+from olmoearth_jax.modalities import closest
+from olmoearth_jax.train.runfolder import write_atomically
+
+_SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset or docker.")
+_HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of the job.")
+_GPUS = flags.DEFINE_integer("gpus_per_host", 8, "GPUs of each host.")
+_PER = flags.DEFINE_string("process_per", "node", "One process per node or per gpu.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the job files.")
+_SUBMIT = flags.DEFINE_bool("submit", False, "Submit the job with sbatch, kubectl or docker.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "One job per item of the config file's sweep().")
+_LIST = flags.DEFINE_bool("list", False, "Print the jobs and write nothing.")
+_REQUEUE = flags.DEFINE_bool("requeue", True, "Start a job again that was stopped early.")
+_IMAGE = flags.DEFINE_string("image", None, "Container image; olmoearth-jax outside of Slurm.")
+_VENV = flags.DEFINE_string("venv", None, "Virtual environment (Slurm); default: the one at hand.")
+_BAKED = flags.DEFINE_bool("baked", False, "Use the code in the image instead of this folder's.")
+_MOUNT = flags.DEFINE_multi_string(
+    "mount", [], "SOURCE:/TARGET[:ro]: a host folder, a docker volume or a Kubernetes claim."
+)
+_ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE, or NAME to take over its value (docker).")
+_FRACTION = flags.DEFINE_float(
+    "memory_fraction", 0.92, "Part of the GPU memory that XLA takes.", 0.05, 1.0
+)
+_CPUS = flags.DEFINE_integer("cpus_per_gpu", 8, "CPU cores per GPU.", 1)
+_SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
+_NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
+
+APP = "/app"
+"""Folder of the code in the image (Dockerfile)."""
+
+LAUNCH_KEYS = ("launch.config", "launch.name", "launch.hosts", "launch.gpus_per_host")
+"""Members of a sweep's item that are not overrides but settings of its job."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: where its config comes from, and its own launch settings."""
+
+    name: str
+    config: str | None
+    config_json: str | None
+    changes: tuple[str, ...]
+    launch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def load(self) -> ExperimentConfig:
+        """The config, checked. Raises ConfigError."""
+        return _app.load(self.config, self.config_json, self.name, self.changes).check()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of launch.train."""
+        source = f"--config={self.config}" if self.config else f"--config_json={self.config_json}"
+        dashed = [f"--config.{c.lstrip('-').removeprefix('config.')}" for c in self.changes]
+        return [source, f"--run_name={self.name}", *dashed]
+
+
+def sweep_jobs(config: str, run_name: str | None, changes: Sequence[str]) -> list[Job]:
+    """One job per item of the config file's `sweep()`; `changes` win over the item's.
+
+    Raises:
+      ConfigError: no such function, no items, an unknown launch setting, or equal names.
+    """
+    module, argument = _app.load_module(config)
+    if not hasattr(module, "sweep"):
+        raise ConfigError(f"config file {config!r} has no function sweep()")
+    takes = inspect.signature(module.sweep).parameters
+    prefix = run_name or _app.load_file(config).common.run_name
+    jobs = []
+    for item in module.sweep(argument) if takes else module.sweep():
+        launch = {k: v for k, v in item.items() if k.startswith("launch.")}
+        for key in launch:
+            if key not in LAUNCH_KEYS:
+                raise ConfigError(f"sweep() has {key!r}; {closest(key, LAUNCH_KEYS)}")
+        own = {k: v for k, v in item.items() if k not in launch}
+        texts = [f"{k}={overrides.format_value(v)}" for k, v in own.items()]
+        name = f"{prefix}_{launch.get('launch.name') or _slug(own, len(jobs))}"
+        source = launch.get("launch.config", config)
+        jobs.append(Job(name, source, None, (*texts, *changes), launch))
+    if not jobs:
+        raise ConfigError(f"sweep() of {config!r} has no items")
+    twice = {j.name for j in jobs if sum(j.name == k.name for k in jobs) > 1}
+    if twice:
+        raise ConfigError(f"sweep() of {config!r} names several jobs {sorted(twice)[0]!r}")
+    return jobs
+
+
+def _slug(values: Mapping[str, Any], number: int) -> str:
+    """A name from what an item sets, as lr0.0002_weight_decay0.02."""
+    parts = (
+        path.rpartition(".")[2] + (f"{v:g}" if isinstance(v, float) else str(v))
+        for path, v in values.items()
+    )
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", "_".join(parts))[:80].strip("-") or str(number)
+
+
+def settings(cfg: ExperimentConfig, scheduler: str) -> _render.Settings:
+    """The flags' settings for one job.
+
+    Raises:
+      UserError: flags that exclude each other or are malformed.
+    """
+    image = _IMAGE.value or (None if scheduler == "slurm" else "olmoearth-jax")
+    if image is not None and _VENV.value is not None:
+        raise _app.UserError("--image and --venv exclude each other: the image has Python itself")
+    venv = (_VENV.value or sys.prefix) if image is None else None
+    if venv is not None and not Path(venv, "bin", "activate").is_file() and _VENV.value:
+        raise _app.UserError(f"--venv={venv} is not a virtual environment")
+    if venv is not None and not Path(venv, "bin", "activate").is_file():
+        venv = None
+    try:
+        mounts = [_render.Mount.parse(text) for text in _MOUNT.value]
+    except ValueError as e:
+        raise _app.UserError(str(e)) from e
+    if image is not None and scheduler != "jobset":
+        mounts = _host_mounts(cfg, mounts)
+    return _render.Settings(
+        image=image,
+        venv=venv,
+        workdir=str(Path.cwd()) if image is None else APP,
+        mounts=mounts,
+        environment=_environment(scheduler),
+        cpus_per_gpu=_CPUS.value,
+        requeue=_REQUEUE.value,
+        namespace=_NAMESPACE.value,
+        sbatch=_SBATCH.value,
+    )
+
+
+def _host_mounts(cfg: ExperimentConfig, given: list[_render.Mount]) -> list[_render.Mount]:
+    """The given mounts, and those of code, results and dataset where nothing is mounted there."""
+    here, data, saved = Path.cwd(), cfg.dataset.h5py_dir, cfg.common.save_folder
+    wanted = []
+    if _BAKED.value:
+        wanted.append(_render.Mount(f"{here}/local_output", f"{APP}/local_output"))
+    else:
+        wanted.append(_render.Mount(str(here), APP))
+    if data is not None and data.startswith("/"):
+        wanted.append(_render.Mount(data, data, read_only=True))
+    if saved is not None and saved.startswith("/"):
+        wanted.append(_render.Mount(saved, saved))
+    targets = [m.target for m in given]
+    return [*given, *(m for m in wanted if not _covered(m.target, targets))]
+
+
+def _covered(path: str, targets: Sequence[str]) -> bool:
+    return any(path == t or path.startswith(t.rstrip("/") + "/") for t in targets)
+
+
+def _environment(scheduler: str) -> dict[str, str | None]:
+    out: dict[str, str | None] = {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_FRACTION.value:g}",
+        "PYTHONUNBUFFERED": "1",
+        "HDF5_USE_FILE_LOCKING": "FALSE",  # network file systems often have no locks
+    }
+    if scheduler == "docker":
+        out["HOME"] = "/tmp"  # the container runs as the caller, who has no home in the image
+    for text in _ENV.value:
+        name, equals, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise _app.UserError(f"--env={text} must be NAME=VALUE or NAME")
+        if not equals and scheduler == "jobset":
+            raise _app.UserError(f"--env={text}: a JobSet cannot take over values; give {name}=...")
+        out[name] = value if equals else None
+    return out
+
+
+def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Path:
+    """Writes the files of a job; the path of the one to submit."""
+    folder = cfg.run_folder / "submit"
+    if _OUTPUT.value is not None:
+        folder = Path(_OUTPUT.value, *([job.name] if _SWEEP.value else []))
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = settings(cfg, scheduler)
+    texts = _render.files(scheduler, job.name, job.arguments, cfg, topology, options, folder)
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    if options.image is not None:
+        run_folder = str(Path(options.workdir) / cfg.run_folder)
+        if not _covered(run_folder, [m.target for m in options.mounts if not m.read_only]):
+            print(
+                f"warning: no --mount holds {run_folder}: checkpoints are lost with the container",
+                file=sys.stderr,
+            )
+    return folder / next(iter(texts))
+
+
+def submit(path: Path, scheduler: str) -> None:
+    """Hands a job file to its scheduler.
+
+    Raises:
+      UserError: the scheduler's program is not here, or it refused the job.
+    """
+    program, *rest = {
+        "slurm": ["sbatch", str(path)],
+        "jobset": ["kubectl", "apply", "-f", str(path)],
+        "docker": ["docker"],
+    }[scheduler]
+    if shutil.which(program) is None:
+        raise _app.UserError(
+            f"{program!r} is not on this machine; {path} is written, submit it where it is"
+        )
+    command = [program, *rest] if rest else ["bash", str(path)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise _app.UserError(f"{' '.join(command)} failed with exit code {code}")
+
+
+def _topology(job: Job) -> _render.Topology:
+    """The flags' topology; a sweep's own settings count where a flag is not given."""
+    hosts, gpus = _HOSTS.value, _GPUS.value
+    if not flags.FLAGS["hosts"].present:
+        hosts = job.launch.get("launch.hosts", hosts)
+    if not flags.FLAGS["gpus_per_host"].present:
+        gpus = job.launch.get("launch.gpus_per_host", gpus)
+    return _render.Topology(hosts, gpus, _PER.value)
+
+
+def _checked(jobs: Sequence[Job]) -> Iterator[tuple[Job, ExperimentConfig, _render.Topology]]:
+    """Every job with its config and topology, after all of them were found good."""
+    out, found = [], []
+    for job in jobs:
+        prefix = f"{job.name}: " if len(jobs) > 1 else ""
+        try:
+            cfg = job.load()
+        except ConfigError as e:
+            found += [prefix + p for p in e.problems]
+            continue
+        topology = _topology(job)
+        found += [prefix + p for p in topology.problems(cfg)]
+        out.append((job, cfg, topology))
+    if found:
+        raise ConfigError(found)
+    yield from out
+
+
+def main(first: ExperimentConfig) -> int:
+    """Writes and submits the jobs of the command line.
+
+    Raises:
+      ConfigError: what stands against one of the jobs; nothing is written then.
+    """
+    scheduler, given = _SCHEDULER.value, flags.FLAGS
+    if scheduler not in _render.SCHEDULERS:
+        near = closest(scheduler, _render.SCHEDULERS)
+        raise _app.UserError(f"unknown --scheduler={scheduler}; {near}")
+    changes = tuple(overrides.take(sys.argv)[1])
+    if scheduler == "docker" and _SUBMIT.value and _HOSTS.value > 1:
+        raise _app.UserError("--submit with docker starts one host; run docker.sh on each of them")
+    if _SWEEP.value:
+        if given.config is None:
+            raise _app.UserError("--sweep needs --config=FILE.py with a function sweep()")
+        jobs = sweep_jobs(given.config, given.run_name, changes)
+    else:
+        name = first.common.run_name
+        jobs = [Job(name, given.config, given.config_json, changes)]
+    for job, cfg, topology in list(_checked(jobs)):
+        print(f"{job.name}: {' '.join(job.arguments)}" if _LIST.value else job.name)
+        if _LIST.value:
+            continue
+        print("\n".join(f"  {line}" for line in topology.table(cfg)))
+        path = write(job, cfg, scheduler, topology)
+        print(f"  wrote {path}", flush=True)
+        if _SUBMIT.value:
+            submit(path, scheduler)
+    return 0
+
+
+if __name__ == "__main__":
+    _app.run(main, require_valid=False)
