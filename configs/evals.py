@@ -6,8 +6,8 @@ record there; its data is found by the environment variable that `launch.evaluat
 
 from __future__ import annotations
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals import tasks
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 
 
 def get_tasks(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:

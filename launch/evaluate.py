@@ -27,7 +27,7 @@ from absl import logging as absl_logging
 
 from launch._app import UserError
 from olmoearth_jax.configlib import values
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import models, results, sweep, tasks
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.runner import RunOptions

@@ -13,7 +13,6 @@ from olmoearth_jax.configlib.data import (
 from olmoearth_jax.configlib.errors import ConfigError
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.configlib.paths import get_path, set_path
-from olmoearth_jax.configlib.tasks import EvalInterval, EvalTaskConfig
 from olmoearth_jax.configlib.trainer import (
     CallbacksConfig,
     CheckpointerConfig,
@@ -36,6 +35,7 @@ from olmoearth_jax.configlib.training import (
     TrainModuleConfig,
 )
 from olmoearth_jax.configlib.tree import ExperimentConfig, load_json
+from olmoearth_jax.evals.tasks import EvalInterval, EvalTaskConfig
 
 __all__ = [
     "MODEL_KINDS",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import models, transforms
 from olmoearth_jax.evals.datasets import floods, mados, open_split, pastis
 from olmoearth_jax.evals.embeddings import Pooling, extract

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import field
 from typing import Any, Literal
 
-from olmoearth_jax.configlib.tasks import EvalMode, EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalMode, EvalTaskConfig
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
 from olmoearth_jax.configlib.tree import ExperimentConfig
 from olmoearth_jax.evals import results, sweep, tasks

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import pooling
 from olmoearth_jax.evals.samples import (
     MASK,

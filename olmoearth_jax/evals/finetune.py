@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.linear_probe import check_split

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe, transforms
 from olmoearth_jax.evals.datasets import Reader, open_split
 from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, pooling_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import results
 from olmoearth_jax.evals.datasets import why_unavailable
 from olmoearth_jax.evals.models import Loaded

@@ -1,4 +1,4 @@
-"""Downstream tasks and data sets: the catalogues, and what a task's settings must satisfy.
+"""Downstream tasks and data sets: settings, the catalogues, and what settings must satisfy.
 
 The records live in ``tasks.json``, ``datasets.json`` and ``band_stats.json`` beside this file
 (figures: spec/evals.md sections 2, 3.5 and 13). A new task is one record in the first, and, for a
@@ -10,19 +10,96 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from olmoearth_jax.configlib.tasks import EvalInterval, EvalTaskConfig
 from olmoearth_jax.evals.normalize import METHODS, Stats
-from olmoearth_jax.evals.probes import PROBE_TYPES, SPATIAL_TASKS
 from olmoearth_jax.modalities import closest
 
-TASK_TYPES = ("classification", "segmentation", "regression", "scalar_regression")
+SPATIAL_TASKS = ("segmentation", "regression")
+"""Task types with one label per pixel; classification and scalar_regression have one per sample."""
+
 EVAL_MODES = ("knn", "linear_probe", "finetune", "embedding_diagnostics")
+POOLING_TYPES = ("mean", "max")
+PROBE_TYPES = ("linear", "interpolate_linear", "bilinear_conv", "attnpool")
 CATALOGUES = ("knn_lp", "finetune", "diagnostics")
+_RANKED = ("auroc", "prauc", "class_f1")
+_VALUES = ("neg_rmse", "rmse", "mae", "r2")
+METRICS = {
+    "classification": ("accuracy", "macro_f1", *_RANKED),
+    "multilabel": ("f1", "accuracy", "macro_f1", "micro_map", *_RANKED),
+    "segmentation": ("miou", "overall_acc", "macro_acc", "macro_f1", "micro_f1", *_RANKED),
+    "regression": _VALUES,
+    "scalar_regression": _VALUES,
+}
+"""Primary metrics that a kind of task can have, the default one first."""
+
 PRETRAIN_PREFIX = "pretrain_subset"
+
+EvalMode = Literal["knn", "linear_probe", "finetune", "embedding_diagnostics"]
+
+
+@dataclasses.dataclass
+class EvalInterval:
+    """How often a task runs during training."""
+
+    value: int = 1
+    unit: Literal["steps", "epochs"] = "epochs"
+
+
+@dataclasses.dataclass
+class EvalTaskConfig:
+    """One downstream task (spec/evals.md section 2)."""
+
+    dataset: str = ""
+    """Key of the dataset, which need not be the name of the task."""
+    num_workers: int = 8
+    pooling_type: Literal["mean", "max"] = "mean"
+    norm_stats_from_pretrained: bool = True
+    """Normalise with the pretraining statistics instead of the dataset's own."""
+    norm_method: str = "norm_no_clip_2_std"
+    input_modalities: list[str] = field(default_factory=list)
+    """Modalities given to the model; empty means all that the dataset has."""
+    embedding_batch_size: int = 128
+    probe_lr: float | None = None
+    probe_batch_size: int = 32
+    probe_type: str = "linear"
+    linear_probe_eval_interval: int = 50
+    ft_lr: float | None = None
+    ft_batch_size: int = 32
+    ft_grad_accum_steps: int = 1
+    ft_head_type: Literal["linear", "unet"] = "linear"
+    finetune_seed: int = 42
+    epochs: int = 50
+    patch_size: int = 4
+    eval_interval: EvalInterval = field(default_factory=EvalInterval)
+    eval_mode: EvalMode | None = None
+    """Null means kNN for classification and a linear probe for the rest."""
+    use_pooled_tokens: bool = False
+    use_center_token: bool = False
+    label_fraction: float = 1.0
+    select_best_by_primary_metric: bool = False
+    max_train_samples: int | None = None
+    max_train_samples_seed: int = 42
+    quantize_embeddings: bool = False
+    quantize_bits: int | None = None
+    quantile_config_path: str | None = None
+    embedding_dim: int | None = None
+    use_dice_loss: bool = False
+    primary_metric: str | None = None
+    primary_metric_class: int | None = None
+    h5py_dir: str | None = None
+    """Pretraining dataset of a pretrain_subset task (spec/evals.md section 13.7)."""
+    pretrain_max_samples: int = 512
+    pretrain_target_modality: str | None = None
+    pretrain_label_seed: int = 42
+    pretrain_train_samples: int = 512
+    pretrain_valid_samples: int = 512
+    pretrain_test_samples: int = 512
+    pretrain_split_strategy: Literal["random", "geographic"] = "random"
+    pretrain_geographic_bin_size_deg: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +108,7 @@ class DatasetInfo:
 
     Attributes:
       name: dataset key.
-      task_type: one of TASK_TYPES.
+      task_type: classification, segmentation, regression or scalar_regression.
       num_classes: 1 for the regression types.
       modalities: what it can give to a model.
       multilabel: several labels per sample (classification).
@@ -59,7 +136,20 @@ class DatasetInfo:
     def spatial(self) -> bool:
         return self.task_type in SPATIAL_TASKS
 
+    @property
+    def scoring(self) -> str:
+        """How it is scored: its task type, or 'multilabel'."""
+        return "multilabel" if self.multilabel else self.task_type
 
+
+def known(kind: str, name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
+    """`name` if it is one of `names`, else a ValueError that tells the nearest of them."""
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}; {closest(name, names)}")
+    return name
+
+
+@functools.cache
 def _load(name: str) -> dict[str, Any]:
     return json.loads((Path(__file__).parent / name).read_text())
 
@@ -67,26 +157,17 @@ def _load(name: str) -> dict[str, Any]:
 @functools.cache
 def datasets() -> dict[str, DatasetInfo]:
     """Every known data set by its key."""
-    out = {}
-    for name, record in _load("datasets.json")["datasets"].items():
-        record = {**record, "modalities": tuple(record["modalities"])}
-        for key in ("imputes", "sources", "target"):
-            if key in record:
-                record[key] = tuple(tuple(x) if isinstance(x, list) else x for x in record[key])
-        out[name] = DatasetInfo(name=name, **record)
-    return out
+
+    def frozen(value: Any) -> Any:
+        return tuple(frozen(v) for v in value) if isinstance(value, list) else value
+
+    records = _load("datasets.json")["datasets"]
+    return {n: DatasetInfo(n, **{k: frozen(v) for k, v in r.items()}) for n, r in records.items()}
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The data set of that key.
-
-    Raises:
-      ValueError: unknown key; the message names the nearest.
-    """
-    known = datasets()
-    if name not in known:
-        raise ValueError(f"unknown evaluation dataset {name!r}; {closest(name, known)}")
-    return known[name]
+    """The data set of that key; ValueError names the nearest of the known."""
+    return datasets()[known("evaluation dataset", name, datasets())]
 
 
 @functools.cache
@@ -96,9 +177,9 @@ def band_stats(dataset: str) -> dict[str, Stats]:
     Raises:
       ValueError: the data set has none, so it needs norm_stats_from_pretrained.
     """
-    family = "fifty_cities" if dataset.startswith("fifty_cities") else dataset
-    family = "pastis" if family.startswith("pastis") else family
     tables = _load("band_stats.json")
+    shared = ("fifty_cities", "pastis")
+    family = next((f for f in shared if dataset.startswith(f)), dataset)
     if family not in tables:
         raise ValueError(
             f"dataset {dataset!r} has no band statistics of its own; set "
@@ -111,28 +192,17 @@ def band_stats(dataset: str) -> dict[str, Stats]:
     }
 
 
-def parse_task(record: Mapping[str, Any]) -> EvalTaskConfig:
-    """A task from a record of the form used in ``tasks.json``.
-
-    Raises:
-      ValueError: unknown field.
-    """
-    fields = {f.name for f in dataclasses.fields(EvalTaskConfig)}
-    for key in record:
-        if key not in fields:
-            raise ValueError(f"unknown task field {key!r}; {closest(key, fields)}")
-    values = dict(record)
-    if "eval_interval" in values:
-        value, unit = values["eval_interval"]
-        values["eval_interval"] = EvalInterval(value, unit)
-    return EvalTaskConfig(**values)
+def _parse(record: Mapping[str, Any]) -> EvalTaskConfig:
+    task = EvalTaskConfig(**record)
+    if "eval_interval" in record:
+        task.eval_interval = EvalInterval(*record["eval_interval"])
+    return task
 
 
 def catalogue(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
     """Fresh settings of every task of a catalogue: 'knn_lp', 'finetune' or 'diagnostics'."""
-    if which not in CATALOGUES:
-        raise ValueError(f"unknown catalogue {which!r}; {closest(which, CATALOGUES)}")
-    out = {name: parse_task(record) for name, record in _load("tasks.json")[which].items()}
+    records = _load("tasks.json")[known("catalogue", which, CATALOGUES)]
+    out = {name: _parse(record) for name, record in records.items()}
     if which == "finetune":
         for task in out.values():
             task.eval_mode, task.ft_lr = "finetune", 1e-4
@@ -141,8 +211,8 @@ def catalogue(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
 
 def official_tasks(version: str) -> dict[str, EvalTaskConfig]:
     """The in-loop tasks of the official runs of a version (spec/evals.md section 3.5)."""
-    key = "v1" if version == "v1" else "v1_1"
-    return {name: parse_task(record) for name, record in _load("tasks.json")[key].items()}
+    records = _load("tasks.json")["v1" if version == "v1" else "v1_1"]
+    return {name: _parse(record) for name, record in records.items()}
 
 
 def select(
@@ -154,10 +224,20 @@ def select(
       ValueError: an unknown name; the message gives the nearest.
     """
     for name in [*(wanted or ()), *(skip or ())]:
-        if name not in tasks:
-            raise ValueError(f"unknown task {name!r}; {closest(name, tasks)}")
+        known("task", name, tasks)
     chosen = list(tasks) if wanted is None else wanted
     return {name: tasks[name] for name in chosen if name not in (skip or ())}
+
+
+def change_all(tasks: Mapping[str, EvalTaskConfig], **changes: Any) -> dict[str, EvalTaskConfig]:
+    """The tasks with some settings changed.
+
+    Raises:
+      ValueError: a field that tasks do not have.
+    """
+    for key in changes:
+        known("task field", key, [f.name for f in dataclasses.fields(EvalTaskConfig)])
+    return {name: dataclasses.replace(task, **changes) for name, task in tasks.items()}
 
 
 def eval_mode(task: EvalTaskConfig, info: DatasetInfo) -> str:
@@ -177,43 +257,56 @@ def check_task(name: str, task: EvalTaskConfig) -> DatasetInfo:
       ValueError: one sentence with the first thing that is wrong.
     """
     info = dataset_info(task.dataset)
-    problem = _modality_problem(task, info) or _mode_problem(task, info)
+    problem = next(_problems(task, info), None)
     if problem:
         raise ValueError(f"task {name!r}: {problem}")
     return info
 
 
-def _modality_problem(task: EvalTaskConfig, info: DatasetInfo) -> str | None:
-    chosen = task.input_modalities
+def _problems(task: EvalTaskConfig, info: DatasetInfo) -> Iterator[str]:
+    chosen, mode = task.input_modalities, eval_mode(task, info)
     if len(set(chosen)) != len(chosen):
-        return f"input_modalities names a modality twice: {', '.join(chosen)}"
-    extra = [m for m in chosen if m not in info.modalities]
-    if extra:
-        return f"dataset {info.name!r} has no {extra[0]!r}; {closest(extra[0], info.modalities)}"
+        yield f"input_modalities names a modality twice: {', '.join(chosen)}"
+    for name in chosen:
+        if name not in info.modalities:
+            yield f"dataset {info.name!r} has no {name!r}; {closest(name, info.modalities)}"
     if info.name.startswith(("pastis", "fifty_cities")) and not chosen:
-        return "input_modalities must be given; known: " + ", ".join(info.modalities)
-    return None
+        yield "input_modalities must be given; known: " + ", ".join(info.modalities)
+    metrics = METRICS[info.scoring]
+    for kind, name, names in (
+        ("eval_mode", mode, EVAL_MODES),
+        ("probe_type", task.probe_type, PROBE_TYPES),
+        ("norm_method", task.norm_method, METHODS),
+        ("pooling_type", task.pooling_type, POOLING_TYPES),
+        ("primary_metric", task.primary_metric or metrics[0], metrics),
+    ):
+        if name not in names:
+            yield f"unknown {kind} {name!r}; {closest(name, names)}"
+    if task.primary_metric == "class_f1" and task.primary_metric_class is None:
+        yield "primary_metric=class_f1 needs primary_metric_class, the class number"
+    yield from _number_problems(task, info, mode)
+    if "regression" in info.task_type and mode == "knn":
+        yield "kNN does not do regression; use linear_probe"
+    if task.quantize_bits is not None and task.quantile_config_path is None:
+        yield "quantize_bits needs quantile_config_path, the file with the buckets"
+    if task.h5py_dir is not None and not Path(task.h5py_dir).is_dir():
+        yield f"h5py_dir {task.h5py_dir} does not exist"
 
 
-def _mode_problem(task: EvalTaskConfig, info: DatasetInfo) -> str | None:
-    mode = eval_mode(task, info)
-    if mode not in EVAL_MODES:
-        return f"unknown eval_mode {mode!r}; {closest(mode, EVAL_MODES)}"
-    if task.probe_type not in PROBE_TYPES:
-        return f"unknown probe_type {task.probe_type!r}; {closest(task.probe_type, PROBE_TYPES)}"
-    if task.norm_method not in METHODS:
-        return f"unknown norm_method {task.norm_method!r}; {closest(task.norm_method, METHODS)}"
+def _number_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iterator[str]:
     if mode == "linear_probe" and task.probe_lr is None:
-        return "a linear probe needs probe_lr"
+        yield "a linear probe needs probe_lr"
     if mode == "finetune" and (task.ft_lr is None or task.ft_grad_accum_steps < 1):
-        return "fine-tuning needs ft_lr and ft_grad_accum_steps of at least 1"
+        yield "fine-tuning needs ft_lr and ft_grad_accum_steps of at least 1"
+    for name in (
+        "patch_size", "epochs", "embedding_batch_size", "probe_batch_size", "ft_batch_size",
+        "linear_probe_eval_interval", "max_train_samples", "embedding_dim",
+    ):  # fmt: skip
+        value = getattr(task, name)
+        if value is not None and value < 1:
+            yield f"{name} must be at least 1, got {value}"
     side = info.height_width if info.spatial else None
     if side and mode in ("linear_probe", "finetune") and side % task.patch_size:
-        return f"patch_size {task.patch_size} does not divide the tile of {side} px"
-    if "regression" in info.task_type and mode == "knn":
-        return "kNN does not do regression; use linear_probe"
+        yield f"patch_size {task.patch_size} does not divide the tile of {side} px"
     if not 0 < task.label_fraction <= 1:
-        return f"label_fraction must lie in (0, 1], got {task.label_fraction}"
-    if task.h5py_dir is not None and not Path(task.h5py_dir).is_dir():
-        return f"h5py_dir {task.h5py_dir} does not exist"
-    return None
+        yield f"label_fraction must lie in (0, 1], got {task.label_fraction}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals.datasets import cities, mados, open_split, pastis, pretrain, windowed
 from olmoearth_jax.evals.datasets.base import Reader
 from olmoearth_jax.evals.datasets.breizhcrops import BreizhCrops

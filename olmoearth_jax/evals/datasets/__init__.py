@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.brandenburg import Brandenburg
 from olmoearth_jax.evals.datasets.breizhcrops import BreizhCrops

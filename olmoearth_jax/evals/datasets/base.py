@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import normalize
 from olmoearth_jax.evals.samples import Sample
 from olmoearth_jax.evals.tasks import DatasetInfo, band_stats, modalities_of
