@@ -7,7 +7,8 @@ Argument, comma-separated: `version=v1|v1_1|v1_2`, `faster` (targets from a proj
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -166,3 +167,16 @@ def ablation(text: str, name: str, changes: Changes, version: str = "v1") -> Con
     cfg.common.run_name += f"_{name}"
     cfg.common.recipe += f" {name}"
     return _mapping(cfg)
+
+
+def grid(rates: Sequence[float], gpus_per_host: int | None = None) -> Iterator[dict[str, Any]]:
+    """The sweep of the v1 recipe: every learning rate with every weight decay.
+
+    Args:
+      rates: learning rates.
+      gpus_per_host: GPUs of each job; None leaves them to `launch.submit`.
+    """
+    launch = {} if gpus_per_host is None else {"launch.gpus_per_host": gpus_per_host}
+    for rate, decay in itertools.product(rates, (0.2, 0.02, 0.002)):
+        optimizer = {"lr": rate, "weight_decay": decay}
+        yield {f"train_module.optim_config.{k}": v for k, v in optimizer.items()} | launch

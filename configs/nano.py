@@ -12,6 +12,9 @@ Argument after the colon: `version=` one of v1, v1_1, v1_2 (default v1), `faster
 rest of this recipe unchanged.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -20,3 +23,8 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     """The complete config; `arg` is the text after the colon (see `configs.common`)."""
     return common.config(arg, "nano", version="v1")
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Learning rates and weight decays of the v1 recipe (`launch.submit --sweep`)."""
+    return common.grid((1e-3, 1e-4, 5e-4), gpus_per_host=4)
