@@ -1,11 +1,13 @@
 """Reading files: every storage form, every kind of damage."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from olmoearth_jax.data import zstd
 from olmoearth_jax.data.h5 import MASK_GROUP, ReadError, nominal_tile_px, open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
 from olmoearth_jax.data.subset import read_sample
@@ -86,7 +88,7 @@ def _damage_no_timestamps(path: Path) -> None:
         del f["timestamps"]
 
 
-def _replace(name: str, value) -> None:
+def _replace(name: str, value) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         with h5py.File(path, "a") as f:
             del f[name]
@@ -153,3 +155,50 @@ def test_the_tile_size_is_read_from_the_folder_name():
     assert nominal_tile_px("/a/h5py_data_w_missing_timesteps_zstd_3_128_x_4/x_y/9") == 128
     assert nominal_tile_px("/a/h5py_data_w_missing_timesteps_256_x_1/b/9") == 256
     assert nominal_tile_px("/a/other_128_x_4/b") is None
+
+
+def _frame(path: Path, name: str) -> tuple[int, int]:
+    """(offset, size) of an array's only chunk in its file."""
+    with h5py.File(path) as f:
+        info = f[name].id.get_chunk_info(0)
+    return info.byte_offset, info.size
+
+
+def test_a_crop_decodes_no_more_than_its_last_row(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 4000, (128, 128, 6, 12)).astype(np.uint16)
+    path = tmp_path / "a.h5"
+    stamps, mask = np.ones((6, 3), np.int32), {"sentinel2_l2a": np.ones(6, bool)}
+    write_sample(path, {"sentinel2_l2a": noise}, stamps, mask, np.zeros(2), Storage())
+    offset, size = _frame(path, "sentinel2_l2a")
+    content = bytearray(path.read_bytes())
+    content[offset + size // 2 : offset + size] = bytes(size - size // 2)
+    path.write_bytes(content)
+    with open_sample(path, NAMES) as file:
+        crop = file.read("sentinel2_l2a", slice(20, 50), slice(3, 9), slice(1, 4))
+        np.testing.assert_array_equal(crop, noise[20:50, 3:9, 1:4])
+        assert crop.base is None
+        with pytest.raises(ReadError, match="a.h5: cannot be read, .*break off after"):
+            file.read("sentinel2_l2a", slice(100, 128))
+
+
+def test_without_the_decoder_hdf5_reads_the_same(tmp_path, parts, monkeypatch):
+    path = _write(tmp_path / "a.h5", parts, Storage())
+    with open_sample(path, OFFICIAL_MODALITIES) as file:
+        fast = {n: file.read(n, slice(3, 7), slice(1, 9)) for n in parts[0]}
+        monkeypatch.setattr(zstd, "available", lambda: False)
+        for name, array in fast.items():
+            np.testing.assert_array_equal(file.read(name, slice(3, 7), slice(1, 9)), array)
+
+
+def test_chunks_stored_without_their_filter_and_never_written_arrays(tmp_path, parts):
+    path = _write(tmp_path / "a.h5", parts, Storage())
+    cover = np.arange(256, dtype=np.uint8).reshape(16, 16, 1, 1)
+    with h5py.File(path, "a") as f:
+        del f["worldcover"], f["srtm"]
+        options = Storage().options((16, 16, 1, 1))
+        f.create_dataset("worldcover", cover.shape, "u1", **options)
+        f["worldcover"].id.write_direct_chunk((0, 0, 0, 0), cover.tobytes(), filter_mask=1)
+        f.create_dataset("srtm", cover.shape, "i4", **options)
+    with open_sample(path, ("worldcover", "srtm")) as file:
+        np.testing.assert_array_equal(file.read("worldcover"), cover)
+        assert not file.read("srtm").any()
