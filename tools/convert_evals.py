@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import models, transforms
-from olmoearth_jax.evals.datasets import floods, mados, open_split, pastis
+from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import Pooling, extract
+from olmoearth_jax.evals.tasks import EvalTaskConfig
+from tools.evaldata import floods, mados, pastis
 
 
 def convert_pastis(source: Path, target: Path, whole: bool) -> None:

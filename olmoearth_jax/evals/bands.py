@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 S2_13 = (
     "01 - Coastal aerosol",
     "02 - Blue",
@@ -20,6 +18,9 @@ S2_13 = (
     "12 - SWIR",
 )
 """Band names of Level-1C-like sets, in their order on disk."""
+
+S2_12 = tuple(b for b in S2_13 if not b.startswith("10 "))
+"""Level-2A: without the cirrus band."""
 
 LANDSAT_NAMES = (
     "01 - Coastal aerosol",
@@ -42,8 +43,3 @@ FROM_S2_13 = (1, 2, 3, 7, 4, 5, 6, 8, 11, 12, 0, 9)
 FROM_S2_12 = (1, 2, 3, 7, 4, 5, 6, 8, 10, 11, 0, 9)
 FROM_LANDSAT = (7, 0, 1, 2, 3, 4, 5, 6, 8, 9, 10)
 FROM_S1 = (0, 1)
-
-
-def s2_13_to_model(image: np.ndarray) -> np.ndarray:
-    """[..., 13] in disk order -> [..., 12] in the model's order; the cirrus band is dropped."""
-    return image[..., FROM_S2_13]

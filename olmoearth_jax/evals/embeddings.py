@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import pooling
 from olmoearth_jax.evals.samples import (
     MASK,
@@ -22,7 +21,7 @@ from olmoearth_jax.evals.samples import (
     collate,
     modalities_in,
 )
-from olmoearth_jax.evals.tasks import DatasetInfo
+from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import dense, latent_mim
 from olmoearth_jax.model.config import ModelConfig

@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.linear_probe import check_split
 from olmoearth_jax.evals.metrics import IGNORE, EvalResult
 from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample, collate
-from olmoearth_jax.evals.tasks import check_task
+from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1

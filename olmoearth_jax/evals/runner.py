@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe, transforms
 from olmoearth_jax.evals.datasets import Reader, open_split
 from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, pooling_of
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import IGNORE, EvalResult, make_result, segmentation_metrics
-from olmoearth_jax.evals.tasks import DatasetInfo, check_task, eval_mode, modalities_of
+from olmoearth_jax.evals.tasks import (
+    DatasetInfo,
+    EvalTaskConfig,
+    check_task,
+    eval_mode,
+    modalities_of,
+)
 
 Split = tuple[np.ndarray, np.ndarray]
 

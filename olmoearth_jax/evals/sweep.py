@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals import results
 from olmoearth_jax.evals.datasets import why_unavailable
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import RunOptions, describe, run_task
-from olmoearth_jax.evals.tasks import check_task, eval_mode, modalities_of
+from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, eval_mode, modalities_of
 from olmoearth_jax.modalities import closest
 
 PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)

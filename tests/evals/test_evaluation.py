@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from launch import benchmark, evaluate
-from olmoearth_jax.evals.tasks import EvalInterval
 from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
 from olmoearth_jax.evals import callback, models, results, runner, sweep
 from olmoearth_jax.evals.models import Loaded
+from olmoearth_jax.evals.tasks import EvalInterval
 from olmoearth_jax.model import latent_mim
 
 from .builders import task, tiny_config, tiny_model, write_windows

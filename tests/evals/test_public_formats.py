@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data.sample import sample_dataset_dir
-from olmoearth_jax.evals.datasets import cropharvest, floods, mados, open_split, sickle
+from olmoearth_jax.evals.datasets import open_split, sickle
 from olmoearth_jax.evals.samples import MASK
+from tools.evaldata import floods, mados
 
 from .builders import task
 
@@ -40,7 +41,7 @@ def test_cropharvest(monkeypatch, tmp_path):
     splits = {s: open_split("t", settings, s) for s in ("train", "valid", "test")}
     assert [len(s) for s in splits.values()] == [8, 2, 4]
     train, valid = (splits[s] for s in ("train", "valid"))
-    assert isinstance(train, cropharvest.CropHarvest) and not set(train.paths) & set(valid.paths)
+    assert not {p for p, _ in train.items} & {p for p, _ in valid.items}
     for reader in splits.values():
         sample, label = reader[0]
         assert sample["sentinel2_l2a"].shape == (1, 1, 12, 12) and label in (0, 1)
@@ -48,7 +49,7 @@ def test_cropharvest(monkeypatch, tmp_path):
         assert sample["timestamps"][0].tolist() == [1, 1, 2019]
         assert sample["timestamps"][-1].tolist() == [1, 0, 2020]
     with pytest.raises(ValueError, match="a series must be"):
-        train.convert(np.zeros((12, 3)))
+        train.read((np.zeros((12, 3)), 0))
 
 
 def test_sickle(monkeypatch, tmp_path):

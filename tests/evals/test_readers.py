@@ -12,14 +12,13 @@ from olmoearth_jax.evals import tasks
 from olmoearth_jax.evals.datasets import (
     DataUnavailable,
     archives,
-    floods,
-    mados,
     open_split,
-    pastis,
+    tensors,
     why_unavailable,
 )
-from olmoearth_jax.evals.datasets.base import low_label_rows, partition_name
+from olmoearth_jax.evals.datasets.base import partition_name
 from olmoearth_jax.evals.samples import MASK
+from tools.evaldata import pastis
 from tools.goldens.evals_data import data_folders
 
 from .builders import task, write_windows
@@ -111,22 +110,32 @@ def test_damaged_geobench_samples_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("GEOBENCH_DIR", str(tmp_path / "geobench"))
     folder = tmp_path / "geobench" / "classification_v1.0" / "m-eurosat"
     reader = open_split("t", task("m-eurosat"), "train")
-    with h5py.File(folder / f"{reader.ids[0]}.hdf5", "a") as f:
+    with h5py.File(folder / f"{reader.items[0]}.hdf5", "a") as f:
         del f["02 - Blue"]
     with pytest.raises(ValueError, match="lacks the band '02 - Blue'"):
         reader[0]
-    with h5py.File(folder / f"{reader.ids[1]}.hdf5", "a") as f:
+    with h5py.File(folder / f"{reader.items[1]}.hdf5", "a") as f:
         f.attrs["pickle"] = repr(pickle.dumps(Evil()))
     with pytest.raises(archives.UnsafePickle, match="asks for"):
         reader[1]
 
 
-def test_label_fractions_need_a_partition(tmp_path):
+def test_label_fractions_need_a_partition(tmp_path, monkeypatch):
     assert partition_name(0.01) == "0.01x_train"
     with pytest.raises(ValueError, match="no partition exists"):
         partition_name(0.3)
-    with pytest.raises(DataUnavailable, match="0.20x_train_partition.json"):
-        low_label_rows(tmp_path, 0.2, mados.Mados.location)
+    images, labels = np.zeros((4, 8, 8, 13), "f4"), np.zeros((4, 8, 8), int)
+    np.savez(tmp_path / "MADOS_train.npz", images=images, labels=labels)
+    monkeypatch.setenv("MADOS_DIR", str(tmp_path))
+    fifth = task("mados", label_fraction=0.2)
+    with pytest.raises(DataUnavailable, match="0.20x_train_partition.json is missing"):
+        open_split("mados", fifth, "train")
+    rows = tmp_path / "0.20x_train_partition.json"
+    rows.write_text("[2, 9]")
+    with pytest.raises(ValueError, match="names row 9, but there are 4"):
+        open_split("mados", fifth, "train")
+    rows.write_text("[2, 1]")
+    assert list(open_split("mados", fifth, "train").items) == [2, 1]
 
 
 def test_windowed_data_of_every_kind(monkeypatch, tmp_path):
@@ -200,7 +209,7 @@ def test_converted_pastis_reads_back(monkeypatch, tmp_path):
 def test_floods_drop_tiles_that_are_not_finite():
     with data_folders(HERE):
         reader = open_split("t", task("sen1floods11", input_modalities=["sentinel1"]), "valid")
-        assert len(reader) == 2 and isinstance(reader, floods.Sen1Floods11)
+        assert len(reader) == 2 and isinstance(reader, tensors.Sen1Floods11)
 
 
 def test_tasks_say_what_is_wrong_with_them():

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.brandenburg import Brandenburg
-from olmoearth_jax.evals.datasets.breizhcrops import BreizhCrops
 from olmoearth_jax.evals.datasets.cities import FiftyCities
-from olmoearth_jax.evals.datasets.cropharvest import CropHarvest
-from olmoearth_jax.evals.datasets.floods import Sen1Floods11
 from olmoearth_jax.evals.datasets.geobench import GeoBench
 from olmoearth_jax.evals.datasets.geobench2 import GeoBench2
-from olmoearth_jax.evals.datasets.mados import Mados
-from olmoearth_jax.evals.datasets.pastis import Pastis
 from olmoearth_jax.evals.datasets.pretrain import PretrainSubset
+from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest
 from olmoearth_jax.evals.datasets.sickle import Sickle
+from olmoearth_jax.evals.datasets.tensors import Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
-from olmoearth_jax.evals.tasks import check_task
+from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task
 
 __all__ = ["DataUnavailable", "Reader", "open_split", "reader_class", "why_unavailable"]
 
-PREFIXES: tuple[tuple[str, type[Reader]], ...] = (
-    ("pretrain_subset", PretrainSubset),
-    ("gb2-", GeoBench2),
-    ("m-", GeoBench),
-    ("mados", Mados),
-    ("sen1floods11", Sen1Floods11),
-    ("pastis", Pastis),
-    ("fifty_cities", FiftyCities),
-    ("breizhcrops", BreizhCrops),
-    ("cropharvest", CropHarvest),
-    ("sickle", Sickle),
-    ("brandenburg", Brandenburg),
-)
+PREFIXES: dict[str, type[Reader]] = {
+    "pretrain_subset": PretrainSubset,
+    "gb2-": GeoBench2,
+    "m-": GeoBench,
+    "mados": Mados,
+    "sen1floods11": Sen1Floods11,
+    "pastis": Pastis,
+    "fifty_cities": FiftyCities,
+    "breizhcrops": BreizhCrops,
+    "cropharvest": CropHarvest,
+    "sickle": Sickle,
+    "brandenburg": Brandenburg,
+}
 """Which reader a data set's key names, by its beginning; all others are windowed rasters."""
 
 
 def reader_class(dataset: str) -> type[Reader]:
     """The reader of a data set, by its key."""
-    return next((r for prefix, r in PREFIXES if dataset.startswith(prefix)), Windowed)
+    return next((r for prefix, r in PREFIXES.items() if dataset.startswith(prefix)), Windowed)
 
 
 def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
@@ -59,7 +55,7 @@ def why_unavailable(name: str, task: EvalTaskConfig) -> str | None:
     """Why the data of a task cannot be read, in one sentence; None if the files are there."""
     info = check_task(name, task)
     try:
-        reader_class(info.name).check_available(task, info)
+        reader_class(info.name).find(task, info)
     except DataUnavailable as e:
         return str(e)
     return None

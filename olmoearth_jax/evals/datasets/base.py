@@ -1,23 +1,27 @@
-"""What the readers of evaluation data share: locating folders, splits, normalisation."""
+"""What all readers of evaluation data share: folders, splits, normalisation, labels."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax import modalities
 from olmoearth_jax.evals import normalize
-from olmoearth_jax.evals.samples import Sample
-from olmoearth_jax.evals.tasks import DatasetInfo, band_stats, modalities_of
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.evals.samples import Sample, make_sample
+from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, band_stats, known, modalities_of
 
 SPLITS = ("train", "valid", "test")
 LOW_LABEL_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+FRACTION_SEED = 42
+
+Bands = tuple[Sequence[str], Sequence[int]]
+"""Names of bands in their order on disk, and the positions that give the model's order."""
 
 
 class DataUnavailable(ValueError):
@@ -32,17 +36,20 @@ class Location:
       variable: environment variable naming its folder.
       layout: files expected in that folder, in words.
       published: where the data can be obtained.
+      markers: files or folders, at least one of which every copy has; with `{name}` for the data
+        set's key and `{kind}` for classification or segmentation.
     """
 
     variable: str
     layout: str
     published: str
+    markers: tuple[str, ...] = ()
 
-    def folder(self) -> Path:
-        """The folder named by the variable.
+    def folder(self, info: DatasetInfo | None = None) -> Path:
+        """The folder named by the variable; with `info` it must hold that data set's marker.
 
         Raises:
-          DataUnavailable: unset variable or no such folder.
+          DataUnavailable: unset variable, no such folder, or no marker in it.
         """
         value = os.environ.get(self.variable, "").strip()
         if not value:
@@ -52,28 +59,48 @@ class Location:
             raise DataUnavailable(
                 f"{self.variable}={value} is not a folder; expected {self.describe()}"
             )
+        if info is not None and self.markers:
+            kind = "segmentation" if info.spatial else "classification"
+            self.either(*(path / m.format(name=info.name, kind=kind) for m in self.markers))
         return path
 
     def describe(self) -> str:
         return f"{self.layout} (data: {self.published})"
 
-    def require(self, path: Path) -> Path:
-        """`path` if it exists, else DataUnavailable with the layout expected."""
-        if not path.exists():
-            raise DataUnavailable(f"{path} is missing; {self.variable} must hold {self.describe()}")
-        return path
+    def either(self, *paths: Path) -> Path:
+        """The first of `paths` that exists, else DataUnavailable with the layout expected."""
+        for path in paths:
+            if path.exists():
+                return path
+        raise DataUnavailable(
+            f"{paths[-1]} is missing; {self.variable} must hold {self.describe()}"
+        )
 
 
 def canonical_split(split: str) -> str:
     """'train', 'valid' (also 'val') or 'test'."""
-    split = "valid" if split == "val" else split
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; {closest(split, SPLITS)}")
-    return split
+    return known("split", "valid" if split == "val" else split, SPLITS)
+
+
+class Raw(NamedTuple):
+    """One item as it is on disk.
+
+    Attributes:
+      images: per modality [H, W, T, C] or, of one date, [H, W, C]; bands in disk order.
+      label: class number, 0/1 vector, raster, or value.
+      timestamps: [T, 3] of day, 0-based month, year; None is the default date.
+    """
+
+    images: Mapping[str, np.ndarray]
+    label: Any
+    timestamps: np.ndarray | None = None
 
 
 class Reader:
-    """One split of a data set; subclasses fill in `__len__` and `__getitem__`.
+    """One split of a data set.
+
+    A subclass says where the data is (`location`), how bands lie on disk where that is not the
+    model's order (`disk`), and has two methods: `open` lists the split's items, `read` loads one.
 
     Args:
       task: settings of the task.
@@ -82,69 +109,97 @@ class Reader:
     """
 
     location: Location
+    disk: Mapping[str, Bands] = {}
+    stats: Mapping[str, normalize.Stats] | None = None
+    """Statistics by modality that come with the files; None takes those of the catalogue."""
 
     def __init__(self, task: EvalTaskConfig, info: DatasetInfo, split: str):
         self.task, self.info = task, info
         self.split = canonical_split(split)
         self.modalities = modalities_of(task, info)
+        self.folder = self.find(task, info)
+        self.items: Sequence[Any] = self.open()
 
     @classmethod
-    def check_available(cls, task: EvalTaskConfig, info: DatasetInfo) -> None:
-        """Raises DataUnavailable if the files that every split needs are not there."""
-        cls.location.folder()
+    def find(cls, task: EvalTaskConfig, info: DatasetInfo) -> Path:
+        """The data set's folder; DataUnavailable if the files that every copy has are absent."""
+        return cls.location.folder(info)
+
+    def open(self) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def read(self, item: Any) -> Raw:
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
-        raise NotImplementedError
+        return self.convert(self.read(self.items[index]), f"item {index}")
 
-    def normalized(
-        self,
-        image: np.ndarray,
-        modality: str,
-        bands: Sequence[str],
-        to_model: Sequence[int],
-        stats: normalize.Stats | None = None,
-    ) -> np.ndarray:
-        """Image [..., disk bands] normalised as the task says and in the model's band order.
+    def convert(self, raw: Raw, where: str = "the item") -> tuple[Sample, np.ndarray]:
+        """Normalised sample and checked label (int64 classes, float32 values) of raw data."""
+        images = {m: self.normalized(raw.images[m], m) for m in self.modalities}
+        label = np.asarray(raw.label)
+        if "regression" in self.info.task_type:
+            return make_sample(images, raw.timestamps), label.astype(np.float32)
+        label = label.astype(np.int64)
+        check_label_range(label, self.info, f"{self.split} {where}")
+        return make_sample(images, raw.timestamps), label
 
-        Args:
-          bands: names of the bands on disk, as in the statistics.
-          to_model: index list from disk order to the model's.
-          stats: statistics of the data set, else those of the catalogue.
-        """
+    def normalized(self, image: np.ndarray, modality: str) -> np.ndarray:
+        """Image [..., disk bands] normalised as the task says and in the model's band order."""
+        own = modalities.get(modality).bands
+        bands, to_model = self.disk.get(modality, (own, range(len(own))))
         to_model = list(to_model)
         if self.task.norm_stats_from_pretrained:
             return normalize.normalize_pretrained(image[..., to_model], modality)
-        if stats is None:
-            stats = band_stats(self.info.name)[modality]
-        out = normalize.normalize_with(image, stats, bands, self.task.norm_method)
-        return out[..., to_model]
+        stats = (self.stats or band_stats(self.info.name))[modality]
+        return normalize.normalize_with(image, stats, bands, self.task.norm_method)[..., to_model]
+
+    def low_label(self, rows: np.ndarray, location: Location | None = None) -> np.ndarray:
+        """Train rows that the partition file of the task's label fraction keeps."""
+        if self.task.label_fraction == 1 or self.split != "train":
+            return rows
+        location = location or self.location
+        name = f"{partition_name(self.task.label_fraction)}_partition.json"
+        path = location.either(location.folder() / name)
+        kept = np.asarray(json.loads(path.read_text()), int)
+        if kept.size and (kept.min() < 0 or kept.max() >= len(rows)):
+            raise ValueError(f"{name} names row {kept.max()}, but there are {len(rows)}")
+        return rows[kept]
+
+    def seeded_subset(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Train items that a seeded draw of the task's label fraction keeps, in their order."""
+        if self.task.label_fraction == 1 or self.split != "train":
+            return items
+        return label_subset(items, self.task.label_fraction)
 
 
-def low_label_rows(folder: Path, fraction: float, location: Location) -> list:
-    """Entries of the partition file of a label fraction.
-
-    Raises:
-      ValueError: a fraction without a published partition.
-      DataUnavailable: the file is missing.
-    """
-    path = location.require(folder / f"{partition_name(fraction)}_partition.json")
-    return json.loads(path.read_text())
+def label_subset(items: Sequence[Any], fraction: float) -> list[Any]:
+    """A seeded share of the items, at least one, in their order."""
+    order = np.random.RandomState(FRACTION_SEED).permutation(len(items))
+    return [items[i] for i in sorted(order[: max(1, int(len(items) * fraction))])]
 
 
 def partition_name(fraction: float) -> str:
     """Name of a label fraction's partition, e.g. '0.01x_train'."""
     if fraction not in LOW_LABEL_FRACTIONS:
-        known = ", ".join(str(f) for f in LOW_LABEL_FRACTIONS)
-        raise ValueError(f"no partition exists for label_fraction {fraction}; known: {known}")
+        there = ", ".join(str(f) for f in LOW_LABEL_FRACTIONS)
+        raise ValueError(f"no partition exists for label_fraction {fraction}; known: {there}")
     return f"{fraction:.2f}x_train"
 
 
-def check_label_range(labels: np.ndarray, num_classes: int, where: str) -> None:
-    """Raises ValueError if a label other than -1 lies outside the classes."""
-    known = labels[labels != -1]
-    if known.size and (known.min() < 0 or known.max() >= num_classes):
-        bad = int(known.min() if known.min() < 0 else known.max())
-        raise ValueError(f"{where} holds label {bad}, outside 0...{num_classes - 1}")
+def check_label_range(labels: np.ndarray, info: DatasetInfo, where: str) -> None:
+    """Raises ValueError if a label other than -1 lies outside the data set's classes."""
+    top = 1 if info.multilabel else info.num_classes - 1
+    present = labels[labels != -1]
+    if present.size and (present.min() < 0 or present.max() > top):
+        bad = int(present.min() if present.min() < 0 else present.max())
+        raise ValueError(f"{where} holds label {bad}, outside 0...{top}")
+
+
+def month_timestamps(months: np.ndarray) -> np.ndarray:
+    """Months counted from year 0 (year * 12 + 0-based month) [T] -> int64 [T, 3], first days."""
+    months = np.asarray(months, np.int64)
+    return np.stack([np.ones_like(months), months % 12, months // 12], -1)

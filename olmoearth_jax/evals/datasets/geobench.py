@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,7 @@ import numpy as np
 from olmoearth_jax.evals import bands as order
 from olmoearth_jax.evals import normalize
 from olmoearth_jax.evals.datasets import archives
-from olmoearth_jax.evals.datasets.base import (
-    Location,
-    Reader,
-    check_label_range,
-    partition_name,
-)
-from olmoearth_jax.evals.samples import Sample, make_sample
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, partition_name
 
 SO2SAT_SCALE = 10_000.0
 
@@ -32,81 +25,63 @@ class GeoBench(Reader):
         "{classification|segmentation}_v1.0/<name>/ with task_specs.pkl, band_stats.json, "
         "default_partition.json and one <id>.hdf5 per sample",
         "https://github.com/ServiceNow/geo-bench",
+        ("{kind}_v1.0/{name}/task_specs.pkl",),
     )
+    disk = {
+        "sentinel2_l2a": (order.S2_13, order.FROM_S2_13),
+        "landsat": (order.LANDSAT_NAMES, order.FROM_LANDSAT),
+    }
 
-    def __init__(self, task, info, split):
-        super().__init__(task, info, split)
-        self.folder = _folder(self.location, info)
-        partition = self._partition()
-        self.ids: list[str] = partition.get(self.split) or []
-        specs = archives.loads(
-            self.location.require(self.folder / "task_specs.pkl").read_bytes(),
-            f"{self.folder.name}/task_specs.pkl",
-        )
+    def open(self):
+        kind = "segmentation" if self.info.spatial else "classification"
+        self.folder = self.folder / f"{kind}_v1.0" / self.info.name
+        where = f"{self.folder.name}/task_specs.pkl"
+        specs = archives.loads((self.folder / "task_specs.pkl").read_bytes(), where)
+        if not hasattr(specs, "bands_info"):
+            raise ValueError(f"{where} describes no bands; it is no GeoBench task")
         self.bands = [str(b.name) for b in specs.bands_info]
-        self.landsat = "landsat" in self.modalities
-        self.scale = SO2SAT_SCALE if info.name == "m-so2sat" else 1.0
-        self.names = order.LANDSAT_NAMES if self.landsat else order.S2_13
-        self.picks = pick_bands(self.bands, self.names, info.imputes)
+        (self.modality,) = self.modalities
+        self.scale = SO2SAT_SCALE if self.info.name == "m-so2sat" else 1.0
+        self.names = self.disk[self.modality][0]
+        self.picks = pick_bands(self.bands, self.names, self.info.imputes)
+        if not self.task.norm_stats_from_pretrained:
+            self.stats = {self.modality: self._stats()}
+        full = self.task.label_fraction == 1
+        name = "default" if full else partition_name(self.task.label_fraction)
+        path = self.location.either(self.folder / f"{name}_partition.json")
+        return json.loads(path.read_text()).get(self.split) or []
 
-    @classmethod
-    def check_available(cls, task, info) -> None:
-        cls.location.require(_folder(cls.location, info) / "task_specs.pkl")
-
-    def _partition(self) -> dict[str, list[str]]:
-        name = "default"
-        if self.task.label_fraction < 1:
-            name = partition_name(self.task.label_fraction)
-        path = self.location.require(self.folder / f"{name}_partition.json")
-        return json.loads(path.read_text())
-
-    @functools.cached_property
-    def stats(self) -> normalize.Stats:
+    def _stats(self) -> normalize.Stats:
         """Statistics of the bands on disk and of the copied ones, by name."""
-        path = self.location.require(self.folder / "band_stats.json")
+        path = self.location.either(self.folder / "band_stats.json")
         keys = ("mean", "std", "min", "max")
         own = {
             band: {k: float(v[k]) * self.scale for k in keys if k in v}
             for band, v in json.loads(path.read_text()).items()
             if band in self.bands
         }
-        return dict(normalize.impute_stats(own, self.info.imputes, list(dict.fromkeys(self.names))))
+        return normalize.impute_stats(own, self.info.imputes, list(dict.fromkeys(self.names)))
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
-        name = f"{self.ids[index]}.hdf5"
-        path = self.location.require(self.folder / name)
+    def read(self, item) -> Raw:
+        path = self.location.either(self.folder / f"{item}.hdf5")
         image, label = read_sample(path, self.bands, self.info.spatial)
-        check_label_range(label, 2 if self.info.multilabel else self.info.num_classes, name)
         image = image * self.scale if self.scale != 1 else image
-        if self.landsat:
-            return make_sample({"landsat": self._landsat(image)}), label
-        image = image[..., self.picks]
-        image = self.normalized(image, "sentinel2_l2a", self.names, order.FROM_S2_13, self.stats)
-        return make_sample({"sentinel2_l2a": image}), label
+        return Raw({self.modality: image[..., self.picks]}, label)
 
-    def _landsat(self, image: np.ndarray) -> np.ndarray:
-        """Landsat bands in the model's order, normalised.
+    def normalized(self, image: np.ndarray, modality: str) -> np.ndarray:
+        """As for all data sets, but for Landsat with pretraining statistics.
 
-        With pretraining statistics each band on disk keeps the value that the first model
-        position with its name gives it, and copies follow their source: both B8 and B3 carry the
-        green band normalised as B8, as in the reference.
+        There each band on disk keeps the value that the first model position with its name gives
+        it, and copies follow their source: both B8 and B3 carry the green band normalised as B8,
+        as in the reference.
         """
+        scaled = super().normalized(image, modality)
+        if modality != "landsat" or not self.task.norm_stats_from_pretrained:
+            return scaled
         to_model = list(order.FROM_LANDSAT)
-        stack = image[..., self.picks]
-        if not self.task.norm_stats_from_pretrained:
-            return self.normalized(stack, "landsat", self.names, to_model, self.stats)
-        scaled = normalize.normalize_pretrained(stack[..., to_model], "landsat")
         in_model = [self.names[i] for i in to_model]
         first = scaled[..., [in_model.index(b) for b in self.bands]]
         return first[..., self.picks][..., to_model]
-
-
-def _folder(location: Location, info) -> Path:
-    kind = "segmentation" if info.spatial else "classification"
-    return location.require(location.folder() / f"{kind}_v1.0" / info.name)
 
 
 def pick_bands(

@@ -1,7 +1,7 @@
 """GeoBench v2: other sensors put into the slots of the model's bands (spec/evals.md section 13.6).
 
-The published tortilla files need a reader of their own; we take them exported as one .npz per
-sample, with the arrays as that reader names them (image, image_s1, image_pan, ..., label).
+The published tortilla files are unpacked once by `tools.convert_evals geobench2` into one .npz per
+sample, with the arrays image, image_s1, image_pan, ... and label.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.evals import normalize
-from olmoearth_jax.evals.datasets.base import Location, Reader, check_label_range
-from olmoearth_jax.evals.samples import Sample, make_sample
-from olmoearth_jax.evals.tasks import band_stats
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader
 
 DATE = (15, 6, 2020)
 _S2 = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12"
@@ -76,54 +73,38 @@ class GeoBench2(Reader):
     location = Location(
         "GEOBENCH2_DIR",
         "<name>/{train|valid|test}/<i>.npz with the images [C, H, W] and 'label'",
-        "https://github.com/The-AI-Alliance/GEO-Bench-2",
+        "https://github.com/The-AI-Alliance/GEO-Bench-2, unpacked by python -m tools.convert_evals",
     )
 
-    def __init__(self, task, info, split):
-        super().__init__(task, info, split)
-        self.key = info.name.removeprefix("gb2-")
-        folder = self.location.require(self.location.folder() / self.key / self.split)
-        self.paths = sorted(folder.glob("*.npz"), key=lambda p: (len(p.stem), p.stem))
-
     @classmethod
-    def check_available(cls, task, info) -> None:
-        folder = cls.location.folder()
-        cls.location.require(folder / info.name.removeprefix("gb2-") / "train")
+    def find(cls, task, info):
+        folder = cls.location.folder() / info.name.removeprefix("gb2-")
+        return cls.location.either(folder / "train").parent
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def open(self):
+        folder = self.location.either(self.folder / self.split)
+        return sorted(folder.glob("*.npz"), key=lambda p: (len(p.stem), p.stem))
 
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
-        with np.load(self.paths[index]) as stored:
-            raw = {k: stored[k] for k in stored.files}
+    def read(self, item) -> Raw:
+        with np.load(item) as stored:
+            raw = dict(stored)
         if "label" not in raw:
-            raise ValueError(f"{self.paths[index].name} holds no label")
-        return self.convert(raw), self._label(raw["label"])
+            raise ValueError(f"{item.name} holds no label; it holds {', '.join(raw)}")
+        label = raw["label"]
+        if self.info.target is not None:
+            label = (label - self.info.target[0]) / self.info.target[1]
+        return self.slotted(raw, label)
 
-    def _label(self, label: np.ndarray) -> np.ndarray:
-        if "regression" in self.info.task_type:
-            mean, std = self.info.target or (0.0, 1.0)
-            return ((label - mean) / std).astype(np.float32)
-        label = label.astype(np.int64)
-        top = 2 if self.info.multilabel else self.info.num_classes
-        check_label_range(label, top, self.info.name)
-        return label
-
-    def convert(self, raw: Mapping[str, np.ndarray]) -> Sample:
-        """Sample of the raw arrays; channels without any data stay exactly 0."""
-        images = {}
-        for modality in self.modalities:
-            x = stack(SLOTS[self.key][modality], registry.get(modality).bands, raw)
-            empty = ~x.any((0, 1, 2))
-            if self.task.norm_stats_from_pretrained:
-                y = normalize.normalize_pretrained(x, modality)
-            else:
-                stats = band_stats(self.info.name)[modality]
-                bands = registry.get(modality).bands
-                y = normalize.normalize_with(x, stats, bands, self.task.norm_method)
-            images[modality] = np.where(empty, 0, y)
+    def slotted(self, raw: Mapping[str, np.ndarray], label: np.ndarray) -> Raw:
+        """The stored arrays in the slots of the model's bands, at the middle of June 2020."""
+        slots = SLOTS[self.info.name.removeprefix("gb2-")]
+        images = {m: stack(slots[m], registry.get(m).bands, raw) for m in self.modalities}
         steps = next(iter(images.values())).shape[2]
-        return make_sample(images, np.tile(np.array(DATE), (steps, 1)))
+        return Raw(images, label, np.tile(np.array(DATE), (steps, 1)))
+
+    def normalized(self, image: np.ndarray, modality: str) -> np.ndarray:
+        """As for all data sets; channels without any data stay exactly 0."""
+        return np.where(image.any((0, 1, 2)), super().normalized(image, modality), 0)
 
 
 def stack(slots: Slots, bands: tuple[str, ...], raw: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -6,6 +6,7 @@ pixels out of image and label alike: what the records describe, at a cost that a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import prepare
 from olmoearth_jax.data.subset import Choices, read_sample
-from olmoearth_jax.evals.datasets.base import DataUnavailable, Location, Reader
+from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable, Reader
 from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample
+from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
 
 DIAGNOSTICS_SEED = 42
@@ -26,33 +28,33 @@ CROP = 32
 class PretrainSubset(Reader):
     """One split of a pretraining folder, with a map modality as the label (none: diagnostics)."""
 
-    location = Location(
-        "", "sample_<i>.h5 files and sample_metadata.csv",
-        "the folder you pretrain on; set the task's h5py_dir (launch.evaluate --h5py_dir=DIR)",
-    )  # fmt: skip
+    @classmethod
+    def find(cls, task, info):
+        if not task.h5py_dir:
+            raise DataUnavailable(
+                "needs the folder you pretrain on, with sample_<i>.h5 files and "
+                "sample_metadata.csv; set the task's h5py_dir (launch.evaluate --h5py_dir=DIR)"
+            )
+        if not (Path(task.h5py_dir) / "sample_metadata.csv").exists():
+            raise DataUnavailable(f"h5py_dir {task.h5py_dir} holds no sample_metadata.csv")
+        return Path(task.h5py_dir)
 
-    def __init__(self, task, info, split):
-        super().__init__(task, info, split)
-        folder = _folder(task)
-        self.target = task.pretrain_target_modality
-        names = [*self.modalities] + ([self.target] if self.target else [])
-        index = prepare(folder, self.modalities)
+    def open(self):
+        target = self.task.pretrain_target_modality
+        known("pretrain_target_modality", target or "worldcover", LABELS)
+        index = prepare(self.folder, self.modalities)
         part = index.parts[0]
-        self.names = registry.in_sample_order(names)
+        self.names = registry.in_sample_order([*self.modalities] + ([target] if target else []))
         self.side = min(CROP, part.tile_px)
-        if self.target is None:
+        if target is None:
             draw = np.random.RandomState(DIAGNOSTICS_SEED)
-            size = min(task.pretrain_max_samples, len(part.numbers))
+            size = min(self.task.pretrain_max_samples, len(part.numbers))
             rows = draw.choice(len(part.numbers), size, replace=False)
         else:
-            held = set(prepare_numbers(folder, self.target))
+            held = set(prepare_numbers(self.folder, target))
             eligible = np.flatnonzero([n in held for n in part.numbers.tolist()])
             rows = self._split_rows(eligible, index.latlon)
-        self.paths = [index.locate(int(r))[0] for r in rows]
-
-    @classmethod
-    def check_available(cls, task, info) -> None:
-        _folder(task)
+        return [index.locate(int(r))[0] for r in rows]
 
     def _split_rows(self, eligible: np.ndarray, latlon: np.ndarray | None) -> np.ndarray:
         t = self.task
@@ -65,30 +67,20 @@ class PretrainSubset(Reader):
         size = t.pretrain_geographic_bin_size_deg
         return geographic_split(eligible, latlon, sizes, size, t.pretrain_label_seed)[self.split]
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
-        with open_sample(self.paths[index], self.names) as file:
-            found = read_sample(file, self.names, self.side, MAX_TIMESTEPS, _middle)
-            if self.target is None:
-                label = np.asarray(0, np.int64)
-            else:
-                raw = read_sample(
-                    file, self.names, self.side, MAX_TIMESTEPS, _middle, normalized=False
-                )
-                label = LABELS[self.target](raw.arrays[self.target])
+        target, label = self.task.pretrain_target_modality, np.asarray(0, np.int64)
+        with open_sample(self.items[index], self.names) as file:
+            read = functools.partial(
+                read_sample, file, self.names, self.side, MAX_TIMESTEPS, _middle
+            )
+            found = read()
+            if target is not None:
+                label = LABELS[target](read(normalized=False).arrays[target])
         sample: Sample = {TIMESTAMPS: found.timestamps.astype(np.int64)}
         for name in self.modalities:
             sample[name] = found.arrays[name]
             sample[name + MASK] = missing_mask(name, found.arrays[name])
         return sample, label
-
-
-def _folder(task) -> Path:
-    if not task.h5py_dir:
-        raise DataUnavailable(f"needs {PretrainSubset.location.describe()}")
-    return Path(task.h5py_dir)
 
 
 def prepare_numbers(folder: Path, target: str) -> list[int]:
@@ -122,7 +114,7 @@ def random_split(
     """
     order = eligible[np.random.RandomState(seed).permutation(len(eligible))]
     edges = np.minimum(np.cumsum((0, *sizes)), len(order))
-    parts = {s: order[a:b] for s, a, b in zip(_SPLITS, edges[:-1], edges[1:], strict=True)}
+    parts = {s: order[a:b] for s, a, b in zip(SPLITS, edges[:-1], edges[1:], strict=True)}
     return _not_empty(parts, len(eligible))
 
 
@@ -147,7 +139,7 @@ def geographic_split(
     train, valid = int(0.8 * len(bins)), int(0.1 * len(bins))
     edges = (0, train, train + valid, len(bins))
     parts = {}
-    for split, a, b, size in zip(_SPLITS, edges[:-1], edges[1:], sizes, strict=True):
+    for split, a, b, size in zip(SPLITS, edges[:-1], edges[1:], sizes, strict=True):
         # Every split is made on its own, so none depends on the size of another.
         draw = np.random.RandomState(seed)
         order = draw.permutation(len(bins))
@@ -156,9 +148,6 @@ def geographic_split(
             rows = rows[draw.permutation(len(rows))[:size]]
         parts[split] = rows
     return _not_empty(parts, len(eligible))
-
-
-_SPLITS = ("train", "valid", "test")
 
 
 def _not_empty(parts: dict[str, np.ndarray], total: int) -> dict[str, np.ndarray]:

@@ -6,16 +6,15 @@ band and date, `masks/yield_distributed/10m/<id>.tif` the plots (band 1) and cro
 
 from __future__ import annotations
 
-import csv
 import datetime
 import re
 from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.evals.datasets.base import Location, Reader
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
 from olmoearth_jax.evals.datasets.rasters import read_raster
-from olmoearth_jax.evals.samples import Sample, make_sample
+from olmoearth_jax.evals.datasets.series import read_rows
 from olmoearth_jax.modalities import get
 
 SENSORS = {"sentinel2_l2a": "S2", "sentinel1": "S1"}
@@ -33,45 +32,27 @@ class Sickle(Reader):
         "sickle_dataset_tabular.csv, images/{S2|S1}/npy/<id>/*.npz and "
         "masks/yield_distributed/10m/<id>.tif",
         "https://github.com/Depanshu-Sani/SICKLE",
+        ("sickle_dataset_tabular.csv",),
     )
 
-    def __init__(self, task, info, split):
-        super().__init__(task, info, split)
-        self.folder = self.location.folder()
-        path = self.location.require(self.folder / "sickle_dataset_tabular.csv")
-        tag = {"train": "train", "valid": "val", "test": "test"}[self.split]
-        with open(path, newline="") as f:
-            self.rows = [r for r in csv.DictReader(f) if r["SPLIT"].strip().lower() == tag]
-        self.plots = {int(float(r["PLOT_ID"])) for r in self.rows}
-        if self.split == "train" and task.label_fraction < 1:
-            keep = max(1, int(len(self.rows) * task.label_fraction))
-            order = np.random.RandomState(42).permutation(len(self.rows))
-            self.rows = [self.rows[i] for i in sorted(order[:keep])]
+    def open(self):
+        tag = "val" if self.split == "valid" else self.split
+        table = read_rows(self.folder / "sickle_dataset_tabular.csv")
+        rows = [r for r in table if r["SPLIT"].strip().lower() == tag]
+        self.plots = {int(float(r["PLOT_ID"])) for r in rows}
+        return self.seeded_subset(rows)
 
-    @classmethod
-    def check_available(cls, task, info) -> None:
-        cls.location.require(cls.location.folder() / "sickle_dataset_tabular.csv")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
-        row = self.rows[index]
-        number = int(float(row["UNIQUE_ID"]))
-        month = MONTHS.index(row["STANDARD_SEASON"].strip().lower()[:3]) + 1
-        start = datetime.date(int(float(row["YEAR"])), month, 1)
-        images, months = {}, None
+    def read(self, item) -> Raw:
+        number = int(float(item["UNIQUE_ID"]))
+        month = MONTHS.index(item["STANDARD_SEASON"].strip().lower()[:3]) + 1
+        start = datetime.date(int(float(item["YEAR"])), month, 1)
         series = {m: self._monthly(number, m, start) for m in self.modalities}
         # All modalities of a sample share their dates: months that every sensor has.
         months = sorted(set.intersection(*(set(s) for s in series.values())))
         if not months:
             raise ValueError(f"SICKLE sample {number} has no month with data of every sensor")
-        for name in self.modalities:
-            x = np.stack([series[name][m] for m in months], axis=2)
-            bands = get(name).bands
-            images[name] = self.normalized(x, name, bands, range(len(bands)))
-        stamps = np.stack([np.ones_like(months), np.array(months) % 12, np.array(months) // 12], -1)
-        return make_sample(images, stamps), self._label(number)
+        images = {n: np.stack([s[m] for m in months], axis=2) for n, s in series.items()}
+        return Raw(images, self._label(number), month_timestamps(np.array(months)))
 
     def _monthly(self, number: int, modality: str, start: datetime.date) -> dict[int, np.ndarray]:
         """Mean image [H, W, C] of every month (year * 12 + 0-based month) of the season."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,14 @@ from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.evals.datasets.base import (
     DataUnavailable,
     Location,
+    Raw,
     Reader,
-    check_label_range,
+    month_timestamps,
 )
 from olmoearth_jax.evals.datasets.rasters import read_raster
-from olmoearth_jax.evals.samples import Sample, make_sample
 
 FIRST_MONTH = 2022 * 12 + 8
 MAX_STEPS = 13
-FRACTION_SEED = 42
 LAYERS = {
     "sentinel2_l2a": ("sentinel2_l2a", "sentinel2"),
     "sentinel1": ("sentinel1",),
@@ -50,89 +48,49 @@ class Windowed(Reader):
         "awf_lulc_map": Location("AWF_DIR", layout, "the owner of the data"),
     }
 
-    def __init__(self, task, info, split):
-        super().__init__(task, info, split)
-        self.root = root_folder(info.name)
+    @classmethod
+    def find(cls, task, info):
+        shared, own = cls.location, cls.own.get(info.name)
+        if own is None or (os.environ.get(shared.variable) and not os.environ.get(own.variable)):
+            return shared.either(shared.folder() / info.name / "windows").parent
+        return own.either(own.folder() / "windows").parent
+
+    def open(self):
         tag = "val" if self.split == "valid" else self.split
-        metas = sorted((self.root / "windows").glob("*/*/metadata.json"))
-        self.windows = [p.parent for p in metas if _tag(p) == tag]
-        if not self.windows:
+        metas = sorted((self.folder / "windows").glob("*/*/metadata.json"))
+        items = [p.parent for p in metas if _options(p.parent).get("eval_split") == tag]
+        if not items:
             raise ValueError(
-                f"no window of {self.root} has eval_split={tag} ({len(metas)} windows in all)"
+                f"no window of {self.folder} has eval_split={tag} ({len(metas)} windows in all)"
             )
-        if task.label_fraction < 1 and self.split == "train":
-            keep = max(1, int(len(self.windows) * task.label_fraction))
-            order = np.random.RandomState(FRACTION_SEED).permutation(len(self.windows))
-            self.windows = [self.windows[i] for i in sorted(order[:keep])]
-        self.stats = None
-        if not task.norm_stats_from_pretrained:
-            path = self.root / "stats.json"
+        if not self.task.norm_stats_from_pretrained:
+            path = self.folder / "stats.json"
             if not path.exists():
                 raise DataUnavailable(
                     f"{path} is missing: own statistics ({{modality: {{band: {{mean, std}}}}}}) "
                     "are needed unless norm_stats_from_pretrained is true"
                 )
             self.stats = json.loads(path.read_text())
+        return self.seeded_subset(items)
 
-    @classmethod
-    def check_available(cls, task, info) -> None:
-        root_folder(info.name)
+    def read(self, item) -> Raw:
+        return self.arranged(read_window(item, self.modalities))
 
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
-        arrays = read_window(self.windows[index], self.modalities)
-        sample = self.convert(arrays)
+    def arranged(self, arrays: dict[str, np.ndarray]) -> Raw:
+        """Raw item of [C, T, H, W] arrays, `label` and `valid`; Sentinel-1 is linear power."""
+        images = {m: arrays[m].transpose(2, 3, 1, 0) for m in self.modalities}
+        if "sentinel1" in images:
+            images["sentinel1"] = to_decibel(images["sentinel1"])
         label = window_label(self.info.task_type, arrays["label"], arrays.get("valid"))
-        if label.dtype == np.int64:
-            check_label_range(label, self.info.num_classes, self.windows[index].name)
-        return sample, label
-
-    def convert(self, arrays: Mapping[str, np.ndarray]) -> Sample:
-        """Normalised sample of raw [C, T, H, W] arrays; Sentinel-1 is linear power."""
-        images, steps = {}, 1
-        for name in self.modalities:
-            x = arrays[name].transpose(2, 3, 1, 0)
-            x = to_decibel(x) if name == "sentinel1" else x
-            bands = registry.get(name).bands
-            stats = None if self.stats is None else self.stats[name]
-            images[name] = self.normalized(x, name, bands, range(len(bands)), stats)
-            steps = x.shape[2]
-        return make_sample(images, monthly_timestamps(steps))
+        steps = next(iter(images.values())).shape[2]
+        if steps > MAX_STEPS:
+            raise ValueError(f"windowed data may have at most {MAX_STEPS} time steps, got {steps}")
+        # Always the same months, whatever the real dates are: so the reference reads them.
+        return Raw(images, label, month_timestamps(FIRST_MONTH + np.arange(steps)))
 
 
-def root_folder(name: str) -> Path:
-    """Folder of a windowed data set.
-
-    Raises:
-      DataUnavailable: the variable is unset or the folder holds no windows.
-    """
-    own = Windowed.own.get(name)
-    if own is not None and os.environ.get(own.variable):
-        return own.require(own.folder() / "windows").parent
-    try:
-        return Windowed.location.require(Windowed.location.folder() / name / "windows").parent
-    except DataUnavailable:
-        if own is None:
-            raise
-        return own.require(own.folder() / "windows").parent
-
-
-def _tag(path: Path) -> str | None:
-    return json.loads(path.read_text()).get("options", {}).get("eval_split")
-
-
-def monthly_timestamps(steps: int) -> np.ndarray:
-    """int64 [steps, 3]: first days of consecutive months from September 2022.
-
-    Raises:
-      ValueError: more than 13 steps.
-    """
-    if steps > MAX_STEPS:
-        raise ValueError(f"windowed data may have at most {MAX_STEPS} time steps, got {steps}")
-    months = FIRST_MONTH + np.arange(steps)
-    return np.stack([np.ones(steps, int), months % 12, months // 12], -1).astype(np.int64)
+def _options(folder: Path) -> dict:
+    return json.loads((folder / "metadata.json").read_text()).get("options", {})
 
 
 def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
@@ -160,25 +118,23 @@ def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarr
     path = folder / "arrays.npz"
     if path.exists():
         with np.load(path) as stored:
-            arrays = {k: stored[k] for k in stored.files}
+            arrays = dict(stored)
     else:
         arrays = {m: _read_layers(folder, m) for m in modalities}
         found = sorted((folder / "layers" / "label").glob("*/geotiff.tif"))
         if found:
             arrays["label"] = read_raster(found[0])[:1, None]
         else:
-            arrays["label"] = np.asarray(_option(folder, "label"))
+            options = _options(folder)
+            if "label" not in options:
+                raise ValueError(
+                    f"window {folder.name} has neither a label layer nor an option 'label'"
+                )
+            arrays["label"] = np.asarray(options["label"])
     for key in (*modalities, "label"):
         if key not in arrays:
             raise ValueError(f"window {folder.name} lacks {key!r}; it holds {', '.join(arrays)}")
     return arrays
-
-
-def _option(folder: Path, key: str) -> float:
-    options = json.loads((folder / "metadata.json").read_text()).get("options", {})
-    if key not in options:
-        raise ValueError(f"window {folder.name} has neither a label layer nor an option {key!r}")
-    return options[key]
 
 
 def _read_layers(folder: Path, modality: str) -> np.ndarray:

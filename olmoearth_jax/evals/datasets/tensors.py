@@ -1,0 +1,147 @@
+"""Data sets prepared as stacks of tensors: MADOS, Sen1Floods11, PASTIS-R (spec 13.3 to 13.5).
+
+Every file may be a torch archive (`.pt`) or what `tools.convert_evals` writes (`.npz`, `.npy`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.evals import bands
+from olmoearth_jax.evals.datasets.archives import load_torch
+from olmoearth_jax.evals.datasets.base import (
+    Location,
+    Raw,
+    Reader,
+    check_label_range,
+    month_timestamps,
+)
+
+
+def load_either(location: Location, stem: Path) -> Any:
+    """Contents of `<stem>.npz`, `<stem>.npy` or `<stem>.pt`, whichever is there."""
+    kinds = (".npz", ".npy", ".pt")
+    path = location.either(*(stem.with_name(stem.name + kind) for kind in kinds))
+    if path.suffix == ".pt":
+        return load_torch(path)
+    stored = np.load(path)
+    return stored if path.suffix == ".npy" else dict(stored)
+
+
+def load_table(location: Location, stem: Path, *keys: str) -> list[np.ndarray]:
+    """The named arrays of a stored dictionary.
+
+    Raises:
+      ValueError: one is missing; the message lists what the file holds.
+    """
+    table = load_either(location, stem)
+    if not isinstance(table, dict) or not set(keys) <= set(table):
+        wanted = " and ".join(repr(k) for k in keys)
+        held = ", ".join(table) if isinstance(table, dict) else type(table).__name__
+        raise ValueError(f"{stem.name} must hold {wanted}; it holds {held}")
+    return [table[k] for k in keys]
+
+
+class Mados(Reader):
+    """Marine debris: images [N, 80, 80, 13] with labels [N, 80, 80]."""
+
+    location = Location(
+        "MADOS_DIR",
+        "MADOS_train.pt, MADOS_val.pt and MADOS_test.pt (or MADOS_<split>.npz), each with images "
+        "[N, 80, 80, 13] and labels [N, 80, 80]",
+        "https://zenodo.org/records/10664073",
+        ("MADOS_train.npz", "MADOS_train.pt"),
+    )
+    disk = {"sentinel2_l2a": (bands.S2_13, bands.FROM_S2_13)}
+
+    def open(self):
+        stem = self.folder / f"MADOS_{'val' if self.split == 'valid' else self.split}"
+        self.images, labels = load_table(self.location, stem, "images", "labels")
+        shape = self.images.shape
+        if len(shape) != 4 or shape[-1] != 13 or labels.shape != shape[:3]:
+            raise ValueError(
+                f"{stem.name}: images must be [N, H, W, 13] with labels [N, H, W], got "
+                f"{shape} and {labels.shape}"
+            )
+        self.labels = labels.astype(np.int64)
+        check_label_range(self.labels, self.info, stem.name)
+        return self.low_label(np.arange(len(self.labels)))
+
+    def read(self, item) -> Raw:
+        return Raw({"sentinel2_l2a": self.images[item]}, self.labels[item])
+
+
+class Sen1Floods11(Reader):
+    """Water in Sentinel-1; tiles with a value that is not finite do not exist for it."""
+
+    location = Location(
+        "FLOODS_DIR",
+        "flood_{train|valid|test}_data.pt (or .npz), each with s1 [N, 2, 64, 64] in dB and labels "
+        "[N, 1, 64, 64]",
+        "https://github.com/cloudtostreet/Sen1Floods11",
+        ("flood_train_data.npz", "flood_train_data.pt"),
+    )
+    disk = {"sentinel1": (bands.S1, bands.FROM_S1)}
+
+    def open(self):
+        stem = self.folder / f"flood_{self.split}_data"
+        images, labels = load_table(self.location, stem, "s1", "labels")
+        if images.ndim != 4 or images.shape[1] != 2 or len(images) != len(labels):
+            raise ValueError(
+                f"{stem.name}: s1 must be [N, 2, H, W] with labels [N, 1, H, W], got "
+                f"{images.shape} and {labels.shape}"
+            )
+        finite = np.flatnonzero(np.isfinite(images).all((1, 2, 3)))
+        self.images, self.labels = np.moveaxis(images, 1, -1), labels[:, 0].astype(np.int64)
+        check_label_range(self.labels[finite], self.info, stem.name)
+        return self.low_label(finite)
+
+    def read(self, item) -> Raw:
+        return Raw({"sentinel1": self.images[item]}, self.labels[item])
+
+
+_PASTIS_LAYOUT = (
+    "pastis_r_{train|valid|test}/ with months.pt, targets.pt, s2_images/<i>.pt and "
+    "s1_images/<i>.pt (or the same as .npy)"
+)
+_PASTIS_PUBLISHED = "https://zenodo.org/records/5735646, prepared by python -m tools.convert_evals"
+
+
+class Pastis(Reader):
+    """Crop types from twelve months of Sentinel-2 and Sentinel-1."""
+
+    location = Location("PASTIS_DIR", _PASTIS_LAYOUT, _PASTIS_PUBLISHED, ("pastis_r_train",))
+    location_128 = Location(
+        "PASTIS_DIR_ORIG", _PASTIS_LAYOUT, _PASTIS_PUBLISHED, ("pastis_r_train",)
+    )
+    partitions = Location(
+        "PASTIS_DIR_PARTITION", "<fraction>x_train_partition.json files", _PASTIS_PUBLISHED
+    )
+    disk = {
+        "sentinel2_l2a": (bands.S2_13, bands.FROM_S2_13),
+        "sentinel1": (bands.S1, bands.FROM_S1),
+    }
+    parts = {"sentinel2_l2a": "s2_images", "sentinel1": "s1_images"}
+
+    @classmethod
+    def find(cls, task, info):
+        return (cls.location_128 if "128" in info.name else cls.location).folder(info)
+
+    def open(self):
+        self.folder = self.location.either(self.folder / f"pastis_r_{self.split}")
+        self.months = load_either(self.location, self.folder / "months")
+        self.targets = load_either(self.location, self.folder / "targets").astype(np.int64)
+        check_label_range(self.targets, self.info, f"{self.folder.name}/targets")
+        return self.low_label(np.arange(len(self.months)), self.partitions)
+
+    def read(self, item) -> Raw:
+        images = {
+            m: load_either(self.location, self.folder / self.parts[m] / str(item))
+            for m in self.modalities
+        }
+        images = {m: x.transpose(2, 3, 0, 1) for m, x in images.items()}
+        year, month = np.divmod(np.asarray(self.months[item], np.int64), 100)
+        return Raw(images, self.targets[item], month_timestamps(year * 12 + month - 1))

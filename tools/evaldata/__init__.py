@@ -1,0 +1,1 @@
+"""Converters of published evaluation data, one per data set; see `tools.convert_evals`."""
