@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from olmoearth_jax.configlib import objectives, propagate, schema, values
-from olmoearth_jax.configlib.errors import ConfigError
-from olmoearth_jax.configlib.paths import canonical, set_path
-from olmoearth_jax.configlib.tree import ExperimentConfig
-from olmoearth_jax.configlib.values import format_value, parse_value
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.configlib import objectives, schema
+from olmoearth_jax.configlib.schema import ConfigError, set_path
+from olmoearth_jax.configlib.values import format_value, parse, parse_value
 
 __all__ = ["apply", "apply_values", "format_value", "parse_value", "take", "ALIASES"]
 
@@ -33,13 +32,15 @@ ALIASES: dict[str, str] = {
 }
 """Other names of settings; each also stands for the paths below it."""
 
+_OWN_MODALITIES = "common.extra_modalities"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Override:
     path: str  # canonical, aliases resolved
     written: str
     value: Any
-    unit: str | None = None  # of a duration given as .epochs or .steps
+    stage: int  # 0 alias, 1 common, 2 explicit
 
 
 def take(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -59,9 +60,9 @@ def apply(cfg: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
     for text in overrides:
         written, equals, raw = text.partition("=")
         try:
-            parsed.append((written, values.parse(raw) if equals else schema.Text("true", True)))
+            parsed.append((written, parse(raw) if equals else True))
         except ValueError as e:
-            problems.append(f"config path {canonical(written)!r}: {e}")
+            problems.append(f"config path {schema.canonical(written, type(cfg))!r}: {e}")
     return _apply(cfg, parsed, problems)
 
 
@@ -78,21 +79,21 @@ def _apply(
     cfg: ExperimentConfig, parsed: list[tuple[str, Any]], problems: list[str]
 ) -> ExperimentConfig:
     cfg = cfg.copy()
-    before = objectives.types(cfg)
-    stages: tuple[list[_Override], ...] = ([], [], [])  # aliases, common, explicit
-    parsed = _with_modalities(parsed, problems)
-    for written, value in parsed:
-        override, stage = _classify(written, value)
-        stages[stage].append(override)
+    before = {path: values.get("type") for path, values in objectives.options(cfg).items()}
+    overrides = [o for written, value in parsed for o in _classify(written, value)]
+    overrides.sort(key=lambda o: o.path != _OWN_MODALITIES)  # others may name them
     set_keys: set[str] = set()
-    for stage, overrides in enumerate(stages):
-        for override in overrides:
+    for stage in range(3):
+        for override in (o for o in overrides if o.stage == stage):
             try:
-                _set_one(cfg, override, set_keys)
+                _set_one(cfg, override)
             except ConfigError as e:
-                problems += e.problems
-        if stage == 1 and overrides:
-            propagate.spread_common(cfg)
+                problems += [p.replace(override.path, override.written) for p in e.problems]
+            set_keys |= {override.path, override.written}
+            if isinstance(override.value, Mapping):
+                set_keys.update(f"{override.path}.{k}" for k in override.value)
+        if any(k.startswith("common.") for k in set_keys) and stage == 1:
+            spread_common(cfg)
     objectives.drop_stale(cfg, before, set_keys)
     _settle(cfg, set_keys)
     if problems:
@@ -100,41 +101,58 @@ def _apply(
     return cfg
 
 
-def _with_modalities(parsed: list[tuple[str, Any]], problems: list[str]) -> list[tuple[str, Any]]:
-    """Registers the user's modalities first, since other overrides may name them."""
-    out = []
-    for written, value in parsed:
-        if canonical(written) == "common.extra_modalities":
-            try:
-                value = schema.register_modalities(schema.plain(value))
-            except ConfigError as e:
-                problems += e.problems
-                continue
-        out.append((written, value))
-    return out
-
-
-def _classify(written: str, value: Any) -> tuple[_Override, int]:
-    path = canonical(written)
-    unit = path.rpartition(".")[2]
+def _classify(written: str, value: Any) -> list[_Override]:
+    """The override, and what it means besides."""
+    path = schema.canonical(written, ExperimentConfig)
     for alias, target in ALIASES.items():
         if path == alias or path.startswith(alias + "."):
-            unit = unit if unit in ("epochs", "steps") else None
-            return _Override(target + path.removeprefix(alias), path, value, unit), 0
-    stage = 1 if path.startswith("common.") else 2
-    return _Override(path, path, value), stage
+            out = [_Override(target + path.removeprefix(alias), path, value, 0)]
+            owner, _, unit = alias.rpartition(".")
+            if unit in ("epochs", "steps"):
+                out.append(_Override(f"{owner}.unit", path, unit, 0))
+            return out
+    if path == "trainer.profile" and isinstance(schema.plain(value), list):
+        values = dict(zip(("start_step", "num_steps"), schema.plain(value), strict=False))
+        value = {"enabled": True, **values}
+    stage = 0 if path == _OWN_MODALITIES else 1 if path.startswith("common.") else 2
+    return [_Override(path, path, value, stage)]
 
 
-def _set_one(cfg: ExperimentConfig, override: _Override, set_keys: set[str]) -> None:
-    try:
-        set_path(cfg, override.path, override.value, tuple(ALIASES))
-    except ConfigError as e:
-        raise ConfigError([p.replace(override.path, override.written) for p in e.problems]) from e
-    set_keys |= {override.path, override.written}
-    if isinstance(override.value, Mapping):
-        set_keys.update(f"{override.path}.{k}" for k in override.value)
-    if override.unit:
-        set_path(cfg, override.path.rpartition(".")[0] + ".unit", override.unit)
+def _set_one(cfg: ExperimentConfig, override: _Override) -> None:
+    value = override.value
+    if override.path == _OWN_MODALITIES:
+        value = schema.register_modalities(schema.plain(value))
+    set_path(cfg, override.path, value, ALIASES)
+
+
+def spread_common(cfg: ExperimentConfig) -> None:
+    """Brings model, dataset, masking, losses and exits in line with `common` (in place).
+
+    Lists of modalities lose the ones that are no longer trained; tokenisations are taken from
+    `common.tokenization`; a newly trained modality gets exit depth 0.
+    """
+    names = list(cfg.common.training_modalities)
+    model, module, pixels = cfg.model, cfg.train_module, cfg.model.reconstructor_config
+    parts: list[Any] = [model.encoder_config, model.decoder_config, pixels]
+    parts.append(None if pixels is None else pixels.decoder_config)
+    for part in filter(None, parts):
+        part.supported_modality_names = list(names)
+        part.tokenization_overrides = {
+            k: [list(g) for g in v] for k, v in cfg.common.tokenization.items() if k in names
+        }
+    cfg.dataset.training_modalities = list(names)
+    dropped = model.encoder_config.band_dropout_modalities
+    if dropped is not None:
+        model.encoder_config.band_dropout_modalities = [m for m in dropped if m in names]
+    for values in objectives.options(cfg).values():
+        for key, value in values.items():
+            if key in schema.MODALITY_LISTS and value is not None:
+                values[key] = [m for m in value if m in names]
+            elif key in schema.MODALITY_DICTS and value is not None:
+                values[key] = {m: v for m, v in value.items() if m in names}
+    module.token_exit_cfg = {m: module.token_exit_cfg.get(m, 0) for m in names}
+    if module.token_exit_cfg_b is not None:
+        module.token_exit_cfg_b = {m: module.token_exit_cfg_b.get(m, 0) for m in names}
 
 
 def _settle(cfg: ExperimentConfig, set_keys: set[str]) -> None:
@@ -150,9 +168,15 @@ def _settle(cfg: ExperimentConfig, set_keys: set[str]) -> None:
         fixed = "trainer.callbacks.checkpointer.ephemeral_save_interval"
         if fixed not in set_keys and saves.ephemeral_save_interval >= saves.save_interval:
             saves.ephemeral_save_interval = None  # kept checkpoints come at least as often
-    decoder = cfg.model.decoder_config
+    encoder, decoder = cfg.model.encoder_config, cfg.model.decoder_config
     if decoder is not None and "model.encoder_config.embedding_size" in set_keys:
         fixed = "model.decoder_config.encoder_embedding_size"
-        if fixed not in set_keys and cfg.model.encoder_config.output_embedding_size is None:
-            decoder.encoder_embedding_size = cfg.model.encoder_config.embedding_size
-    propagate.add_catalogue_tasks(cfg)
+        if fixed not in set_keys and encoder.output_embedding_size is None:
+            decoder.encoder_embedding_size = encoder.embedding_size
+    evaluator = cfg.trainer.callbacks.downstream_evaluator
+    missing = [t for t in evaluator.tasks_to_run or () if t not in evaluator.tasks]
+    if missing:
+        from olmoearth_jax.evals.tasks import catalogue
+
+        known = catalogue()
+        evaluator.tasks.update({t: known[t] for t in missing if t in known})
