@@ -14,7 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from olmoearth_jax import overrides
-from olmoearth_jax.config import ConfigError, ExperimentConfig, official
+from olmoearth_jax.config import ConfigError, ExperimentConfig
+from olmoearth_jax.configlib.official import official
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import VERSIONS, ModelConfig, ReconstructorConfig, official_model
 

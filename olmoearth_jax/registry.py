@@ -21,7 +21,8 @@ def build(
       default: type to assume where the config has none.
 
     Raises:
-      ValueError: no or unknown type, unknown argument (the nearest one is named), bad value.
+      ValueError: no or unknown type, unknown argument (the nearest one is named), missing or bad
+        value.
     """
     arguments = dict(config)
     key = arguments.pop("type", None) or default
@@ -30,6 +31,9 @@ def build(
     if key not in registry:
         raise ValueError(f"unknown {what} {key!r}; {closest(str(key), registry)}")
     fields = {f.name: f for f in dataclasses.fields(registry[key]) if f.init}
+    for name, f in fields.items():
+        if f.default is f.default_factory and name not in arguments:  # both are MISSING
+            raise ValueError(f"{what} {key!r} needs {name!r}")
     for name, value in arguments.items():
         if name not in fields:
             raise ValueError(f"{what} {key!r} has no argument {name!r}; {closest(name, fields)}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from olmoearth_jax.configlib.tree import ExperimentConfig
+from olmoearth_jax import losses, masking
+from olmoearth_jax.config import ExperimentConfig
 
 LOSSES = (
-    "loss_config",
-    "loss_config_b",
-    "contrastive_config",
-    "mae_loss_config",
-    "regularizer_config",
-)
+    "loss_config", "loss_config_b", "contrastive_config", "mae_loss_config", "regularizer_config",
+)  # fmt: skip
 MASKINGS = ("masking_config", "masking_config_b")
 
 
@@ -21,64 +19,40 @@ def options(cfg: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """Config path -> the mapping that holds a `type` and its parameters."""
     out = {}
     for name in MASKINGS:
-        masking = getattr(cfg.data_loader, name)
-        if masking is not None:
-            out[f"data_loader.{name}.strategy_config"] = masking.strategy_config
+        found = getattr(cfg.data_loader, name)
+        if found is not None:
+            out[f"data_loader.{name}.strategy_config"] = found.strategy_config
     for name in LOSSES:
-        loss = getattr(cfg.train_module, name)
-        if loss is not None:
-            out[f"train_module.{name}.loss_config"] = loss.loss_config
+        found = getattr(cfg.train_module, name)
+        if found is not None:
+            out[f"train_module.{name}.loss_config"] = found.loss_config
     return out
 
 
-def types(cfg: ExperimentConfig) -> dict[str, Any]:
-    """Config path -> the chosen type."""
-    return {path: values.get("type") for path, values in options(cfg).items()}
+def registered(path: str) -> Mapping[str, type]:
+    """Class of every type that may stand at a path of `options`."""
+    return masking.STRATEGIES if path.startswith("data_loader.") else losses.LOSSES
 
 
-def drop_stale(cfg: ExperimentConfig, before: dict[str, Any], set_keys: set[str]) -> None:
+def build(path: str, values: Mapping[str, Any]) -> Any:
+    """The strategy or loss of an options mapping. Raises ValueError where it has none."""
+    return (masking if path.startswith("data_loader.") else losses).build(values)
+
+
+def drop_stale(cfg: ExperimentConfig, before: Mapping[str, Any], set_keys: set[str]) -> None:
     """Drops parameters that belonged to a type that was replaced (in place).
 
     A parameter that was itself overridden stays, so that a wrong one is reported.
 
     Args:
       cfg: after the overrides.
-      before: `types` before the overrides.
+      before: path -> type before the overrides.
       set_keys: paths that were overridden.
     """
     for path, values in options(cfg).items():
-        kind = values.get("type")
-        if kind == before.get(path) or kind is None:
+        new = registered(path).get(values.get("type", ""))
+        if new is None or values["type"] == before.get(path):
             continue
-        for key in [k for k in values if k != "type" and f"{path}.{k}" not in set_keys]:
-            if problem(path, {"type": kind, key: values[key]}, only_names=True):
-                del values[key]
-
-
-def builder(path: str) -> Callable[[dict[str, Any]], Any]:
-    """The function that builds the object of an options mapping, or raises ValueError."""
-    if path.startswith("data_loader."):
-        from olmoearth_jax import masking
-
-        return masking.build
-    from olmoearth_jax import losses
-
-    return losses.build
-
-
-def problem(path: str, values: dict[str, Any], only_names: bool = False) -> str | None:
-    """What is wrong with an options mapping, or None.
-
-    Args:
-      path: where it stands.
-      values: `type` and parameters.
-      only_names: report only a parameter that the type does not have.
-    """
-    try:
-        builder(path)(values)
-    except ValueError as e:
-        text = str(e)
-        if only_names and "has no argument" not in text:
-            return None
-        return f"{path}: {text}"
-    return None
+        known = {"type", *(f.name for f in dataclasses.fields(new) if f.init)}
+        for key in [k for k in values if k not in known and f"{path}.{k}" not in set_keys]:
+            del values[key]

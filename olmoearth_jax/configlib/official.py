@@ -4,26 +4,9 @@ from __future__ import annotations
 
 import copy
 
+from olmoearth_jax import config as c
 from olmoearth_jax import modalities
-from olmoearth_jax.configlib.data import (
-    CommonConfig,
-    DataLoaderConfig,
-    DatasetConfig,
-    MaskingConfig,
-)
-from olmoearth_jax.configlib.trainer import (
-    CallbacksConfig,
-    CheckpointerConfig,
-    Duration,
-    TrainerConfig,
-)
-from olmoearth_jax.configlib.training import (
-    LossConfig,
-    OptimConfig,
-    SchedulerConfig,
-    TrainModuleConfig,
-)
-from olmoearth_jax.configlib.tree import ExperimentConfig
+from olmoearth_jax.evals.tasks import official_tasks
 from olmoearth_jax.model.config import official_model
 
 DECODE_ONLY = list(modalities.OFFICIAL_DECODE_ONLY)
@@ -35,7 +18,7 @@ V1_MASKING = {
     "allow_encoding_decoding_same_bandset": True,
     "only_decode_modalities": DECODE_ONLY,
 }
-V1_1_MASKING = {
+LATER_MASKING = {
     "type": "random_time_with_decode",
     "encode_ratio": 0.5,
     "decode_ratio": 0.5,
@@ -43,67 +26,58 @@ V1_1_MASKING = {
     "only_decode_modalities": DECODE_ONLY,
 }
 V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
-V1_1_LOSS = {
+LATER_LOSS = {
     "type": "modality_patch_discrimination_masked_negatives_vec",
     "tau": 0.1,
     "same_target_threshold": 0.999,
     "mask_negatives_for_modalities": DECODE_ONLY,
 }
-
-_LR = {("nano", False): 2e-4, ("tiny", False): 2e-4, ("small", False): 2e-4}
-
-
-def _optimizer(size: str, first: bool) -> OptimConfig:
-    """AdamW of a size, of the first version or the later ones."""
-    decay = 0.002 if size == "tiny" and not first else 0.02
-    return OptimConfig(lr=_LR.get((size, first), 1e-4), weight_decay=decay)
+FAST = ("nano", "tiny", "small")
+"""Sizes that learn at twice the rate from v1.1 on."""
 
 
-def official(size: str, version: str = "v1", faster: bool = False) -> ExperimentConfig:
+def official(size: str, version: str = "v1", faster: bool = False) -> c.ExperimentConfig:
     """The complete config of an official run.
 
     Args:
       size: 'nano', 'tiny', 'small', 'base' or 'large'.
-      version: 'v1', 'v1_1' or 'v1_2'.
+      version: 'v1', 'v1_1', 'v1_2' or 'v1_3'. The recipe of v1.3 is not public: its model with
+        the losses, masking and optimizer of v1.2, on the dense engine, which alone can train it.
       faster: targets from a projection instead of a copy of the encoder.
 
     Raises:
       ValueError: a pair that was never defined; the valid ones are listed.
     """
-    from olmoearth_jax.evals.tasks import official_tasks
-
     model = official_model(size, version, faster=faster)
-    first = version == "v1"
-    tokenization = {} if first else copy.deepcopy(modalities.SINGLE_BAND_SET_OVERRIDES)
-    names = list(modalities.OFFICIAL_MODALITIES)
-    loader = DataLoaderConfig(
-        num_workers=12 if first else 16,
-        prefetch_factor=2 if first else 4,
-        masking_config=MaskingConfig(copy.deepcopy(V1_MASKING if first else V1_1_MASKING)),
-    )
+    first, names = version == "v1", list(modalities.OFFICIAL_MODALITIES)
+    masking, loss = (V1_MASKING, V1_LOSS) if first else (LATER_MASKING, LATER_LOSS)
     contrastive = {"type": "InfoNCE", "weight": 0.1 if first else 0.05, "tau": 0.1}
-    module = TrainModuleConfig(
-        rank_microbatch_size=32 if first else 64,
-        optim_config=_optimizer(size, first),
-        scheduler=SchedulerConfig(),
-        loss_config=LossConfig(copy.deepcopy(V1_LOSS if first else V1_1_LOSS)),
-        contrastive_config=LossConfig(contrastive),
-        token_exit_cfg=dict.fromkeys(names, 0),
+    optimizer = c.OptimConfig(
+        lr=2e-4 if size in FAST and not first else 1e-4,
+        weight_decay=0.002 if size == "tiny" and not first else 0.02,
     )
-    callbacks = CallbacksConfig(
-        checkpointer=CheckpointerConfig(save_interval=5000, ephemeral_save_interval=250)
-    )
-    callbacks.downstream_evaluator.tasks = official_tasks(version)
-    return ExperimentConfig(
-        common=CommonConfig(
+    cfg = c.ExperimentConfig(
+        common=c.CommonConfig(
             run_name=f"{size}_{version}",
             training_modalities=names,
-            tokenization=tokenization,
+            tokenization={} if first else copy.deepcopy(modalities.SINGLE_BAND_SET_OVERRIDES),
             recipe=f"{size} {version}" + (" faster" if faster else ""),
         ),
         model=model,
-        dataset=DatasetConfig(training_modalities=list(names)),
-        data_loader=loader,
-        train_module=module,
-        trainer=TrainerConfig(max_duration=Duration(300, "epochs"), callbacks=callbacks),
+        dataset=c.DatasetConfig(training_modalities=list(names)),
+        data_loader=c.DataLoaderConfig(
+            num_workers=12 if first else 16,
+            prefetch_factor=2 if first else 4,
+            masking_config=c.MaskingConfig(copy.deepcopy(masking)),
+        ),
+        train_module=c.TrainModuleConfig(
+            rank_microbatch_size=32 if first else 64,
+            optim_config=optimizer,
+            loss_config=c.LossConfig(copy.deepcopy(loss)),
+            contrastive_config=c.LossConfig(contrastive),
+            token_exit_cfg=dict.fromkeys(names, 0),
+        ),
+        engine="dense" if version == "v1_3" else "stream",
     )
+    cfg.trainer.callbacks.downstream_evaluator.tasks = official_tasks(version)
+    return cfg

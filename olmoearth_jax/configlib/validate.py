@@ -3,49 +3,90 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from olmoearth_jax import modalities
+from olmoearth_jax.config import MODEL_KINDS, VIEWS, ExperimentConfig
 from olmoearth_jax.configlib import objectives
-from olmoearth_jax.configlib.training import MODEL_KINDS, VIEWS
-from olmoearth_jax.configlib.tree import ExperimentConfig
-from olmoearth_jax.configlib.validate_model import model_problems
+from olmoearth_jax.configlib.schema import MODALITY_LISTS, get_path
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.evals.tasks import catalogue, check_task
 from olmoearth_jax.modalities import Tokenization, closest
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
 TILE_PX = modalities.IMAGE_TILE_PX
 """Side of the tiles that bounds the drawn crops."""
 
-_TRANSFORMS = {"flip_and_rotate": (), "mixup": ("alpha",)}
+_NUMBERS: dict[str, Callable[[Any], bool]] = {
+    "greater than 0": lambda v: v > 0,
+    "greater than 0 or null": lambda v: v is None or v > 0,
+    "0 or more": lambda v: v is None or (v >= 0 and math.isfinite(v)),
+    "between 0 and 1": lambda v: v is None or 0 <= v <= 1,
+    "greater than 0 and at most 1": lambda v: 0 < v <= 1,
+    "0 or 1": lambda v: v in (0, 1),
+    "two numbers in [0, 1)": lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
+    "two numbers between 0 and 1": lambda v: len(v) == 2 and all(0 <= b <= 1 for b in v),
+    "a name without '/'": lambda v: bool(v) and "/" not in v and v not in (".", ".."),
+    "ascending from above 0 to 1": lambda v: (
+        bool(v) and sorted(set(v)) == v and v[0] > 0 and v[-1] == 1
+    ),
+    "between 1 and 12": lambda v: 1 <= v <= 12,
+    "float32: float16 cannot hold the fill value of missing data": lambda v: v == "float32",
+}
+
+_RULES = {
+    "common.run_name": "a name without '/'",
+    "dataset.dtype": "float32: float16 cannot hold the fill value of missing data",
+    "dataset.dataset_percentage": "greater than 0 and at most 1",
+    "dataset.samples_per_sec": "greater than 0 or null",
+    "data_loader.global_batch_size": "greater than 0",
+    "data_loader.prefetch_factor": "greater than 0",
+    "data_loader.repeats": "greater than 0",
+    "data_loader.num_workers": "0 or more",
+    "data_loader.max_bad_fraction": "between 0 and 1",
+    "train_module.rank_microbatch_size": "greater than 0",
+    "train_module.max_grad_norm": "greater than 0 or null",
+    "train_module.ema_decay": "two numbers between 0 and 1",
+    "train_module.optim_config.lr": "0 or more",
+    "train_module.optim_config.weight_decay": "0 or more",
+    "train_module.optim_config.eps": "0 or more",
+    "train_module.optim_config.betas": "two numbers in [0, 1)",
+    "train_module.optim_config.count_offset": "0 or 1",
+    "train_module.scheduler.warmup": "0 or more",
+    "train_module.scheduler.warmup_fraction": "between 0 and 1",
+    "train_module.scheduler.alpha_f": "between 0 and 1",
+    "train_module.scheduler.t_max": "greater than 0 or null",
+    "trainer.max_duration.value": "greater than 0",
+    "trainer.metrics_collect_interval": "greater than 0",
+    "trainer.cancel_check_interval": "greater than 0",
+    "trainer.profile.start_step": "greater than 0",
+    "trainer.profile.num_steps": "greater than 0",
+    "trainer.callbacks.checkpointer.save_interval": "greater than 0",
+    "trainer.callbacks.checkpointer.ephemeral_save_interval": "greater than 0 or null",
+    "ladder.max_rungs": "between 1 and 12",
+    "ladder.row_fractions": "ascending from above 0 to 1",
+}
+"""What the value of a path must be, in the words of the error text."""
 
 
 def problems(cfg: ExperimentConfig) -> list[str]:
-    """One sentence per problem, in the order of the tree."""
-    out: list[str] = []
-    for part in (
-        _common,
-        model_problems,
-        _dataset,
-        _loader,
-        _objective,
-        _optimizer,
-        _trainer,
-        _run,
-    ):
+    """One sentence per problem; the parts are put together only where each is good in itself."""
+    out = [
+        f"{path} must be {rule}, got {get_path(cfg, path)!r}"
+        for path, rule in _RULES.items()
+        if not _NUMBERS[rule](get_path(cfg, path))
+    ]
+    for part in (_modalities, _model, _loader, _masking, _objective, _targets, _run):
         out += part(cfg)
+    if not out:
+        from olmoearth_jax.train.build_objective import build_objective
+
+        for whole in (lambda: latent_mim.check(cfg.model), lambda: build_objective(cfg)):
+            out += _says(whole)
     return out
-
-
-def _need(holds: bool, path: str, what: str, value: Any) -> Iterator[str]:
-    if not holds:
-        yield f"{path} must be {what}, got {value!r}"
-
-
-def _positive(cfg: Any, path: str, *names: str) -> Iterator[str]:
-    for name in names:
-        value = getattr(cfg, name)
-        yield from _need(value > 0, f"{path}.{name}", "greater than 0", value)
 
 
 def _says(check: Callable[[], Any], path: str = "") -> Iterator[str]:
@@ -56,117 +97,143 @@ def _says(check: Callable[[], Any], path: str = "") -> Iterator[str]:
         yield f"{path}: {e}" if path else str(e)
 
 
-def _common(cfg: ExperimentConfig) -> Iterator[str]:
-    common = cfg.common
-    name = common.run_name
-    yield from _need(
-        bool(name) and "/" not in name and name not in (".", ".."),
-        "common.run_name",
-        "a name without '/'",
-        name,
+def _modalities(cfg: ExperimentConfig) -> Iterator[str]:
+    model = cfg.model
+    lists = {
+        "common.training_modalities": cfg.common.training_modalities,
+        "dataset.training_modalities": cfg.dataset.training_modalities,
+        "model.encoder_config.supported_modality_names": (
+            model.encoder_config.supported_modality_names
+        ),
+    }
+    for path, names in lists.items():
+        if not names:
+            yield f"{path} is empty; name at least one modality"
+        yield from _says(lambda names=names: modalities.resolve(names), path)
+    tokens = {"common.tokenization": cfg.common.tokenization}
+    tokens["model.encoder_config.tokenization_overrides"] = (
+        model.encoder_config.tokenization_overrides
     )
-    yield from _names(common.training_modalities, "common.training_modalities")
-    yield from _says(lambda: Tokenization.from_mapping(common.tokenization), "common.tokenization")
-
-
-def _names(names: list[str], path: str) -> Iterator[str]:
-    if not names:
-        yield f"{path} is empty; name at least one modality"
-    yield from _says(lambda: modalities.resolve(names), path)
-
-
-def _dataset(cfg: ExperimentConfig) -> Iterator[str]:
-    data = cfg.dataset
-    yield from _names(data.training_modalities, "dataset.training_modalities")
-    supported = cfg.model.encoder_config.supported_modality_names
-    for name in data.training_modalities:
+    for path, bands in tokens.items():
+        yield from _says(lambda bands=bands: Tokenization.from_mapping(bands), path)
+    supported = model.encoder_config.supported_modality_names
+    for name in cfg.dataset.training_modalities:
         if name not in supported:
             yield (
                 f"dataset.training_modalities has {name!r}, which the model does not support; "
                 f"set common.training_modalities, which reaches both "
                 f"(the model supports: {', '.join(supported)})"
             )
-    if data.dtype != "float32":
-        yield "dataset.dtype must be float32: the fill value of missing data overflows float16"
-    yield from _need(
-        0 < data.dataset_percentage <= 1,
-        "dataset.dataset_percentage",
-        "greater than 0 and at most 1",
-        data.dataset_percentage,
-    )
-    rate = data.samples_per_sec
-    yield from _need(
-        rate is None or rate > 0, "dataset.samples_per_sec", "greater than 0 or null", rate
-    )
+
+
+def _model(cfg: ExperimentConfig) -> Iterator[str]:
+    model, encoder, kinds = cfg.model, cfg.model.encoder_config, set(MODEL_KINDS.values())
+    if model.kind not in kinds:
+        yield f"model.kind: unknown kind {model.kind!r}; {closest(model.kind, sorted(kinds))}"
+        return
+    yield from _stack(encoder, "embedding_size", "model.encoder_config")
+    yield from _encoder(encoder, "model.encoder_config")
+    if encoder.attention_pooler_config is not None and cfg.engine != "dense":
+        yield (
+            "model.encoder_config.attention_pooler_config (v1.3) is trained by engine=dense only: "
+            "set --config.engine=dense"
+        )
+    decoder, path, pixels = model.decoder_config, "model.decoder_config", model.reconstructor_config
+    if pixels is not None and decoder is None:
+        decoder, path = pixels.decoder_config, "model.reconstructor_config.decoder_config"
+    if model.kind == "mae" and pixels is None:
+        yield "model.reconstructor_config must be given for model.kind 'mae'"
+    elif decoder is None:
+        yield f"model.decoder_config must be given for model.kind {model.kind!r}"
+    if decoder is None:
+        return
+    yield from _stack(decoder, "decoder_embedding_size", path)
+    width = encoder.output_embedding_size or encoder.embedding_size
+    if decoder.encoder_embedding_size != width:
+        yield (
+            f"{path}.encoder_embedding_size ({decoder.encoder_embedding_size}) must equal the "
+            f"width of the encoder's tokens ({width})"
+        )
+    for name in ("supported_modality_names", "tokenization_overrides", "max_sequence_length"):
+        if getattr(encoder, name) != getattr(decoder, name):
+            yield f"model.encoder_config.{name} and {path}.{name} must be equal"
+
+
+def _encoder(encoder: EncoderConfig, path: str) -> Iterator[str]:
+    for name, low in (("num_register_tokens", 0), ("num_projection_layers", 1)):
+        if getattr(encoder, name) < low:
+            yield f"{path}.{name} must be at least {low}, got {getattr(encoder, name)}"
+    if not 0 <= encoder.band_dropout_rate < 1:
+        yield f"{path}.band_dropout_rate must be in [0, 1), got {encoder.band_dropout_rate}"
+    for name in encoder.band_dropout_modalities or ():
+        if name not in encoder.supported_modality_names:
+            yield f"{path}.band_dropout_modalities has {name!r}, which the model does not support"
+    if not encoder.use_linear_patch_embed and encoder.patch_embed_hidden_sizes:
+        yield (
+            f"{path}.patch_embed_hidden_sizes needs use_linear_patch_embed=true; "
+            "set one or the other"
+        )
+
+
+def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iterator[str]:
+    """What encoder and decoder have in common; `field` is the name of their width."""
+    for name, low in (("depth", 0), ("num_heads", 1), ("max_sequence_length", 1)):
+        if getattr(part, name) < low:
+            yield f"{path}.{name} must be at least {low}, got {getattr(part, name)}"
+    if not 0 <= part.drop_path < 1:
+        yield f"{path}.drop_path must be in [0, 1), got {part.drop_path}"
+    if part.mlp_ratio <= 0:
+        yield f"{path}.mlp_ratio must be greater than 0, got {part.mlp_ratio}"
+    width, heads, encoding = getattr(part, field), part.num_heads, part.position_encoding
+    if width < 1 or (heads > 0 and width % heads):
+        yield f"{path}.{field} ({width}) must be positive and divisible by num_heads ({heads})"
+    elif encoding not in POSITION_ENCODINGS:
+        known = ", ".join(POSITION_ENCODINGS)
+        yield f"{path}.position_encoding must be one of ({known}), got {encoding!r}"
+    elif encoding in ("rope", "rope_mixed") and heads > 0 and (width // heads) % 4:
+        yield (
+            f"{path}: position_encoding {encoding!r} needs a head width divisible by 4, "
+            f"got {width // heads}"
+        )
+    elif encoding == "absolute" and width % 4:
+        yield f"{path}.{field} must be divisible by 4 for absolute encodings, got {width}"
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:
-    loader, group = cfg.data_loader, cfg.train_module.rank_microbatch_size
-    yield from _positive(loader, "data_loader", "global_batch_size", "prefetch_factor", "repeats")
-    yield from _need(
-        loader.num_workers >= 0, "data_loader.num_workers", "0 or more", loader.num_workers
+    from olmoearth_jax.train.build import build_transform
+
+    loader, encoder, group = (
+        cfg.data_loader,
+        cfg.model.encoder_config,
+        cfg.train_module.rank_microbatch_size,
     )
-    yield from _need(
-        0 <= loader.max_bad_fraction <= 1,
-        "data_loader.max_bad_fraction",
-        "between 0 and 1",
-        loader.max_bad_fraction,
-    )
-    if group > 0 and loader.global_batch_size > 0:
-        yield from _batch(cfg, group)
-    yield from _shapes(cfg)
-    yield from _views(cfg)
-    yield from _transform(loader.transform_config)
-
-
-def _batch(cfg: ExperimentConfig, group: int) -> Iterator[str]:
-    loader = cfg.data_loader
-    if loader.global_batch_size % group:
-        yield (
-            f"data_loader.global_batch_size ({loader.global_batch_size}) must be divisible by "
-            f"train_module.rank_microbatch_size ({group})"
-        )
-    block = loader.samples_per_shape
-    if block is not None and (block < 1 or block % group):
-        yield (
-            f"data_loader.samples_per_shape ({block}) must be a multiple of "
-            f"train_module.rank_microbatch_size ({group})"
-        )
-
-
-def _shapes(cfg: ExperimentConfig) -> Iterator[str]:
-    loader, encoder = cfg.data_loader, cfg.model.encoder_config
+    batch, block = loader.global_batch_size, loader.samples_per_shape
+    group_path = f"train_module.rank_microbatch_size ({group})"
+    if group > 0 and batch % group:
+        yield f"data_loader.global_batch_size ({batch}) must be divisible by {group_path}"
+    if group > 0 and block is not None and (block < 1 or block % group):
+        yield f"data_loader.samples_per_shape ({block}) must be a multiple of {group_path}"
     low, high = loader.min_patch_size, loader.max_patch_size
     for side, value in (("min_patch_size", low), ("max_patch_size", high)):
         wanted = getattr(encoder, side)
         if value != wanted:
-            yield (
-                f"data_loader.{side} ({value}) must equal model.encoder_config.{side} ({wanted})"
-            )
+            yield f"data_loader.{side} ({value}) must equal model.encoder_config.{side} ({wanted})"
     if not 1 <= low <= high:
-        yield (
-            "data_loader.min_patch_size and max_patch_size must satisfy 1 <= min <= max, "
-            f"got {low} and {high}"
+        yield f"data_loader: 1 <= min_patch_size <= max_patch_size must hold, got {low} and {high}"
+    else:  # a grid must fit the budget as it is counted: by the registry's band sets, or our own
+        counted = encoder.tokenization if loader.match_model_tokenization else None
+        sizes, names = range(low, high + 1), cfg.dataset.training_modalities
+        grids, budget = loader.sampled_hw_p_list, loader.token_budget
+        yield from _says(
+            lambda: check_grids(names, sizes, grids, budget, TILE_PX, counted), "data_loader"
         )
-        return
-    # A grid must fit the budget as it is counted: by the registry's band sets, or the model's own.
-    tokenization = encoder.tokenization if loader.match_model_tokenization else None
     yield from _says(
-        lambda: check_grids(
-            cfg.dataset.training_modalities,
-            range(low, high + 1),
-            loader.sampled_hw_p_list,
-            loader.token_budget,
-            TILE_PX,
-            tokenization,
-        ),
-        "data_loader",
+        lambda: build_transform(loader.transform_config), "data_loader.transform_config"
     )
 
 
-def _views(cfg: ExperimentConfig) -> Iterator[str]:
-    loader, kind = cfg.data_loader, cfg.train_module.kind
-    views = loader.num_masked_views
+def _masking(cfg: ExperimentConfig) -> Iterator[str]:
+    loader, kind, views = cfg.data_loader, cfg.train_module.kind, cfg.data_loader.num_masked_views
     if views not in (1, 2):
         yield f"data_loader.num_masked_views must be 1 or 2, got {views}"
     elif views != VIEWS[kind]:
@@ -178,48 +245,62 @@ def _views(cfg: ExperimentConfig) -> Iterator[str]:
         yield "data_loader.masking_config must be given"
     if loader.masking_config_b is not None and views == 1:
         yield "data_loader.masking_config_b is set, but there is only one view; set it to null"
+    trained = cfg.model.encoder_config.supported_modality_names
+    for path, values in objectives.options(cfg).items():
+        found = list(_says(lambda path=path, values=values: objectives.build(path, values), path))
+        yield from found
+        for key in MODALITY_LISTS & set(values):
+            for name in values[key] or ():
+                if name not in trained:
+                    yield f"{path}.{key} has {name!r}, which is not trained; trained: " + ", ".join(
+                        trained
+                    )
+        if not found and path.startswith("data_loader."):
+            yield from _visible(objectives.build(path, values), cfg, path)
 
 
-def _transform(config: dict[str, Any] | None) -> Iterator[str]:
-    if config is None:
-        return
-    path, kind = "data_loader.transform_config", config.get("type")
-    if kind not in _TRANSFORMS:
-        yield f"{path}: unknown type {kind!r}; {closest(str(kind), _TRANSFORMS)}"
-        return
-    for key in config:
-        if key != "type" and key not in _TRANSFORMS[kind]:
-            yield f"{path}: {kind!r} has no parameter {key!r}"
-    if kind == "mixup" and not config.get("alpha", 0) > 0:
-        yield f"{path}: 'mixup' needs an alpha greater than 0"
+def _visible(strategy: Any, cfg: ExperimentConfig, path: str) -> Iterator[str]:
+    """Whether a strategy leaves the encoder anything to see."""
+    hidden: set[str] = set()
+    for key in ("only_decode_modalities", "decoded_modalities", "fully_mask_modalities"):
+        hidden.update(getattr(strategy, key, ()))
+    if hidden.issuperset(cfg.dataset.training_modalities):
+        yield (
+            f"{path}: no modality is left to encode, since all that are trained "
+            f"({', '.join(cfg.dataset.training_modalities)}) are only decoded"
+        )
+    if getattr(strategy, "encode_ratio", 1) == 0:
+        yield f"{path}.encode_ratio must be greater than 0, or the encoder sees nothing"
 
 
 def _objective(cfg: ExperimentConfig) -> Iterator[str]:
-    module, kind = cfg.train_module, cfg.train_module.kind
+    from olmoearth_jax.train.optimizer import AdamWConfig
+
+    module, kind, rate = cfg.train_module, cfg.train_module.kind, cfg.train_module.scheduler
     if cfg.model.kind != MODEL_KINDS[kind]:
         yield (
             f"train_module.kind {kind!r} needs model.kind {MODEL_KINDS[kind]!r}, "
             f"got {cfg.model.kind!r}"
         )
-    for path, values in objectives.options(cfg).items():
-        found = objectives.problem(path, values)
-        if found:
-            yield found
-    if kind == "mae":
-        if module.mae_loss_config is None:
-            yield "train_module.mae_loss_config must be given for train_module.kind 'mae'"
-        if module.contrastive_config is not None:
-            yield "train_module.contrastive_config needs two views; set it to null for kind 'mae'"
-    elif module.loss_config is None:
-        yield f"train_module.loss_config must be given for train_module.kind {kind!r}"
-    if kind == "latent_mim" and module.contrastive_config is not None:
-        yield "train_module.contrastive_config needs two views; set it to null or use two views"
+    needed = "mae_loss_config" if kind == "mae" else "loss_config"
+    if getattr(module, needed) is None:
+        yield f"train_module.{needed} must be given for train_module.kind {kind!r}"
+    if VIEWS[kind] == 1 and module.contrastive_config is not None:
+        yield f"train_module.contrastive_config needs two views; set it to null for kind {kind!r}"
     if module.mae_loss_config is not None and cfg.model.reconstructor_config is None:
         yield "train_module.mae_loss_config needs model.reconstructor_config"
     for name in ("loss_config_b", "token_exit_cfg_b"):
         if kind != "galileo" and getattr(module, name) is not None:
             yield f"train_module.{name} belongs to train_module.kind 'galileo'; set it to null"
-    yield from _targets(cfg)
+    groups = module.optim_config.group_overrides
+    yield from _says(
+        lambda: AdamWConfig(group_overrides=groups), "train_module.optim_config.group_overrides"
+    )
+    if (rate.warmup is None) == (rate.warmup_fraction is None):
+        yield (
+            "train_module.scheduler: set exactly one of warmup and warmup_fraction, and the other "
+            "to null"
+        )
 
 
 def _targets(cfg: ExperimentConfig) -> Iterator[str]:
@@ -227,7 +308,6 @@ def _targets(cfg: ExperimentConfig) -> Iterator[str]:
     exits = {"token_exit_cfg": module.token_exit_cfg}
     if module.token_exit_cfg_b is not None:
         exits["token_exit_cfg_b"] = module.token_exit_cfg_b
-    deepest = 0
     for name, values in exits.items():
         missing = [m for m in cfg.dataset.training_modalities if m not in values]
         if missing:
@@ -238,113 +318,42 @@ def _targets(cfg: ExperimentConfig) -> Iterator[str]:
                     f"train_module.{name}.{modality} must be between 0 and the encoder's depth "
                     f"{depth}, got {exit_depth}"
                 )
-            deepest = max(deepest, exit_depth)
-    decay = module.ema_decay
-    if len(decay) != 2 or not all(0 <= d <= 1 for d in decay):
-        yield f"train_module.ema_decay must be two numbers between 0 and 1, got {decay}"
     if cfg.model.projection_only_target:
-        if deepest > 0:
+        if any(any(values.values()) for values in exits.values()):
             yield "a projection-only target needs every train_module.token_exit_cfg entry to be 0"
-        if decay != [1.0, 1.0]:
+        if module.ema_decay != [1.0, 1.0]:
             yield "a projection-only target needs train_module.ema_decay=[1,1]"
 
 
-def _optimizer(cfg: ExperimentConfig) -> Iterator[str]:
-    from olmoearth_jax.train.optimizer import AdamWConfig
+def _run(cfg: ExperimentConfig) -> Iterator[str]:
+    from olmoearth_jax.train.assemble import micro_step_shape
 
-    module, optim, rate = (
-        cfg.train_module,
-        cfg.train_module.optim_config,
-        cfg.train_module.scheduler,
-    )
-    path = "train_module.optim_config"
-    yield from _positive(module, "train_module", "rank_microbatch_size")
-    for name in ("lr", "weight_decay", "eps"):
-        value = getattr(optim, name)
-        holds = math.isfinite(value) and value >= 0
-        yield from _need(holds, f"{path}.{name}", "0 or more", value)
-    betas = len(optim.betas) == 2 and all(0 <= b < 1 for b in optim.betas)
-    yield from _need(betas, f"{path}.betas", "two numbers in [0, 1)", optim.betas)
-    yield from _says(
-        lambda: AdamWConfig(group_overrides=optim.group_overrides), f"{path}.group_overrides"
-    )
-    yield from _need(optim.count_offset in (0, 1), f"{path}.count_offset", "0 or 1",
-                     optim.count_offset)  # fmt: skip
-    norm = module.max_grad_norm
-    yield from _need(norm is None or norm > 0, "train_module.max_grad_norm",
-                     "greater than 0 or null", norm)  # fmt: skip
-    path = "train_module.scheduler"
-    if (rate.warmup is None) == (rate.warmup_fraction is None):
-        yield f"{path}: set exactly one of warmup and warmup_fraction, and the other to null"
-    steps, share, horizon = rate.warmup, rate.warmup_fraction, rate.t_max
-    yield from _need(steps is None or steps >= 0, f"{path}.warmup", "0 or more", steps)
-    holds = share is None or 0 <= share <= 1
-    yield from _need(holds, f"{path}.warmup_fraction", "between 0 and 1", share)
-    yield from _need(0 <= rate.alpha_f <= 1, f"{path}.alpha_f", "between 0 and 1", rate.alpha_f)
-    holds = horizon is None or horizon > 0
-    yield from _need(holds, f"{path}.t_max", "greater than 0 or null", horizon)
-
-
-def _trainer(cfg: ExperimentConfig) -> Iterator[str]:
-    trainer = cfg.trainer
-    yield from _positive(trainer.max_duration, "trainer.max_duration", "value")
-    if trainer.hard_stop is not None:
-        yield from _positive(trainer.hard_stop, "trainer.hard_stop", "value")
-    yield from _positive(trainer, "trainer", "metrics_collect_interval", "cancel_check_interval")
-    if trainer.profile.enabled:
-        yield from _positive(trainer.profile, "trainer.profile", "start_step", "num_steps")
-    saver, path = trainer.callbacks.checkpointer, "trainer.callbacks.checkpointer"
-    yield from _positive(saver, path, "save_interval")
+    trainer, saver = cfg.trainer, cfg.trainer.callbacks.checkpointer
+    if trainer.hard_stop is not None and trainer.hard_stop.value < 1:
+        yield f"trainer.hard_stop.value must be greater than 0, got {trainer.hard_stop.value}"
     short = saver.ephemeral_save_interval
-    if short is not None:
-        yield from _need(short > 0, f"{path}.ephemeral_save_interval", "greater than 0", short)
-        if short >= saver.save_interval:
-            yield (
-                f"{path}.ephemeral_save_interval ({short}) must be less than save_interval "
-                f"({saver.save_interval}); lower it, or set it to null for none"
-            )
+    if short is not None and short >= saver.save_interval:
+        yield (
+            f"trainer.callbacks.checkpointer.ephemeral_save_interval ({short}) must be less than "
+            f"save_interval ({saver.save_interval}); lower it, or set it to null for none"
+        )
     if trainer.no_checkpoints and trainer.load_strategy == "always":
         yield "trainer.load_strategy 'always' and trainer.no_checkpoints exclude each other"
-    yield from _evaluator(cfg)
-
-
-def _evaluator(cfg: ExperimentConfig) -> Iterator[str]:
-    from olmoearth_jax.evals.tasks import catalogue, check_task
-
-    evaluator = cfg.trainer.callbacks.downstream_evaluator
-    path = "trainer.callbacks.downstream_evaluator"
-    for name in evaluator.tasks_to_run or ():
-        if name not in evaluator.tasks:
-            known = [*evaluator.tasks, *(t for t in catalogue() if t not in evaluator.tasks)]
-            yield f"{path}.tasks_to_run: unknown task {name!r}; {closest(name, known)}"
-    if not evaluator.enabled or cfg.trainer.no_evals:
-        return
-    for name, task in evaluator.tasks.items():
-        yield from _positive(task.eval_interval, f"{path}.tasks.{name}.eval_interval", "value")
-        if evaluator.tasks_to_run is None or name in evaluator.tasks_to_run:
-            yield from _says(lambda name=name, task=task: check_task(name, task), f"{path}.tasks")
-
-
-def _run(cfg: ExperimentConfig) -> Iterator[str]:
-    mesh, ladder = cfg.mesh, cfg.ladder
-    sizes = [mesh.data, mesh.fsdp]
+    sizes = [cfg.mesh.data, cfg.mesh.fsdp]
+    batch, group = cfg.data_loader.global_batch_size, cfg.train_module.rank_microbatch_size
     if any(s < 1 and s != -1 for s in sizes) or sizes == [-1, -1]:
         yield (
             "mesh.data and mesh.fsdp must be device counts of at least 1, or one of them -1, "
-            f"got {mesh.data} and {mesh.fsdp}"
+            f"got {cfg.mesh.data} and {cfg.mesh.fsdp}"
         )
+    elif -1 not in sizes and group > 0 and batch > 0 and batch % group == 0:
+        yield from _says(lambda: micro_step_shape(batch, group, sizes[0] * sizes[1]), "mesh")
     for i, rule in enumerate(cfg.fsdp_rules):
         yield from _rule(rule, f"fsdp_rules[{i}]")
-    if not 1 <= ladder.max_rungs <= 12:
-        yield f"ladder.max_rungs must be between 1 and 12, got {ladder.max_rungs}"
-    shares = ladder.row_fractions
-    if not shares or sorted(set(shares)) != shares or shares[0] <= 0 or shares[-1] != 1:
-        yield f"ladder.row_fractions must ascend from above 0 to 1, got {shares}"
+    yield from _evaluator(cfg)
 
 
 def _rule(rule: list[Any], path: str) -> Iterator[str]:
-    import re
-
     if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], list):
         yield f"{path} must be [pattern, [axis or null, ...]], got {rule!r}"
         return
@@ -355,3 +364,22 @@ def _rule(rule: list[Any], path: str) -> Iterator[str]:
     for axis in rule[1]:
         if axis not in (None, "data", "fsdp"):
             yield f"{path}: unknown mesh axis {axis!r}; {closest(str(axis), ('data', 'fsdp'))}"
+
+
+def _evaluator(cfg: ExperimentConfig) -> Iterator[str]:
+    evaluator = cfg.trainer.callbacks.downstream_evaluator
+    path, tasks = "trainer.callbacks.downstream_evaluator.tasks", evaluator.tasks
+    for name in evaluator.tasks_to_run or ():
+        if name not in tasks:
+            near = closest(name, [*tasks, *(t for t in catalogue() if t not in tasks)])
+            yield f"{path}_to_run: unknown task {name!r}; {near}"
+    if not evaluator.enabled or cfg.trainer.no_evals:
+        return
+    for name, task in tasks.items():
+        if task.eval_interval.value < 1:
+            yield (
+                f"{path}.{name}.eval_interval.value must be greater than 0, "
+                f"got {task.eval_interval.value}"
+            )
+        if evaluator.tasks_to_run is None or name in evaluator.tasks_to_run:
+            yield from _says(lambda name=name, task=task: check_task(name, task), path)

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
-from olmoearth_jax.configlib.schema import Text
+from olmoearth_jax.configlib.schema import Text, plain
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.?(inf|nan)", re.IGNORECASE)
+_SINGLE = re.compile(r"'((?:[^']|'')*)'")
 _JSON = json.JSONDecoder(strict=False)
-_TRUE = {"true", "yes", "on"}
-_FALSE = {"false", "no", "off"}
-_NULL = {"null", "none", "~"}
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
+          "null": None, "none": None, "~": None}  # fmt: skip
+_CLOSE = {"[": "]", "(": ")", "{": "}"}
 
 
 def scalar(text: str) -> Any:
     """Python value of an unquoted word: null, bool, int, float or the text itself."""
-    word = text.lower()
-    if word in _NULL:
-        return None
-    if word in _TRUE or word in _FALSE:
-        return word in _TRUE
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     if _INT.fullmatch(text):
         return int(text)
     special = _SPECIAL.fullmatch(text)
     if special:
-        return float(special.group(1) + special.group(2))
-    if _FLOAT.fullmatch(text):
-        return float(text.replace("_", ""))
-    return text
+        return float(special[1] + special[2])
+    return float(text.replace("_", "")) if _FLOAT.fullmatch(text) else text
 
 
 class _Reader:
@@ -44,48 +41,54 @@ class _Reader:
     def fail(self, wanted: str) -> ValueError:
         return ValueError(f"{self.text!r} is not a valid value: {wanted} at character {self.at}")
 
-    def space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-
     def peek(self) -> str:
-        self.space()
+        while self.text[self.at : self.at + 1].isspace():
+            self.at += 1
         return self.text[self.at : self.at + 1]
-
-    def take(self, mark: str) -> None:
-        if self.peek() != mark:
-            raise self.fail(f"expected {mark!r}")
-        self.at += 1
 
     def value(self) -> Any:
         start = self.peek()
-        if start == "[":
-            return self.items("]", self.value)
+        if start in ("[", "("):
+            return self.items(_CLOSE[start], self.value)
         if start == "{":
             return dict(self.items("}", self.pair))
-        if start in ("'", '"') and start:
-            word = self.quoted()
-            return Text(word, word)
-        word = self.word(",]}")
-        return Text(word, scalar(word))
+        word = self.word(",])}")
+        return word if isinstance(word, Text) else Text(word, scalar(word))
 
-    def items(self, close: str, read: Any) -> list[Any]:
+    def items(self, close: str, read: Callable[[], Any]) -> list[Any]:
         self.at += 1
         out: list[Any] = []
         while self.peek() != close:
             out.append(read())
-            if self.peek() != close:
-                self.take(",")
+            if self.peek() not in (",", close):
+                raise self.fail(f"expected ',' or {close!r}")
+            self.at += self.peek() == ","
         self.at += 1
         return out
 
     def pair(self) -> tuple[str, Any]:
-        key = self.quoted() if self.peek() in ("'", '"') else self.word(":,]}")
-        self.take(":")
-        return key, self.value()
+        key = self.word(":,])}")
+        if self.peek() != ":":
+            raise self.fail("expected ':'")
+        self.at += 1
+        return str(key), self.value()
 
     def word(self, stops: str) -> str:
-        start = self.at
+        """Text up to one of `stops`, or a quoted text (a `Text` that stands for itself)."""
+        start, quote = self.at, self.peek()
+        if quote == '"':
+            try:
+                word, self.at = _JSON.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as e:
+                raise self.fail("unfinished quoted text") from e
+            return Text(word, word)
+        if quote == "'":
+            found = _SINGLE.match(self.text, self.at)
+            if not found:
+                raise self.fail("unfinished quoted text")
+            self.at = found.end()
+            word = found[1].replace("''", "'")
+            return Text(word, word)
         while self.at < len(self.text) and self.text[self.at] not in stops:
             self.at += 1
         word = self.text[start : self.at].strip()
@@ -93,44 +96,27 @@ class _Reader:
             raise self.fail("expected a value")
         return word
 
-    def quoted(self) -> str:
-        start, quote = self.at, self.text[self.at]
-        if quote == '"':
-            try:
-                word, self.at = _JSON.raw_decode(self.text, start)
-            except json.JSONDecodeError as e:
-                raise self.fail("unfinished quoted text") from e
-            return word
-        found = re.compile(r"'((?:[^']|'')*)'").match(self.text, start)
-        if not found:
-            raise self.fail("unfinished quoted text")
-        self.at = found.end()
-        return found.group(1).replace("''", "'")
-
 
 def parse(text: str) -> Any:
     """The value written as `text`; scalars come as `Text`, so that a name like `on` stays one.
 
-    Lists are [a, b], mappings {k: v}; quoted text is never read as a number or a bool.
+    Lists are [a, b] or (a, b), mappings {k: v}; quoted text is never read as a number or a bool.
 
     Raises:
       ValueError: brackets or quotes do not match.
     """
     text = text.strip()
-    if text[:1] not in ("[", "{", "'", '"'):
+    if text[:1] not in (*_CLOSE, "'", '"'):
         return Text(text, scalar(text))
     reader = _Reader(text)
     value = reader.value()
-    reader.space()
-    if reader.at != len(text):
+    if reader.peek():
         raise reader.fail("unexpected text")
     return value
 
 
 def parse_value(text: str) -> Any:
     """`parse` as plain Python values: None, bool, int, float, str, list or dict."""
-    from olmoearth_jax.configlib.schema import plain
-
     return plain(parse(text))
 
 

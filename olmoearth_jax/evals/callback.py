@@ -15,8 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
-from olmoearth_jax.configlib.tree import ExperimentConfig
+from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
 from olmoearth_jax.evals import results, sweep, tasks
 from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
 from olmoearth_jax.evals.runner import RunOptions, run_task

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax import masking, modalities
+from olmoearth_jax import masking, modalities, registry
 from olmoearth_jax.config import Duration, ExperimentConfig
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data import transforms
@@ -87,16 +87,7 @@ _TRANSFORMS: dict[str, Any] = {
 
 def build_transform(options: dict[str, Any] | None) -> Any:
     """Augmentation of {'type': 'flip_and_rotate'} or {'type': 'mixup', 'alpha': ...}; or None."""
-    if options is None:
-        return None
-    arguments = dict(options)
-    kind = arguments.pop("type", "")
-    if kind not in _TRANSFORMS:
-        raise ValueError(
-            f"unknown data_loader.transform_config type {kind!r}; "
-            f"{modalities.closest(str(kind), _TRANSFORMS)}"
-        )
-    return _TRANSFORMS[kind](**arguments)
+    return None if options is None else registry.build(_TRANSFORMS, options, "augmentation")
 
 
 def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) -> TrainStream:

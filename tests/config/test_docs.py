@@ -3,21 +3,24 @@
 import re
 from pathlib import Path
 
-from olmoearth_jax.config import ExperimentConfig, get_path, official
-from olmoearth_jax.configlib import doc, schema
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.configlib import schema
+from olmoearth_jax.configlib.official import official
+from olmoearth_jax.configlib.schema import get_path
+from tools import config_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_table_of_paths_is_up_to_date():
     page = (ROOT / "docs" / "configuration.md").read_text()
-    assert doc.updated(page) == page, "run python -m olmoearth_jax.configlib.doc"
+    assert config_table.updated(page) == page, "run python -m tools.config_table"
 
 
 def test_every_documented_path_exists():
     config = official("base")
     known = set(schema.valid_paths(ExperimentConfig))
-    for path, *_ in doc.rows(ExperimentConfig, config):
+    for path, *_ in config_table.rows(ExperimentConfig, config):
         assert path in known
         if "<name>" not in path and not path.startswith(
             ("trainer.hard_stop", "model.reconstructor_config")

@@ -3,7 +3,8 @@
 import pytest
 
 from olmoearth_jax import overrides
-from olmoearth_jax.config import ConfigError, ExperimentConfig, official
+from olmoearth_jax.config import ConfigError, ExperimentConfig
+from olmoearth_jax.configlib.official import official
 
 OVERRIDES = [
     ("trainer.nope=1", ["unknown config path 'trainer.nope'", "did you mean"]),
@@ -36,7 +37,7 @@ OVERRIDES = [
     ("train_module.token_exit_cfg.sentinel3=1", ["unknown modality 'sentinel3'"]),
     (
         "trainer.callbacks.downstream_evaluator.tasks.madoz.probe_lr=1",
-        ["tasks.madoz.probe_lr'", "did you mean 'mados'?"],
+        ["tasks.madoz'", "did you mean 'mados'?"],
     ),
 ]
 
@@ -82,7 +83,7 @@ PROBLEMS = [
     ({"data_loader.token_budget": 100}, "token budget 100 is too small"),
     ({"data_loader.sampled_hw_p_list": []}, "grid sizes"),
     ({"data_loader.transform_config": {"type": "flip_rotate"}}, "did you mean 'flip_and_rotate'?"),
-    ({"data_loader.transform_config": {"type": "mixup"}}, "needs an alpha"),
+    ({"data_loader.transform_config": {"type": "mixup"}}, "augmentation 'mixup' needs 'alpha'"),
     ({"dataset.dtype": "float16"}, "dataset.dtype must be float32"),
     ({"dataset.dataset_percentage": 0}, "greater than 0 and at most 1"),
     ({"dataset.training_modalities": ["latlon"]}, "which the model does not support"),
@@ -113,7 +114,7 @@ PROBLEMS = [
     ({"fsdp_rules": [["(", ["fsdp"]]]}, "not a regular expression"),
     ({"fsdp_rules": [["kernel", ["fdsp"]]]}, "did you mean 'fsdp'?"),
     ({"ladder.max_rungs": 13}, "max_rungs must be between 1 and 12"),
-    ({"ladder.row_fractions": [1.0, 0.5]}, "row_fractions must ascend"),
+    ({"ladder.row_fractions": [1.0, 0.5]}, "row_fractions must be ascending"),
 ]
 
 

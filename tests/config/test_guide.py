@@ -3,7 +3,8 @@
 import pytest
 
 from olmoearth_jax import overrides
-from olmoearth_jax.config import get_path, official
+from olmoearth_jax.configlib.official import official
+from olmoearth_jax.configlib.schema import get_path
 
 SAVER = "trainer.callbacks.checkpointer"
 EVALUATOR = "trainer.callbacks.downstream_evaluator"

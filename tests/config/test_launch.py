@@ -8,7 +8,8 @@ import pytest
 
 from launch import _app, _estimate, dry_run
 from olmoearth_jax import overrides
-from olmoearth_jax.config import ConfigError, official
+from olmoearth_jax.config import ConfigError
+from olmoearth_jax.configlib.official import official
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax.config import official
+from olmoearth_jax.configlib.official import official
 from olmoearth_jax.model.config import VERSIONS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 
 from olmoearth_jax import modalities, overrides
-from olmoearth_jax.config import ConfigError, get_path, official
+from olmoearth_jax.config import ConfigError
+from olmoearth_jax.configlib.official import official
+from olmoearth_jax.configlib.schema import get_path
 from olmoearth_jax.overrides import format_value, parse_value
 
 SAVER = "trainer.callbacks.checkpointer"

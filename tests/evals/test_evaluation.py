@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from launch import benchmark, evaluate
-from olmoearth_jax.configlib.trainer import DownstreamEvaluatorConfig
+from olmoearth_jax.config import DownstreamEvaluatorConfig
 from olmoearth_jax.evals import callback, models, results, runner, sweep
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.tasks import EvalInterval

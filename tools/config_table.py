@@ -1,6 +1,6 @@
 """The table of all config paths in docs/configuration.md, made from the config classes.
 
-python -m olmoearth_jax.configlib.doc docs/configuration.md     # rewrites the table in place
+python -m tools.config_table docs/configuration.md     # rewrites the table in place
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import textwrap
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import schema
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.configlib.tree import ExperimentConfig
 from olmoearth_jax.overrides import ALIASES
 
 BEGIN, END = "<!-- paths: generated -->", "<!-- paths: end -->"
