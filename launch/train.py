@@ -15,6 +15,7 @@ import dataclasses
 import multiprocessing
 import os
 import sys
+import traceback
 
 import jax
 from absl import flags
@@ -24,6 +25,7 @@ from launch import _app
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.evals.callback import build_evaluator
 from olmoearth_jax.train import devices, signals
+from olmoearth_jax.train.hosts import HostMissing
 from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged
@@ -105,9 +107,7 @@ def main(config: ExperimentConfig) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes
     try:
         summary = run(config)
-    except RunFolderInUse as error:
-        raise _app.UserError(str(error)) from error
-    except TrainingDiverged as error:
+    except (RunFolderInUse, TrainingDiverged, HostMissing) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except signals.Abandoned:
@@ -118,9 +118,12 @@ def main(config: ExperimentConfig) -> int:
         return _ABORTED
     except Exception as error:
         advice = devices.memory_advice(error)
-        if advice is None:
+        if advice is None and jax.process_count() == 1:
             raise
-        print(f"error: {advice}", file=sys.stderr, flush=True)
+        if advice is None and not isinstance(error, (ValueError, OSError)):
+            traceback.print_exc()
+        # Raised further, it would wait at the end for the other processes, which wait for us.
+        print(f"error: {advice or error}", file=sys.stderr, flush=True)
         return 1
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1
@@ -133,7 +136,10 @@ def leave(code: int) -> None:
         child.kill()  # readers that were stuck; they ignore SIGTERM, so Python would wait for them
     sys.stdout.flush()
     sys.stderr.flush()
-    if signals.threads_at_work():
+    several = jax.process_count() > 1
+    if several and code in (0, _STOPPED.value):
+        jax.distributed.shutdown()  # waits for the others, so that none loses its coordinator
+    if several or signals.threads_at_work():
         os._exit(code)
     sys.exit(code)
 

@@ -218,6 +218,8 @@ class TensorBoardConfig:
     """Scalars under <run folder>/tensorboard."""
 
     enabled: bool = True
+    image_interval: int | None = 1000
+    """Steps between pictures of inputs, masks and features; null draws none."""
 
 
 @dataclasses.dataclass
@@ -270,6 +272,8 @@ class TrainerConfig:
     """Stop here without changing the learning-rate horizon."""
     metrics_collect_interval: int = 10
     cancel_check_interval: int = 25
+    host_timeout_s: float = 1800.0
+    """Seconds for which one process may hold up the others before the run ends and names it."""
     load_strategy: Literal["if_available", "always", "never"] = "if_available"
     load_path: str | None = None
     """Checkpoint to start from when the run's own folder holds none."""

@@ -62,6 +62,8 @@ _RULES = {
     "trainer.max_duration.value": "greater than 0",
     "trainer.metrics_collect_interval": "greater than 0",
     "trainer.cancel_check_interval": "greater than 0",
+    "trainer.host_timeout_s": "greater than 0",
+    "trainer.callbacks.tensorboard.image_interval": "greater than 0 or null",
     "trainer.profile.start_step": "greater than 0",
     "trainer.profile.num_steps": "greater than 0",
     "trainer.callbacks.checkpointer.save_interval": "greater than 0",

@@ -15,13 +15,13 @@ from olmoearth_jax import modalities
 from olmoearth_jax.masking import Strategy, TokenBounds, max_tokens
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.stream.agree import host_agreement
 from olmoearth_jax.stream.engine import StreamEngine
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import ROW_FRACTIONS, band_set_counts, row_plans
 from olmoearth_jax.stream.layout import TARGET, Layout, lengthen, target_plan
 from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slots, token_shape
 from olmoearth_jax.stream.tables import BandDropout
+from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
 from olmoearth_jax.train.objectives import Objective
 
@@ -201,7 +201,7 @@ def stream_engine(
         decoder_drop=options.decoder_drop,
         band_dropout=options.band_dropout,
     )
-    return StreamEngine(forward, ladder, mesh, host_agreement())
+    return StreamEngine(forward, ladder, mesh, hosts.current().agree)
 
 
 def dense_engine(

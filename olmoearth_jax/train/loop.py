@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
-from olmoearth_jax.train import checkpoint
+from olmoearth_jax.train import checkpoint, hosts
 from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo, State
+from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
     Batches,
     Evaluate,
@@ -41,8 +42,8 @@ class LoopConfig:
     max_steps: int
     hard_stop: int | None = None  # stop here; max_steps stays the horizon
     metrics_collect_interval: int = 10
-    cancel_check_interval: int = 25  # accepted for the guide's sake; we look after every step
     cancel_grace_s: float = 10.0  # a signal waits so long for a step before saving without it
+    host_timeout_s: float = hosts.TIMEOUT_S  # so long may one process hold up the others
     save_interval: int = 5000
     ephemeral_save_interval: int | None = 250
     checkpoints: bool = True
@@ -85,18 +86,16 @@ def train(
     """Trains to `config.stop_step`, continuing what the run folder holds.
 
     `say` takes the progress lines (default: print, on process 0). Raises ValueError for a
-    checkpoint that doesn't fit, RunFolderInUse, TrainingDiverged; and `signals.Abandoned` when a
-    signal came in a long call, and all before is saved: the process should then end at once.
+    checkpoint that doesn't fit, RunFolderInUse, TrainingDiverged, HostMissing; and
+    `signals.Abandoned` when a signal came before the first step could begin.
     """
     begun = time.monotonic()
     say = _quiet if jax.process_index() else (say or _say)
     folder = RunFolder(config.run_dir).create()
     with ExitStack() as stack:
-        cancel, device = _occupy(stack, folder)
+        cancel, device = _occupy(stack, folder, config)
         saver = stack.enter_context(_checkpointer(folder, stream, config))
-        state, start = device.call(
-            _restore_or_init, program, saver, config, say, stop=cancel.stop_now
-        )
+        state, start = device.call(_restore_or_init, program, saver, config, say, stop=cancel.told)
         stop, step = config.stop_step, start
         evaluate = Evaluate(evaluation, folder, cancel, say)
         owed = evaluate.owed(start)
@@ -112,19 +111,25 @@ def train(
 
         for number in range(start + 1, stop + 1):
             if owed or (groups := batches.next(number)) is None:
-                break  # cancelled while evaluating or waiting for data
+                break  # told to stop while evaluating or waiting for data
             trace.before(number)
-            state, report = take_step(state, groups, number, _rescue(saver, recorder, config, step))
+            try:
+                state, report = take_step(state, groups, number, step in (0, saver.on_disk))
+            except StopAgreed:
+                break
             step = number
             device.call(recorder.add, step, report, batches.waited)
             trace.after(step, report)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
             if config.checkpoints and saver.due(step):
-                device.call(_save, saver, recorder, step, state)
-            if cancel.agreed(step) or getattr(evaluation, "cancel", False):
+                device.call(_save, saver, recorder, step, state, poll=cancel.poll)
+            if cancel.told() or getattr(evaluation, "cancel", False):
                 break
 
+        if device.busy:  # in a compilation that nobody waits for any more
+            device = Worker("saving")
+            stack.callback(device.close)
         device.call(recorder.drain)
         recorder.flush()
         saved = config.checkpoints and device.call(_save, saver, recorder, step, state, True)
@@ -133,11 +138,13 @@ def train(
         return Summary(status, start, step, saved, time.monotonic() - begun)
 
 
-def _occupy(stack: ExitStack, folder: RunFolder) -> tuple[CancelFlag, Worker]:
+def _occupy(stack: ExitStack, folder: RunFolder, config: LoopConfig) -> tuple[CancelFlag, Worker]:
     """Locks the run folder, catches signals, and starts the thread that talks to the device."""
     if jax.process_index() == 0:
         stack.enter_context(RunLock(folder.lock_file))
-    cancel = stack.enter_context(catch_signals())
+    ours = hosts.current()
+    ours.timeout_s = config.host_timeout_s
+    cancel = stack.enter_context(catch_signals(ours))
     device = Worker("device")
     stack.callback(device.close)
     return cancel, device
@@ -190,15 +197,6 @@ def _save(
     saved = saver.save(step, state)
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
-
-
-def _rescue(
-    saver: Checkpointer, recorder: Recorder, config: LoopConfig, step: int
-) -> Callable[[State], bool] | None:
-    """What saves the state after `step` while the next step is stuck; None if it is saved."""
-    if not config.checkpoints or step in (0, saver.on_disk):
-        return None
-    return lambda state: _save(saver, recorder, step, state, True)
 
 
 def _checkpointer(folder: RunFolder, stream: Stream, config: LoopConfig) -> Checkpointer:
@@ -260,7 +258,7 @@ def _last_words(
     where = f"saved in {saver.folder}" if saved else "NOT saved"
     if status == "completed":
         return f"Training completed: {step} steps, {where}."
-    reason = cancel.reason or "request"
+    reason = cancel.reason or ("another process" if cancel.heard() else "request")
     return f"Stopped by {reason} after step {step} of {stop}, {where}. Run it again to go on."
 
 

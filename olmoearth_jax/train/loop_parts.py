@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from olmoearth_jax.train.checkpoint import State
+from olmoearth_jax.train.hosts import EVALUATING, Hosts, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import Recorder, Report
 from olmoearth_jax.train.runfolder import RunFolder
-from olmoearth_jax.train.signals import Abandoned, CancelFlag, Worker, wait
+from olmoearth_jax.train.signals import CancelFlag, Worker, wait
 
 _EVALUATED = "eval_time/total"  # its presence in metrics.jsonl says that a step was evaluated
 _PATIENCE_S = 30.0  # a step that takes longer than this is announced, once per such span
@@ -30,7 +30,9 @@ class Program(Protocol):
 
     def abstract_state(self) -> State: ...
 
-    def step(self, state: State, groups: list[Any], step: int) -> tuple[State, Report]: ...
+    def step(
+        self, state: State, groups: list[Any], step: int, gate: Callable[[], None]
+    ) -> tuple[State, Report]: ...
 
 
 class Stream(Protocol):
@@ -79,7 +81,8 @@ class Batches:
     def next(self, step: int) -> list[Any] | None:
         """The groups of a step; None if the run was cancelled while waiting for them."""
         begun = time.perf_counter()
-        if not wait(self._next, stop=self._cancel.stop_now):
+        self._cancel.hosts.says(f"reading the data of step {step}")
+        if not wait(self._next, stop=self._cancel.told):
             return None
         groups = self._next.result()
         self.waited = time.perf_counter() - begun
@@ -122,8 +125,12 @@ class Evaluate:
             return True
         recorder.drain()
         recorder.flush()
+        self._cancel.hosts.says(EVALUATING)
         begun = time.perf_counter()
-        values = self._evaluation(state, step, self._cancel.stop_now)
+        try:
+            values = self._evaluation(state, step, self._cancel.heard)
+        except StopAgreed:
+            values = None
         if values is None:
             return False
         recorder.write(step, {**values, _EVALUATED: time.perf_counter() - begun})
@@ -163,8 +170,8 @@ class Trace:
 class StepTaker:
     """Takes a step in the device's thread, and knows what a signal may interrupt.
 
-    A step that compiles can take longer than the grace that schedulers grant after SIGTERM. The
-    state before it is still whole until the update at its end consumes it, so it can be saved.
+    A step that compiles can take longer than the grace that schedulers grant after SIGTERM. Until
+    its gate has let it pass, the state before it is whole, and can be saved.
     """
 
     def __init__(
@@ -178,60 +185,53 @@ class StepTaker:
         self._program = program
         self._device = device
         self._cancel = cancel
+        self._hosts = cancel.hosts
         self._say = say
         self._grace_s = grace_s
 
     def __call__(
-        self,
-        state: State,
-        groups: list[Any],
-        number: int,
-        rescue: Callable[[State], bool] | None,
+        self, state: State, groups: list[Any], number: int, nothing_to_lose: bool
     ) -> tuple[State, Report]:
         """State and report after step `number`.
 
-        `rescue` saves the state before this step; None means that it is saved already. Raises
-        Abandoned if a signal came and the step was given up.
+        `nothing_to_lose`: no work is saved by waiting for a step that is being compiled. Raises
+        StopAgreed if it was not taken, because some process was told to stop.
         """
-        future = self._device.submit(self._program.step, state, groups, number)
-        poll = _patience(self._say)
-        if wait(future, stop=self._cancelled(self._grace_s if rescue else 0.0), poll=poll):
-            return future.result()
-        if rescue is None:
-            raise Abandoned
-        kept = host_copy(state)
-        if kept is not None and rescue(kept):
-            raise Abandoned
-        wait(future, poll=poll)
+        self._hosts.says(f"step {number}")
+        self._hosts.committed = False
+        future = self._device.submit(self._take, state, groups, number)
+        give_up = self._over_grace(0.0 if nothing_to_lose else self._grace_s)
+        if not wait(future, stop=give_up, poll=_patience(self._say, self._hosts)):
+            raise StopAgreed
         return future.result()
 
-    def _cancelled(self, grace_s: float) -> Callable[[], bool]:
+    def _take(self, state: State, groups: list[Any], number: int) -> tuple[State, Report]:
+        self._hosts.agree()
+        return self._program.step(state, groups, number, self._gate)
+
+    def _gate(self) -> None:
+        self._hosts.agree(last=True)
+
+    def _over_grace(self, grace_s: float) -> Callable[[], bool]:
         since: list[float] = []
 
         def over() -> bool:
-            if self._cancel.stop_now() and not since:
+            if self._cancel.told() and not since:
                 since.append(time.monotonic())
-            return bool(since) and time.monotonic() - since[0] >= grace_s
+            # A refused step never commits, so what we see here stays true.
+            late = bool(since) and time.monotonic() - since[0] >= grace_s
+            return late and not self._hosts.committed
 
         return over
 
 
-def host_copy(state: State) -> State | None:
-    """NumPy copy of a state; None if a computation has begun to reuse its memory meanwhile."""
-    try:
-        copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
-    except RuntimeError:  # an array was deleted
-        return None
-    # Donation marks an array as deleted before its memory is written: checked after copying.
-    return None if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) else copy
-
-
-def _patience(say: Callable[[str], None]) -> Callable[[float], None]:
-    """Tells, now and then, that a long step is still at work."""
+def _patience(say: Callable[[str], None], hosts: Hosts) -> Callable[[float], None]:
+    """Tells, now and then, that a long step is still at work, and ends one that hangs."""
     told = 0.0
 
     def poll(waited: float) -> None:
         nonlocal told
+        hosts.check(waited)
         if waited - told >= _PATIENCE_S:
             told = waited
             say(f"... this step has taken {waited:.0f} s so far (new shapes are compiled once)")

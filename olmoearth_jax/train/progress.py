@@ -27,7 +27,7 @@ class Report(Protocol):
     def metrics(self) -> Mapping[str, Any]: ...
 
     @property
-    def host(self) -> Mapping[str, float]: ...
+    def host(self) -> Mapping[str, Any]: ...
 
     @property
     def bad_ids(self) -> list[str]: ...
@@ -117,8 +117,8 @@ class Recorder:
         metrics = {name: np.asarray(v).item() for name, v in jax.device_get(report.metrics).items()}
         self._clock()
         record: dict[str, Any] = dict(metrics)
-        for name, value in report.host.items():
-            record[name if "/" in name else f"data/{name}"] = value
+        for name, value in jax.device_get(dict(report.host)).items():
+            record[name if "/" in name else f"data/{name}"] = float(value)
             self._window.sums[name] = self._window.sums.get(name, 0.0) + float(value)
         if report.bad_ids:
             record["data/bad_ids"] = list(report.bad_ids)

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-import jax
-from jax.experimental import multihost_utils
+from olmoearth_jax.train.hosts import Hosts
 
 T = TypeVar("T")
 
@@ -32,9 +31,10 @@ class Abandoned(Exception):
 
 
 class CancelFlag:
-    """Whether somebody asked this run to stop."""
+    """Whether somebody asked this process to stop, and what that means for the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Hosts | None = None) -> None:
+        self.hosts = hosts or Hosts()
         self.reason: str | None = None
 
     @property
@@ -45,36 +45,32 @@ class CancelFlag:
     def request(self, reason: str) -> None:
         self.reason = self.reason or reason
 
-    def stop_now(self) -> bool:
-        """May this process stop by itself, between two steps? Never where hosts must agree."""
-        return self.requested and not jax.distributed.is_initialized()
+    def told(self) -> bool:
+        """Asked while waiting: whether to stop; passes it on to all processes of the run."""
+        if self.requested:
+            self.hosts.refuse()
+        return self.requested
 
-    def agreed(self, step: int) -> bool:
-        """Called once after every step: True on all hosts after the same step, if any got SIGTERM.
+    def poll(self, waited_s: float) -> None:
+        """As `told`, for waits that nothing interrupts."""
+        del waited_s
+        self.told()
 
-        With several hosts this is JAX's preemption sync point (no device collective); the run
-        goes on for a step or two after the signal, until all hosts have reached the same step.
-        """
-        if not jax.distributed.is_initialized():
-            return self.requested
-        if not multihost_utils.reached_preemption_sync_point(step):
-            return False
-        self.request("SIGTERM on one of the hosts")
-        return True
+    def heard(self) -> bool:
+        """As `told`, and true also if another process was told."""
+        return self.told() or self.hosts.heard()
 
 
 @contextmanager
-def catch_signals() -> Iterator[CancelFlag]:
+def catch_signals(hosts: Hosts | None = None) -> Iterator[CancelFlag]:
     """Turns SIGTERM and the first Ctrl-C into a cancel flag; a second Ctrl-C aborts at once.
 
-    With `jax.distributed` the C++ runtime owns SIGTERM, and Ctrl-C is passed on to it, so that
-    every host hears of it. Outside the main thread no handler can be set: the flag stays unset.
+    Outside the main thread no handler can be set: the flag stays unset.
     """
-    flag = CancelFlag()
+    flag = CancelFlag(hosts)
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    distributed = jax.distributed.is_initialized()
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
@@ -85,11 +81,9 @@ def catch_signals() -> Iterator[CancelFlag]:
         flag.request(name)
         # os.write: print may not be entered again from a handler that interrupted a print.
         os.write(2, f"{name}: stopping after this step and saving{again}\n".encode())
-        if distributed:
-            os.kill(os.getpid(), signal.SIGTERM)
 
-    numbers = [signal.SIGINT] if distributed else [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.signal(number, handle) for number in numbers}
+    # With several hosts this takes SIGTERM back from JAX's runtime, see `hosts`.
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
@@ -106,6 +100,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.busy = False
         threading.Thread(target=self._work, name=THREADS + name, daemon=True).start()
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -137,12 +132,16 @@ class Worker:
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             future, function, args = item
+            self.busy = True
+            result, error = None, None
             try:
-                future.set_result(function(*args))
-            except BaseException as error:  # the caller raises it again
-                future.set_exception(error)
+                result = function(*args)
+            except BaseException as caught:  # the caller raises it again
+                error = caught
+            self.busy = False
+            future.set_exception(error) if error is not None else future.set_result(result)
             # A kept reference would hold device buffers and batches until the next call.
-            del item, future, function, args
+            del item, future, function, args, result, error
 
 
 def threads_at_work() -> bool:

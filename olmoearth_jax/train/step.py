@@ -18,7 +18,7 @@ from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.train import optimizer, targets
 from olmoearth_jax.train.ema import ema_update
 from olmoearth_jax.train.engine import Engine, Group, Prepared
-from olmoearth_jax.train.sharding import Rules, shardings
+from olmoearth_jax.train.sharding import Rules, global_array, local_devices, shardings
 
 State = dict[str, Any]
 
@@ -29,12 +29,12 @@ class StepReport:
 
     Attributes:
       metrics: device scalars, to be fetched when metrics are flushed.
-      host: counts known without waiting for the device.
+      host: counts of all processes; with one process, known without waiting for the device.
       bad_ids: samples of this step that were holes.
     """
 
     metrics: dict[str, jax.Array]
-    host: dict[str, float]
+    host: dict[str, Any]
     bad_ids: list[str]
 
 
@@ -127,35 +127,59 @@ class TrainProgram:
             "step": jax.device_put(np.int32(0), self._shardings["step"]),
         }
 
-    def step(self, state: State, groups: Sequence[Group], step: int) -> tuple[State, StepReport]:
+    def step(
+        self,
+        state: State,
+        groups: Sequence[Group],
+        step: int,
+        gate: Callable[[], None] = lambda: None,
+    ) -> tuple[State, StepReport]:
         """Takes step number `step` (1-based) on the groups of one global batch.
 
-        The state is donated: use the returned one.
+        The state is donated: use the returned one. `gate` is called once, when everything is
+        compiled and nothing of the state is consumed yet; if it raises, the state stays whole.
         """
         key = jax.random.fold_in(self._rng, step)
         if self.recipe.compile_ahead and not self._programs:
             self.compile_all(state, groups)
-        total = None
-        state, decay = self._follow(state, step)
-        host: dict[str, float] = {} if decay is None else {"train/ema_decay": decay}
-        bad: list[str] = []
-        for prepared in self.engine.prepare(groups):
-            if total is None:
-                total = self._zeros(state, prepared)
-            program = self._program(prepared.key, state, total, prepared.inputs, key)
-            total = program(state["params"], state["target"], total, prepared.inputs, key)
-            for name, value in prepared.host.items():
-                host[name] = host.get(name, 0.0) + value
-            bad.extend(prepared.bad_ids)
         lr = self.recipe.learning_rate(step)
+        micro_steps = self.engine.prepare(groups)
+        total = self._zeros(state, micro_steps[0])
+        programs = [self._program(m.key, state, total, m.inputs, key) for m in micro_steps]
         update = self._cached("update", self._update, (state, total, np.float32(lr)), (0,))
+        gate()
+        state, decay = self._follow(state, step)
+        for program, micro_step in zip(programs, micro_steps, strict=True):
+            total = program(state["params"], state["target"], total, micro_step.inputs, key)
         state, metrics = update(state, total, np.float32(lr))
+        host = self._counts(micro_steps)
+        bad = [name for m in micro_steps for name in m.bad_ids]
+        if decay is not None:
+            host["train/ema_decay"] = decay
         host["optim/LR (group 0)"] = lr
         if "epoch" in groups[0]:
             host["train/epoch"] = float(groups[0]["epoch"])
-        real = host["encoded_tokens"] + host["decoded_tokens"] + host.get("target_tokens", 0.0)
-        host["padded_share"] = 1.0 - real / max(host.pop("stream_tokens"), 1.0)
         return state, StepReport(metrics, host, bad)
+
+    def _counts(self, micro_steps: Sequence[Prepared]) -> dict[str, Any]:
+        """The micro-steps' counts, added up; device scalars where other processes have a part."""
+        host: dict[str, Any] = {}
+        for prepared in micro_steps:
+            for name, value in prepared.host.items():
+                host[name] = host.get(name, 0.0) + value
+        if jax.process_count() > 1:
+            rows = np.zeros((len(local_devices(self.mesh)), len(host)), np.float32)
+            rows[0] = list(host.values())
+            if "counts" not in self._programs:
+                everywhere = NamedSharding(self.mesh, PartitionSpec())
+                self._programs["counts"] = jax.jit(
+                    lambda x: tuple(x.sum(0)), out_shardings=everywhere
+                )
+            sums = self._programs["counts"](global_array(self.mesh, rows))
+            host = dict(zip(host, sums, strict=True))
+        real = host["encoded_tokens"] + host["decoded_tokens"] + host.get("target_tokens", 0.0)
+        host["padded_share"] = 1.0 - real / host.pop("stream_tokens")
+        return host
 
     def gradients(self, state: State, groups: Sequence[Group], step: int = 1):
         """(gradients, metrics) of a step without taking it; for parity checks."""
@@ -175,7 +199,6 @@ class TrainProgram:
         decay = self.recipe.target_decay(step)
         if decay is None or not state["target"]:
             return state, None
-        # Nothing is donated: until the update, the old state must stay fit to be saved.
         arguments = (state["target"], state["params"]["encoder"], np.float32(decay))
         out = self._shardings["target"]
         target = self._cached("target", ema_update, arguments, (), out)(*arguments)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.train import progress
+from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.metrics import (
     MetricWriter,
     is_timing,
@@ -197,10 +198,12 @@ def test_the_device_is_not_waited_for_at_every_step(tmp_path):
 def test_signals_set_the_flag_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with catch_signals() as flag:
-        assert not flag.agreed(1)
+        assert not flag.told()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
-        assert flag.requested and flag.agreed(2) and flag.reason == "SIGTERM"
+        assert flag.requested and flag.told() and flag.reason == "SIGTERM"
+        with pytest.raises(StopAgreed):
+            flag.hosts.agree()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from olmoearth_jax.train.hosts import HostMissing
 from olmoearth_jax.train.loop import LoopConfig, Summary, train
 from olmoearth_jax.train.signals import Abandoned
 
@@ -104,11 +105,12 @@ class ToyProgram:
             "step": state["step"] + 1,
         }, {"train/loss": value, "train/good_micro_steps": good.astype(jnp.int32)}
 
-    def step(self, state, groups, step):
+    def step(self, state, groups, step, gate=lambda: None):
         self.compile_count = 1
         if step == self.slow_step:
             hang("program")
         time.sleep(self.step_seconds)
+        gate()
         x, y = groups[0]["x"], groups[0]["y"][:, : self.width]
         state, metrics = self._update(state, x, y)
         host = {"samples": float(len(x)), "encoded_tokens": 3.0 * len(x), "padded_share": 0.25}
@@ -196,7 +198,12 @@ def main() -> int:
     except Abandoned:
         print("abandoned", flush=True)
         return 0
+    except HostMissing as error:
+        print(error, flush=True)
+        return 3
     print(json.dumps(dataclasses.asdict(summary)), flush=True)
+    if hosts:
+        jax.distributed.shutdown()
     return 0 if summary.saved else 1
 
 
