@@ -1,6 +1,6 @@
 """What all config files share: the argument after the colon, the smoke settings, ablations.
 
-Argument, comma-separated: `version=v1|v1_1|v1_2`, `faster` (targets from a projection),
+Argument, comma-separated: `version=v1|v1_1|v1_2|v1_3`, `faster` (targets from a projection),
 `smoke` (a tiny run for a CPU). Files under ablations/ also take `size=`.
 """
 
@@ -17,7 +17,13 @@ from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.model.config import VERSIONS, ModelConfig, ReconstructorConfig, official_model
+from olmoearth_jax.model.config import (
+    PUBLISHED_VERSIONS,
+    SIZES,
+    ModelConfig,
+    ReconstructorConfig,
+    official_model,
+)
 
 SMOKE_STEPS = 20
 
@@ -34,7 +40,7 @@ class Arguments:
 
 def pairs() -> str:
     """The valid sizes and versions, for error texts."""
-    return ", ".join(f"{size}:version={v}" for v, sizes in VERSIONS.items() for size in sizes)
+    return ", ".join(f"{s}:version={v}" for v, sizes in PUBLISHED_VERSIONS.items() for s in sizes)
 
 
 def parse_arguments(
@@ -78,11 +84,9 @@ def parse_arguments(
 
 
 def _check_pair(size: str, version: str) -> None:
-    if version == "v1_3" and version not in VERSIONS:
-        raise ConfigError(f"version 'v1_3' is not available yet; valid: {pairs()}")
-    if version not in VERSIONS:
-        raise ConfigError(f"unknown version {version!r}; {closest(version, VERSIONS)}")
-    if size not in VERSIONS[version]:
+    if version not in PUBLISHED_VERSIONS:
+        raise ConfigError(f"unknown version {version!r}; {closest(version, PUBLISHED_VERSIONS)}")
+    if size not in PUBLISHED_VERSIONS[version]:
         raise ConfigError(
             f"size {size!r} was never defined for version {version!r}; valid: {pairs()}"
         )
@@ -100,7 +104,10 @@ def smoke(cfg: ExperimentConfig, arguments: Arguments) -> ExperimentConfig:
 
     cfg.common.recipe += " smoke"
     cfg.common.run_name += "_smoke"
-    cfg.model = official_model("nano", arguments.version, faster=arguments.faster)
+    if arguments.version == "v1_3":
+        _shrink(cfg.model)
+    else:
+        cfg.model = official_model("nano", arguments.version, faster=arguments.faster)
     cfg.dataset.h5py_dir = str(sample_dataset_dir())
     loader = cfg.data_loader
     loader.global_batch_size = 8
@@ -122,6 +129,18 @@ def smoke(cfg: ExperimentConfig, arguments: Arguments) -> ExperimentConfig:
     trainer.callbacks.checkpointer.save_interval = SMOKE_STEPS
     trainer.callbacks.checkpointer.ephemeral_save_interval = SMOKE_STEPS // 2
     return cfg
+
+
+def _shrink(model: ModelConfig) -> None:
+    """Nano's width and depth for a model that has no nano size (in place)."""
+    nano, encoder, decoder = SIZES["nano"], model.encoder_config, model.decoder_config
+    assert decoder is not None and encoder.attention_pooler_config is not None
+    encoder.embedding_size = decoder.decoder_embedding_size = nano.embedding_size
+    decoder.encoder_embedding_size = decoder.pooler_dim = nano.embedding_size
+    encoder.attention_pooler_config.pooler_dim = nano.embedding_size
+    encoder.attention_pooler_config.attn_dim = nano.embedding_size
+    encoder.depth, encoder.num_heads = nano.depth, nano.num_heads
+    decoder.depth, decoder.num_heads = nano.decoder_depth, nano.decoder_num_heads
 
 
 def mae_model(model: ModelConfig) -> dict[str, Any]:

@@ -15,25 +15,11 @@ from absl import flags
 
 from launch import _app, _estimate
 from olmoearth_jax.config import ConfigError, ExperimentConfig
-from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import build
+from olmoearth_jax.train import build, sharding
 
 _DEVICES = flags.DEFINE_integer(
     "devices", None, "Devices to plan for; default: those of config.mesh, or 1."
 )
-
-
-def problems(cfg: ExperimentConfig) -> list[str]:
-    """Everything that would stop a run before its first batch."""
-    found = cfg.validate()
-    if found:
-        return found
-    for check in (lambda: latent_mim.check(cfg.model), lambda: build.build_objective(cfg)):
-        try:
-            check()
-        except ValueError as e:
-            found.append(str(e))
-    return found
 
 
 def planned_devices(cfg: ExperimentConfig, given: int | None) -> int:
@@ -146,10 +132,11 @@ def main(cfg: ExperimentConfig, devices: int | None = None) -> int:
     """
     print(cfg.to_json(), end="")
     sys.stdout.flush()
-    found = problems(cfg)
+    found = cfg.validate()
     devices = planned_devices(cfg, devices)
     if not found:
         try:
+            sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
             print("\n".join(report(cfg, devices)))
         except ValueError as e:
             found = [str(e)]

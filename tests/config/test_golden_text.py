@@ -11,14 +11,19 @@ from pathlib import Path
 import pytest
 
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.model.config import VERSIONS
+from olmoearth_jax.model.config import PUBLISHED_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "golden_text"
 
 CASES = [
-    *(f"{size}:version={version}" for version, sizes in VERSIONS.items() for size in sizes),
+    *(
+        f"{size}:version={version}"
+        for version, sizes in PUBLISHED_VERSIONS.items()
+        for size in sizes
+    ),
     "base:version=v1_2,faster",
+    "base:version=v1_3,smoke",
     *(f"{size}:smoke" for size in ("nano", "tiny", "small", "base", "large")),
     *(f"ablations.{p.stem}" for p in sorted((ROOT / "configs/ablations").glob("[a-z]*.py"))),
 ]
@@ -37,7 +42,8 @@ def text_of(case: str) -> str:
         values["dataset.h5py_dir"] = "<the packaged sample>"
     name, _, argument = case.partition(":")
     if name.startswith("ablations.") or "smoke" in argument:
-        version = "v1_1" if "v1_1" in name else "v1_2" if name == "small" else "v1"
+        named = [v for v in PUBLISHED_VERSIONS if v != "v1" and v in case]
+        version = named[0] if named else "v1_2" if name == "small" else "v1"
         size = "base" if name.startswith("ablations.") else name
         base = flat(config_of(f"{size}:version={version}").to_dict())
         gone = [k for k in base if k not in values]

@@ -64,6 +64,7 @@ def test_saved_config_starts_another_run(tmp_path):
         ("configs/base.py:smok", "did you mean 'smoke'?"),
         ("configs/base.py:version=v1_5", "unknown version 'v1_5'"),
         ("configs/nano.py:version=v1_3", "valid: nano:version=v1"),
+        ("configs/base.py:version=v13", "did you mean 'v1_3'?"),
         ("configs/base.py:version", "needs a value"),
         ("configs/base.py:smoke=1", "takes no value"),
         ("configs/base.py:smoke,smoke", "given twice"),
@@ -119,6 +120,12 @@ def test_dry_run_of_wrong_config_lists_every_problem(capsys):
     with pytest.raises(ConfigError) as caught:
         dry_run.main(config)
     assert len(caught.value.problems) == 2
+
+
+def test_dry_run_holds_the_mesh_to_the_devices():
+    config = overrides.apply_values(_app.load_file("configs/nano.py:smoke"), {"mesh.fsdp": 3})
+    with pytest.raises(ConfigError, match="size 3 does not divide 4 devices"):
+        dry_run.main(config, devices=4)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

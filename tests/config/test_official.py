@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.model.config import VERSIONS
+from olmoearth_jax.model.config import PUBLISHED_VERSIONS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN = SHARED / "goldens" / "model" / "official_configs.json"
 
-PAIRS = [(size, version) for version, sizes in VERSIONS.items() for size in sizes]
+PAIRS = [(size, version) for version, sizes in PUBLISHED_VERSIONS.items() for size in sizes]
 NOT_OURS = {"use_flash_attn", "log_token_norm_stats", "tokenization_config", "_CLASS_"}
 
 LR = {
     "v1": dict.fromkeys(("nano", "tiny", "base", "large"), 1e-4),
     "v1_1": {"nano": 2e-4, "tiny": 2e-4, "base": 1e-4},
     "v1_2": {"nano": 2e-4, "tiny": 2e-4, "small": 2e-4, "base": 1e-4, "large": 1e-4},
+    "v1_3": {"base": 1e-4},
 }
 
 

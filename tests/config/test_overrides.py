@@ -62,6 +62,20 @@ def test_lists_replace_and_mappings_merge():
     }
 
 
+def test_one_member_of_a_free_mapping():
+    path = "train_module.loss_config.loss_config"
+    config = apply(f"{path}.modality_weights.SENTINEL2_L2A=0.5", f"{path}.modality_weights.srtm=2")
+    assert get_path(config, path)["modality_weights"] == {"sentinel2_l2a": 0.5, "srtm": 2}
+    assert get_path(config, path)["tau"] == 0.1
+    tasks = "trainer.callbacks.downstream_evaluator.tasks"
+    assert get_path(apply(f"{tasks}={{}}"), tasks) == get_path(official("base"), tasks)
+
+
+def test_profile_of_first_step_and_number():
+    profile = apply("trainer.profile=(30,5)").trainer.profile
+    assert (profile.enabled, profile.start_step, profile.num_steps) == (True, 30, 5)
+
+
 def test_null_removes():
     config = apply("train_module.contrastive_config=null", "train_module.max_grad_norm=null")
     assert config.train_module.contrastive_config is None
@@ -240,6 +254,7 @@ def test_take_splits_a_command_line():
         ('"1"', "1"),
         ("[a, 'b', [1, true], {k: null}]", ["a", "b", [1, True], {"k": None}]),
         ("{u: gs://a/b, 'v w': [x,]}", {"u": "gs://a/b", "v w": ["x"]}),
+        ("(10, 3)", [10, 3]),
         ("gs://bucket/a b", "gs://bucket/a b"),
     ],
 )
