@@ -49,6 +49,7 @@ def read_pieces(
     patch_size: int,
     steps: int,
     choose: Callable[[np.ndarray, int], Pieces],
+    out: dict[str, np.ndarray] | None = None,
     **options,
 ) -> Sample:
     """Reads a sample and gathers scattered patches, the same ones for every modality.
@@ -61,6 +62,7 @@ def read_pieces(
       patch_size: in 10 m pixels.
       steps: timesteps of the crop.
       choose: maps (start rows, patches per tile side) to the pieces.
+      out: arrays to write into; made if None.
       **options: as of `read_sample`.
 
     Raises:
@@ -73,12 +75,13 @@ def read_pieces(
         return drawn[0].start_t, 0, 0
 
     sample = read_sample(file, names, None, steps, whole_tile, **options)
-    pieces = drawn[0]
     arrays = {}
     for name, array in sample.arrays.items():
         modality = registry.get(name)
-        px = patch_size * modality.image_factor
-        arrays[name] = (
-            gather_patches(array, pieces.rows, pieces.cols, px) if modality.spatial else array
-        )
+        if modality.spatial:
+            px = patch_size * modality.image_factor
+            array = gather_patches(array, drawn[0].rows, drawn[0].cols, px)
+        arrays[name] = array
+        if out is not None:
+            out[name][...] = array
     return dataclasses.replace(sample, arrays=arrays)

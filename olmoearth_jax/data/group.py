@@ -7,14 +7,15 @@ seed, the epoch and the position within the epoch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import cutmix
-from olmoearth_jax.data.budget import usable_grids
+from olmoearth_jax.data.budget import check_grids, usable_grids
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.h5 import ReadError, open_sample
 from olmoearth_jax.data.index import DatasetIndex
@@ -27,7 +28,7 @@ from olmoearth_jax.masking.tokens import missing_tokens
 from olmoearth_jax.modalities import MISSING, Tokenization
 
 Group = dict[str, Any]
-"""One group's arrays:
+"""One group's arrays, in this order of keys:
 
 position int64 [B] within the epoch; index int64 [B], file number; ok bool [B], False for holes
 (their data is MISSING, their masks 3); epoch, group int64 []; patch_size, grid int32 [];
@@ -35,64 +36,68 @@ timestamps int32 [B, T, 3] (day, month 0-11, year); data {modality: float32 [B, 
 mask_a and, with two views, mask_b {modality: int8 tokens}.
 """
 
-MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
-Transform = Callable[
-    [dict[str, np.ndarray], np.ndarray, np.random.Generator],
-    tuple[dict[str, np.ndarray], np.ndarray],
-]
-
 GROUP_KEYS = (
-    "position",
-    "index",
-    "ok",
-    "epoch",
-    "group",
-    "patch_size",
-    "grid",
-    "timestamps",
-    "data",
-    "mask_a",
-    "mask_b",
+    *("position", "index", "ok", "epoch", "group", "patch_size", "grid", "timestamps"),
+    *("data", "mask_a", "mask_b"),
 )
-
 PROBLEMS = "problems"
 """Key under which a worker hands (file, problem) pairs to the main process."""
 
+MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
+Arrays = dict[str, np.ndarray]
+Transform = Callable[[Arrays, np.ndarray, np.random.Generator], tuple[Arrays, np.ndarray]]
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(eq=False, repr=False)
 class GroupMaker:
     """Everything a worker needs to make any group; picklable.
 
-    Attributes:
-      index: the data set.
-      timesteps: timesteps per grid side.
-      mask_a, mask_b: masking of the two views; mask_b None for one view.
-      global_batch_size: samples per optimiser step.
-      group_size: samples per group over all hosts.
-      samples_per_shape: contiguous positions that share a draw of patch size and grid.
-      patch_sizes, grids: what is drawn from.
-      tokenization: the model's band sets, in which masks are counted.
+    Args:
+      index: the data set (`index.prepare`).
+      modalities: training modalities; must be those of the index.
+      mask_a: masking of the first view, `strategy(missing, MaskContext) -> masks`; picklable.
+      mask_b: masking of the second view; None for one view.
+      global_batch_size: samples per optimiser step, over all hosts.
+      group_size: samples per group, over all hosts.
+      samples_per_shape: contiguous samples that share a patch size and a grid.
+      patch_sizes: patch sizes to draw from (10 m pixels).
+      grids: grid sides to draw from (patches); each draw is limited to what fits the tiles.
+      token_budget: tokens per sample, which sets the timesteps of each grid; None for no limit.
+      tokenization: the model's band sets, for the masks.
+      budget_tokenization: band sets by which the budget is counted; the registry's by default,
+        whatever the model's (as in the published v1.1 and v1.2 runs, spec/data.md Q8).
       seed: of order, shapes, crops and masks.
       host_index, host_count: this host makes the members j with j % host_count == host_index.
       repeats, shuffle: see `epoch_order`.
       use_cutmix: crops of scattered patches.
-      transform: augmentation of the group, or None.
-      normalized: False keeps raw values.
-      store: where files are read from.
-      records: the user's own modalities.
+      transform: augmentation of whole groups (`transforms`), or None.
+      normalized: False yields raw values.
+      cache_dir, cache_size_gb, samples_per_sec: see `SampleStore`.
+
+    Attributes:
+      steps_per_epoch: optimiser steps per epoch.
+      groups_per_step: groups per optimiser step.
+      timesteps: timesteps of a crop, per grid side.
+
+    Raises:
+      ValueError: sizes that do not divide, a budget or tile too small, or hosts that would split
+        what has to stay together.
     """
 
     index: DatasetIndex
-    timesteps: dict[int, int]
+    _: dataclasses.KW_ONLY
+    modalities: Sequence[str]
     mask_a: MaskStrategy
-    mask_b: MaskStrategy | None
+    mask_b: MaskStrategy | None = None
     global_batch_size: int
     group_size: int
-    samples_per_shape: int
-    patch_sizes: tuple[int, ...]
-    grids: tuple[int, ...]
-    tokenization: Tokenization
-    seed: int
+    samples_per_shape: int = 64
+    patch_sizes: Sequence[int] = range(1, 9)
+    grids: Sequence[int] = range(1, 13)
+    token_budget: int | None = 2250
+    tokenization: Tokenization = Tokenization()
+    budget_tokenization: Tokenization = Tokenization()
+    seed: int = 3622
     host_index: int = 0
     host_count: int = 1
     repeats: int = 1
@@ -100,60 +105,106 @@ class GroupMaker:
     use_cutmix: bool = False
     transform: Transform | None = None
     normalized: bool = True
-    store: SampleStore = dataclasses.field(default_factory=SampleStore)
-    records: Mapping[str, Any] = dataclasses.field(default_factory=registry.user_records)
+    cache_dir: str | Path | None = None
+    cache_size_gb: float | None = None
+    samples_per_sec: float | None = None
+
+    def __post_init__(self) -> None:
+        names = registry.in_sample_order(registry.resolve(self.modalities))
+        if names != self.index.modalities:
+            raise ValueError(
+                f"the index was prepared for {', '.join(self.index.modalities)}, "
+                f"not for {', '.join(names)}"
+            )
+        self._check_sizes()
+        self.timesteps = check_grids(
+            names,
+            self.patch_sizes,
+            self.grids,
+            self.token_budget,
+            self.index.tile_px,
+            self.budget_tokenization,
+        )
+        passes = steps_per_pass(len(self.index), self.global_batch_size)
+        self.steps_per_epoch = passes * self.repeats
+        self.groups_per_step = self.global_batch_size // self.group_size
+        cache = None if self.cache_dir is None else Path(self.cache_dir)
+        self._store = SampleStore(cache, self.samples_per_sec, self.cache_size_gb)
+
+    def _check_sizes(self) -> None:
+        for name in ("global_batch_size", "group_size", "samples_per_shape", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("global_batch_size", "samples_per_shape"):
+            if getattr(self, name) % self.group_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be a multiple of the micro-batch size "
+                    f"{self.group_size} (train_module.rank_microbatch_size)"
+                )
+        hosts = self.host_count
+        if not 0 <= self.host_index < hosts:
+            raise ValueError(f"host {self.host_index} is not one of {hosts} hosts")
+        if hosts > self.group_size:
+            raise ValueError(
+                f"{hosts} hosts cannot share groups of {self.group_size} samples; use larger "
+                f"micro-batches (train_module.rank_microbatch_size)"
+            )
+        for part in (self.mask_a, self.mask_b, self.transform):
+            if hosts > 1 and getattr(part, "needs_whole_group", False):
+                raise ValueError(
+                    f"{type(part).__name__} needs all samples of a group on one host, "
+                    f"so it cannot be used with {hosts} hosts"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        index = dataclasses.replace(self.index, latlon=None)  # workers have no use for it
+        return {**self.__dict__, "index": index, "user_records": registry.user_records()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        registry.register_all(state["records"])  # a worker process starts without them
+        registry.register_all(state.pop("user_records"))  # a worker process starts without them
         self.__dict__.update(state)
 
-    @property
-    def groups_per_epoch(self) -> int:
-        steps = steps_per_pass(len(self.index), self.global_batch_size) * self.repeats
-        return steps * self.global_batch_size // self.group_size
+    def _epoch_of(self, number: int) -> tuple[int, int]:
+        """(epoch, group within it), from 1 and 0, of a running group number."""
+        epoch, group = divmod(int(number), self.steps_per_epoch * self.groups_per_step)
+        return epoch + 1, group
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> np.ndarray:
+        """Index of the sample at each position of an epoch; epochs count from 1."""
+        size = len(self.index)
         return epoch_order(
-            len(self.index),
-            self.global_batch_size,
-            self.seed,
-            epoch,
-            self.repeats,
-            self.shuffle,
+            size, self.global_batch_size, self.seed, epoch, self.repeats, self.shuffle
         )
 
     def shape(self, number: int) -> tuple[int, int, int]:
         """(patch size, grid, timesteps) of the group with that running number, from 0."""
-        epoch, group = divmod(number, self.groups_per_epoch)
-        block = group * self.group_size // self.samples_per_shape
-        draw = rng(self.seed, "shape", epoch + 1, block)
-        patch = self.patch_sizes[draw.integers(len(self.patch_sizes))]
+        epoch, group = self._epoch_of(number)
+        draw = rng(self.seed, "shape", epoch, group * self.group_size // self.samples_per_shape)
+        patch = self.patch_sizes[int(draw.integers(len(self.patch_sizes)))]
         fitting = usable_grids(patch, self.grids, self.index.tile_px)
         grid = fitting[draw.integers(len(fitting))]
         return patch, grid, self.timesteps[grid]
 
-    def __call__(self, number: int) -> Group:
+    def make(self, number: int) -> Group:
         """Makes this host's part of the group with that running number, from 0."""
-        epoch, group = divmod(int(number), self.groups_per_epoch)
-        epoch += 1
-        patch, grid, steps = self.shape(int(number))
+        epoch, group = self._epoch_of(number)
+        patch, grid, steps = self.shape(number)
         members = np.arange(self.host_index, self.group_size, self.host_count)
         positions = group * self.group_size + members
         data = empty_arrays(self.index.modalities, patch * grid, steps, len(members))
         stamps = np.tile(np.array([1, 0, 2000], np.int32), (len(members), steps, 1))
         ok, numbers = np.zeros(len(members), bool), np.zeros(len(members), np.int64)
         problems: list[tuple[str, str]] = []
-        order = self._order(epoch)
+        order = self.order(epoch)
         for i, position in enumerate(positions):
             path, numbers[i] = self.index.locate(int(order[position]))
             views = {name: array[i] for name, array in data.items()}
             try:
-                stamps[i] = self._read(path, patch, grid, steps, (epoch, int(position)), views)
+                stamps[i] = self._read(path, (patch, grid, steps), (epoch, int(position)), views)
                 ok[i] = True
             except ReadError as e:
                 problems.append((e.path, e.problem))
-                for view in views.values():
-                    view[...] = MISSING
+                _clear(views)
         if self.transform is not None:
             data, stamps = self.transform(data, stamps, rng(self.seed, "transform", epoch, group))
         out: Group = {
@@ -166,71 +217,85 @@ class GroupMaker:
             "grid": np.asarray(grid, np.int32),
             "timestamps": stamps,
             "data": data,
+            **self._masks(data, positions, members, (epoch, group, number), patch, ok),
         }
-        self._mask(out, members, int(number))
-        out[PROBLEMS] = problems
-        return out
+        for array in data.values():
+            array[~ok] = MISSING
+        return {**out, PROBLEMS: problems}
 
     def _read(
-        self, path: AnyPath, patch: int, grid: int, steps: int, place: tuple[int, int], views
+        self,
+        path: AnyPath,
+        shape: tuple[int, int, int],
+        place: tuple[int, int],
+        views: Arrays,
     ) -> np.ndarray:
         """Reads one sample's crop into `views`; returns its timestamps [steps, 3].
 
         A damaged copy in the cache is replaced once.
         """
         try:
-            return self._read_file(path, patch, grid, steps, rng(self.seed, "crop", *place), views)
+            return self._read_file(path, shape, place, views)
         except ReadError:
-            if not self.store.forget(path):
+            if not self._store.forget(path):
                 raise
-        for view in views.values():
-            view[...] = MISSING
-        return self._read_file(path, patch, grid, steps, rng(self.seed, "crop", *place), views)
+        _clear(views)
+        return self._read_file(path, shape, place, views)
 
     def _read_file(
-        self, path: AnyPath, patch: int, grid: int, steps: int, draw: np.random.Generator, views
+        self,
+        path: AnyPath,
+        shape: tuple[int, int, int],
+        place: tuple[int, int],
+        views: Arrays,
     ) -> np.ndarray:
-        names = self.index.modalities
-        with open_sample(self.store.local(path), names) as file:
-            if not self.use_cutmix:
-                choose = draw_offsets(draw)
-                return read_sample(
-                    file,
-                    names,
-                    patch * grid,
-                    steps,
-                    choose,
-                    normalized=self.normalized,
-                    out=views,
-                ).timestamps
-            pieces = cutmix.draw_pieces(draw, grid)
-            sample = cutmix.read_pieces(
-                file, names, patch, steps, pieces, normalized=self.normalized
-            )
-        for name, view in views.items():
-            view[...] = sample.arrays[name]
-        return sample.timestamps
+        names, draw = self.index.modalities, rng(self.seed, "crop", *place)
+        patch, grid, steps = shape
+        how = {"normalized": self.normalized, "out": views}
+        with open_sample(self._store.local(path), names) as file:
+            if self.use_cutmix:
+                pieces = cutmix.draw_pieces(draw, grid)
+                return cutmix.read_pieces(file, names, patch, steps, pieces, **how).timestamps
+            choose = draw_offsets(draw)
+            return read_sample(file, names, patch * grid, steps, choose, **how).timestamps
 
-    def _mask(self, group: Group, members: np.ndarray, number: int) -> None:
-        """Adds the masks; a sample with no token to encode in some view becomes a hole."""
-        missing = missing_tokens(group["data"], int(group["patch_size"]), self.tokenization)
-        epoch, ok = int(group["epoch"]), group["ok"]
+    def _masks(
+        self,
+        data: Arrays,
+        positions: np.ndarray,
+        members: np.ndarray,
+        place: tuple[int, int, int],
+        patch: int,
+        ok: np.ndarray,
+    ) -> dict[str, Tokens]:
+        """The masks by view. A sample with no token to encode in some view becomes a hole."""
+        missing = missing_tokens(data, patch, self.tokenization)
+        epoch, group, number = place
+        out: dict[str, Tokens] = {}
         for key, strategy in (("mask_a", self.mask_a), ("mask_b", self.mask_b)):
             if strategy is None:
                 continue
             context = MaskContext(
-                rngs=[rng(self.seed, key, epoch, int(p)) for p in group["position"]],
-                group_rng=rng(self.seed, f"{key} of group", epoch, int(group["group"])),
+                rngs=[rng(self.seed, key, epoch, int(p)) for p in positions],
+                group_rng=rng(self.seed, f"{key} of group", epoch, group),
                 group_size=self.group_size,
                 members=members,
                 step=number,
             )
             masks = strategy(missing, context)
-            group[key] = {n: np.asarray(masks[n], np.int8) for n in self.index.modalities}
-            encoded = [(m == ENCODE).reshape(len(members), -1).any(1) for m in group[key].values()]
+            out[key] = {n: np.asarray(masks[n], np.int8) for n in self.index.modalities}
+            encoded = [(m == ENCODE).reshape(len(members), -1).any(1) for m in out[key].values()]
             ok &= np.any(encoded, axis=0)
-        for key in ("mask_a", "mask_b"):
-            for mask in group.get(key, {}).values():
-                mask[~ok] = MISSING_TOKEN
-        for array in group["data"].values():
-            array[~ok] = MISSING
+        for mask in _each(out):
+            mask[~ok] = MISSING_TOKEN
+        return out
+
+
+def _each(views: Mapping[str, Tokens]) -> Iterator[np.ndarray]:
+    for masks in views.values():
+        yield from masks.values()
+
+
+def _clear(views: Arrays) -> None:
+    for view in views.values():
+        view[...] = MISSING

@@ -2,6 +2,9 @@
 
 import dataclasses
 import logging
+import os
+import signal
+import traceback
 from pathlib import Path
 
 import h5py
@@ -11,6 +14,7 @@ import pytest
 from olmoearth_jax import masking
 from olmoearth_jax.data import index, transforms
 from olmoearth_jax.data.pipeline import TooManyBadSamples, TrainStream
+from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.modalities import MISSING, OFFICIAL_DECODE_ONLY, OFFICIAL_MODALITIES
 
 STRATEGY = masking.build(
@@ -225,3 +229,63 @@ def test_impossible_settings_are_explained(dataset, options, message):
 def test_reversed_ranges_are_explained(dataset):
     with pytest.raises(ValueError, match="from 3 to 2"):
         _stream(dataset).batches(3, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failing:
+    """Masking that raises, or ends its process, in the second group."""
+
+    kill: bool
+
+    def __call__(self, missing, ctx):
+        if ctx.step == 1:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ZeroDivisionError("no such masks")
+        return STRATEGY(missing, ctx)
+
+
+def test_an_error_in_a_worker_ends_the_run_with_its_traceback(dataset):
+    stream = _stream(dataset, mask_a=_Failing(False), num_workers=1)
+    with pytest.raises(Exception, match="no such masks") as error:
+        list(stream.batches(0, 3))
+    assert "test_pipeline.py" in "".join(traceback.format_exception(error.value))
+
+
+def test_a_killed_worker_ends_the_run(dataset):
+    stream = _stream(dataset, mask_a=_Failing(True), num_workers=2)
+    with pytest.raises(WorkerDied, match=r"a reader process was killed.*exit code -9"):
+        list(stream.batches(0, 6))
+
+
+def test_two_hosts_with_two_workers_each_read_what_one_host_reads(dataset):
+    settings = {"group_size": 8, "samples_per_shape": 8}
+    whole = list(_stream(dataset, **settings).batches(0, 4))
+    for host in (0, 1):
+        part = _stream(dataset, **settings, host_index=host, host_count=2, num_workers=2)
+        for groups, own in zip(whole, part.batches(0, 4), strict=True):
+            for group, half in zip(groups, own, strict=True):
+                mine = {k: v[host::2] if v.ndim else v for k, v in _flat(group).items()}
+                _assert_equal(mine, _flat(half))
+
+
+def test_a_folder_without_permission_is_named(writable_dataset, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    path = writable_dataset / "sample_1.h5"
+    stream = _stream(writable_dataset, global_batch_size=6, group_size=6, samples_per_shape=6)
+    if os.geteuid():
+        path.chmod(0)
+    else:  # nothing is refused to root
+        real = h5py.File
+        monkeypatch.setattr(
+            "olmoearth_jax.data.h5.h5py.File",
+            lambda p, *a, **k: refuse(p) if str(p) == str(path) else real(p, *a, **k),
+        )
+    stream.group(0)
+    assert stream.samples_bad == 1
+    assert "sample_1.h5" in str(stream._health._seen) and "Permission" in str(stream._health._seen)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match=r"sample_metadata.csv: .*Permission denied"):
+        index.prepare(writable_dataset, OFFICIAL_MODALITIES)

@@ -40,7 +40,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("header", h5.SampleFile, "__init__"),
     ("decode", h5.SampleFile, "read"),
     ("normalize", subset, "normalize"),
-    ("mask", group.GroupMaker, "_mask"),
+    ("mask", group.GroupMaker, "_masks"),
     ("allocate", group, "empty_arrays"),
 )
 """(stage, owner, attribute) of the functions that are timed."""
