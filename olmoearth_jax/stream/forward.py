@@ -21,7 +21,7 @@ from olmoearth_jax.stream.rows import RowMap, permute, take_rows
 from olmoearth_jax.stream.spec import Rung, StreamSpec
 from olmoearth_jax.stream.tables import BandDropout, online_table, target_table
 from olmoearth_jax.stream.tokens import drop_fn, keep_scales, stream_tokens
-from olmoearth_jax.train.objectives import Objective, decoders_of
+from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,9 @@ class StreamForward:
                 target = params["encoder"]
             targets = self._targets(jax.lax.stop_gradient(target), maps, patches)
             terms["base"], parts = self._token_terms(maps, predictions, targets)
+            real = batch.dec_row < batch.row_view.shape[1]
+            parts = {**parts, "prediction_spread": spread_of(predictions, real)}
+            parts["target_spread"] = spread_of(targets, real)
         if objective.mae is not None:
             inner = model.reconstructor.decoder
             out = self._decode(inner, model, maps, latent, tokens, key, cross)

@@ -21,7 +21,7 @@ from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.stream.tables import BandDropout, band_keeps
 from olmoearth_jax.stream.tokens import keep_scales
 from olmoearth_jax.train.engine import Group, Prepared
-from olmoearth_jax.train.objectives import Objective, decoders_of
+from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
 from olmoearth_jax.train.sharding import batch_sharding
 
 VISIBLE, DECODE, MISSING_TOKEN = 0, 2, 3
@@ -119,9 +119,10 @@ class DenseEngine:
                     remat=self.remat,
                 )
             )
-        terms = {}
+        terms, spreads = {}, {}
         if self.objective.compares_tokens:
             targets = self._targets(params, target, batch, patch_size)
+            spreads = self._spreads(out, targets, batch)
             base = [self._token_loss(v, o, targets[v], batch) for v, o in enumerate(out)]
             terms["base"] = jnp.stack(base)
         if self.objective.mae is not None:
@@ -134,7 +135,24 @@ class DenseEngine:
             terms["contrastive"] = info_nce(
                 pooled[0], pooled[1], _segment(batch), batch["weight"], 1, tau=tau, weight=weight
             )
-        return self.objective.total(terms)
+        total, aux = self.objective.total(terms)
+        return total, {**aux, **spreads}
+
+    def _spreads(self, out: list[Forward], targets: list[dict], batch: dict) -> dict:
+        """`spread_of` all decoded tokens and their targets, both views together."""
+        real = jnp.concatenate(
+            [m[n].reshape(-1) == DECODE for m in batch["masks"] for n in self.names]
+        )
+        sides = {"prediction_spread": [o.decoder for o in out], "target_spread": targets}
+        return {
+            key: spread_of(
+                jnp.concatenate(
+                    [_flat(v[n]).reshape(-1, v[n].shape[-1]) for v in views for n in self.names]
+                ),
+                real,
+            )
+            for key, views in sides.items()
+        }
 
     def _targets(self, params: Any, target: Any, batch: dict, patch_size: int) -> list[dict]:
         """Per view the targets {modality: [B, N, D]}, computed once where the exits agree."""

@@ -138,6 +138,25 @@ def decoders_of(model: Any) -> list[Any]:
     return [d for d in named if d is not None]
 
 
+def spread_of(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """How evenly vectors point in all directions: 1 for a sphere, 0 when all are one.
+
+    The root mean square distance of the unit vectors from their mean. A falling value of targets
+    or predictions shows collapse.
+
+    Args:
+      x: [..., width].
+      valid: bool [...], the vectors that count.
+    """
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    keep = valid[..., None].astype(jnp.float32)
+    unit = keep * x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
+    axes = tuple(range(x.ndim - 1))
+    count = jnp.maximum(keep.sum(), 1.0)
+    mean = unit.sum(axes) / count
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(unit)) / count - jnp.sum(jnp.square(mean)), 0.0))
+
+
 def exit_pairs(depths: Mapping[str, int] | None) -> Exits | None:
     """A mapping as hashable pairs; None stays None."""
     return None if depths is None else tuple(depths.items())

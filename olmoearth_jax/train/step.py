@@ -22,6 +22,8 @@ from olmoearth_jax.train.sharding import Rules, global_array, local_devices, sha
 
 State = dict[str, Any]
 
+MASK_CODES = ("encoded", "target_only", "decoded", "missing")
+
 
 @dataclasses.dataclass
 class StepReport:
@@ -152,7 +154,7 @@ class TrainProgram:
         for program, micro_step in zip(programs, micro_steps, strict=True):
             total = program(state["params"], state["target"], total, micro_step.inputs, key)
         state, metrics = update(state, total, np.float32(lr))
-        host = self._counts(micro_steps)
+        host = self._counts(micro_steps, groups)
         bad = [name for m in micro_steps for name in m.bad_ids]
         if decay is not None:
             host["train/ema_decay"] = decay
@@ -161,9 +163,9 @@ class TrainProgram:
             host["train/epoch"] = float(groups[0]["epoch"])
         return state, StepReport(metrics, host, bad)
 
-    def _counts(self, micro_steps: Sequence[Prepared]) -> dict[str, Any]:
+    def _counts(self, micro_steps: Sequence[Prepared], groups: Sequence[Group]) -> dict[str, Any]:
         """The micro-steps' counts, added up; device scalars where other processes have a part."""
-        host: dict[str, Any] = {}
+        host: dict[str, Any] = mask_counts(groups)
         for prepared in micro_steps:
             for name, value in prepared.host.items():
                 host[name] = host.get(name, 0.0) + value
@@ -179,7 +181,9 @@ class TrainProgram:
             host = dict(zip(host, sums, strict=True))
         real = host["encoded_tokens"] + host["decoded_tokens"] + host.get("target_tokens", 0.0)
         host["padded_share"] = 1.0 - real / host.pop("stream_tokens")
-        return host
+        tokens = [name for name in host if name.startswith("masks/")]
+        every = sum(host[name] for name in tokens) if tokens else 1.0
+        return host | {name: host[name] / every for name in tokens}
 
     def gradients(self, state: State, groups: Sequence[Group], step: int = 1):
         """(gradients, metrics) of a step without taking it; for parity checks."""
@@ -283,18 +287,25 @@ class TrainProgram:
         grads = jax.tree.map(lambda g: g / jnp.maximum(good, 1.0), total["grads"])
 
         def take(state):
+            before = state["params"]
             params, opt_state, norm = optimizer.update(
-                grads, state["opt_state"], state["params"], lr, self.recipe.optimizer
+                grads, state["opt_state"], before, lr, self.recipe.optimizer
             )
-            return {**state, "params": params, "opt_state": opt_state}, norm
+            moved = optimizer.global_norm(jax.tree.map(jnp.subtract, params, before))
+            return {**state, "params": params, "opt_state": opt_state}, (norm, moved)
 
         def skip(state):
-            return state, jnp.full((), jnp.nan, jnp.float32)
+            return state, (jnp.full((), jnp.nan, jnp.float32), jnp.zeros((), jnp.float32))
 
-        new, norm = jax.lax.cond(good > 0, take, skip, state)
+        new, (norm, moved) = jax.lax.cond(good > 0, take, skip, state)
         new["step"] = state["step"] + 1
         new = jax.lax.with_sharding_constraint(new, self._shardings)
-        return new, {**self._metrics(total), "optim/total grad norm": norm}
+        norms = {
+            "optim/total grad norm": norm,
+            "optim/update norm": moved,
+            "optim/parameter norm": optimizer.global_norm(new["params"]),
+        }
+        return new, {**self._metrics(total), **norms}
 
     def _metrics(self, total) -> dict[str, jax.Array]:
         good = total["good"]
@@ -311,3 +322,16 @@ class TrainProgram:
         for key, value in total["aux"].items():
             out["train/InfoNCE" if key == "contrastive" else f"train/{key}"] = mean(value)
         return out
+
+
+def mask_counts(groups: Sequence[Group]) -> dict[str, float]:
+    """Tokens of a step per mask code and modality: {'masks/sentinel1/decoded': n, ...}."""
+    counts: dict[str, float] = {}
+    for group in groups:
+        for view in ("mask_a", "mask_b"):
+            for name, mask in group.get(view, {}).items():
+                found = np.bincount(np.asarray(mask).reshape(-1), minlength=len(MASK_CODES))
+                for code, n in zip(MASK_CODES, found, strict=True):
+                    key = f"masks/{name}/{code}"
+                    counts[key] = counts.get(key, 0.0) + float(n)
+    return counts
