@@ -75,7 +75,10 @@ def sheet(picture: Picture, tokenization: Tokenization) -> Any:
     for row in range(map_rows):
         inner = outer[len(series) + row].subgridspec(1, 4)
         for column, name in enumerate(maps[4 * row : 4 * row + 4]):
-            _map(figure.add_subplot(inner[column]), name, picture.arrays[name][:, :, 0])
+            axes = figure.add_subplot(inner[column])
+            _map(axes, name, picture.arrays[name][:, :, 0])
+            if picture.crop is not None:
+                _rectangle(axes, picture.crop, registry.get(name).image_factor)
     _availability(figure.add_subplot(outer[len(series) + map_rows]), picture)
     if picture.masks:
         inner = outer[len(heights) - 1].subgridspec(1, len(picture.masks))

@@ -23,9 +23,7 @@ from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.group import Group
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
-from olmoearth_jax.data.order import epoch_order
 from olmoearth_jax.data.pipeline import TrainStream
-from olmoearth_jax.data.remote import AnyPath
 from olmoearth_jax.data.subset import draw_offsets, read_sample
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
@@ -42,9 +40,7 @@ def positions_of(
     Raises:
       UserError: a number that is not one, or of a sample that the first epoch does not read.
     """
-    order = epoch_order(
-        len(index), stream.global_batch_size, stream.seed, 1, stream.repeats, stream.shuffle
-    )
+    order = stream.order(1)
     if not wanted:
         return list(range(min(count, len(order))))
     numbers = np.array([index.locate(int(i))[1] for i in order])
@@ -69,8 +65,8 @@ def picture(position: int, group: Group, index: DatasetIndex, stream: TrainStrea
       ReadError: the file is damaged.
     """
     member = int(np.flatnonzero(group["position"] == position)[0])
-    number = int(group["index"][member])
-    path = _path(position, index, stream)
+    at = int(stream.order(1)[position])
+    path, number = index.locate(at)
     names = index.modalities
     patch, grid = int(group["patch_size"]), int(group["grid"])
     steps = stream.timesteps[grid]
@@ -78,7 +74,10 @@ def picture(position: int, group: Group, index: DatasetIndex, stream: TrainStrea
         whole = read_sample(file, names, None, MAX_TIMESTEPS, lambda _: (0, 0, 0), normalized=False)
         choose = draw_offsets(rng(stream.seed, "crop", 1, position))
         window = read_sample(file, names, patch * grid, steps, choose).window
-        place = _place(index, position, stream)
+    place = ""
+    if index.latlon is not None:
+        lat, lon = index.latlon[at].tolist()
+        place = f" at {abs(lat):.3f} {'NS'[lat < 0]}, {abs(lon):.3f} {'EW'[lon < 0]}"
     first = window.start_t
     crop = (window.row, window.col, window.side, first, first + steps)
     stamps = whole.timestamps.tolist()
@@ -92,24 +91,6 @@ def picture(position: int, group: Group, index: DatasetIndex, stream: TrainStrea
     title = f"sample {number}{place}: patch size {patch}, {grid} x {grid} patches{hole}"
     shown = None if stream.use_cutmix else crop
     return number, _pictures.Picture(title, whole.arrays, dates, shown, masks)
-
-
-def _order_index(position: int, index: DatasetIndex, stream: TrainStream) -> int:
-    order = epoch_order(
-        len(index), stream.global_batch_size, stream.seed, 1, stream.repeats, stream.shuffle
-    )
-    return int(order[position])
-
-
-def _path(position: int, index: DatasetIndex, stream: TrainStream) -> AnyPath:
-    return index.locate(_order_index(position, index, stream))[0]
-
-
-def _place(index: DatasetIndex, position: int, stream: TrainStream) -> str:
-    if index.latlon is None:
-        return ""
-    lat, lon = index.latlon[_order_index(position, index, stream)].tolist()
-    return f" at {abs(lat):.3f} {'NS'[lat < 0]}, {abs(lon):.3f} {'EW'[lon < 0]}"
 
 
 def draw(
@@ -138,7 +119,13 @@ def main(config: ExperimentConfig) -> int:
     except ImportError as e:
         raise _app.UserError("pictures need matplotlib: install the extra 'viz'") from e
     index = build_index(config)
-    config.data_loader.num_workers = 0
+    loader = config.data_loader
+    loader.num_workers = 0
+    if len(index) < loader.global_batch_size:
+        size = min(len(index), config.train_module.rank_microbatch_size)
+        print(f"the dataset fills no batch of {loader.global_batch_size}: drawn in one of {size}")
+        loader.global_batch_size = loader.samples_per_shape = size
+        config.train_module.rank_microbatch_size = size
     stream = build_stream(config, index)
     folder = Path(_OUTPUT.value) if _OUTPUT.value else config.run_folder / "visualizations"
     folder.mkdir(parents=True, exist_ok=True)
