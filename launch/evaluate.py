@@ -25,12 +25,14 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
+from launch import _eval_report as report
+from launch import _sweep as sweep
 from launch._app import UserError
 from olmoearth_jax.configlib import values
-from olmoearth_jax.evals.tasks import EvalTaskConfig
-from olmoearth_jax.evals import models, results, sweep, tasks
+from olmoearth_jax.evals import models, results, tasks
+from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
-from olmoearth_jax.evals.runner import RunOptions
+from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
 from olmoearth_jax.train import checkpoint
 
 FLAGS = flags.FlagValues()
@@ -91,10 +93,10 @@ def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
     if _BEST.value:
         picked = sweep.select_best_val(picked)
     if _DATASET_NORM.value:
-        picked = sweep.change_all(picked, norm_stats_from_pretrained=False)
+        picked = change_all(picked, norm_stats_from_pretrained=False)
     if _H5.value:
         mine = {n: t for n, t in picked.items() if t.dataset.startswith(tasks.PRETRAIN_PREFIX)}
-        picked |= sweep.change_all(mine, h5py_dir=_H5.value)
+        picked |= change_all(mine, h5py_dir=_H5.value)
     for text in _SET.value:
         picked = _with_setting(picked, text)
     return picked, bool(_TASKS.value)
@@ -106,13 +108,13 @@ def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, Eva
     if not equals or not path:
         raise UserError(f"--set={text} is not of the form [<task>.]<field>=<value>")
     whom = tasks.select(picked, [name]) if dot else picked
-    return {**picked, **sweep.change_all(whom, **{field: values.parse_value(value)})}
+    return {**picked, **change_all(whom, **{field: values.parse_value(value)})}
 
 
 def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     """The runs on a model; tasks that cannot run are listed (an error if they were asked for)."""
     picked, named = chosen_tasks()
-    able, skipped = sweep.split_available(picked, loaded.model.modalities)
+    able, skipped = split_available(picked, loaded.model.modalities)
     if named and skipped:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     if skipped and not _LIST.value:
@@ -199,9 +201,9 @@ def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
 def _show(folder: Path, items: list[dict]) -> None:
     if not items:
         return
-    _say(results.table(items))
+    _say(report.table(items))
     everything = results.read_lines(folder)
-    if results.plot(everything, folder / "results.png"):
+    if report.plot(everything, folder / "results.png"):
         _say(f"plot: {folder / 'results.png'}")
     _say(f"results: {folder / results.LINES}")
 

@@ -3,6 +3,7 @@
     python -m tools.convert_evals pastis --source=PASTIS-R --target=DIR [--whole_patches]
     python -m tools.convert_evals mados --source=MADOS --target=DIR
     python -m tools.convert_evals floods --source=Sen1Floods11 --target=DIR
+    python -m tools.convert_evals geobench2 --source=FOLDER_OF_TORTILLAS --target=DIR
     python -m tools.convert_evals quantiles --checkpoint=RUN --h5py_dir=DIR --target=FILE.h5
 
 `quantiles` fits the buckets of percentile quantisation on patch embeddings of pretraining data.
@@ -14,13 +15,14 @@ import argparse
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from olmoearth_jax.evals import models, transforms
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import Pooling, extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
-from tools.evaldata import floods, mados, pastis
+from tools.evaldata import floods, geobench2, mados, pastis
 
 
 def convert_pastis(source: Path, target: Path, whole: bool) -> None:
@@ -51,6 +53,16 @@ def convert_floods(source: Path, target: Path) -> None:
             print(f"{split}: {len(tiles['labels'])} tiles")
 
 
+def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> None:
+    """Writes quantile tables by bit depth as HDF5 groups '8bit' ... '1bit' and the scalar 'dim'."""
+    with h5py.File(path, "w") as f:
+        for bits, table in tables.items():
+            group = f.create_group(f"{bits}bit")
+            group["quantiles"], group["midpoints"] = table.quantiles, table.midpoints
+            f.attrs["dim"] = len(table.quantiles)
+        f["dim"] = f.attrs["dim"]
+
+
 def fit_quantiles(run: str, h5py_dir: str, target: Path, samples: int) -> None:
     """Bucket tables of every bit depth from patch embeddings (patch size 4, mean pooling)."""
     model = models.load_checkpoint(run).model
@@ -65,7 +77,7 @@ def fit_quantiles(run: str, h5py_dir: str, target: Path, samples: int) -> None:
     )
     flat = x.reshape(-1, x.shape[-1])
     tables = {bits: transforms.fit_buckets(flat, bits) for bits in transforms.BITS}
-    transforms.save_buckets(target, tables)
+    save_buckets(target, tables)
     print(f"{len(flat)} embeddings of {flat.shape[1]} dimensions -> {target}")
 
 
@@ -74,7 +86,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["pastis", "mados", "floods", "quantiles"])
+    parser.add_argument("what", choices=["pastis", "mados", "floods", "geobench2", "quantiles"])
     parser.add_argument("--source", type=Path)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--whole_patches", action="store_true")
@@ -93,6 +105,9 @@ def main(argv: list[str]) -> int:
             convert_mados(args.source, args.target)
         elif args.what == "floods":
             convert_floods(args.source, args.target)
+        elif args.what == "geobench2":
+            for name, count in geobench2.convert(args.source, args.target).items():
+                print(f"{name}: {count} samples")
         else:
             fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples)
     except (ValueError, OSError) as e:

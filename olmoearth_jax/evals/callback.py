@@ -6,6 +6,7 @@ is only read: a copy of the encoder's parameters is evaluated.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,14 +17,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
-from olmoearth_jax.evals import results, sweep, tasks
+from olmoearth_jax.evals import results, tasks
+from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
-from olmoearth_jax.evals.runner import RunOptions, run_task
-from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.evals.runner import run_task
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.train import hosts
 
 
-def interval_steps(task: EvalTaskConfig, steps_per_epoch: int) -> int:
+def interval_steps(task: tasks.EvalTaskConfig, steps_per_epoch: int) -> int:
     """Steps between evaluations of a task.
 
     Raises:
@@ -77,9 +79,11 @@ class DownstreamEvaluator:
             mode = config.filter_for_eval_mode
             chosen = {n: t for n, t in chosen.items() if t.eval_mode == mode}
         names = model.encoder_config.supported_modality_names
-        self.tasks, self.skipped = sweep.split_available(chosen, names)
+        self.tasks, self.skipped = split_available(chosen, names)
         self.intervals = {n: interval_steps(t, steps_per_epoch) for n, t in self.tasks.items()}
-        self.options = RunOptions(config.run_on_test, config.n_bootstrap, config.bootstrap_seed)
+        self.options = tasks.RunOptions(
+            config.run_on_test, config.n_bootstrap, config.bootstrap_seed
+        )
         self.finished_first = False
         for name, reason in self.skipped.items():
             say(f"evaluation task {name} is skipped: {reason}")
@@ -117,9 +121,9 @@ class DownstreamEvaluator:
         values: dict[str, float] | None = {}
         if jax.process_index() == 0:
             values = self._run({"encoder": params}, step, stop)
-        if jax.process_count() > 1:
-            done = multihost_utils.broadcast_one_to_all(np.asarray(values is not None))
-            values = values if done else None
+        # Not a device collective: those end in an error when one waits long for the other.
+        if hosts.current().agree(int(values is None)):
+            values = None
         self.finished_first = self.finished_first or values is not None
         return values
 
@@ -148,10 +152,10 @@ class DownstreamEvaluator:
         return values
 
 
-def _with_data(task: EvalTaskConfig, h5py_dir: str | None) -> EvalTaskConfig:
+def _with_data(task: tasks.EvalTaskConfig, h5py_dir: str | None) -> tasks.EvalTaskConfig:
     if not task.dataset.startswith(tasks.PRETRAIN_PREFIX) or task.h5py_dir:
         return task
-    return sweep.change_all({"task": task}, h5py_dir=h5py_dir)["task"]
+    return dataclasses.replace(task, h5py_dir=h5py_dir)
 
 
 def host_copy(tree: Any) -> Any:

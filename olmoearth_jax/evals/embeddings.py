@@ -107,24 +107,19 @@ class EncoderModel:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
-        names = self.supported(batch)
-        masks = {n: batch[n + MASK] for n in names}
-        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
-        if not fast:
-            pooling.check_online(masks)
-        concat = tuple(n for n in names if not masks[n].any()) if pool.concat else None
-        data = {n: batch[n] for n in names}
+        data, masks, fast = self.inputs(batch)
+        concat = tuple(n for n in data if not masks[n].any()) if pool.concat else None
         out = embed_tokens(
             self.graph, self.slots, patch_size, pool, fast, concat,
             self.params, data, masks, batch[TIMESTAMPS].astype(np.int32),
         )  # fmt: skip
         return np.asarray(out)
 
-    def supported(self, batch: Sample) -> tuple[str, ...]:
-        """Modalities of the batch that the model takes.
+    def inputs(self, batch: Sample) -> tuple[Sample, Sample, bool]:
+        """Images and masks of the modalities that the model takes; whether no token is missing.
 
         Raises:
-          ValueError: there is none.
+          ValueError: it takes none of them, or a sample has no online token.
         """
         names = tuple(n for n in modalities_in(batch) if n in self.slots.names)
         if not names:
@@ -132,7 +127,11 @@ class EncoderModel:
                 f"the model takes none of the modalities {modalities_in(batch)}; it was trained "
                 f"on {', '.join(self.slots.names)}"
             )
-        return names
+        masks = {n: batch[n + MASK] for n in names}
+        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
+        if not fast:
+            pooling.check_online(masks)
+        return {n: batch[n] for n in names}, masks, fast
 
 
 def pool_tokens(tokens: pooling.Tokens, masks: pooling.Tokens, pool: Pooling, concat=None):

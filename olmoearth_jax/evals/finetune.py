@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,10 +19,9 @@ import numpy as np
 
 from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.linear_probe import check_split
-from olmoearth_jax.evals.metrics import IGNORE, EvalResult
-from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample, collate
-from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task
+from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.samples import IGNORE, TIMESTAMPS, Sample, check_split, collate
+from olmoearth_jax.evals.tasks import DEFAULTS, METRICS, EvalTaskConfig, RunOptions, check_task
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1
@@ -127,17 +125,11 @@ class FineTuner:
     """One fine-tuning run of one model on one task."""
 
     def __init__(
-        self,
-        name: str,
-        task: EvalTaskConfig,
-        model: embeddings.EncoderModel,
-        *,
-        run_on_test: bool = False,
-        folder: Path | None = None,
+        self, name: str, task: EvalTaskConfig, model: embeddings.EncoderModel, options: RunOptions
     ):
         self.name, self.task, self.model = name, task, model
         self.info = check_task(name, task)
-        names = ("train", "valid", "test") if run_on_test else ("train", "valid")
+        names = ("train", "valid", "test") if options.run_on_test else ("train", "valid")
         self.splits = {s: open_split(name, task, s) for s in names}
         label = self.splits["train"][0][1]
         encoder = model.config.encoder_config
@@ -152,31 +144,27 @@ class FineTuner:
         )  # fmt: skip
         head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed))
         self.params = {"encoder": model.params, "head": head_params}
-        primary = task.primary_metric or metrics.DEFAULT_PRIMARY[self._kind]
-        self.schedule = Schedule(task.ft_lr or 0.0, task.epochs, metrics.higher_is_better(primary))
+        primary = task.primary_metric or METRICS[self.info.scoring][0]
+        rising = primary not in metrics.LOWER_IS_BETTER
+        self.schedule = Schedule(task.ft_lr or 0.0, task.epochs, rising)
         self.moments = {k: layers.adamw_init(v) for k, v in self.params.items()}
         self.counts = {"encoder": 0, "head": 0}
         self.best: tuple[float, Any] = (math.nan, self.params)
-        self.folder = None if folder is None else folder / name / f"lr{task.ft_lr}"
+        root = options.save_folder
+        self.folder = None if root is None else root / name / f"lr{task.ft_lr}"
         self.epoch = 0
-
-    @property
-    def _kind(self) -> str:
-        return "multilabel" if self.info.multilabel else self.info.task_type
 
     def train(self, stop: Callable[[], bool], log: Callable[[str], None] | None) -> None:
         """Runs the epochs that are left; keeps the best state by the validation metric."""
         if self._load("best"):
             return
         self._load("last")
-        sign = 1 if self.schedule.higher_is_better else -1
         while self.epoch < self.task.epochs:
             lr, frozen = self.schedule.start_epoch(self.epoch)
             loss = self._epoch(lr, frozen, stop)
             result = self.evaluate("valid")
             self.schedule.finish_epoch(result.primary)
-            best = self.best[0]
-            if math.isnan(best) or sign * result.primary > sign * best:
+            if result.beats(self.best[0]):
                 self.best = (result.primary, self.params)
             self.epoch += 1
             if log:
@@ -218,10 +206,7 @@ class FineTuner:
         return _loss_and_grads(self.job, *self._inputs(batch), jnp.asarray(labels))
 
     def _inputs(self, batch: Sample):
-        names = self.model.supported(batch)
-        masks = {n: batch[n + MASK] for n in names}
-        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
-        data = {n: batch[n] for n in names}
+        data, masks, fast = self.model.inputs(batch)
         if self.model.dtype == jnp.bfloat16:
             data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
         return fast, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
@@ -256,28 +241,19 @@ class FineTuner:
         out, labels = np.concatenate(found)[:count], np.concatenate(truth)[:count]
         if not np.isfinite(out).all():
             raise ValueError(f"fine-tuning {self.name} diverged: predictions are not finite")
-        return self._score(split, out, labels)
-
-    def _score(self, split: str, out: np.ndarray, labels: np.ndarray) -> EvalResult:
-        kind, classes = self._kind, self.info.num_classes
-        if kind != "multilabel":
-            check_split(split, np.zeros(len(labels)), labels, self.info.task_type, classes)
-        if kind == "regression":
-            values = metrics.regression_metrics(out, labels)
-        elif kind == "multilabel":
+        task, info, scores = self.task, self.info, None
+        check_split(split, out, labels, info)
+        guess = out
+        if info.multilabel:
             scores = 1 / (1 + np.exp(-out.astype(np.float64)))
-            values = metrics.multilabel_metrics(scores > THRESHOLD, labels, scores)
-        else:
+            guess = scores > THRESHOLD
+        elif "regression" not in info.task_type:
             scores = np.asarray(jax.nn.softmax(out, axis=-1))
-            if kind == "segmentation":
-                first = np.moveaxis(scores, -1, 1)
-                values = metrics.segmentation_metrics(scores.argmax(-1), labels, classes, first)
-            else:
-                known = labels != IGNORE
-                guess = scores.argmax(-1)
-                values = metrics.classification_metrics(guess[known], labels[known], scores[known])
-        task = self.task
-        return metrics.make_result(values, kind, task.primary_metric, task.primary_metric_class)
+            guess = scores.argmax(-1)
+        return metrics.score(
+            info.scoring, guess, labels, info.num_classes, scores,
+            task.primary_metric, task.primary_metric_class,
+        )  # fmt: skip
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -330,16 +306,14 @@ def run(
     name: str,
     task: EvalTaskConfig,
     model: Any,
+    options: RunOptions = DEFAULTS,
     *,
-    run_on_test: bool = False,
-    folder: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes a copy of the model on a task; the model itself stays as it is.
 
-    Args:
-      folder: keeps the state of the run in `<task>/lr<ft_lr>` there, to go on after a stop.
+    With `options.save_folder` the state is kept in `<task>/lr<ft_lr>` there, to go on after a stop.
 
     Raises:
       ValueError: a model that cannot be trained, or bad data.
@@ -347,7 +321,7 @@ def run(
     """
     if not isinstance(model, embeddings.EncoderModel):
         raise ValueError("only an encoder can be fine-tuned; this baseline has no parameters")
-    tuner = FineTuner(name, task, model, run_on_test=run_on_test, folder=folder)
+    tuner = FineTuner(name, task, model, options)
     tuner.train(stop, log)
-    test = tuner.evaluate("test") if run_on_test else None
+    test = tuner.evaluate("test") if options.run_on_test else None
     return {"valid": tuner.evaluate("valid"), "test": test}

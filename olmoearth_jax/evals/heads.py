@@ -11,8 +11,7 @@ import numpy as np
 
 from olmoearth_jax.evals import layers
 from olmoearth_jax.evals.layers import Params
-from olmoearth_jax.evals.probes import SPATIAL_TASKS
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.evals.tasks import SPATIAL_TASKS, known
 
 HEAD_TYPES = ("linear", "unet")
 
@@ -46,8 +45,7 @@ def make_head(kind: str, task_type: str, num_classes: int, width: int, patch_siz
     Raises:
       ValueError: an unknown head, or one that does not fit.
     """
-    if kind not in HEAD_TYPES:
-        raise ValueError(f"unknown ft_head_type {kind!r}; {closest(kind, HEAD_TYPES)}")
+    known("ft_head_type", kind, HEAD_TYPES)
     if task_type == "scalar_regression":
         raise ValueError("fine-tuning does not do scalar regression; use linear_probe")
     if kind == "unet" and task_type not in SPATIAL_TASKS:

@@ -8,16 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals.metrics import (
-    EvalResult,
-    average_precision,
-    bootstrap,
-    classification_metrics,
-    make_result,
-    multilabel_metrics,
-)
+from olmoearth_jax.evals.metrics import EvalResult, average_precision, bootstrap, score
+from olmoearth_jax.evals.samples import IGNORE, Split, check_split
+from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 
-DEFAULT_K = 20
 TEMPERATURE = 0.07
 QUERY_BLOCK = 2048
 TRAIN_BLOCK = 8192
@@ -92,7 +86,7 @@ def knn_scores(
     labels: np.ndarray,
     query: np.ndarray,
     num_classes: int,
-    k: int = DEFAULT_K,
+    k: int = 20,
     skip_nearest: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class scores float32 [Q, C] and predictions int64 ([Q] or, multi-label, [Q, C]).
@@ -102,9 +96,8 @@ def knn_scores(
       labels: class numbers int [N], or 0/1 [N, C] for several labels per sample.
 
     Raises:
-      ValueError: see `neighbours`; or a label outside 0 ... C-1.
+      ValueError: see `neighbours`.
     """
-    check_labels(labels, num_classes)
     sims, index = neighbours(train, query, k, skip_nearest)
     weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
     total = np.maximum(weights.sum(1, keepdims=True), 1e-8)
@@ -118,45 +111,57 @@ def knn_scores(
     return scores, scores.argmax(1).astype(np.int64)
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raises ValueError for empty label arrays and for class numbers out of range."""
-    if not len(labels):
-        raise ValueError("the split holds no labels")
-    top = 1 if labels.ndim == 2 else num_classes - 1
-    if labels.min() < 0 or labels.max() > top:
-        bad = int(labels.min() if labels.min() < 0 else labels.max())
-        raise ValueError(f"label {bad} lies outside 0...{top}")
-
-
 def run_knn(
-    train: tuple[np.ndarray, np.ndarray],
-    query: tuple[np.ndarray, np.ndarray],
-    num_classes: int,
-    *,
-    k: int = DEFAULT_K,
-    skip_nearest: bool = False,
-    primary_metric: str | None = None,
-    primary_class: int | None = None,
-    n_bootstrap: int = 0,
-    bootstrap_seed: int = 42,
-) -> tuple[EvalResult, dict]:
+    task: EvalTaskConfig, info: DatasetInfo, train: Split, query: Split, options: RunOptions, *,
+    resample: bool = False, skip_nearest: bool = False,
+) -> tuple[EvalResult, dict]:  # fmt: skip
     """kNN of a query split (embeddings, labels) against a train split.
 
-    Returns the result and, with n_bootstrap, the resampled accuracy (multi-label: micro mAP).
+    Samples without a label neither vote nor count. For segmentation a patch takes, for all its
+    pixels, the class of similar train patches, which count with their most frequent class; it is
+    scored per pixel, as a probe is.
+
+    Args:
+      resample: also bootstrap the accuracy (multi-label: micro mAP).
+
+    Returns:
+      The result, and the bootstrap or {}.
     """
-    check_labels(query[1], num_classes)
-    scores, hard = knn_scores(*train, query[0], num_classes, k, skip_nearest)
+    for name, (x, y) in (("train", train), ("query", query)):
+        check_split(name, x, y, info)
+    x, y = train
+    if info.spatial:
+        y = patch_labels(y, x.shape[1], x.shape[2], info.num_classes)
+    rows = (y != IGNORE).all(1) if info.multilabel else y != IGNORE
+    flat = query[0].reshape(-1, query[0].shape[-1])
+    scores, guess = knn_scores(x[rows], y[rows], flat, info.num_classes, options.k, skip_nearest)
+    if info.spatial:
+        guess, scores = _to_pixels(guess.reshape(query[0].shape[:3]), query[1].shape), None
     truth = query[1]
-    multilabel = truth.ndim == 2
-    metrics = (multilabel_metrics if multilabel else classification_metrics)(hard, truth, scores)
-    kind = "multilabel" if multilabel else "classification"
-    result = make_result(metrics, kind, primary_metric, primary_class)
-    if not n_bootstrap:
+    result = score(
+        info.scoring, guess, truth, info.num_classes, scores,
+        task.primary_metric, task.primary_metric_class,
+    )  # fmt: skip
+    if not resample or not options.n_bootstrap or scores is None:
         return result, {}
 
-    def resample(rows: np.ndarray) -> float:
-        if multilabel:
+    def resampled(rows: np.ndarray) -> float:
+        if info.multilabel:
             return average_precision(truth[rows].astype(bool).ravel(), scores[rows].ravel())
-        return float(np.mean(hard[rows] == truth[rows]))
+        return float(np.mean(guess[rows] == truth[rows]))
 
-    return result, bootstrap(resample, len(truth), n_bootstrap, bootstrap_seed)
+    return result, bootstrap(resampled, len(truth), options.n_bootstrap, options.bootstrap_seed)
+
+
+def patch_labels(labels: np.ndarray, height: int, width: int, num_classes: int) -> np.ndarray:
+    """Most frequent class of every patch, IGNORE where none is labelled: [N, H, W] -> [N, h, w]."""
+    n, rows, columns = labels.shape
+    tiles = labels.reshape(n, height, rows // height, width, columns // width)
+    counts = np.stack([(tiles == c).sum((2, 4)) for c in range(num_classes)], -1)
+    return np.where(counts.sum(-1) > 0, counts.argmax(-1), IGNORE)
+
+
+def _to_pixels(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[N, h, w] repeated to [N, H, W]."""
+    down, across = shape[1] // patches.shape[1], shape[2] // patches.shape[2]
+    return np.repeat(np.repeat(patches, down, 1), across, 2)

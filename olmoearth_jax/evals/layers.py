@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def unfold_patches(x: jax.Array, num_classes: int, p: int) -> jax.Array:
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * p, w * p, num_classes)
 
 
-def adamw_init(params: Params) -> tuple[Params, Params]:
+def adamw_init(params: Any) -> tuple[Any, Any]:
     zeros = jax.tree.map(jnp.zeros_like, params)
     return zeros, zeros
 

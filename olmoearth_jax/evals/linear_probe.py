@@ -5,43 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from olmoearth_jax.evals import layers, losses, metrics, probes
-from olmoearth_jax.evals.metrics import IGNORE, EvalResult
+from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.samples import IGNORE, Split, check_split
+from olmoearth_jax.evals.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
 
 CHUNK_BYTES = 256 << 20
-"""Embeddings sent to the device at once while training."""
-
-Split = tuple[np.ndarray, np.ndarray]
-"""Embeddings and labels of one split."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeSettings:
-    """How a probe is trained and selected; defaults as in spec/evals.md section 2."""
-
-    task_type: str
-    num_classes: int
-    lr: float
-    height_width: int | None = None
-    epochs: int = 50
-    eval_interval: int = 50
-    batch_size: int = 32
-    probe_type: str = "linear"
-    use_dice_loss: bool = False
-    select_best: bool = False
-    primary_metric: str | None = None
-    primary_class: int | None = None
-    bf16: bool = True
-    seed: int = 42
-    n_bootstrap: int = 0
-    bootstrap_seed: int = 42
+"""Embeddings kept on the device at once while training."""
 
 
 @dataclasses.dataclass
@@ -69,156 +47,165 @@ def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> n
     return np.where(t < warmup, rise, floor + (max_lr - floor) * fall)
 
 
-def _loss(probe: probes.Probe, dice: bool, params, stats, x, y, weight):
-    out, stats = probes.forward(probe, params, stats, x, weight)
-    if probe.spatial:
-        shape = y.shape[1:3]
-        out = layers.resize_bilinear(out if out.ndim == 4 else out[..., None], *shape)
+def _to_labels(probe: probes.Probe, out: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Logits of spatial tasks at the size of the labels; others as they are."""
+    if not probe.spatial:
+        return out
+    out = layers.resize_bilinear(out if out.ndim == 4 else out[..., None], *size)
+    return out[..., 0] if "regression" in probe.task_type else out
+
+
+def _loss(probe: probes.Probe, dice: bool, unravel, flat, stats, x, y, weight):
+    out, stats = probes.forward(probe, unravel(flat), stats, x, weight)
+    out = _to_labels(probe, out, y.shape[1:3])
     if "regression" in probe.task_type:
-        return losses.masked_mse(out.reshape(y.shape), y), stats
+        return losses.masked_mse(out, y), stats
     rule = losses.dice_cross_entropy if dice else losses.cross_entropy
     return rule(out, y), stats
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "dice"))
-def _train_chunk(probe: probes.Probe, dice: bool, state, xs, ys, weights, lrs):
-    """Runs the batches xs [n, B, ...]; batches without a sample leave the state untouched."""
+def _train_steps(probe: probes.Probe, dice: bool, state, table, rows, lrs):
+    """Runs batches of a table of embeddings and labels; parameters and moments are one vector each.
+
+    Args:
+      state: (parameters, running statistics, moments, steps taken).
+      rows: int [steps, batch] into the table, -1 for no sample; a batch of none changes nothing.
+    """
+    start, unravel = ravel_pytree(state[0])
 
     def step(state, batch):
-        params, stats, moments, count = state
-        x, y, weight, lr = batch
-        grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
-        (loss, new_stats), grads = grad(probe, dice, params, stats, x, y, weight)
-        new_params, new_moments = layers.adamw_update(params, grads, moments, count + 1, lr)
-        real = weight.sum() > 0
-        new = (new_params, new_stats, new_moments, count + 1)
-        return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state), loss
+        flat, stats, moments, count = state
+        rows, lr = batch
+        weight = (rows >= 0).astype(jnp.float32)
+        x, y = (a[jnp.maximum(rows, 0)] for a in table)
+        nothing = jnp.nan if jnp.issubdtype(y.dtype, jnp.floating) else IGNORE
+        y = jnp.where((rows >= 0).reshape(-1, *[1] * (y.ndim - 1)), y, nothing)
+        grad = jax.value_and_grad(_loss, argnums=3, has_aux=True)
+        (loss, stats_), grads = grad(probe, dice, unravel, flat, stats, x, y, weight)
+        flat_, moments_ = layers.adamw_update(flat, grads, moments, count + 1, lr)
+        new = (flat_, stats_, moments_, count + 1)
+        return jax.tree.map(lambda a, b: jnp.where(rows[0] >= 0, a, b), new, state), loss
 
-    return jax.lax.scan(step, state, (xs, ys, weights, lrs))
+    (flat, stats, moments, count), found = jax.lax.scan(step, (start, *state[1:]), (rows, lrs))
+    return (unravel(flat), stats, moments, count), found
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "size"))
 def _predict(probe: probes.Probe, size: tuple[int, int] | None, params, stats, x):
     """Predictions and, for classes, probabilities with the class axis last."""
     out, _ = probes.forward(probe, params, stats, x)
-    if size is not None:
-        out = layers.resize_bilinear(out if out.ndim == 4 else out[..., None], *size)
+    out = _to_labels(probe, out, size or ())
     if "regression" in probe.task_type:
-        return (out[..., 0] if size is not None else out), None
+        return out, None
     return jnp.argmax(out, -1), jax.nn.softmax(out.astype(jnp.float32))
 
 
 def predict(probe: probes.Probe, params, stats, x: np.ndarray, size=None, batch_size: int = 64):
     """Predictions [N, ...] and probabilities [N, ..., C] (None for regression) of embeddings."""
-    guesses, scores = [], []
+    found = []
     step = min(batch_size, len(x))
     for start in range(0, len(x), step):
         part = x[start : start + step]
         padded = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
-        guess, score = _predict(probe, size, params, stats, padded)
-        guesses.append(np.asarray(guess)[: len(part)])
-        if score is not None:
-            scores.append(np.asarray(score)[: len(part)])
-    return np.concatenate(guesses), np.concatenate(scores) if scores else None
-
-
-def score(
-    settings: ProbeSettings, guess: np.ndarray, labels: np.ndarray, scores: np.ndarray | None
-) -> EvalResult:
-    """Metrics of predictions; scores have the class axis last."""
-    task = settings.task_type
-    if "regression" in task:
-        values = metrics.regression_metrics(guess, labels)
-    elif task == "segmentation":
-        channels_first = None if scores is None else np.moveaxis(scores, -1, 1)
-        values = metrics.segmentation_metrics(guess, labels, settings.num_classes, channels_first)
-    else:
-        known = labels != IGNORE
-        if not known.any():
-            raise ValueError("no sample carries a label: every label is the ignore value")
-        values = metrics.classification_metrics(
-            guess[known], labels[known], None if scores is None else scores[known]
-        )
-    return metrics.make_result(values, task, settings.primary_metric, settings.primary_class)
+        out = _predict(probe, size, params, stats, padded)
+        found.append([None if a is None else np.asarray(a)[: len(part)] for a in out])
+    guess, scores = zip(*found, strict=True)
+    return np.concatenate(guess), None if scores[0] is None else np.concatenate(scores)
 
 
 class _Trainer:
-    """Feeds shuffled batches, in order, to the compiled chunk."""
+    """Feeds shuffled batches, in order, to the compiled steps."""
 
-    def __init__(self, settings: ProbeSettings, train: Split, order: np.ndarray | None):
-        self.settings, self.order = settings, order
+    def __init__(self, task, info, train: Split, seed: int, bf16: bool, order: np.ndarray | None):
+        self.task, self.info, self.seed, self.order = task, info, seed, order
         self.x, labels = train
         self.probe = probes.make_probe(
-            settings.probe_type, settings.task_type, settings.num_classes,
-            self.x.shape, settings.height_width, settings.bf16,
-        )  # fmt: skip
+            task.probe_type, info.task_type, info.num_classes, self.x.shape, info.height_width, bf16
+        )
         self.mean, self.std = 0.0, 1.0
-        if "regression" in settings.task_type:
+        if "regression" in info.task_type:
             self.mean, self.std = target_scale(labels)
             self.y = ((labels - self.mean) / self.std).astype(np.float32)
         else:
             self.y = labels.astype(np.int32)
-        n, size = len(self.x), settings.batch_size
-        self.batches = -(-n // size)
-        per_batch = size * (self.x[0].nbytes + self.y[0].nbytes)
-        parts = math.ceil(self.batches * per_batch / CHUNK_BYTES)
-        self.chunk = math.ceil(self.batches / max(parts, 1))
-        self.filler = np.nan if np.issubdtype(self.y.dtype, np.floating) else IGNORE
+        size = task.probe_batch_size
+        self.batches = -(-len(self.x) // size)
+        parts = math.ceil((self.x.nbytes + self.y.nbytes) / CHUNK_BYTES)
+        self.chunk = math.ceil(self.batches / parts)
+        self.table = (jnp.asarray(self.x), jnp.asarray(self.y)) if parts == 1 else None
 
-    def train_chunk(self, params, stats, epochs: range):
+    def train(self, params, stats, epochs: range):
         """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
         # The reference makes a new optimiser for every chunk of epochs; results depend on it.
-        state = (params, stats, layers.adamw_init(params), jnp.asarray(0))
+        flat = ravel_pytree(params)[0]
+        state = (params, stats, layers.adamw_init(flat), jnp.asarray(0))
         found, rates = [], []
         for epoch in epochs:
             if self.order is not None:
-                rows = self.order[epoch]
+                order = self.order[epoch]
             else:
-                rows = layers.rng(self.settings.seed, 1, epoch).permutation(len(self.y))
-            state, loss, lr = self.epoch(state, rows, epoch)
-            found.append(loss)
-            rates.append(lr)
+                order = layers.rng(self.seed, 1, epoch).permutation(len(self.y))
+            position = epoch + np.arange(self.batches) / self.batches
+            lrs = learning_rate(self.task.probe_lr or 0.0, self.task.epochs, position)
+            rates.append(lrs)
+            for start in range(0, self.batches, self.chunk):
+                state, loss = self._steps(state, order, lrs, start)
+                found.append(loss)
         return state[0], state[1], (np.concatenate(found), np.concatenate(rates))
+
+    def _steps(self, state, order: np.ndarray, lrs: np.ndarray, start: int):
+        """`chunk` batches from batch `start` on; the last chunk is filled up with empty ones."""
+        size, steps = self.task.probe_batch_size, min(self.chunk, self.batches - start)
+        mine = order[start * size : (start + steps) * size]
+        rows = np.full(self.chunk * size, -1, np.int32)
+        rates = np.zeros(self.chunk, np.float32)
+        rates[:steps] = lrs[start : start + steps]
+        table = self.table
+        if table is None:
+            rows[: len(mine)] = np.arange(len(mine))
+            padded = np.concatenate([mine, np.zeros(len(rows) - len(mine), mine.dtype)])
+            table = self.x[padded], self.y[padded]
+        else:
+            rows[: len(mine)] = mine
+        rows = rows.reshape(self.chunk, size)
+        dice = self.task.use_dice_loss
+        state, loss = _train_steps(self.probe, dice, state, table, rows, rates)
+        return state, np.asarray(loss)[:steps]
 
     def evaluate(self, params, stats, split: Split):
         """Predictions, probabilities and scores of a split, in the unit of its labels."""
         size = tuple(split[1].shape[1:3]) if self.probe.spatial else None
         guess, scores = predict(self.probe, params, stats, split[0], size)
-        if "regression" in self.settings.task_type:
+        if "regression" in self.info.task_type:
             guess = guess * self.std + self.mean
-        return guess, scores, score(self.settings, guess, split[1], scores)
+        return guess, scores, self.score(guess, split[1], scores)
 
-    def epoch(self, state, order: np.ndarray, epoch: int):
-        """One pass over `order`; returns the state, and the loss and rate of every batch."""
-        size, found = self.settings.batch_size, []
-        position = epoch + np.arange(self.batches) / self.batches
-        lrs = learning_rate(self.settings.lr, self.settings.epochs, position)
-        for start in range(0, self.batches, self.chunk):
-            steps = min(self.chunk, self.batches - start)
-            rows = order[start * size : (start + steps) * size]
-            room = self.chunk * size
-            weight = (np.arange(room) < len(rows)).astype(np.float32)
-            rows = np.concatenate([rows, np.zeros(room - len(rows), rows.dtype)])
-            x, y = self.x[rows], self.y[rows]
-            y[weight == 0] = self.filler
-            shape = (self.chunk, size)
-            rate = np.zeros(self.chunk, np.float32)
-            rate[:steps] = lrs[start : start + steps]
-            state, loss = _train_chunk(
-                self.probe, self.settings.use_dice_loss, state,
-                x.reshape(*shape, *x.shape[1:]), y.reshape(*shape, *y.shape[1:]),
-                weight.reshape(shape), rate,
-            )  # fmt: skip
-            found.append(np.asarray(loss)[:steps])
-        return state, np.concatenate(found), lrs
+    def score(self, guess, labels, scores) -> EvalResult:
+        task, info = self.task, self.info
+        return metrics.score(
+            info.task_type, guess, labels, info.num_classes, scores,
+            task.primary_metric, task.primary_metric_class,
+        )  # fmt: skip
+
+    def bootstrap(self, options: RunOptions, guess, labels, scores) -> dict[str, Any]:
+        """Resampled primary metric of a split."""
+        ranked = self.task.primary_metric in ("auroc", "prauc")
+
+        def primary(rows: np.ndarray) -> float:
+            part = scores[rows] if ranked else None
+            return self.score(guess[rows], labels[rows], part).primary
+
+        return metrics.bootstrap(primary, len(labels), options.n_bootstrap, options.bootstrap_seed)
 
 
 def train_probe(
-    settings: ProbeSettings,
-    train: Split,
-    valid: Split,
-    test: Split | None = None,
+    task: EvalTaskConfig,
+    info: DatasetInfo,
+    splits: Mapping[str, Split],
+    options: RunOptions = DEFAULTS,
     *,
+    bf16: bool = True,
     order: np.ndarray | None = None,
     start: tuple[Any, Any] | None = None,
     log: Callable[[str], None] | None = None,
@@ -226,89 +213,51 @@ def train_probe(
     """Trains a probe and scores it.
 
     Args:
-      train, valid, test: (embeddings, labels): [N, D] with labels [N], or [N, h, w, D] (attnpool:
-        [N, h, w, T, D]) with labels [N, H, W]; class labels are integers, -1 = ignored.
+      splits: 'train', 'valid' and perhaps 'test', each (embeddings, labels): [N, D] with labels
+        [N], or [N, h, w, D] (attnpool: [N, h, w, T, D]) with labels [N, H, W]; class labels are
+        integers, -1 = ignored.
+      bf16: round matrix products to bfloat16, as the reference does.
       order: int [epochs, N] sample order of every epoch instead of the seeded one.
       start: (params, stats) instead of the seeded initial ones.
 
     Raises:
       ValueError: empty split, no label in a split, labels out of range, NaN embeddings.
     """
-    splits = {"train": train, "valid": valid} | ({"test": test} if test is not None else {})
+    if info.multilabel:
+        raise ValueError("the linear probe does not do multi-label classification; use kNN")
     for name, (x, y) in splits.items():
-        check_split(name, x, y, settings.task_type, settings.num_classes)
-    trainer = _Trainer(settings, train, order)
-    probe = trainer.probe
-    params, stats = jax.tree.map(jnp.asarray, start or probes.init(probe, settings.seed))
-    history, traces, best = [], [], None
-    for first in range(0, settings.epochs, settings.eval_interval):
-        last = min(first + settings.eval_interval, settings.epochs)
-        params, stats, trace = trainer.train_chunk(params, stats, range(first, last))
+        check_split(name, x, y, info)
+    trainer = _Trainer(task, info, splits["train"], options.seed, bf16, order)
+    params, stats = jax.tree.map(jnp.asarray, start or probes.init(trainer.probe, options.seed))
+    history, traces, best = [], [], (0, math.nan, params, stats)
+    interval = min(task.linear_probe_eval_interval, task.epochs)
+    for first in range(0, task.epochs, interval):
+        last = min(first + interval, task.epochs)
+        params, stats, trace = trainer.train(params, stats, range(first, last))
         traces.append(trace)
-        result = trainer.evaluate(params, stats, valid)[2]
+        result = trainer.evaluate(params, stats, splits["valid"])[2]
         history.append(result)
         if log:
             log(f"epoch {last}: {result.primary_key} {result.primary:.4f}")
-        if best is None or _better(result, best[1]):
-            best = (last, result, params, stats)
-    assert best is not None
-    test_result, resampled = None, {}
-    if test is not None:
-        guess, scores, test_result = trainer.evaluate(best[2], best[3], test)
-        if settings.n_bootstrap:
-            resampled = _bootstrap(settings, guess, test[1], scores)
+        if result.beats(best[1]):
+            best = (last, result.primary, params, stats)
+    test, resampled = None, {}
+    if "test" in splits:
+        guess, scores, test = trainer.evaluate(best[2], best[3], splits["test"])
+        if options.n_bootstrap:
+            resampled = trainer.bootstrap(options, guess, splits["test"][1], scores)
     reported = history[-1]
-    if settings.select_best:
-        reported = history[max(best[0] // settings.eval_interval - 1, 0)]
+    if task.select_best_by_primary_metric:
+        reported = history[max(best[0] // interval - 1, 0)]
     losses_, lrs = (np.concatenate([t[i] for t in traces]) for i in range(2))
     host = jax.tree.map(np.asarray, best[2:])
-    return ProbeOutcome(
-        reported, test_result, resampled, history, best[0], losses_, lrs, host[0], host[1]
-    )
-
-
-def _better(result: EvalResult, best: EvalResult) -> bool:
-    sign = 1 if metrics.higher_is_better(result.primary_metric) else -1
-    return math.isnan(best.primary) or sign * result.primary > sign * best.primary
-
-
-def _bootstrap(settings: ProbeSettings, guess, labels, scores) -> dict[str, Any]:
-    ranked = settings.primary_metric in ("auroc", "prauc", "micro_map")
-
-    def primary(rows: np.ndarray) -> float:
-        part = scores[rows] if ranked else None
-        return score(settings, guess[rows], labels[rows], part).primary
-
-    return metrics.bootstrap(primary, len(labels), settings.n_bootstrap, settings.bootstrap_seed)
+    return ProbeOutcome(reported, test, resampled, history, best[0], losses_, lrs, host[0], host[1])
 
 
 def target_scale(labels: np.ndarray) -> tuple[float, float]:
     """Mean and unbiased standard deviation (at least 1e-6) of finite labels; (0, 1) if none."""
-    known = labels[np.isfinite(labels)].astype(np.float64)
-    if not len(known):
+    present = labels[np.isfinite(labels)].astype(np.float64)
+    if not len(present):
         return 0.0, 1.0
-    return float(known.mean()), max(float(known.std(ddof=1)) if len(known) > 1 else 0.0, 1e-6)
-
-
-def check_split(name: str, x: np.ndarray, y: np.ndarray, task_type: str, num_classes: int) -> None:
-    """Raises ValueError for an empty split, lengths that differ, NaN embeddings or bad labels."""
-    if not len(x):
-        raise ValueError(f"the {name} split is empty")
-    if len(x) != len(y):
-        raise ValueError(f"the {name} split has {len(x)} embeddings but {len(y)} labels")
-    if not np.isfinite(x).all():
-        raise ValueError(f"the {name} embeddings hold NaN or infinite values")
-    if "regression" in task_type:
-        if not np.isfinite(y).any():
-            raise ValueError(f"the {name} split has no finite regression label")
-        return
-    if y.ndim > 1 and task_type == "classification":
-        raise ValueError("the linear probe does not do multi-label classification; use kNN")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise TypeError(f"{task_type} labels must be integers, got {y.dtype}")
-    known = y[y != IGNORE]
-    if not known.size:
-        raise ValueError(f"every label of the {name} split is the ignore value {IGNORE}")
-    if known.min() < 0 or known.max() >= num_classes:
-        bad = int(known.min() if known.min() < 0 else known.max())
-        raise ValueError(f"the {name} split has label {bad}, outside 0...{num_classes - 1}")
+    spread = float(present.std(ddof=1)) if len(present) > 1 else 0.0
+    return float(present.mean()), max(spread, 1e-6)

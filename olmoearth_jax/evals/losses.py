@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from olmoearth_jax.evals.metrics import IGNORE
+from olmoearth_jax.evals.samples import IGNORE
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

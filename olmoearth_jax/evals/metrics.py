@@ -9,20 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.evals.samples import IGNORE
+from olmoearth_jax.evals.tasks import METRICS
 from olmoearth_jax.modalities import closest
-
-IGNORE = -1
-"""Label of pixels that are not scored."""
 
 EPS = 1e-8
 LOWER_IS_BETTER = ("mae", "rmse")
-DEFAULT_PRIMARY = {
-    "classification": "accuracy",
-    "multilabel": "f1",
-    "segmentation": "miou",
-    "regression": "neg_rmse",
-    "scalar_regression": "neg_rmse",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +33,10 @@ class EvalResult:
     primary_key: str
     metrics: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def higher_is_better(metric: str) -> bool:
-    return metric not in LOWER_IS_BETTER
+    def beats(self, best: float) -> bool:
+        """Whether it is strictly better than the primary value `best`; NaN is beaten by all."""
+        sign = -1 if self.primary_metric in LOWER_IS_BETTER else 1
+        return math.isnan(best) or sign * self.primary > sign * best
 
 
 def make_result(
@@ -57,7 +47,7 @@ def make_result(
     Raises:
       ValueError: the metric wanted was not computed for this kind of task.
     """
-    name = primary or DEFAULT_PRIMARY[task]
+    name = primary or METRICS[task][0]
     if name == "class_f1" and class_id is None:
         raise ValueError("primary_metric=class_f1 needs primary_metric_class, the class number")
     key = f"f1_class_{class_id}" if name == "class_f1" else name
@@ -224,6 +214,39 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
         "neg_rmse": -rmse,
         "r2": float(1 - np.sum(error**2) / (spread + EPS)),
     }
+
+
+def score(
+    scoring: str,
+    guess: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    scores: np.ndarray | None = None,
+    primary: str | None = None,
+    class_id: int | None = None,
+) -> EvalResult:
+    """Metrics of predictions of any kind of task.
+
+    Args:
+      scoring: a key of `tasks.METRICS`.
+      guess, labels: of one shape; labels of IGNORE, or NaN targets, do not count.
+      scores: probabilities, the class axis last, or None.
+      primary, class_id: primary metric, and the class that a class F1 is of.
+    """
+    if "regression" in scoring:
+        values = regression_metrics(guess, labels)
+    elif scoring == "segmentation":
+        first = None if scores is None else np.moveaxis(scores, -1, 1)
+        values = segmentation_metrics(guess, labels, num_classes, first)
+    elif scoring == "multilabel":
+        values = multilabel_metrics(guess, labels, scores)
+    else:
+        rows = labels != IGNORE
+        if not rows.any():
+            raise ValueError("no sample carries a label: every label is the ignore value")
+        some = None if scores is None else scores[rows]
+        values = classification_metrics(guess[rows], labels[rows], some)
+    return make_result(values, scoring, primary, class_id)
 
 
 def bootstrap(

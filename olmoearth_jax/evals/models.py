@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax.evals.embeddings import EmbeddingModel, EncoderModel, RawBands
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import checkpoint
@@ -63,11 +63,10 @@ def baseline(
     Raises:
       ValueError: another kind, or a size and version that were never defined.
     """
+    known("baseline", kind, BASELINES)
     if kind == "raw_bands":
         names = ("sentinel2_l2a", "sentinel1", "landsat")
         return Loaded(RawBands(names), "raw_bands", 0, {})
-    if kind != "random_init":
-        raise ValueError(f"unknown baseline {kind!r}; {closest(kind, BASELINES)}")
     config = model_config.official_model(size, version)
     params = latent_mim.initial_params(config, seed)
     return Loaded(EncoderModel(config, params, dtype), f"random_init_{size}_{version}", 0, {})

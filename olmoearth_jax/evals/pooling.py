@@ -12,16 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.modalities import closest
-
-POOLING_TYPES = ("mean", "max")
+from olmoearth_jax.evals.tasks import POOLING_TYPES, known
 
 Tokens = Mapping[str, jax.Array]
 
 
 def check_pooling(kind: str) -> None:
-    if kind not in POOLING_TYPES:
-        raise ValueError(f"unknown pooling_type {kind!r}; {closest(kind, POOLING_TYPES)}")
+    known("pooling_type", kind, POOLING_TYPES)
 
 
 def pool_instance(tokens: Tokens, masks: Tokens, kind: str = "mean") -> jax.Array:

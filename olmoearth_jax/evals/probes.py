@@ -11,10 +11,8 @@ import numpy as np
 
 from olmoearth_jax.evals import layers
 from olmoearth_jax.evals.layers import Params
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.evals.tasks import PROBE_TYPES, SPATIAL_TASKS, known
 
-PROBE_TYPES = ("linear", "interpolate_linear", "bilinear_conv", "attnpool")
-SPATIAL_TASKS = ("segmentation", "regression")
 HEAD_WIDTH = 64
 
 
@@ -59,8 +57,7 @@ def make_probe(
     Raises:
       ValueError: a probe type that does not exist or does not fit the task.
     """
-    if kind not in PROBE_TYPES:
-        raise ValueError(f"unknown probe_type {kind!r}; {closest(kind, PROBE_TYPES)}")
+    known("probe_type", kind, PROBE_TYPES)
     width = embedding_shape[-1]
     if task_type not in SPATIAL_TASKS:
         if kind != "linear":

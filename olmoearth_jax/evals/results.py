@@ -1,7 +1,8 @@
-"""How results are named, kept and shown: metric keys, JSON lines, table, plot."""
+"""How results are named and kept: metric keys, JSON lines, one file per step."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ def log_values(result: TaskResult) -> dict[str, float]:
 
 def record(result: TaskResult, **about: Any) -> dict[str, Any]:
     """The JSON record of a result; `about` says which model (run, step, ...)."""
-    return {**about, **result.to_dict()}
+    return plain({**about, **dataclasses.asdict(result)})
 
 
 def plain(value: Any) -> Any:
@@ -57,8 +58,10 @@ def plain(value: Any) -> Any:
 def append_line(folder: Path, item: Mapping[str, Any]) -> None:
     """Adds one record to `results.jsonl` of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LINES, "a", encoding="utf-8") as f:
-        f.write(json.dumps(plain(item)) + "\n")
+    with open(folder / LINES, "ab+") as f:
+        f.seek(max(f.seek(0, 2) - 1, 0))
+        cut = f.read(1) not in (b"", b"\n")  # a crash may have left half a line
+        f.write(("\n" * cut + json.dumps(item) + "\n").encode())
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +81,7 @@ def write_step(folder: Path, step: int, items: Sequence[Mapping[str, Any]]) -> P
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step}.json"
     old = json.loads(path.read_text()) if path.exists() else []
-    merged = {identity(r): r for r in [*old, *(plain(i) for i in items)]}
+    merged = {identity(r): r for r in [*old, *items]}
     write_atomically(path, json.dumps(list(merged.values()), indent=1) + "\n")
     return path
 
@@ -87,73 +90,4 @@ def identity(item: Mapping[str, Any]) -> str:
     """What makes two records the same measurement: model, task, settings, splits scored."""
     keys = ("model", "checkpoint_step", "task", "settings")
     scored = item.get("test") is not None
-    return json.dumps([*(plain(item.get(k)) for k in keys), scored], sort_keys=True)
-
-
-def table(items: Sequence[Mapping[str, Any]]) -> str:
-    """Results as an aligned text table, one row each."""
-    rows = [("model", "step", "task", "mode", "metric", "valid", "test", "settings")]
-    for item in items:
-        s = item["settings"]
-        lr = s.get("probe_lr") or s.get("ft_lr")
-        brief = f"{s['normalization']}, {s['pooling']}, p{s['patch_size']}"
-        brief += f", {s['image_size']} px" if s.get("image_size") else ""
-        brief += f", lr {lr:g}" if lr else ""
-        metric = (item.get("valid") or item.get("test") or {}).get("primary_key", "-")
-        rows.append(
-            (
-                str(item.get("model", "")),
-                str(item.get("checkpoint_step", "")),
-                item["task"],
-                item["mode"],
-                metric,
-                _value(item.get("valid")),
-                _value(item.get("test")),
-                f"{brief}, seed {s['seed']}",
-            )
-        )
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _value(result: Mapping[str, Any] | None) -> str:
-    value = (result or {}).get("primary")
-    return "-" if value is None else f"{value:.4f}"
-
-
-def plot(items: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """PNG of the primary values per task over checkpoint steps; False without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    scored = [i for i in items if (i.get("valid") or i.get("test"))]
-    tasks = list(dict.fromkeys(i["task"] for i in scored))
-    if not tasks:
-        return False
-    columns = min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, task in enumerate(tasks):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        mine = [i for i in scored if i["task"] == task]
-        metric = (mine[0].get("valid") or mine[0]["test"])["primary_key"]
-        for model in dict.fromkeys(str(i.get("model", "")) for i in mine):
-            points = [i for i in mine if str(i.get("model", "")) == model]
-            points.sort(key=lambda i: i.get("checkpoint_step") or 0)
-            for split, style in (("valid", "o-"), ("test", "s--")):
-                xy = [
-                    (p.get("checkpoint_step") or 0, p[split]["primary"])
-                    for p in points
-                    if p.get(split) and p[split]["primary"] is not None
-                ]
-                if xy:
-                    axes.plot(*zip(*xy, strict=True), style, label=f"{model} {split}")
-        axes.set(title=task, xlabel="step", ylabel=metric)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=6)
-    figure.savefig(path, dpi=110)
-    return True
+    return json.dumps([*(item.get(k) for k in keys), scored], sort_keys=True)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from olmoearth_jax.evals.tasks import DatasetInfo
+
 MASK = "_mask"
 TIMESTAMPS = "timestamps"
 ONLINE, MISSING_TOKEN = 0, 3
@@ -19,6 +21,11 @@ DEFAULT_DATE = (1, 6, 2020)
 """1 July 2020: the date of samples that carry none."""
 
 Sample = dict[str, np.ndarray]
+Split = tuple[np.ndarray, np.ndarray]
+"""Embeddings [N, ...] and labels [N, ...] of one split."""
+
+IGNORE = -1
+"""Label of samples and pixels that are neither learnt from nor scored."""
 
 
 def make_sample(images: Mapping[str, np.ndarray], timestamps: np.ndarray | None = None) -> Sample:
@@ -75,3 +82,37 @@ def _pad_time(key: str, array: np.ndarray, steps: int) -> np.ndarray:
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, room)
     return np.pad(array, widths, constant_values=MISSING_TOKEN if key.endswith(MASK) else 0)
+
+
+def check_split(name: str, x: np.ndarray, y: np.ndarray, info: DatasetInfo) -> None:
+    """Checks embeddings x and labels y of a split.
+
+    Raises:
+      ValueError: empty split, lengths that differ, NaN embeddings, labels that are all ignored or
+        out of range.
+      TypeError: class labels that are not integers.
+    """
+    if not len(x):
+        raise ValueError(f"the {name} split is empty")
+    if len(x) != len(y):
+        raise ValueError(f"the {name} split has {len(x)} embeddings but {len(y)} labels")
+    if not np.isfinite(x).all():
+        raise ValueError(f"the {name} embeddings hold NaN or infinite values")
+    if "regression" in info.task_type:
+        if not np.isfinite(y).any():
+            raise ValueError(f"the {name} split has no finite regression label")
+        return
+    if not np.issubdtype(y.dtype, np.integer):
+        raise TypeError(f"{info.task_type} labels must be integers, got {y.dtype}")
+    if not (y != IGNORE).any():
+        raise ValueError(f"every label of the {name} split is the ignore value {IGNORE}")
+    check_label_range(y, info, f"the {name} split")
+
+
+def check_label_range(labels: np.ndarray, info: DatasetInfo, where: str) -> None:
+    """Raises ValueError if a label other than -1 lies outside the data set's classes."""
+    top = 1 if info.multilabel else info.num_classes - 1
+    present = labels[labels != IGNORE]
+    if present.size and (present.min() < 0 or present.max() > top):
+        bad = int(present.min() if present.min() < 0 else present.max())
+        raise ValueError(f"{where} holds label {bad}, outside 0...{top}")

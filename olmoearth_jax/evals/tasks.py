@@ -142,6 +142,32 @@ class DatasetInfo:
         return "multilabel" if self.multilabel else self.task_type
 
 
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What holds for all tasks of an evaluation.
+
+    Attributes:
+      run_on_test: score the test split too.
+      n_bootstrap: resamples of the test score; 0 for none.
+      bootstrap_seed: their seed.
+      seed: of probe initialisation, sample order and subsets.
+      k: neighbours of kNN.
+      workers: threads that read samples.
+      save_folder: where fine-tuning keeps its state; None keeps none.
+    """
+
+    run_on_test: bool = False
+    n_bootstrap: int = 0
+    bootstrap_seed: int = 42
+    seed: int = 42
+    k: int = 20
+    workers: int = 2
+    save_folder: Path | None = None
+
+
+DEFAULTS = RunOptions()
+
+
 def known(kind: str, name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
     """`name` if it is one of `names`, else a ValueError that tells the nearest of them."""
     if name not in names:
@@ -190,6 +216,16 @@ def band_stats(dataset: str) -> dict[str, Stats]:
         modality: {b: dict(zip(keys, v, strict=False)) for b, v in bands.items()}
         for modality, bands in tables[family].items()
     }
+
+
+def has_own_stats(info: DatasetInfo) -> bool:
+    """Whether statistics come with the data set's files or with us."""
+    if info.windowed or info.name.startswith("m-"):
+        return True
+    try:
+        return bool(band_stats(info.name))
+    except ValueError:
+        return False
 
 
 def _parse(record: Mapping[str, Any]) -> EvalTaskConfig:

@@ -69,16 +69,6 @@ def fit_buckets(x: np.ndarray, bits: int) -> Buckets:
     return Buckets(edges.astype(np.float32), middles.astype(np.float32))
 
 
-def save_buckets(path: str | Path, tables: dict[int, Buckets]) -> None:
-    """Writes quantile tables by bit depth as HDF5 groups '8bit' ... '1bit' and the scalar 'dim'."""
-    with h5py.File(path, "w") as f:
-        for bits, table in tables.items():
-            group = f.create_group(f"{bits}bit")
-            group["quantiles"], group["midpoints"] = table.quantiles, table.midpoints
-            f.attrs["dim"] = len(table.quantiles)
-        f["dim"] = f.attrs["dim"]
-
-
 def load_buckets(path: str | Path, bits: int) -> Buckets:
     """Reads the table of one bit depth.
 

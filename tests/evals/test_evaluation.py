@@ -10,16 +10,18 @@ import jax
 import numpy as np
 import pytest
 
+from launch import _eval_report as report
+from launch import _sweep as sweep
 from launch import benchmark, evaluate
 from olmoearth_jax.config import DownstreamEvaluatorConfig
-from olmoearth_jax.evals import callback, models, results, runner, sweep
+from olmoearth_jax.evals import callback, models, results, runner, tasks
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.tasks import EvalInterval
 from olmoearth_jax.model import latent_mim
 
 from .builders import task, tiny_config, tiny_model, write_windows
 
-TEST = runner.RunOptions(run_on_test=True, k=5)
+TEST = tasks.RunOptions(run_on_test=True, k=5)
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_every_mode_on_one_model(windows):
         else:
             assert result.test is not None and 0 < result.test.primary <= 1
     knn = runner.run_task(
-        "t", task("forest_loss_driver", eval_mode="knn"), model, runner.RunOptions(k=3)
+        "t", task("forest_loss_driver", eval_mode="knn"), model, tasks.RunOptions(k=3)
     )
     assert knn.valid is not None and knn.valid.primary_key == "accuracy"
     regression = runner.run_task("t", task("lfmc_woody_3k"), model)
@@ -86,7 +88,7 @@ def test_sweeps_list_every_run():
     with pytest.raises(ValueError, match="unknown sweep"):
         sweep.expand(one, "all")
     with pytest.raises(ValueError, match="did you mean 'patch_size'"):
-        sweep.change_all(one, patch_sise=3)
+        tasks.change_all(one, patch_sise=3)
 
 
 def test_results_are_kept_and_not_made_again(windows, tmp_path):
@@ -100,11 +102,11 @@ def test_results_are_kept_and_not_made_again(windows, tmp_path):
     settings = first[0]["settings"]
     for key in ("pooling", "normalization", "image_size", "patch_size", "seed"):
         assert key in settings
-    assert "tiny" in results.table(first) and results.plot(first, tmp_path / "p.png")
+    assert "tiny" in report.table(first) and report.plot(first, tmp_path / "p.png")
 
 
 def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
-    bad = dataclasses.replace(task(), primary_metric="accuracy")
+    bad = dataclasses.replace(task(), use_center_token=True)
     loaded = Loaded(tiny_model(), "tiny", 0, {})
     lines: list[str] = []
     with pytest.raises(RuntimeError, match="1 of 2 runs failed: bad"):
@@ -114,13 +116,13 @@ def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
 
 
 def _evaluator(tmp_path, **settings):
-    tasks = {
+    chosen = {
         "often": task(eval_interval=EvalInterval(2, "steps")),
         "rarely": task(eval_mode="knn", eval_interval=EvalInterval(1, "epochs")),
         "absent": task("mados"),
         "foreign": task("small_landsat_vessel_type", input_modalities=["landsat"]),
     }
-    config = DownstreamEvaluatorConfig(tasks=tasks, **settings)
+    config = DownstreamEvaluatorConfig(tasks=chosen, **settings)
     lines: list[str] = []
     made = callback.DownstreamEvaluator(
         config, tiny_config(), steps_per_epoch=6, folder=tmp_path / "evals", say=lines.append

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.evals import finetune, heads, layers, linear_probe, losses, probes
-from olmoearth_jax.evals.linear_probe import ProbeSettings, train_probe
+from olmoearth_jax.evals.linear_probe import train_probe
+from olmoearth_jax.evals.tasks import PROBE_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
 
 from .builders import task, tiny_model, write_windows
 
@@ -19,26 +20,34 @@ def _classes(n=60, d=6, seed=0):
     return x.astype(np.float32), y
 
 
-SETTINGS = ProbeSettings("classification", 3, 0.05, epochs=10, eval_interval=5, batch_size=16)
+SETTINGS = EvalTaskConfig(
+    probe_lr=0.05, epochs=10, linear_probe_eval_interval=5, probe_batch_size=16
+)
+INFO = DatasetInfo("t", "classification", 3, ())
+
+
+def _train(train, valid, test=None, settings=SETTINGS, info=INFO, **options):
+    splits = {"train": train, "valid": valid} | ({} if test is None else {"test": test})
+    return train_probe(settings, info, splits, RunOptions(**options))
 
 
 def test_a_probe_learns_separable_classes():
-    out = train_probe(SETTINGS, _classes(), _classes(seed=1), _classes(seed=2))
+    out = _train(_classes(), _classes(seed=1), _classes(seed=2))
     assert out.test is not None and out.test.primary > 0.9
     assert len(out.history) == 2 and len(out.losses) == 10 * 4
 
 
 def test_the_same_seed_gives_the_same_bits():
-    runs = [train_probe(SETTINGS, _classes(), _classes(seed=1)) for _ in range(2)]
-    other = train_probe(dataclasses.replace(SETTINGS, seed=1), _classes(), _classes(seed=1))
+    runs = [_train(_classes(), _classes(seed=1)) for _ in range(2)]
+    other = _train(_classes(), _classes(seed=1), seed=1)
     assert np.array_equal(runs[0].losses, runs[1].losses)
     assert not np.array_equal(runs[0].losses, other.losses)
 
 
 def test_small_chunks_change_nothing(monkeypatch):
-    whole = train_probe(SETTINGS, _classes(), _classes(seed=1))
+    whole = _train(_classes(), _classes(seed=1))
     monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 1000)
-    parts = train_probe(SETTINGS, _classes(), _classes(seed=1))
+    parts = _train(_classes(), _classes(seed=1))
     assert np.allclose(whole.losses, parts.losses, rtol=1e-5)
     assert whole.valid.primary == parts.valid.primary
 
@@ -47,10 +56,11 @@ def test_every_probe_type_trains_on_pixels():
     rng = np.random.default_rng(0)
     y = rng.integers(-1, 2, (8, 8, 8))
     x = rng.normal(size=(8, 4, 4, 64)).astype(np.float32)
-    for kind in probes.PROBE_TYPES:
-        settings = ProbeSettings("segmentation", 2, 0.01, 8, 2, 2, 4, kind)
+    info = DatasetInfo("t", "segmentation", 2, (), height_width=8)
+    for kind in PROBE_TYPES:
+        settings = EvalTaskConfig(probe_lr=0.01, epochs=2, probe_batch_size=4, probe_type=kind)
         data = x[:, :, :, None] if kind == "attnpool" else x
-        out = train_probe(settings, (data, y), (data, y))
+        out = _train((data, y), (data, y), settings=settings, info=info)
         assert 0 <= out.valid.primary <= 1 and np.isfinite(out.losses).all()
 
 
@@ -69,14 +79,18 @@ def test_regression_is_scored_in_the_unit_of_the_labels():
     x = rng.normal(size=(64, 4)).astype(np.float32)
     y = (1000 + 50 * x[:, 0]).astype(np.float32)
     y[:3] = np.nan
-    settings = ProbeSettings("scalar_regression", 1, 0.1, epochs=30, eval_interval=30, batch_size=8)
-    out = train_probe(settings, (x, y), (x, y))
+    settings = EvalTaskConfig(probe_lr=0.1, epochs=30, probe_batch_size=8)
+    info = DatasetInfo("t", "scalar_regression", 1, ())
+    out = _train((x, y), (x, y), settings=settings, info=info)
     assert out.valid.metrics["r2"] > 0.9
 
 
 def test_the_best_chunk_is_reported_when_asked_for():
-    settings = dataclasses.replace(SETTINGS, select_best=True, epochs=6, eval_interval=2, lr=0.5)
-    out = train_probe(settings, _classes(), _classes(seed=1))
+    settings = dataclasses.replace(
+        SETTINGS, select_best_by_primary_metric=True, epochs=6, linear_probe_eval_interval=2,
+        probe_lr=0.5,
+    )  # fmt: skip
+    out = _train(_classes(), _classes(seed=1), settings=settings)
     assert out.valid is out.history[out.best_epoch // 2 - 1]
     assert out.valid.primary == max(r.primary for r in out.history)
 
@@ -89,12 +103,13 @@ def test_the_best_chunk_is_reported_when_asked_for():
         (lambda x, y: (x, y * 0 - 1), "every label of the train split"),
         (lambda x, y: (x, y + 3), "outside 0...2"),
         (lambda x, y: (x, y[:-1]), "60 embeddings but 59 labels"),
-        (lambda x, y: (x, np.eye(3, dtype=int)[y]), "multi-label"),
     ],
 )
 def test_probes_refuse_bad_data(change, message):
     with pytest.raises(ValueError, match=message):
-        train_probe(SETTINGS, change(*_classes()), _classes())
+        _train(change(*_classes()), _classes())
+    with pytest.raises(ValueError, match="multi-label"):
+        _train(_classes(), _classes(), info=dataclasses.replace(INFO, multilabel=True))
 
 
 def test_probes_refuse_types_that_do_not_fit():
@@ -134,7 +149,7 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(tmp_path, monkeypatch, ki
     before = np.array(model.params["norm"]["scale"])
     settings = task(eval_mode="finetune", ft_lr=1e-2, ft_batch_size=4, epochs=5, ft_head_type=head)
     lines: list[str] = []
-    out = finetune.run("t", settings, model, run_on_test=True, log=lines.append)
+    out = finetune.run("t", settings, model, RunOptions(run_on_test=True), log=lines.append)
     assert out["valid"].primary > 0 and len(lines) == 5
     first, last = (float(line.split("loss ")[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < first
@@ -147,16 +162,17 @@ def test_fine_tuning_goes_on_where_it_stopped(tmp_path, monkeypatch):
     settings = task(
         eval_mode="finetune", ft_lr=1e-3, ft_batch_size=2, epochs=3, ft_grad_accum_steps=2
     )
-    whole = finetune.run("t", settings, tiny_model(), folder=tmp_path / "a")
+    whole = finetune.run("t", settings, tiny_model(), RunOptions(save_folder=tmp_path / "a"))
     calls = iter(range(100))
 
     with pytest.raises(finetune.embeddings.Stopped):
         finetune.run(
-            "t", settings, tiny_model(), folder=tmp_path / "b", stop=lambda: next(calls) > 4
-        )
-    resumed = finetune.run("t", settings, tiny_model(), folder=tmp_path / "b")
+            "t", settings, tiny_model(), RunOptions(save_folder=tmp_path / "b"),
+            stop=lambda: next(calls) > 4,
+        )  # fmt: skip
+    resumed = finetune.run("t", settings, tiny_model(), RunOptions(save_folder=tmp_path / "b"))
     assert resumed["valid"].metrics == whole["valid"].metrics
     folder = tmp_path / "b" / "t" / "lr0.001"
     assert [p.name for p in folder.iterdir()] == ["best.ckpt"]
-    again = finetune.run("t", settings, tiny_model(), folder=tmp_path / "b")
+    again = finetune.run("t", settings, tiny_model(), RunOptions(save_folder=tmp_path / "b"))
     assert again["valid"].metrics == whole["valid"].metrics

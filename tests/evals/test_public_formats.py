@@ -10,7 +10,7 @@ import pytest
 from olmoearth_jax.data.sample import sample_dataset_dir
 from olmoearth_jax.evals.datasets import open_split, sickle
 from olmoearth_jax.evals.samples import MASK
-from tools.evaldata import floods, mados
+from tools.evaldata import floods, geobench2, mados
 
 from .builders import task
 
@@ -170,3 +170,56 @@ def test_converted_scenes_of_floods_and_mados(tmp_path):
         mados.convert_scene(tmp_path, "Scene_3_1")
     with pytest.raises(ValueError, match="not a scene"):
         mados.convert_scene(tmp_path, "3_1")
+
+
+def _tortilla(samples):
+    """Bytes of a tortilla of (row, bytes of the item) pairs."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    body, rows = bytearray(geobench2.HEADER.size), []
+    for row, data in samples:
+        rows.append({**row, "tortilla:offset": len(body), "tortilla:length": len(data)})
+        body += data
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    footer = sink.getvalue().to_pybytes()
+    body[: geobench2.HEADER.size] = geobench2.HEADER.pack(b"#y", len(body), len(footer))
+    return bytes(body) + footer
+
+
+def _tiff(array):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", width=array.shape[-1], height=array.shape[-2], count=len(array),
+            dtype=array.dtype, transform=rasterio.Affine(10, 0, 0, 0, -10, 0),
+        ) as out:  # fmt: skip
+            out.write(array)
+        return bytes(memory.getbuffer())
+
+
+def test_tortillas_unpack_into_what_the_reader_takes(monkeypatch, tmp_path):
+    image = RNG.uniform(0, 1, (6, 16, 16)).astype("f4")
+    label = RNG.integers(-1, 2, (1, 16, 16)).astype("i2")
+    scene = _tortilla([({"tortilla:id": "image"}, _tiff(image)), ({}, _tiff(label))])
+    splits = ("train", "train", "validation", "test")
+    whole = _tortilla([({"tortilla:data_split": s}, scene) for s in splits])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "geobench_burn_scars.tortilla").write_bytes(whole)
+    trees = [{"species_labels": ["Abies", "Tilia"]}, {}, {}]
+    forest = _tortilla([(row, _tiff(np.ones((12, 6, 6), "f4"))) for row in trees])
+    forest = _tortilla([({"tortilla:data_split": "train"}, forest)])
+    (tmp_path / "in" / "geobench_treesatai.tortilla").write_bytes(forest)
+    counts = geobench2.convert(tmp_path / "in", tmp_path / "out")
+    assert counts["burn_scars/train"] == 2 and counts["treesatai/train"] == 1
+    monkeypatch.setenv("GEOBENCH2_DIR", str(tmp_path / "out"))
+    sizes = [len(open_split("t", task("gb2-burn_scars"), s)) for s in ("train", "valid", "test")]
+    assert sizes == [2, 1, 1]
+    sample, got = open_split("t", task("gb2-burn_scars"), "train")[1]
+    assert np.array_equal(got, label[0]) and sample["sentinel2_l2a"].shape == (16, 16, 1, 12)
+    _, species = open_split("t", task("gb2-treesatai", eval_mode="knn"), "train")[0]
+    assert np.flatnonzero(species).tolist() == [0, 14]
+    (tmp_path / "in" / "geobench_treesatai.tortilla").write_bytes(b"no tortilla at all, at length")
+    with pytest.raises(ValueError, match="is no tortilla file"):
+        geobench2.convert(tmp_path / "in", tmp_path / "again")
+    with pytest.raises(ValueError, match="holds no geobench_<name>.tortilla"):
+        geobench2.convert(tmp_path / "out", tmp_path / "again")

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from olmoearth_jax.evals import diagnostics, knn, metrics, transforms
 from olmoearth_jax.evals.normalize import impute_stats, normalize
+from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from tools.convert_evals import save_buckets
 
 
 @settings(max_examples=25, deadline=None)
@@ -91,10 +93,25 @@ def test_knn_refuses_bad_input():
         knn.knn_scores(x, y, x, 2)
     with pytest.raises(ValueError, match="NaN"):
         knn.knn_scores(x * np.nan, y, x, 2, k=2)
-    with pytest.raises(ValueError, match="label 7 lies outside"):
-        knn.knn_scores(x, y + 7, x, 2, k=2)
-    with pytest.raises(ValueError, match="no labels"):
-        knn.run_knn((x, y), (x[:0], y[:0]), 2, k=2)
+    info, options = DatasetInfo("t", "classification", 2, ()), RunOptions(k=2)
+    for train, query, message in (
+        ((x, y + 7), (x, y), "train split holds label 7, outside 0...1"),
+        ((x, y), (x[:0], y[:0]), "the query split is empty"),
+        ((x, y), (x, y - 1), "every label of the query split is the ignore value"),
+        ((x, np.array([0, -1, -1, -1])), (x, y), "at least 2 train samples for k=2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            knn.run_knn(EvalTaskConfig(), info, train, query, options)
+
+
+def test_samples_without_a_label_neither_vote_nor_count():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
+    info, options = DatasetInfo("t", "classification", 3, ()), RunOptions(k=5)
+    some = np.where(np.arange(30) < 20, y, -1)
+    got, _ = knn.run_knn(EvalTaskConfig(), info, (x, some), (x, some), options)
+    want, _ = knn.run_knn(EvalTaskConfig(), info, (x[:20], y[:20]), (x[:20], y[:20]), options)
+    assert got == want
 
 
 @settings(max_examples=20, deadline=None)
@@ -109,7 +126,7 @@ def test_quantising_the_midpoints_changes_nothing(seed, bits):
 def test_quantile_tables_survive_a_file(tmp_path):
     x = np.random.default_rng(0).normal(size=(50, 4))
     tables = {b: transforms.fit_buckets(x, b) for b in (1, 8)}
-    transforms.save_buckets(tmp_path / "q.h5", tables)
+    save_buckets(tmp_path / "q.h5", tables)
     back = transforms.load_buckets(tmp_path / "q.h5", 8)
     assert np.array_equal(back.quantiles, tables[8].quantiles)
     with pytest.raises(ValueError, match="4 bits"):

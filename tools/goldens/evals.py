@@ -27,6 +27,7 @@ from olmoearth_jax.evals import (
 )
 from olmoearth_jax.evals.embeddings import EncoderModel, Pooling
 from olmoearth_jax.evals.samples import MASK, Sample
+from olmoearth_jax.evals.tasks import POOLING_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
 from tools.goldens import evals_data
@@ -79,14 +80,19 @@ def _knn(name: str, z: Arrays) -> Result:
         scores, guess = knn.knn_scores(*train, z["test_x"], classes, k, skip)
         checks.array(f"scores k={k}", scores, z[f"test_scores_k{k}"])
         checks.array(f"predictions k={k}", guess, z[f"test_pred_k{k}"], 0, 0)
-        options: dict[str, Any] = {"k": k, "skip_nearest": skip}
-        options["primary_metric"] = "macro_f1" if multilabel and number == 0 else None
-        if number == len(ks) - 1:
-            count, seed = (30, 7) if multilabel else (50, 42)
-            options |= {"n_bootstrap": count, "bootstrap_seed": seed}
-        result, resampled = knn.run_knn(train, test, classes, **options)
+        primary = "macro_f1" if multilabel and number == 0 else None
+        task = EvalTaskConfig(primary_metric=primary)
+        info = DatasetInfo("knn", "classification", classes, (), multilabel)
+        count, seed = (30, 7) if multilabel else (50, 42)
+        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k)
+        last = number == len(ks) - 1
+        result, resampled = knn.run_knn(
+            task, info, train, test, options, resample=last, skip_nearest=skip
+        )
         _same_metrics(checks, f"test k={k}", result, _json(z, f"test_result_json_k{k}"))
-        valid, _ = knn.run_knn(train, (z["val_x"], z["val_y"]), classes, **options)
+        valid, _ = knn.run_knn(
+            task, info, train, (z["val_x"], z["val_y"]), options, skip_nearest=skip
+        )
         want = _json(z, f"val_result_json_k{k}")
         # One validation row is the zero vector: its neighbours are tied, so it may differ.
         slack = 1 / len(z["val_y"]) + 1e-9
@@ -217,26 +223,25 @@ def probe_params(z: Arrays, prefix: str) -> tuple[dict, dict]:
 def _probe(name: str, z: Arrays) -> Result:
     checks, s = Checks(atol=0.02), _json(z, "settings_json")
     bf16 = name.endswith("bf16")
-    settings = linear_probe.ProbeSettings(
-        task_type=s["task_type"],
-        num_classes=s["num_classes"],
-        lr=s["lr"],
-        height_width=s["height_width"],
+    task = EvalTaskConfig(
+        probe_lr=s["lr"],
         epochs=s["epochs"],
-        eval_interval=s["eval_interval"],
-        batch_size=s["batch_size"],
+        linear_probe_eval_interval=s["eval_interval"],
+        probe_batch_size=s["batch_size"],
         probe_type=s["probe_type"],
         use_dice_loss=s["use_dice_loss"],
-        select_best=s["select_best_by_primary_metric"],
+        select_best_by_primary_metric=s["select_best_by_primary_metric"],
         primary_metric=s["primary_metric"],
-        primary_class=s["primary_metric_class"],
-        bf16=bf16,
-        n_bootstrap=s["n_bootstrap"],
-        bootstrap_seed=s["bootstrap_seed"],
+        primary_metric_class=s["primary_metric_class"],
     )
-    splits = [(z[f"{k}_x"], z[f"{k}_y"]) for k in ("train", "val", "test")]
+    info = DatasetInfo("probe", s["task_type"], s["num_classes"], (), False, s["height_width"])
+    options = RunOptions(n_bootstrap=s["n_bootstrap"], bootstrap_seed=s["bootstrap_seed"])
+    names = {"train": "train", "valid": "val", "test": "test"}
+    splits = {k: (z[f"{v}_x"], z[f"{v}_y"]) for k, v in names.items()}
     start = probe_params(z, "init.")
-    out = linear_probe.train_probe(settings, *splits, order=z["order"], start=start)
+    out = linear_probe.train_probe(
+        task, info, splits, options, bf16=bf16, order=z["order"], start=start
+    )
     checks.array("first losses", out.losses[:20], z["loss"][:20], 3e-2 if bf16 else 1e-4, 0)
     checks.array("losses", out.losses, z["loss"], 3e-2 if bf16 else 2e-3, 0)
     checks.array("learning rates", out.lrs, z["lr"], 1e-6, 1e-15)
@@ -338,7 +343,7 @@ def _pooling(name: str, z: Arrays) -> Result:
     for part in ("partial", "full"):
         tokens = {m: jnp.asarray(z[f"{part}_{m}"]) for m in ("s2", "s1")}
         masks = {m: jnp.asarray(z[f"{part}_{m}_mask"]) for m in ("s2", "s1")}
-        for kind in pooling.POOLING_TYPES:
+        for kind in POOLING_TYPES:
             got = pooling.pool_instance(tokens, masks, kind)
             checks.array(f"{part} instance {kind}", got, z[f"{part}_instance_{kind}"])
             got = pooling.pool_spatial(tokens, masks, kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.brandenburg import Brandenburg
 from olmoearth_jax.evals.datasets.cities import FiftyCities
@@ -12,9 +14,9 @@ from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest
 from olmoearth_jax.evals.datasets.sickle import Sickle
 from olmoearth_jax.evals.datasets.tensors import Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
-from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task
+from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, modalities_of
 
-__all__ = ["DataUnavailable", "Reader", "open_split", "reader_class", "why_unavailable"]
+__all__ = ["DataUnavailable", "Reader", "open_split", "split_available", "why_unavailable"]
 
 PREFIXES: dict[str, type[Reader]] = {
     "pretrain_subset": PretrainSubset,
@@ -59,3 +61,27 @@ def why_unavailable(name: str, task: EvalTaskConfig) -> str | None:
     except DataUnavailable as e:
         return str(e)
     return None
+
+
+def split_available(
+    tasks: Mapping[str, EvalTaskConfig], modalities: Sequence[str] | None
+) -> tuple[dict[str, EvalTaskConfig], dict[str, str]]:
+    """Tasks that can run, and for the others the reason why not.
+
+    Args:
+      modalities: what the model takes; None does not check it.
+
+    Raises:
+      ValueError: a task's settings are wrong.
+    """
+    able, skipped = {}, {}
+    for name, task in tasks.items():
+        info = check_task(name, task)
+        missing = [m for m in modalities_of(task, info) if modalities and m not in modalities]
+        if missing:
+            skipped[name] = f"the model does not take {', '.join(missing)}"
+        elif reason := why_unavailable(name, task):
+            skipped[name] = reason
+        else:
+            able[name] = task
+    return able, skipped

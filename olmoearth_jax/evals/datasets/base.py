@@ -13,7 +13,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.evals import normalize
-from olmoearth_jax.evals.samples import Sample, make_sample
+from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, band_stats, known, modalities_of
 
 SPLITS = ("train", "valid", "test")
@@ -188,15 +188,6 @@ def partition_name(fraction: float) -> str:
         there = ", ".join(str(f) for f in LOW_LABEL_FRACTIONS)
         raise ValueError(f"no partition exists for label_fraction {fraction}; known: {there}")
     return f"{fraction:.2f}x_train"
-
-
-def check_label_range(labels: np.ndarray, info: DatasetInfo, where: str) -> None:
-    """Raises ValueError if a label other than -1 lies outside the data set's classes."""
-    top = 1 if info.multilabel else info.num_classes - 1
-    present = labels[labels != -1]
-    if present.size and (present.min() < 0 or present.max() > top):
-        bad = int(present.min() if present.min() < 0 else present.max())
-        raise ValueError(f"{where} holds label {bad}, outside 0...{top}")
 
 
 def month_timestamps(months: np.ndarray) -> np.ndarray:

@@ -12,13 +12,8 @@ import numpy as np
 
 from olmoearth_jax.evals import bands
 from olmoearth_jax.evals.datasets.archives import load_torch
-from olmoearth_jax.evals.datasets.base import (
-    Location,
-    Raw,
-    Reader,
-    check_label_range,
-    month_timestamps,
-)
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
+from olmoearth_jax.evals.samples import check_label_range
 
 
 def load_either(location: Location, stem: Path) -> Any:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from olmoearth_jax.evals import results
-from olmoearth_jax.evals.datasets import why_unavailable
 from olmoearth_jax.evals.models import Loaded
-from olmoearth_jax.evals.runner import RunOptions, describe, run_task
-from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, eval_mode, modalities_of
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.evals.runner import describe, run_task
+from olmoearth_jax.evals.tasks import (
+    EvalTaskConfig,
+    RunOptions,
+    change_all,
+    check_task,
+    eval_mode,
+    has_own_stats,
+    known,
+)
 
 PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
 FINETUNE_LRS = (1e-4, 5e-4, 1e-3)
@@ -26,14 +32,13 @@ def expand(tasks: Mapping[str, EvalTaskConfig], sweep: str = "none") -> Plan:
     """The runs of a sweep (spec/evals.md section 12).
 
     'none': every task as it is set. 'lr': its learning rates, all else as set. 'full': also both
-    normalisations and both poolings. Learning rates do not matter to kNN and diagnostics, whose
-    duplicates are left out.
+    poolings and, where the data set has statistics of its own, both normalisations. Learning
+    rates do not matter to kNN and diagnostics, whose duplicates are left out.
 
     Raises:
       ValueError: another sweep.
     """
-    if sweep not in SWEEPS:
-        raise ValueError(f"unknown sweep {sweep!r}; {closest(sweep, SWEEPS)}")
+    known("sweep", sweep, SWEEPS)
     plan: Plan = []
     for name, task in tasks.items():
         for variant in _variants(task, check_task(name, task), sweep):
@@ -54,7 +59,7 @@ def _variants(task: EvalTaskConfig, info: Any, sweep: str) -> list[EvalTaskConfi
     out = [dataclasses.replace(task, **{field: lr}) for lr in lrs]
     if sweep == "lr" or mode == "finetune":
         return out
-    norms = (True, False)
+    norms = (True, False) if has_own_stats(info) else (True,)
     return [
         dataclasses.replace(t, norm_stats_from_pretrained=n, pooling_type=p)
         for t in out
@@ -63,49 +68,11 @@ def _variants(task: EvalTaskConfig, info: Any, sweep: str) -> list[EvalTaskConfi
     ]
 
 
-def change_all(tasks: Mapping[str, EvalTaskConfig], **changes: Any) -> dict[str, EvalTaskConfig]:
-    """The tasks with the changes that are not None.
-
-    Raises:
-      ValueError: a field that tasks do not have.
-    """
-    fields = [f.name for f in dataclasses.fields(EvalTaskConfig)]
-    for key in changes:
-        if key not in fields:
-            raise ValueError(f"unknown task field {key!r}; {closest(key, fields)}")
-    given = {k: v for k, v in changes.items() if v is not None}
-    return {name: dataclasses.replace(task, **given) for name, task in tasks.items()}
-
-
 def select_best_val(tasks: Mapping[str, EvalTaskConfig]) -> dict[str, EvalTaskConfig]:
     """Reports the best of validations every 5 epochs instead of the last."""
     return change_all(
         tasks, select_best_by_primary_metric=True, linear_probe_eval_interval=BEST_VAL_INTERVAL
     )
-
-
-def split_available(
-    tasks: Mapping[str, EvalTaskConfig], modalities: Sequence[str] | None
-) -> tuple[dict[str, EvalTaskConfig], dict[str, str]]:
-    """Tasks that can run, and for the others the reason why not.
-
-    Args:
-      modalities: what the model takes; None does not check it.
-
-    Raises:
-      ValueError: a task's settings are wrong.
-    """
-    able, skipped = {}, {}
-    for name, task in tasks.items():
-        info = check_task(name, task)
-        missing = [m for m in modalities_of(task, info) if modalities and m not in modalities]
-        if missing:
-            skipped[name] = f"the model does not take {', '.join(missing)}"
-        elif reason := why_unavailable(name, task):
-            skipped[name] = reason
-        else:
-            able[name] = task
-    return able, skipped
 
 
 def evaluate(
@@ -129,7 +96,11 @@ def evaluate(
     out, failed, cache = [], [], {}
     for number, (name, task) in enumerate(plan):
         about = {"model": loaded.name, "checkpoint_step": loaded.step}
-        key = _key(name, task, loaded, options, about)
+        info = check_task(name, task)
+        tested = options.run_on_test and eval_mode(task, info) != "embedding_diagnostics"
+        settings = results.plain(describe(task, info, loaded.model, options))
+        wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
+        key = results.identity(wanted)
         if key in done:
             out.append(done[key])
             continue
@@ -140,18 +111,10 @@ def evaluate(
             failed.append(name)
             say(f"error: {name}: {e}")
             continue
-        item = results.plain(results.record(result, **about))
+        item = results.record(result, **about)
         results.append_line(folder, item)
         results.write_step(folder, loaded.step, [item])
         out.append(item)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}")
     return out
-
-
-def _key(name, task, loaded, options, about) -> str:
-    info = check_task(name, task)
-    mode = eval_mode(task, info)
-    settings = describe(task, info, mode, loaded.model, options)
-    scored = {} if options.run_on_test and mode != "embedding_diagnostics" else None
-    return results.identity({**about, "task": name, "settings": settings, "test": scored})
