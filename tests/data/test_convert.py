@@ -253,6 +253,30 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path):
     assert convert(_settings(tmp_path, storage=storage)).written == 4
 
 
+@pytest.mark.parametrize(
+    ("method", "refused"),
+    [
+        ("open", "10_sentinel1_monthly.csv"),
+        ("mkdir", ".h5_conversion"),
+        ("open", "lock"),
+    ],
+)
+def test_refused_permissions_are_named_and_nothing_is_left(tmp_path, monkeypatch, method, refused):
+    make_tree(tmp_path / "tree", tiles=1)
+    settings = _settings(tmp_path / "tree", output_dir=tmp_path / "out")
+    real = getattr(Path, method)
+
+    def refuse(self, *args, **options):  # changed modes would not stop root
+        if self.name == refused:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises((ValueError, OSError), match=f"Permission denied.*{refused}"):
+        convert(settings)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
 def test_a_torn_journal_keeps_what_is_whole(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.add("a", {"x": 1})

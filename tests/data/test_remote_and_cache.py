@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -129,9 +131,28 @@ def test_damaged_copies_are_replaced_and_damaged_files_are_not_trusted(dataset, 
 
 def test_a_cache_that_cannot_be_written_is_named(dataset, tmp_path):
     (tmp_path / "file").write_text("")
-    store = SampleStore(tmp_path / "file" / "cache")
-    with pytest.raises(ReadError, match="cannot be copied to the cache"):
-        store.local(dataset / "sample_0.h5")
+    index = prepare(dataset, OFFICIAL_MODALITIES)
+    with pytest.raises(ValueError, match=r"cache_dir .*file/cache cannot be written: .*Not a dir"):
+        make_stream(index, cache_dir=tmp_path / "file" / "cache")
+
+
+def test_a_cache_that_fills_the_disk_is_left_alone(dataset, tmp_path, monkeypatch, caplog):
+    index = prepare(dataset, OFFICIAL_MODALITIES)
+    expected = make_stream(index).group(0)
+    stream = make_stream(index, cache_dir=tmp_path)
+    real, written = Path.write_bytes, []
+
+    def fills(self, content):
+        if len(written) == 2:
+            real(self, content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(self)
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fills)
+    assert same(expected, stream.group(0))
+    assert len(list(tmp_path.rglob("*.h5"))) == 2 and not list(tmp_path.rglob("*.tmp"))
+    assert caplog.text.count("No space left on device") == 1
 
 
 def test_a_file_replaced_while_it_is_read_stays_whole(writable_dataset):
