@@ -17,7 +17,7 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.engine import StreamEngine
 from olmoearth_jax.stream.forward import StreamForward
-from olmoearth_jax.stream.ladder import ROW_FRACTIONS, band_set_counts, row_plans
+from olmoearth_jax.stream.ladder import band_set_counts, row_plans
 from olmoearth_jax.stream.layout import TARGET, Layout, lengthen, target_plan
 from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slots, token_shape
 from olmoearth_jax.stream.tables import BandDropout
@@ -101,7 +101,6 @@ def stream_spec(
     devices: int,
     groups: int,
     views: int = 2,
-    fractions: Sequence[float] = ROW_FRACTIONS,
     loss_scope: str | Sequence[str] = "modality",
     deep_targets: bool = False,
     pixels: bool = False,
@@ -114,7 +113,6 @@ def stream_spec(
       samples: per device and micro-step.
       devices, groups: per micro-step.
       views: masked views.
-      fractions: attention row lengths relative to the bound.
       loss_scope: what the token losses' rows are (`losses.TokenLoss.scope`), one or several.
       deep_targets: whether the target encoder runs.
       pixels: whether decoded tokens are compared with their pixels.
@@ -141,13 +139,14 @@ def stream_spec(
     plans: dict[str, RowPlan] = {}
     enc = dec = 0
     for whole in sorted({scope in ("sample", "batch") for scope in scopes}) or [False]:
-        found, enc, dec = row_plans(names, counts, grid_timesteps, bounds, fractions, whole)
+        found, enc, dec = row_plans(names, counts, grid_timesteps, bounds, whole)
         plans |= {p.name: p for p in found}
     extra = encoder.num_register_tokens
-    plans[SELF] = lengthen(plans[SELF], extra)
+    most = plans[SELF].queries + extra
+    plans[SELF] = RowPlan(SELF, most, most)
     if deep_targets:
-        most = _most_tokens(counts, grid_timesteps)
-        plans[TARGET] = lengthen(target_plan(most, fractions), extra)
+        most = _most_tokens(counts, grid_timesteps) + extra
+        plans[TARGET] = RowPlan(TARGET, most, most)
     return Layout(
         slots, names, tuple(plans.values()), enc + extra, dec, samples, devices, views, groups,
         encoder.max_patch_size, registers=extra, pixels=pixels,
@@ -201,7 +200,7 @@ def stream_engine(
         decoder_drop=options.decoder_drop,
         band_dropout=options.band_dropout,
     )
-    return StreamEngine(forward, ladder, mesh, hosts.current().agree)
+    return StreamEngine(forward, ladder, mesh, functools.partial(hosts.current().agree, join=shared_bits))
 
 
 def dense_engine(

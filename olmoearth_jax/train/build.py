@@ -26,6 +26,7 @@ from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.ema import ema_decay_at
 from olmoearth_jax.train.loop import LoopConfig
 from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.pictures import Pictures
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import Recipe, TrainProgram
 
@@ -269,6 +270,24 @@ def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return out
 
 
+def dataset_summary(
+    config: ExperimentConfig, index: dataset_index.DatasetIndex, stream: TrainStream
+) -> str:
+    """Markdown: where the data is, how much there is of it, and how it is cut."""
+    rows = {
+        "folder": config.dataset.h5py_dir,
+        "samples": f"{len(index):,}",
+        "modalities": ", ".join(index.modalities),
+        "fingerprint": index.fingerprint,
+        "tile": f"{index.tile_px} pixels",
+        "steps per epoch": f"{stream.steps_per_epoch:,}",
+        "samples per step": f"{stream.global_batch_size} in groups of {stream.group_size}",
+        "patch sizes": f"{min(stream.patch_sizes)} to {max(stream.patch_sizes)}",
+        "timesteps per grid side": ", ".join(f"{g}: {t}" for g, t in stream.timesteps.items()),
+    }
+    return "\n".join(["| dataset | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
 def build_training(config: ExperimentConfig, say: Callable[[str], None] = print) -> Training:
     """Builds a run.
 
@@ -305,6 +324,9 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
         dataset_fingerprint=index.fingerprint,
         config=config.to_dict(),
         normalization=normalization_of(index.modalities),
+        image_interval=trainer.callbacks.tensorboard.image_interval,
+        pictures=Pictures(stream, config.model) if trainer.callbacks.tensorboard.enabled else None,
+        texts={"dataset": dataset_summary(config, index, stream)},
         profile_steps=(profile.start_step, profile.num_steps) if profile.enabled else None,
     )
     return Training(program, stream, loop)

@@ -56,6 +56,9 @@ class LoopConfig:
     dataset_fingerprint: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     normalization: Mapping[str, Any] = field(default_factory=dict)
+    image_interval: int | None = None
+    pictures: Callable[[Any], Mapping[str, Any]] | None = None  # of the parameters
+    texts: Mapping[str, str] = field(default_factory=dict)  # more to say about the run
     profile_steps: tuple[int, int] | None = None  # first step and number of steps to trace
     sinks: tuple[Sink, ...] = ()
 
@@ -120,6 +123,8 @@ def train(
             step = number
             device.call(recorder.add, step, report, batches.waited)
             trace.after(step, report)
+            if config.pictures and config.image_interval and step % config.image_interval == 0:
+                device.call(recorder.images, step, config.pictures, state["params"])
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
             if config.checkpoints and saver.due(step):
@@ -235,6 +240,8 @@ def _open_recorder(
         writer.text("config", "\n".join("    " + line for line in lines), start)
         rows = parameter_table(state["params"], norms=False)
         writer.text("parameters", markdown_table(rows), start)
+        for name, markdown in config.texts.items():
+            writer.text(name, markdown, start)
         writer.flush()
         say(
             f"Training {sum(row[3] for row in rows):,} parameters from step {start} to "

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.train import integrity
+from olmoearth_jax.train.pictures import png
 from olmoearth_jax.train.runfolder import RunFolder, write_atomically
 
 TIMING_KEYS = (
@@ -105,6 +106,20 @@ class MetricWriter:
         """A text card in TensorBoard."""
         if self._board is not None:
             self._board.add_text(name, markdown, step)
+
+    def images(self, found: Mapping[str, np.ndarray], step: int) -> None:
+        """Images uint8 [H, W, 3] in TensorBoard."""
+        if self._board is None:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        for name, image in found.items():
+            height, width = image.shape[:2]
+            shown = Summary.Image(  # pyright: ignore[reportAttributeAccessIssue]
+                height=height, width=width, colorspace=3, encoded_image_string=png(image)
+            )
+            value = Summary.Value(tag=name, image=shown)  # pyright: ignore[reportAttributeAccessIssue]
+            self._board.file_writer.add_summary(Summary(value=[value]), step)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""

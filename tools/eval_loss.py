@@ -1,0 +1,148 @@
+"""Pretraining loss of checkpoints on fixed draws, which says whether a run has learnt.
+
+    python -m tools.eval_loss --checkpoint=local_output/my_run [--h5py_dir=OTHER_FOLDER]
+
+The loss of a training step depends on the patch size and grid that it drew, so its curve may rise
+while the model improves. Here every checkpoint, and the fresh model before its first step, gets the
+same samples, crops and masks, which no training step has drawn. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.train import build, checkpoint, targets
+from olmoearth_jax.train.sharding import make_mesh
+
+_CHECKPOINTS = flags.DEFINE_list(
+    "checkpoint", None, "Run, checkpoints or step folders, by commas.", required=True
+)
+_ALL = flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the first run.")
+_DATA = flags.DEFINE_string("h5py_dir", None, "Samples; default: those of the run.")
+_STEPS = flags.DEFINE_integer("batches", 16, "Global batches to evaluate.")
+_SEED = flags.DEFINE_integer("seed", 99, "Of the fixed draws.")
+
+Losses = dict[str, float]
+
+
+def fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> ExperimentConfig:
+    """The config with other data, its own draws, and nothing random in the model."""
+    config = ExperimentConfig.from_dict(config.to_dict())
+    if h5py_dir is not None:
+        config.dataset.h5py_dir, config.dataset.more_h5py_dirs = h5py_dir, {}
+    config.data_loader.seed = seed
+    config.model.encoder_config.drop_path = 0.0
+    config.model.encoder_config.band_dropout_rate = 0.0
+    if config.model.decoder_config is not None:
+        config.model.decoder_config.drop_path = 0.0
+    config.check()
+    return config
+
+
+class LossEvaluator:
+    """The losses of any parameters on the same batches.
+
+    Args:
+      config: of the checkpoints, see `fixed_draws`.
+      batches: how many global batches.
+    """
+
+    def __init__(self, config: ExperimentConfig, batches: int):
+        self.config = config
+        index = build.build_index(config)
+        stream = build.build_stream(config, index)
+        steps = max(1, batches)
+        self.program = build.build_program(config, stream, index, make_mesh(), steps, say=_quiet)
+        self._compiled: dict[Any, Any] = {}
+        self._groups = list(stream.batches(0, steps))
+
+    def fresh(self) -> tuple[Any, Any]:
+        """(parameters, target) before the first step."""
+        params = latent_mim.initial_params(self.config.model, self.config.init_seed)
+        return params, targets.start_of(params, self.program.engine.objective)
+
+    def __call__(self, params: Any, target: Any) -> Losses:
+        """Mean of each loss over the micro-steps, by name."""
+        found: dict[str, list[float]] = {}
+        for name, value in self._each(params, target):
+            found.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+
+    def _each(self, params: Any, target: Any) -> Iterator[tuple[str, float]]:
+        engine, key = self.program.engine, jax.random.key(0)
+        for groups in self._groups:
+            for micro_step in engine.prepare(groups):
+                total, parts = self._program(micro_step.key)(params, target, micro_step.inputs, key)
+                yield engine.objective.metric_name, float(total)
+                for name, value in jax.device_get(parts).items():
+                    yield name, float(np.mean(value))
+
+    def _program(self, key: Any) -> Any:
+        if key not in self._compiled:
+            engine = self.program.engine
+            self._compiled[key] = jax.jit(
+                lambda params, target, inputs, rng: engine.loss(params, target, inputs, rng, key)
+            )
+        return self._compiled[key]
+
+
+def table(results: dict[str, Losses]) -> list[str]:
+    """Markdown: a row per loss, a column per checkpoint."""
+    names = sorted({name for losses in results.values() for name in losses})
+    lines = ["| loss | " + " | ".join(results) + " |", "|---|" + "--:|" * len(results)]
+    for name in names:
+        cells = [f"{x[name]:.4f}" if name in x else "-" for x in results.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def step_folders(paths: list[str], every: bool) -> list[Path]:
+    """The checkpoints meant. Raises ValueError if there is none."""
+    if not every:
+        return [checkpoint.find_checkpoint(p) for p in paths]
+    newest = checkpoint.find_checkpoint(paths[0])
+    return [newest.parent / str(step) for step in checkpoint.complete_steps(newest.parent)]
+
+
+def evaluate(folders: list[Path], h5py_dir: str | None, batches: int, seed: int):
+    """{'fresh' or '<run> <step>': losses} of checkpoints of one architecture."""
+    metas = [checkpoint.read_meta(folder) for folder in folders]
+    config = ExperimentConfig.from_dict(metas[0]["config"])
+    evaluator = LossEvaluator(fixed_draws(config, h5py_dir, seed), batches)
+    results = {"fresh": evaluator(*evaluator.fresh())}
+    for folder, meta in zip(folders, metas, strict=True):
+        items = [checkpoint.load_item(folder, i) if i in meta["items"] else {}
+                 for i in ("params", "target")]  # fmt: skip
+        results[f"{folder.parents[1].name} {folder.name}"] = evaluator(*items)
+    return results
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown argument {argv[1]!r}.")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        folders = step_folders(_CHECKPOINTS.value, _ALL.value)
+        results = evaluate(folders, _DATA.value, _STEPS.value, _SEED.value)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print("\n".join(table(results)))
+    print(json.dumps({"batches": _STEPS.value, "seed": _SEED.value, "losses": results}))
+
+
+if __name__ == "__main__":
+    app.run(main)
