@@ -63,7 +63,13 @@ def run(config: ExperimentConfig) -> Summary:
     training = build_training(config, say=_say)
     loop = dataclasses.replace(training.loop, sinks=_sinks(config))
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
-    return train(training.program, training.stream, loop, evaluation=evaluation, say=_say)
+    try:
+        return train(training.program, training.stream, loop, evaluation=evaluation, say=_say)
+    except Exception as error:
+        advice = devices.memory_advice(error, training.program.memory())
+        if advice is None:
+            raise
+        raise devices.OutOfMemory(advice) from error
 
 
 def _local_devices(given: list[str] | None) -> list[int] | None:
@@ -107,7 +113,7 @@ def main(config: ExperimentConfig) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes
     try:
         summary = run(config)
-    except (RunFolderInUse, TrainingDiverged, HostMissing) as error:
+    except (RunFolderInUse, TrainingDiverged, HostMissing, devices.OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except signals.Abandoned:
@@ -117,13 +123,12 @@ def main(config: ExperimentConfig) -> int:
         print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)
         return _ABORTED
     except Exception as error:
-        advice = devices.memory_advice(error)
-        if advice is None and jax.process_count() == 1:
+        if jax.process_count() == 1:
             raise
-        if advice is None and not isinstance(error, (ValueError, OSError)):
+        if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
         # Raised further, it would wait at the end for the other processes, which wait for us.
-        print(f"error: {advice or error}", file=sys.stderr, flush=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1

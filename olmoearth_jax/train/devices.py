@@ -135,17 +135,27 @@ def use_compilation_cache(folder: str | None = None) -> Path | None:
     return path
 
 
-def memory_advice(error: BaseException) -> str | None:
-    """What to do about an error that means 'out of device memory'; None for other errors."""
+class OutOfMemory(RuntimeError):
+    """The device ran out of memory; the message says what can be done."""
+
+
+def memory_advice(error: BaseException, programs: Sequence[str] = ()) -> str | None:
+    """What to do about an error that means 'out of device memory'; None for other errors.
+
+    `programs` are lines that tell what the compiled programs need.
+    """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
         return None
-    return (
-        "The device ran out of memory. Any of these three lowers the need:\n"
+    lines = [
+        "The device ran out of memory. Any of these three lowers the need:",
         "  --config.train_module.rank_microbatch_size=<smaller>  fewer samples at a time (also "
-        "fewer negatives in the contrastive loss)\n"
-        "  --config.remat=block          recomputes activations instead of keeping them (slower)\n"
-        "  --config.mesh.fsdp=<devices>  spreads parameters and optimizer state over devices\n"
-        "launch.dry_run prints the estimated memory per device for a config.\n"
-        f"JAX said: {text.splitlines()[0][:300]}"
-    )
+        "fewer negatives in the contrastive loss)",
+        "  --config.remat=block          recomputes activations instead of keeping them (slower)",
+        "  --config.mesh.fsdp=<devices>  spreads parameters and optimizer state over devices",
+        "launch.dry_run prints the estimated memory per device for a config.",
+        *(["The programs compiled so far need, per device:"] if programs else []),
+        *(f"  {line}" for line in programs),
+        f"JAX said: {text.splitlines()[0][:300]}",
+    ]
+    return "\n".join(lines)

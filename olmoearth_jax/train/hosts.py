@@ -1,6 +1,6 @@
 """What the processes of a run agree on: the next capacity, and when to stop.
 
-Every process goes through the same sequence of agreements, each on the largest of small integers.
+Every process goes through the same sequence of agreements, each on one small integer.
 They use the key-value store of JAX's coordination service, so no device is involved. A process
 that was told to stop answers its next agreement with STOP: then none gets past it, and all stand
 after the same step with a state that can be saved. (JAX's own preemption sync point agrees on a
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,12 +49,15 @@ class Hosts:
         self._refused: int | None = None  # the agreement that we have answered with STOP
         self._heard, self._listened = False, 0.0
 
-    def agree(self, value: int = 0, last: bool = False) -> int:
-        """The largest value over all processes, which must call this equally often.
+    def agree(
+        self, value: int = 0, last: bool = False, join: Callable[[Sequence[int]], int] = max
+    ) -> int:
+        """One value of all processes, which must call this equally often.
 
         Args:
           value: of this process; not negative.
           last: nothing can stop the step at work after this.
+          join: makes one of all values; the largest by default.
 
         Raises:
           StopAgreed: some process refused.
@@ -73,7 +77,7 @@ class Hosts:
             raise StopAgreed
         if call > 2 and self._client is not None:  # all have read what is two calls old
             self._client.key_value_delete(f"agree/{call - 2}/{self.index}")
-        return max([value, *map(int, answers)])
+        return join([value, *map(int, answers)])
 
     def refuse(self) -> None:
         """Answers the next agreement with STOP, at once, whenever this process comes to it."""

@@ -111,7 +111,7 @@ class MetricWriter:
         """Images uint8 [H, W, 3] in TensorBoard."""
         if self._board is None:
             return
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         for name, image in found.items():
             height, width = image.shape[:2]

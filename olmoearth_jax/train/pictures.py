@@ -97,7 +97,7 @@ class Pictures:
         shown = np.zeros((len(flat), 3))
         shown[:, : len(axes)] = flat @ axes.T
         span = np.maximum(np.abs(shown).max(0), 1e-12)
-        colours = np.uint8(np.round(127.5 * (1 + shown / span)))
+        colours = np.round(127.5 * (1 + shown / span)).astype(np.uint8)
         return _enlarged(colours.reshape(*total.shape[:2], 3))
 
 
@@ -124,7 +124,7 @@ def _stretched(name: str, image: np.ndarray) -> np.ndarray:
         low, high = np.percentile(picked[~gone], (2, 98))
         picked = np.clip((picked - low) / max(high - low, 1e-9), 0, 1)
     picked[gone] = 0.85
-    return np.uint8(np.round(255 * picked))
+    return np.round(255 * picked).astype(np.uint8)
 
 
 def _in_a_row(frames: np.ndarray) -> np.ndarray:

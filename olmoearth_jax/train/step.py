@@ -282,6 +282,21 @@ class TrainProgram:
                 self.on_compile(str(name), time.perf_counter() - start)
         return self._programs[name]
 
+    def memory(self) -> list[str]:
+        """A line per compiled program: what it needs of a device's memory, largest first."""
+        found = []
+        for name, program in self._programs.items():
+            analysis = getattr(program, "memory_analysis", lambda: None)()
+            if analysis is None:
+                continue
+            kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+            kept -= analysis.alias_size_in_bytes
+            work = analysis.temp_size_in_bytes
+            text = f"{(kept + work) / 2**30:.2f} GiB: {kept / 2**30:.2f} GiB of state and inputs, "
+            title = "update" if name == "update" else "micro-step"
+            found.append((kept + work, f"{text}{work / 2**30:.2f} GiB at work ({title})"))
+        return [line for _, line in sorted(found, reverse=True)]
+
     def _update(self, state: State, total, lr):
         good = total["good"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(good, 1.0), total["grads"])

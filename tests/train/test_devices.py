@@ -68,6 +68,7 @@ def test_memory_advice_names_the_knobs():
     assert advice is not None
     for knob in ("rank_microbatch_size", "remat", "mesh.fsdp"):
         assert knob in advice
+    assert "2.50 GiB" in devices.memory_advice(error, ["2.50 GiB: 1.00 GiB of state"])
     assert devices.memory_advice(ValueError("something else")) is None
 
 

@@ -67,6 +67,7 @@ def test_a_step_of_bad_micro_steps_changes_nothing_but_the_step_number():
     assert after.pop("step") == before.pop("step") + 1
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert float(report.metrics["train/good_micro_steps"]) == 0
+    assert {line.rsplit("(", 1)[1] for line in p.memory()} == {"micro-step)", "update)"}
 
 
 def test_a_fresh_target_differs_in_every_projection():
