@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from absl import app, flags
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.data.h5_writer import COMPRESSIONS, DatasetWriter, Storage
+from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage, write_sample, write_tables
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
 
 STEPS = 12
@@ -171,7 +173,7 @@ def _street_map(draw: np.random.Generator, cover: np.ndarray) -> np.ndarray:
 
 
 def make_sample(seed: int, number: int, tile_px: int, gaps: Gaps):
-    """(arrays, timestamps, masks, latlon) of one sample, as `DatasetWriter.add` takes them."""
+    """(arrays, timestamps, masks, latlon) of one sample, as `write_sample` takes them."""
     draw = rng(seed, "synthetic sample", number)
     latlon = np.array([draw.uniform(-55, 70), draw.uniform(-180, 180)])
     day = datetime.date(2016, 1, 1) + datetime.timedelta(days=int(draw.integers(0, 5 * 365)))
@@ -241,15 +243,27 @@ def make_dataset(
         raise ValueError(f"need at least 1 sample of at least 8 px, got {num_samples}, {tile_px}")
     if not (0 <= gaps.timesteps < 1 and 0 <= gaps.modalities < 1):
         raise ValueError(f"missing shares must be in [0, 1), got {gaps}")
-    writer = DatasetWriter(Path(output_dir), OFFICIAL_MODALITIES, num_samples, tile_px, storage)
-    with writer:
+    final = Path(output_dir) / storage.folder(OFFICIAL_MODALITIES, num_samples, tile_px)
+    if final.exists():
+        raise ValueError(f"the dataset folder exists already: {final}")
+    folder = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    folder.mkdir(parents=True)
+    rows, centres = [], []
+    try:
         for number in range(num_samples):
             arrays, stamps, masks, latlon = make_sample(seed, number, tile_px, gaps)
             stamps = stamps.astype(np.int64 if int64_timestamps else np.int32)
-            writer.add(arrays, stamps, masks, latlon)
+            path = folder / f"sample_{number}.h5"
+            write_sample(path, arrays, stamps, masks, latlon, storage)
+            rows.append([number, *(int(n in arrays) for n in OFFICIAL_MODALITIES)])
+            centres.append(latlon)
             if progress and (number + 1) % 50 == 0:
                 print(f"{number + 1} of {num_samples} samples", flush=True)
-    return writer.final
+        write_tables(folder, OFFICIAL_MODALITIES, rows, np.stack(centres), storage)
+        os.replace(folder, final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return final
 
 
 def _define_flags() -> None:
@@ -281,7 +295,7 @@ def main(argv: Sequence[str]) -> None:
             int64_timestamps=given.int64_timestamps,
             progress=True,
         )
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)
     print(folder)

@@ -22,7 +22,7 @@ import h5py
 from absl import app, flags
 
 from olmoearth_jax.data.h5 import ReadError, translate_errors
-from olmoearth_jax.data.h5_writer import COMPRESSIONS, SETTINGS_FILE, Storage
+from olmoearth_jax.data.h5_writer import COMPRESSIONS, SETTINGS_FILE, Storage, replacing
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, read_metadata
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
@@ -54,23 +54,21 @@ def rewrite(source: Path, target: Path, storage: Storage) -> None:
     Raises:
       ReadError: the original is damaged, or the copy differs from it.
     """
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        with translate_errors(source), h5py.File(source, "r", locking=False) as old:
-            with h5py.File(temporary, "w") as new:
-                for name, item in _arrays(old).items():
-                    whole = "/" in name  # masks are stored plainly
-                    options = {} if whole else storage.options(item.shape)
-                    new.create_dataset(name, data=item[()], **options)
-            with h5py.File(temporary, "r", locking=False) as new:
-                copies = _arrays(new)
-                for name, item in _arrays(old).items():
-                    copy = copies[name]
-                    if copy.dtype != item.dtype or copy[()].tobytes() != item[()].tobytes():
-                        raise ReadError(source, f"the copy of {name!r} differs from the original")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(target) as temporary,
+        translate_errors(source),
+        h5py.File(source, "r", locking=False) as old,
+    ):
+        with h5py.File(temporary, "w") as new:
+            for name, item in _arrays(old).items():
+                options = {} if "/" in name else storage.options(item.shape)  # masks are plain
+                new.create_dataset(name, data=item[()], **options)
+        with h5py.File(temporary, "r", locking=False) as new:
+            copies = _arrays(new)
+            for name, item in _arrays(old).items():
+                copy = copies[name]
+                if copy.dtype != item.dtype or copy[()].tobytes() != item[()].tobytes():
+                    raise ReadError(source, f"the copy of {name!r} differs from the original")
 
 
 def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:

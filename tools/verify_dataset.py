@@ -25,6 +25,7 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import quality
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
 from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.h5_writer import replacing, write_csv
 from olmoearth_jax.data.index import LATLON_FILE, read_metadata
 from olmoearth_jax.data.journal import file_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
@@ -211,10 +212,8 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
 
 def write_manifest(path: Path, digests: dict[int, str]) -> None:
     """Writes the checksums."""
-    with path.open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("sample_index", "blake2b"))
-        table.writerows(digests.items())
+    with replacing(path) as temporary:
+        write_csv(temporary, ("sample_index", "blake2b"), list(digests.items()))
 
 
 def table_lines(report: Report) -> list[str]:

@@ -1,13 +1,13 @@
-"""Writing sample files and their folder in the published layout (spec/data.md sections 4.5-4.7)."""
+"""Writing sample files and their tables in the published layout (spec/data.md sections 4.5-4.7)."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class Storage:
       compression: 'none', 'gzip', 'zstd' or 'lz4'.
       level: of gzip or zstd; zstd needs one.
       shuffle: byte shuffling, honoured with gzip only; part of the folder's name if not None.
-      chunk_px: side of the chunks along the first two axes of spatial arrays, in their own
-        pixels; None stores each array as one chunk, as published.
+      chunk_px: side of the chunks of spatial arrays, in their own pixels; None stores each array
+        as one chunk, as published.
       chunk_steps: timesteps per chunk of series with extent; None for all.
     """
 
@@ -62,27 +62,50 @@ class Storage:
             return {}
         chunks = shape
         if len(shape) == 4:
-            side, steps = self.chunk_px or max(shape[:2]), self.chunk_steps or shape[2]
-            chunks = (min(side, shape[0]), min(side, shape[1]), min(steps, shape[2]), shape[3])
-        out: dict[str, Any] = {"chunks": chunks}
+            wanted = (self.chunk_px, self.chunk_px, self.chunk_steps, None)
+            chunks = tuple(min(w or n, n) for w, n in zip(wanted, shape, strict=True))
         if self.compression == "zstd":
-            return {**out, **hdf5plugin.Zstd(clevel=self.level or 0)}
+            return {"chunks": chunks, **hdf5plugin.Zstd(clevel=self.level or 0)}
         if self.compression == "lz4":
-            return {**out, **hdf5plugin.LZ4(nbytes=0)}
-        return {
-            **out,
-            "compression": "gzip",
-            "compression_opts": 4 if self.level is None else self.level,
-            "shuffle": bool(self.shuffle),
-        }
+            return {"chunks": chunks, **hdf5plugin.LZ4(nbytes=0)}
+        level = 4 if self.level is None else self.level
+        how = {"compression": "gzip", "compression_opts": level, "shuffle": bool(self.shuffle)}
+        return {"chunks": chunks, **how}
 
     def settings(self) -> dict[str, Any]:
         """Content of compression_settings.json."""
+        plain = self.compression == "none"
         return {
-            "compression": None if self.compression == "none" else self.compression,
-            "compression_opts": self.level if self.compression != "none" else None,
+            "compression": None if plain else self.compression,
+            "compression_opts": None if plain else self.level,
             "shuffle": self.shuffle,
         }
+
+    def folder(
+        self, names: Sequence[str], samples: int, tile_px: int, required: Sequence[str] = ()
+    ) -> str:
+        """Folder of a dataset stored like this, relative to its tile folder."""
+        how = self.settings()
+        return directory_name(
+            names,
+            samples,
+            tile_px=tile_px,
+            compression=how["compression"],
+            level=how["compression_opts"],
+            shuffle=how["shuffle"],
+            required=required,
+        )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which becomes `path` at the end, or goes after an error."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_sample(
@@ -106,26 +129,17 @@ def write_sample(
     Raises:
       ValueError: float16 arrays, which cannot hold the fill value.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            root = {
-                **arrays,
-                "timestamps": timestamps,
-                "latlon": np.asarray(latlon, np.float32),
-            }
-            for name in sorted(root):
-                array = np.ascontiguousarray(root[name])
-                if array.dtype == np.float16:
-                    raise ValueError(f"{name}: float16 cannot hold the fill value -99999")
-                file.create_dataset(name, data=array, **storage.options(array.shape))
-            if masks:
-                group = file.create_group(MASK_GROUP)
-                for name in sorted(masks):
-                    group.create_dataset(name, data=np.asarray(masks[name], bool))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    root = {**arrays, "timestamps": timestamps, "latlon": np.asarray(latlon, np.float32)}
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for name in sorted(root):
+            array = np.ascontiguousarray(root[name])
+            if array.dtype == np.float16:
+                raise ValueError(f"{name}: float16 cannot hold the fill value -99999")
+            file.create_dataset(name, data=array, **storage.options(array.shape))
+        if masks:
+            group = file.create_group(MASK_GROUP)
+            for name in sorted(masks):
+                group.create_dataset(name, data=np.asarray(masks[name], bool))
 
 
 def write_tables(
@@ -144,78 +158,14 @@ def write_tables(
       centres: float64 [samples, 2], (lat, lon).
       storage: how the samples are stored.
     """
-    with (folder / METADATA_FILE).open("w", newline="") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(["sample_index", *names])
-        table.writerows(rows)
+    write_csv(folder / METADATA_FILE, ("sample_index", *names), rows)
     np.save(folder / LATLON_FILE, centres)
     (folder / SETTINGS_FILE).write_text(json.dumps(storage.settings(), indent=2))
 
 
-class DatasetWriter:
-    """Collects sample files in a temporary folder and gives it its published name at the end.
-
-    Use as a context manager: leaving it without an error renames the folder to its final place;
-    after an error nothing is left behind.
-
-    Args:
-      output_dir: tile folder in which the data set's folder is made.
-      names: modalities of the data set, in the order of the CSV's columns.
-      num_samples: samples that will be written.
-      tile_px: side of a sample.
-      storage: how arrays are stored.
-
-    Raises:
-      ValueError: the data set's folder exists already.
-    """
-
-    def __init__(
-        self,
-        output_dir: Path,
-        names: Sequence[str],
-        num_samples: int,
-        tile_px: int,
-        storage: Storage,
-    ):
-        settings = storage.settings()
-        relative = directory_name(
-            names,
-            num_samples,
-            tile_px=tile_px,
-            compression=settings["compression"],
-            level=settings["compression_opts"],
-            shuffle=settings["shuffle"],
-        )
-        self.final = Path(output_dir) / relative
-        if self.final.exists():
-            raise ValueError(f"the dataset folder exists already: {self.final}")
-        self._names, self._storage = tuple(names), storage
-        self._folder = self.final.with_name(f".{self.final.name}.{os.getpid()}.tmp")
-        self._rows: list[list[int]] = []
-        self._centres: list[np.ndarray] = []
-
-    def __enter__(self) -> DatasetWriter:
-        self._folder.mkdir(parents=True)
-        return self
-
-    def add(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        timestamps: np.ndarray,
-        masks: Mapping[str, np.ndarray],
-        latlon: np.ndarray,
-    ) -> None:
-        """Writes the next sample; see `write_sample`."""
-        number = len(self._rows)
-        path = self._folder / f"sample_{number}.h5"
-        write_sample(path, arrays, timestamps, masks, latlon, self._storage)
-        self._rows.append([number, *(int(n in arrays) for n in self._names)])
-        self._centres.append(np.asarray(latlon, np.float64))
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            return
-        centres = np.stack(self._centres)
-        write_tables(self._folder, self._names, self._rows, centres, self._storage)
-        os.replace(self._folder, self.final)
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a table."""
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)

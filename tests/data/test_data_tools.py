@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data import index
-from olmoearth_jax.data.h5_writer import DatasetWriter, Storage
+from olmoearth_jax.data.h5_writer import Storage
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
+from tools import make_synthetic_dataset
 from tools.bench import data_loader
 from tools.make_synthetic_dataset import Gaps, make_dataset, make_sample
 
@@ -40,10 +41,13 @@ def test_the_published_layout(tmp_path):
         make_dataset(tmp_path, 3, tile_px=32, storage=Storage("gzip", 6, True, 8))
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
-    writer = DatasetWriter(tmp_path, OFFICIAL_MODALITIES, 1, 16, Storage())
-    with pytest.raises(RuntimeError), writer:
-        raise RuntimeError
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(make_synthetic_dataset, "write_tables", fails)
+    with pytest.raises(OSError, match="disk full"):
+        make_dataset(tmp_path, 1, tile_px=16)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 

@@ -22,8 +22,7 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tiles, tree
 from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.h5 import ReadError
-from olmoearth_jax.data.h5_writer import Storage, write_sample, write_tables
-from olmoearth_jax.data.index import directory_name
+from olmoearth_jax.data.h5_writer import Storage, write_csv, write_sample, write_tables
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import run_tasks
 from olmoearth_jax.data.progress import Progress
@@ -258,20 +257,6 @@ def _select(
     return kept, dropped, removed
 
 
-def dataset_folder(settings: Settings, samples: int) -> Path:
-    """Final folder of a dataset of so many samples (spec/data.md section 4.5)."""
-    how = settings.storage.settings()
-    return settings.output_dir / directory_name(
-        settings.modalities,
-        samples,
-        tile_px=settings.tile_px,
-        compression=how["compression"],
-        level=how["compression_opts"],
-        shuffle=how["shuffle"],
-        required=settings.required,
-    )
-
-
 def _write(
     settings: Settings,
     kept: Sequence[_Kept],
@@ -281,7 +266,10 @@ def _write(
     say: Say | None,
 ) -> Conversion:
     samples = len(kept) * settings.pieces
-    final = dataset_folder(settings, samples)
+    name = settings.storage.folder(
+        settings.modalities, samples, settings.tile_px, settings.required
+    )
+    final = settings.output_dir / name
     content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
     result = Conversion(final, samples, 0, dropped, removed)
     if final.exists():
@@ -347,7 +335,7 @@ def _write_samples(
     finally:
         journal.close()
     rows = [(n, journal.records[str(n)]["digest"]) for n in range(len(kept) * settings.pieces)]
-    _table(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), rows)
+    write_csv(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), rows)
     return written
 
 
@@ -408,13 +396,6 @@ def _write_reports(
             places.append([tile.first + piece, cell.crs, cell.col, cell.row, piece])
             centres.append(tree.centre(cell))
     write_tables(folder, settings.modalities, rows, np.array(centres, np.float64), settings.storage)
-    _table(folder / TILES_FILE, ("sample_index", "crs", "col", "row", "subtile"), places)
+    write_csv(folder / TILES_FILE, ("sample_index", "crs", "col", "row", "subtile"), places)
     lost = [(tile, "", reason) for tile, reason in dropped.items()]
-    _table(folder / DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *removed])
-
-
-def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
+    write_csv(folder / DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *removed])
