@@ -145,14 +145,12 @@ def _rewrite_all(
         for name in (f"sample_{n}.h5" for n in numbers)
     )
     progress, written = Progress(len(numbers), "files", say), 0
-    try:
+    with journal:
         for task, digest in run_tasks(_run, tasks, workers):
             if task.finished != digest:
                 journal.add(task.target.name, {"digest": digest})
                 written += 1
             progress.step()
-    finally:
-        journal.close()
     return written
 
 

@@ -17,7 +17,9 @@ class FolderInUse(ValueError):
 
 
 class Journal:
-    """Finished items by key, one JSON line each; a line that a kill cut short is ignored.
+    """Finished items by key, one JSON line each; a context that closes the file.
+
+    A line that a kill cut short, and what follows it, is forgotten.
 
     Args:
       path: the file; made on the first entry.
@@ -26,18 +28,27 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         self.records: dict[str, dict[str, Any]] = {}
-        kept = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    record = json.loads(line)
-                    if line.endswith(b"\n"):
-                        self.records[record["key"]] = record
-                        kept += len(line)
-                        continue
-                break  # what follows a damaged line is done again
-            os.truncate(path, kept)
         self._file = None
+        kept = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            try:
+                record = json.loads(line)
+                if not line.endswith(b"\n"):
+                    break
+                self.records[record["key"]] = record
+            except (ValueError, KeyError, TypeError):
+                break
+            kept += len(line)
+        if path.exists():
+            os.truncate(path, kept)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
         """Records `key` as finished."""
@@ -48,11 +59,6 @@ class Journal:
             self._file = self.path.open("a")
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def file_digest(path: str | Path) -> str:

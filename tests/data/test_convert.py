@@ -278,16 +278,14 @@ def test_refused_permissions_are_named_and_nothing_is_left(tmp_path, monkeypatch
 
 
 def test_a_torn_journal_keeps_what_is_whole(tmp_path):
-    journal = Journal(tmp_path / "j.jsonl")
-    journal.add("a", {"x": 1})
-    journal.add("b", {"x": 2})
-    journal.close()
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.add("a", {"x": 1})
+        journal.add("b", {"x": 2})
     with (tmp_path / "j.jsonl").open("r+b") as file:
         file.truncate((tmp_path / "j.jsonl").stat().st_size - 3)
-    again = Journal(tmp_path / "j.jsonl")
-    assert set(again.records) == {"a"}
-    again.add("c", {})
-    again.close()
+    with Journal(tmp_path / "j.jsonl") as again:
+        assert set(again.records) == {"a"}
+        again.add("c", {})
     assert set(Journal(tmp_path / "j.jsonl").records) == {"a", "c"}
 
 

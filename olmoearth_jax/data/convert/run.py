@@ -204,15 +204,13 @@ def _scan(
         if known is None or known["signature"] != task.signature:
             todo.append(task)
     progress = Progress(len(todo), "tiles scanned", say)
-    try:
+    with journal:
         for task, (faults, problem) in run_tasks(_scan_tile, todo, workers):
             if problem is None:
                 journal.add(_key(task.job), {"signature": task.signature, "faults": faults})
             else:
                 problems[str(task.job.cell)] = problem
             progress.step()
-    finally:
-        journal.close()
     return journal.records, dict(sorted(problems.items()))
 
 
@@ -266,16 +264,13 @@ def _write(
     say: Say | None,
 ) -> Conversion:
     samples = len(kept) * settings.pieces
-    name = settings.storage.folder(
+    final = settings.output_dir / settings.storage.folder(
         settings.modalities, samples, settings.tile_px, settings.required
     )
-    final = settings.output_dir / name
     content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
     result = Conversion(final, samples, 0, dropped, removed)
     if final.exists():
-        if _record(final).get("content") != content:
-            raise ValueError(f"another dataset is in the way: {final}; move it or delete it")
-        _write_samples(settings, kept, final, workers, say, repair=True)
+        _check_complete(final, content)
         return result
     partial = final.with_name(f".{final.name}.{settings.digest()}.partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -291,24 +286,32 @@ def _write(
     return dataclasses.replace(result, written=written)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _check_complete(folder: Path, content: str) -> None:
+    """Holds a finished folder to what it should hold, and its files to their checksums.
+
+    Raises:
+      ValueError: another dataset; a file is missing or was changed.
+    """
     try:
-        return json.loads((folder / RECORD_FILE).read_text())
+        record = json.loads((folder / RECORD_FILE).read_text())
     except (OSError, ValueError):
-        return {}
+        record = {}
+    if record.get("content") != content:
+        raise ValueError(f"another dataset is in the way: {folder}; move it or delete it")
+    with (folder / CHECKSUM_FILE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            path = folder / f"sample_{row['sample_index']}.h5"
+            if not path.is_file() or file_digest(path) != row["blake2b"]:
+                raise ValueError(
+                    f"{path} is missing or was changed since the conversion; delete the folder "
+                    f"{folder} to convert again"
+                )
 
 
 def _write_samples(
-    settings: Settings,
-    kept: Sequence[_Kept],
-    folder: Path,
-    workers: int,
-    say: Say | None,
-    repair: bool = False,
+    settings: Settings, kept: Sequence[_Kept], folder: Path, workers: int, say: Say | None
 ) -> int:
-    """Writes what is not there yet; `repair` checks a complete folder. Returns files written."""
-    if repair:
-        return _check_complete(folder)
+    """Writes what is not there yet, and the checksums. Returns how many files it wrote."""
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
     journal = Journal(folder / "finished.jsonl")
@@ -324,7 +327,7 @@ def _write_samples(
             yield _WriteTask(settings, tile, folder, finished)
 
     written = 0
-    try:
+    with journal:
         for task, digests in run_tasks(_write_tile, tasks(), workers):
             for number, digest in digests.items():
                 if task.finished.get(number) != digest:
@@ -332,28 +335,9 @@ def _write_samples(
                     journal.add(str(number), {"digest": digest, "signature": signature})
                     written += 1
             progress.step(settings.pieces)
-    finally:
-        journal.close()
     rows = [(n, journal.records[str(n)]["digest"]) for n in range(len(kept) * settings.pieces)]
     write_csv(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), rows)
     return written
-
-
-def _check_complete(folder: Path) -> int:
-    """Holds the files of a finished folder to their checksums.
-
-    Raises:
-      ValueError: a file is missing or was changed.
-    """
-    with (folder / CHECKSUM_FILE).open(newline="") as file:
-        for row in csv.DictReader(file):
-            path = folder / f"sample_{row['sample_index']}.h5"
-            if not path.is_file() or file_digest(path) != row["blake2b"]:
-                raise ValueError(
-                    f"{path} is missing or was changed since the conversion; delete the folder "
-                    f"{folder} to convert again"
-                )
-    return 0
 
 
 def _write_tile(task: _WriteTask) -> dict[int, str]:
