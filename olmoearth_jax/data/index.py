@@ -25,13 +25,7 @@ LATLON_FILE = "latlon_distribution.npy"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The samples taken from one folder.
-
-    Attributes:
-      folder: where the sample_<number>.h5 files lie.
-      numbers: int64 [n], file number of each sample.
-      tile_px: side of the samples in 10 m pixels.
-    """
+    """The samples taken from one folder: int64 file numbers, and their side in 10 m pixels."""
 
     folder: AnyPath
     numbers: np.ndarray
@@ -88,18 +82,11 @@ def prepare(
     dataset_percentage: float = 1.0,
     seed: int = 0,
 ) -> DatasetIndex:
-    """Builds the index of one folder of sample files.
+    """Builds the index of one folder (or URL) of sample files.
 
     Keeps samples that hold at least one of the trained space-time modalities (a modality without
-    CSV column counts as absent everywhere), then those listed in `filter_idx_file`, then a random
-    share of them in drawn order.
-
-    Args:
-      h5py_dir: folder with sample_<i>.h5 and sample_metadata.csv, or its URL.
-      modalities: training modalities.
-      filter_idx_file: .npy file of sample numbers to keep.
-      dataset_percentage: share of the samples to keep, in (0, 1].
-      seed: of that choice.
+    CSV column counts as absent everywhere), then those whose numbers stand in the .npy file
+    `filter_idx_file`, then a random share of them in drawn order.
 
     Raises:
       ValueError: missing or empty folder, malformed files, or nothing left.
@@ -121,7 +108,12 @@ def prepare(
             f"({', '.join(names)})"
         )
     if filter_idx_file is not None:
-        numbers = np.intersect1d(numbers, _load_numbers(location(filter_idx_file)))
+        wanted = _load_array(location(filter_idx_file))
+        if wanted.dtype.kind not in "iu":
+            raise ValueError(
+                f"filter_idx_file {filter_idx_file} must hold whole numbers, got {wanted.dtype}"
+            )
+        numbers = np.intersect1d(numbers, wanted)
         if not len(numbers):
             raise ValueError(f"filter_idx_file {filter_idx_file} leaves no sample of {folder}")
     if dataset_percentage < 1:
@@ -169,7 +161,11 @@ def fingerprint(
 ) -> str:
     """sha256 hex digest of a data set's path, modalities and size, as the reference computes it."""
     folder = location(h5py_dir)
-    names = _folder_modalities(folder.parent.name)
+    # Only three multi-word names are put together again, as in the reference.
+    words = folder.parent.name
+    for name in ("sentinel2_l2a", "openstreetmap_raster", "naip_10"):
+        words = words.replace(name, name.replace("_", "-"))
+    names = sorted([*(w.replace("-", "_") for w in words.split("_")), "latlon"])
     text = (
         f"tile_path={folder.parent.parent.parent},supported_modalities={names},"
         f"sample_size={folder.name},dtype={dtype_text}"
@@ -177,22 +173,6 @@ def fingerprint(
     if filter_idx_file is not None:
         text += f",filter_idx_file={filter_idx_file}"
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _folder_modalities(name: str) -> list[str]:
-    """The folder name's words, sorted; only three multi-word names are rejoined, plus latlon."""
-    words = name.split("_")
-    out = []
-    for word in words:
-        if out and (out[-1], word) in (
-            ("sentinel2", "l2a"),
-            ("openstreetmap", "raster"),
-            ("naip", "10"),
-        ):
-            out[-1] = f"{out[-1]}_{word}"
-        else:
-            out.append(word)
-    return sorted([*out, "latlon"])
 
 
 def directory_name(
@@ -221,10 +201,8 @@ def _check_folder(folder: AnyPath) -> None:
     if not folder.is_dir():
         raise ValueError(f"dataset folder does not exist: {folder}")
     if not (folder / METADATA_FILE).is_file():
-        inside = [p.parent for p in sorted(folder.glob(f"*/{METADATA_FILE}"), key=str)]
-        inside += [p.parent for p in sorted(folder.glob(f"*/*/*/{METADATA_FILE}"), key=str)]
-        inside += [p.parent for p in sorted(folder.glob(f"*/*/{METADATA_FILE}"), key=str)]
-        hint = f"; did you mean {inside[0]}?" if inside else ""
+        inside = [p for d in ("*", "*/*/*", "*/*") for p in folder.glob(f"{d}/{METADATA_FILE}")]
+        hint = f"; did you mean {min(map(str, (p.parent for p in inside)))}?" if inside else ""
         raise ValueError(f"{folder} is not a dataset folder: it has no {METADATA_FILE}{hint}")
 
 
@@ -273,15 +251,12 @@ def read_metadata(folder: AnyPath) -> tuple[list[str], np.ndarray]:
     return header, table
 
 
-def _load_numbers(path: AnyPath) -> np.ndarray:
+def _load_array(path: AnyPath) -> np.ndarray:
     try:
         with path.open("rb") as file:
-            numbers = np.load(file, allow_pickle=False)
+            return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise ValueError(f"cannot read filter_idx_file {path} as a NumPy array: {e}") from e
-    if numbers.dtype.kind not in "iu":
-        raise ValueError(f"filter_idx_file {path} must hold whole numbers, got {numbers.dtype}")
-    return numbers.reshape(-1)
+        raise ValueError(f"cannot read {path} as a NumPy array: {e}") from e
 
 
 def _tile_px(folder: AnyPath, numbers: np.ndarray, names: Sequence[str]) -> int:
@@ -304,11 +279,7 @@ def _latlon(folder: AnyPath, numbers: np.ndarray) -> np.ndarray | None:
     path = folder / LATLON_FILE
     if not path.is_file():
         return None
-    try:
-        with path.open("rb") as file:
-            table = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise ValueError(f"cannot read {path}: {e}") from e
+    table = _load_array(path)
     if table.ndim != 2 or table.shape[1] != 2 or len(table) <= numbers.max():
         raise ValueError(
             f"{path} must hold [samples, 2] degrees for {numbers.max() + 1} samples, "
