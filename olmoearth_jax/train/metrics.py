@@ -17,26 +17,9 @@ from olmoearth_jax.train import integrity
 from olmoearth_jax.train.pictures import png
 from olmoearth_jax.train.runfolder import RunFolder, write_atomically
 
-TIMING_KEYS = (
-    "throughput/samples_per_s",
-    "throughput/encoded_tokens_per_s",
-    "throughput/decoded_tokens_per_s",
-    "throughput/step_time_p50_s",
-    "throughput/step_time_p90_s",
-    "throughput/step_time_p99_s",
-    "throughput/data_wait_s",
-    "throughput/data_wait_share",
-    "throughput/checkpoint_s",
-    "throughput/eta_s",
-    "throughput/model_tflops_per_s",
-    "throughput/compile_count",
-    "system/device_memory_gib",
-    "system/device_memory_peak_gib",
-    "system/host_memory_gib",
-    "eval_time/",
-)
-"""Fields that depend on the machine and the hour; an entry that ends in '/' is a prefix. All other
-fields of metrics.jsonl are equal, bit for bit, between a run and the same run interrupted."""
+TIMING = ("throughput/", "system/", "eval_time/")
+"""How the names of fields begin that depend on the machine and the hour. All other fields of
+metrics.jsonl are equal, bit for bit, between a run and the same run interrupted."""
 
 Values = Mapping[str, Any]
 
@@ -92,9 +75,7 @@ class MetricWriter:
             return
         record = {"step": step} | {name: _plain(value) for name, value in values.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        for name, value in values.items():
-            if self._board is None:
-                break
+        for name, value in values.items() if self._board is not None else ():
             if isinstance(value, (list, tuple)):
                 self._board.add_text(name, ", ".join(map(str, value)), step)
             else:
@@ -173,7 +154,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def is_timing(name: str) -> bool:
     """Whether a field depends on the machine rather than on the computation."""
-    return any(name == key or (key.endswith("/") and name.startswith(key)) for key in TIMING_KEYS)
+    return name.startswith(TIMING)
 
 
 def without_timing(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,33 +203,39 @@ def memory() -> dict[str, float]:
     return found
 
 
+_LINE = (
+    "{throughput/samples_per_s:.3g} samples/s",
+    "{tokens} tokens/s",
+    "padded {data/padded_share:.0%}",
+    "{throughput/step_time_p50_s:.3g} s/step (p99 {throughput/step_time_p99_s:.3g})",
+    "data wait {throughput/data_wait_share:.0%}",
+    "{memory:.1f} GiB",
+    "ETA {eta}",
+)
+"""Parts of the progress line; those whose fields are not known are left out."""
+
+
 def progress_line(
     step: int, last_step: int, record: Mapping[str, Any], rates: Mapping[str, float]
 ) -> str:
     """One readable line: step, losses, rates, padding, waiting, memory, time left."""
-    parts = [f"step {step}/{last_step}"]
+    known: dict[str, Any] = {**record, **rates}
     losses = [n for n in record if n.startswith("train/") and n != GOOD_MICRO_STEPS]
+    parts = [f"step {step}/{last_step}"]
     parts += [f"{name.removeprefix('train/')} {record[name]:.4g}" for name in losses[:3]]
-    if "throughput/samples_per_s" in rates:
-        parts.append(f"{rates['throughput/samples_per_s']:.3g} samples/s")
-    tokens = [
-        f"{short(rates[f'throughput/{kind}_tokens_per_s'])} {kind}"
-        for kind in ("encoded", "decoded")
-        if f"throughput/{kind}_tokens_per_s" in rates
-    ]
-    if tokens:
-        parts.append(f"{' + '.join(tokens)} tokens/s")
-    if "data/padded_share" in record:
-        parts.append(f"padded {record['data/padded_share']:.0%}")
-    if "throughput/step_time_p50_s" in rates:
-        p50, p99 = (rates[f"throughput/step_time_p{p}_s"] for p in (50, 99))
-        parts.append(f"{p50:.3g} s/step (p99 {p99:.3g})")
-        parts.append(f"data wait {rates['throughput/data_wait_share']:.0%}")
-    gib = rates.get("system/device_memory_gib", rates.get("system/host_memory_gib"))
-    if gib is not None:
-        parts.append(f"{gib:.1f} GiB")
-    if "throughput/eta_s" in rates:
-        parts.append(f"ETA {duration(rates['throughput/eta_s'])}")
+    tokens = {k: known.get(f"throughput/{k}_tokens_per_s") for k in ("encoded", "decoded")}
+    if shown := [f"{short(rate)} {kind}" for kind, rate in tokens.items() if rate is not None]:
+        known["tokens"] = " + ".join(shown)
+    for name in ("system/device_memory_gib", "system/host_memory_gib"):
+        if name in known:
+            known.setdefault("memory", known[name])
+    if "throughput/eta_s" in known:
+        known["eta"] = duration(known["throughput/eta_s"])
+    for text in _LINE:
+        try:
+            parts.append(text.format_map(known))
+        except KeyError:
+            continue
     return "  ".join(parts)
 
 

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,42 +34,18 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths of one run; `create` makes the folders."""
 
-    root: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root).expanduser().absolute())
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def evals(self) -> Path:
-        return self.root / "evals"
-
-    @property
-    def visualizations(self) -> Path:
-        return self.root / "visualizations"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.root / "run.lock"
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.config = self.root / "config.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.lock_file = self.root / "run.lock"
+        self.checkpoints = self.root / "checkpoints"
+        self.tensorboard = self.root / "tensorboard"
+        self.evals = self.root / "evals"
+        self.visualizations = self.root / "visualizations"
 
     def create(self) -> RunFolder:
         """Makes the folder and its subfolders. Raises ValueError if that is not possible."""
@@ -179,17 +154,15 @@ def _identity() -> dict[str, Any]:
         "host": socket.gethostname(),
         "started": _process_start(pid),
         "boot": _first_line("/proc/sys/kernel/random/boot_id"),
-        "namespace": _link("/proc/self/ns/pid"),
+        "namespace": os.path.realpath("/proc/self/ns/pid"),
     }
 
 
 def _process_start(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot; 'alive' without /proc; None if gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    stat = _first_line(f"/proc/{pid}/stat")
+    if stat:
         return stat.rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        pass
     if Path("/proc/self/stat").exists() or pid <= 0:
         return None
     try:
@@ -235,13 +208,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _first_line(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

@@ -1,21 +1,18 @@
-"""Learning-rate schedules: float64 functions of the 1-based step, evaluated on the host.
-
-spec/train.md section 5.2.
-"""
+"""Learning rate by 1-based step, in float64 on the host (spec/train.md section 5.2)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from olmoearth_jax import registry
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up from `warmup_min_lr`, then the subclass's shape.
+class ConstantWithWarmup:
+    """Linear warm-up, then the peak rate.
 
     Attributes:
       warmup: steps of warm-up.
@@ -29,8 +26,6 @@ class Schedule:
     warmup_min_lr: float = 0.0
     t_max: int | None = None
 
-    key: ClassVar[str] = ""
-
     def __post_init__(self) -> None:
         if (self.warmup is None) == (self.warmup_fraction is None):
             raise ValueError("Either 'warmup_fraction' or 'warmup' must be specified.")
@@ -43,8 +38,7 @@ class Schedule:
         """Steps of warm-up for a run of `max_steps`."""
         if self.warmup is not None:
             return self.warmup
-        assert self.warmup_fraction is not None
-        return round((self.t_max or max_steps) * self.warmup_fraction)
+        return round((self.t_max or max_steps) * (self.warmup_fraction or 0.0))
 
     def lr(self, peak: float, step: int, max_steps: int) -> float:
         """Rate of the update at `step` (the first one is 1), for a peak rate `peak`."""
@@ -52,59 +46,42 @@ class Schedule:
         if step < warmup:
             low = min(self.warmup_min_lr, peak)
             return low + (peak - low) * step / warmup
-        return self.after_warmup(peak, step, warmup, horizon)
+        return peak * self.after_warmup(
+            1.0 if step >= horizon else (step - warmup) / (horizon - warmup)
+        )
 
-    def after_warmup(self, peak: float, step: int, warmup: int, horizon: int) -> float:
-        """Rate once warm-up is over."""
-        raise NotImplementedError
+    def after_warmup(self, progress: float) -> float:
+        """Share of the peak at `progress` 0..1 between the end of warm-up and the horizon."""
+        del progress
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class CosWithWarmup(Schedule):
+class CosWithWarmup(ConstantWithWarmup):
     """Half a cosine from the peak down to `alpha_f` times it, and constant afterwards."""
 
     alpha_f: float = 0.1
-    key: ClassVar[str] = "CosWithWarmup"
 
-    def after_warmup(self, peak: float, step: int, warmup: int, horizon: int) -> float:
-        low = self.alpha_f * peak
-        if step >= horizon:
-            return low
-        return (
-            low + (peak - low) * (1 + math.cos(math.pi * (step - warmup) / (horizon - warmup))) / 2
-        )
+    def after_warmup(self, progress: float) -> float:
+        return self.alpha_f + (1 - self.alpha_f) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearWithWarmup(Schedule):
+class LinearWithWarmup(ConstantWithWarmup):
     """A straight line from the peak down to `alpha_f` times it, and constant afterwards."""
 
     alpha_f: float = 0.1
-    key: ClassVar[str] = "LinearWithWarmup"
 
-    def after_warmup(self, peak: float, step: int, warmup: int, horizon: int) -> float:
-        low = self.alpha_f * peak
-        if step >= horizon:
-            return low
-        return peak - (peak - low) * (step - warmup) / (horizon - warmup)
+    def after_warmup(self, progress: float) -> float:
+        return 1 - (1 - self.alpha_f) * progress
 
 
-@dataclasses.dataclass(frozen=True)
-class ConstantWithWarmup(Schedule):
-    """The peak rate after warm-up."""
-
-    key: ClassVar[str] = "ConstantWithWarmup"
-
-    def after_warmup(self, peak: float, step: int, warmup: int, horizon: int) -> float:
-        return peak
-
-
-SCHEDULES: dict[str, type[Schedule]] = {
-    cls.key: cls for cls in (CosWithWarmup, LinearWithWarmup, ConstantWithWarmup)
+SCHEDULES: dict[str, type] = {
+    cls.__name__: cls for cls in (CosWithWarmup, LinearWithWarmup, ConstantWithWarmup)
 }
 
 
-def build(config: Mapping[str, Any] | None) -> Schedule:
+def build(config: Mapping[str, Any] | None) -> ConstantWithWarmup:
     """The schedule of {'type': 'CosWithWarmup', ...}; no config is a constant rate.
 
     `warmup_steps` is an alias that wins over `warmup` (quirk Q13); the type defaults to
@@ -119,4 +96,4 @@ def build(config: Mapping[str, Any] | None) -> Schedule:
     alias = arguments.pop("warmup_steps", None)
     if alias is not None:
         arguments["warmup"] = alias
-    return registry.build(SCHEDULES, arguments, "schedule", default=CosWithWarmup.key)
+    return registry.build(SCHEDULES, arguments, "schedule", default="CosWithWarmup")

@@ -48,14 +48,21 @@ def test_lock_of_a_dead_process_is_replaced(tmp_path):
     assert toy.run(tmp_path, 2).step == 2
 
 
+@pytest.mark.parametrize("skew_s", [0, 86400, -86400])
 @pytest.mark.parametrize("alive", [True, False])
-def test_lock_of_another_host_is_judged_by_its_heartbeat(tmp_path, alive):
+def test_lock_of_another_host_is_judged_by_its_heartbeat(tmp_path, monkeypatch, alive, skew_s):
+    def renew(path):
+        now = time.time() + skew_s  # the clock of the other host
+        touch(path, (now, now))
+
+    touch = os.utime
+    monkeypatch.setattr(os, "utime", renew)
     path = tmp_path / "run.lock"
     with RunLock(path, heartbeat_s=0.1 if alive else 100):
         record = json.loads(path.read_text()) | {"host": "elsewhere"}
         stat = path.stat()
         path.write_text(json.dumps(record))
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        touch(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         second = RunLock(path, watch_s=0.6)
         if alive:
             with pytest.raises(RunFolderInUse, match="elsewhere"):
