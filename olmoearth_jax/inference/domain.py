@@ -65,6 +65,36 @@ def crops_of(side: int, crop: int, overlap: int, patch_size: int, window_px: int
     return out
 
 
+def tiles_of(side: int, tile: int, overlap: int, step: int) -> list[Crop]:
+    """Equal tiles over an axis: those at the end are shifted inward, so one shape serves them all.
+
+    Args:
+      side: length of the axis in pixels, whole steps.
+      tile: side of a tile; what it keeps lies at least half the overlap from its cut edges.
+      overlap: pixels that neighbours share.
+      step: pixels per token.
+
+    Raises:
+      ValueError: half the overlap or the tile are not whole tokens.
+    """
+    halo, core = overlap // 2, tile - overlap
+    if overlap < 0 or overlap % 2 or halo % step or core < step or core % step:
+        raise ValueError(
+            f"tiles of {tile} pixels with an overlap of {overlap}: half the overlap and what "
+            f"remains of the tile must be whole patches of {step}"
+        )
+    if side <= tile:
+        return [Crop(0, side, 0, side)]
+    out, at = [], 0
+    while at < side:
+        start = min(max(at - halo, 0), side - tile)
+        stop = start + tile
+        last = side if stop == side else stop - halo
+        out.append(Crop(start, stop, at, last))
+        at = last
+    return out
+
+
 def cut(arrays: Any, rows: Crop, cols: Crop, step: int = 1) -> dict[str, np.ndarray]:
     """The crop of {modality: [1, H, W, ...]}; `step` is the pixels per entry (patches of masks)."""
     out = {}

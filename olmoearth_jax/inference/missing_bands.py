@@ -24,30 +24,19 @@ _GROUPS = {
         "B10 10900 B11 12000",
     ],
 }
-_WAVELENGTHS = {
-    name: [dict(zip(t.split()[::2], map(int, t.split()[1::2]), strict=True)) for t in groups]
-    for name, groups in _GROUPS.items()
-}
 
 
 @functools.lru_cache(maxsize=64)
 def stand_ins(name: str, band: str) -> tuple[int, ...]:
     """Channels whose values may replace those of a band, nearest wavelength first."""
     bands = modalities.get(name).bands
-    for group in _WAVELENGTHS.get(name, []):
-        if band in group:
-            here = group[band]
-            others = sorted((b for b in group if b != band), key=lambda b: group[b])
-            nearest = sorted(others, key=lambda b: abs(group[b] - here))
+    for text in _GROUPS.get(name, []):
+        words = text.split()
+        group = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        if here := group.pop(band, None):
+            nearest = sorted(group, key=lambda b: (abs(group[b] - here), group[b]))
             return tuple(bands.index(b) for b in nearest)
     return ()
-
-
-def is_missing(values: np.ndarray) -> np.ndarray:
-    """bool: NaN or exactly the fill value."""
-    if values.dtype.kind == "f":
-        return np.isnan(values) | (values == MISSING)
-    return values == MISSING
 
 
 def copy_bands(values: np.ndarray, missing: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,24 +61,21 @@ def copy_bands(values: np.ndarray, missing: np.ndarray, name: str) -> tuple[np.n
     return values, still
 
 
-def _worst(flags: np.ndarray) -> int:
-    return int(flags.sum(-1).max(initial=0))
-
-
-def _warn(copied: np.ndarray | None, zeroed: np.ndarray, name: str) -> None:
+def _warn(name: str, copied: np.ndarray, zeroed: np.ndarray, version: str) -> None:
+    """Warns of much filling, by the bands of the worst pixel; in v1 of any 0 at all."""
     bands = zeroed.shape[-1]
-    if copied is not None and _worst(copied) / bands > WARN_ABOVE:
+    copies, zeros = (int(flags.sum(-1).max(initial=0)) for flags in (copied, zeroed))
+    if copies / bands > WARN_ABOVE:
         warnings.warn(
-            f"{name}: up to {_worst(copied)} of {bands} bands are missing at a pixel and were "
-            "copied from their neighbours in wavelength; expect weaker embeddings",
+            f"{name}: up to {copies} of {bands} bands are missing at a pixel and were copied from "
+            "their neighbours in wavelength; expect weaker embeddings",
             stacklevel=3,
         )
-    worst = _worst(zeroed)
-    if worst / bands > WARN_ABOVE or (copied is not None and worst):
+    if zeros / bands > WARN_ABOVE or (version == "v1" and zeros):
+        seen = "never saw in training" if version == "v1" else "saw only for a few bands"
         warnings.warn(
-            f"{name}: up to {worst} of {bands} bands are missing at a pixel and were set to 0, "
-            "which this model "
-            + ("never saw in training" if copied is not None else "saw only for a few bands"),
+            f"{name}: up to {zeros} of {bands} bands are missing at a pixel and were set to 0, "
+            f"which this model {seen}",
             stacklevel=3,
         )
 
@@ -100,6 +86,7 @@ def fill(
     version: str,
     lo: np.ndarray,
     hi: np.ndarray,
+    unseen: np.ndarray | bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalises raw values and fills what is missing; warns if that is much.
 
@@ -109,6 +96,7 @@ def fill(
       version: 'v1' copies from neighbouring bands, then sets to 0; later versions set to 0 (what
         band dropout showed them); 'none' fills nothing.
       lo, hi: range per band that becomes 0..1.
+      unseen: bool of that shape, elements that are masked anyway and call for no warning.
 
     Returns:
       (float64 normalised values, bool [..., bands]: set to 0 for want of any value).
@@ -121,15 +109,15 @@ def fill(
     bands = modalities.get(name).bands
     if values.shape[-1] != len(bands):
         raise ValueError(f"{name} has {len(bands)} bands, got {values.shape[-1]}")
-    missing = is_missing(values)
+    missing = np.isnan(values) | (values == MISSING)
     if version == "none":
         still = np.zeros_like(missing)
     elif version == "v1":
         values, still = copy_bands(values, missing, name)
-        _warn(missing & ~still, still, name)
     else:
         still = missing
-        _warn(None, still, name)
+    if version != "none":
+        _warn(name, missing & ~still & ~unseen, still & ~unseen, version)
     out = (values.astype(np.float64) - lo) / (hi - lo)
     out[still] = 0.0
     return out, still

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from olmoearth_jax.model.searchlight import WINDOW_PX
 
 log = logging.getLogger(__name__)
 
-Pooling = Literal["instance", "spatial", "spatial_concat", "location", "student"]
 POOLINGS = ("instance", "spatial", "spatial_concat", "location", "student")
 TOKENS_AT_ONCE = 16_384
 """Tokens per compiled call that `embed` aims at when no batch size is given."""
@@ -81,17 +80,18 @@ class PretrainedModel:
 
     def embed(
         self,
-        sample: Sample | Sequence[Sample],
+        sample: Sample | Sequence[Sample] | Prepared,
         patch_size: int = 8,
-        pooling: Pooling = "instance",
-        pooling_type: Literal["mean", "max"] = "mean",
+        pooling: str = "instance",
+        pooling_type: str = "mean",
         batch_size: int | None = None,
         location_size: int | None = None,
     ) -> np.ndarray:
         """Embeddings of samples.
 
         Args:
-          sample: one (its batch may be of any size), or several of equal size.
+          sample: one (its batch may be of any size), several of equal size, or what `prepare`
+            made of them for this patch size.
           patch_size: side in pixels of 10 m of what becomes one token; must divide the image.
           pooling: 'instance' gives one vector per sample, 'spatial' one per patch, and
             'spatial_concat' keeps the band sets of each patch apart. Models of v1.3 also give
@@ -112,24 +112,22 @@ class PretrainedModel:
             raise ValueError(f"unknown pooling {pooling!r}; {closest(str(pooling), POOLINGS)}")
         if pooling_type not in ("mean", "max"):
             raise ValueError(f"unknown pooling_type {pooling_type!r}; known: mean, max")
-        if not isinstance(sample, Sample):
-            sample = Sample.concatenate(list(sample))
-        self._check_locations(pooling, location_size)
-        ready = self._prepare(sample, patch_size)
+        self.check_locations(pooling, patch_size, location_size)
+        ready = self.prepare(sample, patch_size)
+        _check_visible(ready)
         fast = not any(mask.any() for mask in ready.masks.values())
-        chosen = _chosen(pooling, ready)
         call = functools.partial(
-            _embed, self.graph, patch_size, pooling, pooling_type, chosen, fast, location_size,
-            self.params,
+            _embed, self.graph, patch_size, pooling, pooling_type, _chosen(pooling, ready), fast,
+            location_size, self.params,
         )  # fmt: skip
-        return _in_chunks(call, ready, batch_size or _rows_at_once(ready))
+        return _in_chunks(call, ready, batch_size)
 
     def embed_domain(
         self,
-        sample: Sample,
+        sample: Sample | Prepared,
         patch_size: int = 2,
         location_size: int | None = None,
-        output: Literal["student", "location"] = "student",
+        output: str = "student",
         crop_px: int | None = None,
         overlap_px: int | None = None,
         window_px: int = WINDOW_PX,
@@ -145,7 +143,7 @@ class PretrainedModel:
           location_size: pixels per location, the patch by default.
           output: 'student' embeddings or the full 'location' tokens.
           crop_px: side of the crops that are encoded one by one, to bound memory; 256 pixels
-            more than the overlap, or the whole area if that is smaller, by default.
+            more than the overlap by default. The whole area if that is smaller.
           overlap_px: of neighbouring crops; by default so much that crops leave no trace.
           window_px: side of the window.
 
@@ -155,31 +153,44 @@ class PretrainedModel:
         Raises:
           ValueError: sizes that do not fit, or a model without attention pooler.
         """
-        self._check_locations(output, location_size)
-        if sample.batch_size != 1:
-            raise ValueError(f"embed_domain takes one sample at a time, got {sample.batch_size}")
-        ready = self._prepare(sample, patch_size)
+        if output not in domain.OUTPUTS:
+            raise ValueError(f"unknown output {output!r}; {closest(output, domain.OUTPUTS)}")
+        self.check_locations(output, patch_size, location_size)
+        ready = self.prepare(sample, patch_size)
+        if len(ready.timestamps) != 1:
+            raise ValueError(f"embed_domain takes one sample, got {len(ready.timestamps)}")
         halo = domain.safe_halo(self.config.encoder_config, patch_size, window_px)
         overlap = 2 * halo if overlap_px is None else overlap_px
-        size = sample.image_size
-        assert size is not None
+        side = max(ready.visible.shape[1:]) * patch_size
         crop = crop_px or overlap + 256 // patch_size * patch_size
-        if crop >= max(size):
-            crop, overlap = max(size), 0
+        if crop >= side:
+            crop, overlap = side, 0
         encoder = latent_mim.merge(self.graph, self.params)
         return domain.embed_domain(
             encoder, ready.data, ready.masks, ready.timestamps, patch_size, crop_px=crop,
             overlap_px=overlap, location_size=location_size, output=output, window_px=window_px,
         )  # fmt: skip
 
-    def _prepare(self, sample: Sample, patch_size: int) -> Prepared:
+    def prepare(self, sample: Sample | Sequence[Sample] | Prepared, patch_size: int) -> Prepared:
+        """Normalised arrays and token masks of samples of equal size; checks sizes and names.
+
+        Raises:
+          ValueError: sizes or modalities that do not fit.
+        """
+        if isinstance(sample, Prepared):
+            return sample
+        if not isinstance(sample, Sample):
+            sample = Sample.concatenate(list(sample))
         names = self._names(sample)
         self._check_size(sample, names, patch_size)
-        ready = prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
-        _check_visible(ready)
-        return ready
+        return prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
 
-    def _check_locations(self, pooling: str, location_size: int | None) -> None:
+    def check_locations(self, pooling: str, patch_size: int, location_size: int | None) -> None:
+        """Checks that the model has what a pooling asks for, at that size.
+
+        Raises:
+          ValueError: it has not.
+        """
         pooler = self.config.encoder_config.attention_pooler_config
         wanted = pooling in ("location", "student")
         if wanted and pooler is None:
@@ -189,8 +200,14 @@ class PretrainedModel:
             )
         if pooling == "student" and pooler is not None and not pooler.student_dims:
             raise ValueError("this model has no student embeddings; take pooling='location'")
-        if location_size is not None and not wanted:
+        if location_size is None:
+            return
+        if not wanted:
             raise ValueError("location_size goes with pooling='location' or 'student'")
+        if location_size < 1 or patch_size % location_size:
+            raise ValueError(
+                f"a location_size of {location_size} does not divide the patch size {patch_size}"
+            )
 
     def _names(self, sample: Sample) -> tuple[str, ...]:
         """Modalities of the sample that the encoder takes; says which are left out."""
@@ -240,8 +257,7 @@ class PretrainedModel:
 
 
 def _check_visible(ready: Prepared) -> None:
-    seen = [(m == 0).reshape(len(m), -1).any(1) for m in ready.masks.values()]
-    empty = np.flatnonzero(~np.any(seen, axis=0))
+    empty = np.flatnonzero(~ready.visible.any((1, 2)))
     if len(empty):
         raise ValueError(f"samples {empty[:10].tolist()} of the batch hold no data at all")
 
@@ -258,23 +274,20 @@ def _chosen(kind: str, ready: Prepared) -> tuple[str, ...] | None:
     return names
 
 
-def _rows_at_once(ready: Prepared) -> int:
-    tokens = sum(int(np.prod(m.shape[1:])) for m in ready.masks.values())
-    return max(1, TOKENS_AT_ONCE // tokens)
-
-
-def _in_chunks(call: Any, ready: Prepared, batch_size: int) -> np.ndarray:
+def _in_chunks(call: Any, ready: Prepared, batch_size: int | None) -> np.ndarray:
     """Runs `call` over the batch in equal chunks; the last is filled up with its last sample.
 
     Chunks have the size of a power of two, so that few programs serve batches of any size.
     """
     total = len(ready.timestamps)
+    tokens = sum(int(np.prod(m.shape[1:])) for m in ready.masks.values())
+    batch_size = batch_size or max(1, TOKENS_AT_ONCE // tokens)
     size = min(1 << max(batch_size.bit_length() - 1, 0), 1 << (total - 1).bit_length())
 
     def chunk(start: int) -> np.ndarray:
         rows = np.minimum(np.arange(start, start + size), total - 1)
-        arrays = jax.tree.map(lambda x: x[rows], (ready.data, ready.masks, ready.timestamps))
-        return np.asarray(call(*arrays))
+        part = ready.rows(rows)
+        return np.asarray(call(part.data, part.masks, part.timestamps))
 
     out = [chunk(0)]  # alone: it compiles
     # A CPU program leaves cores idle in its loops; elsewhere two calls hide the transfers.

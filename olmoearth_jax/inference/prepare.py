@@ -10,7 +10,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.inference import missing_bands
-from olmoearth_jax.inference.sample import Sample, missing_tokens
+from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.tokens import SlotTable
 
@@ -33,6 +33,21 @@ class Prepared:
     data: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]
     timestamps: np.ndarray
+
+    def rows(self, index: Any) -> Prepared:
+        """The samples at these places of the batch."""
+        data, masks = ({n: x[index] for n, x in d.items()} for d in (self.data, self.masks))
+        return Prepared(data, masks, self.timestamps[index])
+
+    @property
+    def visible(self) -> np.ndarray:
+        """bool [B, h, w]: patches of which any token is visible; h = w = 1 without images."""
+        grids = {n: m for n, m in self.masks.items() if modalities.get(n).spatial}
+        seen = [
+            (m == VISIBLE).reshape(len(m), *(m.shape[1:3] if grids else (1, 1)), -1).any(-1)
+            for m in (grids or self.masks).values()
+        ]
+        return np.asarray(np.stack(seen).any(0))
 
 
 def version_of(config: ModelConfig) -> str:
@@ -78,31 +93,46 @@ def prepare(
     """Normalises, fills and masks the modalities `names` of a sample; warns of much filling."""
     data, masks = {}, {}
     for name in names:
-        raw = sample.data[name]
-        modality = modalities.get(name)
+        raw, modality = sample.data[name], modalities.get(name)
         lo, hi = ranges[name]
         if sample.normalized:
-            lo, hi = np.zeros_like(lo), np.ones_like(hi)
+            lo, hi, version = np.zeros_like(lo), np.ones_like(hi), "v1_1"
+        sets = [list(slots.slots[i].channels) for i in slots.of(name)]
         pixels = patch_size * modality.image_factor if modality.spatial else 0
-        shape = raw.shape[:-1]
-        if pixels:
-            shape = (shape[0], shape[1] // pixels, shape[2] // pixels, shape[3])
         gone = np.isnan(raw)
         if gone.any():
             # A batch or timestep without any data is masked: nothing is made up for it.
-            axes = tuple(range(1, 3)) if modality.spatial else ()
-            absent = gone.all((*axes, -1), keepdims=True)
-            rule = "v1_1" if sample.normalized else version
+            area = (1, 2) if modality.spatial else ()
+            absent = gone.all((*area, -1), keepdims=True)
+            single = gone & ~gone.all(area, keepdims=True) & (sample.nan_pixels == "mask")
             source = np.where(absent, np.float32(0), raw)
-            values, still = missing_bands.fill(source, name, rule, lo, hi)
-            still |= absent
-            sets = [slots.slots[i].channels for i in slots.of(name)]
-            lost = missing_tokens(still, gone & ~absent, pixels, sets, sample.nan_pixels)
+            values, empty = missing_bands.fill(source, name, version, lo, hi, single)
             data[name] = np.where(absent, np.float32(0), values.astype(np.float32))
-            masks[name] = np.where(lost, MISSING_TOKEN, VISIBLE).astype(np.int8)
+            lost = [
+                _tokens((empty | absent)[..., bands].all(-1), single[..., bands].any(-1), pixels)
+                for bands in sets
+            ]
+            masks[name] = np.where(np.stack(lost, -1), MISSING_TOKEN, VISIBLE).astype(np.int8)
         else:
-            scale = (1.0 / (hi - lo)).astype(np.float32)
-            data[name] = raw * scale
+            data[name] = raw * (1.0 / (hi - lo)).astype(np.float32)
             data[name] += (-lo / (hi - lo)).astype(np.float32)
-            masks[name] = np.zeros((*shape, len(slots.of(name))), np.int8)
+            shape = raw.shape[:-1]
+            if pixels:
+                shape = (shape[0], shape[1] // pixels, shape[2] // pixels, shape[3])
+            masks[name] = np.zeros((*shape, len(sets)), np.int8)
     return Prepared(data, masks, sample.timestamps)
+
+
+def _tokens(empty: np.ndarray, single: np.ndarray, pixels: int) -> np.ndarray:
+    """bool [B, (h, w,) (T)]: tokens without data, or with single pixels that must not be seen.
+
+    Args:
+      empty: bool [B, (H, W,) (T)], no band has a value.
+      single: bool of that shape, a band lacks a value here but not everywhere.
+      pixels: side of a patch, 0 without a grid.
+    """
+    if not pixels:
+        return empty
+    batch, height, width, steps = empty.shape
+    cut = (batch, height // pixels, pixels, width // pixels, pixels, steps)
+    return np.asarray(empty.reshape(cut).all((2, 4)) | single.reshape(cut).any((2, 4)))

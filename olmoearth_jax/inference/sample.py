@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from olmoearth_jax.inference.dates import check_timestamps, newest, parse_dates
 from olmoearth_jax.inference.units import check_units as look_at_units
 from olmoearth_jax.modalities import MISSING, Modality, closest
 
-NanPixels = Literal["error", "fill", "mask"]
 Bands = Mapping[str, Sequence[str]]
-_NAN_PIXELS = ("error", "fill", "mask")
+NAN_PIXELS = ("error", "fill", "mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Sample:
     timestamps: np.ndarray
     missing_bands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     normalized: bool = False
-    nan_pixels: NanPixels = "mask"
+    nan_pixels: str = "mask"
 
     @property
     def batch_size(self) -> int:
@@ -59,7 +58,7 @@ class Sample:
         bands: Bands | None = None,
         timestamps: Any = None,
         normalized: bool = False,
-        nan_pixels: NanPixels = "error",
+        nan_pixels: str = "error",
         check_units: bool = True,
     ) -> Sample:
         """Builds a sample from arrays in raw units.
@@ -82,9 +81,9 @@ class Sample:
         Raises:
           ValueError: unknown names, shapes that do not fit together, wrong units, bad dates.
         """
-        if nan_pixels not in _NAN_PIXELS:
+        if nan_pixels not in NAN_PIXELS:
             raise ValueError(
-                f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), _NAN_PIXELS)}"
+                f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
             )
         if not arrays:
             raise ValueError("a sample needs at least one modality")
@@ -103,7 +102,7 @@ class Sample:
             if check_units:
                 _check_values(name, x, normalized, stamps)
             _check_pixels(name, arrays, x, nan_pixels)
-        policy: NanPixels = "fill" if nan_pixels == "fill" else "mask"
+        policy = "fill" if nan_pixels == "fill" else "mask"
         return cls(
             {n: data[n] for n in modalities.in_sample_order(data)},
             stamps, absent, normalized, policy,
@@ -283,35 +282,3 @@ def _has_nan(name: str, arrays: Mapping[str, Any]) -> bool:
     value = next(v for k, v in arrays.items() if modalities.get(k).name == name)
     parts = list(value.values()) if isinstance(value, Mapping) else [value]
     return any(np.isnan(p).any() for p in map(np.asarray, parts) if p.dtype.kind == "f")
-
-
-def missing_tokens(
-    still: np.ndarray, gone: np.ndarray, patch_pixels: int, band_sets: Any, policy: str
-) -> np.ndarray:
-    """bool [B, (h, w,) (T,) S]: tokens without data.
-
-    Args:
-      still: bool [B, ..., C], elements that no rule could fill with a value.
-      gone: bool of that shape, elements missing in the input.
-      patch_pixels: side of a patch in the modality's pixels, 0 if it has no grid.
-      band_sets: channels of each band set.
-      policy: 'mask' also drops patches with single missing pixels.
-    """
-    out = []
-    for channels in band_sets:
-        none: Any = still[..., list(channels)].all(-1)
-        if patch_pixels:
-            whole = none.all((1, 2), keepdims=True)
-            batch, height, width, steps = none.shape
-            h, w = height // patch_pixels, width // patch_pixels
-            cut = (batch, h, patch_pixels, w, patch_pixels, steps)
-            token = np.broadcast_to(whole, (batch, h, w, steps)).copy()
-            token |= np.min(none.reshape(cut), axis=(2, 4))
-            if policy == "mask":
-                some = gone[..., list(channels)]
-                single = (some & ~some.all((1, 2), keepdims=True)).any(-1)
-                token |= np.max(single.reshape(cut), axis=(2, 4))
-            out.append(token)
-        else:
-            out.append(none)
-    return np.stack(out, axis=-1)

@@ -1,0 +1,212 @@
+"""Maps and embedding files: what is written is what the model gives, where it belongs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+rasterio = pytest.importorskip("rasterio")
+
+import olmoearth_jax  # noqa: E402
+from olmoearth_jax.inference import cog, domain  # noqa: E402
+from olmoearth_jax.interop import checkpoints  # noqa: E402
+from tests.inference.test_model import S2, weights_of  # noqa: E402
+from tools import embed  # noqa: E402
+from tools.rasters import Stack, read_manifest, scaled  # noqa: E402
+
+# rasterio multiplies affine maps in a way that newer versions of that package discourage.
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+
+CORNER = rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)
+SHAPE = (20, 25)
+
+
+def write(path, x, names, nodata=None, crs="EPSG:32633", transform=CORNER):
+    form = {"count": len(x), "height": x.shape[1], "width": x.shape[2], "dtype": x.dtype}
+    with rasterio.open(
+        path, "w", driver="GTiff", crs=crs, transform=transform, nodata=nodata, **form
+    ) as file:
+        file.write(x)
+        file.descriptions = names
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.Generator(np.random.Philox(8))
+    optical = rng.integers(200, 4000, (12, *SHAPE)).astype(np.uint16)
+    optical[:, :5, :9] = 0  # no data: the whole first patch and parts of its neighbours
+    return optical, rng.uniform(-25, -5, (2, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, images):
+    out = tmp_path_factory.mktemp("embed")
+    checkpoints.write(weights_of(), out / "model")
+    order = np.random.Generator(np.random.Philox(1)).permutation(12)
+    write(out / "s2.tif", images[0][order], [S2[i] for i in order], 0)
+    write(out / "s1.tif", images[1], ["vv", "vh"])
+    rows = [{"path": "s2.tif", "date": "2021-04"}, {"path": "s1.tif", "date": "2021-04"}]
+    (out / "both.json").write_text(json.dumps(rows))
+    return out
+
+
+def options(folder, source, to, **change) -> embed.Options:
+    base = embed.Options(str(folder / "model"), [str(folder / source)], str(folder / to))
+    return dataclasses.replace(base, **change)
+
+
+def test_map_is_what_the_model_gives(folder, images):
+    o = options(folder, "s2.tif", "out/map.tif", dates=["2021-04-15"])
+    assert "map.tif (5 x 6)" in embed.run(o)[0]
+    model = olmoearth_jax.load_pretrained(folder / "model")
+    x = np.moveaxis(images[0].astype(np.float32), 0, -1)[:, :24, None]
+    x[x == 0] = np.nan
+    sample = olmoearth_jax.Sample.from_arrays(
+        {"sentinel2_l2a": x}, ["2021-04-15"], bands={"sentinel2_l2a": S2}, nan_pixels="mask"
+    )
+    expected = model.embed(sample, 4, "spatial")[0]
+    with rasterio.open(folder / "out/map.tif") as file:
+        got, tags = np.moveaxis(file.read(), 0, -1), file.tags()
+        assert file.crs == "EPSG:32633" and file.transform == scaled(CORNER, 4)
+        assert np.isnan(file.nodata) and file.descriptions[0] == "e000"
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    empty = np.zeros((5, 6), bool)
+    empty[:2, :3] = True
+    np.testing.assert_array_equal(np.isnan(got).all(-1), empty)
+    np.testing.assert_allclose(got[~empty], expected[~empty], rtol=1e-4, atol=1e-5)
+    assert tags["MODEL_DIGEST"] == model.digest and tags["PATCH_SIZE"] == "4"
+    assert tags["POOLING"] == "spatial" and "sentinel2_l2a" in tags["NORMALIZATION"]
+    item = json.loads((folder / "out/map.json").read_text())
+    assert item["assets"]["embeddings"]["href"] == "./map.tif"
+    assert item["properties"]["datetime"] == "2021-04-15T00:00:00Z"
+    assert item["properties"]["proj:shape"] == [5, 6] and item["bbox"][0] == pytest.approx(15)
+    assert sorted(p.name for p in (folder / "out").iterdir()) == ["map.json", "map.tif"]
+
+
+@pytest.mark.parametrize("rule", cog.QUANTIZATIONS)
+def test_int8_and_tiles(folder, rule):
+    tiles = {"tile": 16, "overlap": 8, "batch_size": 3}
+    embed.run(options(folder, "both.json", "float.tif", **tiles))
+    embed.run(options(folder, "both.json", "int8.tif", dtype="int8", quantization=rule, **tiles))
+    with rasterio.open(folder / "float.tif") as a, rasterio.open(folder / "int8.tif") as b:
+        x, q = a.read(), b.read().astype(np.float32)
+        assert b.dtypes[0] == "int8" and b.nodata == -128 and b.tags()["QUANTIZATION"]
+        scale, offset = (np.array(v)[:, None, None] for v in (b.scales, b.offsets))
+    assert not np.isnan(x).any()  # radar is everywhere
+    if rule == "linear":
+        assert (np.abs(q * scale + offset - x) <= 0.501 * scale).all()
+    else:
+        s = q / 127.5
+        inside = np.abs(x) < 0.99
+        assert np.abs(np.sqrt(np.abs(s * s)) - np.sqrt(np.abs(x)))[inside].max() < 0.004
+        assert (np.sign(s) == np.sign(x))[inside & (np.abs(x) > 1e-4)].all()
+
+
+def test_tiles_cover_the_axis_once():
+    for side, tile, overlap in ((100, 40, 8), (40, 40, 8), (44, 40, 8), (36, 16, 8), (8, 64, 16)):
+        tiles = domain.tiles_of(side, tile, overlap, 4)
+        assert [t.first for t in tiles] == [0, *(t.last for t in tiles[:-1])]
+        assert tiles[-1].last == side and len({t.stop - t.start for t in tiles}) == 1
+        for t in tiles:
+            assert t.start == 0 or t.first - t.start >= overlap // 2
+            assert t.stop == side or t.stop - t.last >= overlap // 2
+    with pytest.raises(ValueError, match="whole patches of 4"):
+        domain.tiles_of(100, 40, 12, 4)
+
+
+def test_samples_of_arrays(folder, images):
+    x = np.moveaxis(images[0].astype(np.float32), 0, -1)[None, :16, 9:25, None].repeat(3, 0)
+    x[1] = np.nan
+    arrays = {"sentinel2_l2a": x[..., ::-1], "bands_sentinel2_l2a": np.array(S2[::-1])}
+    np.savez(folder / "chips.npz", dates=np.array(["2021-04-15"]), **arrays)
+    o = options(folder, "chips.npz", "out.npz", batch_size=2)
+    embed.run(o)
+    with np.load(folder / "out.npz") as out:
+        assert out["embeddings"].shape == (3, 4, 4, 16) and out["ids"].tolist() == ["0", "1", "2"]
+        assert out["valid"].reshape(3, -1).all(1).tolist() == [True, False, True]
+        np.testing.assert_allclose(out["embeddings"][0], out["embeddings"][2], atol=1e-5)
+        whole = out["embeddings"]
+    embed.run(dataclasses.replace(o, output=str(folder / "out.safetensors"), dtype="int8"))
+    from safetensors.numpy import load_file
+
+    small = load_file(folder / "out.safetensors")
+    back = small["embeddings"] * small["scale"] + small["offset"]
+    assert (np.abs(back - whole)[[0, 2]] <= 0.502 * small["scale"]).all()
+    assert (small["embeddings"][1] == -128).all()
+    embed.run(dataclasses.replace(o, pooling="instance"))
+    with np.load(folder / "out.npz") as out:
+        assert out["embeddings"].shape == (3, 16) and out["valid"].tolist() == [True, False, True]
+
+
+def test_h5_folder(folder):
+    from olmoearth_jax.data.sample import sample_dataset_dir
+
+    for name in ("sample_0.h5", "sample_1.h5"):
+        (folder / "h5").mkdir(exist_ok=True)
+        (folder / "h5" / name).write_bytes((sample_dataset_dir() / name).read_bytes())
+    embed.run(options(folder, "h5", "h5.npz", pooling="instance"))
+    with np.load(folder / "h5.npz") as out:
+        assert out["ids"].tolist() == ["sample_0", "sample_1"]
+        assert np.isfinite(out["embeddings"]).all() and out["embeddings"].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": "map.npz"}, "must end in .tif"),
+        ({"input": ["absent.tif"]}, "there is no file"),
+        ({"pooling": "spatal"}, "did you mean 'spatial'"),
+        ({"pooling": "instance"}, "makes no map"),
+        ({"pooling": "student", "dates": ["2021-04-15"]}, "only models of v1.3 have"),
+        ({"searchlight": True}, "goes with --pooling"),
+        ({"dates": None}, "has no date"),
+        ({"dates": ["2021-04-15", "2021-05-15"]}, "2 dates were given for 1 rasters"),
+        ({"bands": ["B02"]}, "has 12 bands, of which 1 are named"),
+        ({"bands": [*S2[:-1], "B9"], "modality": "sentinel2_l2a"}, "did you mean 'B09'"),
+        ({"bands": [*S2[:-1], "B9"]}, "none has all of them"),
+        ({"dates": ["2021-04-15"], "tile": 10}, "whole patches of 4"),
+    ],
+)
+def test_refused(folder, change, message):
+    base = {"dates": ["2021-04-15"]}
+    with pytest.raises(ValueError, match=message):
+        embed.run(options(folder, "s2.tif", "never.tif", **base | change))
+    assert not (folder / "never.tif").exists()
+
+
+def test_other_grids_and_units_are_refused(folder, images, tmp_path):
+    def stack(*rows):
+        (tmp_path / "m.csv").write_text("path,date\n" + "\n".join(f"{r},2021-04" for r in rows))
+        with Stack(read_manifest(tmp_path / "m.csv")) as found:
+            found.check_values()
+
+    coarse = scaled(CORNER, 2)
+    write(tmp_path / "coarse.tif", images[1], ["vv", "vh"], transform=coarse)
+    with pytest.raises(ValueError, match="have 20 m, but the models were trained on 10 m"):
+        stack("coarse.tif")
+    with pytest.raises(ValueError, match="lie on different grids"):
+        stack(folder / "s1.tif", "coarse.tif")
+    write(tmp_path / "none.tif", images[1], ["vv", "vh"], crs=None)
+    with pytest.raises(ValueError, match="no coordinate reference system"):
+        stack("none.tif")
+    write(tmp_path / "linear.tif", 10 ** (images[1] / 10), ["vv", "vh"])
+    with pytest.raises(ValueError, match="like linear power"):
+        stack("linear.tif")
+    (tmp_path / "m.csv").write_text("path,day\na.tif,3\n")
+    with pytest.raises(ValueError, match="unknown member 'day'"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_failed_map_leaves_nothing(tmp_path):
+    form = {"height": 2, "width": 2, "dtype": "float32", "crs": rasterio.CRS.from_epsg(32633),
+            "transform": CORNER}  # fmt: skip
+    with pytest.raises(RuntimeError), cog.open_map(tmp_path / "a.tif", form, ["e"], {}) as writer:
+        writer.write(0, 0, np.ones((2, 2, 1)), np.ones((2, 2), bool))
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with (
+        pytest.raises(ValueError, match="not known for a map"),
+        cog.open_map(tmp_path / "a.tif", form | {"dtype": "int16"}, ["e"], {}),
+    ):
+        pass
