@@ -113,7 +113,7 @@ def main(config: ExperimentConfig) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes
     try:
         summary = run(config)
-    except (RunFolderInUse, TrainingDiverged, HostMissing, devices.OutOfMemory) as error:
+    except (TrainingDiverged, HostMissing, devices.OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except signals.Abandoned:
@@ -123,13 +123,15 @@ def main(config: ExperimentConfig) -> int:
         print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)
         return _ABORTED
     except Exception as error:
+        if isinstance(error, RunFolderInUse):
+            error = _app.UserError(str(error))
         if jax.process_count() == 1:
-            raise
+            raise error
+        # Raised further, it would wait at the end for the other processes, which wait for us.
         if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
-        # Raised further, it would wait at the end for the other processes, which wait for us.
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return _app.USER_ERROR
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1
     return _STOPPED.value if summary.status == "cancelled" else 0

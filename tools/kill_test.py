@@ -28,6 +28,7 @@ from tools.compare_runs import first_difference
 _FOLDER = flags.DEFINE_string("folder", None, "Where both runs are written.", required=True)
 _KILLS = flags.DEFINE_integer("kills", 20, "Kills, spread over the steps of the run.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Processes of a run, connected over localhost.")
+_MODULE = flags.DEFINE_string("module", "launch.train", "What to run; must take the same flags.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the steps, processes and delays.")
 
 MOST_DELAY_S = 0.5
@@ -35,18 +36,21 @@ MOST_WAIT_S = 1200.0  # for one start to get as far as its kill
 
 
 def start(folder: Path, arguments: list[str], processes: int) -> list[subprocess.Popen]:
-    """Starts the processes of a run; what they print goes to <folder>.log."""
+    """Starts the processes of a run; what they print goes to <folder>.log.
+
+    `arguments` begin with the module to run.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "launch.train", f"--config.common.save_folder={folder}"]
+    command = [sys.executable, "-m", *arguments, f"--config.common.save_folder={folder}"]
     started = []
     with open(f"{folder}.log", "ab") as log:
         for rank in range(processes):
             place = [f"--num_processes={processes}", f"--process_id={rank}"]
             started.append(
                 subprocess.Popen(
-                    [*command, *arguments, f"--coordinator={address}", *place],
+                    [*command, f"--coordinator={address}", *place],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
@@ -65,7 +69,7 @@ def run_to_end(folder: Path, arguments: list[str], processes: int) -> None:
     started = start(folder, arguments, processes)
     codes = [process.wait() for process in started]
     if any(codes):
-        raise RuntimeError(f"launch.train ended with {codes}; see {folder}.log")
+        raise RuntimeError(f"{arguments[0]} ended with {codes}; see {folder}.log")
 
 
 def kill_at(step: int, folder: Path, arguments: list[str], processes: int, draw) -> bool:
@@ -112,13 +116,13 @@ def main(argv: list[str]) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     peace, storm = folder / "peace", folder / "storm"
-    begun = time.monotonic()
-    run_to_end(peace, argv[1:], count)
+    begun, command = time.monotonic(), [_MODULE.value, *argv[1:]]
+    run_to_end(peace, command, count)
     last = last_step(peace)
     kills = 0
     for step in sorted(draw.randrange(1, last) for _ in range(_KILLS.value)):
-        kills += kill_at(step, storm, argv[1:], count, draw)
-    run_to_end(storm, argv[1:], count)
+        kills += kill_at(step, storm, command, count, draw)
+    run_to_end(storm, command, count)
     found = difference(peace, storm)
     result = {"steps": last, "kills": kills, "processes": count, "difference": found}
     print(json.dumps(result | {"seconds": round(time.monotonic() - begun, 1)}))

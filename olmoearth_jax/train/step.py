@@ -141,18 +141,13 @@ class TrainProgram:
         The state is donated: use the returned one. `gate` is called once, when everything is
         compiled and nothing of the state is consumed yet; if it raises, the state stays whole.
         """
-        key = jax.random.fold_in(self._rng, step)
         if self.recipe.compile_ahead and not self._programs:
             self.compile_all(state, groups)
         lr = self.recipe.learning_rate(step)
         micro_steps = self.engine.prepare(groups)
         total = self._zeros(state, micro_steps[0])
-        programs = [self._program(m.key, state, total, m.inputs, key) for m in micro_steps]
         update = self._cached("update", self._update, (state, total, np.float32(lr)), (0,))
-        gate()
-        state, decay = self._follow(state, step)
-        for program, micro_step in zip(programs, micro_steps, strict=True):
-            total = program(state["params"], state["target"], total, micro_step.inputs, key)
+        state, decay, total = self._accumulate(state, micro_steps, total, step, gate)
         state, metrics = update(state, total, np.float32(lr))
         host = self._counts(micro_steps, groups)
         bad = [name for m in micro_steps for name in m.bad_ids]
@@ -187,16 +182,21 @@ class TrainProgram:
 
     def gradients(self, state: State, groups: Sequence[Group], step: int = 1):
         """(gradients, metrics) of a step without taking it; for parity checks."""
-        key = jax.random.fold_in(self._rng, step)
-        total = None
-        state, _ = self._follow(state, step)
-        for prepared in self.engine.prepare(groups):
-            total = self._zeros(state, prepared) if total is None else total
-            program = self._program(prepared.key, state, total, prepared.inputs, key)
-            total = program(state["params"], state["target"], total, prepared.inputs, key)
-        assert total is not None
+        micro_steps = self.engine.prepare(groups)
+        total = self._zeros(state, micro_steps[0])
+        _, _, total = self._accumulate(state, micro_steps, total, step, lambda: None)
         grads = jax.tree.map(lambda g: g / total["good"], total["grads"])
         return grads, self._metrics(total)
+
+    def _accumulate(self, state, micro_steps, total, step, gate):
+        """(state with its target moved, decay, sums) after all micro-steps of a step."""
+        key = jax.random.fold_in(self._rng, step)
+        programs = [self._program(m.key, state, total, m.inputs, key) for m in micro_steps]
+        gate()
+        state, decay = self._follow(state, step)
+        for program, micro_step in zip(programs, micro_steps, strict=True):
+            total = program(state["params"], state["target"], total, micro_step.inputs, key)
+        return state, decay, total
 
     def _follow(self, state: State, step: int) -> tuple[State, float | None]:
         """Moves the target towards the online encoder, before the step's forward."""

@@ -38,7 +38,7 @@ def tiny(tmp_path_factory) -> list[str]:
 
 
 def train(folder: Path, arguments: list[str], processes: int) -> None:
-    kill_test.run_to_end(folder, arguments, processes)
+    kill_test.run_to_end(folder, ["launch.train", *arguments], processes)
 
 
 @pytest.mark.slow
@@ -81,13 +81,19 @@ def assert_learning_is_measured(run: Path) -> None:
     assert any("| base |" in line for line in eval_loss.table(results))
 
 
+STORMS = {
+    # python -m tools.kill_test --module=tests.train.train_toy --folder=... -- --steps=200
+    "toy": ["--module=tests.train.train_toy", "--kills=4", "--", "--steps=60"],
+    "real": ["--kills=1", "--", "--config.trainer.max_duration.value=8",
+             "--config.trainer.callbacks.checkpointer.ephemeral_save_interval=3"],
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_killed_two_process_run_ends_in_the_same_bits(tmp_path, tiny):
-    command = [
-        *(sys.executable, "-m", "tools.kill_test", f"--folder={tmp_path}", "--kills=2"),
-        *("--", *tiny, "--config.trainer.max_duration.value=12"),
-        "--config.trainer.callbacks.checkpointer.ephemeral_save_interval=4",
-    ]
+@pytest.mark.parametrize("storm", STORMS)
+def test_killed_two_process_run_ends_in_the_same_bits(tmp_path, tiny, storm):
+    command = [sys.executable, "-m", "tools.kill_test", f"--folder={tmp_path}", *STORMS[storm]]
+    command += tiny if storm == "real" else []
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
     )

@@ -182,9 +182,23 @@ def run(run_dir: Path, max_steps: int = 20, *, program=None, stream=None, **chan
     )
 
 
+def from_flags(arguments: list[str]) -> dict[str, Any]:
+    """Settings from the flags that tools.kill_test gives to launch.train, and --steps."""
+    given = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+    place = {"coordinator_address": given["coordinator"]}
+    place |= {name: int(given[name]) for name in ("num_processes", "process_id")}
+    return {
+        "run_dir": given["config.common.save_folder"],
+        "max_steps": int(given["steps"]),
+        "metrics_collect_interval": 1,
+        "program": {"step_seconds": 0.02},
+        "distributed": place,
+    }
+
+
 def main() -> int:
     """Trains in this process with settings from a JSON argument; prints the summary."""
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.argv[1]) if sys.argv[1][0] == "{" else from_flags(sys.argv[1:])
     if hosts := settings.pop("distributed", None):
         jax.distributed.initialize(**hosts)
     program = ToyProgram(**settings.pop("program", {}))
