@@ -74,9 +74,9 @@ def inspect(path: Path) -> FileReport:
             header = file.header
             arrays = {n: file.read(n) for n in header.shapes}
     except ReadError as e:
-        return FileReport([str(e)])
+        return FileReport([f"{path.name}: {e.problem}"])
     except OSError as e:
-        return FileReport([f"{path}: {e.strerror}"])
+        return FileReport([f"{path.name}: {e.strerror}"])
     latlon = arrays.pop("latlon", None)
     content.update(header.timestamps.tobytes())
     for name, array in arrays.items():
@@ -90,7 +90,7 @@ def inspect(path: Path) -> FileReport:
     elif not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
         problems.append(f"has the impossible place {latlon.tolist()} (latitude, longitude)")
     return FileReport(
-        [f"{path}: {p}" for p in problems],
+        [f"{path.name}: {p}" for p in problems],
         digest,
         content.hexdigest(),
         None if latlon is None else tuple(latlon.tolist()),
@@ -118,33 +118,72 @@ def verify(
     rows = {int(r[header.index("sample_index")]): r for r in table}
     paths = {folder / f"sample_{n}.h5": n for n in rows}
     centres = _centres(folder)
-    found: dict[int, FileReport] = {}
     progress = Progress(len(paths), "files", say)
+    collected = _Collector(header, rows, centres, report)
+    waiting: dict[int, FileReport] = {}
+    order, turn = sorted(rows), 0
     for path, result in run_tasks(inspect, paths, workers):
-        found[paths[path]] = result
+        waiting[paths[path]] = result
+        while turn < len(order) and order[turn] in waiting:
+            # in order of number, so that any worker count gives one report
+            collected.add(order[turn], waiting.pop(order[turn]))
+            turn += 1
         progress.step()
-    first: dict[str, int] = {}
-    for number in sorted(found):  # in order of number, so that any worker count gives one report
-        result = found[number]
+    collected.judge_values()
+    return report
+
+
+@dataclasses.dataclass
+class _Collector:
+    """Adds what files hold to a report; keeps no file's report but that of all together.
+
+    Attributes:
+      header, rows, centres: of the dataset's tables.
+      report: to be added to.
+      first: number of the first file by content.
+      odd: per (modality, suspicion) how many files raise it, and the first of them.
+    """
+
+    header: list[str]
+    rows: dict[int, np.ndarray]
+    centres: np.ndarray | None
+    report: Report
+    first: dict[str, int] = dataclasses.field(default_factory=dict)
+    odd: dict[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def add(self, number: int, result: FileReport) -> None:
+        """Adds one file."""
+        report = self.report
         report.errors += result.problems
         if not result.digest:
-            continue
+            return
         report.digests[number] = result.digest
-        same = first.setdefault(result.content, number)
+        same = self.first.setdefault(result.content, number)
         if same != number:
             report.errors.append(f"sample_{number}.h5 holds the same as sample_{same}.h5")
-        _check_row(header, rows[number], number, result, centres, report)
+        _check_row(self.header, self.rows[number], number, result, self.centres, report)
         for name, values in result.values.items():
+            for text in quality.suspicions(name, values):
+                count, example = self.odd.get((name, text), (0, number))
+                self.odd[name, text] = count + 1, example
             if name in report.values:
                 report.values[name].merge(values)
             else:
                 report.values[name] = values
-    for name, seen in report.values.items():
-        report.errors += [f"{name}: {text}" for text in quality.suspicions(name, seen)]
-        report.warnings += [f"{name}: {text}" for text in quality.far_means(name, seen)]
-        if len(seen.dtypes) > 1:
-            report.warnings.append(f"{name}: stored as {', '.join(sorted(seen.dtypes))}")
-    return report
+
+    def judge_values(self) -> None:
+        """Adds what is odd about the values of single files and of all together."""
+        report = self.report
+        for name, seen in report.values.items():
+            for text in quality.suspicions(name, seen):
+                self.odd.setdefault((name, text), (seen.files, 0))
+            report.warnings += [f"{name}: {text}" for text in quality.far_means(name, seen)]
+            if len(seen.dtypes) > 1:
+                report.warnings.append(f"{name}: stored as {', '.join(sorted(seen.dtypes))}")
+        for (name, text), (count, example) in sorted(self.odd.items()):
+            total = report.values[name].files
+            part = f" ({count} of {total} files, such as sample_{example}.h5)"
+            report.errors.append(f"{name}: {text}{part if count < total else ''}")
 
 
 def _centres(folder: Path) -> np.ndarray | None:

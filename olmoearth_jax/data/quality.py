@@ -96,33 +96,31 @@ class Values:
 
 
 def suspicions(name: str, seen: Values) -> list[str]:
-    """Reasons to think that a modality's values are not what training expects."""
+    """Reasons to think that the values of one file, or of many, are not what training expects."""
     if seen.lo is None or seen.hi is None:
         return []
     lo, hi = float(seen.lo.min()), float(seen.hi.max())
-    out = []
-    if name in OPTICAL:
-        out += _optical(name, seen, lo, hi)
+    out = _optical(name, seen, lo, hi) if name in OPTICAL else []
     if name == "sentinel1" and lo >= 0:
         out.append("looks like linear power; decibels, 10 log10(x), are expected")
     elif name in _LIMITS and not (_LIMITS[name][0] <= lo and hi <= _LIMITS[name][1]):
         low, high = _LIMITS[name]
-        out.append(f"values from {lo:g} to {hi:g} are outside {low} to {high}")
+        out.append(f"values are outside {low} to {high}")
     if name == "era5_10" and seen.hi[0] < 150:
         out.append("temperatures look like degrees Celsius; kelvin are expected")
     if seen.unknown:
-        out.append(f"holds codes that do not exist: {sorted(seen.unknown)[:5]}")
+        out.append(f"holds codes that do not exist, such as {min(seen.unknown):g}")
     return out
 
 
 def _optical(name: str, seen: Values, lo: float, hi: float) -> list[str]:
+    many = len(seen.darkest) >= _ENOUGH_FILES  # a single dark or bright file is no reason
     if 0 < hi <= 2:
         return ["looks like reflectance 0 to 1; counts (reflectance x 10000) are expected"]
-    if hi <= 255:
+    if many and hi <= 255:
         return ["looks like 8-bit pictures; counts (reflectance x 10000) are expected"]
     if lo < 0:
-        return [f"has negative counts (down to {lo:g}); was an offset subtracted twice?"]
-    many = len(seen.darkest) >= _ENOUGH_FILES
+        return ["has negative counts; was an offset subtracted twice?"]
     if name == "sentinel2_l2a" and many and np.median(seen.darkest) >= OFFSET:
         return [
             f"the darkest pixels of most files lie above {OFFSET}: subtract the offset of "

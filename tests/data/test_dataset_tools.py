@@ -102,6 +102,15 @@ def test_wrong_units_are_suspected(writable_dataset, name, change, message):
     assert message in _errors(writable_dataset)
 
 
+def test_a_few_files_in_the_wrong_unit_are_counted(writable_dataset):
+    for number in (2, 4):
+        path = writable_dataset / f"sample_{number}.h5"
+        _change(path, "sentinel2_l2a", lambda x: (x / 1e4).astype(np.float32))
+    assert "reflectance x 10000) are expected (2 of 6 files, such as sample_2.h5)" in _errors(
+        writable_dataset
+    )
+
+
 def test_damage_in_files_and_tables_is_found(writable_dataset):
     folder = writable_dataset
     path = folder / "sample_0.h5"
