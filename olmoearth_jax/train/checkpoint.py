@@ -417,15 +417,19 @@ def _digest(params: Any) -> str | None:
 
 
 def restore_as_start(
-    step_folder: Path, abstract: State, fresh: Callable[[], State] | None = None
+    step_folder: Path,
+    abstract: State,
+    fresh: Callable[[], State],
+    *,
+    weights_only: bool = False,
 ) -> State:
     """State of another run as the start of a new one: everything but the step, which is 0.
 
-    Converted weights have no optimizer state: then `fresh` gives it. Raises ValueError if the
-    checkpoint is of another architecture.
+    With `weights_only`, and from converted weights, which have no optimizer state, `fresh` gives
+    that. Raises ValueError if the checkpoint is of another architecture.
     """
     meta = read_meta(step_folder)
-    if fresh is not None and "opt_state" not in meta["items"]:
+    if weights_only or "opt_state" not in meta["items"]:
         parts = {name: abstract[name] for name in ("params", "target") if name in abstract}
         held = {name: meta["items"][name] for name in parts if name in meta["items"]}
         _check_trees({**meta, "items": held}, parts)

@@ -50,6 +50,7 @@ class LoopConfig:
     tensorboard: bool = True
     load_strategy: str = "if_available"  # if_available, always, never
     load_path: str | None = None
+    load_weights_only: bool = False
     allow_dataset_change: bool = False
     allow_config_change: bool = False
     seed: int = 0
@@ -182,8 +183,12 @@ def _restore_or_init(
         saver.check_space(abstract, config.stop_step)
     if config.load_path:
         source = checkpoint.find_checkpoint(config.load_path)
-        say(f"Starting at step 0 from the parameters and optimizer state (if any) of {source}.")
-        return checkpoint.restore_as_start(source, abstract, program.init_state), 0
+        kept = "" if config.load_weights_only else " and optimizer state (if any)"
+        say(f"Starting at step 0 from the parameters{kept} of {source}.")
+        state = checkpoint.restore_as_start(
+            source, abstract, program.init_state, weights_only=config.load_weights_only
+        )
+        return state, 0
     if config.load_strategy == "always":
         raise ValueError(
             f"trainer.load_strategy=always, but neither {saver.folder} nor trainer.load_path "

@@ -192,6 +192,11 @@ def test_load_strategies(tmp_path):
     assert (summary.start_step, summary.step) == (0, 3)
     ends = [checkpoint.load_item(checkpoint.find_checkpoint(tmp_path / name)) for name in "ab"]
     assert not np.array_equal(ends[0]["dense"]["kernel"], ends[1]["dense"]["kernel"])
+    toy.run(tmp_path / "d", 3, load_path=str(tmp_path / "a"), load_weights_only=True)
+    starts = [toy.lines_of(tmp_path / name)[0] for name in "bd"]
+    assert starts[0] == starts[1]  # the same weights, hence the same loss
+    end = checkpoint.load_item(checkpoint.find_checkpoint(tmp_path / "d"))
+    assert not np.array_equal(ends[1]["dense"]["kernel"], end["dense"]["kernel"])
     assert not toy.run(tmp_path / "c", 3, checkpoints=False).saved
     with pytest.raises(ValueError, match="No complete checkpoint"):
         checkpoint.find_checkpoint(tmp_path / "c")

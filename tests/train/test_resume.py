@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.train import checkpoint
-from olmoearth_jax.train.metrics import read_metrics, without_timing
+from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,12 +57,8 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def lines(folder: Path) -> list[dict]:
-    return [without_timing(record) for record in read_metrics(folder)]
-
-
 def assert_same_run(one: Path, other: Path) -> None:
-    assert lines(one) == lines(other)
+    assert toy.lines_of(one) == toy.lines_of(other)
     last_one, last_other = (checkpoint.find_checkpoint(path) for path in (one, other))
     assert last_one.name == last_other.name
     for item in ("params", "target", "opt_state"):

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -239,3 +240,34 @@ def test_wandb_without_key_or_package_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(ValueError, match="pip install"):
         WandbSink(folder, project="p", name="n")
+
+
+def test_wandb_gets_the_numbers_and_resumes_its_run(tmp_path, monkeypatch):
+    """With a stand-in for the package: what it is asked for, and what it is given."""
+    started, logged = [], []
+
+    class Run:
+        id = "abc"
+
+        def log(self, values, step):
+            logged.append((step, dict(values)))
+
+        def finish(self):
+            logged.append("finished")
+
+    module = types.ModuleType("wandb")
+    module.init = lambda **options: started.append(options) or Run()  # type: ignore[attr-defined]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for stop in (2, 4):
+        sink = WandbSink(RunFolder(tmp_path), project="p", name="n", config={"a": 1})
+        toy.run(tmp_path, 4, hard_stop=stop, sinks=(sink,))
+    assert [options["id"] for options in started] == [None, "abc"]
+    assert [entry[0] for entry in logged if entry != "finished"] == [1, 2, 3, 4]
+    assert logged[0][1]["train/loss"] == read_metrics(tmp_path)[0]["train/loss"]
+    assert logged.count("finished") == 2
+
+
+def test_profile_of_some_steps(tmp_path):
+    toy.run(tmp_path, 4, profile_steps=(2, 2))
+    assert [p for p in (tmp_path / "profile").rglob("*") if p.is_file()]

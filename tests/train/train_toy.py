@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.train.hosts import HostMissing
 from olmoearth_jax.train.loop import LoopConfig, Summary, train
+from olmoearth_jax.train.metrics import read_metrics, without_timing
 from olmoearth_jax.train.signals import Abandoned
 
 INPUTS, OUTPUTS = 16, 8
@@ -180,6 +181,11 @@ def run(run_dir: Path, max_steps: int = 20, *, program=None, stream=None, **chan
         evaluation=evaluation,
         say=lines.append,
     )
+
+
+def lines_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What a run wrote into metrics.jsonl, timing aside."""
+    return [without_timing(record) for record in read_metrics(run_dir)]
 
 
 def from_flags(arguments: list[str]) -> dict[str, Any]:
