@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -169,13 +170,8 @@ def measure(run: Run) -> dict[str, Any]:
         )
         jax.block_until_ready(out)
 
-    try:
-        for _ in range(WARM_UP):
-            once()
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
-            raise
-        return {"oom_occurred": 1, "num_tokens_per_batch": tokens}
+    for _ in range(WARM_UP):
+        once()
     times: list[float] = []
     begun = time.perf_counter()
     while (
@@ -186,6 +182,11 @@ def measure(run: Run) -> dict[str, Any]:
         once()
         times.append(time.perf_counter() - start)
     return _figures(run, np.array(times), tokens)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "Out of memory"))
+    return isinstance(error, MemoryError) or said
 
 
 def _figures(run: Run, times: np.ndarray, tokens: int) -> dict[str, Any]:
@@ -205,6 +206,7 @@ def _figures(run: Run, times: np.ndarray, tokens: int) -> dict[str, Any]:
         "square_km_per_second": samples * side_km**2,
         "gpu_name": device.device_kind,
         "peak_memory_bytes": stats.get("peak_bytes_in_use"),
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -248,10 +250,12 @@ def execute() -> int:
     for run in runs:
         try:
             figures = measure(run)
-        except ValueError as e:
-            print(f"error: {run.name}: {e}", file=sys.stderr)
-            failed += 1
-            continue
+        except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as e:
+            if not _out_of_memory(e):
+                print(f"error: {run.name}: {e}", file=sys.stderr)
+                failed += 1
+                continue
+            figures = {"oom_occurred": 1}
         line = json.dumps({"name": run.name, **dataclasses.asdict(run), **figures})
         print(line, flush=True)
         with open(folder / "results.jsonl", "a", encoding="utf-8") as f:

@@ -9,12 +9,14 @@
 
 Every result is a line of `<run folder>/evals/results.jsonl` and an entry of `evals/<step>.json`,
 with all settings that change a model's rank. What is there already is not run again. Settings of
-all tasks: --set=patch_size=8 (repeatable); of one: --set=mados.probe_lr=0.05.
+all tasks: --set=patch_size=8 (repeatable); of one: --set=mados.probe_lr=0.05; of many from a file:
+--settings_json=FILE with {"mados": {"probe_lr": 0.05, "pooling_type": "max"}, ...}.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import sys
 import threading
@@ -55,6 +57,7 @@ _TASKS = _list("tasks", None, "Task names; default: all whose data is there.")
 _SKIP = _list("skip_tasks", None, "Task names to leave out.")
 _CATALOGUE = _enum("catalogue", "knn_lp", tasks.CATALOGUES, "List of known tasks.")
 _SET = _multi_string("set", [], "[<task>.]<field>=<value> for the tasks.")
+_JSON = _string("settings_json", None, "JSON file of settings: task name -> field -> value.")
 _SWEEP = _enum("sweep", "none", sweep.SWEEPS, "Runs per task.")
 _BEST = _bool("select_best_val", False, "Best of validations every 5 epochs.")
 _DATASET_NORM = _bool("use_dataset_normalizer", False, "Datasets' own statistics.")
@@ -97,9 +100,25 @@ def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
     if _H5.value:
         mine = {n: t for n, t in picked.items() if t.dataset.startswith(tasks.PRETRAIN_PREFIX)}
         picked |= change_all(mine, h5py_dir=_H5.value)
+    if _JSON.value:
+        picked |= _settings_of(Path(_JSON.value), picked)
     for text in _SET.value:
         picked = _with_setting(picked, text)
     return picked, bool(_TASKS.value)
+
+
+def _settings_of(path: Path, picked: dict[str, EvalTaskConfig]) -> dict[str, EvalTaskConfig]:
+    """The tasks that a settings file names, changed as it says."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as e:
+        raise UserError(f"--settings_json={path} cannot be read: {e}") from e
+    if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
+        raise UserError(f"--settings_json={path} must map task names to fields and values")
+    out = {}
+    for name, fields in table.items():
+        out |= change_all(tasks.select(picked, [name]), **fields)
+    return out
 
 
 def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, EvalTaskConfig]:
@@ -170,9 +189,8 @@ def results_folder(source: Path | None) -> Path:
 def run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
     """All runs on one model; prints the plan alone with --dry_run."""
     plan = plan_for(loaded, _say)
-    options = RunOptions(
-        _TEST.value, _BOOTSTRAP.value, seed=_SEED.value, save_folder=folder / "finetune"
-    )
+    kept = folder / "finetune" / f"{loaded.name}_{loaded.step}"
+    options = RunOptions(_TEST.value, _BOOTSTRAP.value, seed=_SEED.value, save_folder=kept)
     if _DRY.value:
         for name, task in plan:
             _say(f"{name}: {task}")
@@ -192,7 +210,10 @@ def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
             except (ValueError, OSError) as e:
                 _say(f"step {path.name}: {e}")  # an ephemeral checkpoint may be gone again
                 continue
-            found += run_model(loaded, folder, stop.is_set)
+            try:
+                found += run_model(loaded, folder, stop.is_set)
+            except RuntimeError as e:
+                _say(f"error: step {path.name}: {e}")  # later checkpoints are still of interest
             _show(folder, found)
         stop.wait(_POLL.value)
     return found

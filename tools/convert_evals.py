@@ -42,15 +42,15 @@ def convert_mados(source: Path, target: Path) -> None:
 
 
 def convert_floods(source: Path, target: Path) -> None:
-    """All splits of Sen1Floods11 whose table is in `splits/`."""
+    """All splits of Sen1Floods11 whose table flood_<split>_data.csv is below `source`."""
     target.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "valid", "test", "bolivia"):
-        table = source / "splits" / f"flood_{split}_data.csv"
-        if table.exists():
-            tiles = floods.convert(source, table)
-            path = target / f"flood_{split}_data.npz"
-            np.savez(path, s1=tiles["s1"], labels=tiles["labels"])
-            print(f"{split}: {len(tiles['labels'])} tiles")
+    tables = sorted(source.glob("**/flood_*_data.csv"))
+    if not tables:
+        raise ValueError(f"{source} holds no flood_<split>_data.csv")
+    for table in tables:
+        tiles = floods.convert(source, table)
+        np.savez(target / f"{table.stem}.npz", s1=tiles["s1"], labels=tiles["labels"])
+        print(f"{table.stem}: {len(tiles['labels'])} tiles")
 
 
 def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> None:

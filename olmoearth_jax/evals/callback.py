@@ -25,19 +25,6 @@ from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.train import hosts
 
 
-def interval_steps(task: tasks.EvalTaskConfig, steps_per_epoch: int) -> int:
-    """Steps between evaluations of a task.
-
-    Raises:
-      ValueError: an interval below one step.
-    """
-    every = task.eval_interval.value
-    steps = every if task.eval_interval.unit == "steps" else every * steps_per_epoch
-    if steps < 1:
-        raise ValueError(f"eval_interval must be at least one step, got {every}")
-    return steps
-
-
 class DownstreamEvaluator:
     """Runs the tasks that are due after a step.
 
@@ -74,13 +61,20 @@ class DownstreamEvaluator:
         self.folder, self.run_name, self._say = Path(folder), run_name, say
         known = {**tasks.catalogue(), **config.tasks} if config.tasks_to_run else config.tasks
         chosen = tasks.select(known, config.tasks_to_run)
-        chosen = {n: _with_data(t, h5py_dir) for n, t in chosen.items()}
+        for name, task in chosen.items():
+            if task.dataset.startswith(tasks.PRETRAIN_PREFIX) and not task.h5py_dir:
+                chosen[name] = dataclasses.replace(task, h5py_dir=h5py_dir)
         if config.filter_for_eval_mode:
             mode = config.filter_for_eval_mode
             chosen = {n: t for n, t in chosen.items() if t.eval_mode == mode}
         names = model.encoder_config.supported_modality_names
         self.tasks, self.skipped = split_available(chosen, names)
-        self.intervals = {n: interval_steps(t, steps_per_epoch) for n, t in self.tasks.items()}
+        spans = {n: t.eval_interval for n, t in self.tasks.items()}
+        unit = {"steps": 1, "epochs": steps_per_epoch}
+        self.intervals = {n: span.value * unit[span.unit] for n, span in spans.items()}
+        for name, every in self.intervals.items():
+            if every < 1:
+                raise ValueError(f"task {name!r}: eval_interval must be at least one step")
         self.options = tasks.RunOptions(
             config.run_on_test, config.n_bootstrap, config.bootstrap_seed
         )
@@ -134,9 +128,8 @@ class DownstreamEvaluator:
         begun, cache = time.perf_counter(), {}
         for name in self.due_tasks(step):
             try:
-                result = run_task(
-                    name, self.tasks[name], model, self.options, cache=cache, stop=stop
-                )
+                task = self.tasks[name]
+                result = run_task(name, task, model, self.options, cache=cache, stop=stop)
             except Stopped:
                 return None
             except (ValueError, TypeError, OSError) as e:
@@ -150,12 +143,6 @@ class DownstreamEvaluator:
         results.write_step(self.folder, step, found)
         self._say(f"evaluated {len(found)} tasks in {time.perf_counter() - begun:.1f} s")
         return values
-
-
-def _with_data(task: tasks.EvalTaskConfig, h5py_dir: str | None) -> tasks.EvalTaskConfig:
-    if not task.dataset.startswith(tasks.PRETRAIN_PREFIX) or task.h5py_dir:
-        return task
-    return dataclasses.replace(task, h5py_dir=h5py_dir)
 
 
 def host_copy(tree: Any) -> Any:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals import pooling
 from olmoearth_jax.evals.samples import (
     MASK,
     MISSING_TOKEN,
+    ONLINE,
     TIMESTAMPS,
     Sample,
     collate,
@@ -23,7 +23,7 @@ from olmoearth_jax.evals.samples import (
 )
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.model import dense, latent_mim, pooling
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encoder import slot_table
 
@@ -107,55 +107,56 @@ class EncoderModel:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
-        data, masks, fast = self.inputs(batch)
-        concat = tuple(n for n in data if not masks[n].any()) if pool.concat else None
+        data, masks, fast, names = self.inputs(batch, pool)
         out = embed_tokens(
-            self.graph, self.slots, patch_size, pool, fast, concat,
+            self.graph, self.slots, patch_size, pool, fast, names,
             self.params, data, masks, batch[TIMESTAMPS].astype(np.int32),
         )  # fmt: skip
         return np.asarray(out)
 
-    def inputs(self, batch: Sample) -> tuple[Sample, Sample, bool]:
-        """Images and masks of the modalities that the model takes; whether no token is missing.
+    def inputs(self, batch: Sample, pool: Pooling):
+        """What `embed_tokens` needs of a batch: images, masks, `fast` and `names`.
 
         Raises:
-          ValueError: it takes none of them, or a sample has no online token.
+          ValueError: the model takes none of the modalities, or a sample has no online token.
         """
-        names = tuple(n for n in modalities_in(batch) if n in self.slots.names)
-        if not names:
+        there = [n for n in modalities_in(batch) if n in self.slots.names]
+        if not there:
             raise ValueError(
                 f"the model takes none of the modalities {modalities_in(batch)}; it was trained "
                 f"on {', '.join(self.slots.names)}"
             )
-        masks = {n: batch[n + MASK] for n in names}
+        masks = {n: batch[n + MASK] for n in there}
         fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
-        if not fast:
-            pooling.check_online(masks)
-        return {n: batch[n] for n in names}, masks, fast
+        seen = [(m == ONLINE).reshape(len(m), -1).any(1) for m in masks.values()]
+        empty = np.flatnonzero(~np.any(seen, axis=0))
+        if len(empty):
+            raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
+        names = (pooling.concat_names if pool.concat else pooling.spatial_names)(masks)
+        return {n: batch[n] for n in there}, masks, fast, names
 
 
-def pool_tokens(tokens: pooling.Tokens, masks: pooling.Tokens, pool: Pooling, concat=None):
-    """Applies `pool` to tokens; `concat` names the modalities of the concatenating variant."""
-    if concat is not None:
-        chosen = {n: tokens[n] for n in concat}
-        return pooling.pool_concat(chosen, {n: np.zeros(1) for n in chosen})
-    if pool.centre:
-        return pooling.centre_token(pooling.pool_spatial(tokens, masks, pool.kind))
-    if pool.spatial:
-        return pooling.pool_spatial(tokens, masks, pool.kind)
-    return pooling.pool_instance(tokens, masks, pool.kind)
+def pool_tokens(tokens: pooling.Arrays, masks: pooling.Arrays, pool: Pooling, names):
+    """Applies `pool` to tokens; `names` are the modalities that count where space is kept."""
+    kind: Any = pool.kind
+    if pool.concat:
+        return pooling.pool_spatial_concat(tokens, masks, names)
+    if not (pool.spatial or pool.centre):
+        return pooling.pool_instance(tokens, masks, kind)
+    spatial = pooling.pool_spatial(tokens, masks, kind, names)
+    return pooling.centre_token(spatial) if pool.centre else spatial
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "slots", "patch_size", "pool", "fast", "concat")
+    jax.jit, static_argnames=("graph", "slots", "patch_size", "pool", "fast", "names")
 )
-def embed_tokens(graph, slots, patch_size, pool, fast, concat, params, data, masks, timestamps):
+def embed_tokens(graph, slots, patch_size, pool, fast, names, params, data, masks, timestamps):
     """Encoder and pooling of one batch, compiled per shape; see `EncoderModel.embed`.
 
     Args:
       graph, slots: of the encoder.
       fast: no token is missing.
-      concat: modalities of the concatenating variant, or None.
+      names: modalities that count where space is kept (see `pool_tokens`).
       params: encoder parameters.
       data, masks: per modality [B, H, W, T, C] and pixel masks of that form.
       timestamps: int32 [B, T, 3].
@@ -164,7 +165,7 @@ def embed_tokens(graph, slots, patch_size, pool, fast, concat, params, data, mas
     token_masks = dense.token_masks_from_pixels(slots, masks, patch_size)
     encoded = dense.encode_dense(encoder, data, token_masks, timestamps, patch_size, fast_pass=fast)
     tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
-    return pool_tokens(tokens, token_masks, pool, concat)
+    return pool_tokens(tokens, token_masks, pool, names)
 
 
 class RawBands:

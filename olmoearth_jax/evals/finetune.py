@@ -93,19 +93,19 @@ class _Job:
     dice: bool
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast"))
-def _logits(job: _Job, fast, params, data, masks, timestamps):
+@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
+def _logits(job: _Job, fast, names, params, data, masks, timestamps):
     x = embeddings.embed_tokens(
-        job.graph, job.slots, job.patch_size, job.pool, fast, None,
+        job.graph, job.slots, job.patch_size, job.pool, fast, names,
         params["encoder"], data, masks, timestamps,
     )  # fmt: skip
-    return heads.forward(job.head, params["head"], x, job.size)
+    return heads.at_labels(job.head, heads.forward(job.head, params["head"], {}, x)[0], job.size)
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast"))
-def _loss_and_grads(job: _Job, fast, params, data, masks, timestamps, labels):
+@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
+def _loss_and_grads(job: _Job, fast, names, params, data, masks, timestamps, labels):
     def loss(params):
-        out = _logits(job, fast, params, data, masks, timestamps)
+        out = _logits(job, fast, names, params, data, masks, timestamps)
         if job.head.task_type == "regression":
             return losses.masked_mse(out, labels)
         if job.multilabel:
@@ -142,7 +142,7 @@ class FineTuner:
             tuple(label.shape[:2]) if self.info.spatial else None,
             self.info.multilabel, task.use_dice_loss,
         )  # fmt: skip
-        head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed))
+        head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed, 4)[0])
         self.params = {"encoder": model.params, "head": head_params}
         primary = task.primary_metric or METRICS[self.info.scoring][0]
         rising = primary not in metrics.LOWER_IS_BETTER
@@ -179,14 +179,13 @@ class FineTuner:
             (self.folder / "last.ckpt").unlink(missing_ok=True)
 
     def _epoch(self, lr: float, frozen: bool, stop: Callable[[], bool]) -> float:
-        order = layers.rng(self.task.finetune_seed, 5, self.epoch).permutation(
-            len(self.splits["train"])
-        )
+        seed, count = self.task.finetune_seed, len(self.splits["train"])
+        order = layers.rng(seed, 5, self.epoch).permutation(count)
         parts = ("head",) if frozen else ("encoder", "head")
         batches = -(-len(order) // self.task.ft_batch_size)
         accum, total, kept = self.task.ft_grad_accum_steps, 0.0, None
         for number, (batch, labels) in enumerate(self._batches("train", order, stop)):
-            loss, grads = self._grads(batch, labels)
+            loss, grads = _loss_and_grads(self.job, *self._inputs(batch), jnp.asarray(labels))
             total += float(loss)
             scaled = jax.tree.map(lambda g: g / accum, grads)
             kept = scaled if kept is None else jax.tree.map(jnp.add, kept, scaled)
@@ -202,14 +201,11 @@ class FineTuner:
         self.params = dict(self.params)
         return total / batches
 
-    def _grads(self, batch: Sample, labels: np.ndarray):
-        return _loss_and_grads(self.job, *self._inputs(batch), jnp.asarray(labels))
-
     def _inputs(self, batch: Sample):
-        data, masks, fast = self.model.inputs(batch)
+        data, masks, fast, names = self.model.inputs(batch, self.job.pool)
         if self.model.dtype == jnp.bfloat16:
             data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
-        return fast, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
+        return fast, names, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
 
     def _batches(
         self, split: str, order: np.ndarray, stop: Callable[[], bool] = lambda: False
@@ -255,49 +251,47 @@ class FineTuner:
             task.primary_metric, task.primary_metric_class,
         )  # fmt: skip
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "model_state": self.params,
-            "optimizer_state": {k: list(v) for k, v in self.moments.items()},
-            "best_state": self.best[1],
-        }
-
     def _save(self, kind: str) -> None:
         """Writes `<kind>.ckpt`: the arrays in order, and a record of all else; atomically."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        schedule = dataclasses.asdict(self.schedule)
-        about = {"epoch": self.epoch, "scheduler_state": schedule, "counts": self.counts}
-        about["best_val_metric"] = self.best[0]
-        about["backbone_unfrozen"] = self.epoch > self.schedule.frozen_epochs
-        state = self._state() if kind == "last" else {"model_state": self.params}
-        arrays: dict[str, Any] = {
-            str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))
-        }
+        about = {
+            "epoch": self.epoch, "counts": self.counts, "best_val_metric": self.best[0],
+            "scheduler_state": dataclasses.asdict(self.schedule), "task": repr(self.task),
+            "backbone_unfrozen": self.epoch > self.schedule.frozen_epochs,
+        }  # fmt: skip
+        leaves = jax.tree.leaves(self._state(kind))
+        arrays: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
         temporary = self.folder / f".{kind}.tmp"
         with open(temporary, "wb") as f:
             np.savez(f, about=json.dumps(about), **arrays)
         os.replace(temporary, self.folder / f"{kind}.ckpt")
 
+    def _state(self, kind: str) -> dict[str, Any]:
+        state: dict[str, Any] = {"model_state": self.params}
+        if kind == "last":
+            state |= {"optimizer_state": self.moments, "best_state": self.best[1]}
+        return state
+
     def _load(self, kind: str) -> bool:
-        """Takes up `<kind>.ckpt` if it is there."""
+        """Takes up `<kind>.ckpt` if it is there and was made with the same settings."""
         path = None if self.folder is None else self.folder / f"{kind}.ckpt"
         if path is None or not path.exists():
             return False
-        state = self._state() if kind == "last" else {"model_state": self.params}
-        leaves, tree = jax.tree.flatten(state)
+        leaves, tree = jax.tree.flatten(self._state(kind))
         with np.load(path) as stored:
             about = json.loads(str(stored["about"]))
+            if about.get("task") != repr(self.task):
+                return False
             if len(stored.files) != len(leaves) + 1:
                 raise ValueError(f"{path} belongs to another model; remove it to start anew")
             found = [jnp.asarray(stored[str(i)]) for i in range(len(leaves))]
         state = jax.tree.unflatten(tree, found)
         self.params = state["model_state"]
+        self.moments = state.get("optimizer_state", self.moments)
         self.epoch, self.counts = about["epoch"], about["counts"]
         self.schedule = Schedule(**about["scheduler_state"])
-        if kind == "last":
-            self.moments = {k: tuple(v) for k, v in state["optimizer_state"].items()}
         self.best = (about["best_val_metric"], state.get("best_state", self.params))
         return True
 

@@ -39,6 +39,21 @@ def linear(params: Params, x: jax.Array, bf16: bool = False) -> jax.Array:
     return round_bf16(out + round_bf16(bias))
 
 
+def init_conv(gen: np.random.Generator, fan_in: int, out: int) -> Params:
+    """Kernel [3, 3, in, out] and bias, uniform in +-1/sqrt(9 fan_in)."""
+    flat = init_linear(gen, 9 * fan_in, out)
+    return {"kernel": flat["kernel"].reshape(3, 3, fan_in, out), "bias": flat["bias"]}
+
+
+def conv3x3(params: Params, x: jax.Array) -> jax.Array:
+    """3x3 convolution, zero padding: [B, H, W, in] -> [B, H, W, out]."""
+    out = jax.lax.conv_general_dilated(
+        x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )  # fmt: skip
+    return out + params["bias"]
+
+
 def round_bf16(x: jax.Array) -> jax.Array:
     """Rounds float32 to bfloat16 precision; unlike a pair of casts it is never optimised away."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from olmoearth_jax.evals import layers, losses, metrics, probes
+from olmoearth_jax.evals import heads, layers, losses, metrics
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
 from olmoearth_jax.evals.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
@@ -47,17 +47,9 @@ def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> n
     return np.where(t < warmup, rise, floor + (max_lr - floor) * fall)
 
 
-def _to_labels(probe: probes.Probe, out: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Logits of spatial tasks at the size of the labels; others as they are."""
-    if not probe.spatial:
-        return out
-    out = layers.resize_bilinear(out if out.ndim == 4 else out[..., None], *size)
-    return out[..., 0] if "regression" in probe.task_type else out
-
-
-def _loss(probe: probes.Probe, dice: bool, unravel, flat, stats, x, y, weight):
-    out, stats = probes.forward(probe, unravel(flat), stats, x, weight)
-    out = _to_labels(probe, out, y.shape[1:3])
+def _loss(probe: heads.Head, dice: bool, unravel, flat, stats, x, y, weight):
+    out, stats = heads.forward(probe, unravel(flat), stats, x, weight)
+    out = heads.at_labels(probe, out, y.shape[1:3])
     if "regression" in probe.task_type:
         return losses.masked_mse(out, y), stats
     rule = losses.dice_cross_entropy if dice else losses.cross_entropy
@@ -65,7 +57,7 @@ def _loss(probe: probes.Probe, dice: bool, unravel, flat, stats, x, y, weight):
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "dice"))
-def _train_steps(probe: probes.Probe, dice: bool, state, table, rows, lrs):
+def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs):
     """Runs batches of a table of embeddings and labels; parameters and moments are one vector each.
 
     Args:
@@ -92,16 +84,16 @@ def _train_steps(probe: probes.Probe, dice: bool, state, table, rows, lrs):
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "size"))
-def _predict(probe: probes.Probe, size: tuple[int, int] | None, params, stats, x):
+def _predict(probe: heads.Head, size: tuple[int, int] | None, params, stats, x):
     """Predictions and, for classes, probabilities with the class axis last."""
-    out, _ = probes.forward(probe, params, stats, x)
-    out = _to_labels(probe, out, size or ())
+    out, _ = heads.forward(probe, params, stats, x)
+    out = heads.at_labels(probe, out, size)
     if "regression" in probe.task_type:
         return out, None
     return jnp.argmax(out, -1), jax.nn.softmax(out.astype(jnp.float32))
 
 
-def predict(probe: probes.Probe, params, stats, x: np.ndarray, size=None, batch_size: int = 64):
+def predict(probe: heads.Head, params, stats, x: np.ndarray, size=None, batch_size: int = 64):
     """Predictions [N, ...] and probabilities [N, ..., C] (None for regression) of embeddings."""
     found = []
     step = min(batch_size, len(x))
@@ -120,7 +112,7 @@ class _Trainer:
     def __init__(self, task, info, train: Split, seed: int, bf16: bool, order: np.ndarray | None):
         self.task, self.info, self.seed, self.order = task, info, seed, order
         self.x, labels = train
-        self.probe = probes.make_probe(
+        self.probe = heads.make_probe(
             task.probe_type, info.task_type, info.num_classes, self.x.shape, info.height_width, bf16
         )
         self.mean, self.std = 0.0, 1.0
@@ -228,7 +220,7 @@ def train_probe(
     for name, (x, y) in splits.items():
         check_split(name, x, y, info)
     trainer = _Trainer(task, info, splits["train"], options.seed, bf16, order)
-    params, stats = jax.tree.map(jnp.asarray, start or probes.init(trainer.probe, options.seed))
+    params, stats = jax.tree.map(jnp.asarray, start or heads.init(trainer.probe, options.seed))
     history, traces, best = [], [], (0, math.nan, params, stats)
     interval = min(task.linear_probe_eval_interval, task.epochs)
     for first in range(0, task.epochs, interval):

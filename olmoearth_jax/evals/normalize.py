@@ -9,19 +9,11 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import closest
 
+_CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
 METHODS = (
-    "no_norm",
-    "standardize",
-    "norm_no_clip",
-    "norm_no_clip_2_std",
-    "norm_yes_clip",
-    "norm_yes_clip_2_std",
-    "norm_yes_clip_3_std",
-    "norm_yes_clip_int",
-    "norm_yes_clip_2_std_int",
-    "norm_yes_clip_3_std_int",
+    "no_norm", "standardize", "norm_no_clip", "norm_no_clip_2_std", *_CLIPPED,
     "norm_yes_clip_min_max_int",
-)
+)  # fmt: skip
 DEFAULT_METHOD = "norm_no_clip_2_std"
 
 Stats = Mapping[str, Mapping[str, float]]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from olmoearth_jax.evals import embeddings, pooling
+from olmoearth_jax.evals import embeddings
 from olmoearth_jax.evals.embeddings import EncoderModel, Pooling, RawBands
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, collate, make_sample
 
@@ -88,8 +88,6 @@ def test_bad_batches_are_refused():
         tiny_model().embed(batch, 4, Pooling())
     with pytest.raises(ValueError, match="takes none of the modalities"):
         tiny_model().embed(collate([_sample(bands=11, name="landsat")]), 4, Pooling())
-    with pytest.raises(ValueError, match="unknown pooling_type 'median'"):
-        pooling.check_pooling("median")
 
 
 def test_modalities_that_are_absent_everywhere_do_not_count():

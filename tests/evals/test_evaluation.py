@@ -182,6 +182,13 @@ def test_the_verb_evaluates_a_baseline(windows, tmp_path, capsys):
     assert (tmp_path / "e" / "results.png").exists()
     assert _evaluate(*out, "--dry_run", "--sweep=lr") == 0
     assert capsys.readouterr().out.count("yemen_crop: ") == 8
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"yemen_crop": {"pooling_type": "max"}}')
+    assert _evaluate(*out, "--dry_run", f"--settings_json={settings}") == 0
+    assert "pooling_type='max'" in capsys.readouterr().out
+    settings.write_text('{"yemen_crop": {"poolingtype": "max"}}')
+    assert _evaluate(*out, "--dry_run", f"--settings_json={settings}") == 2
+    assert "did you mean 'pooling_type'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -227,7 +234,24 @@ def test_benchmark_plans_and_measures():
     assert len(benchmark.plan(small, {"patch_size": [2, 4], "use_s1": [1, 0]}, cross=True)) == 4
     figures = benchmark.measure(small)
     assert figures["num_tokens_per_batch"] == 12 and figures["num_batches"] == 2
+    assert figures["peak_host_bytes"] > 0 and figures["mean_batch_token_rate"] > 0
     with pytest.raises(ValueError, match="does not divide"):
         dataclasses.replace(small, patch_size=3).check()
     with pytest.raises(ValueError, match="did you mean 'batch_size'"):
         benchmark.parse("batchsize", 1)
+
+
+def test_a_run_that_does_not_fit_is_recorded_and_stops_no_other(tmp_path, monkeypatch, capsys):
+    def measure(run):
+        if run.batch_size == 2:
+            raise MemoryError
+        return {"oom_occurred": 0}
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    benchmark.FLAGS.unparse_flags()
+    sizes = '--sweep={"batch_size": [2, 1]}'
+    benchmark.parse_flags(["benchmark", "--model_size=nano", sizes, f"--work_dir={tmp_path}"])
+    assert benchmark.execute() == 0
+    lines = (tmp_path / "benchmark" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["oom_occurred"] for line in lines] == [1, 0, 0]
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from olmoearth_jax.evals import finetune, heads, layers, linear_probe, losses, probes
+from olmoearth_jax.evals import finetune, heads, layers, linear_probe, losses
 from olmoearth_jax.evals.linear_probe import train_probe
 from olmoearth_jax.evals.tasks import PROBE_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
 
@@ -66,10 +66,10 @@ def test_every_probe_type_trains_on_pixels():
 
 def test_interpolating_types_are_one_map():
     """A linear map before or after interpolation is the same, which `forward` relies on."""
-    probe = probes.make_probe("interpolate_linear", "segmentation", 3, (2, 4, 4, 5), 8, bf16=False)
-    params, _ = probes.init(probe, 0)
+    probe = heads.make_probe("interpolate_linear", "segmentation", 3, (2, 4, 4, 5), 8, bf16=False)
+    params, _ = heads.init(probe, 0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 5)), jnp.float32)
-    got, _ = probes.forward(probe, params, {}, x)
+    got, _ = heads.forward(probe, params, {}, x)
     want = layers.linear(params["linear"], layers.resize_bilinear(x, 8, 8))
     assert np.allclose(got, want, atol=1e-5)
 
@@ -120,7 +120,7 @@ def test_probes_refuse_types_that_do_not_fit():
         ("attnpool", "segmentation", "divisible by 64"),
     ):
         with pytest.raises(ValueError, match=message):
-            probes.make_probe(kind, kind_of_task, 2, (1, 4, 4, 32), 8)
+            heads.make_probe(kind, kind_of_task, 2, (1, 4, 4, 32), 8)
 
 
 def test_nothing_to_score_is_a_loss_of_zero():

@@ -2,13 +2,14 @@
 
 import csv
 import json
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from olmoearth_jax.data.sample import sample_dataset_dir
-from olmoearth_jax.evals.datasets import open_split, sickle
+from olmoearth_jax.evals.datasets import open_split, pretrain, sickle
 from olmoearth_jax.evals.samples import MASK
 from tools.evaldata import floods, geobench2, mados
 
@@ -66,7 +67,7 @@ def test_sickle(monkeypatch, tmp_path):
         folder = tmp_path / "images" / "S2" / "npy" / str(uid)
         folder.mkdir(parents=True)
         for day in ("20190605", "20190615", "20190801", "20180101"):
-            bands = {n: RNG.uniform(1, 4000, (36, 36)).astype("f4") for n in names}
+            bands: dict[str, Any] = {n: RNG.uniform(1, 4000, (36, 36)).astype("f4") for n in names}
             np.savez(folder / f"{day}T050659_20190605T051541_T44PKS.npz", **bands)
         mask = np.zeros((2, 32, 32), "f4")
         mask[:, :8], mask[:, 8:16] = [[[plot]], [[1]]], [[[plot]], [[4]]]
@@ -146,6 +147,12 @@ def test_the_pretraining_folder_itself():
     assert len(open_split("t", bare, "train")) == 68
     with pytest.raises(ValueError, match="split of 60 samples with labels is empty"):
         open_split("t", task(**{**vars(settings), "pretrain_train_samples": 60}), "valid")
+
+
+def test_land_cover_codes_are_codes_in_every_tile():
+    trees = np.full((4, 4, 1, 1), 10.0)
+    assert (pretrain.worldcover_label(trees) == 0).all()
+    assert (pretrain.worldcover_label(trees * 0 + 7) == -1).all()
 
 
 def test_converted_scenes_of_floods_and_mados(tmp_path):

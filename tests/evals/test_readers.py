@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from typing import Any
 
 import h5py
 import numpy as np
@@ -93,13 +94,22 @@ def test_wrong_layouts_are_named(monkeypatch, tmp_path):
         ({"images": np.moveaxis(images, -1, 1), "labels": labels}, "images must be"),
         ({"images": images, "labels": labels + 15}, "holds label 15, outside 0...14"),
     ):
-        np.savez(tmp_path / "MADOS_train.npz", **stored)
+        arrays: dict[str, Any] = dict(stored)
+        np.savez(tmp_path / "MADOS_train.npz", **arrays)
         with pytest.raises(ValueError, match=message):
             open_split("mados", task("mados"), "train")
     with pytest.raises(DataUnavailable, match="MADOS_val.pt is missing"):
         open_split("mados", task("mados"), "val")
     with pytest.raises(ValueError, match="unknown split 'trian'"):
         open_split("mados", task("mados"), "trian")
+
+
+def test_empty_splits_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MADOS_DIR", str(tmp_path))
+    images, labels = np.zeros((0, 8, 8, 13), "f4"), np.zeros((0, 8, 8), int)
+    np.savez(tmp_path / "MADOS_train.npz", images=images, labels=labels)
+    with pytest.raises(ValueError, match="the train split of 'mados' is empty"):
+        open_split("mados", task("mados"), "train")
 
 
 def test_damaged_geobench_samples_are_named(monkeypatch, tmp_path):
@@ -221,6 +231,11 @@ def test_tasks_say_what_is_wrong_with_them():
         (task("mados", eval_mode="finetune"), "needs ft_lr"),
         (task("mados", probe_type="liner"), "did you mean 'linear'"),
         (task("mados", norm_method="norm"), "unknown norm_method"),
+        (task("mados", pooling_type="median"), "unknown pooling_type 'median'"),
+        (task("mados", primary_metric="mious"), "did you mean 'miou'"),
+        (task("mados", primary_metric="class_f1"), "needs primary_metric_class"),
+        (task("mados", epochs=0), "epochs must be at least 1, got 0"),
+        (task("mados", quantize_embeddings=True, quantize_bits=4), "quantile_config_path"),
         (task("pastis", input_modalities=[]), "input_modalities must be given"),
         (task("mados", label_fraction=0.0), "label_fraction"),
         (task("pretrain_subset_osm", h5py_dir="/nowhere/at/all"), "does not exist"),

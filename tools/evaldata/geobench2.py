@@ -82,8 +82,8 @@ def read_footer(path: Path, start: int = 0) -> list[dict[str, Any]]:
       ValueError: no tortilla begins there, or pyarrow is absent.
     """
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ValueError("reading tortilla files needs pyarrow: pip install pyarrow") from e
     with open(path, "rb") as f:
@@ -165,7 +165,8 @@ def convert(source: Path, target: Path) -> dict[str, int]:
             number = counts.get(f"{name}/{split}", 0)
             folder = target / name / split
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / f"{number}.npz", allow_pickle=False, **read_sample(path, start, name))
+            arrays: dict[str, Any] = dict(read_sample(path, start, name))
+            np.savez(folder / f"{number}.npz", **arrays)
             counts[f"{name}/{split}"] = number + 1
     if not counts:
         raise ValueError(

@@ -20,16 +20,15 @@ from olmoearth_jax.evals import (
     losses,
     metrics,
     normalize,
-    pooling,
-    probes,
     results,
     transforms,
 )
 from olmoearth_jax.evals.embeddings import EncoderModel, Pooling
 from olmoearth_jax.evals.samples import MASK, Sample
-from olmoearth_jax.evals.tasks import POOLING_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
+from olmoearth_jax.model import pooling
 from tools.goldens import evals_data
 from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
 
@@ -270,7 +269,7 @@ def _attention(name: str, z: Arrays) -> Result:
         "kv": {"kernel": z["param.kv.weight"].T, "bias": z["param.kv.bias"]},
         "linear": {"kernel": z["param.linear.weight"].T, "bias": z["param.linear.bias"]},
     }
-    out, attention = probes.attention_pool(params, jnp.asarray(z["x"]), bf16=False)
+    out, attention = heads.attention_pool(params, jnp.asarray(z["x"]), bf16=False)
     classes = z["logits"].shape[1]
     side = z["logits"].shape[2] // z["x"].shape[1]
     pixels = layers.unfold_patches(out, classes, side)
@@ -317,7 +316,8 @@ def _heads(name: str, z: Arrays) -> Result:
         for i, n in enumerate((0, 3, 6, 8))
     }
     head = heads.make_head("unet", "segmentation", 3, z["unet_x"].shape[-1], 4)
-    out = heads.forward(head, params, jnp.asarray(z["unet_x"]), (12, 12))
+    out = heads.forward(head, params, {}, jnp.asarray(z["unet_x"]))[0]
+    out = heads.at_labels(head, out, (12, 12))
     checks.array("unet_out", jnp.moveaxis(out, -1, 1), z["unet_out"])
     return checks.result()
 
@@ -339,19 +339,18 @@ def _ft_schedule(name: str, z: Arrays) -> Result:
 
 
 def _pooling(name: str, z: Arrays) -> Result:
-    checks = Checks(atol=1e-5)
+    checks, names = Checks(atol=1e-5), {"s2": "sentinel2_l2a", "s1": "sentinel1"}
     for part in ("partial", "full"):
-        tokens = {m: jnp.asarray(z[f"{part}_{m}"]) for m in ("s2", "s1")}
-        masks = {m: jnp.asarray(z[f"{part}_{m}_mask"]) for m in ("s2", "s1")}
-        for kind in POOLING_TYPES:
+        tokens = {n: z[f"{part}_{m}"] for m, n in names.items()}
+        masks = {n: z[f"{part}_{m}_mask"] for m, n in names.items()}
+        for kind in ("mean", "max"):
             got = pooling.pool_instance(tokens, masks, kind)
             checks.array(f"{part} instance {kind}", got, z[f"{part}_instance_{kind}"])
             got = pooling.pool_spatial(tokens, masks, kind)
             checks.array(f"{part} spatial {kind}", got, z[f"{part}_spatial_{kind}"])
         if part == "full":
-            host = {m: np.asarray(x) for m, x in masks.items()}
-            checks.array("concat", pooling.pool_concat(tokens, host), z["full_concat"])
-            spatial = pooling.pool_spatial(tokens, masks)
+            checks.array("concat", pooling.pool_spatial_concat(tokens, masks), z["full_concat"])
+            spatial = pooling.pool_spatial(tokens, masks, "mean")
             checks.array("centre", pooling.centre_token(spatial), z["full_center_token"])
     return checks.result()
 

@@ -43,14 +43,18 @@ class Inert:
 
 
 _INERT_PACKAGES = ("geobench", "affine", "rasterio")
-_NUMPY_NAMES = {
-    "_reconstruct": np.empty(0).__reduce__()[0],
-    "scalar": np.float64(0).__reduce__()[0],
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
+_NUMPY_TYPES = ("ndarray", "dtype", "float64", "float32", "int64", "int32", "bool_")
+_NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "scalar"): np.float64(0).__reduce__()[0],
+    **{("numpy", name): getattr(np, name) for name in _NUMPY_TYPES},
+    **{("datetime", n): getattr(datetime, n) for n in ("date", "datetime", "time")},
+    **{("datetime", n): getattr(datetime, n) for n in ("timedelta", "timezone")},
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, complex, slice)},
+    ("_codecs", "encode"): lambda text, encoding="latin1": text.encode("latin1"),
 }
-_DATETIME_NAMES = ("date", "datetime", "time", "timedelta", "timezone")
-_BUILTIN_NAMES = {"set": set, "frozenset": frozenset, "complex": complex, "slice": slice}
+"""All that plain data may name: by package (NumPy moves things between its modules) and name."""
 
 
 class _Restricted(pickle.Unpickler):
@@ -60,23 +64,9 @@ class _Restricted(pickle.Unpickler):
         package = module.split(".")[0]
         if package in _INERT_PACKAGES:
             return type(name, (Inert,), {"class_name": name})
-        if package == "numpy" and name in _NUMPY_NAMES:
-            return _NUMPY_NAMES[name]
-        if package == "numpy" and name in ("float64", "float32", "int64", "int32", "bool_"):
-            return getattr(np, name)
-        if module == "datetime" and name in _DATETIME_NAMES:
-            return getattr(datetime, name)
-        if module == "collections" and name == "OrderedDict":
-            return collections.OrderedDict
-        if module == "builtins" and name in _BUILTIN_NAMES:
-            return _BUILTIN_NAMES[name]
-        if module == "_codecs" and name == "encode":
-            return _encode
+        if (package, name) in _NAMES and (package == module or package == "numpy"):
+            return _NAMES[package, name]
         raise UnsafePickle(f"the file asks for {module}.{name}, which its format never needs")
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode(encoding)
 
 
 def loads(data: bytes, where: str) -> Any:
