@@ -22,41 +22,30 @@ from olmoearth_jax.model.latent_mim import Params, flatten, graph, target_graph,
 Path = tuple[str, ...]
 Layout = Literal["same", "linear", "conv", "transposed"]
 
+_AXES = {"linear": (1, 0), "conv": (2, 3, 1, 0), "transposed": (0, 2, 3, 1)}
 _STALE_SUFFIX = "composite_encodings.pos_embed"
 _MONTH = "composite_encodings.month_embed.weight"
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_BLOCK_PARTS = {
-    ("attention", "query"): "attn.q",
-    ("attention", "key"): "attn.k",
-    ("attention", "value"): "attn.v",
-    ("attention", "out"): "attn.proj",
-    ("attention", "q_norm"): "attn.q_norm",
-    ("attention", "k_norm"): "attn.k_norm",
-    ("norm1",): "norm1",
-    ("norm2",): "norm2",
-    ("mlp", "fc1"): "mlp.fc1",
-    ("mlp", "fc2"): "mlp.fc2",
-}
-_BLOCK_LEAVES = {
-    ("attention", "rope_freqs"): "attn.rope_mixed_freqs",
-    ("layer_scale1",): "ls1.gamma",
-    ("layer_scale2",): "ls2.gamma",
-}
-_MODULES = {
-    "norm": "norm",
-    "input_norm": "input_norm",
-    "embed": "encoder_to_decoder_embed",
-    "output_proj": "to_output_embed",
+_NAMES = {
+    "query": "attn.q", "key": "attn.k", "value": "attn.v", "out": "attn.proj",
+    "q_norm": "attn.q_norm", "k_norm": "attn.k_norm", "rope_freqs": "attn.rope_mixed_freqs",
+    "layer_scale1": "ls1.gamma", "layer_scale2": "ls2.gamma",
+    "self_blocks": "self_attn_blocks", "student": "student.0", "student_norm": "student.1",
+    "embed": "encoder_to_decoder_embed", "output_proj": "to_output_embed",
     "embedding_projector": "embedding_projector.projection.0",
     "location_embed": "location_tokens_to_decoder_embed",
+}  # fmt: skip
+"""Parts of our paths that the reference calls otherwise; 'attention' is part of the name there."""
+
+_DECODERS = {
+    "latent_mim": ["decoder."],
+    "mae": ["decoder."],
+    "galileo": ["decoder_a.", "decoder_b."],
 }
-_POOLER_MODULES = {
-    "read_blocks": "read_blocks",
-    "self_blocks": "self_attn_blocks",
-    "student": "student.0",
-    "student_norm": "student.1",
-}
+_CHANNELS = "composite_encodings.per_modality_channel_embeddings"
+_PATCHES = "patch_embeddings.per_modality_embeddings"
+_RECONSTRUCTIONS = "per_modality_reconstructions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,67 +60,46 @@ class Entry:
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """Reference tensor -> our layout, float32."""
-        x = np.asarray(tensor, np.float32)
-        if self.layout == "linear":
-            x = x.T
-        elif self.layout == "conv":
-            x = x.transpose(2, 3, 1, 0)
-        elif self.layout == "transposed":
-            x = x.transpose(0, 2, 3, 1)
+        x = np.asarray(tensor, np.float32).transpose(self._axes)
         return np.ascontiguousarray(x.reshape(self.shape))
 
     def to_torch(self, value: Any) -> np.ndarray:
         """Our array -> the reference's layout, float32."""
-        x = np.asarray(value, np.float32)
-        if self.layout == "linear":
-            x = x.T
-        elif self.layout == "conv":
-            out, channels, rows, cols = self.torch_shape
-            x = x.reshape(rows, cols, channels, out).transpose(3, 2, 0, 1)
-        elif self.layout == "transposed":
-            d_in, channels, rows, cols = self.torch_shape
-            x = x.reshape(d_in, rows, cols, channels).transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(x)
+        x = np.asarray(value, np.float32).reshape([self.torch_shape[i] for i in self._axes])
+        return np.ascontiguousarray(x.transpose(np.argsort(self._axes)))
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """Axes of the reference's tensor in our order."""
+        return _AXES.get(self.layout, tuple(range(len(self.torch_shape))))
 
 
-def block_key(rest: Path) -> str:
-    """Key within a block of a path within a block."""
-    if rest in _BLOCK_LEAVES:
-        return _BLOCK_LEAVES[rest]
-    return f"{_BLOCK_PARTS[rest[:-1]]}.{_LEAVES[rest[-1]]}"
+def block_key(path: Path) -> str:
+    """Key of a path within a block, a pooler, or anything else without numbers of its own."""
+    parts = [_NAMES.get(part, _LEAVES.get(part, part)) for part in path if part != "attention"]
+    return ".".join(parts)
+
+
+pooler_key = block_key
 
 
 def _module_key(path: Path) -> str:
-    """Key of a path within an encoder or a decoder."""
+    """Key of a path within an encoder, a decoder or a reconstructor."""
     head, rest = path[0], path[1:]
-    if head == "blocks":
-        return f"blocks.{rest[0]}.{block_key(rest[1:])}"
     if head == "encodings":
-        return f"composite_encodings.per_modality_channel_embeddings.{rest[1]}"
+        return f"{_CHANNELS}.{rest[1]}"
     if head == "patch_embeddings":
-        return _patch_key(rest[1:])
-    if head == "attention_pooler":
-        return f"attention_pooler.{pooler_key(rest)}"
+        return _band_set_key(_PATCHES, rest[1:])
+    if head == "heads":
+        return _band_set_key(_RECONSTRUCTIONS, (*rest[:2], "proj", rest[-1]))
     if head == "project_and_aggregate":
-        return f"project_and_aggregate.projection.{2 * int(rest[1])}.{_LEAVES[rest[2]]}"
-    if head in ("mask_token", "register_tokens"):
-        return head
-    return f"{_MODULES[head]}.{_LEAVES[rest[0]]}"
+        return f"{head}.projection.{2 * int(rest[1])}.{_LEAVES[rest[2]]}"
+    return block_key(path)
 
 
-def pooler_key(path: Path) -> str:
-    """Key of a path within the attention pooler (spec/model_v1_3.md section 4.1)."""
-    head, rest = path[0], path[1:]
-    name = _POOLER_MODULES.get(head, head)
-    if head in ("read_blocks", "self_blocks"):
-        return f"{name}.{rest[0]}.{block_key(rest[1:])}"
-    return ".".join([name, *rest[:-1], _LEAVES[rest[-1]]]) if rest else name
-
-
-def _patch_key(rest: Path) -> str:
+def _band_set_key(stem: str, rest: Path) -> str:
     name, band_set, part = rest[:3]
-    stem = f"patch_embeddings.per_modality_embeddings.{name}.{name}__{band_set}"
-    leaf = _LEAVES[rest[-1]]
+    stem, leaf = f"{stem}.{name}.{name}__{band_set}", _LEAVES[rest[-1]]
     if not modalities.get(name).spatial:
         return f"{stem}.{leaf}"
     if part == "proj":
@@ -141,56 +109,31 @@ def _patch_key(rest: Path) -> str:
     return f"{stem}.{part}.{index}.{leaf}"
 
 
-def _layout(path: Path, shape: tuple[int, ...], conv_side: int | None, head_side: int):
-    """(layout, reference shape) of a tensor; `conv_side` is set for convolution kernels."""
-    if path[-1] != "kernel":
-        return "same", shape
-    if conv_side:
-        return "conv", (shape[1], shape[0] // conv_side**2, conv_side, conv_side)
-    if head_side:
-        return "transposed", (shape[0], shape[1] // head_side**2, head_side, head_side)
-    return "linear", shape[::-1]
-
-
 def _entry(path: Path, shape: tuple[int, ...], prefix: str, config: ModelConfig) -> Entry:
     """Entry of a path that starts below the part named by `prefix`."""
-    conv_side, head_side = None, 0
-    encoder = config.encoder_config
-    if path[0] == "heads":
-        name, band_set = path[1:3]
-        key = f"per_modality_reconstructions.{name}.{name}__{band_set}."
-        if modalities.get(name).spatial:
-            assert config.reconstructor_config is not None
-            head_side = config.reconstructor_config.max_patch_size
-            key += "proj."
-        key += _LEAVES[path[-1]]
-    else:
-        key = _module_key(path)
-    if path[0] == "patch_embeddings" and path[4] == "proj" and not encoder.use_linear_patch_embed:
+    layout, torch_shape = "same", shape
+    encoder, kernel = config.encoder_config, path[-1] == "kernel"
+    if kernel:
+        layout, torch_shape = "linear", shape[::-1]
+    if kernel and path[0] == "heads" and modalities.get(path[1]).spatial:
+        assert config.reconstructor_config is not None
+        side = config.reconstructor_config.max_patch_size
+        layout, torch_shape = "transposed", (shape[0], shape[1] // side**2, side, side)
+    elif kernel and path[0] == "patch_embeddings" and not encoder.use_linear_patch_embed:
         modality = modalities.get(path[2])
-        if modality.spatial:
-            conv_side = encoder.max_patch_size * modality.image_factor
-    layout, torch_shape = _layout(path, shape, conv_side, head_side)
-    return Entry(path, shape, prefix + key, layout, torch_shape)
-
-
-def part_entries(part: Mapping[str, Any], prefix: str, config: ModelConfig) -> list[Entry]:
-    """Entries of one encoder or decoder tree (arrays or shapes), keys prefixed by `prefix`."""
-    return [_entry(path, tuple(leaf.shape), prefix, config) for path, leaf in flatten(part)]
+        if path[4] == "proj" and modality.spatial:
+            side = encoder.max_patch_size * modality.image_factor
+            layout, torch_shape = "conv", (shape[1], shape[0] // side**2, side, side)
+    return Entry(path, shape, prefix + _module_key(path), layout, torch_shape)
 
 
 def model_entries(config: ModelConfig) -> list[Entry]:
     """Entries of all trained parts, paths from the root of the parameter tree."""
-    _, shapes = graph(config)
     out = []
-    for part, tree in shapes.items():
-        pieces = {part: tree}
-        if part == "reconstructor":
-            pieces = {"reconstructor/decoder": tree["decoder"], part: {"heads": tree["heads"]}}
-        for name, piece in pieces.items():
-            root = tuple(name.split("/"))
-            for entry in part_entries(piece, ".".join(root) + ".", config):
-                out.append(dataclasses.replace(entry, path=(*root, *entry.path)))
+    for path, leaf in flatten(graph(config)[1]):
+        root = path[: 2 if path[:2] == ("reconstructor", "decoder") else 1]
+        entry = _entry(path[len(root) :], tuple(leaf.shape), ".".join(root) + ".", config)
+        out.append(dataclasses.replace(entry, path=path))
     return out
 
 
@@ -198,24 +141,20 @@ def target_entries(config: ModelConfig, full: bool) -> list[Entry]:
     """Entries of the target, paths from the root of the target tree; [] for an MAE model."""
     if config.kind == "mae":
         return []
-    return part_entries(target_graph(config, full)[1], "target_encoder.", config)
+    leaves = flatten(target_graph(config, full)[1])
+    return [_entry(path, tuple(leaf.shape), "target_encoder.", config) for path, leaf in leaves]
 
 
 def _months(config: ModelConfig) -> dict[str, np.ndarray]:
     """The fixed month tables by key."""
-    out = {}
     widths = {"encoder.": config.encoder_config.embedding_size}
-    if config.decoder_config is not None:
-        names = ("decoder_a.", "decoder_b.") if config.kind == "galileo" else ("decoder.",)
-        widths.update(dict.fromkeys(names, config.decoder_config.decoder_embedding_size))
-    if config.reconstructor_config is not None:
-        inner = config.reconstructor_config.decoder_config
-        widths["reconstructor.decoder."] = inner.decoder_embedding_size
     if config.kind != "mae" and not config.projection_only_target:
         widths["target_encoder."] = config.encoder_config.embedding_size
-    for prefix, width in widths.items():
-        out[prefix + _MONTH] = month_table(quarter_width(width))
-    return out
+    decoders = dict.fromkeys(_DECODERS[config.kind], config.decoder_config)
+    if config.reconstructor_config is not None:
+        decoders["reconstructor.decoder."] = config.reconstructor_config.decoder_config
+    widths |= {name: d.decoder_embedding_size for name, d in decoders.items() if d is not None}
+    return {name + _MONTH: month_table(quarter_width(width)) for name, width in widths.items()}
 
 
 def state_dict_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
