@@ -131,7 +131,7 @@ def main(config: ExperimentConfig) -> int:
         if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return _app.USER_ERROR
+        return _app.USER_ERROR if isinstance(error, (ValueError, OSError)) else 1
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1
     return _STOPPED.value if summary.status == "cancelled" else 0

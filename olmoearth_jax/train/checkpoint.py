@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from olmoearth_jax.train import integrity
+from olmoearth_jax.train.hosts import HostMissing
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None and issubclass(kind, HostMissing):
+            self._manager = None  # a save in progress would wait for the missing process
         self.close()
 
     def due(self, step: int) -> bool:

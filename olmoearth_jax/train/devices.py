@@ -145,7 +145,8 @@ def memory_advice(error: BaseException, programs: Sequence[str] = ()) -> str | N
     `programs` are lines that tell what the compiled programs need.
     """
     text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
+    known = "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+    if not known or "No space left" in text:  # that is a disk
         return None
     lines = [
         "The device ran out of memory. Any of these three lowers the need:",

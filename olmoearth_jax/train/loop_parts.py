@@ -199,15 +199,11 @@ class StepTaker:
         """
         self._hosts.says(f"step {number}")
         self._hosts.committed = False
-        future = self._device.submit(self._take, state, groups, number)
+        future = self._device.submit(self._program.step, state, groups, number, self._gate)
         give_up = self._over_grace(0.0 if nothing_to_lose else self._grace_s)
         if not wait(future, stop=give_up, poll=_patience(self._say, self._hosts)):
             raise StopAgreed
         return future.result()
-
-    def _take(self, state: State, groups: list[Any], number: int) -> tuple[State, Report]:
-        self._hosts.agree()
-        return self._program.step(state, groups, number, self._gate)
 
     def _gate(self) -> None:
         self._hosts.agree(last=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +22,10 @@ from olmoearth_jax.train.runfolder import RunFolder, write_atomically
 TIMING = ("throughput/", "system/", "eval_time/")
 """How the names of fields begin that depend on the machine and the hour. All other fields of
 metrics.jsonl are equal, bit for bit, between a run and the same run interrupted."""
+
+log = logging.getLogger(__name__)
+
+_BOARD_NEEDS = 2 << 20  # bytes
 
 Values = Mapping[str, Any]
 
@@ -36,7 +42,8 @@ class MetricWriter:
     """Writes the numbers of a run on process 0; on other processes it does nothing.
 
     `start_step` is the step that was restored: what an interrupted run has written beyond it is
-    cut from metrics.jsonl and hidden by TensorBoard.
+    cut from metrics.jsonl and hidden by TensorBoard. On a full disk lines are kept until there is
+    room again, and TensorBoard is left out.
     """
 
     def __init__(
@@ -49,12 +56,14 @@ class MetricWriter:
     ) -> None:
         self._active = jax.process_index() == 0
         self._sinks = list(sinks) if self._active else []
-        self._file: io.TextIOBase | None = None
+        self._file: io.RawIOBase | None = None
+        self._pending = b""
+        self._root, self._full = folder.root, False
         self._board: Any = None
         if not self._active:
             return
         cut_metrics(folder.metrics, start_step)
-        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._file = folder.metrics.open("ab", buffering=0)
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -74,8 +83,8 @@ class MetricWriter:
         if not self._active or self._file is None:
             return
         record = {"step": step} | {name: _plain(value) for name, value in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        for name, value in values.items() if self._board is not None else ():
+        self._pending += (json.dumps(record, allow_nan=False) + "\n").encode()
+        for name, value in values.items() if self._room_for_board() else ():
             if isinstance(value, (list, tuple)):
                 self._board.add_text(name, ", ".join(map(str, value)), step)
             else:
@@ -85,12 +94,12 @@ class MetricWriter:
 
     def text(self, name: str, markdown: str, step: int = 0) -> None:
         """A text card in TensorBoard."""
-        if self._board is not None:
+        if self._room_for_board():
             self._board.add_text(name, markdown, step)
 
     def images(self, found: Mapping[str, np.ndarray], step: int) -> None:
         """Images uint8 [H, W, 3] in TensorBoard."""
-        if self._board is None:
+        if not self._room_for_board():
             return
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
@@ -104,14 +113,26 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
-        if self._file is not None:
-            self._file.flush()
-        if self._board is not None:
+        try:
+            while self._file is not None and self._pending:
+                # A short write is no error: the rest of the line follows when there is room.
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+            self._full = False
+        except OSError as error:
+            if not self._full:
+                log.error("metrics.jsonl cannot be written: %s. Training goes on.", error.strerror)
+            self._full = True
+        if self._room_for_board():
             self._board.flush()
+
+    def _room_for_board(self) -> bool:
+        # Its thread dies of a full disk, and then blocks whoever gives it anything to write.
+        return self._board is not None and shutil.disk_usage(self._root).free > _BOARD_NEEDS
 
     def close(self) -> None:
         """Flushes and closes; may be called twice."""
         if self._file is not None:
+            self.flush()
             self._file.close()
             self._file = None
         if self._board is not None:

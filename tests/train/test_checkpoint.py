@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import shutil
+import subprocess
+import time
 from contextlib import contextmanager
 
 import jax
@@ -14,6 +17,7 @@ import pytest
 
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo
+from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 
 
@@ -143,6 +147,42 @@ def test_run_goes_on_when_the_disk_is_full(tmp_path):
         summary = toy.run(tmp_path, 9, program=program)
     assert (summary.status, summary.step, summary.saved) == ("completed", 9, False)
     assert toy.run(tmp_path / "other", 3).saved
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_run_survives_a_disk_that_fills_up_and_is_emptied(small_disk):
+    filler, steps = small_disk / "filler", []
+
+    class Filling(toy.ToyStream):
+        def batches(self, start_step, stop_step):
+            for step, batch in enumerate(super().batches(start_step, stop_step), start_step + 1):
+                if step == 7:
+                    while not checkpoint.complete_steps(small_disk / "run" / "checkpoints"):
+                        time.sleep(0.05)  # the reader is ahead of the save of step 4
+                    room = shutil.disk_usage(small_disk).free
+                    filler.write_bytes(bytes(room - room % 4096))
+                if step == 15:
+                    assert integrity.damage(checkpoint.find_checkpoint(small_disk / "run")) is None
+                    steps.extend(checkpoint.complete_steps(small_disk / "run" / "checkpoints"))
+                    filler.unlink()
+                yield batch
+
+    summary = toy.run(small_disk / "run", 20, stream=Filling(), tensorboard=True)
+    assert (summary.status, summary.step, summary.saved) == ("completed", 20, True)
+    assert steps == [4]  # what was saved at 8, 10 and 12 found no room
+    assert [r["step"] for r in read_metrics(small_disk / "run")] == list(range(1, 21))
+    assert toy.run(small_disk / "run", 22, tensorboard=True).start_step == 20
 
 
 def test_disk_too_small_is_told_before_training(tmp_path, monkeypatch):
