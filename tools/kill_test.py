@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import read_metrics
@@ -109,6 +110,7 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def main(argv: list[str]) -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)
     folder, count, draw = (
         Path(_FOLDER.value).absolute(),
         _PROCESSES.value,

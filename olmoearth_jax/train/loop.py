@@ -122,10 +122,10 @@ def train(
             except StopAgreed:
                 break
             step = number
-            device.call(recorder.add, step, report, batches.waited)
+            device.call(recorder.add, step, report, batches.waited, poll=cancel.poll)
             trace.after(step, report)
             if config.pictures and config.image_interval and step % config.image_interval == 0:
-                device.call(recorder.images, step, config.pictures, state["params"])
+                device.call(recorder.images, step, config.pictures, state, poll=cancel.poll)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
             if config.checkpoints and saver.due(step):
@@ -133,15 +133,27 @@ def train(
             if cancel.told() or getattr(evaluation, "cancel", False):
                 break
 
-        if device.busy:  # in a compilation that nobody waits for any more
-            device = Worker("saving")
-            stack.callback(device.close)
-        device.call(recorder.drain)
-        recorder.flush()
-        saved = config.checkpoints and device.call(_save, saver, recorder, step, state, True)
+        saved = _finish(stack, device, saver if config.checkpoints else None, recorder, step, state)
         status = "cancelled" if step < stop or owed else "completed"
         say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
+
+
+def _finish(
+    stack: ExitStack,
+    device: Worker,
+    saver: Checkpointer | None,
+    recorder: Recorder,
+    step: int,
+    state: State,
+) -> bool:
+    """Writes all metrics, and the state if there is a saver; whether it is saved."""
+    if device.busy:  # in a compilation that nobody waits for any more
+        device = Worker("saving")
+        stack.callback(device.close)
+    device.call(recorder.drain)
+    recorder.flush()
+    return saver is not None and device.call(_save, saver, recorder, step, state, True)
 
 
 def _occupy(stack: ExitStack, folder: RunFolder, config: LoopConfig) -> tuple[CancelFlag, Worker]:

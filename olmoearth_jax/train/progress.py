@@ -112,10 +112,10 @@ class Recorder:
         if self._finished_at is not None:  # the time they took is not the next step's
             self._finished_at = time.perf_counter()
 
-    def images(self, step: int, draw: Callable[[Any], Mapping[str, Any]], params: Any) -> None:
+    def images(self, step: int, draw: Callable[[Any], Mapping[str, Any]], state: Any) -> None:
         """Draws and writes pictures of the parameters after `step`."""
         self.drain()
-        self._writer.images(draw(params), step)
+        self._writer.images(draw(state["params"]), step)
         self._finished_at = time.perf_counter()
 
     def _finish_oldest(self) -> None:

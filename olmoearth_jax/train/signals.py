@@ -52,9 +52,9 @@ class CancelFlag:
         return self.requested
 
     def poll(self, waited_s: float) -> None:
-        """As `told`, for waits that nothing interrupts."""
-        del waited_s
+        """For waits that nothing interrupts: `told`, and raises HostMissing if they last."""
         self.told()
+        self.hosts.check(waited_s)
 
     def heard(self) -> bool:
         """As `told`, and true also if another process was told."""
