@@ -32,6 +32,7 @@ ALIASES: dict[str, str] = {
 }
 """Other names of settings; each also stands for the paths below it."""
 
+_TASKS_TO_RUN = "trainer.callbacks.downstream_evaluator.tasks_to_run"
 _OWN_MODALITIES = "common.extra_modalities"
 
 
@@ -81,7 +82,8 @@ def _apply(
     cfg = cfg.copy()
     before = {path: values.get("type") for path, values in objectives.options(cfg).items()}
     overrides = [o for written, value in parsed for o in _classify(written, value)]
-    overrides.sort(key=lambda o: o.path != _OWN_MODALITIES)  # others may name them
+    # Others may name these modalities and tasks.
+    overrides.sort(key=lambda o: o.path not in (_OWN_MODALITIES, _TASKS_TO_RUN))
     set_keys: set[str] = set()
     for stage in range(3):
         for override in (o for o in overrides if o.stage == stage):
@@ -89,6 +91,8 @@ def _apply(
                 _set_one(cfg, override)
             except ConfigError as e:
                 problems += [p.replace(override.path, override.written) for p in e.problems]
+            if override.path == _TASKS_TO_RUN:
+                _add_catalogue_tasks(cfg)
             set_keys |= {override.path, override.written}
             if isinstance(override.value, Mapping):
                 set_keys.update(f"{override.path}.{k}" for k in override.value)
@@ -173,6 +177,11 @@ def _settle(cfg: ExperimentConfig, set_keys: set[str]) -> None:
         fixed = "model.decoder_config.encoder_embedding_size"
         if fixed not in set_keys and encoder.output_embedding_size is None:
             decoder.encoder_embedding_size = encoder.embedding_size
+    _add_catalogue_tasks(cfg)
+
+
+def _add_catalogue_tasks(cfg: ExperimentConfig) -> None:
+    """Adds tasks that `tasks_to_run` takes from the catalogue to the configured ones."""
     evaluator = cfg.trainer.callbacks.downstream_evaluator
     missing = [t for t in evaluator.tasks_to_run or () if t not in evaluator.tasks]
     if missing:

@@ -13,7 +13,8 @@ import pytest
 from launch import _eval_report as report
 from launch import _sweep as sweep
 from launch import benchmark, evaluate
-from olmoearth_jax.config import DownstreamEvaluatorConfig
+from olmoearth_jax import overrides
+from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
 from olmoearth_jax.evals import callback, models, results, runner, tasks
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.tasks import EvalInterval
@@ -145,6 +146,18 @@ def test_tasks_run_when_they_are_due(windows, tmp_path, monkeypatch):
     assert list(_evaluator(tmp_path, filter_for_eval_mode="knn")[0].tasks) == ["rarely"]
     with pytest.raises(ValueError, match="did you mean 'rarely'"):
         _evaluator(tmp_path, tasks_to_run=["rarly"])
+
+
+def test_a_command_names_a_task_of_the_catalogue_and_changes_it():
+    path = "trainer.callbacks.downstream_evaluator"
+    cfg = overrides.apply(
+        ExperimentConfig(),
+        [f"{path}.tasks.mados.eval_interval.value=20", f"{path}.tasks_to_run=[mados]"],
+    )
+    evaluator = cfg.trainer.callbacks.downstream_evaluator
+    assert (
+        evaluator.tasks_to_run == ["mados"] and evaluator.tasks["mados"].eval_interval.value == 20
+    )
 
 
 def test_evaluating_changes_no_bit_of_the_state(windows, tmp_path):

@@ -113,7 +113,7 @@ def bench_probe(
     if reference and importlib.util.find_spec("sklearn"):
         from sklearn.linear_model import SGDClassifier
 
-        model = SGDClassifier(loss="log_loss", max_iter=epochs, tol=-np.inf, n_jobs=2)
+        model = SGDClassifier(loss="log_loss", max_iter=epochs, tol=None, n_jobs=2)
         runs["probe_sklearn_sgd"] = lambda: model.fit(x, y)
     return interleaved(runs, repeats)
 
