@@ -9,6 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from olmoearth_jax import registry
+from olmoearth_jax.masking import (
+    modality_choice,
+    modality_cross,
+    random_tokens,
+    space_time,
+    with_decode,
+)
 from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.bounds import TokenBounds, max_tokens
 from olmoearth_jax.masking.context import (
@@ -18,42 +25,14 @@ from olmoearth_jax.masking.context import (
     TARGET_ONLY,
     MaskContext,
 )
-from olmoearth_jax.masking.modality_choice import (
-    RandomFixedModality,
-    SelectableModality,
-    SelectableRandomRangeModality,
-)
-from olmoearth_jax.masking.modality_cross import (
-    ModalityCrossRandom,
-    ModalityCrossSpace,
-    ModalityCrossSpaceTime,
-    ModalityCrossTime,
-)
-from olmoearth_jax.masking.random_tokens import Random, RandomIncreasing, RandomRange
-from olmoearth_jax.masking.space_time import RandomSpace, Space, SpaceTime, Time
 from olmoearth_jax.masking.tokens import missing_tokens
-from olmoearth_jax.masking.with_decode import RandomTimeWithDecode, RandomWithDecode
 
+_FAMILIES = (random_tokens, space_time, modality_cross, modality_choice, with_decode)
 STRATEGIES: dict[str, type[Strategy]] = {
-    cls.key: cls
-    for cls in (
-        Random,
-        Space,
-        Time,
-        SpaceTime,
-        RandomSpace,
-        RandomIncreasing,
-        RandomRange,
-        ModalityCrossRandom,
-        ModalityCrossSpace,
-        ModalityCrossTime,
-        ModalityCrossSpaceTime,
-        SelectableModality,
-        SelectableRandomRangeModality,
-        RandomFixedModality,
-        RandomWithDecode,
-        RandomTimeWithDecode,
-    )
+    item.key: item
+    for family in _FAMILIES
+    for item in vars(family).values()
+    if isinstance(item, type) and issubclass(item, Strategy) and item.key
 }
 """Strategy class of every registered key."""
 

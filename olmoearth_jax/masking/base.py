@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
 from typing import ClassVar
 
 from olmoearth_jax import modalities
@@ -24,18 +23,14 @@ def check_ratios(encode: float, decode: float) -> None:
         )
 
 
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Canonical modality names of a strategy's list (upper case accepted)."""
-    return modalities.resolve(list(names) if not isinstance(names, str) else names)
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Strategy:
     """A picklable masking strategy.
 
     Calling it with `missing`, per modality a bool array of token shape (True = missing), and a
     `MaskContext` returns int8 masks of the same shapes: 0 encode, 1 target only, 2 decode,
-    3 missing (exactly where `missing`). `missing` isn't changed.
+    3 missing (exactly where `missing`). `missing` isn't changed. Fields that are tuples hold
+    modality names, upper case accepted.
 
     Attributes:
       key: its name in configs.
@@ -51,6 +46,11 @@ class Strategy:
 
     def __post_init__(self) -> None:
         check_ratios(self.encode_ratio, self.decode_ratio)
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, tuple):
+                names = getattr(self, field.name)
+                listed = names if isinstance(names, str) else list(names)
+                object.__setattr__(self, field.name, modalities.resolve(listed))
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy, check_names
+from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.context import DECODE, MISSING_TOKEN, MaskContext, Tokens
 from olmoearth_jax.masking.random_tokens import RandomRange, random_mask
 
@@ -24,11 +24,6 @@ class RandomFixedModality(Strategy):
     decoded_modalities: tuple[str, ...] = ()
     randomize_missing_modalities: tuple[str, ...] = ()
     key: ClassVar[str] = "random_fixed_modality"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("decoded_modalities", "randomize_missing_modalities"):
-            object.__setattr__(self, field, check_names(getattr(self, field)))
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
@@ -65,11 +60,9 @@ def _overwrite(
         part[part != MISSING_TOKEN] = role
 
 
-def _check_lists(strategy) -> None:
-    for field in ("decodable_modalities", "fully_mask_modalities"):
-        object.__setattr__(strategy, field, check_names(getattr(strategy, field)))
-    if strategy.max_to_mask < 0:
-        raise ValueError(f"max_to_mask must not be negative, got {strategy.max_to_mask}")
+def _check_count(most: int) -> None:
+    if most < 0:
+        raise ValueError(f"max_to_mask must not be negative, got {most}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class SelectableModality(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_lists(self)
+        _check_count(self.max_to_mask)
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
@@ -106,7 +99,7 @@ class SelectableRandomRangeModality(RandomRange):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_lists(self)
+        _check_count(self.max_to_mask)
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = super().__call__(missing, ctx)

@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy, check_names
+from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.context import DECODE, ENCODE, TARGET_ONLY, MaskContext, Tokens
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masking.space_time import space_mask
@@ -47,8 +47,6 @@ class ModalityCross(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = check_names(self.only_decode_modalities)
-        object.__setattr__(self, "only_decode_modalities", names)
         if self.min_encoded_bandsets is not None and self.min_encoded_bandsets <= 1:
             raise ValueError("min_encoded_bandsets must be greater than 1, or None for all")
         for role in ("encoded", "decoded"):

@@ -45,10 +45,10 @@ class RandomIncreasing(Strategy):
     key: ClassVar[str] = "random_increasing"
 
     def __post_init__(self) -> None:
-        check_ratios(self.initial_encode_ratio, self.initial_decode_ratio)
         check_ratios(self.final_encode_ratio, self.final_decode_ratio)
         object.__setattr__(self, "encode_ratio", self.initial_encode_ratio)
         object.__setattr__(self, "decode_ratio", self.initial_decode_ratio)
+        super().__post_init__()
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
@@ -93,6 +93,7 @@ class RandomRange(Strategy):
         encode = (self.min_encode_ratio + self.max_encode_ratio) / 2
         object.__setattr__(self, "encode_ratio", encode)
         object.__setattr__(self, "decode_ratio", decode if len(bounds) > 1 else 1.0 - encode)
+        super().__post_init__()
 
     def _draw_ratios(self, ctx: MaskContext) -> tuple[np.ndarray, np.ndarray]:
         """float64 [B] encode and decode ratios of one modality."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy, check_names
+from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.context import (
     DECODE,
     ENCODE,
@@ -38,11 +38,6 @@ class RandomWithDecode(Strategy):
 
     only_decode_modalities: tuple[str, ...] = ()
     key: ClassVar[str] = "random_with_decode"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        names = check_names(self.only_decode_modalities)
-        object.__setattr__(self, "only_decode_modalities", names)
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = {
