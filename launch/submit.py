@@ -256,6 +256,8 @@ def _checked(jobs: Sequence[Job]) -> Iterator[tuple[Job, ExperimentConfig, _rend
         except ConfigError as e:
             found += [prefix + p for p in e.problems]
             continue
+        if any(cfg.run_folder == other.run_folder for _, other, _ in out):
+            found.append(f"{prefix}another job has the run folder {cfg.run_folder} already")
         topology = _topology(job)
         found += [prefix + p for p in topology.problems(cfg)]
         out.append((job, cfg, topology))

@@ -9,7 +9,6 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from olmoearth_jax import modalities
@@ -304,18 +303,15 @@ def register_modalities(records: Any) -> dict[str, Any]:
     Raises:
       ConfigError: no such file, or a malformed record.
     """
-    path = "common.extra_modalities"
-    if isinstance(records, str):
-        try:
-            records = json.loads(Path(records).read_text())
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"config path {path!r}: cannot read {records!r}: {e}") from e
-    if not isinstance(records, Mapping) or not all(
-        isinstance(r, Mapping) for r in records.values()
-    ):
+    records, path = plain(records), "common.extra_modalities"
+    whole = isinstance(records, Mapping) and all(isinstance(r, dict) for r in records.values())
+    if not whole and not isinstance(records, str):
         raise ConfigError(f"config path {path!r} takes records {{name: record}} or a JSON file")
     try:
-        modalities.register_all(plain(records))
+        if isinstance(records, str):
+            names = modalities.register_file(records)
+            return {n: dict(r) for n, r in modalities.user_records().items() if n in names}
+        modalities.register_all(records)
     except ValueError as e:
         raise ConfigError(f"config path {path!r}: {e}") from e
-    return plain(records)
+    return records

@@ -250,6 +250,7 @@ REFUSED = [
     (["--submit", "--scheduler=docker", "--hosts=2"], "on each of them"),
     (["--config.data_loader.global_batch_size=100"], "must be divisible"),
     (["--sweep", "--config=configs/small.py"], "has no function sweep()"),
+    (["--sweep", "--config.common.save_folder=/d"], "has the run folder /d already"),
 ]
 
 
