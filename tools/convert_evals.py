@@ -53,6 +53,19 @@ def convert_floods(source: Path, target: Path) -> None:
         print(f"{table.stem}: {len(tiles['labels'])} tiles")
 
 
+def fit_buckets(x: np.ndarray, bits: int) -> transforms.Buckets:
+    """Buckets of equal population from embeddings [N, D].
+
+    Raises:
+      ValueError: a bit depth other than 1, 2, 4 or 8.
+    """
+    transforms.check_bits(bits)
+    n = 2**bits
+    edges = np.percentile(x, np.arange(n + 1) / n * 100, axis=0).T
+    middles = np.percentile(x, (np.arange(n) + 0.5) / n * 100, axis=0).T
+    return transforms.Buckets(edges.astype(np.float32), middles.astype(np.float32))
+
+
 def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> None:
     """Writes quantile tables by bit depth as HDF5 groups '8bit' ... '1bit' and the scalar 'dim'."""
     with h5py.File(path, "w") as f:
@@ -76,7 +89,7 @@ def fit_quantiles(run: str, h5py_dir: str, target: Path, samples: int) -> None:
         model, split, split.modalities, patch_size=4, pool=Pooling(spatial=True), batch_size=8
     )
     flat = x.reshape(-1, x.shape[-1])
-    tables = {bits: transforms.fit_buckets(flat, bits) for bits in transforms.BITS}
+    tables = {bits: fit_buckets(flat, bits) for bits in transforms.BITS}
     save_buckets(target, tables)
     print(f"{len(flat)} embeddings of {flat.shape[1]} dimensions -> {target}")
 

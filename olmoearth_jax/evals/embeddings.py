@@ -181,6 +181,8 @@ class RawBands:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
+        if pool.concat:
+            raise ValueError("raw bands have no band sets to pool; choose another probe_type")
         parts = []
         for name in modalities_in(batch):
             x = batch[name].mean(axis=3)

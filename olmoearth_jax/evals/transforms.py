@@ -56,26 +56,13 @@ class Buckets:
             )
 
 
-def fit_buckets(x: np.ndarray, bits: int) -> Buckets:
-    """Buckets of equal population from embeddings [N, D].
-
-    Raises:
-      ValueError: a bit depth other than 1, 2, 4 or 8.
-    """
-    _check_bits(bits)
-    n = 2**bits
-    edges = np.percentile(x, np.arange(n + 1) / n * 100, axis=0).T
-    middles = np.percentile(x, (np.arange(n) + 0.5) / n * 100, axis=0).T
-    return Buckets(edges.astype(np.float32), middles.astype(np.float32))
-
-
 def load_buckets(path: str | Path, bits: int) -> Buckets:
     """Reads the table of one bit depth.
 
     Raises:
       ValueError: missing file or bit depth.
     """
-    _check_bits(bits)
+    check_bits(bits)
     try:
         with h5py.File(path) as f:
             group = f[f"{bits}bit"]
@@ -85,7 +72,7 @@ def load_buckets(path: str | Path, bits: int) -> Buckets:
         raise ValueError(f"{path} holds no quantile table for {bits} bits: {e}") from e
 
 
-def _check_bits(bits: int) -> None:
+def check_bits(bits: int) -> None:
     if bits not in BITS:
         raise ValueError(f"quantize_bits must be one of {BITS}, got {bits}")
 

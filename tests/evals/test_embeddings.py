@@ -104,3 +104,5 @@ def test_raw_bands_keep_every_pixel():
     out = RawBands(["sentinel2_l2a"]).embed(batch, 4, SPATIAL)
     assert out.shape == (1, 2, 2, 16 * 12)
     assert np.array_equal(out[0, 1, 0, :12], batch["sentinel2_l2a"][0, 4, 0, 0])
+    with pytest.raises(ValueError, match="no band sets"):
+        RawBands(["sentinel2_l2a"]).embed(batch, 4, Pooling(spatial=True, concat=True))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from olmoearth_jax.evals import diagnostics, knn, metrics, transforms
 from olmoearth_jax.evals.normalize import impute_stats, normalize
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
-from tools.convert_evals import save_buckets
+from tools.convert_evals import fit_buckets, save_buckets
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,14 +118,14 @@ def test_samples_without_a_label_neither_vote_nor_count():
 @given(st.integers(0, 2**31), st.sampled_from(transforms.BITS))
 def test_quantising_the_midpoints_changes_nothing(seed, bits):
     x = np.random.default_rng(seed).normal(size=(300, 3))
-    table = transforms.fit_buckets(x, bits)
+    table = fit_buckets(x, bits)
     once = table.dequantize(table.quantize(x))
     assert np.array_equal(table.dequantize(table.quantize(once)), once)
 
 
 def test_quantile_tables_survive_a_file(tmp_path):
     x = np.random.default_rng(0).normal(size=(50, 4))
-    tables = {b: transforms.fit_buckets(x, b) for b in (1, 8)}
+    tables = {b: fit_buckets(x, b) for b in (1, 8)}
     save_buckets(tmp_path / "q.h5", tables)
     back = transforms.load_buckets(tmp_path / "q.h5", 8)
     assert np.array_equal(back.quantiles, tables[8].quantiles)
