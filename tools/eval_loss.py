@@ -24,14 +24,6 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import build, checkpoint, targets
 from olmoearth_jax.train.sharding import make_mesh
 
-_CHECKPOINTS = flags.DEFINE_list(
-    "checkpoint", None, "Run, checkpoints or step folders, by commas.", required=True
-)
-_ALL = flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the first run.")
-_DATA = flags.DEFINE_string("h5py_dir", None, "Samples; default: those of the run.")
-_STEPS = flags.DEFINE_integer("batches", 16, "Global batches to evaluate.")
-_SEED = flags.DEFINE_integer("seed", 99, "Of the fixed draws.")
-
 Losses = dict[str, float]
 
 
@@ -135,14 +127,27 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown argument {argv[1]!r}.")
     absl_logging.set_verbosity(absl_logging.ERROR)
+    given = flags.FLAGS
     try:
-        folders = step_folders(_CHECKPOINTS.value, _ALL.value)
-        results = evaluate(folders, _DATA.value, _STEPS.value, _SEED.value)
+        folders = step_folders(given.checkpoint, given.all_steps)
+        results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(table(results)))
-    print(json.dumps({"batches": _STEPS.value, "seed": _SEED.value, "losses": results}))
+    print(json.dumps({"batches": given.batches, "seed": given.seed, "losses": results}))
+
+
+def define_flags() -> None:
+    """Defined when this is run, so that its functions can be imported beside those of others."""
+    flags.DEFINE_list(
+        "checkpoint", None, "Run, checkpoints or step folders, by commas.", required=True
+    )
+    flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the first run.")
+    flags.DEFINE_string("h5py_dir", None, "Samples; default: those of the run.")
+    flags.DEFINE_integer("batches", 16, "Global batches to evaluate.")
+    flags.DEFINE_integer("seed", 99, "Of the fixed draws.")
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

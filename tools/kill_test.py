@@ -26,12 +26,6 @@ from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import read_metrics
 from tools.compare_runs import first_difference
 
-_FOLDER = flags.DEFINE_string("folder", None, "Where both runs are written.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 20, "Kills, spread over the steps of the run.")
-_PROCESSES = flags.DEFINE_integer("processes", 2, "Processes of a run, connected over localhost.")
-_MODULE = flags.DEFINE_string("module", "launch.train", "What to run; must take the same flags.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the steps, processes and delays.")
-
 MOST_DELAY_S = 0.5
 MOST_WAIT_S = 1200.0  # for one start to get as far as its kill
 
@@ -111,18 +105,19 @@ def difference(one: Path, other: Path) -> str | None:
 
 def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
+    given = flags.FLAGS
     folder, count, draw = (
-        Path(_FOLDER.value).absolute(),
-        _PROCESSES.value,
-        random.Random(_SEED.value),
+        Path(given.folder).absolute(),
+        given.processes,
+        random.Random(given.seed),
     )
     folder.mkdir(parents=True, exist_ok=True)
     peace, storm = folder / "peace", folder / "storm"
-    begun, command = time.monotonic(), [_MODULE.value, *argv[1:]]
+    begun, command = time.monotonic(), [given.module, *argv[1:]]
     run_to_end(peace, command, count)
     last = last_step(peace)
     kills = 0
-    for step in sorted(draw.randrange(1, last) for _ in range(_KILLS.value)):
+    for step in sorted(draw.randrange(1, last) for _ in range(given.kills)):
         kills += kill_at(step, storm, command, count, draw)
     run_to_end(storm, command, count)
     found = difference(peace, storm)
@@ -132,5 +127,15 @@ def main(argv: list[str]) -> None:
         raise SystemExit(1)
 
 
+def define_flags() -> None:
+    """Defined when this is run, so that its functions can be imported beside those of others."""
+    flags.DEFINE_string("folder", None, "Where both runs are written.", required=True)
+    flags.DEFINE_integer("kills", 20, "Kills, spread over the steps of the run.")
+    flags.DEFINE_integer("processes", 2, "Processes of a run, connected over localhost.")
+    flags.DEFINE_string("module", "launch.train", "What to run; must take the same flags.")
+    flags.DEFINE_integer("seed", 0, "Of the steps, processes and delays.")
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
