@@ -157,10 +157,13 @@ def settings(cfg: ExperimentConfig, scheduler: str) -> _render.Settings:
 
 
 def _host_mounts(cfg: ExperimentConfig, given: list[_render.Mount]) -> list[_render.Mount]:
-    """The given mounts, and those of code, results and dataset where nothing is mounted there."""
+    """The given mounts, and those of code, results and dataset where nothing is mounted there.
+
+    The current folder is mounted over the image's code only where it is a checkout itself.
+    """
     here, data, saved = Path.cwd(), cfg.dataset.h5py_dir, cfg.common.save_folder
     wanted = []
-    if _BAKED.value:
+    if _BAKED.value or not Path("launch", "train.py").is_file():
         wanted.append(_render.Mount(f"{here}/local_output", f"{APP}/local_output"))
     else:
         wanted.append(_render.Mount(str(here), APP))
@@ -206,13 +209,18 @@ def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Top
     for name, text in texts.items():
         write_atomically(folder / name, text)
     if options.image is not None:
-        run_folder = str(Path(options.workdir) / cfg.run_folder)
-        if not _covered(run_folder, [m.target for m in options.mounts if not m.read_only]):
-            print(
-                f"warning: no --mount holds {run_folder}: checkpoints are lost with the container",
-                file=sys.stderr,
-            )
+        _warn(job, options.mounts, str(Path(options.workdir) / cfg.run_folder))
     return folder / next(iter(texts))
+
+
+def _warn(job: Job, mounts: Sequence[_render.Mount], run_folder: str) -> None:
+    """Says what a container will miss."""
+    if not _covered(run_folder, [m.target for m in mounts if not m.read_only]):
+        text = f"no --mount holds {run_folder}: checkpoints are lost with the container"
+        print(f"warning: {text}", file=sys.stderr)
+    source = (job.config or job.config_json or "").partition(":")[0]
+    if source.startswith("/") and not _covered(source, [m.target for m in mounts]):
+        print(f"warning: no --mount holds {source}: the container cannot read it", file=sys.stderr)
 
 
 def submit(path: Path, scheduler: str) -> None:

@@ -304,7 +304,7 @@ def register_modalities(records: Any) -> dict[str, Any]:
       ConfigError: no such file, or a malformed record.
     """
     records, path = plain(records), "common.extra_modalities"
-    whole = isinstance(records, Mapping) and all(isinstance(r, dict) for r in records.values())
+    whole = isinstance(records, dict) and all(isinstance(r, dict) for r in records.values())
     if not whole and not isinstance(records, str):
         raise ConfigError(f"config path {path!r} takes records {{name: record}} or a JSON file")
     try:
