@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -295,7 +296,7 @@ def main(first: ExperimentConfig) -> int:
         name = first.common.run_name
         jobs = [Job(name, given.config, given.config_json, changes)]
     for job, cfg, topology in list(_checked(jobs)):
-        print(f"{job.name}: {' '.join(job.arguments)}" if _LIST.value else job.name)
+        print(f"{job.name}: {shlex.join(job.arguments)}" if _LIST.value else job.name)
         if _LIST.value:
             continue
         print("\n".join(f"  {line}" for line in topology.table(cfg)))
