@@ -117,7 +117,7 @@ def main(config: ExperimentConfig) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except signals.Abandoned:
-        _say("Stopped in the middle of a step; all before it is saved. Run it again to go on.")
+        _say("Stopped before the first step; nothing is lost. Run it again to go on.")
         return _STOPPED.value
     except KeyboardInterrupt:
         print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.train.runfolder import write_atomically
+from olmoearth_jax.train.sharding import path_text
 
 CHECKSUMS_FILE = "checksums.json"
 _SHOWN = 20  # lines of a long list that an error message shows
@@ -44,8 +45,7 @@ The dataset is compared by its fingerprint, not by its folder."""
 def leaf_paths(tree: Any) -> dict[str, Any]:
     """Leaves of a pytree by path, e.g. 'encoder/blocks/0/attn/q/kernel', in sorted order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    return dict(sorted(named.items()))
+    return dict(sorted((path_text(path), leaf) for path, leaf in leaves))
 
 
 def describe(tree: Any) -> dict[str, list[Any]]:

@@ -99,7 +99,8 @@ def train(
     with ExitStack() as stack:
         cancel, device = _occupy(stack, folder, config)
         saver = stack.enter_context(_checkpointer(folder, stream, config))
-        state, start = device.call(_restore_or_init, program, saver, config, say, stop=cancel.told)
+        start_up = (_restore_or_init, program, saver, config, say)
+        state, start = device.call(*start_up, stop=cancel.told_alone, poll=cancel.poll)
         stop, step = config.stop_step, start
         evaluate = Evaluate(evaluation, folder, cancel, say)
         owed = evaluate.owed(start)

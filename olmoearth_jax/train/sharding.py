@@ -47,7 +47,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
 
 def path_text(path: tuple) -> str:
     """'a/b/0/c' of a key path of `jax.tree_util`."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:

@@ -51,6 +51,10 @@ class CancelFlag:
             self.hosts.refuse()
         return self.requested
 
+    def told_alone(self) -> bool:
+        """As `told`, but only where no other process waits for what this one is doing."""
+        return self.told() and self.hosts.count == 1
+
     def poll(self, waited_s: float) -> None:
         """For waits that nothing interrupts: `told`, and raises HostMissing if they last."""
         self.told()
