@@ -14,6 +14,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import objectives, schema
 from olmoearth_jax.configlib.schema import ConfigError, set_path
 from olmoearth_jax.configlib.values import format_value, parse, parse_value
+from olmoearth_jax.model.config import exit_depths
 
 __all__ = ["apply", "apply_values", "format_value", "parse_value", "take", "ALIASES"]
 
@@ -34,6 +35,7 @@ ALIASES: dict[str, str] = {
 
 _TASKS_TO_RUN = "trainer.callbacks.downstream_evaluator.tasks_to_run"
 _OWN_MODALITIES = "common.extra_modalities"
+_EXITS = ("token_exit_cfg", "token_exit_cfg_b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,12 @@ def _set_one(cfg: ExperimentConfig, override: _Override) -> None:
     value = override.value
     if override.path == _OWN_MODALITIES:
         value = schema.register_modalities(schema.plain(value))
+    elif override.path.endswith(_EXITS) and isinstance(schema.plain(value), str):
+        names, depth = cfg.common.training_modalities, cfg.model.encoder_config.depth
+        try:
+            value = exit_depths(str(value), names, depth)
+        except ValueError as e:
+            raise ConfigError(f"config path {override.path!r}: {e}") from e
     set_path(cfg, override.path, value, ALIASES)
 
 

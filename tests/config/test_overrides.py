@@ -71,6 +71,14 @@ def test_one_member_of_a_free_mapping():
     assert get_path(apply(f"{tasks}={{}}"), tasks) == get_path(official("base"), tasks)
 
 
+def test_exits_by_name():
+    config = apply("train_module.token_exit_cfg=half", "model.encoder_config.depth=8")
+    assert set(config.train_module.token_exit_cfg.values()) == {4}
+    config = apply("train_module.token_exit_cfg=varied", "train_module.token_exit_cfg.cdl=3")
+    exits = config.train_module.token_exit_cfg
+    assert (exits["landsat"], exits["worldcover"], exits["cdl"]) == (12, 0, 3)
+
+
 def test_profile_of_first_step_and_number():
     profile = apply("trainer.profile=(30,5)").trainer.profile
     assert (profile.enabled, profile.start_step, profile.num_steps) == (True, 30, 5)
