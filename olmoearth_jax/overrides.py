@@ -84,8 +84,9 @@ def _apply(
     cfg = cfg.copy()
     before = {path: values.get("type") for path, values in objectives.options(cfg).items()}
     overrides = [o for written, value in parsed for o in _classify(written, value)]
-    # Others may name these modalities and tasks.
-    overrides.sort(key=lambda o: o.path not in (_OWN_MODALITIES, _TASKS_TO_RUN))
+    # Others may name these modalities and tasks; exits by name depend on the encoder's depth.
+    first = (_OWN_MODALITIES, _TASKS_TO_RUN)
+    overrides.sort(key=lambda o: (o.path not in first, "token_exit_cfg" in o.path))
     set_keys: set[str] = set()
     for stage in range(3):
         for override in (o for o in overrides if o.stage == stage):
