@@ -193,10 +193,8 @@ def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path
     }  # fmt: skip
     with cog.open_map(output, form, names, tags, stack.iso_dates, o.quantization) as writer:
         for row, col, x, seen in itertools.chain([first], found):
-            y, z = (
-                slice((c.first - c.start) // step, (c.last - c.start) // step) for c in (row, col)
-            )
-            writer.write(row.first // step, col.first // step, x[y, z], seen[y, z])
+            inner = row.inner(step), col.inner(step)
+            writer.write(row.kept(step).start, col.kept(step).start, x[inner], seen[inner])
     return [f"written: {output} ({shape[0]} x {shape[1]}), {output.with_suffix('.json')}"]
 
 

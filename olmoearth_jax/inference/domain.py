@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import searchlight
-
-log = logging.getLogger(__name__)
 
 OUTPUTS = ("student", "location")
 
@@ -26,6 +24,14 @@ class Crop:
     stop: int
     first: int
     last: int
+
+    def kept(self, size: int) -> slice:
+        """What it keeps, in a grid of the domain of `size` pixels per entry."""
+        return slice(self.first // size, self.last // size)
+
+    def inner(self, size: int) -> slice:
+        """What it keeps, in its own grid."""
+        return slice((self.first - self.start) // size, (self.last - self.start) // size)
 
 
 def safe_halo(config: Any, patch_size: int, window_px: int) -> int:
@@ -105,41 +111,6 @@ def cut(arrays: Any, rows: Crop, cols: Crop, step: int = 1) -> dict[str, np.ndar
     return out
 
 
-def assemble(
-    encode: Callable[[Crop, Crop], np.ndarray], rows: list[Crop], cols: list[Crop], size: int
-) -> np.ndarray:
-    """Puts the inner parts of all crops together.
-
-    Args:
-      encode: gives the grid [h, w, D] of a crop.
-      rows, cols: crops of the two axes.
-      size: pixels per location of that grid.
-
-    Returns:
-      [H / size, W / size, D].
-    """
-    out: np.ndarray | None = None
-    for row, col, grid in _encoded(encode, rows, cols):
-        if out is None:
-            out = np.empty((rows[-1].last // size, cols[-1].last // size, grid.shape[-1]),
-                           grid.dtype)  # fmt: skip
-        y, x = row.first // size, col.first // size
-        top, left = (row.first - row.start) // size, (col.first - col.start) // size
-        height, width = (row.last - row.first) // size, (col.last - col.first) // size
-        out[y : y + height, x : x + width] = grid[top : top + height, left : left + width]
-    assert out is not None
-    return out
-
-
-def _encoded(
-    encode: Callable[[Crop, Crop], np.ndarray], rows: list[Crop], cols: list[Crop]
-) -> Iterator[tuple[Crop, Crop, np.ndarray]]:
-    total = len(rows) * len(cols)
-    for number, (row, col) in enumerate((r, c) for r in rows for c in cols):
-        log.debug("crop %d of %d", number + 1, total)
-        yield row, col, encode(row, col)
-
-
 def embed_domain(
     encoder: Any,
     data: Mapping[str, np.ndarray],
@@ -161,12 +132,10 @@ def embed_domain(
       data: normalised {modality: [1, H, W, T, C]}.
       token_masks: {modality: int8 [1, *token shape]}.
       timestamps: int32 [1, T, 3].
-      patch_size: side of a patch in pixels.
       crop_px: side of a crop, its halos included.
       overlap_px: pixels that neighbouring crops share; exact from twice `safe_halo` on.
       location_size: pixels per location, the patch by default.
       output: 'student' or 'location'.
-      window_px: side of the window of attention.
       input_res: metres per pixel.
 
     Returns:
@@ -186,22 +155,15 @@ def embed_domain(
     factor = modalities.get(name).image_factor
     height, width = (side // factor for side in data[name].shape[1:3])
     rows, cols = (crops_of(n, crop_px, overlap_px, patch_size, window_px) for n in (height, width))
-
-    def encode(row: Crop, col: Crop) -> np.ndarray:
-        encoded = searchlight.encode_searchlight(
-            encoder,
-            cut(data, row, col),
-            cut(token_masks, row, col, patch_size),
-            timestamps,
-            patch_size,
-            input_res,
-            window_px=window_px,
-            location_size=location_size,
-        )
-        grid = encoded.locations
-        assert grid is not None
-        found = grid.student if output == "student" else grid.tokens
-        assert found is not None
-        return np.asarray(found[0], np.float32)
-
-    return assemble(encode, rows, cols, location_size or patch_size)
+    size, out = location_size or patch_size, None
+    for row, col in itertools.product(rows, cols):
+        grid: Any = searchlight.encode_searchlight(
+            encoder, cut(data, row, col), cut(token_masks, row, col, patch_size), timestamps,
+            patch_size, input_res, window_px=window_px, location_size=location_size,
+        ).locations  # fmt: skip
+        found = np.asarray((grid.student if output == "student" else grid.tokens)[0], np.float32)
+        if out is None:
+            out = np.empty((height // size, width // size, found.shape[-1]), np.float32)
+        out[row.kept(size), col.kept(size)] = found[row.inner(size), col.inner(size)]
+    assert out is not None
+    return out

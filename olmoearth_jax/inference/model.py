@@ -153,8 +153,6 @@ class PretrainedModel:
         Raises:
           ValueError: sizes that do not fit, or a model without attention pooler.
         """
-        if output not in domain.OUTPUTS:
-            raise ValueError(f"unknown output {output!r}; {closest(output, domain.OUTPUTS)}")
         self.check_locations(output, patch_size, location_size)
         ready = self.prepare(sample, patch_size)
         if len(ready.timestamps) != 1:
@@ -211,14 +209,12 @@ class PretrainedModel:
 
     def _names(self, sample: Sample) -> tuple[str, ...]:
         """Modalities of the sample that the encoder takes; says which are left out."""
-        dropped = [n for n in sample.data if n in self.decode_only]
-        unknown = [n for n in sample.data if n not in self.slots.names]
-        if unknown:
-            raise ValueError(
-                f"this model does not take {', '.join(unknown)}; "
-                f"{closest(unknown[0], self.modalities)}"
-            )
-        if dropped:
+        for name in sample.data:
+            if name not in self.slots.names:
+                raise ValueError(
+                    f"this model does not take {name}; {closest(name, self.modalities)}"
+                )
+        if dropped := [n for n in sample.data if n in self.decode_only]:
             warnings.warn(
                 f"left out {', '.join(dropped)}: the encoder was not trained to see them",
                 stacklevel=4,
@@ -232,10 +228,10 @@ class PretrainedModel:
 
     def _check_size(self, sample: Sample, names: tuple[str, ...], patch_size: int) -> None:
         encoder = self.config.encoder_config
-        smallest, largest = encoder.min_patch_size, encoder.max_patch_size
-        if not (isinstance(patch_size, int) and smallest <= patch_size <= largest):
+        sizes = range(encoder.min_patch_size, encoder.max_patch_size + 1)
+        if not isinstance(patch_size, int) or patch_size not in sizes:
             raise ValueError(
-                f"patch_size must be a whole number {smallest}..{largest}, got {patch_size!r}"
+                f"patch_size must be a whole number {sizes[0]}..{sizes[-1]}, got {patch_size!r}"
             )
         steps = sample.timestamps.shape[1]
         if steps > encoder.max_sequence_length:
@@ -243,16 +239,14 @@ class PretrainedModel:
                 f"the model takes at most {encoder.max_sequence_length} timesteps, got {steps}; "
                 "choose or average some"
             )
-        size = sample.image_size
-        if size is None or not any(modalities.get(n).spatial for n in names):
-            return
-        if any(side % patch_size for side in size):
-            whole = [side // patch_size * patch_size for side in size]
-            fits = [p for p in range(smallest, largest + 1) if not any(s % p for s in size)]
+        gridded = any(modalities.get(n).spatial for n in names)
+        image: Any = sample.image_size if gridded else None
+        if any(side % patch_size for side in image or ()):
+            whole = " x ".join(str(side // patch_size * patch_size) for side in image)
+            fits = ", ".join(str(p) for p in sizes if not any(s % p for s in image))
             raise ValueError(
-                f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of "
-                f"{patch_size}: crop it to {whole[0]} x {whole[1]}, or use a patch size of "
-                f"{', '.join(map(str, fits))}"
+                f"an image of {image[0]} x {image[1]} pixels cannot be cut into patches of "
+                f"{patch_size}: crop it to {whole}, or use a patch size of {fits}"
             )
 
 

@@ -53,7 +53,7 @@ class Prepared:
 def version_of(config: ModelConfig) -> str:
     """The family a model belongs to, which decides how missing bands are filled."""
     encoder = config.encoder_config
-    if getattr(encoder, "attention_pooler_config", None) is not None:
+    if encoder.attention_pooler_config is not None:
         return "v1_3"
     if encoder.position_encoding != "absolute":
         return "v1_2"
@@ -123,7 +123,7 @@ def prepare(
     return Prepared(data, masks, sample.timestamps)
 
 
-def _tokens(empty: np.ndarray, single: np.ndarray, pixels: int) -> np.ndarray:
+def _tokens(empty: Any, single: Any, pixels: int) -> np.ndarray:
     """bool [B, (h, w,) (T)]: tokens without data, or with single pixels that must not be seen.
 
     Args:

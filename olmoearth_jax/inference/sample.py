@@ -87,26 +87,31 @@ class Sample:
             )
         if not arrays:
             raise ValueError("a sample needs at least one modality")
+        if dates is not None and timestamps is not None:
+            raise ValueError("give dates or timestamps, not both")
+        stamps = None if timestamps is None else check_timestamps(timestamps)
+        stamps = stamps if dates is None else parse_dates(dates)
         given = {modalities.get(k).name: v for k, v in (bands or {}).items()}
-        stamps = _stamps(dates, timestamps)
-        data, absent = {}, {}
+        data, absent, kinds = {}, {}, {}
         for key, value in arrays.items():
             modality = modalities.get(key)
-            raw, names = _array(modality, value, given.get(modality.name))
-            raw = _with_batch_and_time(modality, raw, stamps)
-            data[modality.name], lacking = _in_order(modality, raw, names)
-            if lacking:
-                absent[modality.name] = lacking
+            name = modality.name
+            raw, names = _array(modality, value, given.get(name))
+            kinds[name] = raw.dtype
+            full = _in_order(modality, _with_batch_and_time(modality, raw, stamps), names)
+            if nan_pixels == "error" and np.isnan(np.min(raw)):
+                _refuse_single_nan(modality, full)
+            np.copyto(full, np.nan, where=full == np.float32(MISSING))
+            data[name] = full
+            if lacking := tuple(b for b in modality.bands if b not in names):
+                absent[name] = lacking
         stamps = _check_together(data, stamps)
         for name, x in data.items():
             if check_units:
-                _check_values(name, x, normalized, stamps)
-            _check_pixels(name, arrays, x, nan_pixels)
+                look_at_units(x, name, newest(stamps), normalized, kinds[name])
         policy = "fill" if nan_pixels == "fill" else "mask"
-        return cls(
-            {n: data[n] for n in modalities.in_sample_order(data)},
-            stamps, absent, normalized, policy,
-        )  # fmt: skip
+        order = modalities.in_sample_order(data)
+        return cls({n: data[n] for n in order}, stamps, absent, normalized, policy)
 
     @staticmethod
     def concatenate(samples: Sequence[Sample]) -> Sample:
@@ -140,14 +145,6 @@ class Sample:
         return dataclasses.replace(self, data=data, timestamps=self.timestamps[start:stop])
 
 
-def _stamps(dates: Any, timestamps: Any) -> np.ndarray | None:
-    if dates is not None and timestamps is not None:
-        raise ValueError("give dates or timestamps, not both")
-    if dates is not None:
-        return parse_dates(dates)
-    return None if timestamps is None else check_timestamps(timestamps)
-
-
 def _array(modality: Modality, value: Any, names: Sequence[str] | None):
     """(array with channels last, canonical band names)."""
     if isinstance(value, Mapping):
@@ -157,6 +154,8 @@ def _array(modality: Modality, value: Any, names: Sequence[str] | None):
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{modality.name} must hold numbers, got {array.dtype}")
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        raise ValueError(f"{modality.name} holds infinite values; give NaN where data is missing")
     if names is None:
         if modality.num_bands > 1:
             raise ValueError(
@@ -166,15 +165,23 @@ def _array(modality: Modality, value: Any, names: Sequence[str] | None):
             )
         names = modality.bands
     lower = {b.lower(): b for b in modality.bands}
-    out = []
     for band in names:
         if str(band).lower() not in lower:
             raise ValueError(
                 f"unknown band {band!r} of {modality.name}; {closest(str(band), modality.bands)}"
             )
-        out.append(lower[str(band).lower()])
+    out = [lower[str(band).lower()] for band in names]
     if len(set(out)) != len(out):
         raise ValueError(f"{modality.name}: a band is named more than once in {list(names)}")
+    if array.shape[-1:] != (len(out),):
+        hint = ""
+        if len(out) in array.shape:
+            axis = array.shape.index(len(out))
+            hint = f" Are the channels first? Then pass np.moveaxis(x, {axis}, -1)."
+        raise ValueError(
+            f"{modality.name}: the last axis holds the bands and must have {len(out)} entries, "
+            f"got the shape {list(array.shape)}.{hint}"
+        )
     return array, out
 
 
@@ -199,27 +206,25 @@ def _with_batch_and_time(modality: Modality, x: np.ndarray, stamps: np.ndarray |
     return x
 
 
-def _in_order(
-    modality: Modality, x: np.ndarray, names: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(float32 with all bands in the models' order, NaN where missing; bands not given)."""
-    if x.shape[-1] != len(names):
-        hint = ""
-        if len(names) in x.shape[1:-1]:
-            axis = x.shape[1:-1].index(len(names)) + 1 - x.ndim
-            hint = f" Are the channels first? Then pass np.moveaxis(x, {axis}, -1)."
+def _in_order(modality: Modality, x: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """float32 with all bands in the models' order; MISSING for those not given."""
+    if list(names) == list(modality.bands):
+        return x.astype(np.float32)
+    out = np.full((*x.shape[:-1], modality.num_bands), MISSING, np.float32)
+    out[..., [modality.bands.index(b) for b in names]] = x
+    return out
+
+
+def _refuse_single_nan(modality: Modality, x: np.ndarray) -> None:
+    """Single missing pixels must be meant; the fill value says so by itself, NaN does not."""
+    gone = np.isnan(x)
+    area = (1, 2) if modality.spatial else ()
+    if (gone & ~gone.all(area, keepdims=True)).any():
         raise ValueError(
-            f"{modality.name}: the last axis holds the bands and must have {len(names)} entries, "
-            f"got the shape {list(x.shape)}.{hint}"
+            f"{modality.name} holds NaN at {int(gone.any(-1).sum())} pixels of images that are "
+            "present otherwise; pass nan_pixels='mask' to leave out the patches around them, or "
+            "nan_pixels='fill' to fill them like missing bands"
         )
-    lacking = tuple(b for b in modality.bands if b not in names)
-    if not lacking and list(names) == list(modality.bands):
-        out = x.astype(np.float32)
-    else:
-        out = np.full((*x.shape[:-1], modality.num_bands), np.nan, np.float32)
-        out[..., [modality.bands.index(b) for b in names]] = x
-    np.copyto(out, np.nan, where=out == np.float32(MISSING))
-    return out, lacking
 
 
 def _check_together(data: Mapping[str, np.ndarray], stamps: np.ndarray | None) -> np.ndarray:
@@ -250,35 +255,3 @@ def _check_together(data: Mapping[str, np.ndarray], stamps: np.ndarray | None) -
     if stamps.shape[0] != batch:
         raise ValueError(f"dates of {stamps.shape[0]} samples were given for a batch of {batch}")
     return np.ascontiguousarray(stamps)
-
-
-def _check_values(name: str, x: np.ndarray, normalized: bool, stamps: np.ndarray) -> None:
-    if not normalized:
-        look_at_units(x, name, newest(stamps))
-        return
-    largest = float(np.nanmax(np.abs(x), initial=0.0))
-    if largest > 50:
-        raise ValueError(
-            f"{name} is said to be normalised (about 0..1), but its values reach {largest:.3g}; "
-            "leave out normalized=True for raw units"
-        )
-
-
-def _check_pixels(name: str, arrays: Mapping[str, Any], x: np.ndarray, policy: str) -> None:
-    """Single missing pixels must be meant."""
-    if policy != "error" or not modalities.get(name).spatial:
-        return
-    gone = np.isnan(x)
-    if (gone.any((1, 2)) & ~gone.all((1, 2))).any() and _has_nan(name, arrays):
-        raise ValueError(
-            f"{name} holds NaN at {int(gone.any(-1).sum())} pixels of images that are present "
-            "otherwise; pass nan_pixels='mask' to leave out the patches around them, or "
-            "nan_pixels='fill' to fill them like missing bands"
-        )
-
-
-def _has_nan(name: str, arrays: Mapping[str, Any]) -> bool:
-    """Was NaN given, not only the fill value? That one says by itself that it is meant."""
-    value = next(v for k, v in arrays.items() if modalities.get(k).name == name)
-    parts = list(value.values()) if isinstance(value, Mapping) else [value]
-    return any(np.isnan(p).any() for p in map(np.asarray, parts) if p.dtype.kind == "f")

@@ -17,18 +17,12 @@ from olmoearth_jax.model.config import (
     ReconstructorConfig,
 )
 
-_PACKAGE = "olmoearth_pretrain.nn"
-_CLASSES = {
-    "LatentMIMConfig": f"{_PACKAGE}.latent_mim.LatentMIMConfig",
-    "MAEConfig": f"{_PACKAGE}.mae.MAEConfig",
-    "GalileoConfig": f"{_PACKAGE}.galileo.GalileoConfig",
-    "EncoderConfig": f"{_PACKAGE}.flexi_vit.EncoderConfig",
-    "PredictorConfig": f"{_PACKAGE}.flexi_vit.PredictorConfig",
-    "AttentionPoolerConfig": f"{_PACKAGE}.flexi_vit.AttentionPoolerConfig",
-    "ReconstructorConfig": f"{_PACKAGE}.flexi_vit.ReconstructorConfig",
-    "TokenizationConfig": f"{_PACKAGE}.tokenization.TokenizationConfig",
-    "ModalityTokenization": f"{_PACKAGE}.tokenization.ModalityTokenization",
-}
+_MODULES = {
+    "LatentMIMConfig": "latent_mim", "MAEConfig": "mae", "GalileoConfig": "galileo",
+    "EncoderConfig": "flexi_vit", "PredictorConfig": "flexi_vit",
+    "AttentionPoolerConfig": "flexi_vit", "ReconstructorConfig": "flexi_vit",
+    "TokenizationConfig": "tokenization", "ModalityTokenization": "tokenization",
+}  # fmt: skip
 _KINDS = {"LatentMIMConfig": "latent_mim", "MAEConfig": "mae", "GalileoConfig": "galileo"}
 # Members that the published files have and this package has no use for, with their defaults.
 _INERT = {
@@ -37,49 +31,43 @@ _INERT = {
 }
 
 
+def _path(name: str) -> dict[str, Any]:
+    """The member that tells a reader the class."""
+    return {"_CLASS_": f"olmoearth_pretrain.nn.{_MODULES[name]}.{name}"}
+
+
 def _class_name(doc: Mapping[str, Any], default: str) -> str:
     """Last component of `_CLASS_`: module paths have changed over time."""
     name = str(doc.get("_CLASS_", default)).rsplit(".", 1)[-1]
-    if name not in _CLASSES:
-        raise ValueError(f"unknown config class {name!r}; {closest(name, _CLASSES)}")
+    if name not in _MODULES:
+        raise ValueError(f"unknown config class {name!r}; {closest(name, _MODULES)}")
     return name
 
 
-def _overrides(doc: Mapping[str, Any] | None) -> dict[str, list[list[str]]]:
-    if not doc:
-        return {}
-    groups = doc.get("overrides") or {}
-    return {name: [list(g) for g in value["band_groups"]] for name, value in groups.items()}
-
-
-def _members(cls: type, doc: Mapping[str, Any]) -> dict[str, Any]:
-    """Known, non-null members; unknown ones are ignored."""
-    fields = {f.name for f in dataclasses.fields(cls)}
-    out = {k: v for k, v in doc.items() if k in fields and v is not None}
-    if "position_encoding" in fields and doc.get("spatial_pos_encoding") is not None:
-        out["position_encoding"] = doc["spatial_pos_encoding"]
-    if "tokenization_overrides" in fields:
-        out["tokenization_overrides"] = _overrides(doc.get("tokenization_config"))
-    return out
-
-
-def _pooler(doc: Any) -> AttentionPoolerConfig:
-    if not isinstance(doc, Mapping) or "pooler_dim" not in doc:
-        raise ValueError("attention_pooler_config must be an object with a pooler_dim")
-    if (name := _class_name(doc, "AttentionPoolerConfig")) != "AttentionPoolerConfig":
-        raise ValueError(f"attention_pooler_config cannot be of class {name!r}")
-    return AttentionPoolerConfig(**_members(AttentionPoolerConfig, doc))
-
-
-def _part(cls: type, doc: Any, where: str) -> Any:
+def _part(cls: type, doc: Any, where: str, required: str = "supported_modality_names") -> Any:
+    """A config object; unknown members are ignored, null and missing ones take their defaults."""
     if not isinstance(doc, Mapping):
         raise ValueError(f"{where} must be an object, got {type(doc).__name__}")
-    if doc.get("attention_pooler_config") is not None:
-        doc = {**doc, "attention_pooler_config": _pooler(doc["attention_pooler_config"])}
-    if not doc.get("supported_modality_names"):
-        raise ValueError(f"{where} has no supported_modality_names")
-    _class_name(doc, cls.__name__)
-    return cls(**_members(cls, doc))
+    if not doc.get(required):
+        raise ValueError(f"{where} has no {required}")
+    if (name := _class_name(doc, cls.__name__)) != cls.__name__:
+        raise ValueError(f"{where} cannot be of class {name!r}")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    members = {k: v for k, v in doc.items() if k in fields and v is not None}
+    if "position_encoding" in fields and doc.get("spatial_pos_encoding") is not None:
+        members["position_encoding"] = doc["spatial_pos_encoding"]
+    if "tokenization_overrides" in fields:
+        groups = (doc.get("tokenization_config") or {}).get("overrides") or {}
+        members["tokenization_overrides"] = {
+            name: [list(g) for g in value["band_groups"]] for name, value in groups.items()
+        }
+    for key, kind, need in (
+        ("attention_pooler_config", AttentionPoolerConfig, "pooler_dim"),
+        ("decoder_config", PredictorConfig, "supported_modality_names"),
+    ):
+        if key in members or (key == "decoder_config" and key in fields):
+            members[key] = _part(kind, members.get(key), f"{where}.{key}", need)
+    return cls(**members)
 
 
 def from_json(doc: Mapping[str, Any]) -> ModelConfig:
@@ -99,27 +87,23 @@ def from_json(doc: Mapping[str, Any]) -> ModelConfig:
     if "use_linear_patch_embed" not in encoder_doc:
         # Files written before that member existed belong to models with a convolution.
         encoder.use_linear_patch_embed = False
-    decoder = reconstructor = None
-    if model.get("decoder_config") is not None:
-        decoder = _part(PredictorConfig, model["decoder_config"], "decoder_config")
-    if model.get("reconstructor_config") is not None:
-        inner = model["reconstructor_config"]
-        reconstructor = _part(ReconstructorConfig, inner, "reconstructor_config")
-        reconstructor.decoder_config = _part(
-            PredictorConfig, inner.get("decoder_config"), "reconstructor_config.decoder_config"
+    parts = {
+        key: None if model.get(key) is None else _part(cls, model[key], key)
+        for key, cls in (
+            ("decoder_config", PredictorConfig), ("reconstructor_config", ReconstructorConfig)
         )
+    }  # fmt: skip
     return ModelConfig(
         kind=_KINDS[kind],
         encoder_config=encoder,
-        decoder_config=decoder,
-        reconstructor_config=reconstructor,
+        **parts,
         projection_only_target=bool(model.get("projection_only_target", False)),
     )
 
 
 def _write_part(config: Any) -> dict[str, Any]:
     name = type(config).__name__
-    out: dict[str, Any] = {"_CLASS_": _CLASSES[name]}
+    out = _path(name)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is None:
@@ -127,9 +111,9 @@ def _write_part(config: Any) -> dict[str, Any]:
         if field.name == "tokenization_overrides":
             if value:
                 out["tokenization_config"] = {
-                    "_CLASS_": _CLASSES["TokenizationConfig"],
+                    **_path("TokenizationConfig"),
                     "overrides": {
-                        m: {"_CLASS_": _CLASSES["ModalityTokenization"], "band_groups": groups}
+                        m: {**_path("ModalityTokenization"), "band_groups": groups}
                         for m, groups in value.items()
                     },
                 }
@@ -145,7 +129,7 @@ def _write_part(config: Any) -> dict[str, Any]:
 def to_json(config: ModelConfig) -> dict[str, Any]:
     """The ``config.json`` document of a model config; null members are left out."""
     name = next(cls for cls, kind in _KINDS.items() if kind == config.kind)
-    model: dict[str, Any] = {"_CLASS_": _CLASSES[name]}
+    model = _path(name)
     for member in ("encoder_config", "decoder_config", "reconstructor_config"):
         part = getattr(config, member)
         if part is not None:
@@ -170,8 +154,3 @@ def read(path: Path) -> ModelConfig:
         raise ValueError(f"{path} is not valid JSON: {e}") from e
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
-
-
-def write(config: ModelConfig, path: Path) -> None:
-    """Writes a ``config.json`` file."""
-    Path(path).write_text(json.dumps(to_json(config), indent=1) + "\n")

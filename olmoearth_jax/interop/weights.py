@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import logging
+import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,17 +153,26 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     return {str(k): v.detach().to(torch.float32).numpy() for k, v in raw.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _safetensors(path: Path) -> Any:
+    """The safetensors package.
+
+    Raises:
+      ValueError: it is not installed.
+    """
     try:
-        import safetensors
-        from safetensors.numpy import load_file
+        import safetensors.numpy
     except ImportError:
         raise ValueError(
-            f"{path} needs the 'safetensors' package: pip install 'olmoearth-jax[convert]'"
+            f"{path} needs PyTorch or safetensors: pip install 'olmoearth-jax[convert]'"
         ) from None
+    return safetensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    package = _safetensors(path)
     try:
-        return load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as e:
+        return package.numpy.load_file(path)
+    except (package.SafetensorError, OSError, ValueError) as e:
         raise ValueError(
             f"{path} is damaged or cut off, download it again ({_first_line(e)})"
         ) from None
@@ -179,7 +190,8 @@ def write_folder(
 ) -> list[Path]:
     """Writes a folder that the PyTorch loaders accept: config, weights and attribution.
 
-    Without PyTorch the weights are written as safetensors instead.
+    Without PyTorch the weights are written as safetensors instead. Files of an earlier export are
+    replaced.
 
     Args:
       state: float32 tensors by the reference's keys.
@@ -199,30 +211,36 @@ def write_folder(
         log.warning("Decode-only modalities were not recorded; taken to be %s", decode_only)
     doc = config_json.to_json(config) | decode_only_record(decode_only)
     folder.mkdir(parents=True, exist_ok=True)
-    path = _write_tensors(folder, state)
-    (folder / CONFIG_FILE).write_text(json.dumps(doc, indent=1) + "\n")
-    (folder / NOTICE_FILE).write_text(_NOTICE)
-    return [path, folder / CONFIG_FILE, folder / NOTICE_FILE]
-
-
-def _write_tensors(folder: Path, state: Mapping[str, np.ndarray]) -> Path:
-    if importlib.util.find_spec("torch") is not None:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()}
-        torch.save(tensors, folder / TORCH_FILE)
-        return folder / TORCH_FILE
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise ValueError(
-            "writing weights needs PyTorch or safetensors: pip install 'olmoearth-jax[convert]'"
-        ) from None
     arrays = {k: np.array(v, np.float32, order="C") for k, v in state.items()}
-    save_file(arrays, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
-    return folder / SAFETENSORS_FILE
+    has_torch = importlib.util.find_spec("torch") is not None
+    path, other = folder / TORCH_FILE, folder / SAFETENSORS_FILE
+    if not has_torch:
+        path, other = other, path
+    with _replacing(path) as scratch:
+        if has_torch:
+            import torch  # pyright: ignore[reportMissingImports]
+
+            torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, scratch)
+        else:
+            _safetensors(folder).numpy.save_file(arrays, scratch, metadata={"format": "pt"})
+    other.unlink(missing_ok=True)
+    with _replacing(folder / CONFIG_FILE) as scratch:
+        scratch.write_text(json.dumps(doc, indent=1) + "\n")
+    return [path, folder / CONFIG_FILE, write_notice(folder)]
 
 
-def write_notice(folder: Path) -> None:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` if nothing fails."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_notice(folder: Path) -> Path:
     """Writes the attribution and the licence link into a converted folder."""
     (folder / NOTICE_FILE).write_text(_NOTICE)
+    return folder / NOTICE_FILE

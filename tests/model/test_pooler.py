@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmoearth_jax import losses
 from olmoearth_jax.inference import domain
 from olmoearth_jax.interop import config_json, torch_keys
 from olmoearth_jax.model import dense, latent_mim, searchlight
@@ -19,6 +20,12 @@ from olmoearth_jax.model.config import (
 )
 from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.unet_head import UNetHead, initial_head
+from olmoearth_jax.train import assemble
+from olmoearth_jax.train.assemble import EngineOptions
+from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.optimizer import AdamWConfig
+from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.step import Recipe, TrainProgram
 
 NAMES = ["sentinel2_l2a", "worldcover"]
 STAMPS = np.array([[[15, 0, 2021], [15, 5, 2021]]], np.int32)
@@ -117,6 +124,7 @@ def test_grid_positions():
         GridSpec.of(dense.Layout({"sentinel2_l2a": (1, 1, 1, 1)}, {}, 1), 4, 10.0, 3)
 
 
+@pytest.mark.slow
 def test_predictions_read_the_grid_only():
     model, _ = encoder_of(config())
     data, masks = inputs(2)
@@ -129,6 +137,7 @@ def test_predictions_read_the_grid_only():
     np.testing.assert_array_equal(out, same)
 
 
+@pytest.mark.slow
 def test_student_sends_no_gradient_back():
     model = config()
     graph = latent_mim.graph(model)[0]
@@ -142,6 +151,42 @@ def test_student_sends_no_gradient_back():
     grads = jax.grad(loss)(encoder_of(model)[1])["encoder"]
     assert float(jnp.abs(grads["attention_pooler"]["student"]["kernel"]).max()) > 0
     assert not any(np.any(x) for x in jax.tree.leaves(grads["blocks"]))
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss():
+    model = config(student_output_norm=True)
+    objective = Objective(losses.build({"type": "patch_discrimination"}), (0.1, 0.1))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
+    recipe = Recipe(AdamWConfig(weight_decay=0.0), lambda step: 1e-3)
+    leaves = assemble.trainable_leaves(model, True, objective)
+    program = TrainProgram(model, engine, recipe, mesh, leaves)
+    rng = np.random.Generator(np.random.Philox(9))
+    data, masks = inputs(4, 2)
+    group = {
+        "data": {n: rng.standard_normal((4, *x.shape[1:]), dtype=np.float32)
+                 for n, x in data.items()},
+        "timestamps": STAMPS.repeat(4, 0), "ok": np.ones(4, bool), "index": np.arange(4),
+        "position": np.arange(4), "grid": 2, "patch_size": 2,
+    }  # fmt: skip
+    for view in "ab":
+        chosen = rng.choice([0, 2], (4, *masks["sentinel2_l2a"].shape[1:])).astype(np.int8)
+        chosen[:, 0, 0, 0] = 0
+        known = np.full((4, *masks["worldcover"].shape[1:]), 2, np.int8)
+        group[f"mask_{view}"] = {"sentinel2_l2a": chosen, "worldcover": known}
+    state, seen = program.init_state(), []
+    start = jax.tree.map(np.array, state["params"])
+    for step in range(1, 21):
+        state, report = program.step(state, [group], step)
+        seen.append(float(report.metrics[f"train/{objective.metric_name}"]))
+        assert float(report.metrics["train/dropped_micro_steps"]) == 0
+    assert np.isfinite(seen).all() and seen[-1] < 0.9 * seen[0]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start, state["params"])["encoder"]
+    pooler = moved["attention_pooler"]
+    assert all(jax.tree.leaves(pooler["read_blocks"])) and pooler["learned_query"]
+    assert not any(jax.tree.leaves((pooler["student"], pooler["student_norm"])))
+    assert any(jax.tree.leaves(moved["blocks"]))
 
 
 def test_box_starts():
@@ -169,6 +214,7 @@ def test_window_attention_is_the_masked_one(grid, window):
     np.testing.assert_allclose(got[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_window_is_the_ordinary_forward():
     model, _ = encoder_of(config())
     data, masks = inputs(4)
@@ -195,6 +241,7 @@ def test_searchlight_refuses():
         run(model.encoder, data, masks, STAMPS, 1, window_px=2)
 
 
+@pytest.mark.slow
 def test_safe_halo_leaves_no_trace():
     model, _ = encoder_of(config())
     data, masks = inputs(20, 2)
