@@ -41,11 +41,7 @@ def max_timesteps(
 ) -> int:
     """Timesteps of a crop of `grid` x `grid` patches within `budget` tokens, at most 12.
 
-    Args:
-      names: training modalities.
-      grid: patches per side.
-      budget: tokens per sample; None for no limit.
-      tokenization: band sets used for counting; None for the registry's.
+    `budget` None is no limit; `tokenization` None counts by the registry's band sets.
 
     Raises:
       ValueError: not even one timestep fits.

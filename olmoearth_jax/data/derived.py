@@ -48,11 +48,9 @@ def to_decibel(power: np.ndarray) -> np.ndarray:
 def tile_latlon(crs: str, col: int, row: int, resolution_factor: int = 16) -> tuple[float, float]:
     """(lat, lon) in degrees of the centre of a tile of the grid (spec/data.md section 3).
 
-    Args:
-      crs: 'EPSG:326zz' (northern UTM zone zz) or 'EPSG:327zz' (southern).
-      col: tile column; tiles are 2560 m wide at the default resolution.
-      row: tile row, negative where the northing is positive.
-      resolution_factor: pixel size in units of 0.625 m.
+    `crs` is 'EPSG:326zz' (northern UTM zone zz) or 'EPSG:327zz' (southern); tiles are 2560 m wide
+    at the default pixel size of 16 units of 0.625 m; `row` is negative where the northing is
+    positive.
 
     Raises:
       ValueError: `crs` is not a UTM zone on WGS 84.
@@ -84,8 +82,9 @@ def _inverse_utm(easting: float, northing: float, zone: int) -> tuple[float, flo
         20648693 * n**6 / 638668800,
     )
     xi, eta = northing / (0.9996 * radius), (easting - 500000.0) / (0.9996 * radius)
-    xi_p = xi - sum(b * math.sin(2 * j * xi) * math.cosh(2 * j * eta) for j, b in _from_1(beta))
-    eta_p = eta - sum(b * math.cos(2 * j * xi) * math.sinh(2 * j * eta) for j, b in _from_1(beta))
+    terms = list(enumerate(beta, start=1))
+    xi_p = xi - sum(b * math.sin(2 * j * xi) * math.cosh(2 * j * eta) for j, b in terms)
+    eta_p = eta - sum(b * math.cos(2 * j * xi) * math.sinh(2 * j * eta) for j, b in terms)
     tau_p = math.sin(xi_p) / math.hypot(math.sinh(eta_p), math.cos(xi_p))
     e2 = f * (2 - f)
     e = math.sqrt(e2)
@@ -97,7 +96,3 @@ def _inverse_utm(easting: float, northing: float, zone: int) -> tuple[float, flo
         tau += (tau_p - guess) / math.hypot(1, guess) * (1 + (1 - e2) * tau**2) / ((1 - e2) * root)
     lon = math.degrees(math.atan2(math.sinh(eta_p), math.cos(xi_p))) + 6 * zone - 183
     return math.degrees(math.atan(tau)), lon
-
-
-def _from_1(values: tuple[float, ...]):
-    return enumerate(values, start=1)

@@ -75,11 +75,7 @@ def text_digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, who: str) -> Iterator[None]:
-    """Holds a lock on `folder` that ends with this process.
-
-    Args:
-      folder: made if it does not exist.
-      who: what runs, for the message of the one that comes second.
+    """Holds a lock on `folder` (made if need be) that ends with this process; `who` holds it.
 
     Raises:
       FolderInUse: another process holds the lock.

@@ -15,13 +15,8 @@ def epoch_order(
 
     Each repeat is a shuffle of all indices, less the tail that does not fill a batch.
 
-    Args:
-      size: samples in the data set.
-      global_batch_size: samples per optimiser step.
-      seed: shuffle seed; the epoch is added to it.
-      epoch: 1-based.
-      repeats: passes over the data per epoch.
-      shuffle: False keeps the natural order.
+    Epochs count from 1 and are added to the seed; `repeats` passes over the data make one epoch;
+    without `shuffle` each keeps the natural order.
 
     Raises:
       ValueError: the data set is smaller than one batch.

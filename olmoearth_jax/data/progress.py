@@ -7,13 +7,9 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Counts finished items and reports rate and time left.
+    """Counts finished items of `total` and says rate and time left, every `interval` seconds.
 
-    Args:
-      total: items there are.
-      what: their name in the plural, for example 'tiles'.
-      say: takes the lines; None keeps silent.
-      interval: seconds between lines; the last item is always reported.
+    `what` names the items, for example 'tiles'. The last one is always reported.
     """
 
     def __init__(

@@ -143,13 +143,8 @@ def far_means(name: str, seen: Values) -> list[str]:
 
 
 def time_problems(timestamps: np.ndarray, masks: dict[str, np.ndarray], steps: dict[str, int]):
-    """What is wrong with a file's time axis, as sentences.
-
-    Args:
-      timestamps: [t, 3] (day, month 0-11, year).
-      masks: per modality bool [t].
-      steps: stored timesteps per space-time modality.
-    """
+    """What is wrong with a time axis: timestamps [t, 3] (day, month 0-11, year), masks bool [t]
+    and the number of stored timesteps per space-time modality."""
     out: list[str] = []
     rows = timestamps.tolist()
     if not 1 <= len(rows) <= MAX_TIMESTEPS:

@@ -57,9 +57,7 @@ def pad_timestamps(timestamps: np.ndarray) -> np.ndarray:
 def time_axis(timestamps: np.ndarray, masks: Mapping[str, np.ndarray]) -> TimeAxis:
     """Cuts rows before the first and after the last present timestep, and pads to 12.
 
-    Args:
-      timestamps: integers [t, 3].
-      masks: per modality bool [t]; modalities without a mask are left out.
+    `timestamps` are whole numbers [t, 3], masks bool [t]; modalities without a mask are left out.
 
     Raises:
       ValueError: no timestep is left, or more than 12.

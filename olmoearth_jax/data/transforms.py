@@ -50,10 +50,7 @@ def mixup(
     Timestamps are the partner's if lam >= 0.5. An element is MISSING if it is in either sample
     (the reference blends the fill value into the data).
 
-    Args:
-      arrays: per modality [B, ...].
-      timestamps: [B, T, 3].
-      lam: weight of the partner, in [0, 1].
+    Arrays are [B, ...] per modality, timestamps [B, T, 3].
     """
 
     def blend(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,23 @@ def _resident_mb() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def _segments() -> int:
-    shared = Path("/dev/shm")
-    return len(list(shared.iterdir())) if shared.is_dir() else 0
+@pytest.fixture
+def segments(monkeypatch):
+    """Counts the shared-memory segments that this process has opened and that still exist."""
+    names, real = set(), SharedMemory.__init__
+
+    def noted(self, *args, **options):
+        real(self, *args, **options)
+        names.add(self.name)
+
+    monkeypatch.setattr(SharedMemory, "__init__", noted)
+    return lambda: sum((Path("/dev/shm") / name).exists() for name in names)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PROC.is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_grows_over_20000_samples(dataset, workers):
-    segments = _segments()
+def test_nothing_grows_over_20000_samples(dataset, workers, segments):
     stream = make_stream(
         prepare(dataset, OFFICIAL_MODALITIES), num_workers=workers, normalized=True
     )
@@ -42,13 +50,13 @@ def test_nothing_grows_over_20000_samples(dataset, workers):
     batches = stream.batches(0, steps)
     for step, _ in enumerate(batches):
         if step in (200, steps - 1):
-            seen.append((_open_files(), _resident_mb(), _segments()))
+            seen.append((_open_files(), _resident_mb(), segments()))
     (files_then, memory_then, shared_then), (files_now, memory_now, shared_now) = seen
     assert files_now <= files_then + 2
     assert memory_now <= memory_then + 40
     assert stream.samples_read == 20_000
     assert shared_now <= shared_then + 36  # the groups that are read ahead: nine arrays each
     deadline = time.monotonic() + 20
-    while _segments() > segments and time.monotonic() < deadline:
+    while segments() and time.monotonic() < deadline:
         time.sleep(0.1)  # what the worker still held goes with it
-    assert _segments() <= segments
+    assert segments() == 0

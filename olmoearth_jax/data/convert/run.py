@@ -93,15 +93,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """Outcome of a conversion.
-
-    Attributes:
-      folder: of the dataset.
-      samples: in it.
-      written: sample files written by this run; the others were there already.
-      dropped: tiles that made no sample, with the reason.
-      removed: (tile, modality, reason) of what was left out of kept tiles.
-    """
+    """Outcome: the folder, its samples and how many of them this run wrote, the tiles that
+    made no sample with the reason, and (tile, modality, reason) of what was left out of others."""
 
     folder: Path
     samples: int
@@ -143,12 +136,8 @@ def convert(
 ) -> Conversion:
     """Converts a tree, or goes on with a conversion that was stopped.
 
-    Args:
-      settings: what and how.
-      workers: processes; 0 for this one.
-      say: takes progress lines.
-      skip_unreadable: drop tiles with a file that cannot be read, instead of stopping before
-        anything is written.
+    It runs in `workers` processes, 0 for this one. Tiles with a file that cannot be read are
+    dropped with `skip_unreadable`; without, they stop it before anything is written.
 
     Raises:
       FolderInUse: another conversion runs in the same output folder.

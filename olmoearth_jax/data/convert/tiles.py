@@ -71,12 +71,10 @@ def plan_time(
 ) -> TimePlan:
     """Aligns the series of a tile by date.
 
-    Args:
-      dates: per modality the dates of its timesteps.
-      names: modalities that are kept; at least one is a space-time one.
-      keep_unmatched: store timesteps on dates that the longest series lacks, and weather as it
-        comes, as the reference does; readers then misplace what follows them. Else they are left
-        out, and weather that lacks one of the dates is removed.
+    `names` are kept; at least one is a space-time modality. Timesteps on dates that the longest
+    series lacks are left out, and weather that lacks one of its dates is removed. With
+    `keep_unmatched` both are stored as they come, as the reference does, and readers misplace what
+    follows them.
     """
     lead = longest(dates, names)
     assert lead is not None
