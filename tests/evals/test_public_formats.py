@@ -118,10 +118,12 @@ def test_geobench2(monkeypatch, tmp_path):
     np.savez(folder / "0.npz", image=RNG.uniform(0, 1, (6, 8, 8)), label=label)
     np.savez(folder / "1.npz", image=RNG.uniform(0, 1, (6, 8, 8)))
     np.savez(folder / "2.npz", picture=np.zeros((6, 8, 8)), label=label)
+    np.savez(folder / "3.npz", image=np.full((6, 8, 8), np.nan), label=label)
     monkeypatch.setenv("GEOBENCH2_DIR", str(tmp_path))
     reader = open_split("t", task("gb2-burn_scars"), "train")
     sample, got = reader[0]
     assert np.array_equal(got, label) and not sample["sentinel2_l2a"][..., 3].any()
+    assert np.isfinite(reader[3][0]["sentinel2_l2a"]).all()
     with pytest.raises(ValueError, match="holds no label"):
         reader[1]
     with pytest.raises(ValueError, match="lacks 'image'"):

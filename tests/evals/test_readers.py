@@ -157,6 +157,12 @@ def test_windowed_data_of_every_kind(monkeypatch, tmp_path):
     assert not sample["sentinel2_l2a" + MASK].any()
     assert sample["timestamps"].tolist() == [[1, 8, 2022], [1, 9, 2022]]
     assert len(open_split("t", task(label_fraction=0.4), "train")) == 1
+    path = reader.items[1] / "arrays.npz"
+    arrays: dict[str, Any] = dict(np.load(path))
+    arrays["sentinel2_l2a"][0, 0, 0, 0] = np.nan
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="train item 1 holds pixels of sentinel2_l2a that are not"):
+        reader[1]
     with pytest.raises(ValueError, match="no window .* eval_split=test"):
         open_split("t", task(), "test")
     with pytest.raises(DataUnavailable, match="stats.json"):

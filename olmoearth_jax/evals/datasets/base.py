@@ -140,6 +140,9 @@ class Reader:
     def convert(self, raw: Raw, where: str = "the item") -> tuple[Sample, np.ndarray]:
         """Normalised sample and checked label (int64 classes, float32 values) of raw data."""
         images = {m: self.normalized(raw.images[m], m) for m in self.modalities}
+        for name, image in images.items():
+            if not np.isfinite(image).all():
+                raise ValueError(f"{self.split} {where} holds pixels of {name} that are not finite")
         label = np.asarray(raw.label)
         if "regression" in self.info.task_type:
             return make_sample(images, raw.timestamps), label.astype(np.float32)

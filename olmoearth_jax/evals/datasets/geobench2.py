@@ -103,8 +103,9 @@ class GeoBench2(Reader):
         return Raw(images, label, np.tile(np.array(DATE), (steps, 1)))
 
     def normalized(self, image: np.ndarray, modality: str) -> np.ndarray:
-        """As for all data sets; channels without any data stay exactly 0."""
-        return np.where(image.any((0, 1, 2)), super().normalized(image, modality), 0)
+        """As for all data sets; channels without any data, and absent pixels, are exactly 0."""
+        there = image.any((0, 1, 2)) & np.isfinite(image)
+        return np.where(there, super().normalized(image, modality), 0)
 
 
 def stack(slots: Slots, bands: tuple[str, ...], raw: Mapping[str, np.ndarray]) -> np.ndarray:
