@@ -114,7 +114,7 @@ class SampleFile:
         side = None
         for name, shape in shapes.items():
             modality, dtype = registry.get(name), self._sets[name].dtype
-            if dtype.kind not in "iuf":
+            if dtype.kind not in "biuf":
                 raise ReadError(self.path, f"{name!r} must hold numbers, got {dtype}")
             sides: tuple[int, ...] = ()
             if modality.spatial:

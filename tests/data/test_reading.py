@@ -68,6 +68,14 @@ def test_files_without_masks_hold_every_timestep(tmp_path, parts):
     assert (sample.arrays["sentinel1"][:, :, held:] == MISSING).all()
 
 
+def test_maps_of_true_and_false_read_as_1_and_0(tmp_path, parts):
+    cover = parts[0]["worldcover"] > 30
+    write_sample(tmp_path / "a.h5", {"worldcover": cover}, parts[1], {}, parts[3], Storage())
+    with open_sample(tmp_path / "a.h5", ("worldcover",)) as file:
+        sample = _whole(file, ("worldcover",), normalized=False)
+    np.testing.assert_array_equal(sample.arrays["worldcover"], cover.astype(np.float32))
+
+
 def test_absent_modalities_are_missing(tmp_path, parts):
     arrays = {"sentinel1": parts[0]["sentinel1"]}
     masks = {"sentinel1": parts[2]["sentinel1"]}
