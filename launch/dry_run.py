@@ -89,6 +89,7 @@ def _parameters(cfg: ExperimentConfig) -> list[str]:
 def _step(cfg: ExperimentConfig, devices: int, spec, tokens: _estimate.Tokens) -> list[str]:
     batch, views = cfg.data_loader.global_batch_size, cfg.data_loader.num_masked_views
     flops = _estimate.step_flops(cfg, spec, tokens)
+    pooler = ", without the pooler" if cfg.model.encoder_config.attention_pooler_config else ""
     lines = [
         _row("samples", f"{batch}, in {cfg.groups_per_step} groups"),
         _row("devices planned for", f"{devices}, {spec.samples} samples each per micro-step"),
@@ -99,10 +100,10 @@ def _step(cfg: ExperimentConfig, devices: int, spec, tokens: _estimate.Tokens) -
         _row(
             "decoded tokens", f"{tokens.decoded * views * batch:,.0f} ({tokens.decoded:.0f} each)"
         ),
-        _row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device)"),
+        _row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device){pooler}"),
         _row(
             "forward FLOPs per view of a sample",
-            f"{_estimate.forward_flops(cfg, tokens):.3g} without patch projection",
+            f"{_estimate.forward_flops(cfg, tokens):.3g} without patch projection{pooler}",
         ),
     ]
     steps = steps_per_epoch(cfg)
