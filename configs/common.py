@@ -116,7 +116,7 @@ def smoke(cfg: ExperimentConfig, arguments: Arguments) -> ExperimentConfig:
     loader.samples_per_shape = 4
     loader.token_budget = 300  # with one small program, nearly all of the time is training
     cfg.ladder.max_rungs = 2
-    cfg.ladder.row_fractions = [1.0]
+    cfg.ladder.row_classes = 1
     cfg.train_module.rank_microbatch_size = 4
     cfg.train_module.scheduler.warmup = 5
     trainer = cfg.trainer

@@ -111,9 +111,9 @@ def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Toke
         spec, [probe.complete(spec.modalities)], strategies, timesteps, 0, 4 * len(timesteps)
     )
     slots, rows = len(spec.slots), spec.rows
-    enc = np.array([v[2 * slots] for v in drawn]) / rows
-    dec = np.array([v[2 * slots + 1] for v in drawn]) / rows
-    patches = np.mean([v[:slots] for v in drawn], axis=0) / SAMPLES
+    enc = np.array([n.totals[-2] for n in drawn]) / rows
+    dec = np.array([n.totals[-1] for n in drawn]) / rows
+    patches = np.mean([n.totals[:slots] for n in drawn], axis=0) / SAMPLES
     pairs = float(np.mean(enc * enc)), float(np.mean(enc * dec))
     return Tokens(float(enc.mean()), float(dec.mean()), *pairs, patches)
 
@@ -188,21 +188,14 @@ def memory_rows(
     rows.append(("patches", 4.0 * pixels))
     keep = {"none": 1.0, "dots": 0.7, "block": 0.15}[cfg.remat]
     blocks = encoder.depth * rung.enc * _activation_bytes(encoder, encoder.embedding_size, item)
-    scores = encoder.depth * encoder.num_heads * _pairs(rung, spec, SELF)
+    scores = encoder.depth * encoder.num_heads * rung.pairs(spec.plan(SELF))
     if decoder is not None:
         width = decoder.decoder_embedding_size
         blocks += decoder.depth * (
             rung.dec * _activation_bytes(decoder, width, item) + rung.enc * 2 * width * item
         )
-        scores += decoder.depth * decoder.num_heads * _pairs(rung, spec, CROSS)
+        scores += decoder.depth * decoder.num_heads * rung.pairs(spec.plan(CROSS))
     rows.append(("activations kept for the backward pass", keep * blocks))
     if cfg.attention != "cudnn":
         rows.append(("attention weights (none with cuDNN)", keep * scores * item))
     return rows
-
-
-def _pairs(rung: Rung, spec: StreamSpec, plan: str) -> int:
-    """Attention weights per head over all rows of a rung."""
-    number = spec.plan(plan)
-    classes = zip(rung.rows[number], spec.plans[number].bounds, strict=True)
-    return sum(rows * queries * keys for rows, (queries, keys) in classes)

@@ -277,6 +277,8 @@ class TrainerConfig:
     load_strategy: Literal["if_available", "always", "never"] = "if_available"
     load_path: str | None = None
     """Checkpoint to start from when the run's own folder holds none."""
+    load_weights_only: bool = False
+    """Take only the weights of load_path; the optimiser starts anew."""
     allow_dataset_change: bool = False
     """Resume although the dataset is another one than the checkpoint's."""
     allow_config_change: bool = False
@@ -301,7 +303,7 @@ class LadderConfig:
 
     max_rungs: int = 12
     """Most capacities, hence most step programs, of a run."""
-    row_fractions: list[float] = field(default_factory=lambda: [0.15, 0.3, 0.45, 0.6, 0.8, 1.0])
+    row_classes: int = 4
     """Lengths of attention rows, as fractions of the longest; the last is 1."""
 
 

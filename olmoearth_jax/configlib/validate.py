@@ -30,9 +30,7 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "two numbers in [0, 1)": lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
     "two numbers between 0 and 1": lambda v: len(v) == 2 and all(0 <= b <= 1 for b in v),
     "a name without '/'": lambda v: bool(v) and "/" not in v and v not in (".", ".."),
-    "ascending from above 0 to 1": lambda v: (
-        bool(v) and sorted(set(v)) == v and v[0] > 0 and v[-1] == 1
-    ),
+    "between 1 and 8": lambda v: 1 <= v <= 8,
     "between 1 and 12": lambda v: 1 <= v <= 12,
     "float32: float16 cannot hold the fill value of missing data": lambda v: v == "float32",
 }
@@ -69,7 +67,7 @@ _RULES = {
     "trainer.callbacks.checkpointer.save_interval": "greater than 0",
     "trainer.callbacks.checkpointer.ephemeral_save_interval": "greater than 0 or null",
     "ladder.max_rungs": "between 1 and 12",
-    "ladder.row_fractions": "ascending from above 0 to 1",
+    "ladder.row_classes": "between 1 and 8",
 }
 """What the value of a path must be, in the words of the error text."""
 
@@ -81,7 +79,7 @@ def problems(cfg: ExperimentConfig) -> list[str]:
         for path, rule in _RULES.items()
         if not _NUMBERS[rule](get_path(cfg, path))
     ]
-    for part in (_modalities, _model, _loader, _masking, _objective, _targets, _run):
+    for part in (_modalities, _model, _loader, _views, _options, _objective, _targets, _run):
         out += part(cfg)
     if not out:
         from olmoearth_jax.train.build_objective import build_objective
@@ -234,7 +232,7 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
     )
 
 
-def _masking(cfg: ExperimentConfig) -> Iterator[str]:
+def _views(cfg: ExperimentConfig) -> Iterator[str]:
     loader, kind, views = cfg.data_loader, cfg.train_module.kind, cfg.data_loader.num_masked_views
     if views not in (1, 2):
         yield f"data_loader.num_masked_views must be 1 or 2, got {views}"
@@ -247,18 +245,23 @@ def _masking(cfg: ExperimentConfig) -> Iterator[str]:
         yield "data_loader.masking_config must be given"
     if loader.masking_config_b is not None and views == 1:
         yield "data_loader.masking_config_b is set, but there is only one view; set it to null"
+
+
+def _options(cfg: ExperimentConfig) -> Iterator[str]:
+    """Maskings and losses: their types, their parameters, and the modalities that they name."""
     trained = cfg.model.encoder_config.supported_modality_names
     for path, values in objectives.options(cfg).items():
-        found = list(_says(lambda path=path, values=values: objectives.build(path, values), path))
-        yield from found
+        try:
+            built = objectives.build(path, values)
+        except ValueError as e:
+            yield f"{path}: {e}"
+            continue
         for key in MODALITY_LISTS & set(values):
-            for name in values[key] or ():
-                if name not in trained:
-                    yield f"{path}.{key} has {name!r}, which is not trained; trained: " + ", ".join(
-                        trained
-                    )
-        if not found and path.startswith("data_loader."):
-            yield from _visible(objectives.build(path, values), cfg, path)
+            for name in set(values[key] or ()) - set(trained):
+                known = ", ".join(trained)
+                yield f"{path}.{key} has {name!r}, which is not trained; trained: {known}"
+        if path.startswith("data_loader."):
+            yield from _visible(built, cfg, path)
 
 
 def _visible(strategy: Any, cfg: ExperimentConfig, path: str) -> Iterator[str]:

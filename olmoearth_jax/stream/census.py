@@ -28,7 +28,7 @@ class Census:
       sparse: int [B, slots], visible patches of slots that are not encodable as a rule.
       enc: int [views, B], visible tokens.
       dec: int [views, B, modalities], decoded tokens.
-      row_class: int [plans, views, B], smallest class of each plan that holds the row.
+      lengths: int [plans, views, B, 2], queries and keys of the row in each plan; 0 for holes.
       alive: bool [B], False for holes.
     """
 
@@ -41,7 +41,7 @@ class Census:
     sparse: np.ndarray
     enc: np.ndarray
     dec: np.ndarray
-    row_class: np.ndarray
+    lengths: np.ndarray
     alive: np.ndarray
 
     @property
@@ -93,14 +93,14 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
     dec = per_slot @ owner.T
     return Census(
         group, table, masks, need, rank, patches, sparse, enc, dec,
-        _row_classes(enc, dec, need.sum(1), spec), alive,
+        _row_lengths(spec, enc, dec, need.sum(1)), alive,
     )  # fmt: skip
 
 
-def plan_lengths(
+def _row_lengths(
     spec: StreamSpec, enc: np.ndarray, dec: np.ndarray, present: np.ndarray
-) -> list[tuple]:
-    """Per plan the (queries, keys) of each row.
+) -> np.ndarray:
+    """int [plans, views, B, 2]: queries and keys of each row.
 
     Args:
       spec: the stream.
@@ -113,33 +113,18 @@ def plan_lengths(
     seen = np.zeros_like(enc)
     # A sample's one target row stands where its first view's row does.
     seen[0] = present + registers_of(spec) * (present > 0)
-    known = {
-        SELF: (own, own),
-        CROSS: (total, enc),
-        SAMPLE: (total, total),
-        TARGET: (seen, seen),
-    }
-    out = []
-    for plan in spec.plans:
-        if plan.name not in known:
-            one = dec[..., spec.modalities.index(plan.name)]
-            known[plan.name] = (one, one)
-        out.append(known[plan.name])
-    return out
-
-
-def _row_classes(
-    enc: np.ndarray, dec: np.ndarray, present: np.ndarray, spec: StreamSpec
-) -> np.ndarray:
-    """int [plans, views, B]: the first class of each plan whose bounds hold the row."""
-    out = np.full((len(spec.plans), *enc.shape), -1)
-    for p, (queries, keys) in enumerate(plan_lengths(spec, enc, dec, present)):
-        for number, (most_q, most_k) in reversed(list(enumerate(spec.plans[p].bounds))):
-            out[p][(queries <= most_q) & (keys <= most_k)] = number
-    if (out < 0).any():
-        _, view, sample = np.argwhere(out < 0)[0]
+    known = {SELF: (own, own), CROSS: (total, enc), SAMPLE: (total, total), TARGET: (seen, seen)}
+    out = np.empty((len(spec.plans), *enc.shape, 2), np.int64)
+    for p, plan in enumerate(spec.plans):
+        if plan.name in known:
+            out[p] = np.stack(known[plan.name], axis=-1)
+        else:
+            out[p] = dec[..., spec.modalities.index(plan.name), None]
+    most = np.array([(p.queries, p.keys) for p in spec.plans])
+    if (out > most[:, None, None]).any():
+        _, view, sample, _ = np.argwhere(out > most[:, None, None])[0]
         raise ValueError(
-            f"a sample has {enc[view, sample]} visible and {dec[view, sample].sum()} decoded "
+            f"a sample has {enc[view, sample]} visible and {total[view, sample]} decoded "
             f"tokens, more than the stream's bounds {spec.enc_bound} and {spec.dec_bound}"
         )
     return out
@@ -174,8 +159,21 @@ def deal(loads: np.ndarray, devices: int) -> np.ndarray:
     return out
 
 
-def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: int) -> np.ndarray:
-    """int64 vector (see `Rung.as_vector`): the most any of `count` devices needs.
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a micro-step asks of a rung.
+
+    Attributes:
+      totals: int64 [2 slots + 2] as in `Rung.totals`, the most of any device.
+      lengths: int [plans, devices, rows, 2], queries and keys; 0 where a device has fewer rows.
+    """
+
+    totals: np.ndarray
+    lengths: np.ndarray
+
+
+def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: int) -> Need:
+    """What the samples of a micro-step need of their `count` devices.
 
     Args:
       censuses: the groups of a micro-step.
@@ -186,25 +184,13 @@ def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: 
     # Rows of holes have no visible token and no registers either.
     enc = np.concatenate([c.enc + registers_of(spec) * (c.enc > 0) for c in censuses], axis=1)
     dec = np.concatenate([c.dec.sum(-1) for c in censuses], axis=1)
-    row_class = np.concatenate([c.row_class for c in censuses], axis=2)
-    alive = np.concatenate([c.alive for c in censuses])
-    worst = None
+    lengths = np.concatenate([c.lengths for c in censuses], axis=2)
+    totals = np.zeros(2 * len(spec.slots) + 2, np.int64)
+    rows = np.zeros((len(spec.plans), count, spec.rows, 2), np.int64)
     for d in range(count):
         mine = devices == d
-        rows = row_class[:, :, mine & alive].reshape(len(spec.plans), -1)
-        above = [
-            int((rows[p] >= c).sum())
-            for p, plan in enumerate(spec.plans)
-            for c in range(len(plan.bounds))
-        ]
-        vector = np.concatenate(
-            [
-                patches[mine].sum(0),
-                sparse[mine].sum(0),
-                [enc[:, mine].sum(), dec[:, mine].sum()],
-                above,
-            ]
-        ).astype(np.int64)
-        worst = vector if worst is None else np.maximum(worst, vector)
-    assert worst is not None
-    return worst
+        sums = patches[mine].sum(0), sparse[mine].sum(0), [enc[:, mine].sum(), dec[:, mine].sum()]
+        totals = np.maximum(totals, np.concatenate(sums))
+        own = lengths[:, :, mine].reshape(len(spec.plans), -1, 2)
+        rows[:, d, : own.shape[1]] = own
+    return Need(totals, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from jax.sharding import Mesh
 
 from olmoearth_jax.stream.census import Census, deal, needs, take_census
 from olmoearth_jax.stream.forward import StreamForward
-from olmoearth_jax.stream.ladder import pick_rung
+from olmoearth_jax.stream.ladder import holding, lowest
 from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of, wants_pixels
 from olmoearth_jax.stream.pack import DevicePack, pack_device
 from olmoearth_jax.stream.patches import fill_buffers
@@ -22,7 +24,12 @@ from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
 
 Agree = Callable[[int], int]
-"""Host-side agreement on the largest of small integers, without a device collective."""
+"""Host-side agreement on the bits that small integers share, without a device collective."""
+
+
+def shared_bits(values: Sequence[int]) -> int:
+    """The bits that all values have."""
+    return functools.reduce(operator.and_, values)
 
 
 def alone(value: int) -> int:
@@ -37,7 +44,7 @@ class StreamEngine:
       forward: the loss.
       ladder: rungs, cheapest first; the last is the hard bound.
       mesh: devices.
-      agree: agreement across processes on the rung of a micro-step.
+      agree: bits common to all processes: the rungs that hold everybody's share.
     """
 
     def __init__(
@@ -72,7 +79,9 @@ class StreamEngine:
         devices = local_devices(self.mesh)
         owner = deal(np.concatenate([c.loads for c in censuses]), len(devices))
         need = needs(censuses, owner, self.spec, len(devices))
-        number = self.agree(pick_rung(self.ladder, need))
+        # A rung that holds this process's share need not hold another's, whatever its place in
+        # the ladder: all say which ones would do.
+        number = lowest(self.agree(holding(self.ladder, need)))
         self.rung_counts[number] += 1
         return self._pack(censuses, owner, self.ladder[number])
 
@@ -166,8 +175,5 @@ def _real_pairs(censuses: list[Census], spec: StreamSpec) -> int:
 
 def _row_pairs(rung: Rung, spec: StreamSpec) -> int:
     """Query-key pairs that one layer of each attention computes on padded rows."""
-    pairs = 0
-    for plan, rows in zip(spec.plans, rung.rows, strict=True):
-        if plan.name in (SELF, CROSS, TARGET):
-            pairs += sum(r * q * k for r, (q, k) in zip(rows, plan.bounds, strict=True))
-    return pairs
+    attentions = (p for p, plan in enumerate(spec.plans) if plan.name in (SELF, CROSS, TARGET))
+    return sum(rung.pairs(p) for p in attentions)

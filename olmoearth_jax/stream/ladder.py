@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking.bounds import TokenBounds
+from olmoearth_jax.stream.census import Need
+from olmoearth_jax.stream.classes import best_cuts, choose, fits
+from olmoearth_jax.stream.layout import TARGET
 from olmoearth_jax.stream.spec import (
     CROSS,
     SAMPLE,
@@ -20,14 +24,17 @@ from olmoearth_jax.stream.spec import (
     token_shape,
 )
 
-ROW_FRACTIONS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-"""Row lengths of the attention classes, relative to the hard bound."""
+LOSS_CLASSES = 2
+"""Row lengths of a loss; attention costs more and gets more."""
 
-LOSS_FRACTIONS = (0.5, 1.0)
-"""Row lengths of the loss classes."""
+LOSS_SHARE = 0.25
+"""Work of a pair of tokens in a loss, relative to one in a layer of attention."""
 
-SMALL_ROW = 72
-"""Rows up to this length are not worth several classes."""
+RARE_SLACK = 0.06
+"""Head room of the rung for what is rarely drawn."""
+
+ROUNDS = 5
+"""Rounds of moving needs to the cheapest rung that holds them."""
 
 Bounds = Callable[[Mapping[str, tuple[int, int]], int], TokenBounds]
 """({modality: (tokens per band set, band sets)}, timesteps) -> bounds of one sample's tokens
@@ -39,7 +46,6 @@ def row_plans(
     band_sets: Mapping[str, int],
     grid_timesteps: Mapping[int, int],
     bounds: Bounds,
-    fractions: Sequence[float] = ROW_FRACTIONS,
     whole_samples: bool = False,
 ) -> tuple[tuple[RowPlan, ...], int, int]:
     """Row plans from the masking's bounds over all grids.
@@ -49,7 +55,6 @@ def row_plans(
       band_sets: band sets of each.
       grid_timesteps: grid side -> timesteps.
       bounds: the masking's bounds (both views' maximum).
-      fractions: row lengths of the attentions relative to the bound, ascending to 1.
       whole_samples: plan rows of whole samples for the loss instead of one per modality.
 
     Returns:
@@ -67,53 +72,125 @@ def row_plans(
         dec = max(dec, sum(most.decode[n] for n in names))
         per_modality = {n: max(per_modality[n], most.decode[n]) for n in names}
     enc, dec = round_up(max(enc, 1), 4), round_up(max(dec, 1), 4)
-    plans = [_plan(SELF, enc, enc, fractions), _plan(CROSS, dec, enc, fractions)]
+    plans = [RowPlan(SELF, enc, enc), RowPlan(CROSS, dec, enc)]
     if whole_samples:
-        plans.append(_plan(SAMPLE, dec, dec, LOSS_FRACTIONS))
+        plans.append(RowPlan(SAMPLE, dec, dec))
     else:
-        plans += [_plan(n, m, m, LOSS_FRACTIONS) for n, m in per_modality.items() if m]
+        plans += [RowPlan(n, m, m) for n, m in per_modality.items() if m]
     return tuple(plans), enc, dec
 
 
-def _plan(name: str, queries: int, keys: int, fractions: Sequence[float]) -> RowPlan:
-    """Classes at fractions of the bounds; short rows are not worth several."""
-
-    def cut(n: int, fraction: float) -> int:
-        return n if fraction == 1 else round_up(math.ceil(n * fraction), 4)
-
-    if max(queries, keys) <= SMALL_ROW:
-        fractions = (1.0,)
-    pairs = [(min(cut(queries, f), queries), min(cut(keys, f), keys)) for f in fractions]
-    return RowPlan(name, tuple(dict.fromkeys(pairs)))
+def _is_attention(plan: RowPlan) -> bool:
+    return plan.name in (SELF, CROSS, TARGET)
 
 
-def rung_cost(spec: StreamSpec, vector: np.ndarray) -> float:
-    """Work of a rung in token units: stream tokens plus row pairs at a usual width."""
+def _cost(spec: StreamSpec, totals: np.ndarray, pairs: Sequence[float]) -> float:
+    """Work in token units: stream tokens plus pairs at a usual width."""
     slots = len(spec.slots)
-    start, pairs = 2 * slots + 2, 0.0
-    for plan in spec.plans:
-        above = np.append(vector[start : start + len(plan.bounds)], 0).astype(float)
-        rows = above[:-1] - above[1:]
-        weight = 1.0 if plan.name in (SELF, CROSS) else 0.25
-        pairs += weight * sum(r * q * k for r, (q, k) in zip(rows, plan.bounds, strict=True))
-        start += len(plan.bounds)
-    streams = float(vector[2 * slots] + vector[2 * slots + 1])
-    return streams + pairs / 1024.0 + 0.05 * float(vector[:slots].sum())
+    weights = [1.0 if _is_attention(p) else LOSS_SHARE for p in spec.plans]
+    rows = sum(w * n for w, n in zip(weights, pairs, strict=True)) / 1024.0
+    return float(totals[2 * slots :].sum() + rows + 0.05 * totals[:slots].sum())
+
+
+def rung_cost(spec: StreamSpec, rung: Rung) -> float:
+    """Work of a rung in token units."""
+    return _cost(spec, rung.totals, [rung.pairs(p) for p in range(len(spec.plans))])
+
+
+def holding(ladder: Sequence[Rung], need: Need) -> int:
+    """Bit i: rung i holds the need.
+
+    Raises:
+      ValueError: even the top rung is too small (a broken bound, never a full pipeline).
+    """
+    bits = 0
+    for number, rung in enumerate(ladder):
+        bits |= int(_holds(rung, need.totals, need.lengths)) << number
+    if not bits >> (len(ladder) - 1):
+        raise ValueError(
+            f"a micro-step needs {need.totals.tolist()}, more than the ladder's top "
+            f"{ladder[-1].totals.tolist()}"
+        )
+    return bits
+
+
+def lowest(bits: int) -> int:
+    """Number of the lowest bit that is set."""
+    return (bits & -bits).bit_length() - 1
+
+
+def pick_rung(ladder: Sequence[Rung], need: Need) -> int:
+    """Number of the cheapest rung that holds `need`; raises as `holding` does."""
+    return lowest(holding(ladder, need))
+
+
+def _holds(
+    rung: Rung, totals: np.ndarray, lengths: np.ndarray, plans: Sequence[int] | None = None
+) -> np.ndarray:
+    """bool [...] for needs with totals [..., n] and lengths [..., plans, devices, rows, 2].
+
+    `plans` leaves the others out.
+    """
+    ok: Any = (totals <= rung.totals).all(-1)
+    for number in range(len(rung.rows)) if plans is None else plans:
+        ok &= fits(lengths[..., number, :, :, :], rung.rows[number]).all(-1)
+    return ok
+
+
+class _Sizer:
+    """Rungs for buckets of observed needs; a one-shot helper of `build_ladder`."""
+
+    def __init__(self, spec: StreamSpec, needs: Sequence[Need], classes: int):
+        self.spec, self.classes = spec, classes
+        self.totals = np.stack([n.totals for n in needs])
+        self.lengths = np.stack([n.lengths for n in needs])
+        pairs = self.lengths.prod(-1).sum(-1).max(-1)
+        self.costs = np.array([_cost(spec, t, p) for t, p in zip(self.totals, pairs, strict=True)])
+
+    def rung(self, bucket: np.ndarray, slack: float) -> Rung:
+        """The smallest rung, with head room, for the needs numbered in `bucket`."""
+        spec, slots = self.spec, len(self.spec.slots)
+        most = spec.top_rung().totals
+        multiple = 64 if most[-2] > 4096 else 8
+        totals = self.totals[bucket].max(0)
+        # Patches get plenty: they cost little and must not decide about the rung.
+        share = np.r_[np.full(2 * slots, 4 * slack), [slack, slack]]
+        totals = -(-np.ceil(totals * (1.0 + share)).astype(np.int64) // multiple) * multiple
+        totals[-2:] = np.maximum(totals[-2:], 8)
+        totals = np.minimum(totals, most).tolist()
+        rows = []
+        for number, plan in enumerate(spec.plans):
+            draws = self.lengths[bucket, number].reshape(-1, spec.rows, 2)
+            if _is_attention(plan):
+                rows.append(choose(draws, plan, self.classes, slack, 0.0))
+            else:
+                rows.append(choose(draws, plan, LOSS_CLASSES, 4 * slack, 2 * slack))
+        patches, sparse = tuple(totals[:slots]), tuple(totals[slots : 2 * slots])
+        return Rung(patches, sparse, totals[-2], totals[-1], tuple(rows))
+
+    def owners(self, rungs: Sequence[Rung]) -> np.ndarray:
+        """int [needs]: the first rung that holds each need, rows of losses aside."""
+        plans = [p for p, plan in enumerate(self.spec.plans) if _is_attention(plan)]
+        held = np.stack([_holds(r, self.totals, self.lengths, plans) for r in rungs])
+        return held.argmax(0)
 
 
 def build_ladder(
-    spec: StreamSpec, needs: Sequence[np.ndarray], max_rungs: int, slack: float = 0.06
+    spec: StreamSpec,
+    needs: Sequence[Need],
+    max_rungs: int,
+    classes: int = 4,
 ) -> tuple[Rung, ...]:
     """Rungs that minimise the expected cost of the observed needs.
 
-    A rung holds the largest of every component of its bucket of needs; see `_refine` for the
-    buckets. The top rung is the hard bound, so nothing is ever dropped.
+    A rung holds every need of its bucket; see `_refine` for the buckets. The top rung is the hard
+    bound, so nothing is ever dropped.
 
     Args:
       spec: the stream.
-      needs: vectors from `census.needs`, one per sampled micro-step.
+      needs: from `census.needs`, one per sampled micro-step.
       max_rungs: at most this many rungs, the top one included.
-      slack: head room of every rung but the top.
+      classes: at most this many row lengths of an attention.
 
     Returns:
       Rungs, cheapest first.
@@ -121,131 +198,66 @@ def build_ladder(
     top = spec.top_rung()
     if max_rungs < 1:
         raise ValueError(f"ladder.max_rungs must be at least 1, got {max_rungs}")
-    if max_rungs == 1 or not len(needs):
+    if max_rungs == 1 or not needs:
         return (top,)
-    observed = np.stack([np.asarray(n) for n in needs])
+    sizer = _Sizer(spec, needs, classes)
+    # What the fullest of several devices needs varies less from one micro-step to the next.
+    slack = 0.02 if spec.devices == 1 else 0.01
     found = min(
-        (_refine(spec, observed, parts, max_rungs - 1, slack) for parts in (1, 2, 3)),
-        key=lambda vectors: _expected(spec, observed, vectors),
+        (_refine(sizer, parts, max_rungs - 1, slack) for parts in (1, 2, 3)),
+        key=lambda rungs: _expected(sizer, rungs),
     )
-    rungs = [Rung.from_vector(v, spec) for v in found]
-    unique = list(dict.fromkeys(r for r in rungs if r != top))
-    return (*unique, top)
+    return (*dict.fromkeys(r for r in found if r != top), top)
 
 
-def _refine(
-    spec: StreamSpec, observed: np.ndarray, parts: int, rungs: int, slack: float
-) -> list[np.ndarray]:
-    """Rung vectors, cheapest first.
+def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
+    """Rungs, cheapest first.
 
     Needs are split into `parts` by their share of visible tokens (streams that are both long in
     one kind and short in the other should not have to share a rung), cut by cost within each, and
-    then moved to the cheapest rung that holds them until nothing changes.
+    then moved to the cheapest rung that holds them until nothing changes. The last rung holds all
+    of them with more to spare, for the bound lies far above whatever is drawn.
     """
-    slots = len(spec.slots)
-    ratio = observed[:, 2 * slots] / np.maximum(observed[:, 2 * slots + 1], 1)
-    owner = np.zeros(len(observed), np.int64)
-    used = 0
-    for part in np.array_split(np.argsort(ratio, kind="stable"), min(parts, len(observed))):
-        costs = np.array([rung_cost(spec, observed[i]) for i in part])
-        ascending = part[np.argsort(costs, kind="stable")]
-        for stop in _cuts(spec, observed[ascending], max(1, rungs // parts)):
-            owner[ascending[stop]] = used
-            used += 1
-    for _ in range(20):
-        held = [observed[owner == k].max(0) for k in range(used) if (owner == k).any()]
-        held.sort(key=lambda v: rung_cost(spec, v))
-        new = np.array([next(k for k, v in enumerate(held) if (n <= v).all()) for n in observed])
-        used, changed = len(held), (new != owner).any()
+    visible = sizer.totals[:, -2] / np.maximum(sizer.totals[:, -1], 1)
+    count = len(visible)
+    owner, used = np.zeros(count, np.int64), 0
+    rare = sizer.rung(np.arange(count), RARE_SLACK)
+    if rungs == 1:
+        return [rare]
+    for part in np.array_split(np.argsort(visible, kind="stable"), min(parts, count)):
+        ascending = part[np.argsort(sizer.costs[part], kind="stable")]
+        start = 0
+        for end in best_cuts(sizer.costs[ascending], max(1, (rungs - 1) // parts))[-1]:
+            owner[ascending[start : end + 1]] = used
+            start, used = end + 1, used + 1
+    found: list[Rung] = []
+    for _ in range(ROUNDS):
+        buckets = [np.flatnonzero(owner == k) for k in range(used)]
+        found = [sizer.rung(b, slack) for b in buckets if len(b)]
+        found = _share_patches(sorted(found, key=lambda r: rung_cost(sizer.spec, r)))
+        new = sizer.owners(found)
+        used, changed = len(found), (new != owner).any()
         owner = new
         if not changed:
             break
-    top = spec.top_rung().as_vector()
-    held = [observed[owner == k].max(0) for k in range(used) if (owner == k).any()]
-    held.sort(key=lambda v: rung_cost(spec, v))
-    vectors = np.stack(held)
-    # Patches are cheap: a rung holds those of the cheaper ones too, so that they decide nothing.
-    vectors[:, : 2 * slots] = np.maximum.accumulate(vectors[:, : 2 * slots], axis=0)
-    return list(_with_slack(spec, vectors, slack, top))
+    return _share_patches([*found, rare])
 
 
-def _cuts(spec: StreamSpec, ascending: np.ndarray, rungs: int) -> list[slice]:
-    """Buckets of needs in order of cost."""
-    held = np.maximum.accumulate(ascending, axis=0)
-    ends = _best_cuts(np.array([rung_cost(spec, v) for v in held]), rungs)
-    starts = [0, *(e + 1 for e in ends[:-1])]
-    return [slice(a, b + 1) for a, b in zip(starts, ends, strict=True)]
+def _share_patches(rungs: list[Rung]) -> list[Rung]:
+    """Rungs that also hold the patches of all cheaper ones: patches should decide nothing."""
+    out: list[Rung] = []
+    for rung in rungs:
+        before = out[-1] if out else rung
+        patches = tuple(map(max, rung.patches, before.patches))
+        sparse = tuple(map(max, rung.sparse, before.sparse))
+        out.append(dataclasses.replace(rung, patches=patches, sparse=sparse))
+    return out
 
 
-def _expected(spec: StreamSpec, observed: np.ndarray, vectors: list[np.ndarray]) -> float:
+def _expected(sizer: _Sizer, rungs: Sequence[Rung]) -> float:
     """Mean cost of the observed needs on a ladder."""
-    costs = [rung_cost(spec, v) for v in vectors]
-    total = 0.0
-    for need in observed:
-        total += next(c for c, v in zip(costs, vectors, strict=True) if (need <= v).all())
-    return total / len(observed)
-
-
-def _with_slack(spec: StreamSpec, held: np.ndarray, slack: float, top: np.ndarray) -> np.ndarray:
-    """Adds head room and rounds, never beyond the bound.
-
-    Patches and loss rows get plenty: they cost little, and must not push a micro-step that fits
-    otherwise into the next rung. Attention rows get a few, streams the share `slack`.
-    """
-    slots = len(spec.slots)
-    out = held.astype(np.int64)
-    multiple = 64 if top[2 * slots] > 4096 else 8
-
-    def up(x: np.ndarray, share: float) -> np.ndarray:
-        return -(-np.ceil(x * (1.0 + share)).astype(np.int64) // multiple) * multiple
-
-    out[:, : 2 * slots] = up(out[:, : 2 * slots], 4 * slack)
-    streams = slice(2 * slots, 2 * slots + 2)
-    out[:, streams] = np.maximum(up(out[:, streams], slack), 8)
-    start = 2 * slots + 2
-    for plan in spec.plans:
-        mine = slice(start, start + len(plan.bounds))
-        share = slack if plan.name in (SELF, CROSS) else 6 * slack
-        out[:, mine] += np.ceil(share * spec.rows).astype(np.int64) * (out[:, mine] > 0)
-        out[:, mine] = np.minimum(out[:, mine], spec.rows)
-        out[:, start] = spec.rows  # every row has a place, if only in the shortest class
-        start += len(plan.bounds)
-    return np.minimum(out, top)
-
-
-def _best_cuts(costs: np.ndarray, rungs: int) -> list[int]:
-    """Last index of each bucket; `costs` ascend. Minimises sum of bucket size times last cost."""
-    n = len(costs)
-    rungs = min(rungs, n)
-    best = np.full((rungs + 1, n + 1), np.inf)
-    back = np.zeros((rungs + 1, n + 1), np.int64)
-    best[0, 0] = 0.0
-    for k in range(1, rungs + 1):
-        for stop in range(1, n + 1):
-            starts = np.arange(stop)
-            total = best[k - 1, :stop] + (stop - starts) * costs[stop - 1]
-            back[k, stop] = int(np.argmin(total))
-            best[k, stop] = total[back[k, stop]]
-    cuts, stop = [], n
-    for k in range(rungs, 0, -1):
-        cuts.append(stop - 1)
-        stop = int(back[k, stop])
-    return sorted(set(cuts))
-
-
-def pick_rung(ladder: Sequence[Rung], need: np.ndarray) -> int:
-    """Number of the first rung that holds `need`.
-
-    Raises:
-      ValueError: even the top rung is too small (a broken bound, never a full pipeline).
-    """
-    for i, rung in enumerate(ladder):
-        if (need <= rung.as_vector()).all():
-            return i
-    raise ValueError(
-        f"a micro-step needs {need.tolist()}, more than the ladder's top "
-        f"{ladder[-1].as_vector().tolist()}"
-    )
+    costs = np.array([rung_cost(sizer.spec, r) for r in rungs])
+    return float(costs[sizer.owners(rungs)].mean())
 
 
 def band_set_counts(names: Sequence[str], tokenization: modalities.Tokenization) -> dict[str, int]:

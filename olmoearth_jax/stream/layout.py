@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
-import numpy as np
-
-from olmoearth_jax.stream.spec import RowPlan, Rung, StreamSpec, pack_coordinates, round_up
+from olmoearth_jax.stream.spec import RowClass, Rung, StreamSpec, pack_coordinates
 
 TARGET = "target"
 """Plan of the target encoder's attention: all tokens of a sample that aren't missing."""
@@ -41,15 +38,12 @@ class Layout(StreamSpec):
 
     def top_rung(self) -> Rung:
         rung = super().top_rung()
-        if not self.deep:
+        others = self.rows - self.samples  # views beyond the first have no tokens there
+        if not self.deep or not others:
             return rung
-        rows = list(rung.rows)
-        number = self.plan(TARGET)
-        classes = len(self.plans[number].bounds)
-        counts = [0] * classes
-        counts[-1] = self.samples
-        counts[0] += self.rows - self.samples  # views beyond the first have no tokens there
-        rows[number] = tuple(counts)
+        rows, number = list(rung.rows), self.plan(TARGET)
+        most = rung.rows[number][0].queries
+        rows[number] = (RowClass(others, 8, 8), RowClass(self.samples, most, most))
         return dataclasses.replace(rung, rows=tuple(rows))
 
 
@@ -66,14 +60,3 @@ def is_deep(spec: StreamSpec) -> bool:
 def wants_pixels(spec: StreamSpec) -> bool:
     """Whether decoded tokens are compared with their pixels."""
     return isinstance(spec, Layout) and spec.pixels
-
-
-def lengthen(plan: RowPlan, by: int) -> RowPlan:
-    """The plan with every row `by` tokens longer."""
-    return RowPlan(plan.name, tuple((q + by, k + by) for q, k in plan.bounds))
-
-
-def target_plan(longest: int, fractions: Sequence[float]) -> RowPlan:
-    """Row classes of the target encoder's attention."""
-    sizes = [min(round_up(int(np.ceil(longest * f)), 4), longest) for f in fractions]
-    return RowPlan(TARGET, tuple(dict.fromkeys((n, n) for n in sizes)))

@@ -29,10 +29,11 @@ class Maps:
 
     def _map(self, name: str, offset, length, member, keys: bool = False) -> RowMap:
         p = self.spec.plan(name)
-        plan, batch = self.spec.plans[p], self.batch
-        bounds = plan.keys if keys else plan.queries
-        order, rank = batch.order[:, p], batch.rank[:, p]
-        return row_map(offset, length, member, order, rank, self.rung.rows[p], bounds)
+        classes = self.rung.rows[p]
+        bounds = tuple(c.keys if keys else c.queries for c in classes)
+        counts = tuple(c.rows for c in classes)
+        order, rank = self.batch.order[:, p], self.batch.rank[:, p]
+        return row_map(offset, length, member, order, rank, counts, bounds)
 
     def encoder(self) -> RowMap:
         """Self-attention: visible tokens behind the registers of their row."""

@@ -9,6 +9,7 @@ import flax.struct
 import numpy as np
 
 from olmoearth_jax.stream.census import DECODE, ENCODE, Census
+from olmoearth_jax.stream.classes import class_of
 from olmoearth_jax.stream.layout import REGISTER, is_deep, registers_of, wants_pixels
 from olmoearth_jax.stream.spec import Rung, StreamSpec
 
@@ -242,9 +243,10 @@ def pack_device(
 def _orders(spec: StreamSpec, rung: Rung, censuses: list[Census], items: list) -> dict:
     """Where each row stands in the class order of each plan; unused rows fill the gaps."""
     rank = np.empty((len(spec.plans), spec.rows), np.int32)
-    for p, counts in enumerate(rung.rows):
-        classes = np.array([censuses[g].row_class[p, v, b] for v, _, g, b in items], np.int64)
-        places = assign_rows(classes, counts)
+    for p, classes in enumerate(rung.rows):
+        lengths = np.array([censuses[g].lengths[p, v, b] for v, _, g, b in items])
+        smallest = class_of(lengths.reshape(-1, 2), classes)
+        places = assign_rows(smallest, tuple(c.rows for c in classes))
         free = np.setdiff1d(np.arange(spec.rows), places)
         rank[p] = np.concatenate([places, free])
     return {"rank": rank, "order": np.argsort(rank, axis=1).astype(np.int32)}

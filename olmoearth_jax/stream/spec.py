@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,23 +41,24 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """Row classes of one purpose: an attention or a loss sorts the rows by its own lengths.
+    """Rows of one purpose: an attention or a loss sorts the rows by its own lengths.
 
     Attributes:
       name: SELF, CROSS, SAMPLE or a modality (the rows of its loss).
-      bounds: per class, shortest first, the most (queries, keys) of a row.
+      queries, keys: the most of a row, whatever is drawn.
     """
 
     name: str
-    bounds: tuple[tuple[int, int], ...]
+    queries: int
+    keys: int
 
-    @property
-    def queries(self) -> tuple[int, ...]:
-        return tuple(q for q, _ in self.bounds)
 
-    @property
-    def keys(self) -> tuple[int, ...]:
-        return tuple(k for _, k in self.bounds)
+class RowClass(NamedTuple):
+    """Rows of one length: how many, and the most queries and keys of each."""
+
+    rows: int
+    queries: int
+    keys: int
 
 
 SELF, CROSS, SAMPLE = "self", "cross", "sample"
@@ -71,31 +73,23 @@ class Rung:
       patches: patches per slot.
       sparse: patches per slot that are projected online through a gather (non-encodable slots).
       enc, dec: encoder and decoder stream lengths.
-      rows: per plan, rows per class; they sum to the rows of a device.
+      rows: per plan its classes, shortest first; their rows sum to those of a device.
     """
 
     patches: tuple[int, ...]
     sparse: tuple[int, ...]
     enc: int
     dec: int
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[RowClass, ...], ...]
 
-    def as_vector(self) -> np.ndarray:
-        """int64 [2 slots + 2 + classes of all plans]; rows as counts at or above each class."""
-        above = [np.cumsum(np.asarray(r)[::-1])[::-1] for r in self.rows]
-        return np.concatenate([self.patches, self.sparse, [self.enc, self.dec], *above]).astype(
-            np.int64
-        )
+    @functools.cached_property
+    def totals(self) -> np.ndarray:
+        """int64 [2 slots + 2]: patches, sparse patches, enc, dec."""
+        return np.array([*self.patches, *self.sparse, self.enc, self.dec], np.int64)
 
-    @classmethod
-    def from_vector(cls, vector: np.ndarray, spec: StreamSpec) -> Rung:
-        v, n = [int(x) for x in vector], len(spec.slots)
-        rows, start = [], 2 * n + 2
-        for plan in spec.plans:
-            above = [*v[start : start + len(plan.bounds)], 0]
-            rows.append(tuple(a - b for a, b in zip(above[:-1], above[1:], strict=True)))
-            start += len(plan.bounds)
-        return cls(tuple(v[:n]), tuple(v[n : 2 * n]), v[2 * n], v[2 * n + 1], tuple(rows))
+    def pairs(self, plan: int) -> int:
+        """Query-key pairs that one layer computes on the padded rows of a plan."""
+        return sum(c.rows * c.queries * c.keys for c in self.rows[plan])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +141,7 @@ class StreamSpec:
             sparse=tuple(0 if s.encodable else s.max_tokens * self.samples for s in self.slots),
             enc=round_up(self.enc_bound * self.rows, 8),
             dec=round_up(self.dec_bound * self.rows, 8),
-            rows=tuple((0,) * (len(p.bounds) - 1) + (self.rows,) for p in self.plans),
+            rows=tuple((RowClass(self.rows, p.queries, p.keys),) for p in self.plans),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +16,10 @@ from olmoearth_jax import modalities
 from olmoearth_jax.masking import Strategy, TokenBounds, max_tokens
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.stream.engine import StreamEngine
+from olmoearth_jax.stream.engine import StreamEngine, shared_bits
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import band_set_counts, row_plans
-from olmoearth_jax.stream.layout import TARGET, Layout, lengthen, target_plan
+from olmoearth_jax.stream.layout import TARGET, Layout
 from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slots, token_shape
 from olmoearth_jax.stream.tables import BandDropout
 from olmoearth_jax.train import hosts
@@ -200,7 +201,9 @@ def stream_engine(
         decoder_drop=options.decoder_drop,
         band_dropout=options.band_dropout,
     )
-    return StreamEngine(forward, ladder, mesh, functools.partial(hosts.current().agree, join=shared_bits))
+    return StreamEngine(
+        forward, ladder, mesh, functools.partial(hosts.current().agree, join=shared_bits)
+    )
 
 
 def dense_engine(

@@ -32,7 +32,7 @@ from olmoearth_jax.train.step import Recipe, TrainProgram
 
 _log = logging.getLogger(__name__)
 
-MICRO_STEPS_PER_GRID = 6
+MICRO_STEPS_PER_GRID = 24
 """Simulated micro-steps per grid side when the ladder is sized."""
 
 _REMAT = {"none": "none", "dots": "dots", "block": "full"}
@@ -162,7 +162,6 @@ def stream_of(
         devices,
         k,
         config.data_loader.num_masked_views,
-        config.ladder.row_fractions,
         **needs,
     )
 
@@ -182,8 +181,9 @@ def size_ladder(
         timesteps,
         config.data_loader.seed,
         MICRO_STEPS_PER_GRID * len(timesteps),
+        pool=MICRO_STEPS_PER_GRID,
     )
-    return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1))
+    return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1), config.ladder.row_classes)
 
 
 def max_steps(config: ExperimentConfig, steps_per_epoch: int, duration: Duration) -> int:
@@ -318,6 +318,7 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
         tensorboard=trainer.callbacks.tensorboard.enabled,
         load_strategy=trainer.load_strategy,
         load_path=trainer.load_path,
+        load_weights_only=trainer.load_weights_only,
         allow_dataset_change=trainer.allow_dataset_change,
         allow_config_change=trainer.allow_config_change,
         seed=config.init_seed,

@@ -7,6 +7,7 @@ capacities would be far too large for data with gaps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.timesteps import start_candidates, time_axis
 from olmoearth_jax.masking import MaskContext, Strategy
 from olmoearth_jax.modalities import MAX_TIMESTEPS
-from olmoearth_jax.stream.census import Census, deal, needs, take_census
+from olmoearth_jax.stream.census import Census, Need, deal, needs, take_census
 from olmoearth_jax.stream.spec import StreamSpec, token_shape
 
 _SOURCE = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
@@ -124,7 +125,8 @@ def simulate(
     grid_timesteps: Mapping[int, int],
     seed: int,
     micro_steps: int,
-) -> Iterator[tuple[list[Census], np.ndarray]]:
+    pool: int | None = None,
+) -> Iterator[tuple[list[Census], Need]]:
     """Simulated micro-steps, dealt over the devices: (censuses, need vector).
 
     Args:
@@ -134,18 +136,34 @@ def simulate(
       grid_timesteps: grid side -> timesteps.
       seed: of the simulation.
       micro_steps: how many to simulate.
+      pool: draw micro-steps from so many groups of each grid instead of new ones; drawing masks
+        is what takes time, and groups can be combined in many ways.
     """
     grids = sorted(grid_timesteps)
     group_size = spec.samples * spec.devices // spec.groups
+
+    def draw_group(grid: int, draw: np.random.Generator) -> Census:
+        timesteps = grid_timesteps[grid]
+        return take_census(
+            _group(spec, presence, strategies, grid, timesteps, group_size, draw), spec
+        )
+
+    @functools.cache
+    def from_pool(grid: int, number: int) -> Census:
+        return draw_group(grid, rng(seed, "pool", grid, number))
+
     for n in range(micro_steps):
         draw = rng(seed, "ladder", n)
         censuses = []
         for g in range(spec.groups):
             # The first group walks through the grids, so that every grid is met equally often.
             grid = grids[n % len(grids)] if g == 0 else grids[draw.integers(len(grids))]
-            group = _group(spec, presence, strategies, grid, grid_timesteps[grid], group_size, draw)
-            group["position"] += g * group_size
-            censuses.append(take_census(group, spec))
+            if pool is None:
+                censuses.append(draw_group(grid, draw))
+                continue
+            # A lone group walks through the pool; several are combined at random.
+            one = n // len(grids) % pool if spec.groups == 1 else int(draw.integers(pool))
+            censuses.append(from_pool(grid, one))
         owner = deal(np.concatenate([c.loads for c in censuses]), spec.devices)
         yield censuses, needs(censuses, owner, spec, spec.devices)
 
@@ -157,9 +175,10 @@ def simulate_needs(
     grid_timesteps: Mapping[int, int],
     seed: int,
     micro_steps: int,
-) -> list[np.ndarray]:
-    """Need vectors of `simulate`, the input of `build_ladder`."""
-    drawn = simulate(spec, presence, strategies, grid_timesteps, seed, micro_steps)
+    pool: int | None = None,
+) -> list[Need]:
+    """Needs of `simulate`, the input of `build_ladder`."""
+    drawn = simulate(spec, presence, strategies, grid_timesteps, seed, micro_steps, pool)
     return [need for _, need in drawn]
 
 

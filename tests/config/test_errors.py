@@ -34,6 +34,8 @@ OVERRIDES = [
     ),
     ("common.training_modalities=[landsat,LANDSAT]", ["'landsat' is listed more than once"]),
     ("trainer.hard_stop=5", ["takes a mapping", "got 5"]),
+    ("train_module.token_exit_cfg=ful", ["unknown token exit preset 'ful'", "mean 'full'?"]),
+    ("train_module.token_exit_cfg=null", ["takes a mapping"]),
     ("train_module.token_exit_cfg.sentinel3=1", ["unknown modality 'sentinel3'"]),
     (
         "trainer.callbacks.downstream_evaluator.tasks.madoz.probe_lr=1",
@@ -121,7 +123,7 @@ PROBLEMS = [
     ({"fsdp_rules": [["(", ["fsdp"]]]}, "not a regular expression"),
     ({"fsdp_rules": [["kernel", ["fdsp"]]]}, "did you mean 'fsdp'?"),
     ({"ladder.max_rungs": 13}, "max_rungs must be between 1 and 12"),
-    ({"ladder.row_fractions": [1.0, 0.5]}, "row_fractions must be ascending"),
+    ({"ladder.row_classes": 0}, "row_classes must be between 1 and 8"),
 ]
 
 

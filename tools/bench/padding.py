@@ -19,7 +19,7 @@ from launch._app import load_file
 from olmoearth_jax.data.index import prepare
 from olmoearth_jax.stream.census import Census
 from olmoearth_jax.stream.ladder import pick_rung
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import build, probe
 
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")
@@ -40,7 +40,7 @@ def _real(config: Any, censuses: list[Census]) -> tuple[float, float, float, flo
 
 
 def _padded(rung: Rung, spec: StreamSpec) -> tuple[float, float, float, float]:
-    pairs = _estimate._pairs(rung, spec, "self"), _estimate._pairs(rung, spec, "cross")
+    pairs = rung.pairs(spec.plan(SELF)), rung.pairs(spec.plan(CROSS))
     return float(rung.enc), float(rung.dec), float(pairs[0]), float(pairs[1])
 
 
@@ -48,8 +48,8 @@ def measure(config: Any, rungs: int) -> dict[str, Any]:
     """Ratios over all simulated micro-steps (sums over sums)."""
     config.ladder.max_rungs = rungs
     timesteps = _estimate.grid_timesteps(config)
-    scope = build.build_objective(config).token_loss.scope
-    spec = build.stream_of(config, timesteps, _DEVICES.value, scope)
+    objective = build.build_objective(config)
+    spec = build.stream_of(config, timesteps, _DEVICES.value, objective)
     presence = [probe.complete(spec.modalities)]
     if _DATA.value:
         presence = probe.read_presence(prepare(_DATA.value, spec.modalities))

@@ -21,91 +21,20 @@ from absl import app, flags
 
 from launch import _estimate
 from launch._app import load_file
-from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.data.draws import rng
-from olmoearth_jax.data.subset import array_shape
-from olmoearth_jax.masking import MaskContext, missing_tokens
 from olmoearth_jax.stream.census import take_census
-from olmoearth_jax.train import assemble, build, probe
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.stream.spec import CROSS, SELF
+from olmoearth_jax.train import build
 from olmoearth_jax.train.step import TrainProgram
+from tools.bench.micro_step import dense_program, prepare_step, random_group, stream_program
 
-_BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.", lower_bound=1)
 _GRIDS = flags.DEFINE_list("grids", ["2", "5", "12"], "Grid sides to time.")
 _PATCH = flags.DEFINE_integer("patch_size", 4, "Patch size in pixels.")
 _ENGINES = flags.DEFINE_list("engines", ["stream", "dense"], "Engines to time.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed micro-steps per engine and grid.")
 _RUNGS = flags.DEFINE_integer("max_rungs", 12, "Step programs of the stream engine.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of pixels and masks.")
-
-
-def random_group(
-    config: ExperimentConfig, grid: int, timesteps: int, patch_size: int, size: int, seed: int
-) -> dict[str, Any]:
-    """A group of complete random samples, masked as the config says."""
-    names = modalities.in_sample_order(config.dataset.training_modalities)
-    draw = rng(seed, "bench", grid)
-    data = {}
-    for name in names:
-        shape = (size, *array_shape(name, grid * patch_size, timesteps))
-        data[name] = draw.standard_normal(shape, np.float32)
-    missing = missing_tokens(data, patch_size, config.model.encoder_config.tokenization)
-    group = {
-        "position": np.arange(size),
-        "index": np.arange(size),
-        "ok": np.ones(size, bool),
-        "grid": np.int32(grid),
-        "patch_size": np.int32(patch_size),
-        "timestamps": np.tile(np.array([15, 6, 2020], np.int32), (size, timesteps, 1)),
-        "data": data,
-    }
-    views = zip(("mask_a", "mask_b"), build.masking_strategies(config), strict=False)
-    for number, (key, strategy) in enumerate(views):
-        group[key] = strategy(missing, MaskContext.whole_group(seed * 2 + number, size))
-    return group
-
-
-def _programs(config: ExperimentConfig, timesteps: dict[int, int]) -> dict[str, TrainProgram]:
-    mesh = make_mesh()
-    objective = build.build_objective(config)
-    options = assemble.EngineOptions.of(
-        config.model, dtype=build.compute_dtype(config), attention=config.attention
-    )
-    out = {}
-    for engine in _ENGINES.value:
-        if engine == "dense":
-            built: Any = assemble.dense_engine(config.model, objective, mesh, _BATCH.value, options)
-        else:
-            spec = build.stream_of(config, timesteps, mesh.size, objective.token_loss.scope)
-            config.ladder.max_rungs = _RUNGS.value
-            ladder = build.size_ladder(config, spec, timesteps, [probe.complete(spec.modalities)])
-            built = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
-        recipe = build.build_recipe(config, 1000)
-        out[engine] = TrainProgram(
-            config.model, built, recipe, mesh, assemble.trainable_leaves(config.model, True)
-        )
-    return out
-
-
-def _micro_step(program: TrainProgram, group: dict[str, Any]) -> tuple[Callable[[], float], Any]:
-    """(function that runs one micro-step and returns its seconds, the compiled program)."""
-    state = program.init_state()
-    (prepared,) = program.engine.prepare([group])
-    key = jax.random.key(0)
-    total = program._zeros(state, prepared)
-    compiled = program._program(prepared.key, state, total, prepared.inputs, key)
-
-    def run() -> float:
-        nonlocal total
-        jax.block_until_ready(total)
-        begun = time.perf_counter()
-        total = compiled(state["params"], state["target"], total, prepared.inputs, key)
-        jax.block_until_ready(total)
-        return time.perf_counter() - begun
-
-    run()
-    return run, (compiled, prepared)
 
 
 def _padding(config: ExperimentConfig, program: TrainProgram, group: dict[str, Any], host: dict):
@@ -121,8 +50,8 @@ def _padding(config: ExperimentConfig, program: TrainProgram, group: dict[str, A
         config, _estimate.Tokens(float(enc), float(dec), self_pairs, cross, nothing)
     )
     rung = engine.ladder[host["rung"]]
-    padded_self = _estimate._pairs(rung, engine.spec, "self") / rows
-    padded_cross = _estimate._pairs(rung, engine.spec, "cross") / rows
+    padded_self = rung.pairs(engine.spec.plan(SELF)) / rows
+    padded_cross = rung.pairs(engine.spec.plan(CROSS)) / rows
     streams = (rung.enc / rows, rung.dec / rows)
     return {
         "flops_padded_over_real": _estimate.forward_flops(
@@ -141,16 +70,21 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
     config.data_loader.global_batch_size = _BATCH.value
     config.train_module.rank_microbatch_size = _BATCH.value
     timesteps = _estimate.grid_timesteps(config)
-    programs = _programs(config, timesteps)
+    makers = {
+        "stream": lambda: stream_program(config, _RUNGS.value),
+        "dense": lambda: dense_program(config, _BATCH.value),
+    }
+    programs = {engine: makers[engine]() for engine in _ENGINES.value}
     results = []
     for text in _GRIDS.value:
         grid = int(text)
         group = random_group(config, grid, timesteps[grid], _PATCH.value, _BATCH.value, _SEED.value)
-        runs: dict[str, Callable[[], float]] = {}
+        runs: dict[str, Callable[[], Any]] = {}
         row: dict[str, Any] = {"grid": grid, "timesteps": timesteps[grid]}
         for engine, program in programs.items():
             begun = time.perf_counter()
-            runs[engine], (compiled, prepared) = _micro_step(program, group)
+            runs[engine], compiled, prepared = prepare_step(program, program.init_state(), group)
+            runs[engine]()
             row[f"{engine}_first_s"] = time.perf_counter() - begun
             row[f"{engine}_temp_mb"] = compiled.memory_analysis().temp_size_in_bytes / 2**20
             if engine == "stream":
@@ -162,7 +96,9 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
         times: dict[str, list[float]] = {engine: [] for engine in runs}
         for _ in range(_STEPS.value):
             for engine, run in runs.items():
-                times[engine].append(run())
+                begun = time.perf_counter()
+                run()
+                times[engine].append(time.perf_counter() - begun)
         for engine, seconds in times.items():
             row[f"{engine}_s"] = statistics.median(seconds)
         if len(runs) > 1:

@@ -1,0 +1,96 @@
+"""What the benchmarks of a training micro-step share: its group, its program, its call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch import _estimate
+from olmoearth_jax import modalities
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.data.draws import rng
+from olmoearth_jax.data.subset import array_shape
+from olmoearth_jax.masking import MaskContext, missing_tokens
+from olmoearth_jax.train import assemble, build, probe
+from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.step import TrainProgram
+
+
+def random_group(
+    config: ExperimentConfig, grid: int, timesteps: int, patch_size: int, size: int, seed: int
+) -> dict[str, Any]:
+    """A group of complete random samples, masked as the config says."""
+    names = modalities.in_sample_order(config.dataset.training_modalities)
+    draw = rng(seed, "bench", grid)
+    data = {}
+    for name in names:
+        shape = (size, *array_shape(name, grid * patch_size, timesteps))
+        data[name] = draw.standard_normal(shape, np.float32)
+    missing = missing_tokens(data, patch_size, config.model.encoder_config.tokenization)
+    group = {
+        "position": np.arange(size),
+        "index": np.arange(size),
+        "ok": np.ones(size, bool),
+        "grid": np.int32(grid),
+        "patch_size": np.int32(patch_size),
+        "timestamps": np.tile(np.array([15, 6, 2020], np.int32), (size, timesteps, 1)),
+        "data": data,
+    }
+    views = zip(("mask_a", "mask_b"), build.masking_strategies(config), strict=False)
+    for number, (key, strategy) in enumerate(views):
+        group[key] = strategy(missing, MaskContext.whole_group(seed * 2 + number, size))
+    return group
+
+
+def stream_program(config: ExperimentConfig, max_rungs: int) -> TrainProgram:
+    """Training through the token stream, its ladder sized for complete samples."""
+    mesh = make_mesh()
+    objective = build.build_objective(config)
+    timesteps = _estimate.grid_timesteps(config)
+    spec = build.stream_of(config, timesteps, mesh.size, objective)
+    config.ladder.max_rungs = max_rungs
+    ladder = build.size_ladder(config, spec, timesteps, [probe.complete(spec.modalities)])
+    options = _options(config)
+    engine = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
+    return _program(config, engine, mesh)
+
+
+def dense_program(config: ExperimentConfig, batch: int) -> TrainProgram:
+    """Training through padded rows of whole samples."""
+    mesh = make_mesh()
+    objective = build.build_objective(config)
+    engine = assemble.dense_engine(config.model, objective, mesh, batch, _options(config))
+    return _program(config, engine, mesh)
+
+
+def _options(config: ExperimentConfig) -> assemble.EngineOptions:
+    return assemble.EngineOptions.of(
+        config.model, dtype=build.compute_dtype(config), attention=config.attention
+    )
+
+
+def _program(config: ExperimentConfig, engine: Any, mesh: Any) -> TrainProgram:
+    recipe = build.build_recipe(config, 1000)
+    trainable = assemble.trainable_leaves(config.model, True)
+    return TrainProgram(config.model, engine, recipe, mesh, trainable)
+
+
+def prepare_step(
+    program: TrainProgram, state: Any, group: dict[str, Any]
+) -> tuple[Callable[[], Any], Any, Any]:
+    """(function that runs one micro-step and waits for its sums, the program, its input)."""
+    (prepared,) = program.engine.prepare([group])
+    key = jax.random.key(0)
+    compiled = program._program(
+        prepared.key, state, program._zeros(state, prepared), prepared.inputs, key
+    )
+
+    def run() -> Any:
+        total = program._zeros(state, prepared)
+        total = compiled(state["params"], state["target"], total, prepared.inputs, key)
+        return jax.block_until_ready(total)
+
+    return run, compiled, prepared

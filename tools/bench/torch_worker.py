@@ -1,0 +1,96 @@
+"""The PyTorch side of `tools.bench.reference_step`: a process without JAX, fed line by line."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def read_group(folder: Path, grid: int) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
+    """({'data' | 'mask_a' | 'mask_b': {modality: array}}, timestamps [B, T, 3])."""
+    parts: dict[str, dict[str, np.ndarray]] = {"data": {}, "mask_a": {}, "mask_b": {}}
+    with np.load(folder / f"group_{grid}.npz") as stored:
+        for key in stored.files:
+            if "/" in key:
+                part, name = key.split("/")
+                parts[part][name] = stored[key]
+        return parts, stored["timestamps"]
+
+
+class Torch:
+    """The reference's micro-step, in the order of its contrastive training module."""
+
+    def __init__(self, folder: Path, patch_size: int):
+        import torch  # pyright: ignore[reportMissingImports]
+        from olmoearth_pretrain import datatypes  # pyright: ignore[reportMissingImports]
+        from olmoearth_pretrain.model_loader import (  # pyright: ignore[reportMissingImports]
+            load_model_from_path,
+        )
+        from olmoearth_pretrain.train.loss import (  # pyright: ignore[reportMissingImports]
+            LossConfig,
+        )
+
+        self.torch, self.datatypes, self.folder = torch, datatypes, folder
+        self.patch_size = patch_size
+        self.model = load_model_from_path(str(folder / "weights")).train()
+        base, contrastive = json.loads((folder / "losses.json").read_text())
+        self.base, self.contrastive = LossConfig(base).build(), LossConfig(contrastive).build()
+
+    def take(self, grid: int) -> None:
+        """Makes the samples of a grid ready: masks at the resolution of pixels."""
+        torch = self.torch
+        parts, timestamps = read_group(self.folder, grid)
+        self.views = []
+        for key in ("mask_a", "mask_b"):
+            fields: dict[str, Any] = {"timestamps": torch.from_numpy(timestamps).long()}
+            for name, x in parts["data"].items():
+                mask = parts[key][name].astype(np.int64)
+                if x.ndim == 5:
+                    side = x.shape[1] // mask.shape[1]
+                    mask = mask.repeat(side, axis=1).repeat(side, axis=2)
+                fields[name] = torch.from_numpy(x)
+                fields[f"{name}_mask"] = torch.from_numpy(mask)
+            self.views.append(self.datatypes.MaskedOlmoEarthSample(**fields))
+
+    def _view(self, sample: Any) -> tuple[Any, Any]:
+        _, decoded, pooled, _, _ = self.model(sample, self.patch_size)
+        with self.torch.no_grad():
+            exits = dict.fromkeys(self.model.encoder.supported_modality_names, 0)
+            target = self.model.target_encoder.forward(
+                sample.unmask(), patch_size=self.patch_size, token_exit_cfg=exits
+            )["tokens_and_masks"]
+        return self.base.compute(decoded, target), pooled
+
+    def step(self) -> float:
+        """Total loss of one micro-step, contrastive term included."""
+        self.model.zero_grad()
+        loss_a, pooled_a = self._view(self.views[0])
+        loss_b, pooled_b = self._view(self.views[1])
+        loss = (loss_a + loss_b) / 2 + self.contrastive.compute(pooled_a, pooled_b)
+        loss.backward()
+        return float(loss.detach())
+
+
+def serve(worker: Any) -> None:
+    """Answers 'grid N' and 'step' lines with JSON lines until standard input ends."""
+    for line in sys.stdin:
+        word, *rest = line.split()
+        begun, cpu = time.perf_counter(), time.process_time()
+        loss = worker.take(int(rest[0])) if word == "grid" else worker.step()
+        answer = {
+            "seconds": time.perf_counter() - begun,
+            "cpu": time.process_time() - cpu,
+            "loss": loss,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        print(f"@{json.dumps(answer)}", flush=True)
+
+
+if __name__ == "__main__":
+    serve(Torch(Path(sys.argv[1]), int(sys.argv[2])))
