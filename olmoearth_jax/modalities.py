@@ -102,24 +102,31 @@ class Modality:
         """Pixels per base (10 m) pixel and side, f of spec/model.md; 1 for non-spatial ones."""
         return self.image_tile_size_factor if self.spatial else 1
 
-    def norm_range(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(lo, hi) float64 [bands] of the data set's rule, or None for identity.
+    def norm_range(self, strategy: str = "dataset") -> tuple[np.ndarray, np.ndarray] | None:
+        """(lo, hi) float64 [bands] that normalisation maps to 0 and 1, or None for identity.
 
-        Rule (spec/data.md section 2): mean -/+ 2 std where measured, else the predefined range.
+        Strategies (spec/data.md section 2): 'computed' is mean -/+ 2 std, 'predefined' a fixed
+        range, 'dataset' the first of these two that the modality has.
 
         Raises:
-          ValueError: the modality has no statistics at all.
+          ValueError: the modality has no such statistics.
         """
         if self.skip_normalization:
             return None
-        if self.computed is not None:
+        if strategy not in ("dataset", "computed", "predefined"):
+            raise ValueError(
+                f"unknown normalisation strategy {strategy!r}; known: dataset, computed, predefined"
+            )
+        if self.computed is not None and strategy != "predefined":
             mean, std = (np.asarray(v, np.float64) for v in self.computed)
             return mean - STD_MULTIPLIER * std, mean + STD_MULTIPLIER * std
-        if self.predefined is not None:
+        if self.predefined is not None and strategy != "computed":
             lo, hi = (np.asarray(v, np.float64) for v in self.predefined)
             return lo, hi
+        which = "" if strategy == "dataset" else f"{strategy} "
         raise ValueError(
-            f"modality {self.name!r} has no normalisation statistics, so it cannot be trained on"
+            f"modality {self.name!r} has no {which}normalisation statistics, so it cannot be "
+            f"trained on"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import derived, index, order, timesteps, transforms
 from olmoearth_jax.data.budget import max_timesteps, token_costs
-from olmoearth_jax.data.normalize import Strategy, normalize
+from olmoearth_jax.data.normalize import normalize
 from olmoearth_jax.data.stats import StreamingStats
 from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.modalities import MISSING, SINGLE_BAND_SET_OVERRIDES, Tokenization
@@ -233,14 +233,9 @@ def _normalize_cases(folder: Path) -> Iterator[Case]:
 def _normalize(name: str, record: Record) -> Result:
     checks = Checks()
     values = np.asarray(record["input"], np.float32)
-    strategies: dict[str, Strategy] = {
-        "dataset_rule": "dataset",
-        "computed": "computed",
-        "predefined": "predefined",
-    }
-    for key, strategy in strategies.items():
+    for key in ("dataset_rule", "computed", "predefined"):
         try:
-            got = normalize(values, name, strategy)
+            got = normalize(values, name, key.removesuffix("_rule"))
         except ValueError:
             checks.true(f"{key}: raises where the reference gives values", "error" in record[key])
             continue
