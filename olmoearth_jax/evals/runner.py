@@ -168,7 +168,7 @@ def _extract_all(name, task, info, mode, model, options, stop, log) -> dict[str,
             patch_size=task.patch_size,
             pool=pool,
             batch_size=task.embedding_batch_size,
-            workers=options.workers,
+            workers=task.num_workers,
             stop=stop,
         )
         splits[split] = (_quantized(task, x), y)

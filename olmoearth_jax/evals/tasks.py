@@ -56,6 +56,7 @@ class EvalTaskConfig:
     dataset: str = ""
     """Key of the dataset, which need not be the name of the task."""
     num_workers: int = 8
+    """Threads that read samples; 0 reads them in between."""
     pooling_type: Literal["mean", "max"] = "mean"
     norm_stats_from_pretrained: bool = True
     """Normalise with the pretraining statistics instead of the dataset's own."""
@@ -152,7 +153,6 @@ class RunOptions:
       bootstrap_seed: their seed.
       seed: of probe initialisation, sample order and subsets.
       k: neighbours of kNN.
-      workers: threads that read samples.
       save_folder: where fine-tuning keeps its state; None keeps none.
     """
 
@@ -161,7 +161,6 @@ class RunOptions:
     bootstrap_seed: int = 42
     seed: int = 42
     k: int = 20
-    workers: int = 2
     save_folder: Path | None = None
 
 
