@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 
 from olmoearth_jax.train.checkpoint import State
-from olmoearth_jax.train.hosts import EVALUATING, Hosts, StopAgreed
+from olmoearth_jax.train.hosts import COMPILING, EVALUATING, Hosts, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import Recorder, Report
 from olmoearth_jax.train.runfolder import RunFolder
@@ -188,6 +188,7 @@ class StepTaker:
         self._hosts = cancel.hosts
         self._say = say
         self._grace_s = grace_s
+        self._compiled = False
 
     def __call__(
         self, state: State, groups: list[Any], number: int, nothing_to_lose: bool
@@ -197,12 +198,13 @@ class StepTaker:
         `nothing_to_lose`: no work is saved by waiting for a step that is being compiled. Raises
         StopAgreed if it was not taken, because some process was told to stop.
         """
-        self._hosts.says(f"step {number}")
+        self._hosts.says(f"{'' if self._compiled else COMPILING + ' '}step {number}")
         self._hosts.committed = False
         future = self._device.submit(self._program.step, state, groups, number, self._gate)
         give_up = self._over_grace(0.0 if nothing_to_lose else self._grace_s)
         if not wait(future, stop=give_up, poll=_patience(self._say, self._hosts)):
             raise StopAgreed
+        self._compiled = True
         return future.result()
 
     def _gate(self) -> None:
