@@ -272,6 +272,7 @@ class TrainerConfig:
     """Stop here without changing the learning-rate horizon."""
     metrics_collect_interval: int = 10
     cancel_check_interval: int = 25
+    """Of the reference, and without effect: a request to stop is seen at every step."""
     host_timeout_s: float = 1800.0
     """Seconds for which one process may hold up the others before the run ends and names it."""
     load_strategy: Literal["if_available", "always", "never"] = "if_available"

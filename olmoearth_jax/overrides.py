@@ -118,9 +118,8 @@ def _classify(written: str, value: Any) -> list[_Override]:
             if unit in ("epochs", "steps"):
                 out.append(_Override(f"{owner}.unit", path, unit, 0))
             return out
-    if path == "trainer.profile" and isinstance(schema.plain(value), list):
-        values = dict(zip(("start_step", "num_steps"), schema.plain(value), strict=False))
-        value = {"enabled": True, **values}
+    if path == "trainer.profile" and isinstance(value, list) and len(value) == 2:
+        value = {"enabled": True, "start_step": value[0], "num_steps": value[1]}
     stage = 0 if path == _OWN_MODALITIES else 1 if path.startswith("common.") else 2
     return [_Override(path, path, value, stage)]
 
