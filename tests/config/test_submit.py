@@ -13,9 +13,11 @@ import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-from launch import _app, _render, submit
+from launch import _app, _render, submit, train
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError
+from olmoearth_jax.configlib.official import official
+from olmoearth_jax.train.loop import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = [
@@ -322,3 +324,18 @@ def test_image_holds_what_the_program_needs():
     assert {"olmoearth_jax", "launch", "configs", "tools"} <= {p.strip("./") for p in copied}
     assert any(line.startswith("ARG CUDA") for line in lines)
     assert any(line.startswith("USER ") and line != "USER root" for line in lines)
+
+
+@pytest.mark.parametrize(("status", "code"), [("cancelled", 75), ("completed", 0)])
+def test_training_ends_with_the_code_that_the_job_waits_for(status, code, monkeypatch):
+    monkeypatch.setattr(train, "run", lambda config: Summary(status, 0, 5, True, 1.0))
+    with flagsaver.flagsaver():
+        flags.FLAGS(["train", f"--stopped_exit_code={_render.STOPPED}"])
+        assert train.main(official("nano")) == code
+
+
+def test_gpus_of_a_process_are_numbers():
+    assert train._local_devices(["0", "3"]) == [0, 3]
+    for wrong in ([], ["a"], ["1", "1"]):
+        with pytest.raises(_app.UserError, match="--local_device_ids"):
+            train._local_devices(wrong)
