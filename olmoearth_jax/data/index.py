@@ -100,7 +100,6 @@ def prepare(
         raise ValueError(
             f"dataset_percentage must be above 0 and at most 1, got {dataset_percentage}"
         )
-    _check_folder(folder)
     numbers = _with_data(folder, names)
     if not len(numbers):
         raise ValueError(
@@ -198,9 +197,13 @@ def directory_name(
 
 
 def _check_folder(folder: AnyPath) -> None:
-    if not folder.is_dir():
+    try:
+        there, complete = folder.is_dir(), (folder / METADATA_FILE).is_file()
+    except OSError as e:
+        raise ValueError(f"cannot look into the dataset folder {folder}: {e}") from e
+    if not there:
         raise ValueError(f"dataset folder does not exist: {folder}")
-    if not (folder / METADATA_FILE).is_file():
+    if not complete:
         inside = [p for d in ("*", "*/*/*", "*/*") for p in folder.glob(f"{d}/{METADATA_FILE}")]
         hint = f"; did you mean {min(map(str, (p.parent for p in inside)))}?" if inside else ""
         raise ValueError(f"{folder} is not a dataset folder: it has no {METADATA_FILE}{hint}")

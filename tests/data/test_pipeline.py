@@ -289,3 +289,6 @@ def test_a_folder_without_permission_is_named(writable_dataset, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ValueError, match=r"sample_metadata.csv: .*Permission denied"):
         index.prepare(writable_dataset, OFFICIAL_MODALITIES)
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(ValueError, match="cannot look into the dataset folder .*Permission"):
+        index.prepare(writable_dataset, OFFICIAL_MODALITIES)

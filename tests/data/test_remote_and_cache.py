@@ -79,8 +79,8 @@ def test_missing_remote_things_are_named(remote, monkeypatch):
         open_sample(RemotePath(remote) / "sample_99.h5", ["worldcover"]),
     ):
         pass
-    with pytest.raises(OSError, match="cannot open nosuch://x"):
-        RemotePath("nosuch://x/y").is_dir()
+    with pytest.raises(ValueError, match="cannot look into .* nosuch://x/y: cannot open nosuch"):
+        prepare("nosuch://x/y", ["worldcover"])
     path = location("gs://bucket/a/12/")
     assert (path.name, path.parent.name, str(path)) == ("12", "a", "gs://bucket/a/12")
     assert location("a/b").name == "b"
