@@ -154,7 +154,7 @@ class AttentionPooler(nnx.Module):
         grid: GridSpec,
         attend_read: Attend,
         attend_self: Attend,
-        order: jax.Array | None = None,
+        order: np.ndarray | None = None,
     ) -> LocationGrid:
         """As `__call__`, from positions [B, N, 2] (row, col).
 
@@ -162,7 +162,6 @@ class AttentionPooler(nnx.Module):
         """
         batch, (rows, cols) = x.shape[0], grid.shape
         where = grid.positions(self.coordinate_scale)
-        back = None if order is None else jnp.argsort(order)
         at = jnp.broadcast_to(where if order is None else where[order], (batch, *where.shape))
         q = jnp.broadcast_to(
             self.learned_query[...], (batch, rows * cols, self.norm.scale.shape[0])
@@ -171,8 +170,8 @@ class AttentionPooler(nnx.Module):
             q = read(q, at, attend_read, self._context(x, layer), places)
             q = mix(q, at, attend_self)
         q = self.norm(q)
-        if back is not None:
-            q = q[:, back]
+        if order is not None:
+            q = q[:, np.argsort(order)]  # sorted on the host, not by the compiler
         located = q.reshape(batch, rows, cols, -1)
         positions = jnp.broadcast_to(where, (batch, *where.shape))
         return LocationGrid(located, positions, self._student(located))

@@ -266,9 +266,9 @@ def _encode(
     return whole, pooled, locations, coordinates
 
 
-def _by_cell(spec: GridSpec) -> jax.Array:
+def _by_cell(spec: GridSpec) -> np.ndarray:
     """int32 [Q]: row-major locations in the order of the cells they lie in."""
     rows, cols = spec.shape
     side = spec.per_patch
     numbers = np.arange(rows * cols).reshape(spec.rows, side, spec.cols, side)
-    return jnp.asarray(numbers.transpose(0, 2, 1, 3).reshape(-1), jnp.int32)
+    return numbers.transpose(0, 2, 1, 3).reshape(-1).astype(np.int32)
