@@ -79,6 +79,8 @@ class DownstreamEvaluator:
             config.run_on_test, config.n_bootstrap, config.bootstrap_seed
         )
         self.finished_first = False
+        for name, task in self.tasks.items():
+            tasks.check_task(name, task, self.options)
         for name, reason in self.skipped.items():
             say(f"evaluation task {name} is skipped: {reason}")
 

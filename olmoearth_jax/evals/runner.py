@@ -64,13 +64,8 @@ def run_task(
       Stopped: `stop()` became true.
     """
     begun = time.perf_counter()
-    info = check_task(name, task)
+    info = check_task(name, task, options)
     mode = eval_mode(task, info)
-    if task.select_best_by_primary_metric and mode == "linear_probe" and not options.run_on_test:
-        raise ValueError(
-            f"task {name!r}: select_best_by_primary_metric reports the best of several validations;"
-            " it needs run_on_test, where a score is not chosen by itself"
-        )
     shape: tuple[int, ...] = ()
     scores: dict[str, Any] = {}
     if mode == "finetune":

@@ -285,14 +285,20 @@ def modalities_of(task: EvalTaskConfig, info: DatasetInfo) -> tuple[str, ...]:
     return tuple(sorted(task.input_modalities)) or info.modalities
 
 
-def check_task(name: str, task: EvalTaskConfig) -> DatasetInfo:
-    """Checks the settings of a task and returns its data set.
+def check_task(name: str, task: EvalTaskConfig, options: RunOptions | None = None) -> DatasetInfo:
+    """Checks the settings of a task, also against those of the evaluation; returns its data set.
 
     Raises:
       ValueError: one sentence with the first thing that is wrong.
     """
     info = dataset_info(task.dataset)
     problem = next(_problems(task, info), None)
+    best = task.select_best_by_primary_metric and eval_mode(task, info) == "linear_probe"
+    if not problem and best and options is not None and not options.run_on_test:
+        problem = (
+            "select_best_by_primary_metric reports the best of several validations; it needs "
+            "run_on_test, whose score is not chosen by itself"
+        )
     if problem:
         raise ValueError(f"task {name!r}: {problem}")
     return info

@@ -146,6 +146,12 @@ def test_tasks_run_when_they_are_due(windows, tmp_path, monkeypatch):
     assert list(_evaluator(tmp_path, filter_for_eval_mode="knn")[0].tasks) == ["rarely"]
     with pytest.raises(ValueError, match="did you mean 'rarely'"):
         _evaluator(tmp_path, tasks_to_run=["rarly"])
+    best = {"best": task(select_best_by_primary_metric=True)}
+    with pytest.raises(ValueError, match="task 'best': select_best.* needs run_on_test"):
+        callback.DownstreamEvaluator(
+            DownstreamEvaluatorConfig(tasks=best), tiny_config(), steps_per_epoch=6,
+            folder=tmp_path,
+        )  # fmt: skip
 
 
 def test_a_command_names_a_task_of_the_catalogue_and_changes_it():

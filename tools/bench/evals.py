@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -113,7 +114,8 @@ def bench_probe(
     if reference and importlib.util.find_spec("sklearn"):
         from sklearn.linear_model import SGDClassifier
 
-        model = SGDClassifier(loss="log_loss", max_iter=epochs, tol=None, n_jobs=2)
+        options: dict[str, Any] = {"max_iter": epochs, "tol": None, "n_jobs": 2}
+        model = SGDClassifier(loss="log_loss", **options)
         runs["probe_sklearn_sgd"] = lambda: model.fit(x, y)
     return interleaved(runs, repeats)
 
