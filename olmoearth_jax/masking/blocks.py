@@ -23,9 +23,9 @@ def ordered(missing: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return modalities.in_masked_order(missing)
 
 
-def any_over(flags: np.ndarray, axes: Iterable[int]) -> np.ndarray:
-    """Whether any flag is set along these axes."""
-    return np.asarray(flags.any(axis=tuple(axes)))
+def any_token(flags: np.ndarray) -> np.ndarray:
+    """bool [B, S]: whether any token of the sample's band set is flagged."""
+    return np.asarray(flags.any(axis=tuple(range(1, flags.ndim - 1))))
 
 
 def role_values(n: int, n_encode: int, n_decode: int) -> np.ndarray:
@@ -111,6 +111,7 @@ def complete_timesteps(missing: Tokens) -> np.ndarray:
     for name, m in missing.items():
         if not modalities.get(name).multitemporal:
             continue
-        complete = ~any_over(m[live], (a for a in range(m.ndim) if a != m.ndim - 2))
+        axes = tuple(a for a in range(m.ndim) if a != m.ndim - 2)
+        complete = np.asarray(~m[live].any(axis=axes))
         found = complete if found is None else found | complete
     return np.flatnonzero(found) if found is not None else np.zeros(0, int)

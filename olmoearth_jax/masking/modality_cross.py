@@ -19,12 +19,8 @@ from olmoearth_jax.masking.context import DECODE, ENCODE, TARGET_ONLY, MaskConte
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masking.space_time import space_mask
 
-BandSets = set[tuple[str, int]]
-
-
-def _over_tokens(flags: np.ndarray) -> np.ndarray:
-    """bool [B, S]: whether any token of the band set is flagged."""
-    return blocks.any_over(flags, range(1, flags.ndim - 1))
+BandSet = tuple[str, int]
+BandSets = set[BandSet]
 
 
 @dataclass(frozen=True)
@@ -55,30 +51,30 @@ class ModalityCross(Strategy):
                 raise ValueError(f"max_{role}_bandsets needs min_{role}_bandsets as well")
 
     def base_mask(self, missing: Tokens, ctx: MaskContext) -> Tokens:
-        """The mask that is thinned."""
-        raise NotImplementedError
+        """The mask that is thinned: by patch position, or at random in the subclass for that."""
+        return space_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
 
     def overrides(self, name: str) -> bool:
         """Whether all present tokens of a chosen band set of this modality get its role."""
-        return False
+        return not modalities.get(name).spatial
 
-    def _present(self, masks: Tokens) -> list[list[tuple[str, int]]]:
+    def _present(self, masks: Tokens) -> list[list[BandSet]]:
         """Per sample the listed band sets, in masked-sample order."""
         size = len(next(iter(masks.values())))
-        lists: list[list[tuple[str, int]]] = [[] for _ in range(size)]
+        lists: list[list[BandSet]] = [[] for _ in range(size)]
         for name in blocks.ordered(masks):
             mask = masks[name]
             if name in self.only_decode_modalities:
                 there = (mask.reshape(size, -1) != 3).any(axis=1)
                 listed = np.repeat(there[:, None], mask.shape[-1], axis=1)
             else:
-                listed = _over_tokens(mask == ENCODE)
+                listed = blocks.any_token(mask == ENCODE)
             for b, k in zip(*np.nonzero(listed), strict=True):
                 lists[b].append((name, int(k)))
         return lists
 
     def _choose(
-        self, present: list[tuple[str, int]], rng: np.random.Generator
+        self, present: list[BandSet], rng: np.random.Generator
     ) -> tuple[BandSets, BandSets]:
         """(E, X) of one sample from its present list."""
         n = len(present)
@@ -148,18 +144,15 @@ class ModalityCrossRandom(ModalityCross):
     def base_mask(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         return random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
 
+    def overrides(self, name: str) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class ModalityCrossSpace(ModalityCross):
     """Over a mask by patch position; non-spatial band sets are encoded or decoded as a whole."""
 
     key: ClassVar[str] = "modality_cross_space"
-
-    def base_mask(self, missing: Tokens, ctx: MaskContext) -> Tokens:
-        return space_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
-
-    def overrides(self, name: str) -> bool:
-        return not modalities.get(name).spatial
 
 
 @dataclass(frozen=True)

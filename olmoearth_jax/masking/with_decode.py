@@ -47,7 +47,7 @@ class RandomWithDecode(Strategy):
         order = [
             m for m in modalities.in_sample_order(missing) if m not in self.only_decode_modalities
         ]
-        present = {m: blocks.any_over(~missing[m], range(1, missing[m].ndim - 1)) for m in order}
+        present = {m: blocks.any_token(~missing[m]) for m in order}
         for b, rng in enumerate(ctx.rngs):
             listed = [(m, int(k)) for m in order for k in np.flatnonzero(present[m][b])]
             self._mask_sample(masks, missing, b, listed, rng)
@@ -121,7 +121,7 @@ class RandomTimeWithDecode(RandomWithDecode):
         found: np.ndarray | None = None
         for name, k in listed:
             if modalities.get(name).kind == "space_time":
-                there = blocks.any_over(~missing[name][b, ..., k], (0, 1))
+                there = np.asarray((~missing[name][b, ..., k]).any(axis=(0, 1)))
                 found = there if found is None else found | there
         available = np.flatnonzero(found) if found is not None else np.zeros(0, int)
         if len(available) <= 1 or rng.random() < self.random_ratio:
