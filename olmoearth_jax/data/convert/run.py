@@ -114,13 +114,6 @@ class _Kept:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ScanTask:
-    settings: Settings
-    job: TileJob
-    signature: str
-
-
-@dataclasses.dataclass(frozen=True)
 class _WriteTask:
     settings: Settings
     kept: _Kept
@@ -188,17 +181,17 @@ def _scan(
     problems: dict[str, str] = {}
     todo = []
     for job in jobs:
-        task = _ScanTask(settings, job, _signature(settings, job))
+        signature = _signature(settings, job)
         known = journal.records.get(_key(job))
-        if known is None or known["signature"] != task.signature:
-            todo.append(task)
+        if known is None or known["signature"] != signature:
+            todo.append((settings.tree, job, signature))
     progress = Progress(len(todo), "tiles scanned", say)
     with journal:
-        for task, (faults, problem) in run_tasks(_scan_tile, todo, workers):
+        for (_, job, signature), (faults, problem) in run_tasks(_scan_tile, todo, workers):
             if problem is None:
-                journal.add(_key(task.job), {"signature": task.signature, "faults": faults})
+                journal.add(_key(job), {"signature": signature, "faults": faults})
             else:
-                problems[str(task.job.cell)] = problem
+                problems[str(job.cell)] = problem
             progress.step()
     return journal.records, dict(sorted(problems.items()))
 
@@ -207,9 +200,9 @@ def _key(job: TileJob) -> str:
     return f"{job.cell}_{job.cell.factor}"
 
 
-def _scan_tile(task: _ScanTask) -> tuple[dict[str, str], str | None]:
+def _scan_tile(task: tuple[Path, TileJob, str]) -> tuple[dict[str, str], str | None]:
     try:
-        return tiles.clean(task.settings.tree, task.job), None
+        return tiles.clean(*task[:2]), None
     except ReadError as e:
         return {}, str(e)
 
