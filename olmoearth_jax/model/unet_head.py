@@ -1,102 +1,67 @@
-"""UNet-style head: from a grid of embeddings to a map of classes (spec/model_v1_3.md 9)."""
+"""UNet-style head: from a grid of embeddings to a map of classes (spec/model_v1_3.md 9).
+
+Parameters are {'decoder.<n>.weight': [out, in, 3, 3], 'decoder.<n>.bias': [out]} as in the PyTorch
+package, where n counts every convolution, activation and doubling as one.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-
-from olmoearth_jax.model.layers import empty, precision
 
 
-class _Conv(nnx.Module):
-    """3 x 3 convolution with zero padding; kernel [3, 3, in, out]."""
+def conv_numbers(patch_size: int, convs_per_resolution: int = 1) -> list[int]:
+    """Numbers of the convolutions, the last included.
 
-    def __init__(self, d_in: int, d_out: int):
-        self.kernel = empty(3, 3, d_in, d_out)
-        self.bias = empty(d_out)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=precision(kernel.dtype),
-        )  # fmt: skip
-        return y + self.bias[...]
-
-
-class UNetHead(nnx.Module):
-    """Convolutions and nearest doublings of constant width, from patches to pixels.
-
-    The parts are numbered as in the PyTorch package, whose state dict counts every activation and
-    doubling as one: `keys` gives the number of each convolution.
+    Raises:
+      ValueError: a patch size that is no power of two, or no convolutions.
     """
-
-    def __init__(
-        self, width: int, num_classes: int, patch_size: int, convs_per_resolution: int = 1
-    ):
-        if patch_size < 1 or patch_size & (patch_size - 1):
-            raise ValueError(f"patch_size must be a power of two, got {patch_size}")
-        if convs_per_resolution < 1:
-            raise ValueError("convs_per_resolution must be at least 1")
-        self.doublings = patch_size.bit_length() - 1
-        self.per_resolution = convs_per_resolution
-        count = 1 + self.doublings * convs_per_resolution
-        self.convs = nnx.List([_Conv(width, width) for _ in range(count)])
-        self.out = _Conv(width, num_classes)
-
-    @property
-    def keys(self) -> list[int]:
-        """Numbers of the convolutions, the last included, in the package's sequence."""
-        numbers, position = [0], 2
-        for _ in range(self.doublings):
-            position += 1
-            for _ in range(self.per_resolution):
-                numbers.append(position)
-                position += 2
-        return [*numbers, position]
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> float32 [B, num_classes, h * p, w * p], channels first."""
-        x = x.astype(jnp.float32)
-        convs = iter(self.convs)
-        x = jax.nn.relu(next(convs)(x))
-        for _ in range(self.doublings):
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            for _ in range(self.per_resolution):
-                x = jax.nn.relu(next(convs)(x))
-        return jnp.moveaxis(self.out(x), -1, 1)
-
-    def load(self, state: dict[str, np.ndarray]) -> None:
-        """Takes over a state dict of the PyTorch package (`decoder.<n>.weight` and `.bias`).
-
-        Raises:
-          ValueError: other keys or shapes.
-        """
-        wanted = {}
-        for number, conv in zip(self.keys, [*self.convs, self.out], strict=True):
-            wanted[f"decoder.{number}.weight"] = conv.kernel, (2, 3, 1, 0)
-            wanted[f"decoder.{number}.bias"] = conv.bias, (0,)
-        if set(wanted) != set(state):
-            raise ValueError(f"the head needs the tensors {sorted(wanted)}, got {sorted(state)}")
-        for key, (param, axes) in wanted.items():
-            value = np.asarray(state[key], np.float32).transpose(axes)
-            if value.shape != param[...].shape:
-                raise ValueError(f"{key} has the shape {list(np.shape(state[key]))}, "
-                                 f"which does not fit {list(param[...].shape)}")  # fmt: skip
-            param[...] = jnp.asarray(value)
+    if patch_size < 1 or patch_size & (patch_size - 1):
+        raise ValueError(f"patch_size must be a power of two, got {patch_size}")
+    if convs_per_resolution < 1:
+        raise ValueError("convs_per_resolution must be at least 1")
+    block = 1 + 2 * convs_per_resolution
+    doublings = range(patch_size.bit_length() - 1)
+    numbers = [3 + block * d + 2 * c for d in doublings for c in range(convs_per_resolution)]
+    return [0, *numbers, 2 + block * len(doublings)]
 
 
 def initial_head(
     seed: int, width: int, num_classes: int, patch_size: int, convs_per_resolution: int = 1
-) -> UNetHead:
-    """A head with random weights, uniform within 1 / sqrt(9 * width)."""
-    head = UNetHead(width, num_classes, patch_size, convs_per_resolution)
+) -> dict[str, np.ndarray]:
+    """Random parameters, uniform within 1 / sqrt(9 * width)."""
+    rng, out = np.random.Generator(np.random.Philox(seed)), {}
     bound = (9 * width) ** -0.5
-    for number, conv in enumerate([*head.convs, head.out]):
-        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
-        for param in (conv.kernel, conv.bias):
-            values = rng.uniform(-bound, bound, param[...].shape).astype(np.float32)
-            param[...] = jnp.asarray(values)
-    return head
+    numbers = conv_numbers(patch_size, convs_per_resolution)
+    for number in numbers:
+        channels = num_classes if number == numbers[-1] else width
+        for name, shape in (("weight", (channels, width, 3, 3)), ("bias", (channels,))):
+            out[f"decoder.{number}.{name}"] = rng.uniform(-bound, bound, shape).astype(np.float32)
+    return out
+
+
+def unet_head(
+    params: Mapping[str, Any], x: jax.Array, patch_size: int, convs_per_resolution: int = 1
+) -> jax.Array:
+    """[B, h, w, D] -> float32 [B, num_classes, h * p, w * p], channels first.
+
+    Raises:
+      ValueError: parameters of another head.
+    """
+    numbers = conv_numbers(patch_size, convs_per_resolution)
+    wanted = [f"decoder.{n}.{leaf}" for n in numbers for leaf in ("weight", "bias")]
+    if sorted(wanted) != sorted(params):
+        raise ValueError(f"the head needs the tensors {wanted}, got {sorted(params)}")
+    y = jnp.moveaxis(x.astype(jnp.float32), -1, 1)
+    for place, number in enumerate(numbers):
+        if 0 < place < len(numbers) - 1 and (place - 1) % convs_per_resolution == 0:
+            y = jnp.repeat(jnp.repeat(y, 2, axis=2), 2, axis=3)
+        kernel, bias = (jnp.asarray(params[f"decoder.{number}.{n}"]) for n in ("weight", "bias"))
+        y = jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", precision="highest")
+        y = y + bias[:, None, None]
+        y = y if number == numbers[-1] else jax.nn.relu(y)
+    return y

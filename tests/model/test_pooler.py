@@ -19,7 +19,7 @@ from olmoearth_jax.model.config import (
     official_model,
 )
 from olmoearth_jax.model.pooler import GridSpec
-from olmoearth_jax.model.unet_head import UNetHead, initial_head
+from olmoearth_jax.model.unet_head import conv_numbers, initial_head, unet_head
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.assemble import EngineOptions
 from olmoearth_jax.train.objectives import Objective
@@ -262,10 +262,11 @@ def test_safe_halo_leaves_no_trace():
 
 
 def test_unet_head():
+    assert conv_numbers(4) == [0, 3, 6, 8] and conv_numbers(2, 2) == [0, 3, 5, 7]
+    assert conv_numbers(1) == [0, 2]
     head = initial_head(0, 4, 3, 4)
-    assert head.keys == [0, 3, 6, 8] and UNetHead(4, 2, 2, 2).keys == [0, 3, 5, 7]
-    assert head(jnp.ones((2, 3, 2, 4))).shape == (2, 3, 12, 8)
+    assert unet_head(head, jnp.ones((2, 3, 2, 4)), 4).shape == (2, 3, 12, 8)
     with pytest.raises(ValueError, match="power of two"):
-        UNetHead(4, 2, 3)
+        conv_numbers(3)
     with pytest.raises(ValueError, match="needs the tensors"):
-        head.load({})
+        unet_head(head, jnp.ones((2, 3, 2, 4)), 2)

@@ -22,7 +22,7 @@ from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import dense, latent_mim, searchlight, table
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig
 from olmoearth_jax.model.pooler import AttentionPooler, GridSpec, LocationGrid
-from olmoearth_jax.model.unet_head import UNetHead
+from olmoearth_jax.model.unet_head import unet_head
 from tools.goldens import releases
 from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
 from tools.goldens.model import (
@@ -271,14 +271,11 @@ def _missing_bands(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None
 def _unet(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
     for variant in case["variants"]:
         number = variant["index"]
-        head = UNetHead(
-            variant["in_dim"], variant["num_classes"], variant["patch_size"],
-            variant["conv_layers_per_resolution"],
+        got = unet_head(
+            under(arrays, f"params/{number}/"), jnp.asarray(arrays[f"in/{number}"]),
+            variant["patch_size"], variant["conv_layers_per_resolution"],
         )  # fmt: skip
-        head.load(under(arrays, f"params/{number}/"))
-        checks.array(
-            str(number), head(jnp.asarray(arrays[f"in/{number}"])), arrays[f"out/{number}"]
-        )
+        checks.array(str(number), got, arrays[f"out/{number}"])
 
 
 def _release(checks: Checks, loaded: checkpoints.Weights, arrays: Arrays) -> None:
