@@ -21,7 +21,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import build, checkpoint, targets
+from olmoearth_jax.train import build, checkpoint, devices, targets
 from olmoearth_jax.train.sharding import make_mesh
 
 Losses = dict[str, float]
@@ -128,6 +128,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unknown argument {argv[1]!r}.")
     absl_logging.set_verbosity(absl_logging.ERROR)
     given = flags.FLAGS
+    devices.use_compilation_cache()
     try:
         folders = step_folders(given.checkpoint, given.all_steps)
         results = evaluate(folders, given.h5py_dir, given.batches, given.seed)

@@ -87,9 +87,7 @@ class StreamForward:
                 target = params["encoder"]
             targets = self._targets(jax.lax.stop_gradient(target), maps, patches)
             terms["base"], parts = self._token_terms(maps, predictions, targets)
-            real = batch.dec_row < batch.row_view.shape[1]
-            parts = {**parts, "prediction_spread": spread_of(predictions, real)}
-            parts["target_spread"] = spread_of(targets, real)
+            parts = {**parts, **self._spreads(batch, predictions, targets)}
         if objective.mae is not None:
             inner = model.reconstructor.decoder
             out = self._decode(inner, model, maps, latent, tokens, key, cross)
@@ -116,6 +114,14 @@ class StreamForward:
             )
         total, aux = objective.total(terms)
         return total, {**aux, **parts}
+
+    def _spreads(self, batch: MicroBatch, predictions: jax.Array, targets: jax.Array) -> dict:
+        """`spread_of` the decoded tokens and their targets, both views of a group together."""
+        groups, of_row = self.spec.groups, readout.of_rows(self.spec, batch)[0]
+        owner = take_rows(of_row[..., None], batch.dec_row)[..., 0] % groups
+        real = batch.dec_row < of_row.shape[1]
+        sides = {"prediction_spread": predictions, "target_spread": targets}
+        return {name: spread_of(x, real, owner, groups) for name, x in sides.items()}
 
     def _scales(self, rate: float, depth: int, batch: MicroBatch, key, row: jax.Array):
         position = take_rows(batch.position[..., None], batch.row_sample)[..., 0]

@@ -150,6 +150,8 @@ class DenseEngine:
                     [_flat(v[n]).reshape(-1, v[n].shape[-1]) for v in views for n in self.names]
                 ),
                 real,
+                jnp.zeros(real.shape, jnp.int32),
+                1,
             )
             for key, views in sides.items()
         }

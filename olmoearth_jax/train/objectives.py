@@ -138,8 +138,8 @@ def decoders_of(model: Any) -> list[Any]:
     return [d for d in named if d is not None]
 
 
-def spread_of(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """How evenly vectors point in all directions: 1 for a sphere, 0 when all are one.
+def spread_of(x: jax.Array, valid: jax.Array, segment: jax.Array, groups: int) -> jax.Array:
+    """How evenly vectors of a group point in all directions: 1 for a sphere, 0 when all are one.
 
     The root mean square distance of the unit vectors from their mean. A falling value of targets
     or predictions shows collapse.
@@ -147,14 +147,19 @@ def spread_of(x: jax.Array, valid: jax.Array) -> jax.Array:
     Args:
       x: [..., width].
       valid: bool [...], the vectors that count.
+      segment: int [...], group of each vector.
+      groups: number of groups.
+
+    Returns:
+      float32 [groups]; 0 for a group without vectors.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    keep = valid[..., None].astype(jnp.float32)
-    unit = keep * x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
-    axes = tuple(range(x.ndim - 1))
-    count = jnp.maximum(keep.sum(), 1.0)
-    mean = unit.sum(axes) / count
-    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(unit)) / count - jnp.sum(jnp.square(mean)), 0.0))
+    unit = x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
+    keep = (valid[..., None] & (segment[..., None] == jnp.arange(groups))).astype(jnp.float32)
+    count = jnp.maximum(keep.reshape(-1, groups).sum(0), 1.0)
+    total = jnp.einsum("...g,...w->gw", keep, unit, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.einsum("...g,...->g", keep, jnp.square(unit).sum(-1)) / count
+    return jnp.sqrt(jnp.maximum(square - jnp.square(total / count[:, None]).sum(-1), 0.0))
 
 
 def exit_pairs(depths: Mapping[str, int] | None) -> Exits | None:

@@ -9,7 +9,7 @@ from olmoearth_jax import losses
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.engine import Prepared
-from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.objectives import Objective, spread_of
 from olmoearth_jax.train.optimizer import AdamWConfig
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import Recipe, TrainProgram
@@ -81,3 +81,14 @@ def test_a_fresh_target_differs_in_every_projection():
             kernels += 1
             assert not np.allclose(a, b)
     assert kernels == 4  # one per band set
+
+
+def test_spread_tells_a_sphere_from_a_point_in_each_group():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 50, 16)).astype(np.float32)
+    x[1] = 3.0
+    segment, valid = np.repeat([[0], [1]], 50, axis=1), rng.random((2, 50)) < 0.7
+    found = np.asarray(spread_of(jnp.asarray(x), jnp.asarray(valid), jnp.asarray(segment), 3))
+    unit = x[0][valid[0]] / np.linalg.norm(x[0][valid[0]], axis=-1, keepdims=True)
+    expected = np.sqrt(np.square(unit - unit.mean(0)).sum(-1).mean())
+    np.testing.assert_allclose(found, [expected, 0, 0], rtol=1e-5, atol=1e-3)

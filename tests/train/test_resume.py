@@ -255,7 +255,7 @@ def test_two_hosts_stop_at_the_same_step(tmp_path, both, second, said):
 
 @pytest.mark.slow
 def test_a_host_that_hangs_is_named(tmp_path):
-    settings = {"run_dir": str(tmp_path), "max_steps": 400, "host_timeout_s": 3.0}
+    settings = {"run_dir": str(tmp_path), "max_steps": 400, "host_timeout_s": 6.0}
     hosts = start_two(settings, {}, {"stream": {"hang_at": 6}})
     try:
         out = finish(hosts[0])
