@@ -95,7 +95,12 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(hidden, width, dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(gelu(self.fc1(x)), jnp.float32)
+        # The hidden layer is the widest thing a block makes: only what goes into the GELU is kept
+        # for the backward pass.
+        return jax.checkpoint(self._narrow)(self.fc1(x))
+
+    def _narrow(self, hidden: jax.Array) -> jax.Array:
+        return self.fc2(gelu(hidden), jnp.float32)
 
 
 class Block(nnx.Module):

@@ -50,11 +50,15 @@ class LayerNorm(nnx.Module):
         self.bias = empty(width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
-        return normed * self.scale[...] + self.bias[...]
+        return _normed(x.astype(jnp.float32), self.scale[...], self.bias[...])
+
+
+@jax.checkpoint
+def _normed(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    # Recomputed in the backward pass: of x alone, which is kept anyway, it costs next to nothing.
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale + bias
 
 
 def gelu(x: jax.Array) -> jax.Array:
