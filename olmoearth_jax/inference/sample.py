@@ -87,10 +87,7 @@ class Sample:
             )
         if not arrays:
             raise ValueError("a sample needs at least one modality")
-        if dates is not None and timestamps is not None:
-            raise ValueError("give dates or timestamps, not both")
-        stamps = None if timestamps is None else check_timestamps(timestamps)
-        stamps = stamps if dates is None else parse_dates(dates)
+        stamps = _stamps(dates, timestamps)
         given = {modalities.get(k).name: v for k, v in (bands or {}).items()}
         data, absent, kinds = {}, {}, {}
         for key, value in arrays.items():
@@ -143,6 +140,14 @@ class Sample:
         """The samples start..stop of the batch."""
         data = {n: x[start:stop] for n, x in self.data.items()}
         return dataclasses.replace(self, data=data, timestamps=self.timestamps[start:stop])
+
+
+def _stamps(dates: Any, timestamps: Any) -> np.ndarray | None:
+    if dates is not None and timestamps is not None:
+        raise ValueError("give dates or timestamps, not both")
+    if dates is not None:
+        return parse_dates(dates)
+    return None if timestamps is None else check_timestamps(timestamps)
 
 
 def _array(modality: Modality, value: Any, names: Sequence[str] | None):
