@@ -256,21 +256,3 @@ def test_official_bounds():
     assert masking.max_tokens(v12, counts(6, 9, SINGLE), 9).encode == 361
     tall = masking.max_tokens(v12, counts(12, 1, SINGLE), 1)
     assert sum(tall.decode[m] for m in MAPS) == 864 and tall.decode["sentinel1"] == 72
-
-
-@pytest.mark.slow
-def test_speed():
-    import time
-
-    names = modalities.OFFICIAL_MODALITIES
-    missing = some_missing(0, names, 32, 5, 12, DEFAULT, 0.1)
-    strategy = masking.build(CROSS[0])
-    best = min(_timed(time.process_time, strategy, missing) for _ in range(5))
-    assert 2 * best / 32 < 1e-3
-
-
-def _timed(clock, strategy, missing):
-    ctx = masking.MaskContext.whole_group(0, 32)
-    start = clock()
-    strategy(missing, ctx)
-    return clock() - start
