@@ -1,11 +1,13 @@
 # make demo   environment, a one-minute pretraining run on the packaged sample, its evaluation
 # make test   environment if needed, then the fast tests
+# make test-torch  compare with the PyTorch package
 # make lint   style and types
 # make bench  benchmarks that a CPU can run
-# PYTHON=...  another interpreter; VENV=... another environment folder
+# PYTHON=...  another interpreter; VENV=... another environment folder; TORCH=torch==... a build
 
 VENV ?= .venv
 RUN ?= demo
+TORCH ?= torch
 BIN = $(VENV)/bin
 # The newest interpreter that runs and can make environments: version managers put commands on the
 # path that do neither.
@@ -14,7 +16,7 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow lint bench env clean
+.PHONY: demo test test-slow test-torch lint bench env clean
 
 env: $(VENV)/.ready
 
@@ -47,6 +49,15 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# An environment of its own: PyTorch is large and nothing else needs it.
+test-torch:
+	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/python -m pip install --quiet "$(TORCH)" olmoearth-pretrain-minimal
+	$(VENV)-torch/bin/python -m pip install --quiet -e ".[convert,geo,hub]" pytest hypothesis \
+		shapely pyproj pydantic
+	$(VENV)-torch/bin/python -m pip install --quiet --no-deps rslearn==0.1.19
+	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
+
 bench: env
 	$(BIN)/python -m tools.bench.padding --config=configs/nano.py
 	$(BIN)/python -m tools.bench.train_step --config=configs/nano.py --grids=2,5,12
@@ -55,4 +66,4 @@ bench: env
 		--h5py_dir=$$(dirname $$(find local_output/synthetic -name sample_0.h5 | head -1))
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-torch build dist *.egg-info

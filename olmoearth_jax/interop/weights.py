@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.interop import config_json
+from olmoearth_jax.interop import config_json, torch_file
 from olmoearth_jax.model.config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ def is_reference_folder(folder: Path) -> bool:
 
 
 def read_folder(folder: str | Path) -> Reference:
-    """Reads a reference folder: ``weights.pth``, or safetensors where that or PyTorch is missing.
+    """Reads a reference folder: ``weights.pth``, or safetensors where that is missing.
 
     Raises:
       ValueError: files missing, damaged or not weights; the message names the file and the fix.
@@ -94,11 +92,9 @@ def read_folder(folder: str | Path) -> Reference:
         raise ValueError(f"there is no folder {folder}")
     config = config_json.read(folder / CONFIG_FILE)
     doc = json.loads((folder / CONFIG_FILE).read_text())
-    has_torch = importlib.util.find_spec("torch") is not None
-    pth, safe = ((folder / f).is_file() for f in (TORCH_FILE, SAFETENSORS_FILE))
-    if pth and (has_torch or not safe):
+    if (folder / TORCH_FILE).is_file():
         raw = _read_torch(folder / TORCH_FILE)
-    elif safe:
+    elif (folder / SAFETENSORS_FILE).is_file():
         raw = _read_safetensors(folder / SAFETENSORS_FILE)
     else:
         raise ValueError(f"{folder} holds neither {TORCH_FILE} nor {SAFETENSORS_FILE}")
@@ -124,55 +120,36 @@ def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError(
-            f"{path} needs PyTorch to be read: install the 'convert' extra "
-            "(pip install 'olmoearth-jax[convert]'), or convert the file to "
-            f"{SAFETENSORS_FILE} elsewhere"
-        ) from None
-    try:
-        with warnings.catch_warnings():  # an odd pickle is told of below
-            warnings.simplefilter("ignore")
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+        raw = torch_file.read(path)
     except pickle.UnpicklingError as e:
         raise ValueError(
             f"{path} was refused: it holds other things than tensors, or is not a PyTorch file "
             "at all. A pickle can run code when it is read, so only plain weights are accepted; "
             f"download the published file again ({_first_line(e)})"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as e:
+    except (EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         raise ValueError(
             f"{path} is damaged or cut off, download it again ({_first_line(e)})"
         ) from None
     if not isinstance(raw, Mapping) or not raw:
         raise ValueError(f"{path} is not a state dict: it holds a {type(raw).__name__}")
-    odd = [str(k) for k, v in raw.items() if not isinstance(v, torch.Tensor)]
+    odd = [str(k) for k, v in raw.items() if not isinstance(v, np.ndarray)]
     if odd:
         raise ValueError(f"{path} is not a plain state dict: {', '.join(odd[:5])} are no tensors")
-    return {str(k): v.detach().to(torch.float32).numpy() for k, v in raw.items()}
-
-
-def _safetensors(path: Path) -> Any:
-    """The safetensors package.
-
-    Raises:
-      ValueError: it is not installed.
-    """
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ValueError(
-            f"{path} needs PyTorch or safetensors: pip install 'olmoearth-jax[convert]'"
-        ) from None
-    return safetensors
+    return {str(k): v.astype(np.float32) for k, v in raw.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    package = _safetensors(path)
     try:
-        return package.numpy.load_file(path)
-    except (package.SafetensorError, OSError, ValueError) as e:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise ValueError(
+            f"{path} needs safetensors: pip install 'olmoearth-jax[convert]'"
+        ) from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as e:
         raise ValueError(
             f"{path} is damaged or cut off, download it again ({_first_line(e)})"
         ) from None
@@ -190,8 +167,7 @@ def write_folder(
 ) -> list[Path]:
     """Writes a folder that the PyTorch loaders accept: config, weights and attribution.
 
-    Without PyTorch the weights are written as safetensors instead. Files of an earlier export are
-    replaced.
+    Files of an earlier export are replaced.
 
     Args:
       state: float32 tensors by the reference's keys.
@@ -202,7 +178,7 @@ def write_folder(
       The files written.
 
     Raises:
-      ValueError: neither PyTorch nor safetensors is installed, or the config has no such form.
+      ValueError: the config has no such form.
     """
     folder = Path(folder).expanduser()
     if decode_only is None:
@@ -211,22 +187,12 @@ def write_folder(
         log.warning("Decode-only modalities were not recorded; taken to be %s", decode_only)
     doc = config_json.to_json(config) | decode_only_record(decode_only)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {k: np.array(v, np.float32, order="C") for k, v in state.items()}
-    has_torch = importlib.util.find_spec("torch") is not None
-    path, other = folder / TORCH_FILE, folder / SAFETENSORS_FILE
-    if not has_torch:
-        path, other = other, path
-    with _replacing(path) as scratch:
-        if has_torch:
-            import torch  # pyright: ignore[reportMissingImports]
-
-            torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, scratch)
-        else:
-            _safetensors(folder).numpy.save_file(arrays, scratch, metadata={"format": "pt"})
-    other.unlink(missing_ok=True)
+    with _replacing(folder / TORCH_FILE) as scratch:
+        torch_file.write({k: np.asarray(v, np.float32) for k, v in state.items()}, scratch)
+    (folder / SAFETENSORS_FILE).unlink(missing_ok=True)
     with _replacing(folder / CONFIG_FILE) as scratch:
         scratch.write_text(json.dumps(doc, indent=1) + "\n")
-    return [path, folder / CONFIG_FILE, write_notice(folder)]
+    return [folder / TORCH_FILE, folder / CONFIG_FILE, write_notice(folder)]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from olmoearth_jax.model.layers import precision
 Implementation = Literal["auto", "xla", "cudnn"]
 
 # Bytes of scores alive at once: small enough for a CPU's caches, large enough to fill a GPU.
-_SCORE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
+_SCORE_BYTES = {"cpu": 2 << 20, "gpu": 1 << 30}
 
 
 def row_attention(

@@ -3,12 +3,13 @@
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from olmoearth_jax.interop import checkpoints, hub, torch_keys, weights
+from olmoearth_jax.interop import checkpoints, hub, torch_file, torch_keys, weights
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import (
     PUBLISHED_VERSIONS,
@@ -39,9 +40,8 @@ def loaded(config: ModelConfig) -> checkpoints.Weights:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A reference folder with safetensors, which needs no PyTorch."""
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+def folder(tmp_path) -> Path:
+    """A reference folder."""
     out = tmp_path / "reference"
     checkpoints.to_reference(loaded(tiny()), out)
     return out
@@ -65,10 +65,17 @@ def test_round_trip_is_exact(folder, tmp_path):
         checkpoints.write(first, tmp_path / "ours")
 
 
-def test_missing_extra_names_it(folder):
-    (folder / weights.SAFETENSORS_FILE).rename(folder / weights.TORCH_FILE)
+def test_safetensors_are_read_too(folder):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    before = weights.read_folder(folder).state
+    safetensors.save_file(before, folder / weights.SAFETENSORS_FILE)
+    (folder / weights.TORCH_FILE).unlink()
+    after = weights.read_folder(folder).state
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(value, after[key])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "torch", None)
+        patch.setitem(__import__("sys").modules, "safetensors", None)
         with pytest.raises(ValueError, match=r"olmoearth-jax\[convert\]"):
             weights.read_folder(folder)
 
@@ -97,13 +104,16 @@ def test_weights_of_another_size(folder, tmp_path):
     other = ModelConfig(tiny().kind, tiny().encoder_config, tiny().decoder_config)
     other.encoder_config.max_patch_size = 2
     checkpoints.to_reference(loaded(other), tmp_path / "other")
-    shutil.copy(tmp_path / "other" / weights.SAFETENSORS_FILE, folder)
+    shutil.copy(tmp_path / "other" / weights.TORCH_FILE, folder)
     with pytest.raises(ValueError, match="of another shape: encoder"):
         checkpoints.from_reference(folder)
 
 
 def test_damaged_safetensors(folder):
+    safetensors = pytest.importorskip("safetensors.numpy")
     path = folder / weights.SAFETENSORS_FILE
+    safetensors.save_file(weights.read_folder(folder).state, path)
+    (folder / weights.TORCH_FILE).unlink()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged or cut off"):
         weights.read_folder(folder)
@@ -125,40 +135,30 @@ class _Code:
         return (print, ("run",))
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("fault", ["truncated", "pickle", "code", "not a dict"])
-def test_bad_torch_files(folder, fault, capsys):
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("fault", ["truncated", "pickle", "code", "empty", "not a tensor"])
+def test_bad_weight_files(folder, fault, capsys):
     path = folder / weights.TORCH_FILE
-    (folder / weights.SAFETENSORS_FILE).unlink()
     match = "was refused|damaged"
     if fault == "truncated":
-        torch.save({"a": torch.zeros(1000)}, path)
         path.write_bytes(path.read_bytes()[:2000])
     elif fault == "pickle":
         path.write_bytes(b"not a file of weights")
-    elif fault == "code":
-        path.write_bytes(pickle.dumps({"a": _Code()}))
-        match = "was refused"
     else:
-        torch.save([torch.zeros(1)], path)
-        match = "not a state dict"
+        value = {"code": {"a": _Code()}, "empty": {}, "not a tensor": {"a": 1}}[fault]
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(value))
+        match = {"code": "was refused", "empty": "not a state dict"}.get(fault, "a are no tensors")
     with pytest.raises(ValueError, match=match):
         weights.read_folder(folder)
     assert "run" not in capsys.readouterr().out
 
 
-@pytest.mark.torch
-def test_torch_file_and_prefix(tmp_path):
-    torch = pytest.importorskip("torch")
-    checkpoints.to_reference(loaded(tiny()), tmp_path)
-    state = torch.load(tmp_path / weights.TORCH_FILE, weights_only=True)
-    before = weights.read_folder(tmp_path).state
-    prefixed = {f"model.{k}": v for k, v in state.items()}
-    prefixed["model.supervision_head.weight"] = torch.zeros(2)
-    torch.save(prefixed, tmp_path / weights.TORCH_FILE)
-    after = weights.read_folder(tmp_path).state
-    assert before.keys() == after.keys()
+def test_the_prefix_of_the_direct_builder_is_dropped(folder):
+    before = weights.read_folder(folder).state
+    prefixed = {f"model.{k}": v for k, v in before.items()}
+    prefixed["model.supervision_head.weight"] = np.zeros(2, np.float32)
+    torch_file.write(prefixed, folder / weights.TORCH_FILE)
+    assert before.keys() == weights.read_folder(folder).state.keys()
 
 
 @pytest.mark.parametrize(

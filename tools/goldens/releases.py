@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import Any
 from absl import logging as absl_logging
 
 from olmoearth_jax.interop import checkpoints, weights
-from tools.goldens.common import Case, Checks, Result, load_npz, skipped
+from tools.goldens.common import Case, Checks, Result, load_npz
 
 Check = Callable[[Checks, checkpoints.Weights, dict[str, Any]], None]
 
 
 def release_case(folder: Path, check: Check, rtol: float, atol: float) -> Case:
     """The case of one release folder; `check` holds the outputs to the recorded ones."""
-    if importlib.util.find_spec("torch") is None:
-        return skipped(folder.name, "weights.pth needs torch, which is not installed")
     return Case(folder.name, functools.partial(_run, folder, check, rtol, atol))
 
 
