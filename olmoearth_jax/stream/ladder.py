@@ -138,7 +138,7 @@ def _holds(
 
 
 class _Sizer:
-    """Rungs for buckets of observed needs; a one-shot helper of `build_ladder`."""
+    """Rungs for buckets of observed needs; made once by `build_ladder`."""
 
     def __init__(self, spec: StreamSpec, needs: Sequence[Need], classes: int):
         self.spec, self.classes = spec, classes

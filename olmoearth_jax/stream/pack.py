@@ -177,7 +177,7 @@ def _pad(parts: list[np.ndarray], size: int, fill: int, dtype: type) -> np.ndarr
 
 
 class _Packer:
-    """Builds one device's arrays sample by sample; a one-shot helper of `pack_device`."""
+    """Builds one device's arrays sample by sample; made once by `pack_device`."""
 
     def __init__(self, spec: StreamSpec, rung: Rung):
         self.spec, self.rung = spec, rung
