@@ -23,7 +23,7 @@ from tools.goldens.common import Case, Result, load_json, skipped
 
 AREAS = ("model", "model_v1_3", "data", "train", "evals")
 
-_GOLDENS = flags.DEFINE_string("goldens", None, "Folder of all areas, or of one.", required=True)
+_GOLDENS = flags.DEFINE_string("goldens", None, "Folder of all areas, or of one.")
 _AREA = flags.DEFINE_string("area", None, f"Only this area: {', '.join(AREAS)}.")
 _FAILURES_ONLY = flags.DEFINE_bool("failures_only", False, "Print only cases that did not pass.")
 
@@ -140,6 +140,8 @@ def check(root: Path, only: str | None = None, failures_only: bool = False) -> d
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if not _GOLDENS.value:
+        raise app.UsageError("give the folder: --goldens=DIR")
     try:
         counts = check(Path(_GOLDENS.value), _AREA.value, _FAILURES_ONLY.value)
     except ValueError as e:

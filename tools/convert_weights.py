@@ -22,7 +22,7 @@ _SOURCE = flags.DEFINE_string("source", None, "Import: folder or published name.
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
 )
-_TARGET = flags.DEFINE_string("target", None, "Folder to write.", required=True)
+_TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 
 VERBS = ("import", "export")
 
@@ -56,6 +56,8 @@ def main(argv: list[str]) -> None:
     verb = argv[1] if len(argv) > 1 else ""
     if verb not in VERBS or len(argv) > 2:
         raise app.UsageError(f"Say what to do: import or export. {closest(verb, VERBS)}")
+    if not _TARGET.value:
+        raise app.UsageError(f"{verb} needs --target.")
     try:
         if verb == "import":
             if not _SOURCE.value:

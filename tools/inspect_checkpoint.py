@@ -17,7 +17,7 @@ from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import parameter_table
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run folder, checkpoints folder or step folder.", required=True
+    "checkpoint", None, "Run folder, checkpoints folder or step folder."
 )
 _CONFIG = flags.DEFINE_bool("show_config", True, "Print the config of the run.")
 
@@ -63,6 +63,8 @@ def _size(shape: list[int]) -> int:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown argument {argv[1]!r}.")
+    if not _CHECKPOINT.value:
+        raise app.UsageError("Give the checkpoint: --checkpoint=DIR.")
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         folder = checkpoint.find_checkpoint(_CHECKPOINT.value)
