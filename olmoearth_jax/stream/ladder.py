@@ -33,6 +33,9 @@ LOSS_SHARE = 0.25
 RARE_SLACK = 0.06
 """Head room of the rung for what is rarely drawn."""
 
+WORTH = 0.005
+"""Share of the expected cost that is not worth further programs."""
+
 ROUNDS = 5
 """Rounds of moving needs to the cheapest rung that holds them."""
 
@@ -207,7 +210,7 @@ def build_ladder(
         (_refine(sizer, parts, max_rungs - 1, slack) for parts in (1, 2, 3)),
         key=lambda rungs: _expected(sizer, rungs),
     )
-    return (*dict.fromkeys(r for r in found if r != top), top)
+    return (*dict.fromkeys(r for r in _worthwhile(sizer, found) if r != top), top)
 
 
 def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
@@ -252,6 +255,21 @@ def _share_patches(rungs: list[Rung]) -> list[Rung]:
         sparse = tuple(map(max, rung.sparse, before.sparse))
         out.append(dataclasses.replace(rung, patches=patches, sparse=sparse))
     return out
+
+
+def _worthwhile(sizer: _Sizer, rungs: list[Rung]) -> list[Rung]:
+    """Leaves rungs out while that raises the expected cost by less than `WORTH` in all.
+
+    Each is a program to be compiled. The last one stays: it holds all that was observed.
+    """
+    most = (1.0 + WORTH) * _expected(sizer, rungs)
+    while len(rungs) > 1:
+        fewer = [rungs[:i] + rungs[i + 1 :] for i in range(len(rungs) - 1)]
+        costs = [_expected(sizer, some) for some in fewer]
+        if min(costs) > most:
+            break
+        rungs = fewer[int(np.argmin(costs))]
+    return rungs
 
 
 def _expected(sizer: _Sizer, rungs: Sequence[Rung]) -> float:

@@ -21,6 +21,7 @@ SMALL = [
     "--config.train_module.rank_microbatch_size=4",
     "--config.data_loader.num_workers=1",
     "--config.data_loader.sampled_hw_p_list=[1,2]",
+    "--config.ladder.max_rungs=2",
     "--config.common.save_folder=run",
 ]
 
