@@ -28,7 +28,8 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 demo: env
-	$(BIN)/python -m launch.train --config=configs/nano.py:smoke --run_name=$(RUN)
+	$(BIN)/python -m launch.train --config=configs/nano.py:smoke --run_name=$(RUN) \
+		--config.common.training_modalities='[sentinel2_l2a,openstreetmap_raster]'
 	$(BIN)/python -m launch.evaluate --run_name=$(RUN)
 	@echo
 	@echo "Checkpoints, metrics.jsonl, TensorBoard logs and evaluations: local_output/$(RUN)"
