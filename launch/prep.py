@@ -112,6 +112,7 @@ def compile_all(program: TrainProgram, stream: TrainStream, say: Say) -> None:
     per_call = engine.spec.groups if ladder is not None else 1
     for done, (number, shape) in enumerate(shapes, start=1):
         for prepared in engine.prepare([stream.group(number)] * per_call):
+            jax.block_until_ready(prepared.inputs)  # the programs that make patches of this shape
             program.warm_up(prepared, state)
         if done % 10 == 0 or done == len(shapes):
             say(f"{done} of {len(shapes)} shapes read (last: patch {shape[0]}, grid {shape[1]})")

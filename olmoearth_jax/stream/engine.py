@@ -15,7 +15,7 @@ from olmoearth_jax.stream.census import Census, deal, needs, take_census
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import holding, lowest
 from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of, wants_pixels
-from olmoearth_jax.stream.pack import DevicePack, pack_device
+from olmoearth_jax.stream.pack import pack_device
 from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.pixels import fill_pixels
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
@@ -62,7 +62,7 @@ class StreamEngine:
         return self.forward.spec
 
     def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
-        """Micro-steps of k whole groups each, moved to the devices.
+        """Micro-steps of k whole groups each, which move to the devices when they are due.
 
         Raises:
           ValueError: the groups of a step don't divide into micro-steps.
@@ -83,7 +83,7 @@ class StreamEngine:
         # the ladder: all say which ones would do.
         number = lowest(self.agree(holding(self.ladder, need)))
         self.rung_counts[number] += 1
-        return self._pack(censuses, owner, self.ladder[number])
+        return self._plan(censuses, owner, self.ladder[number])
 
     def every_program(self, groups: Sequence[Group]) -> Iterator[Prepared]:
         """Per rung a micro-step of holes only: what all programs can be compiled from.
@@ -98,9 +98,20 @@ class StreamEngine:
         devices = len(local_devices(self.mesh))
         owner = deal(np.concatenate([c.loads for c in censuses]), devices)
         for rung in self.ladder:
-            yield self._pack(censuses, owner, rung)
+            yield self._plan(censuses, owner, rung)
 
-    def _pack(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> Prepared:
+    def _plan(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> Prepared:
+        devices = len(local_devices(self.mesh))
+        host = _host_counts(censuses, devices, rung, self.spec)
+        bad = [
+            f"sample_{int(i)}"
+            for c in censuses
+            for i, ok in zip(c.group["index"], c.alive, strict=True)
+            if not ok
+        ]
+        return Prepared(rung, lambda: self._pack(censuses, owner, rung), host, bad)
+
+    def _pack(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> tuple:
         devices = local_devices(self.mesh)
         packs = [
             pack_device(self.spec, rung, censuses, _members(censuses, owner == d))
@@ -115,14 +126,7 @@ class StreamEngine:
         if wants_pixels(self.spec):
             raw = [fill_pixels(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)]
             pixels = tuple(join_devices(self.mesh, shards) for shards in zip(*raw, strict=True))
-        host = _host_counts(censuses, packs, rung, self.spec)
-        bad = [
-            f"sample_{int(i)}"
-            for c in censuses
-            for i, ok in zip(c.group["index"], c.alive, strict=True)
-            if not ok
-        ]
-        return Prepared(rung, (batch, patches, pixels), host, bad)
+        return batch, patches, pixels
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Rung):
         """See `train.step.Engine`."""
@@ -141,7 +145,7 @@ def _members(censuses: list[Census], mine: np.ndarray) -> list[np.ndarray]:
 
 
 def _host_counts(
-    censuses: list[Census], packs: list[DevicePack], rung: Rung, spec: StreamSpec
+    censuses: list[Census], devices: int, rung: Rung, spec: StreamSpec
 ) -> dict[str, float]:
     """Counts of this process's samples, summed over micro-steps by the caller."""
     encoded = sum(int(c.enc.sum()) for c in censuses)
@@ -149,9 +153,9 @@ def _host_counts(
     alive = sum(int(c.alive.sum()) for c in censuses)
     # The target encoder's stream is as long as its patch buffers.
     seen = sum(int(c.need.sum()) for c in censuses) if is_deep(spec) else 0
-    room = (rung.enc + rung.dec) * len(packs)
+    room = (rung.enc + rung.dec) * devices
     if is_deep(spec):
-        room += (sum(rung.patches) + registers_of(spec) * spec.samples) * len(packs)
+        room += (sum(rung.patches) + registers_of(spec) * spec.samples) * devices
     return {
         "samples": float(alive),
         "holes": float(sum(len(c.alive) for c in censuses) - alive),
@@ -160,7 +164,7 @@ def _host_counts(
         "target_tokens": float(seen),
         "stream_tokens": float(room),
         "attention_pairs": float(_real_pairs(censuses, spec)),
-        "row_pairs": float(len(packs) * _row_pairs(rung, spec)),
+        "row_pairs": float(devices * _row_pairs(rung, spec)),
         "overflowed_tokens": 0.0,
     }
 

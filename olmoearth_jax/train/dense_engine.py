@@ -81,7 +81,6 @@ class DenseEngine:
                 f"engine=dense splits a group of {len(alive)} samples over "
                 f"{self.mesh.size} devices, which does not divide"
             )
-        inputs = jax.device_put(inputs, batch_sharding(self.mesh))
         encoded = sum(int((v[n] == VISIBLE).sum()) for v in kept for n in self.names)
         decoded = sum(int((v[n] == DECODE).sum()) for v in kept for n in self.names)
         total = self.views * sum(int(np.prod(kept[0][n].shape)) for n in self.names)
@@ -95,7 +94,11 @@ class DenseEngine:
         }
         bad = [f"sample_{int(i)}" for i, ok in zip(group["index"], alive, strict=True) if not ok]
         shape = (int(group["grid"]), int(group["patch_size"]), group["timestamps"].shape[1])
-        return Prepared(("dense", *shape), (inputs,), host, bad)
+
+        def pack() -> tuple:
+            return (jax.device_put(inputs, batch_sharding(self.mesh)),)
+
+        return Prepared(("dense", *shape), pack, host, bad)
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Any):
         """See `train.step.Engine`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,12 +17,28 @@ Group = dict[str, Any]
 
 @dataclasses.dataclass
 class Prepared:
-    """One micro-step ready to run: a program's key, its device inputs, and host counts."""
+    """One micro-step, planned on the host; its inputs move to the devices when asked for.
+
+    Attributes:
+      key: of the program that runs it.
+      pack: makes the inputs.
+      host: counts that need no device.
+      bad_ids: samples that are holes.
+    """
 
     key: Any
-    inputs: tuple
+    pack: Callable[[], tuple]
     host: dict[str, float]
     bad_ids: list[str]
+
+    @functools.cached_property
+    def inputs(self) -> tuple:
+        """Device inputs, packed on first use and kept until `release`."""
+        return self.pack()
+
+    def release(self) -> None:
+        """Forgets the inputs; a program that was given them keeps them while it needs them."""
+        self.__dict__.pop("inputs", None)
 
 
 class Engine(Protocol):
@@ -33,7 +50,7 @@ class Engine(Protocol):
         ...
 
     def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
-        """Splits a step's groups into micro-steps and moves them to the devices."""
+        """Splits a step's groups into micro-steps."""
         ...
 
     def loss(

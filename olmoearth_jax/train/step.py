@@ -191,11 +191,14 @@ class TrainProgram:
     def _accumulate(self, state, micro_steps, total, step, gate):
         """(state with its target moved, decay, sums) after all micro-steps of a step."""
         key = jax.random.fold_in(self._rng, step)
-        programs = [self._program(m.key, state, total, m.inputs, key) for m in micro_steps]
+        programs = [self._program(micro_step, state, total, key) for micro_step in micro_steps]
         gate()
         state, decay = self._follow(state, step)
         for program, micro_step in zip(programs, micro_steps, strict=True):
-            total = program(state["params"], state["target"], total, micro_step.inputs, key)
+            # Packed here, one by one: the devices are at work on the micro-step before.
+            inputs = micro_step.inputs
+            micro_step.release()
+            total = program(state["params"], state["target"], total, inputs, key)
         return state, decay, total
 
     def _follow(self, state: State, step: int) -> tuple[State, float | None]:
@@ -211,7 +214,7 @@ class TrainProgram:
     def warm_up(self, prepared: Prepared, state: State) -> None:
         """Compiles the program of a micro-step without running it."""
         total = self._zeros(state, prepared)
-        self._program(prepared.key, state, total, prepared.inputs, self._rng)
+        self._program(prepared, state, total, self._rng)
 
     def compile_all(self, state: State, groups: Sequence[Group]) -> None:
         """Compiles the programs of every capacity without running them.
@@ -250,7 +253,11 @@ class TrainProgram:
             self._programs["zeros"] = jax.jit(make, out_shardings=out)
         return self._programs["zeros"]()
 
-    def _program(self, program_key, state, total, inputs, key):
+    def _program(self, prepared: Prepared, state, total, key):
+        program_key = prepared.key
+        if program_key in self._programs:
+            return self._programs[program_key]
+
         def micro_step(params, target, total, inputs, key):
             def loss(params):
                 value, aux = self.engine.loss(params, target, inputs, key, program_key)
@@ -269,7 +276,7 @@ class TrainProgram:
                 "seen": total["seen"] + 1.0,
             }
 
-        arguments = (state["params"], state["target"], total, inputs, key)
+        arguments = (state["params"], state["target"], total, prepared.inputs, key)
         return self._cached(program_key, micro_step, arguments, (2,), self._total_shardings)
 
     def _cached(self, name, function, arguments, donate, out_shardings=None):

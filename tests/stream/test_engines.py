@@ -44,9 +44,10 @@ def _both(config, groups, strategy, loss=V1_LOSS, options=None, devices=1):
     def evaluate(engine):
         total, grads = 0.0, None
         for prepared in engine.prepare(groups):
+            inputs = prepared.inputs  # packed here, outside of any trace
 
-            def loss(params, prepared=prepared):
-                value, _ = engine.loss(params, target, prepared.inputs, key, prepared.key)
+            def loss(params, prepared=prepared, inputs=inputs):
+                value, _ = engine.loss(params, target, inputs, key, prepared.key)
                 return value
 
             value, g = jax.jit(jax.value_and_grad(loss))(params)

@@ -28,7 +28,8 @@ class ScaledSum:
 
     def prepare(self, groups):
         host = {"encoded_tokens": 1.0, "decoded_tokens": 1.0, "stream_tokens": 2.0}
-        return [Prepared("only", (np.float32(g["factor"]),), dict(host), []) for g in groups]
+        made = [(np.float32(g["factor"]),) for g in groups]
+        return [Prepared("only", lambda x=x: x, dict(host), []) for x in made]
 
     def loss(self, params, target, inputs, key, program_key):
         value = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params))
@@ -92,3 +93,31 @@ def test_spread_tells_a_sphere_from_a_point_in_each_group():
     unit = x[0][valid[0]] / np.linalg.norm(x[0][valid[0]], axis=-1, keepdims=True)
     expected = np.sqrt(np.square(unit - unit.mean(0)).sum(-1).mean())
     np.testing.assert_allclose(found, [expected, 0, 0], rtol=1e-5, atol=1e-3)
+
+
+def test_inputs_are_packed_when_their_micro_step_is_due():
+    events: list[str] = []
+
+    class Watched(ScaledSum):
+        def prepare(self, groups):
+            made = super().prepare(groups)
+            for number, micro_step in enumerate(made):
+
+                def pack(number=number, inner=micro_step.pack):
+                    events.append(f"pack {number}")
+                    return inner()
+
+                micro_step.pack = pack
+            self.made = made
+            return made
+
+    settings = Recipe(AdamWConfig(lr=0.1, weight_decay=0.1), lambda step: 0.1)
+    trainable = assemble.trainable_leaves(MODEL, True)
+    engine = Watched()
+    runner = TrainProgram(MODEL, engine, settings, make_mesh(), trainable)
+    state, _ = runner.step(runner.init_state(), groups(1.0, 2.0, 3.0), 1)
+    events.clear()
+    runner.step(state, groups(1.0, 2.0, 3.0), 2, lambda: events.append("gate"))
+    assert events == ["gate", "pack 0", "pack 1", "pack 2"]
+    # Nothing waits on the device for longer than its micro-step.
+    assert not any("inputs" in vars(micro_step) for micro_step in engine.made)

@@ -84,9 +84,7 @@ def prepare_step(
     """(function that runs one micro-step and waits for its sums, the program, its input)."""
     (prepared,) = program.engine.prepare([group])
     key = jax.random.key(0)
-    compiled = program._program(
-        prepared.key, state, program._zeros(state, prepared), prepared.inputs, key
-    )
+    compiled = program._program(prepared, state, program._zeros(state, prepared), key)
 
     def run() -> Any:
         total = program._zeros(state, prepared)

@@ -5,7 +5,8 @@
 Each side is a process of its own, so that peak memory can be told apart; they take micro-steps in
 turn. A micro-step is what both do with a group of samples: both views forward, the target, the
 losses, and the backward pass. Drop path and band dropout are off, so that the losses can be
-compared too. Prints one JSON line; ratios are ours over theirs.
+compared too. Prints one JSON line; ratios are ours over theirs. On a GPU both processes share it,
+which needs XLA_PYTHON_CLIENT_PREALLOCATE=false.
 
 Needs PyTorch and the reference with its losses, for which these are enough:
 
@@ -26,6 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import app, flags
 
@@ -97,6 +99,11 @@ class Ours:
         """Total loss of one micro-step, contrastive term included."""
         return float(self.run()["loss"])
 
+    def device_peak_mb(self) -> float:
+        """Most memory of the device in use at once; 0 where it isn't counted (on a CPU)."""
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use", 0) / 2**20
+
 
 class _Worker:
     """A side in a process of its own."""
@@ -147,6 +154,7 @@ def measure() -> dict[str, Any]:
                 for what in ("seconds", "cpu"):
                     row[f"{side}_{what}"] = statistics.median(r[what] for r in runs[side])
                 row[f"{side}_peak_mb"] = runs[side][-1]["peak_mb"]
+                row[f"{side}_device_peak_mb"] = runs[side][-1]["device_peak_mb"]
                 row[f"{side}_loss"] = runs[side][-1]["loss"]
             for what in ("seconds", "cpu"):
                 pairs = zip(runs["ours"], runs["torch"], strict=True)
@@ -158,7 +166,7 @@ def measure() -> dict[str, Any]:
         "config": flags.FLAGS.config or "configs/nano.py",
         "batch": _BATCH.value,
         "patch_size": _PATCH.value,
-        "device": "cpu",
+        "device": jax.devices()[0].device_kind,
         "results": results,
     }
 

@@ -1,4 +1,8 @@
-"""The PyTorch side of `tools.bench.reference_step`: a process without JAX, fed line by line."""
+"""The PyTorch side of `tools.bench.reference_step`: a process without JAX, fed line by line.
+
+On a GPU the model runs under bfloat16 autocast with float32 token losses, as the reference's fast
+script and its loss do.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,8 @@ class Torch:
 
         self.torch, self.datatypes, self.folder = torch, datatypes, folder
         self.patch_size = patch_size
-        self.model = load_model_from_path(str(folder / "weights")).train()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model_from_path(str(folder / "weights")).to(self.device).train()
         base, contrastive = json.loads((folder / "losses.json").read_text())
         self.base, self.contrastive = LossConfig(base).build(), LossConfig(contrastive).build()
 
@@ -56,15 +61,19 @@ class Torch:
                     mask = mask.repeat(side, axis=1).repeat(side, axis=2)
                 fields[name] = torch.from_numpy(x)
                 fields[f"{name}_mask"] = torch.from_numpy(mask)
+            fields = {name: x.to(self.device) for name, x in fields.items()}
             self.views.append(self.datatypes.MaskedOlmoEarthSample(**fields))
 
     def _view(self, sample: Any) -> tuple[Any, Any]:
-        _, decoded, pooled, _, _ = self.model(sample, self.patch_size)
-        with self.torch.no_grad():
-            exits = dict.fromkeys(self.model.encoder.supported_modality_names, 0)
-            target = self.model.target_encoder.forward(
-                sample.unmask(), patch_size=self.patch_size, token_exit_cfg=exits
-            )["tokens_and_masks"]
+        torch = self.torch
+        on = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=on):
+            _, decoded, pooled, _, _ = self.model(sample, self.patch_size)
+            with torch.no_grad():
+                exits = dict.fromkeys(self.model.encoder.supported_modality_names, 0)
+                target = self.model.target_encoder.forward(
+                    sample.unmask(), patch_size=self.patch_size, token_exit_cfg=exits
+                )["tokens_and_masks"]
         return self.base.compute(decoded, target), pooled
 
     def step(self) -> float:
@@ -74,7 +83,15 @@ class Torch:
         loss_b, pooled_b = self._view(self.views[1])
         loss = (loss_a + loss_b) / 2 + self.contrastive.compute(pooled_a, pooled_b)
         loss.backward()
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
         return float(loss.detach())
+
+    def device_peak_mb(self) -> float:
+        """Most memory of the GPU in use at once; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        return self.torch.cuda.max_memory_allocated() / 2**20
 
 
 def serve(worker: Any) -> None:
@@ -88,6 +105,7 @@ def serve(worker: Any) -> None:
             "cpu": time.process_time() - cpu,
             "loss": loss,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "device_peak_mb": worker.device_peak_mb(),
         }
         print(f"@{json.dumps(answer)}", flush=True)
 
