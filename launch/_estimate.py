@@ -22,6 +22,8 @@ MONTH_ROWS = 12
 SAMPLES = 8
 """Samples of a simulated group."""
 
+_LOSS_ARRAYS = 8  # predictions and targets: in the stream, in rows, normalised, and gradients
+
 
 def parameter_rows(cfg: ExperimentConfig) -> list[tuple[str, int]]:
     """(part, values) of every part of the model that is trained, in order."""
@@ -162,8 +164,12 @@ def step_flops(cfg: ExperimentConfig, spec: StreamSpec, tokens: Tokens) -> float
 
 
 def _activation_bytes(part: EncoderConfig | PredictorConfig, width: int, item: int) -> float:
-    """Bytes per token and block that the backward pass keeps."""
-    return item * width * (8 + 2 * part.mlp_ratio) + 2 * 4 * width
+    """Bytes per token and block that the backward pass keeps.
+
+    Two float32 residual streams; queries, keys, values and their result in the compute type, once
+    in the stream and once in rows; and what goes into the GELU. Norms and the GELU are recomputed.
+    """
+    return item * width * (8 + part.mlp_ratio) + 2 * 4 * width
 
 
 def memory_rows(
@@ -188,14 +194,18 @@ def memory_rows(
     rows.append(("patches", 4.0 * pixels))
     keep = {"none": 1.0, "dots": 0.7, "block": 0.15}[cfg.remat]
     blocks = encoder.depth * rung.enc * _activation_bytes(encoder, encoder.embedding_size, item)
-    scores = encoder.depth * encoder.num_heads * rung.pairs(spec.plan(SELF))
+    scores = encoder.num_heads * rung.pairs(spec.plan(SELF))
     if decoder is not None:
         width = decoder.decoder_embedding_size
         blocks += decoder.depth * (
             rung.dec * _activation_bytes(decoder, width, item) + rung.enc * 2 * width * item
         )
-        scores += decoder.depth * decoder.num_heads * rung.pairs(spec.plan(CROSS))
+        scores = max(scores, decoder.num_heads * rung.pairs(spec.plan(CROSS)))
+        output = decoder.output_embedding_size or decoder.encoder_embedding_size
+        losses = 4.0 * _LOSS_ARRAYS * rung.dec * output
+        rows.append(("predictions, targets, loss rows (float32)", losses))
     rows.append(("activations kept for the backward pass", keep * blocks))
     if cfg.attention != "cudnn":
-        rows.append(("attention weights (none with cuDNN)", keep * scores * item))
+        # Recomputed in the backward pass, some rows at a time.
+        rows.append(("attention scores at work (XLA only)", float(min(4 * scores, 1 << 30))))
     return rows

@@ -104,9 +104,8 @@ def compile_all(program: TrainProgram, stream: TrainStream, say: Say) -> None:
     if ladder is not None:
         first = empty_group(stream.group(0))
         groups = [first] * stream.groups_per_step
-        for number, prepared in enumerate(engine.every_program(groups), start=1):
-            program.warm_up(prepared, state)
-            say(f"step program {number} of {len(ladder)} is ready")
+        program.compile_all(state, groups)
+        say(f"all {len(ladder)} step programs are ready")
         program.step(state, groups, 1)  # the update
         state = program.init_state()
     per_call = engine.spec.groups if ladder is not None else 1

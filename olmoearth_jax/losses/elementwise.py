@@ -5,6 +5,7 @@ Means over all decoded tokens of a group.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar
 
@@ -17,12 +18,12 @@ from olmoearth_jax.losses.rows import Scope, TokenLoss
 
 
 @dataclasses.dataclass(frozen=True)
-class _PerToken(TokenLoss):
+class _PerToken(TokenLoss, abc.ABC):
     scope: ClassVar[Scope] = "token"
 
+    @abc.abstractmethod
     def per_token(self, pred: jax.Array, target: jax.Array) -> jax.Array:
         """Loss of each token [..., L]."""
-        raise NotImplementedError
 
     def set_value(
         self, pred: jax.Array, target: jax.Array, valid: jax.Array, modality: str | None = None

@@ -85,11 +85,11 @@ class TokenLoss:
           (value float32 [...], count float32 [...]): finite everywhere; a set that doesn't take
           part has count 0.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no value per set of tokens")
 
     def group_values(self, rows: Sequence[Rows], num_segments: int) -> list[jax.Array]:
         """Batch scopes: per Rows the mean [R] over its tokens, compared with the whole group."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not compare tokens of whole groups")
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ def check_ratios(encode: float, decode: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(abc.ABC):
     """A picklable masking strategy.
 
     Calling it with `missing`, per modality a bool array of token shape (True = missing), and a
@@ -57,8 +58,9 @@ class Strategy:
         """Name in logged metrics, e.g. 'modalitycrossrandom'."""
         return self.key.replace("_", "")
 
+    @abc.abstractmethod
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
-        raise NotImplementedError
+        """Masks of a group; see the class."""
 
     def check_group(self, ctx: MaskContext) -> None:
         """Raises ValueError if the strategy needs the whole group but got a part of it."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,10 +22,21 @@ from olmoearth_jax.train import optimizer, targets
 from olmoearth_jax.train.ema import ema_update
 from olmoearth_jax.train.engine import Engine, Group, Prepared
 from olmoearth_jax.train.sharding import Rules, global_array, local_devices, shardings
+from olmoearth_jax.train.signals import THREADS
 
 State = dict[str, Any]
 
+
 MASK_CODES = ("encoded", "target_only", "decoded", "missing")
+
+
+def compile_threads() -> int:
+    """Programs compiled at a time: XLA keeps about two of this process's cores busy with one."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min(8, cores // 2))
 
 
 @dataclasses.dataclass
@@ -85,6 +99,7 @@ class TrainProgram:
         self.trainable = trainable
         self.on_compile = on_compile
         self.compile_count = 0
+        self._counting = threading.Lock()
         self._programs: dict[Any, Any] = {}
         self._shardings = shardings(self._shapes(), mesh, recipe.fsdp_rules)
         self._rng = jax.random.key(recipe.seed)
@@ -222,8 +237,17 @@ class TrainProgram:
         An engine whose programs are keyed by shape has no such list and compiles when it must.
         """
         every = getattr(self.engine, "every_program", None)
-        for prepared in every(groups) if every is not None else ():
+        planned: list[Prepared] = [] if every is None else list(every(groups))
+        if not planned:
+            return
+        self._zeros(state, planned[0])  # made once, before there are several threads
+
+        def compile_one(prepared: Prepared) -> None:
             self.warm_up(prepared, state)
+            prepared.release()
+
+        with ThreadPoolExecutor(compile_threads(), thread_name_prefix=THREADS) as pool:
+            list(pool.map(compile_one, planned))
 
     def _zeros(self, state: State, prepared: Prepared):
         def shapes(params, target, inputs, key):
@@ -284,9 +308,10 @@ class TrainProgram:
             start = time.perf_counter()
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
             self._programs[name] = jitted.lower(*arguments).compile()
-            self.compile_count += 1
-            if self.on_compile is not None:
-                self.on_compile(str(name), time.perf_counter() - start)
+            with self._counting:
+                self.compile_count += 1
+                if self.on_compile is not None:
+                    self.on_compile(str(name), time.perf_counter() - start)
         return self._programs[name]
 
     def memory(self) -> list[str]:

@@ -1,5 +1,8 @@
 """The compiled step on an engine whose loss is known: bad micro-steps, fresh targets."""
 
+import dataclasses
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from olmoearth_jax import losses
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
-from olmoearth_jax.train import assemble
+from olmoearth_jax.train import assemble, signals, step
 from olmoearth_jax.train.engine import Prepared
 from olmoearth_jax.train.objectives import Objective, spread_of
 from olmoearth_jax.train.optimizer import AdamWConfig
@@ -121,3 +124,27 @@ def test_inputs_are_packed_when_their_micro_step_is_due():
     assert events == ["gate", "pack 0", "pack 1", "pack 2"]
     # Nothing waits on the device for longer than its micro-step.
     assert not any("inputs" in vars(micro_step) for micro_step in engine.made)
+
+
+def test_programs_are_compiled_at_the_same_time(monkeypatch):
+    together = threading.Barrier(2)
+
+    class Ladder(ScaledSum):
+        def every_program(self, groups):
+            (one,) = self.prepare(groups[:1])
+            return [dataclasses.replace(one, key=key) for key in ("small", "large")]
+
+        def loss(self, params, target, inputs, key, program_key):
+            if threading.current_thread().name.startswith(signals.THREADS):
+                together.wait(timeout=60)  # raises unless both programs are being traced
+            return super().loss(params, target, inputs, key, program_key)
+
+    monkeypatch.setattr(step, "compile_threads", lambda: 2)
+    settings = Recipe(AdamWConfig(lr=0.1, weight_decay=0.1), lambda step: 0.1)
+    trainable = assemble.trainable_leaves(MODEL, True)
+    told: list[str] = []
+    runner = TrainProgram(
+        MODEL, Ladder(), settings, make_mesh(), trainable, lambda name, _: told.append(name)
+    )
+    runner.compile_all(runner.init_state(), groups(1.0))
+    assert runner.compile_count == 2 and sorted(told) == ["large", "small"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import os
@@ -96,7 +97,7 @@ class Raw(NamedTuple):
     timestamps: np.ndarray | None = None
 
 
-class Reader:
+class Reader(abc.ABC):
     """One split of a data set.
 
     A subclass says where the data is (`location`), how bands lie on disk where that is not the
@@ -125,11 +126,13 @@ class Reader:
         """The data set's folder; DataUnavailable if the files that every copy has are absent."""
         return cls.location.folder(info)
 
+    @abc.abstractmethod
     def open(self) -> Sequence[Any]:
-        raise NotImplementedError
+        """The split's items, in a fixed order."""
 
+    @abc.abstractmethod
     def read(self, item: Any) -> Raw:
-        raise NotImplementedError
+        """Loads one item."""
 
     def __len__(self) -> int:
         return len(self.items)
