@@ -3,7 +3,9 @@
   python -m tools.bench.data_loader --h5py_dir=DIR --num_workers=4
 
 Reads groups with the official settings and prints one JSON line: settings, samples per second, CPU
-time per sample, peak memory, and where one process spends its time.
+time per sample, peak memory, and where one process spends its time. With --compare_reference the
+PyTorch reference reads the same files with the same shapes in turn; it needs what
+`tools.bench.reference_step` installs, torchvision and cartopy.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
+from tools.bench.torch_loader import ReferenceLoader
 
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("open", h5py, "File"),
@@ -48,14 +51,39 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
 
 def official_strategy(version: str) -> tuple[masking.Strategy, Tokenization]:
     """(masking, tokenization) of version 'v1', or of 'v1_1' and 'v1_2'."""
+    if version == "v1":
+        return masking.build(official_masking(version)), Tokenization()
+    tokenization = Tokenization.from_mapping(SINGLE_BAND_SET_OVERRIDES)
+    return masking.build(official_masking(version)), tokenization
+
+
+def official_masking(version: str) -> dict[str, Any]:
+    """Settings of the version's masking strategy."""
     shares = {"encode_ratio": 0.5, "decode_ratio": 0.5}
-    maps: dict[str, Any] = {"only_decode_modalities": OFFICIAL_DECODE_ONLY}
+    maps: dict[str, Any] = {"only_decode_modalities": list(OFFICIAL_DECODE_ONLY)}
     if version == "v1":
         extra = {"allow_encoding_decoding_same_bandset": True}
-        config = {"type": "modality_cross_random", **shares, **maps, **extra}
-        return masking.build(config), Tokenization()
-    config = {"type": "random_time_with_decode", **shares, **maps, "random_ratio": 0.5}
-    return masking.build(config), Tokenization.from_mapping(SINGLE_BAND_SET_OVERRIDES)
+        return {"type": "modality_cross_random", **shares, **maps, **extra}
+    return {"type": "random_time_with_decode", **shares, **maps, "random_ratio": 0.5}
+
+
+def compare(
+    stream: TrainStream, h5py_dir: Path, version: str, groups: int, size: int
+) -> dict[str, float]:
+    """CPU milliseconds per sample of both loaders, same files and shapes, in turn, one process."""
+    reference = ReferenceLoader(h5py_dir, OFFICIAL_MODALITIES, official_masking(version))
+    spent = {"ours": 0.0, "reference": 0.0}
+    for number in range(groups + 1):
+        patch, grid, _ = stream.shape(number)
+        before = time.process_time()
+        group = stream.group(number)
+        between = time.process_time()
+        reference.group(group["index"], patch, grid)
+        if number:  # the first group warms both up
+            spent["ours"] += between - before
+            spent["reference"] += time.process_time() - between
+    found = {f"{k}_cpu_ms_per_sample": 1e3 * v / (groups * size) for k, v in spent.items()}
+    return found | {"ours_over_reference": spent["ours"] / spent["reference"]}
 
 
 def make_stream(
@@ -156,12 +184,15 @@ def run(h5py_dir: Path, version: str, group_size: int, groups: int, workers: int
     result.update(measure(stream, groups, group_size))
     local = make_stream(index, version, group_size, 0, prefetch)
     result["stage_cpu_ms_per_sample"] = profile_stages(local, min(groups, 10), group_size)
+    if flags.FLAGS.compare_reference:
+        result["paired"] = compare(local, h5py_dir, version, groups, group_size)
     return result
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("h5py_dir", None, "Dataset folder; default: synthetic data made for this.")
     flags.DEFINE_integer("num_samples", 64, "Samples of the synthetic data.", lower_bound=1)
+    flags.DEFINE_bool("compare_reference", False, "Time the PyTorch reference too (version v1).")
     flags.DEFINE_enum("version", "v1", ("v1", "v1_1", "v1_2"), "Masking and tokenization.")
     flags.DEFINE_integer("group_size", 32, "Samples per group.", lower_bound=1)
     flags.DEFINE_integer("groups", 20, "Groups to read.", lower_bound=1)
