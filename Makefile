@@ -16,7 +16,7 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow test-torch lint bench env clean
+.PHONY: demo test test-slow test-torch lint bench env env-torch clean
 
 env: $(VENV)/.ready
 
@@ -51,12 +51,14 @@ lint: env
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # An environment of its own: PyTorch is large and nothing else needs it.
-test-torch:
+env-torch:
 	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/python -m pip install --quiet "$(TORCH)" olmoearth-pretrain-minimal
 	$(VENV)-torch/bin/python -m pip install --quiet -e ".[convert,geo,hub]" pytest hypothesis \
 		shapely pyproj pydantic
 	$(VENV)-torch/bin/python -m pip install --quiet --no-deps rslearn==0.1.19
+
+test-torch: env-torch
 	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
 
 bench: env

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -164,7 +165,7 @@ class TrainStream(GroupMaker):
         def plain(value):
             if isinstance(value, dict):
                 return {name: plain(value[name]) for name in self.index.modalities}
-            return np.array(value) if copy else value
+            return _take(value) if copy else value
 
         # Passing between processes sorts the keys, so the documented order is restored here.
         return {key: plain(group[key]) for key in GROUP_KEYS if key in group}
@@ -195,6 +196,20 @@ class _Health:
                 f"{self.bad} of {self.read} samples could not be used, more than the allowed "
                 f"{self.max_bad_fraction:.0%} (data_loader.max_bad_fraction): {shown}{more}"
             )
+
+
+def _take(value: Any) -> Any:
+    """A copy in this process's memory; the shared memory that the value came in is freed.
+
+    Grain frees it when the array is collected, in a thread of its own, which now and then leaves a
+    segment behind: over a long run they would fill /dev/shm.
+    """
+    copied = np.array(value)
+    segment = getattr(value, "shm", None)
+    if segment is not None and getattr(value, "_unlink_on_del", False):
+        value._unlink_on_del = False
+        segment.unlink()
+    return copied
 
 
 def _start_worker(worker: int, workers: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train.engine import Group, Prepared
 from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
+
+_PACKING_THREADS = 8
 
 Agree = Callable[[int], int]
 """Host-side agreement on the bits that small integers share, without a device collective."""
@@ -113,19 +116,28 @@ class StreamEngine:
 
     def _pack(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> tuple:
         devices = local_devices(self.mesh)
-        packs = [
-            pack_device(self.spec, rung, censuses, _members(censuses, owner == d))
-            for d in range(len(devices))
-        ]
-        batch = jax.tree.map(
-            lambda *xs: global_array(self.mesh, np.stack(xs)), *[p.arrays for p in packs]
+
+        def share(number: int) -> tuple:
+            mine = pack_device(self.spec, rung, censuses, _members(censuses, owner == number))
+            pixels = wants_pixels(self.spec)
+            return (
+                mine.arrays,
+                fill_buffers(self.spec, mine.runs, devices[number]),
+                fill_pixels(self.spec, mine.runs, devices[number]) if pixels else (),
+            )
+
+        if len(devices) > 1:
+            # One thread alone could not keep eight GPUs busy; copies leave the interpreter free.
+            with ThreadPoolExecutor(min(len(devices), _PACKING_THREADS)) as pool:
+                shares = list(pool.map(share, range(len(devices))))
+        else:
+            shares = [share(0)]
+        arrays, *filled = zip(*shares, strict=True)
+        batch = jax.tree.map(lambda *xs: global_array(self.mesh, np.stack(xs)), *arrays)
+        patches, pixels = (
+            tuple(join_devices(self.mesh, shards) for shards in zip(*parts, strict=True))
+            for parts in filled
         )
-        buffers = [fill_buffers(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)]
-        patches = tuple(join_devices(self.mesh, shards) for shards in zip(*buffers, strict=True))
-        pixels: tuple = ()
-        if wants_pixels(self.spec):
-            raw = [fill_pixels(self.spec, p.runs, d) for p, d in zip(packs, devices, strict=True)]
-            pixels = tuple(join_devices(self.mesh, shards) for shards in zip(*raw, strict=True))
         return batch, patches, pixels
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Rung):
