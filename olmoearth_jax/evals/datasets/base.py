@@ -130,9 +130,9 @@ class Reader(abc.ABC):
     def open(self) -> Sequence[Any]:
         """The split's items, in a fixed order."""
 
-    @abc.abstractmethod
     def read(self, item: Any) -> Raw:
-        """Loads one item."""
+        """Loads one item; unless a reader makes its samples itself, in `__getitem__`."""
+        raise TypeError(f"{type(self).__name__} does not read item {item!r} as raw data")
 
     def __len__(self) -> int:
         return len(self.items)
