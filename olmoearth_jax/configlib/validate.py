@@ -214,10 +214,17 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
     if group > 0 and block is not None and (block < 1 or block % group):
         yield f"data_loader.samples_per_shape ({block}) must be a multiple of {group_path}"
     low, high = loader.min_patch_size, loader.max_patch_size
-    for side, value in (("min_patch_size", low), ("max_patch_size", high)):
-        wanted = getattr(encoder, side)
-        if value != wanted:
-            yield f"data_loader.{side} ({value}) must equal model.encoder_config.{side} ({wanted})"
+    least, most = encoder.min_patch_size, encoder.max_patch_size
+    if low < least:
+        yield (
+            f"data_loader.min_patch_size ({low}) must be at least "
+            f"model.encoder_config.min_patch_size ({least})"
+        )
+    if high > most:
+        yield (
+            f"data_loader.max_patch_size ({high}) must be at most "
+            f"model.encoder_config.max_patch_size ({most})"
+        )
     if not 1 <= low <= high:
         yield f"data_loader: 1 <= min_patch_size <= max_patch_size must hold, got {low} and {high}"
     else:  # a grid must fit the budget as it is counted: by the registry's band sets, or our own
