@@ -240,7 +240,10 @@ def official_model(
         encoder.patch_embed_hidden_sizes = [12] if size == "nano" else [64]
         encoder.band_dropout_rate = 0.2
         encoder.random_band_dropout = True
-        encoder.band_dropout_modalities = ["sentinel2_l2a", "landsat"]
+        # Recent versions of the PyTorch package refuse names that the model does not support.
+        encoder.band_dropout_modalities = [
+            m for m in ("sentinel2_l2a", "landsat") if m in encoder.supported_modality_names
+        ]
     decoder = PredictorConfig(
         **common,
         encoder_embedding_size=dims.embedding_size,

@@ -69,3 +69,8 @@ def test_file_errors_name_the_file(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is not valid JSON"):
         config_json.read(tmp_path / "config.json")
+
+
+def test_band_dropout_names_only_what_the_model_supports():
+    config = official_model("nano", "v1_2", ["sentinel2_l2a", "worldcover"])
+    assert config.encoder_config.band_dropout_modalities == ["sentinel2_l2a"]
