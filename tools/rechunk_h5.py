@@ -21,8 +21,15 @@ from pathlib import Path
 import h5py
 from absl import app, flags
 
-from olmoearth_jax.data.h5 import ReadError, translate_errors
-from olmoearth_jax.data.h5_writer import COMPRESSIONS, SETTINGS_FILE, Storage, replacing
+from olmoearth_jax.data import chunk_index
+from olmoearth_jax.data.errors import ReadError, translate_errors
+from olmoearth_jax.data.h5_writer import (
+    COMPRESSIONS,
+    SETTINGS_FILE,
+    Storage,
+    replacing,
+    write_arrays,
+)
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, read_metadata
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
@@ -59,10 +66,9 @@ def rewrite(source: Path, target: Path, storage: Storage) -> None:
         translate_errors(source),
         h5py.File(source, "r", locking=False) as old,
     ):
-        with h5py.File(temporary, "w") as new:
-            for name, item in _arrays(old).items():
-                options = {} if "/" in name else storage.options(item.shape)  # masks are plain
-                new.create_dataset(name, data=item[()], **options)
+        write_arrays(temporary, {n: d[()] for n, d in _arrays(old).items()}, storage)
+        if problem := chunk_index.disagreement(temporary):
+            raise ReadError(source, f"the index of the copy names {problem}")
         with h5py.File(temporary, "r", locking=False) as new:
             copies = _arrays(new)
             for name, item in _arrays(old).items():

@@ -22,9 +22,10 @@ import numpy as np
 from absl import app, flags
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import quality
+from olmoearth_jax.data import chunk_index, quality
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
-from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import replacing, write_csv
 from olmoearth_jax.data.index import LATLON_FILE, read_metadata
 from olmoearth_jax.data.journal import file_digest
@@ -77,12 +78,15 @@ def inspect(path: Path) -> FileReport:
         return FileReport([f"{path.name}: {e.problem}"])
     except OSError as e:
         return FileReport([f"{path.name}: {e.strerror}"])
+    problems = []
+    if problem := chunk_index.disagreement(path):
+        problems.append(f"was changed after its index was written, which names {problem}")
     latlon = arrays.pop("latlon", None)
     content.update(header.timestamps.tobytes())
     for name, array in arrays.items():
         content.update(name.encode() + np.ascontiguousarray(array).tobytes())
     varying = {n: a.shape[2] for n, a in arrays.items() if registry.get(n).kind == "space_time"}
-    problems = quality.time_problems(header.timestamps, header.masks, varying)
+    problems += quality.time_problems(header.timestamps, header.masks, varying)
     if header.tile_px is None:
         problems.append("holds no modality with extent")
     if latlon is None:

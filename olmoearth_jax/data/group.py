@@ -17,7 +17,8 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import cutmix
 from olmoearth_jax.data.budget import check_grids, usable_grids
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.order import epoch_order, steps_per_pass
 from olmoearth_jax.data.remote import AnyPath

@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
-import h5py
-import hdf5plugin  # noqa: F401  (registers the zstd and lz4 filters)
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import zstd
+from olmoearth_jax.data.chunk_index import open_indexed
+from olmoearth_jax.data.errors import ReadError, translate_errors
+from olmoearth_jax.data.hdf5_file import Hdf5File, open_file
 from olmoearth_jax.data.remote import AnyPath, RemotePath
 
-MASK_GROUP = "missing_timesteps_masks"
 
+class Arrays(Protocol):
+    """What a sample is read from: `Hdf5File` or `IndexedFile`."""
 
-class ReadError(ValueError):
-    """A sample file is missing, damaged, or not of the published form."""
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def __init__(self, path: str | AnyPath, problem: str):
-        super().__init__(str(path), problem)
-        self.path, self.problem = str(path), problem
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype]: ...
 
-    def __str__(self) -> str:
-        return f"{self.path}: {self.problem}"
+    @property
+    def timestamps(self) -> np.ndarray: ...
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]: ...
+
+    def window(self, name: str, window: tuple[slice, ...]) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,46 +68,28 @@ def stored_names(modalities: Sequence[str]) -> tuple[str, ...]:
 class SampleFile:
     """An open sample file; use `open_sample`.
 
-    Works on h5py's low-level objects: the high-level ones cost as much time as small arrays do.
-
     Args:
       path: file name, for messages.
-      file: the open HDF5 file.
+      arrays: its content.
       wanted: dataset names to look for; others are ignored.
     """
 
-    def __init__(self, path: str | AnyPath, file: h5py.File, wanted: Sequence[str]):
+    def __init__(self, path: str | AnyPath, arrays: Arrays, wanted: Sequence[str]):
         self.path = str(path)
-        root = h5py.h5g.open(file.id, b"/")
-        stored = {name.decode() for name in root}
-        self._sets = {n: self._open(root, n) for n in wanted if n in stored}
-        if "timestamps" not in stored:
-            raise ReadError(self.path, "has no 'timestamps'")
-        stamps = _everything(self._open(root, "timestamps"))
+        self._arrays = arrays
+        stamps = arrays.timestamps
         if stamps.dtype.kind not in "iu" or stamps.ndim != 2 or stamps.shape[1] != 3:
             raise ReadError(
                 self.path,
                 f"'timestamps' must be whole numbers [timesteps, 3], got "
                 f"{stamps.dtype} {stamps.shape}",
             )
-        masks = {}
-        if MASK_GROUP in stored:
-            if _is_array(root, MASK_GROUP):
-                raise ReadError(self.path, f"{MASK_GROUP!r} is an array, not a group")
-            group = h5py.h5g.open(root, MASK_GROUP.encode())
-            held = set(group)
-            names = [n for n in wanted if n.encode() in held]
-            masks = {n: self._mask(group, n, len(stamps)) for n in names}
-        shapes = {n: d.shape for n, d in self._sets.items()}
+        masks = {n: self._mask(n, len(stamps)) for n in wanted if n in arrays.masks}
+        shapes = {n: arrays.shapes[n] for n in wanted if n in arrays.shapes}
         self.header = Header(stamps.astype(np.int32), masks, shapes, self._tile_px(shapes))
 
-    def _open(self, group: h5py.h5g.GroupID, name: str) -> h5py.h5d.DatasetID:
-        if not _is_array(group, name):
-            raise ReadError(self.path, f"{name!r} is a group, not an array")
-        return h5py.h5d.open(group, name.encode())
-
-    def _mask(self, group: h5py.h5g.GroupID, name: str, rows: int) -> np.ndarray:
-        mask = _everything(self._open(group, name))
+    def _mask(self, name: str, rows: int) -> np.ndarray:
+        mask = self._arrays.masks[name]
         if mask.shape != (rows,) or mask.dtype.kind not in "biu":
             raise ReadError(
                 self.path,
@@ -113,7 +102,7 @@ class SampleFile:
         """The side in 10 m pixels, after checking every array's shape and dtype."""
         side = None
         for name, shape in shapes.items():
-            modality, dtype = registry.get(name), self._sets[name].dtype
+            modality, dtype = registry.get(name), self._arrays.dtypes[name]
             if dtype.kind not in "biuf":
                 raise ReadError(self.path, f"{name!r} must hold numbers, got {dtype}")
             sides: tuple[int, ...] = ()
@@ -147,12 +136,11 @@ class SampleFile:
         """A part of an array in its stored dtype: pixels [rows, cols] and timesteps `steps`.
 
         Slices are in the array's own pixels; None means everything. Only the chunks touched are
-        decoded, and of a zstd chunk only the bytes up to the last row.
+        decoded.
 
         Raises:
           ReadError: damaged data, or values that are not finite.
         """
-        source = self._sets[name]
         wanted = {
             "space_time": (rows, cols, steps, None),
             "space_only": (rows, cols, None, None),
@@ -161,56 +149,13 @@ class SampleFile:
         }[registry.get(name).kind]
         window = tuple(
             slice(0, n) if w is None else slice(*w.indices(n)[:2])
-            for w, n in zip(wanted, source.shape, strict=True)
+            for w, n in zip(wanted, self.header.shapes[name], strict=True)
         )
         with translate_errors(self.path):
-            values = _window(source, window)
+            values = self._arrays.window(name, window)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ReadError(self.path, f"{name!r} holds values that are not finite")
         return values
-
-
-def _is_array(group: h5py.h5g.GroupID, name: str) -> bool:
-    return h5py.h5g.get_objinfo(group, name.encode()).type == h5py.h5g.DATASET
-
-
-def _everything(source: h5py.h5d.DatasetID) -> np.ndarray:
-    out = np.empty(source.shape, source.dtype)
-    if out.size:
-        source.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
-    return out
-
-
-def _window(source: h5py.h5d.DatasetID, window: tuple[slice, ...]) -> np.ndarray:
-    """The part `window` of an array, in memory of its own."""
-    shape = tuple(max(0, w.stop - w.start) for w in window)
-    if 0 in shape:
-        return np.empty(shape, source.dtype)
-    frame = _only_frame(source)
-    if frame is not None:
-        rows = (window[0].stop, *source.shape[1:])
-        data = zstd.beginning(frame, math.prod(rows) * source.dtype.itemsize)
-        return data.view(source.dtype).reshape(rows)[window].copy()
-    out = np.empty(shape, source.dtype)
-    space = source.get_space()
-    space.select_hyperslab(tuple(w.start for w in window), shape)
-    source.read(h5py.h5s.create_simple(shape), space, out)
-    return out
-
-
-def _only_frame(source: h5py.h5d.DatasetID) -> bytes | None:
-    """The compressed bytes of an array that is one zstd chunk as a whole, else None."""
-    layout = source.get_create_plist()
-    if (
-        not zstd.available()
-        or layout.get_layout() != h5py.h5d.CHUNKED
-        or layout.get_chunk() != source.shape
-        or [layout.get_filter(i)[0] for i in range(layout.get_nfilters())] != [zstd.FILTER_ID]
-        or not source.get_num_chunks()
-    ):
-        return None
-    skipped, frame = source.read_direct_chunk((0,) * len(source.shape))
-    return None if skipped else frame
 
 
 @contextlib.contextmanager
@@ -224,28 +169,31 @@ def open_sample(path: str | AnyPath, modalities: Sequence[str]) -> Iterator[Samp
     Raises:
       ReadError: missing or damaged file, or arrays of the wrong form.
     """
-    with translate_errors(path):
-        source = path.open("rb") if isinstance(path, RemotePath) else path
-        file = h5py.File(source, "r", locking=False)
-    try:
+    wanted = stored_names(modalities)
+    with contextlib.ExitStack() as stack:
         with translate_errors(path):
-            sample = SampleFile(path, file, stored_names(modalities))
+            sample = SampleFile(path, _open(path, wanted, stack), wanted)
         yield sample
-    finally:
-        file.close()
 
 
-@contextlib.contextmanager
-def translate_errors(path: str | AnyPath) -> Iterator[None]:
-    """Turns whatever goes wrong while reading `path` into a `ReadError` that names it."""
-    try:
-        yield
-    except ReadError:
-        raise
-    except FileNotFoundError:
-        raise ReadError(path, "file does not exist") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
-        raise ReadError(path, f"cannot be read, it may be damaged or incomplete ({e})") from e
+def _open(path: str | AnyPath, wanted: Sequence[str], stack: contextlib.ExitStack) -> Arrays:
+    if isinstance(path, RemotePath):
+        source = path.open("rb")
+    else:
+        source = Path(path)
+        descriptor = os.open(source, os.O_RDONLY)
+        indexed = None
+        try:
+            indexed = open_indexed(descriptor)
+        finally:
+            if indexed is None:
+                os.close(descriptor)
+        if indexed is not None:
+            stack.callback(os.close, descriptor)
+            return indexed
+    file, held = open_file(source)
+    stack.callback((held or file).close)
+    return Hdf5File(str(path), file, wanted)
 
 
 def nominal_tile_px(folder: str | AnyPath) -> int | None:

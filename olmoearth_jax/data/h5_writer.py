@@ -15,7 +15,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from olmoearth_jax.data.h5 import MASK_GROUP
+from olmoearth_jax.data import chunk_index
+from olmoearth_jax.data.hdf5_file import MASK_GROUP
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, directory_name
 from olmoearth_jax.modalities import closest
 
@@ -55,6 +56,11 @@ class Storage:
                 raise ValueError(f"chunk {what} must be positive, got {size}")
         if self.compression == "none" and (self.chunk_px or self.chunk_steps):
             raise ValueError("chunks need a compression: gzip, zstd or lz4")
+
+    @property
+    def indexed(self) -> bool:
+        """Whether files get an index of their chunks."""
+        return self.compression == "zstd" and bool(self.chunk_px or self.chunk_steps)
 
     def options(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """Arguments of h5py's create_dataset for an array of `shape`."""
@@ -130,16 +136,31 @@ def write_sample(
       ValueError: float16 arrays, which cannot hold the fill value.
     """
     root = {**arrays, "timestamps": timestamps, "latlon": np.asarray(latlon, np.float32)}
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        for name in sorted(root):
-            array = np.ascontiguousarray(root[name])
-            if array.dtype == np.float16:
-                raise ValueError(f"{name}: float16 cannot hold the fill value -99999")
-            file.create_dataset(name, data=array, **storage.options(array.shape))
-        if masks:
-            group = file.create_group(MASK_GROUP)
-            for name in sorted(masks):
-                group.create_dataset(name, data=np.asarray(masks[name], bool))
+    for name, array in root.items():
+        if array.dtype == np.float16:
+            raise ValueError(f"{name}: float16 cannot hold the fill value -99999")
+    masked = {f"{MASK_GROUP}/{n}": np.asarray(m, bool) for n, m in masks.items()}
+    with replacing(path) as temporary:
+        write_arrays(temporary, {**root, **masked}, storage)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], storage: Storage) -> None:
+    """Writes a sample file: plain where a name is in a group (the masks), else as `storage` says.
+
+    Files in small zstd chunks get an index (see `chunk_index`).
+    """
+    options = {n: {} if "/" in n else storage.options(a.shape) for n, a in arrays.items()}
+    block = 0
+    if storage.indexed:
+        forms = {n: (arrays[n].shape, how["chunks"]) for n, how in options.items() if how}
+        block = chunk_index.block_size(forms)
+    with h5py.File(path, "w", userblock_size=block) as file:
+        for name in sorted(arrays):
+            file.create_dataset(name, data=np.ascontiguousarray(arrays[name]), **options[name])
+    if storage.indexed and "timestamps" in arrays:
+        head = f"{MASK_GROUP}/"
+        masks = {n.removeprefix(head): a for n, a in arrays.items() if n.startswith(head)}
+        chunk_index.write(path, arrays["timestamps"], masks)
 
 
 def write_tables(

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.h5 import ReadError, nominal_tile_px, open_sample
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import nominal_tile_px, open_sample
 from olmoearth_jax.data.remote import AnyPath, location
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 

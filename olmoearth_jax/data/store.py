@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from olmoearth_jax.data.h5 import ReadError
+from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.remote import AnyPath
 
 _RECOUNT = 256

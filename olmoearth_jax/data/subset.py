@@ -13,7 +13,8 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import derived, timesteps
-from olmoearth_jax.data.h5 import ReadError, SampleFile
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import SampleFile
 from olmoearth_jax.data.normalize import normalize
 from olmoearth_jax.modalities import MISSING
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.timesteps import start_candidates, time_axis
 from olmoearth_jax.masking import MaskContext, Strategy

@@ -22,7 +22,7 @@ from olmoearth_jax.data.convert import Settings, convert, tiles, tree
 from olmoearth_jax.data.convert.rasters import resample
 from olmoearth_jax.data.convert.tree import Cell, TileJob
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.data.h5 import ReadError
+from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5_writer import Storage
 from olmoearth_jax.data.journal import FolderInUse, Journal, lock_folder
 from tests.data.trees import add_modality, make_tree, month, write_raster, write_rows

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from olmoearth_jax.data import budget, index
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.data.h5 import ReadError
+from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.order import epoch_order, steps_per_pass
 from olmoearth_jax.data.sample import IGNORE_LABEL, sample_dataset_dir, sample_labels
 from olmoearth_jax.data.store import SampleStore

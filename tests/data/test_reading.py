@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data import zstd
-from olmoearth_jax.data.h5 import MASK_GROUP, ReadError, nominal_tile_px, open_sample
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import nominal_tile_px, open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
+from olmoearth_jax.data.hdf5_file import MASK_GROUP
 from olmoearth_jax.data.subset import read_sample
 from olmoearth_jax.modalities import MISSING, OFFICIAL_MODALITIES
 from tools.make_synthetic_dataset import Gaps, make_sample

@@ -10,7 +10,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from olmoearth_jax.data.h5 import ReadError, open_sample
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import concat, prepare
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.data.remote import RemotePath, location

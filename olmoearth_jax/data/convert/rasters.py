@@ -9,7 +9,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.tree import TileJob, files_of, raster_path
-from olmoearth_jax.data.h5 import ReadError
+from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 
 

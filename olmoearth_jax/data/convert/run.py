@@ -21,7 +21,7 @@ import numpy as np
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tiles, tree
 from olmoearth_jax.data.convert.tree import TileJob
-from olmoearth_jax.data.h5 import ReadError
+from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5_writer import Storage, write_csv, write_sample, write_tables
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import run_tasks

@@ -1,0 +1,222 @@
+"""An index in front of an HDF5 sample file, by which a crop is read without the HDF5 library.
+
+Opening the arrays of a small-chunked file through HDF5 takes longer than decompressing a crop of
+them. Files that this package writes in small zstd chunks therefore say in their user block, which
+HDF5 skips, where every chunk lies. To everybody else they are ordinary HDF5 files.
+
+The block: `MAGIC`, the length and CRC-32 of what follows (two little-endian uint32), a JSON text, a
+zero byte, and per chunk, array by array, its offset (uint64) and, after all offsets, its size
+(uint32). The JSON tells the length of the file, timestamps, masks, and per array shape, dtype and
+chunk shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from olmoearth_jax.data import zstd
+
+MAGIC = b"OEJINDEX"
+_PREFIX = len(MAGIC) + 8
+_FIRST_READ = 16384
+"""Bytes read at first: the index of nine modalities in the default chunks fits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """One array: its form, and its chunks' offsets and sizes in C order of the chunk grid."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+    offsets: list[int]
+    sizes: list[int]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Chunks along each axis."""
+        return _grid(self.shape, self.chunk)
+
+
+def _grid(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+
+
+def block_size(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> int:
+    """Bytes of user block that an index of arrays {name: (shape, chunk)} may need.
+
+    HDF5 asks for a power of two of at least 512.
+    """
+    chunks = sum(math.prod(_grid(shape, chunk)) for shape, chunk in shapes.values())
+    rows = max([shape[-2] for shape, _ in shapes.values() if len(shape) > 1], default=0)
+    room = _PREFIX + 12 * chunks + 256 * (len(shapes) + 1) + 64 * max(rows, 12) * (len(shapes) + 1)
+    return max(512, 1 << (room - 1).bit_length())
+
+
+def write(path: Path, timestamps: np.ndarray, masks: Mapping[str, np.ndarray]) -> bool:
+    """Writes the index of a finished file into its user block.
+
+    Returns:
+      False where the file cannot have one: arrays that are not all in zstd chunks, or no room.
+    """
+    with h5py.File(path, "r", locking=False) as file:
+        room = file.userblock_size
+        found = {n: _describe(d.id) for n, d in file.items() if isinstance(d, h5py.Dataset)}
+    if not room or None in found.values():
+        return False
+    arrays = {n: a for n, a in found.items() if a is not None}
+    text = {
+        "bytes": path.stat().st_size,
+        "timestamps": timestamps.tolist(),
+        "masks": {n: np.asarray(m).astype(int).tolist() for n, m in masks.items()},
+        "arrays": {n: [a.shape, a.dtype.str, a.chunk] for n, a in arrays.items()},
+    }
+    offsets = np.array([o for a in arrays.values() for o in a.offsets], "<u8")
+    sizes = np.array([s for a in arrays.values() for s in a.sizes], "<u4")
+    body = json.dumps(text, separators=(",", ":")).encode() + b"\0"
+    body += offsets.tobytes() + sizes.tobytes()
+    head = np.array([len(body), zlib.crc32(body)], "<u4").tobytes()
+    if _PREFIX + len(body) > room:
+        return False
+    with path.open("r+b") as file:
+        file.write(MAGIC + head + body)
+    return True
+
+
+def _describe(source: h5py.h5d.DatasetID) -> _Array | None:
+    """An array as the index tells it; None where it cannot."""
+    layout = source.get_create_plist()
+    if layout.get_layout() != h5py.h5d.CHUNKED or not source.shape:
+        return None
+    if [layout.get_filter(i)[0] for i in range(layout.get_nfilters())] != [zstd.FILTER_ID]:
+        return None
+    chunk = layout.get_chunk()
+    grid = _grid(source.shape, chunk)
+    offsets, sizes = np.zeros(grid, np.int64), np.zeros(grid, np.int64)
+    if source.get_num_chunks() != offsets.size:
+        return None  # chunks that were never written have no place
+    for i in range(source.get_num_chunks()):
+        info = source.get_chunk_info(i)
+        at = tuple(o // c for o, c in zip(info.chunk_offset, chunk, strict=True))
+        if info.filter_mask:
+            return None
+        offsets[at], sizes[at] = info.byte_offset, info.size
+    return _Array(
+        source.shape, source.dtype, chunk, offsets.ravel().tolist(), sizes.ravel().tolist()
+    )
+
+
+class IndexedFile:
+    """A file opened by its index; use `open_indexed`.
+
+    Attributes:
+      shapes, dtypes: per array.
+      timestamps: whole numbers [t, 3].
+      masks: per modality with one, bool [t].
+    """
+
+    def __init__(self, descriptor: int, text: dict[str, Any], table: bytes):
+        self._descriptor = descriptor
+        count = len(table) // 12
+        offsets = np.frombuffer(table, "<u8", count).tolist()
+        sizes = np.frombuffer(table, "<u4", count, offset=8 * count).tolist()
+        self._arrays, first = {}, 0
+        for name, (shape, dtype, chunk) in text["arrays"].items():
+            last = first + math.prod(_grid(tuple(shape), tuple(chunk)))
+            places = offsets[first:last], sizes[first:last]
+            self._arrays[name] = _Array(tuple(shape), np.dtype(dtype), tuple(chunk), *places)
+            first = last
+        self.shapes = {n: a.shape for n, a in self._arrays.items() if n != "timestamps"}
+        self.dtypes = {n: a.dtype for n, a in self._arrays.items() if n != "timestamps"}
+        self.timestamps = np.array(text["timestamps"], np.int64)
+        self.masks = {n: np.array(m, bool) for n, m in text["masks"].items()}
+
+    def window(self, name: str, window: tuple[slice, ...]) -> np.ndarray:
+        """The part `window` of an array, in memory of its own.
+
+        Raises:
+          ValueError: damaged data.
+        """
+        array = self._arrays[name]
+        shape = tuple(max(0, w.stop - w.start) for w in window)
+        out = np.empty(shape, array.dtype)
+        if 0 in shape:
+            return out
+        grid, size = array.grid, math.prod(array.chunk) * array.dtype.itemsize
+        touched = [_overlaps(w, c) for w, c in zip(window, array.chunk, strict=True)]
+        for pieces in itertools.product(*touched):
+            number = 0
+            for (chunk, _, _), along in zip(pieces, grid, strict=True):
+                number = number * along + chunk
+            frame = os.pread(self._descriptor, array.sizes[number], array.offsets[number])
+            data = zstd.beginning(frame, size).view(array.dtype).reshape(array.chunk)
+            out[tuple(p[2] for p in pieces)] = data[tuple(p[1] for p in pieces)]
+        return out
+
+
+def _overlaps(window: slice, chunk: int) -> list[tuple[int, slice, slice]]:
+    """Per chunk along an axis that a window touches: (number, part of the chunk, of the window)."""
+    out = []
+    for number in range(window.start // chunk, (window.stop - 1) // chunk + 1):
+        low = max(window.start, number * chunk)
+        high = min(window.stop, (number + 1) * chunk)
+        inside = slice(low - number * chunk, high - number * chunk)
+        out.append((number, inside, slice(low - window.start, high - window.start)))
+    return out
+
+
+def open_indexed(descriptor: int) -> IndexedFile | None:
+    """Reads the index of an open file.
+
+    Args:
+      descriptor: file descriptor; the caller closes it, after the last use of what is returned.
+
+    Returns:
+      None for a file without an index.
+
+    Raises:
+      ValueError: the index is damaged, or the file is not as long as it says.
+    """
+    if not zstd.available():
+        return None
+    head = os.pread(descriptor, _FIRST_READ, 0)
+    if not head.startswith(MAGIC) or len(head) < _PREFIX:
+        return None
+    length, checksum = np.frombuffer(head, "<u4", 2, offset=len(MAGIC)).tolist()
+    body = head[_PREFIX : _PREFIX + length]
+    if len(body) < length:
+        body += os.pread(descriptor, length - len(body), _PREFIX + len(body))
+    if len(body) < length or zlib.crc32(body) != checksum:
+        raise ValueError("its index is damaged")
+    text, table = body.split(b"\0", 1)
+    parsed = json.loads(text)
+    if os.fstat(descriptor).st_size != parsed["bytes"]:
+        raise ValueError(f"it should be {parsed['bytes']} bytes long")
+    return IndexedFile(descriptor, parsed, table)
+
+
+def disagreement(path: Path) -> str | None:
+    """What a file's index says otherwise than the file, or None; a file changed later lies."""
+    with path.open("rb") as file:
+        indexed = open_indexed(file.fileno())
+        if indexed is None:
+            return None
+        with h5py.File(path, "r", locking=False) as truth:
+            names = {n for n, d in truth.items() if isinstance(d, h5py.Dataset)}
+            if names != set(indexed._arrays):
+                return "other arrays"
+            for name in names:
+                if _describe(truth[name].id) != indexed._arrays[name]:  # pyright: ignore
+                    return f"{name!r} elsewhere"
+    return None

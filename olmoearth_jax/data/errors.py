@@ -1,0 +1,32 @@
+"""What a sample file that cannot be read raises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from olmoearth_jax.data.remote import AnyPath
+
+
+class ReadError(ValueError):
+    """A sample file is missing, damaged, or not of the published form."""
+
+    def __init__(self, path: str | AnyPath, problem: str):
+        super().__init__(str(path), problem)
+        self.path, self.problem = str(path), problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+@contextlib.contextmanager
+def translate_errors(path: str | AnyPath) -> Iterator[None]:
+    """Turns whatever goes wrong while reading `path` into a `ReadError` that names it."""
+    try:
+        yield
+    except ReadError:
+        raise
+    except FileNotFoundError:
+        raise ReadError(path, "file does not exist") from None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
+        raise ReadError(path, f"cannot be read, it may be damaged or incomplete ({e})") from e
