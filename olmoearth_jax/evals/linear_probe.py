@@ -57,29 +57,34 @@ def _loss(probe: heads.Head, dice: bool, unravel, flat, stats, x, y, weight):
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "dice"))
-def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs):
+def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs, steps):
     """Runs batches of a table of embeddings and labels; parameters and moments are one vector each.
 
     Args:
       state: (parameters, running statistics, moments, steps taken).
-      rows: int [steps, batch] into the table, -1 for no sample; a batch of none changes nothing.
+      rows: int [batches, batch] into the table, -1 for no sample.
+      lrs: rates [batches].
+      steps: how many of the batches to run.
+
+    Returns:
+      The state afterwards, and losses [batches], 0 where none was run.
     """
     start, unravel = ravel_pytree(state[0])
+    real = rows >= 0
+    nothing = jnp.nan if jnp.issubdtype(table[1].dtype, jnp.floating) else IGNORE
+    x, y = (a[jnp.maximum(rows, 0)] for a in table)  # once: within the loop it takes longer
+    y = jnp.where(real.reshape(*real.shape, *[1] * (y.ndim - 2)), y, nothing)
+    grad = jax.value_and_grad(_loss, argnums=3, has_aux=True)
 
-    def step(state, batch):
-        flat, stats, moments, count = state
-        rows, lr = batch
-        weight = (rows >= 0).astype(jnp.float32)
-        x, y = (a[jnp.maximum(rows, 0)] for a in table)
-        nothing = jnp.nan if jnp.issubdtype(y.dtype, jnp.floating) else IGNORE
-        y = jnp.where((rows >= 0).reshape(-1, *[1] * (y.ndim - 1)), y, nothing)
-        grad = jax.value_and_grad(_loss, argnums=3, has_aux=True)
-        (loss, stats_), grads = grad(probe, dice, unravel, flat, stats, x, y, weight)
-        flat_, moments_ = layers.adamw_update(flat, grads, moments, count + 1, lr)
-        new = (flat_, stats_, moments_, count + 1)
-        return jax.tree.map(lambda a, b: jnp.where(rows[0] >= 0, a, b), new, state), loss
+    def step(i, carry):
+        (flat, stats, moments, count), found = carry
+        weight = real[i].astype(jnp.float32)
+        (loss, stats), grads = grad(probe, dice, unravel, flat, stats, x[i], y[i], weight)
+        flat, moments = layers.adamw_update(flat, grads, moments, count + 1, lrs[i])
+        return (flat, stats, moments, count + 1), found.at[i].set(loss)
 
-    (flat, stats, moments, count), found = jax.lax.scan(step, (start, *state[1:]), (rows, lrs))
+    carry = (start, *state[1:]), jnp.zeros(len(rows), jnp.float32)
+    (flat, stats, moments, count), found = jax.lax.fori_loop(0, steps, step, carry)
     return (unravel(flat), stats, moments, count), found
 
 
@@ -147,7 +152,7 @@ class _Trainer:
         return state[0], state[1], (np.concatenate(found), np.concatenate(rates))
 
     def _steps(self, state, order: np.ndarray, lrs: np.ndarray, start: int):
-        """`chunk` batches from batch `start` on; the last chunk is filled up with empty ones."""
+        """`chunk` batches from batch `start` on, as far as there are."""
         size, steps = self.task.probe_batch_size, min(self.chunk, self.batches - start)
         mine = order[start * size : (start + steps) * size]
         rows = np.full(self.chunk * size, -1, np.int32)
@@ -162,7 +167,7 @@ class _Trainer:
             rows[: len(mine)] = mine
         rows = rows.reshape(self.chunk, size)
         dice = self.task.use_dice_loss
-        state, loss = _train_steps(self.probe, dice, state, table, rows, rates)
+        state, loss = _train_steps(self.probe, dice, state, table, rows, rates, steps)
         return state, np.asarray(loss)[:steps]
 
     def evaluate(self, params, stats, split: Split):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_ROWS_FIRST = ["einsum_path", (0, 2), (0, 1)]
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:
@@ -51,13 +55,14 @@ def grid_size(pixels: int, patch_size: int) -> int:
     return pixels // patch_size
 
 
-def resize(images: jax.Array, patch_size: int, base: int) -> jax.Array:
+def resize(images: Any, patch_size: int, base: int, xp: ModuleType = jnp) -> Any:
     """Resizes [..., H, W, C] so that a patch of `patch_size` pixels gets `base` pixels a side.
 
     Args:
       images: float32 images; the whole image is resized, so neighbouring patches mix at borders.
       patch_size: side of a patch in the image's own pixels.
       base: side of a patch after the resize.
+      xp: jax.numpy, or numpy for arrays on the host.
 
     Returns:
       float32 [..., H / patch_size * base, W / patch_size * base, C].
@@ -66,20 +71,25 @@ def resize(images: jax.Array, patch_size: int, base: int) -> jax.Array:
     rows, cols = grid_size(height, patch_size), grid_size(width, patch_size)
     if patch_size == base:
         return images
-    down = jnp.asarray(resize_matrix(height, rows * base), jnp.float32)
-    across = jnp.asarray(resize_matrix(width, cols * base), jnp.float32)
+    down = xp.asarray(resize_matrix(height, rows * base), xp.float32)
+    across = xp.asarray(resize_matrix(width, cols * base), xp.float32)
+    if xp is np:  # by BLAS, which einsum as such does not call
+        flat = images.reshape(-1, *images.shape[-3:])
+        flat = np.einsum("yh,xw,nhwc->nyxc", down, across, flat, optimize=_ROWS_FIRST)
+        return flat.reshape(*images.shape[:-3], *flat.shape[1:])
     high = jax.lax.Precision.HIGHEST
     images = jnp.einsum("yh,...hwc->...ywc", down, images, precision=high)
     return jnp.einsum("xw,...ywc->...yxc", across, images, precision=high)
 
 
-def to_patches(images: jax.Array, patch_size: int, base: int) -> jax.Array:
+def to_patches(images: Any, patch_size: int, base: int, xp: ModuleType = jnp) -> Any:
     """Resizes and cuts images into patches.
 
     Args:
       images: float32 [B, H, W, T, C], one modality (all its channels).
       patch_size: side of a patch in the image's own pixels (patch size times the image factor).
       base: side of an embedded patch (base patch size times the image factor).
+      xp: jax.numpy, or numpy for arrays on the host.
 
     Returns:
       float32 [B, h, w, T, base, base, C].
@@ -87,7 +97,7 @@ def to_patches(images: jax.Array, patch_size: int, base: int) -> jax.Array:
     batch, height, width, steps, channels = images.shape
     rows, cols = grid_size(height, patch_size), grid_size(width, patch_size)
     # Timesteps in front: then each axis is one plain matrix product.
-    frames = jnp.moveaxis(images, 3, 1)
-    frames = resize(frames, patch_size, base)
+    frames = xp.moveaxis(images, 3, 1)
+    frames = resize(frames, patch_size, base, xp)
     cut = frames.reshape(batch, steps, rows, base, cols, base, channels)
     return cut.transpose(0, 2, 4, 1, 3, 5, 6)

@@ -1,14 +1,17 @@
-"""Parameter-free device programs that resize crops and write their patches into fixed buffers.
+"""Resizing crops and writing their patches into fixed buffers, without parameters.
 
-They are keyed by (grid, patch size) only, small, and compiled when first met. Each call handles
-`StreamSpec.chunk` samples and writes their needed patches at a traced offset; the rows behind them
-hold repeats of a finite patch that the next call overwrites and nothing ever reads.
+On a GPU small programs do it, keyed by (grid, patch size) only and compiled when first met. On a
+CPU, NumPy does: it is as fast and needs no compilation. Either handles `StreamSpec.chunk` samples
+at a time and writes their needed patches at an offset. Rows behind the last are zero or repeats of
+a finite patch; nothing reads them.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +33,20 @@ def _zeros(shapes: tuple[tuple[int, int], ...]) -> tuple[jax.Array, ...]:
     return tuple(jnp.zeros(s, jnp.float32) for s in shapes)
 
 
+Cut = Callable[..., Any]
+"""(image [B, H, W, T, C], modality, patch size, base, xp) -> patches [B, h, w, T, px, px, C]."""
+
+
+def embedded_patches(x: Any, name: str, patch_size: int, base: int, xp: ModuleType) -> Any:
+    """Patches as the embedding takes them: resized to `base` pixels a side."""
+    m = modalities.get(name)
+    return to_patches(x, patch_size * m.image_factor, base * m.image_factor, xp)
+
+
 @functools.partial(
-    jax.jit, static_argnames=("slots", "patch_size", "base"), donate_argnames=("buffers",)
+    jax.jit,
+    static_argnames=("slots", "patch_size", "base", "cut"),
+    donate_argnames=("buffers",),
 )
 def _fill_chunk(
     buffers: tuple[jax.Array, ...],
@@ -42,73 +57,98 @@ def _fill_chunk(
     slots: tuple[Slot, ...],
     patch_size: int,
     base: int,
+    cut: Cut,
 ) -> tuple[jax.Array, ...]:
     """Writes one chunk's patches; `sources` picks and orders the needed ones."""
-    cut = {}
-    for name, x in images.items():
-        m = modalities.get(name)
-        if m.spatial:
-            x = to_patches(x, patch_size * m.image_factor, base * m.image_factor)
-        cut[name] = x
+    patches = {n: _of_image(cut, x, n, patch_size, base, jnp) for n, x in images.items()}
     out = []
     for i, (slot, buffer, source) in enumerate(zip(slots, buffers, sources, strict=True)):
-        x = cut[slot.modality][..., np.asarray(slot.channels)]
+        x = patches[slot.modality][..., np.asarray(slot.channels)]
         rows = jnp.take(x.reshape(-1, slot.width), source, axis=0, mode="clip")
         at = (offsets[i], jnp.zeros((), offsets.dtype))
         out.append(jax.lax.dynamic_update_slice(buffer, rows, at))
     return tuple(out)
 
 
-def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any):
+def _of_image(cut: Cut, x: Any, name: str, patch_size: int, base: int, xp: ModuleType) -> Any:
+    return cut(x, name, patch_size, base, xp) if modalities.get(name).spatial else x
+
+
+def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut = embedded_patches):
     """Patch buffers of one device.
 
     Args:
       spec: the stream.
       runs: the device's samples in buffer order.
-      device: where the programs run.
+      device: where the buffers are needed.
+      cut: what is written of images with an extent.
 
     Returns:
       Per slot, float32 [1, buffer_rows, slot.width] on `device`.
     """
-    shapes = tuple((buffer_rows(spec, s), s.width) for s in spec.slots)
-    with jax.default_device(device):
-        buffers = _zeros(shapes)
-        for run in runs:
-            for first in range(0, len(run.members), spec.chunk):
-                members = run.members[first : first + spec.chunk]
-                images, sources = _chunk_inputs(spec, run, members)
-                images, sources, offsets = jax.device_put(
-                    (images, sources, run.offsets[first].astype(np.int32)), device
-                )
-                buffers = _fill_chunk(
-                    buffers,
-                    images,
-                    sources,
-                    offsets,
-                    slots=spec.slots,
-                    patch_size=int(run.census.group["patch_size"]),
-                    base=spec.max_patch_size,
-                )
+    if device.platform == "cpu":
+        buffers = jax.device_put(fill_on_host(spec, runs, cut), device)
+    else:
+        buffers = fill_on_device(spec, runs, device, cut)
     return tuple(b[None] for b in buffers)
 
 
-def _chunk_inputs(spec: StreamSpec, run: PatchRun, members: np.ndarray):
+def fill_on_device(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut):
+    """Per slot [buffer_rows, slot.width], resized and written by compiled programs."""
+    shapes = tuple((buffer_rows(spec, s), s.width) for s in spec.slots)
+    with jax.default_device(device):
+        buffers = _zeros(shapes)
+        for run, members, offsets in _chunks(spec, runs):
+            inputs = _padded_inputs(spec, run, members)
+            inputs = jax.device_put((*inputs, offsets.astype(np.int32)), device)
+            size, base = int(run.census.group["patch_size"]), spec.max_patch_size
+            buffers = _fill_chunk(
+                buffers, *inputs, slots=spec.slots, patch_size=size, base=base, cut=cut
+            )
+    return buffers
+
+
+def fill_on_host(spec: StreamSpec, runs: list[PatchRun], cut: Cut) -> list[np.ndarray]:
+    """Per slot [buffer_rows, slot.width], resized and written by NumPy."""
+    buffers = [np.zeros((buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
+    for run, members, offsets in _chunks(spec, runs):
+        size, base = int(run.census.group["patch_size"]), spec.max_patch_size
+        patches = {}
+        for name in spec.modalities:
+            images = run.census.group["data"][name][members]
+            cut_up = _of_image(cut, images, name, size, base, np)
+            pixels = cut_up.shape[-3:] if modalities.get(name).spatial else cut_up.shape[-1:]
+            patches[name] = np.ascontiguousarray(cut_up).reshape(-1, *pixels)
+        for i, slot in enumerate(spec.slots):
+            keep = np.flatnonzero(_needed(run, members, i))
+            rows = patches[slot.modality][keep][..., np.asarray(slot.channels)]
+            buffers[i][offsets[i] : offsets[i] + len(keep)] = rows.reshape(len(keep), slot.width)
+    return buffers
+
+
+def _chunks(spec: StreamSpec, runs: list[PatchRun]) -> Iterator[tuple[PatchRun, Any, Any]]:
+    """(run, members, offsets) of every `spec.chunk` samples."""
+    for run in runs:
+        for first in range(0, len(run.members), spec.chunk):
+            yield run, run.members[first : first + spec.chunk], run.offsets[first]
+
+
+def _needed(run: PatchRun, members: np.ndarray, slot: int) -> np.ndarray:
+    """Which patches of a slot are needed: bool [members, tokens]."""
+    starts = run.census.table.starts
+    return run.census.need[members, starts[slot] : starts[slot + 1]]
+
+
+def _padded_inputs(spec: StreamSpec, run: PatchRun, members: np.ndarray):
     """Images [chunk, ...] and per slot the rows to keep, padded to fixed shapes."""
-    census = run.census
     padded = np.concatenate([members, np.repeat(members[:1], spec.chunk - len(members))])
-    images = {name: census.group["data"][name][padded] for name in spec.modalities}
-    starts = census.table.starts
+    images = {name: run.census.group["data"][name][padded] for name in spec.modalities}
     sources = []
     for s in range(len(spec.slots)):
-        need = census.need[members, starts[s] : starts[s + 1]]
+        need = _needed(run, members, s)
         keep = np.flatnonzero(need)
         # The pad repeats a needed patch where there is one: it is as finite as the data.
         source = np.full(spec.chunk * need.shape[1], keep[0] if len(keep) else 0, np.int32)
         source[: len(keep)] = keep
         sources.append(source)
     return images, tuple(sources)
-
-
-def compile_count() -> int:
-    """Resize programs compiled so far in this process (not counted as step programs)."""
-    return int(cast(Any, _fill_chunk)._cache_size())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -16,52 +16,32 @@ from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.model.resize import resize_matrix
 from olmoearth_jax.stream.maps import Maps
 from olmoearth_jax.stream.pack import PatchRun, target_sections
-from olmoearth_jax.stream.patches import _chunk_inputs, buffer_rows
+from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.rows import permute, take_rows
-from olmoearth_jax.stream.spec import Slot, StreamSpec
+from olmoearth_jax.stream.spec import StreamSpec
 from olmoearth_jax.stream.tokens import model_slots
 
 
-def _cut(x: jax.Array, side: int, room: int) -> jax.Array:
-    """Images [B, H, W, T, C] -> patches [B, h, w, T, room, room, C], missing beyond `side`."""
+def own_pixels(x: Any, name: str, patch_size: int, base: int, xp: ModuleType) -> Any:
+    """Images [B, H, W, T, C] -> patches [B, h, w, T, room, room, C] at their own resolution.
+
+    A patch fills the first rows and columns of a base patch; the rest is missing.
+    """
+    factor = modalities.get(name).image_factor
+    side = patch_size * factor
     b, height, width, steps, channels = x.shape
     x = x.reshape(b, height // side, side, width // side, side, steps, channels)
     x = x.transpose(0, 1, 3, 5, 2, 4, 6)
-    more = room - side
-    return jnp.pad(x, [(0, 0)] * 4 + [(0, more)] * 2 + [(0, 0)], constant_values=MISSING)
-
-
-@functools.partial(jax.jit, static_argnames=("slots", "patch_size"), donate_argnames=("buffers",))
-def _fill_chunk(buffers, images, sources, offsets, *, slots: tuple[Slot, ...], patch_size: int):
-    """Writes one chunk's patches at their own resolution; compare `patches._fill_chunk`."""
-    out = []
-    for i, (slot, buffer, source) in enumerate(zip(slots, buffers, sources, strict=True)):
-        side = patch_size * modalities.get(slot.modality).image_factor
-        cut = _cut(images[slot.modality][..., np.asarray(slot.channels)], side, slot.patch_side)
-        rows = jnp.take(cut.reshape(-1, slot.width), source, axis=0, mode="clip")
-        at = (offsets[i], jnp.zeros((), offsets.dtype))
-        out.append(jax.lax.dynamic_update_slice(buffer, rows, at))
-    return tuple(out)
+    more = (base - patch_size) * factor
+    return xp.pad(x, [(0, 0)] * 4 + [(0, more)] * 2 + [(0, 0)], constant_values=MISSING)
 
 
 def fill_pixels(spec: StreamSpec, runs: list[PatchRun], device: Any) -> tuple:
     """Pixel buffers of one device: per slot, float32 [1, buffer rows, slot.width].
 
-    A patch of p pixels a side fills the first p rows and columns of a base patch; the rest is
-    missing. Patches stand where `patches.fill_buffers` puts them.
+    Patches stand where `patches.fill_buffers` puts them, at their own resolution.
     """
-    with jax.default_device(device):
-        buffers = tuple(jnp.zeros((buffer_rows(spec, s), s.width), jnp.float32) for s in spec.slots)
-        for run in runs:
-            for first in range(0, len(run.members), spec.chunk):
-                images, sources = _chunk_inputs(spec, run, run.members[first : first + spec.chunk])
-                offsets = run.offsets[first].astype(np.int32)
-                images, sources, offsets = jax.device_put((images, sources, offsets), device)
-                size = int(run.census.group["patch_size"])
-                buffers = _fill_chunk(
-                    buffers, images, sources, offsets, slots=spec.slots, patch_size=size
-                )
-    return tuple(b[None] for b in buffers)
+    return fill_buffers(spec, runs, device, own_pixels)
 
 
 def _resizes(base: int, room: int, largest: int) -> np.ndarray:

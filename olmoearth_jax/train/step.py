@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.train import optimizer, targets
+from olmoearth_jax.train import flat, optimizer, targets
 from olmoearth_jax.train.ema import ema_update
 from olmoearth_jax.train.engine import Engine, Group, Prepared
 from olmoearth_jax.train.sharding import Rules, global_array, local_devices, shardings
@@ -102,6 +102,9 @@ class TrainProgram:
         self._counting = threading.Lock()
         self._programs: dict[Any, Any] = {}
         self._shardings = shardings(self._shapes(), mesh, recipe.fsdp_rules)
+        # Sharded parameters keep their gradients apart, each sharded as it is.
+        whole = (s.is_fully_replicated for s in jax.tree.leaves(self._shardings["params"]))
+        self._flat = all(whole)
         self._rng = jax.random.key(recipe.seed)
 
     def _shapes(self) -> State:
@@ -161,7 +164,7 @@ class TrainProgram:
         lr = self.recipe.learning_rate(step)
         micro_steps = self.engine.prepare(groups)
         total = self._zeros(state, micro_steps[0])
-        update = self._cached("update", self._update, (state, total, np.float32(lr)), (0,))
+        update = self._update_program(state, total)
         state, decay, total = self._accumulate(state, micro_steps, total, step, gate)
         state, metrics = update(state, total, np.float32(lr))
         host = self._counts(micro_steps, groups)
@@ -200,8 +203,14 @@ class TrainProgram:
         micro_steps = self.engine.prepare(groups)
         total = self._zeros(state, micro_steps[0])
         _, _, total = self._accumulate(state, micro_steps, total, step, lambda: None)
-        grads = jax.tree.map(lambda g: g / total["good"], total["grads"])
+        grads = jax.tree.map(lambda g: g / total["good"], self._unpacked(total["grads"]))
         return grads, self._metrics(total)
+
+    def _packed(self, grads: Any) -> Any:
+        return flat.ravel(grads) if self._flat else grads
+
+    def _unpacked(self, grads: Any) -> Any:
+        return flat.unravel(grads, self._shapes()["params"]) if self._flat else grads
 
     def _accumulate(self, state, micro_steps, total, step, gate):
         """(state with its target moved, decay, sums) after all micro-steps of a step."""
@@ -240,14 +249,20 @@ class TrainProgram:
         planned: list[Prepared] = [] if every is None else list(every(groups))
         if not planned:
             return
-        self._zeros(state, planned[0])  # made once, before there are several threads
+        total = self._zeros(state, planned[0])  # made once, before there are several threads
 
         def compile_one(prepared: Prepared) -> None:
             self.warm_up(prepared, state)
             prepared.release()
 
         with ThreadPoolExecutor(compile_threads(), thread_name_prefix=THREADS) as pool:
-            list(pool.map(compile_one, planned))
+            waiting = [pool.submit(compile_one, prepared) for prepared in planned]
+            self._update_program(state, total)  # beside them: small, and needed as soon
+            for one in waiting:
+                one.result()
+
+    def _update_program(self, state: State, total: Any) -> Any:
+        return self._cached("update", self._update, (state, total, np.float32(0)), (0,))
 
     def _zeros(self, state: State, prepared: Prepared):
         def shapes(params, target, inputs, key):
@@ -260,10 +275,10 @@ class TrainProgram:
             )
 
             def make():
+                params = self._shapes()["params"]
+                grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
                 return {
-                    "grads": jax.tree.map(
-                        lambda p: jnp.zeros(p.shape, jnp.float32), self._shapes()["params"]
-                    ),
+                    "grads": self._packed(grads),
                     "aux": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux),
                     "loss": jnp.zeros((), jnp.float32),
                     "good": jnp.zeros((), jnp.float32),
@@ -272,7 +287,8 @@ class TrainProgram:
 
             everywhere = NamedSharding(self.mesh, PartitionSpec())
             out = jax.tree.map(lambda _: everywhere, jax.eval_shape(make))
-            out["grads"] = self._shardings["params"]
+            if not self._flat:
+                out["grads"] = self._shardings["params"]
             self._total_shardings = out
             self._programs["zeros"] = jax.jit(make, out_shardings=out)
         return self._programs["zeros"]()
@@ -288,8 +304,9 @@ class TrainProgram:
                 return value, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), aux)
 
             (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-            norms = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
-            good = jnp.isfinite(value) & jnp.isfinite(norms.sum())
+            grads = self._packed(grads)
+            norms = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+            good = jnp.isfinite(value) & jnp.isfinite(jnp.stack(norms).sum())
             # Selecting, not multiplying: 0 * NaN would still be NaN.
             add = functools.partial(jax.tree.map, lambda t, x: t + jnp.where(good, x, 0.0))
             return {
@@ -332,6 +349,7 @@ class TrainProgram:
     def _update(self, state: State, total, lr):
         good = total["good"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(good, 1.0), total["grads"])
+        grads = self._unpacked(grads)
 
         def take(state):
             before = state["params"]

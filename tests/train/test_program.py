@@ -147,4 +147,4 @@ def test_programs_are_compiled_at_the_same_time(monkeypatch):
         MODEL, Ladder(), settings, make_mesh(), trainable, lambda name, _: told.append(name)
     )
     runner.compile_all(runner.init_state(), groups(1.0))
-    assert runner.compile_count == 2 and sorted(told) == ["large", "small"]
+    assert runner.compile_count == 3 and sorted(told) == ["large", "small", "update"]
