@@ -1,5 +1,5 @@
-"""Gradients as one vector: a program that adds and checks one array instead of one per parameter
-compiles in far less time and launches fewer kernels.
+"""Gradients as one vector: on a CPU, a program that adds and checks one array instead of one per
+parameter compiles in half the time.
 """
 
 from __future__ import annotations

@@ -102,9 +102,10 @@ class TrainProgram:
         self._counting = threading.Lock()
         self._programs: dict[Any, Any] = {}
         self._shardings = shardings(self._shapes(), mesh, recipe.fsdp_rules)
-        # Sharded parameters keep their gradients apart, each sharded as it is.
+        # Sharded parameters keep their gradients apart, each sharded as it is. So do those on a
+        # GPU, whose kernels do not take as many arguments as there are parameters.
         whole = (s.is_fully_replicated for s in jax.tree.leaves(self._shardings["params"]))
-        self._flat = all(whole)
+        self._flat = mesh.devices.flat[0].platform == "cpu" and all(whole)
         self._rng = jax.random.key(recipe.seed)
 
     def _shapes(self) -> State:

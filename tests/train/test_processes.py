@@ -69,6 +69,29 @@ def test_two_processes_equal_one_and_resume_each_other(tmp_path, tiny, monkeypat
     assert_learning_is_measured(tmp_path / "one")
 
 
+FSDP = [
+    "--config.mesh.data=1",
+    "--config.mesh.fsdp=2",
+    "--config.fsdp_rules=[['mlp/fc1/kernel',[None,'fsdp']],['mlp/fc2/kernel',['fsdp']]]",
+]
+
+
+@pytest.mark.slow
+def test_parameters_sharded_over_two_processes_go_on_in_one(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    steps = [*tiny, "--config.trainer.max_duration.value=6"]
+    train(tmp_path / "one", steps, 1)
+    train(tmp_path / "sharded", [*steps, "--config.trainer.hard_stop.steps=3", *FSDP], 2)
+    meta = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path / "sharded"))
+    assert (meta["step"], meta["saved_on"]["processes"]) == (3, 2)
+    train(tmp_path / "sharded", steps, 1)
+    one, other = (read_metrics(tmp_path / n) for n in ("one", "sharded"))
+    assert [r["step"] for r in other] == list(range(1, 7))
+    for a, b in zip(one, other, strict=True):
+        for key in [k for k in a if k.startswith(("train/", "optim/")) and "micro_steps" not in k]:
+            np.testing.assert_allclose(b[key], a[key], rtol=2e-4, atol=1e-6, err_msg=key)
+
+
 def assert_learning_is_measured(run: Path) -> None:
     """tools.eval_loss: the same draws for all checkpoints, whose order does not matter."""
     last = checkpoint.find_checkpoint(run)
