@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from olmoearth_jax.data import zstd
+from olmoearth_jax.data.hdf5_file import MASK_GROUP
 
 MAGIC = b"OEJINDEX"
 _PREFIX = len(MAGIC) + 8
@@ -64,22 +65,22 @@ def block_size(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) ->
     return max(512, 1 << (room - 1).bit_length())
 
 
-def write(path: Path, timestamps: np.ndarray, masks: Mapping[str, np.ndarray]) -> bool:
+def write(path: Path) -> bool:
     """Writes the index of a finished file into its user block.
 
     Returns:
-      False where the file cannot have one: arrays that are not all in zstd chunks, or no room.
+      False where the file cannot have one: no room, arrays that are not all in zstd chunks, or
+      contents that only reading through HDF5 judges and names.
     """
     with h5py.File(path, "r", locking=False) as file:
-        room = file.userblock_size
-        found = {n: _describe(d.id) for n, d in file.items() if isinstance(d, h5py.Dataset)}
-    if not room or None in found.values():
+        room, found = file.userblock_size, _contents(file)
+    if not room or found is None:
         return False
-    arrays = {n: a for n, a in found.items() if a is not None}
+    timestamps, masks, arrays = found
     text = {
         "bytes": path.stat().st_size,
         "timestamps": timestamps.tolist(),
-        "masks": {n: np.asarray(m).astype(int).tolist() for n, m in masks.items()},
+        "masks": {n: m.astype(int).tolist() for n, m in masks.items()},
         "arrays": {n: [a.shape, a.dtype.str, a.chunk] for n, a in arrays.items()},
     }
     offsets = np.array([o for a in arrays.values() for o in a.offsets], "<u8")
@@ -92,6 +93,34 @@ def write(path: Path, timestamps: np.ndarray, masks: Mapping[str, np.ndarray]) -
     with path.open("r+b") as file:
         file.write(MAGIC + head + body)
     return True
+
+
+_Contents = tuple[np.ndarray, dict[str, np.ndarray], dict[str, _Array]]
+"""Timestamps, masks and arrays of a file."""
+
+
+def _contents(file: h5py.File) -> _Contents | None:
+    """What the index of a file says; None where something is not of the published form.
+
+    An index would hide such a thing from the checks of `Hdf5File` and `SampleFile`.
+    """
+    items = dict(file.items())
+    group = items.pop(MASK_GROUP, None)
+    if not isinstance(group, h5py.Group | None) or "timestamps" not in items:
+        return None
+    masks = {} if group is None else dict(group.items())
+    arrays: dict[str, _Array] = {}
+    for name, item in items.items():
+        described = _describe(item.id) if isinstance(item, h5py.Dataset) else None
+        if described is None:
+            return None
+        arrays[name] = described
+    if any(not isinstance(m, h5py.Dataset) or m.dtype.kind != "b" for m in masks.values()):
+        return None
+    timestamps = items["timestamps"][()]
+    if timestamps.dtype.kind not in "iu" or timestamps.ndim != 2:
+        return None
+    return timestamps, {n: m[()] for n, m in masks.items()}, arrays
 
 
 def _describe(source: h5py.h5d.DatasetID) -> _Array | None:
@@ -121,7 +150,8 @@ class IndexedFile:
     """A file opened by its index; use `open_indexed`.
 
     Attributes:
-      shapes, dtypes: per array.
+      arrays: by name, timestamps too.
+      shapes, dtypes: per array but timestamps.
       timestamps: whole numbers [t, 3].
       masks: per modality with one, bool [t].
     """
@@ -131,14 +161,15 @@ class IndexedFile:
         count = len(table) // 12
         offsets = np.frombuffer(table, "<u8", count).tolist()
         sizes = np.frombuffer(table, "<u4", count, offset=8 * count).tolist()
-        self._arrays, first = {}, 0
+        self.arrays: dict[str, _Array] = {}
+        first = 0
         for name, (shape, dtype, chunk) in text["arrays"].items():
             last = first + math.prod(_grid(tuple(shape), tuple(chunk)))
             places = offsets[first:last], sizes[first:last]
-            self._arrays[name] = _Array(tuple(shape), np.dtype(dtype), tuple(chunk), *places)
+            self.arrays[name] = _Array(tuple(shape), np.dtype(dtype), tuple(chunk), *places)
             first = last
-        self.shapes = {n: a.shape for n, a in self._arrays.items() if n != "timestamps"}
-        self.dtypes = {n: a.dtype for n, a in self._arrays.items() if n != "timestamps"}
+        self.shapes = {n: a.shape for n, a in self.arrays.items() if n != "timestamps"}
+        self.dtypes = {n: a.dtype for n, a in self.arrays.items() if n != "timestamps"}
         self.timestamps = np.array(text["timestamps"], np.int64)
         self.masks = {n: np.array(m, bool) for n, m in text["masks"].items()}
 
@@ -148,7 +179,7 @@ class IndexedFile:
         Raises:
           ValueError: damaged data.
         """
-        array = self._arrays[name]
+        array = self.arrays[name]
         shape = tuple(max(0, w.stop - w.start) for w in window)
         out = np.empty(shape, array.dtype)
         if 0 in shape:
@@ -198,25 +229,33 @@ def open_indexed(descriptor: int) -> IndexedFile | None:
     if len(body) < length:
         body += os.pread(descriptor, length - len(body), _PREFIX + len(body))
     if len(body) < length or zlib.crc32(body) != checksum:
-        raise ValueError("its index is damaged")
+        raise ValueError("its index is damaged; copy the file again, or rechunk its original")
     text, table = body.split(b"\0", 1)
     parsed = json.loads(text)
     if os.fstat(descriptor).st_size != parsed["bytes"]:
-        raise ValueError(f"it should be {parsed['bytes']} bytes long")
+        raise ValueError(f"it should be {parsed['bytes']} bytes long; copy it again")
     return IndexedFile(descriptor, parsed, table)
 
 
 def disagreement(path: Path) -> str | None:
-    """What a file's index says otherwise than the file, or None; a file changed later lies."""
+    """What a file's index says otherwise than the file, or None; so does one changed later.
+
+    Raises:
+      ValueError: see `open_indexed`.
+    """
     with path.open("rb") as file:
         indexed = open_indexed(file.fileno())
-        if indexed is None:
-            return None
-        with h5py.File(path, "r", locking=False) as truth:
-            names = {n for n, d in truth.items() if isinstance(d, h5py.Dataset)}
-            if names != set(indexed._arrays):
-                return "other arrays"
-            for name in names:
-                if _describe(truth[name].id) != indexed._arrays[name]:  # pyright: ignore
-                    return f"{name!r} elsewhere"
-    return None
+    if indexed is None:
+        return None
+    with h5py.File(path, "r", locking=False) as file:
+        truth = _contents(file)
+    if truth is None or truth[2].keys() != indexed.arrays.keys():
+        return "other arrays"
+    timestamps, masks, arrays = truth
+    if not np.array_equal(timestamps, indexed.timestamps):
+        return "other timestamps"
+    same = masks.keys() == indexed.masks.keys()
+    if not same or any(not np.array_equal(m, indexed.masks[n]) for n, m in masks.items()):
+        return "other timestep masks"
+    moved = [n for n, array in arrays.items() if array != indexed.arrays[n]]
+    return f"other places or forms of {', '.join(moved)}" if moved else None

@@ -157,10 +157,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], storage: Storage)
     with h5py.File(path, "w", userblock_size=block) as file:
         for name in sorted(arrays):
             file.create_dataset(name, data=np.ascontiguousarray(arrays[name]), **options[name])
-    if storage.indexed and "timestamps" in arrays:
-        head = f"{MASK_GROUP}/"
-        masks = {n.removeprefix(head): a for n, a in arrays.items() if n.startswith(head)}
-        chunk_index.write(path, arrays["timestamps"], masks)
+    if storage.indexed:
+        chunk_index.write(path)
 
 
 def write_tables(

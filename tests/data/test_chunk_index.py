@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from olmoearth_jax.data import chunk_index, zstd
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
-from olmoearth_jax.data.h5_writer import Storage, write_sample
+from olmoearth_jax.data.h5_writer import Storage, write_arrays, write_sample
+from olmoearth_jax.data.hdf5_file import MASK_GROUP
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
 from tools import verify_dataset
 from tools.make_synthetic_dataset import Gaps, make_sample
@@ -109,7 +110,7 @@ def test_damaged_data_are_named(tmp_path, path):
     with path.open("rb") as file:
         indexed = chunk_index.open_indexed(file.fileno())
         assert indexed is not None
-        where = indexed._arrays["sentinel2_l2a"].offsets[0]
+        where = indexed.arrays["sentinel2_l2a"].offsets[0]
     content = bytearray(path.read_bytes())
     content[where : where + 8] = bytes(8)
     (tmp_path / "sample_1.h5").write_bytes(content)
@@ -133,8 +134,56 @@ def test_an_index_of_other_chunks_is_found(tmp_path, path, parts, monkeypatch):
     monkeypatch.setattr(chunk_index, "_describe", longer)
     changed = _write(tmp_path / "sample_0.h5", parts)
     monkeypatch.setattr(chunk_index, "_describe", real)
-    assert "elsewhere" in str(chunk_index.disagreement(changed))
+    assert "other places" in str(chunk_index.disagreement(changed))
     assert any("changed after its index" in p for p in verify_dataset.inspect(changed).problems)
+
+
+def _bad_dates(parts):
+    return (parts[0], parts[1].astype(np.float32), *parts[2:])
+
+
+def _bad_mask(parts):
+    wrong = {n: np.where(m, 0.5, 0).astype(np.float32) for n, m in parts[2].items()}
+    arrays = {**parts[0], "timestamps": parts[1], "latlon": np.asarray(parts[3], np.float32)}
+    return arrays | {f"{MASK_GROUP}/{n}": m for n, m in wrong.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(_bad_dates, "whole numbers"), (_bad_mask, "must be true/false")]
+)
+def test_an_index_hides_nothing_from_the_checks(tmp_path, parts, make, message):
+    path, made = tmp_path / "a.h5", make(parts)
+    if isinstance(made, tuple):
+        write_sample(path, *made, CHUNKED)
+    else:
+        write_arrays(path, made, CHUNKED)
+    assert not _has_index(path)
+    with pytest.raises(ReadError, match=message), open_sample(path, OFFICIAL_MODALITIES):
+        pass
+
+
+def test_masks_that_are_an_array_are_named(tmp_path, parts):
+    arrays = {**parts[0], "timestamps": parts[1], MASK_GROUP: np.ones(12, bool)}
+    write_arrays(tmp_path / "a.h5", arrays, CHUNKED)
+    with (
+        pytest.raises(ReadError, match="an array, not a group"),
+        open_sample(tmp_path / "a.h5", OFFICIAL_MODALITIES),
+    ):
+        pass
+
+
+def test_other_dates_and_masks_than_the_index_says_are_found(tmp_path, path, parts, monkeypatch):
+    real = chunk_index._contents
+    changes = {
+        "other timestamps": lambda t, m, a: (t + 1, m, a),
+        "other timestep masks": lambda t, m, a: (t, {n: ~x for n, x in m.items()}, a),
+        "other arrays": lambda t, m, a: (t, m, {n: x for n, x in a.items() if n != "srtm"}),
+    }
+    for message, change in changes.items():
+        monkeypatch.setattr(chunk_index, "_contents", lambda f, change=change: change(*real(f)))
+        changed = _write(tmp_path / "sample_0.h5", parts)
+        monkeypatch.setattr(chunk_index, "_contents", real)
+        assert chunk_index.disagreement(changed) == message
 
 
 def test_without_room_there_is_no_index(tmp_path, parts, monkeypatch):
