@@ -28,8 +28,10 @@ from olmoearth_jax.model.searchlight import WINDOW_PX
 log = logging.getLogger(__name__)
 
 POOLINGS = ("instance", "spatial", "spatial_concat", "location", "student")
-TOKENS_AT_ONCE = 16_384
-"""Tokens per compiled call that `embed` aims at when no batch size is given."""
+TOKENS_AT_ONCE = {"cpu": 4_096, "gpu": 16_384}
+"""Tokens per compiled call that `embed` aims at when no batch size is given: on a CPU few enough
+for its caches, and calls run side by side."""
+_MOST_WORKERS = 16
 
 
 class PretrainedModel:
@@ -275,25 +277,30 @@ def _in_chunks(call: Any, ready: Prepared, batch_size: int | None) -> np.ndarray
     """
     total = len(ready.timestamps)
     tokens = sum(int(np.prod(m.shape[1:])) for m in ready.masks.values())
-    batch_size = batch_size or max(1, TOKENS_AT_ONCE // tokens)
+    batch_size = batch_size or max(1, TOKENS_AT_ONCE.get(jax.default_backend(), 16_384) // tokens)
     size = min(1 << max(batch_size.bit_length() - 1, 0), 1 << (total - 1).bit_length())
 
     def chunk(start: int) -> np.ndarray:
         rows = np.minimum(np.arange(start, start + size), total - 1)
         part = ready.rows(rows)
-        return np.asarray(call(part.data, part.masks, part.timestamps))
+        return np.asarray(call(one_core, part.data, part.masks, part.timestamps))
+
+    # On a CPU calls run side by side, one core each if there are enough of them: cores that share
+    # the products of one call wait for each other. Elsewhere two calls hide the transfers.
+    workers, one_core = 2, False
+    if jax.default_backend() == "cpu":
+        workers = min(os.cpu_count() or 1, _MOST_WORKERS)
+        one_core = total > workers * size
 
     out = [chunk(0)]  # alone: it compiles
-    # A CPU program leaves cores idle in its loops; elsewhere two calls hide the transfers.
-    workers = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 2
     with ThreadPoolExecutor(workers) as pool:
         out.extend(pool.map(chunk, range(size, total, size)))
     return np.concatenate(out)[:total]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
-def _embed(graph, patch_size, kind, how, names, fast, size, params, data, masks, timestamps):
-    """Encoder and pooling of one chunk, compiled once per shape."""
+def _encode_and_pool(
+    graph, patch_size, kind, how, names, fast, size, params, data, masks, timestamps
+):
     encoder = latent_mim.merge(graph, params)
     encoded = dense.encode_dense(
         encoder, data, masks, timestamps, patch_size, fast_pass=fast, location_size=size
@@ -307,6 +314,18 @@ def _embed(graph, patch_size, kind, how, names, fast, size, params, data, masks,
     if kind == "spatial":
         return pooling.pool_spatial(tokens, masks, how, names)
     return pooling.pool_spatial_concat(tokens, masks, names)
+
+
+@functools.cache
+def _compiled(one_core: bool) -> Any:
+    options: Any = {"xla_cpu_multi_thread_eigen": False} if one_core else None
+    return jax.jit(_encode_and_pool, static_argnums=range(7), compiler_options=options)
+
+
+def _embed(*args: Any) -> jax.Array:
+    """Encoder and pooling of one chunk, compiled once per shape, for one core or for all."""
+    *rest, one_core, data, masks, timestamps = args
+    return _compiled(one_core)(*rest, data, masks, timestamps)
 
 
 def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> checkpoints.Weights:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.tokens import SlotTable
 
 VISIBLE, MISSING_TOKEN = 0, 3
+_BYTES = 4 << 20  # normalised at once
 
 Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Per modality (lo, hi) float64 [bands]: the raw values that become 0 and 1."""
@@ -114,13 +117,31 @@ def prepare(
             ]
             masks[name] = np.where(np.stack(lost, -1), MISSING_TOKEN, VISIBLE).astype(np.int8)
         else:
-            data[name] = raw * (1.0 / (hi - lo)).astype(np.float32)
-            data[name] += (-lo / (hi - lo)).astype(np.float32)
+            data[name] = _normalize(raw, lo, hi)
             shape = raw.shape[:-1]
             if pixels:
                 shape = (shape[0], shape[1] // pixels, shape[2] // pixels, shape[3])
             masks[name] = np.zeros((*shape, len(sets)), np.int8)
     return Prepared(data, masks, sample.timestamps)
+
+
+def _normalize(raw: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """float32 values with lo..hi made 0..1; the samples of a large batch side by side."""
+    scale, shift = ((x / (hi - lo)).astype(np.float32) for x in (1.0, -lo))
+    out = np.empty(raw.shape, np.float32)
+
+    def part(rows: slice) -> None:
+        np.multiply(raw[rows], scale, out=out[rows])
+        out[rows] += shift
+
+    each = max(1, len(raw) * _BYTES // max(out.nbytes, 1))
+    parts = [slice(i, i + each) for i in range(0, len(raw), each)]
+    if len(parts) == 1:
+        part(parts[0])
+    else:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            list(pool.map(part, parts))
+    return out
 
 
 def _tokens(empty: Any, single: Any, pixels: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from olmoearth_jax.model import cpu_attention
 from olmoearth_jax.model.layers import precision
 
 Implementation = Literal["auto", "xla", "cudnn"]
@@ -170,43 +171,11 @@ def _backward_rows(q, k, v, bias, log_total, out, d_out):
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
-def _query_block(queries: int, keys: int) -> int:
-    """Queries at a time whose scores stay within a CPU's caches; 0 if rows need no cutting."""
-    budget = 6 << 20
-    if jax.default_backend() != "cpu" or 4 * queries * keys <= budget:
-        return 0
-    most = max(budget // (4 * keys), 1)
-    block = max(n for n in range(1, most + 1) if queries % n == 0)
-    return block if 4 * block > most else 0
-
-
-def _in_blocks(q, k, v, bias, masked: bool, block: int):
-    """Forward pass alone, `block` queries of a row at a time: there is nothing to be kept."""
-
-    def row(args):
-        q, k, v, bias = args
-
-        def some(q):
-            s = _product("qd,kd->qk", q, k)
-            s = s + bias if masked else s
-            top = jnp.max(s, axis=-1, keepdims=True)
-            p = jnp.exp(s - (jnp.where(top == -jnp.inf, 0.0, top) if masked else top))
-            total = jnp.sum(p, axis=-1, keepdims=True)
-            out = _product("qk,kd->qd", p.astype(v.dtype), v)
-            return (out / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
-
-        return jax.lax.map(some, q.reshape(-1, block, q.shape[-1])).reshape(q.shape)
-
-    shape = q.shape
-    q, k, v = (x[:, 0] for x in (q, k, v))
-    return jax.lax.map(row, (q, k, v, bias)).reshape(shape)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _softmax_attention(q, k, v, bias, masked):
     """Rows [R, 1, L, head_dim], bias [R, Lk]; without `masked` the bias is known to be 0."""
-    if block := _query_block(q.shape[2], k.shape[2]):
-        return _in_blocks(q, k, v, bias, masked, block)
+    if jax.default_backend() == "cpu" and (blocks := cpu_attention.blocks(q.shape[2], k.shape[2])):
+        return cpu_attention.attend(q[:, 0], k[:, 0], v[:, 0], bias == 0, blocks)[:, None]
     return _over_rows(_forward_rows, (q, k, v, bias))[0]
 
 
