@@ -116,7 +116,7 @@ def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _add(sums, bits, v, keep):
-    """One block of keys more: sums of the weighted values, 0 of dropped keys, and of the weights."""
+    """One block of keys more: sums of weighted values (0 of dropped keys), and of weights."""
     out, total, top = sums
     p = _exp2(bits)
     # The sum as a product: a reduction would compute the weights once more, and more slowly.
