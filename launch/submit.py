@@ -30,8 +30,8 @@ from absl import flags
 from launch import _app, _render
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.train.runfolder import write_atomically
 
 _SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset or docker.")
 _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of the job.")

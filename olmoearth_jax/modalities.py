@@ -24,7 +24,6 @@ MAX_TIMESTEPS = 12
 
 BASE_RESOLUTION_M = 0.625
 IMAGE_TILE_PX = 256
-BASE_GSD_M = 10.0
 STD_MULTIPLIER = 2.0
 WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
@@ -304,9 +303,6 @@ class Tokenization:
                         )
             out.append((modality.name, tuple(tuple(g) for g in groups)))
         return cls(tuple(sorted(out)))
-
-    def to_mapping(self) -> dict[str, list[list[str]]]:
-        return {name: [list(g) for g in groups] for name, groups in self.overrides}
 
     def band_sets(self, name: str) -> tuple[tuple[int, ...], ...]:
         """Channel indices of each band set of `name` under this tokenisation."""

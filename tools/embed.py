@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ import olmoearth_jax
 from olmoearth_jax import Sample, modalities
 from olmoearth_jax.data import timesteps
 from olmoearth_jax.data.h5 import open_sample
+from olmoearth_jax.files import replacing
 from olmoearth_jax.inference import cog, domain
 from olmoearth_jax.inference.model import POOLINGS, PretrainedModel, load_pretrained
 from olmoearth_jax.inference.sample import NAN_PIXELS
@@ -299,20 +299,15 @@ def _write_arrays(
     output: Path, arrays: dict[str, np.ndarray], ids: list[str], tags: dict[str, str]
 ) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            if output.suffix == ".npz":
-                texts: dict[str, Any] = {k.lower(): np.array(v) for k, v in tags.items()}
-                np.savez(file, ids=np.array(ids), **arrays, **texts)
-            else:
-                from safetensors.numpy import save
+    with replacing(output) as scratch, scratch.open("wb") as file:
+        if output.suffix == ".npz":
+            texts: dict[str, Any] = {k.lower(): np.array(v) for k, v in tags.items()}
+            np.savez(file, ids=np.array(ids), **arrays, **texts)
+        else:
+            from safetensors.numpy import save
 
-                arrays = arrays | {"valid": arrays["valid"].astype(np.uint8)}
-                file.write(save(arrays, {**tags, "ids": json.dumps(ids)}))
-        os.replace(scratch, output)
-    finally:
-        scratch.unlink(missing_ok=True)
+            arrays = arrays | {"valid": arrays["valid"].astype(np.uint8)}
+            file.write(save(arrays, {**tags, "ids": json.dumps(ids)}))
 
 
 def _rasters(o: Options) -> list[Raster]:

@@ -27,13 +27,13 @@ from olmoearth_jax.data.h5_writer import (
     COMPRESSIONS,
     SETTINGS_FILE,
     Storage,
-    replacing,
     write_arrays,
 )
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, read_metadata
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,11 +26,12 @@ from olmoearth_jax.data import chunk_index, quality
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
-from olmoearth_jax.data.h5_writer import replacing, write_csv
+from olmoearth_jax.data.h5_writer import write_csv
 from olmoearth_jax.data.index import LATLON_FILE, read_metadata
 from olmoearth_jax.data.journal import file_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.files import replacing
 
 _SHOWN = 20
 """Lines printed of each kind."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from olmoearth_jax.data import chunk_index
 from olmoearth_jax.data.hdf5_file import MASK_GROUP
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, directory_name
+from olmoearth_jax.files import replacing
 from olmoearth_jax.modalities import closest
 
 COMPRESSIONS = ("none", "gzip", "zstd", "lz4")
@@ -101,17 +100,6 @@ class Storage:
             shuffle=how["shuffle"],
             required=required,
         )
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` at the end, or goes after an error."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_sample(

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.samples import IGNORE, TIMESTAMPS, Sample, check_split, collate
 from olmoearth_jax.evals.tasks import DEFAULTS, METRICS, EvalTaskConfig, RunOptions, check_task
+from olmoearth_jax.files import replacing
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1
@@ -263,10 +263,8 @@ class FineTuner:
         }  # fmt: skip
         leaves = jax.tree.leaves(self._state(kind))
         arrays: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
-        temporary = self.folder / f".{kind}.tmp"
-        with open(temporary, "wb") as f:
+        with replacing(self.folder / f"{kind}.ckpt") as temporary, open(temporary, "wb") as f:
             np.savez(f, about=json.dumps(about), **arrays)
-        os.replace(temporary, self.folder / f"{kind}.ckpt")
 
     def _state(self, kind: str) -> dict[str, Any]:
         state: dict[str, Any] = {"model_state": self.params}

@@ -11,7 +11,7 @@ from typing import Any
 
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.runner import TaskResult
-from olmoearth_jax.train.runfolder import write_atomically
+from olmoearth_jax.files import write_atomically
 
 LINES = "results.jsonl"
 

@@ -8,7 +8,6 @@ exported again bit for bit.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -78,9 +77,6 @@ def block_key(path: Path) -> str:
     """Key of a path within a block, a pooler, or anything else without numbers of its own."""
     parts = [_NAMES.get(part, _LEAVES.get(part, part)) for part in path if part != "attention"]
     return ".".join(parts)
-
-
-pooler_key = block_key
 
 
 def _module_key(path: Path) -> str:
@@ -255,8 +251,3 @@ def to_state_dict(
         if key not in held:
             out[key] = np.asarray(value)
     return out
-
-
-def num_values(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Total values of a {key: shape} mapping."""
-    return sum(math.prod(shape) for shape in shapes.values())

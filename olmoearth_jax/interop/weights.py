@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.files import replacing
 from olmoearth_jax.interop import config_json, torch_file
 from olmoearth_jax.model.config import ModelConfig
 
@@ -187,23 +186,12 @@ def write_folder(
         log.warning("Decode-only modalities were not recorded; taken to be %s", decode_only)
     doc = config_json.to_json(config) | decode_only_record(decode_only)
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / TORCH_FILE) as scratch:
+    with replacing(folder / TORCH_FILE) as scratch:
         torch_file.write({k: np.asarray(v, np.float32) for k, v in state.items()}, scratch)
     (folder / SAFETENSORS_FILE).unlink(missing_ok=True)
-    with _replacing(folder / CONFIG_FILE) as scratch:
+    with replacing(folder / CONFIG_FILE) as scratch:
         scratch.write_text(json.dumps(doc, indent=1) + "\n")
     return [folder / TORCH_FILE, folder / CONFIG_FILE, write_notice(folder)]
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` if nothing fails."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield scratch
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def write_notice(folder: Path) -> Path:

@@ -32,11 +32,6 @@ class TokenBounds:
     encode_by_modality: dict[str, int]
     decode: dict[str, int]
 
-    @property
-    def decode_total(self) -> int:
-        """Decoder tokens in all."""
-        return sum(self.decode.values())
-
 
 def _shares(counts: Counts, e: float, d: float) -> TokenBounds:
     """Block (b): floors of the shares; a static modality's pool is shared with other samples."""

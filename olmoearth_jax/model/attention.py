@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from olmoearth_jax.model import cpu_attention
-from olmoearth_jax.model.layers import precision
+from olmoearth_jax.model.layers import product
 
 Implementation = Literal["auto", "xla", "cudnn"]
 
@@ -133,15 +133,8 @@ def _over_rows(fn, args):
     return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
 
 
-def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Batched product with a float32 result, at full precision if the inputs are float32."""
-    return jnp.einsum(
-        pattern, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32
-    )
-
-
 def _scores(q, k, bias):
-    s = _product("rhqd,rhkd->rhqk", q, k)
+    s = product("rhqd,rhkd->rhqk", q, k)
     return s + bias[:, None, None, :]
 
 
@@ -151,7 +144,7 @@ def _forward_rows(q, k, v, bias):
     top = jnp.where(top == -jnp.inf, 0.0, top)
     p = jnp.exp(s - top)
     total = jnp.sum(p, axis=-1, keepdims=True)
-    out = _product("rhqk,rhkd->rhqd", p.astype(v.dtype), v)
+    out = product("rhqk,rhkd->rhqd", p.astype(v.dtype), v)
     out = out / jnp.where(total > 0, total, 1.0)
     # +inf where nothing is attended: the backward pass then finds probabilities of exactly 0.
     log_total = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), jnp.inf)
@@ -163,11 +156,11 @@ def _backward_rows(q, k, v, bias, log_total, out, d_out):
     wide = d_out.astype(jnp.float32)
     delta = jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
     d_out = d_out.astype(v.dtype)
-    d_v = _product("rhqk,rhqd->rhkd", p.astype(v.dtype), d_out)
-    d_p = _product("rhqd,rhkd->rhqk", d_out, v)
+    d_v = product("rhqk,rhqd->rhkd", p.astype(v.dtype), d_out)
+    d_p = product("rhqd,rhkd->rhqk", d_out, v)
     d_s = (p * (d_p - delta)).astype(q.dtype)
-    d_q = _product("rhqk,rhkd->rhqd", d_s, k)
-    d_k = _product("rhqk,rhqd->rhkd", d_s, q)
+    d_q = product("rhqk,rhkd->rhqd", d_s, k)
+    d_k = product("rhqk,rhqd->rhkd", d_s, q)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.model.layers import precision
+from olmoearth_jax.model.layers import product
 
 _SCORE_BYTES = 2 << 20  # of one block of scores
 _KEYS = 384  # of one block, at most
@@ -103,16 +103,10 @@ def _over_keys(add: Callable, unit: float, q: jax.Array, keys: tuple[jax.Array, 
 
     def some(sums, keys):
         k, v, keep = keys
-        return add(sums, _product("qd,kd->qk", q, k) * unit, v, keep), None
+        return add(sums, product("qd,kd->qk", q, k) * unit, v, keep), None
 
     (out, total, _), _ = jax.lax.scan(some, start, keys)
     return (out / jnp.where(total > 0, total, 1.0)[:, None]).astype(q.dtype)
-
-
-def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        pattern, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32
-    )
 
 
 def _add(sums, bits, v, keep):
@@ -120,8 +114,8 @@ def _add(sums, bits, v, keep):
     out, total, top = sums
     p = _exp2(bits)
     # The sum as a product: a reduction would compute the weights once more, and more slowly.
-    total = total + _product("qk,k->q", p, keep.astype(jnp.float32))
-    return out + _product("qk,kd->qd", p.astype(v.dtype), v), total, top
+    total = total + product("qk,k->q", p, keep.astype(jnp.float32))
+    return out + product("qk,kd->qd", p.astype(v.dtype), v), total, top
 
 
 def _add_carefully(sums, bits, v, keep):
@@ -132,7 +126,7 @@ def _add_carefully(sums, bits, v, keep):
     base = jnp.where(new == -jnp.inf, 0.0, new)
     p = jnp.exp2(bits - base[:, None])
     fade = jnp.exp2(top - base)
-    out = out * fade[:, None] + _product("qk,kd->qd", p.astype(v.dtype), v)
+    out = out * fade[:, None] + product("qk,kd->qd", p.astype(v.dtype), v)
     return out, total * fade + jnp.sum(p, axis=-1), new
 
 

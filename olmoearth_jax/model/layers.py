@@ -18,6 +18,13 @@ def precision(dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Batched product with a float32 result, at full precision if the inputs are float32."""
+    return jnp.einsum(
+        pattern, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32
+    )
+
+
 def empty(*shape: int) -> nnx.Param:
     """A float32 parameter; its values come from `params.initial_params`."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))

@@ -141,16 +141,6 @@ class SlotTable:
         base = self.base_patch_size
         return self._per_slot(lambda m: base * m.image_factor if m.spatial else 1, np.int32)
 
-    @functools.cached_property
-    def num_channels(self) -> np.ndarray:
-        """int32 [slots]: bands of the band set."""
-        return np.array([len(s.channels) for s in self.slots], np.int32)
-
-    @functools.cached_property
-    def modality_index(self) -> np.ndarray:
-        """int32 [slots]: position of the slot's modality in `names`."""
-        return np.array([self.names.index(s.modality) for s in self.slots], np.int32)
-
 
 def days_since_2000(timestamps: Any) -> Any:
     """float32 days since 2000-01-01 of (day 1..31, month 0..11, year), shape [..., 3] -> [...].

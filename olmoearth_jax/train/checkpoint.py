@@ -328,11 +328,10 @@ def read_meta(step_folder: Path) -> Meta:
     return meta
 
 
-def restore_state(step_folder: Path, abstract: State, *, only: tuple[str, ...] = ()) -> State:
-    """Reads the items of a state (or `only` some of them) onto the shardings of `abstract`."""
+def restore_state(step_folder: Path, abstract: State) -> State:
+    """Reads the items of a state onto the shardings of `abstract`."""
     state: State = {}
-    wanted = {name: tree for name, tree in abstract.items() if not only or name in only}
-    for name, tree in wanted.items():
+    for name, tree in abstract.items():
         if name == STEP:
             state[name] = _scalar(int(read_meta(step_folder)[STEP]), tree)
         elif not jax.tree.leaves(tree):

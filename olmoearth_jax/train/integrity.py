@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from olmoearth_jax.train.runfolder import write_atomically
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.train.sharding import path_text
 
 CHECKSUMS_FILE = "checksums.json"

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.train import integrity
 from olmoearth_jax.train.pictures import png
-from olmoearth_jax.train.runfolder import RunFolder, write_atomically
+from olmoearth_jax.train.runfolder import RunFolder
 
 TIMING = ("throughput/", "system/", "eval_time/")
 """How the names of fields begin that depend on the machine and the hour. All other fields of

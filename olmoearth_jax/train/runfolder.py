@@ -16,22 +16,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.files import write_atomically
+
 HEARTBEAT_S = 5.0
 # A lock that we cannot judge by its process is watched for this long: no heartbeat means dead.
 WATCH_S = 4 * HEARTBEAT_S
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunFolder:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from olmoearth_jax.train.runfolder import RunFolder, write_atomically
+from olmoearth_jax.files import write_atomically
+from olmoearth_jax.train.runfolder import RunFolder
 
 
 class WandbSink:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.train import progress
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.metrics import (
@@ -25,7 +26,7 @@ from olmoearth_jax.train.metrics import (
     read_metrics,
 )
 from olmoearth_jax.train.progress import TrainingDiverged
-from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse, RunLock, write_atomically
+from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse, RunLock
 from olmoearth_jax.train.signals import Worker, catch_signals, wait
 from olmoearth_jax.train.wandb_sink import WandbSink
 from tests.train import train_toy as toy

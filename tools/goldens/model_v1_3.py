@@ -206,7 +206,7 @@ def _pooler(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         state = under(arrays, f"params/{number}/")
         values = {}
         for path, _ in latent_mim.flatten(shapes):
-            value = state.pop(torch_keys.pooler_key(path))
+            value = state.pop(torch_keys.block_key(path))
             values[path] = value.T if path[-1] == "kernel" else value
         checks.equal(f"{number}: unused tensors", sorted(state), [])
         pooler = latent_mim.merge(graph, latent_mim.unflatten(values))
