@@ -106,9 +106,15 @@ def _modalities(cfg: ExperimentConfig) -> Iterator[str]:
             model.encoder_config.supported_modality_names
         ),
     }
+    images = [n for n in modalities.names() if modalities.get(n).spatial]
     for path, names in lists.items():
         if not names:
             yield f"{path} is empty; name at least one modality"
+        elif not set(names) & set(images):
+            yield (
+                f"{path} has no modality with an image ({', '.join(names)}), so every sample would "
+                f"be left out; add one of {', '.join(images)}"
+            )
         yield from _says(lambda names=names: modalities.resolve(names), path)
     tokens = {"common.tokenization": cfg.common.tokenization}
     tokens["model.encoder_config.tokenization_overrides"] = (
@@ -283,6 +289,11 @@ def _visible(strategy: Any, cfg: ExperimentConfig, path: str) -> Iterator[str]:
         )
     if getattr(strategy, "encode_ratio", 1) == 0:
         yield f"{path}.encode_ratio must be greater than 0, or the encoder sees nothing"
+    if getattr(strategy, "decode_ratio", 1) == 0 and not hidden:
+        yield (
+            f"{path}.decode_ratio must be greater than 0, or nothing is predicted; 0 goes with "
+            "only_decode_modalities"
+        )
 
 
 def _objective(cfg: ExperimentConfig) -> Iterator[str]:
@@ -359,7 +370,8 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
             f"got {cfg.mesh.data} and {cfg.mesh.fsdp}"
         )
     elif -1 not in sizes and group > 0 and batch > 0 and batch % group == 0:
-        yield from _says(lambda: micro_step_shape(batch, group, sizes[0] * sizes[1]), "mesh")
+        devices = sizes[0] * sizes[1]
+        yield from _says(lambda: micro_step_shape(batch, group, devices, cfg.engine), "mesh")
     for i, rule in enumerate(cfg.fsdp_rules):
         yield from _rule(rule, f"fsdp_rules[{i}]")
     yield from _evaluator(cfg)

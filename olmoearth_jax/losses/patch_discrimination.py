@@ -7,8 +7,9 @@ For a token i of a set Q with scores s_ij = p_i.t_j / tau (both normalised), its
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,14 @@ def set_mean(losses: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]
 def _check_tau(tau: float) -> None:
     if tau <= 0:
         raise ValueError(f"the temperature tau must be positive, got {tau}")
+
+
+def _weight(modality: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(
+            f"modality_weights.{modality} must be a number of 0 or more, got {value!r}"
+        )
+    return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +90,9 @@ class ModalityPatchDiscrimination(PatchDiscrimination):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.modality_weights, Mapping):
-            pairs = tuple((modalities.get(m).name, float(w))
-                          for m, w in self.modality_weights.items())  # fmt: skip
+            pairs = tuple(
+                (modalities.get(m).name, _weight(m, w)) for m, w in self.modality_weights.items()
+            )
             object.__setattr__(self, "modality_weights", pairs)
 
     def modality_factor(self, modality: str) -> float:

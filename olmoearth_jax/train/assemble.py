@@ -69,29 +69,51 @@ class EngineOptions:
         )
 
 
-def micro_step_shape(global_batch: int, group: int, devices: int) -> tuple[int, int]:
+def micro_step_shape(
+    global_batch: int, group: int, devices: int, engine: str = "stream"
+) -> tuple[int, int]:
     """(groups per micro-step, samples per device).
 
     k = min(groups, devices) whole groups, k dividing the number of groups, so that a device
-    holds about one group's worth of samples.
+    holds about one group's worth of samples; always one group with engine 'dense'.
 
     Raises:
-      ValueError: the batch doesn't divide into groups, or a micro-step over the devices.
+      ValueError: the batch doesn't divide into groups, or a micro-step over the devices; the
+        message lists the group sizes that do.
     """
     if global_batch % group:
         raise ValueError(
             f"data_loader.global_batch_size={global_batch} is not divisible by "
             f"train_module.rank_microbatch_size={group}"
         )
-    groups = global_batch // group
-    k = max(n for n in range(1, min(groups, devices) + 1) if groups % n == 0)
+    k = _groups_at_once(global_batch, group, devices, engine)
     if (k * group) % devices:
+        fit = [
+            n
+            for n in range(1, global_batch + 1)
+            if global_batch % n == 0
+            and not _groups_at_once(global_batch, n, devices, engine) * n % devices
+        ]
+        advice = (
+            f"set train_module.rank_microbatch_size to one of {', '.join(map(str, fit))} (which "
+            "must divide data_loader.samples_per_shape)"
+            if fit
+            else f"with data_loader.global_batch_size={global_batch} no "
+            "train_module.rank_microbatch_size does: make it a multiple of the devices, or take "
+            "as many devices as divide it"
+        )
         raise ValueError(
-            f"a micro-step of {k} groups of {group} samples does not divide over {devices} "
-            f"devices; choose train_module.rank_microbatch_size as a multiple of "
-            f"{devices // math.gcd(k, devices)}"
+            f"a micro-step of {k} group(s) of {group} samples (engine={engine}) does not divide "
+            f"over {devices} devices; {advice}"
         )
     return k, k * group // devices
+
+
+def _groups_at_once(global_batch: int, group: int, devices: int, engine: str) -> int:
+    groups = global_batch // group
+    if engine == "dense":
+        return 1
+    return max(n for n in range(1, min(groups, devices) + 1) if groups % n == 0)
 
 
 def stream_spec(

@@ -209,12 +209,14 @@ def build_program(
         attention=config.attention,
         remat=_REMAT[config.remat],
     )
+    loader, group = config.data_loader, config.train_module.rank_microbatch_size
+    assemble.micro_step_shape(loader.global_batch_size, group, mesh.size, config.engine)
     if config.engine == "dense":
         engine: Any = assemble.dense_engine(
             config.model,
             objective,
             mesh,
-            config.train_module.rank_microbatch_size,
+            group,
             options,
         )
     else:
@@ -299,6 +301,7 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
       ValueError: missing data, sizes that don't divide, parts that don't fit together.
     """
     index = build_index(config)
+    probe.check_images(index)
     stream = build_stream(config, index)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     trainer = config.trainer

@@ -55,7 +55,8 @@ def build_objective(config: ExperimentConfig) -> Objective:
       ValueError: a loss that is missing or stands where it can't be used.
     """
     module, kind = config.train_module, config.train_module.kind
-    tokens = "a loss between tokens"
+    between = [n for n, kind in losses.LOSSES.items() if issubclass(kind, losses.TokenLoss)]
+    tokens = f"a loss between tokens ({', '.join(between)})"
     token = _loss(module.loss_config, "loss_config", losses.TokenLoss, tokens)
     token_b = _loss(module.loss_config_b, "loss_config_b", losses.TokenLoss, tokens)
     pixels = _pixel_loss(config)

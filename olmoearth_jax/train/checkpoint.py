@@ -362,7 +362,8 @@ def check_compatible(
     allow_config_change: bool = False,
 ) -> None:
     """Raises ValueError if a checkpoint belongs to another model, dataset or configuration."""
-    _check_trees(meta, abstract)
+    lines = integrity.config_differences(meta["config"], info.config)
+    _check_trees(meta, abstract, lines)
     saved_print, now = meta["dataset_fingerprint"], info.dataset_fingerprint
     if saved_print != now and not allow_dataset_change:
         raise ValueError(
@@ -370,7 +371,6 @@ def check_compatible(
             f"was {saved_print or '(none)'} and is now {now or '(none)'}. Give the same dataset, "
             "or set --config.trainer.allow_dataset_change=true to go on with this one."
         )
-    lines = integrity.config_differences(meta["config"], info.config)
     if lines and not allow_config_change:
         raise ValueError(
             f"The config differs from that of the checkpoint of step {meta['step']}:\n  "
@@ -389,15 +389,21 @@ def _lengths(meta: Meta, info: RunInfo) -> tuple[Meta, Meta]:
     return before, now
 
 
-def _check_trees(meta: Meta, abstract: State) -> None:
+def _check_trees(meta: Meta, abstract: State, changed: list[str] | None = None) -> None:
     items = {name: integrity.describe(tree) for name, tree in _items(abstract).items()}
     for name in sorted({*items, *meta["items"]}):
         saved, wanted = meta["items"].get(name, {}), items.get(name, {})
         if lines := integrity.tree_differences(saved, wanted):
+            about = " (was the model or optimizer config changed?)"
+            if changed:
+                about = (
+                    ". The config differs in:\n  " + "\n  ".join(changed)
+                    + "\nUse the same config or another --run_name. The trees differ in"
+                )  # fmt: skip
             raise ValueError(
                 f"The checkpoint of step {meta['step']} holds another {name} tree than this "
-                "model (was the model or optimizer config changed?):\n  " + "\n  ".join(lines)
-            )
+                "model" + about + ":\n  " + "\n  ".join(lines)
+            )  # fmt: skip
 
 
 def _items(state: State) -> State:

@@ -69,6 +69,31 @@ def read_presence(index: DatasetIndex, limit: int = FILES) -> list[Presence]:
     return out
 
 
+def check_images(index: DatasetIndex, limit: int = 32) -> None:
+    """Checks that the dataset has images of the trained modalities.
+
+    Raises:
+      ValueError: none of up to `limit` samples, spread evenly, has any; it lists what they have.
+    """
+    spatial = [n for n in modalities.names() if modalities.get(n).spatial]
+    found: set[str] = set()
+    for i in np.linspace(0, len(index) - 1, min(limit, len(index))).astype(int):
+        path, _ = index.locate(int(i))
+        try:
+            with open_sample(path, index.modalities) as file:
+                if file.header.tile_px is not None:
+                    return
+            with open_sample(path, spatial) as file:
+                found.update(n for n in spatial if _SOURCE.get(n, n) in file.header.shapes)
+        except (ReadError, ValueError):
+            continue
+    if found:  # else nothing could be read, which the loader reports file by file
+        raise ValueError(
+            f"the dataset has no images of the trained modalities ({', '.join(index.modalities)}); "
+            f"its samples have {', '.join(sorted(found))}: set common.training_modalities"
+        )
+
+
 def _presence(names: Sequence[str], shapes: Mapping[str, tuple], axis) -> Presence:
     steps, static = {}, set()
     for name in names:

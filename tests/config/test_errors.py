@@ -19,6 +19,7 @@ OVERRIDES = [
     ("lr=1", ["unknown config path 'lr'", "'train_module.optim_config.lr'"]),
     ("train_module.optim_config.lr.x=1", ["unknown config path 'train_module.optim_config.lr.x'"]),
     ("launch.num_gpus=8", ["unknown config path 'launch.num_gpus'", "--gpus_per_host"]),
+    ("launch.clusters=[a,b]", ["unknown config path 'launch.clusters'", "launch.submit"]),
     ("train_module.optim_config.lr=abc", ["takes a number", '"abc"']),
     ("data_loader.num_workers=abc", ["takes an integer", '"abc"']),
     ("data_loader.num_workers=1.5", ["takes an integer", "1.5"]),
@@ -66,6 +67,7 @@ def test_all_wrong_overrides_and_problems_are_listed():
 
 STRATEGY = "data_loader.masking_config.strategy_config"
 LOSS = "train_module.loss_config.loss_config"
+ONLY_DECODE = f"{STRATEGY}.only_decode_modalities"
 SAVER = "trainer.callbacks.checkpointer"
 
 PROBLEMS = [
@@ -95,12 +97,20 @@ PROBLEMS = [
     ({f"{STRATEGY}.encod_ratio": 0.5}, "did you mean 'encode_ratio'?"),
     ({f"{STRATEGY}.encode_ratio": 0.7, f"{STRATEGY}.decode_ratio": 0.7}, "add up to more than 1"),
     ({f"{STRATEGY}.encode_ratio": 0}, "or the encoder sees nothing"),
+    ({f"{STRATEGY}.decode_ratio": 0, ONLY_DECODE: []}, "or nothing is predicted"),
     ({f"{STRATEGY}.only_decode_modalities": ["naip_10"]}, "'naip_10', which is not trained"),
+    ({"common.training_modalities": ["latlon"]}, "no modality with an image (latlon)"),
+    ({"common.training_modalities": ["era5_10"]}, "add one of "),
     ({"common.training_modalities": ["srtm", "cdl"]}, "no modality is left to encode"),
     ({"train_module.regularizer_config": {"loss_config": {"type": "mae"}}}, "must be the loss 'K"),
     ({"train_module.token_exit_cfg": {"landsat": -1}}, "between 0 and the encoder's depth 12"),
     ({"mesh": {"data": 24, "fsdp": 1}}, "does not divide over 24 devices"),
+    ({"mesh": {"data": 24, "fsdp": 1}}, "no train_module.rank_microbatch_size does"),
+    ({"mesh": {"data": 64, "fsdp": 1}, "engine": "dense"}, "one of 64, 128, 256, 512 (which"),
     ({f"{LOSS}.type": "modality_patch_disc"}, "did you mean 'modality_patch_discrimination'?"),
+    ({f"{LOSS}.type": "mae"}, "a loss between tokens (patch_discrimination, "),
+    ({f"{LOSS}.modality_weights": {"srtm": "abc"}}, "modality_weights.srtm must be a number of"),
+    ({f"{LOSS}.modality_weights": {"srtm": -1}}, "modality_weights.srtm must be a number of"),
     ({f"{LOSS}.tua": 1.0}, "did you mean 'tau'?"),
     ({"train_module.loss_config": None}, "loss_config must be given"),
     ({"train_module.kind": "mae"}, "mae_loss_config must be given"),

@@ -1,4 +1,4 @@
-"""A step is the same on one device and on four, and with sharded parameters."""
+"""A step is the same on 1, 2, 4 and 8 devices, under both engines, and with sharded parameters."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import Recipe, TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 
-assert jax.device_count() == 4
+assert jax.device_count() == 8
 rng = np.random.default_rng(0)
 config = small_model()
 config.encoder_config.drop_path = 0.2
@@ -29,13 +29,17 @@ b, _ = make_group(rng, 4, 2, 4, first=4)
 objective = Objective(losses.build({"type": "modality_patch_discrimination"}), (0.1, 0.1))
 RULES = [("mlp/fc1/kernel", (None, "fsdp")), ("mlp/fc2/kernel", ("fsdp",))]
 
-def step(devices, fsdp=1, rules=()):
+def step(devices, fsdp=1, rules=(), dense=False):
     mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
-    k, samples = assemble.micro_step_shape(8, 4, devices)
-    spec = make_spec(config, strategy, samples, devices, k)
-    engine = assemble.stream_engine(
-        config, spec, [spec.top_rung()], objective, mesh, assemble.EngineOptions.of(config)
-    )
+    options = assemble.EngineOptions.of(config)
+    if dense:
+        engine = assemble.dense_engine(config, objective, mesh, 4, options)
+    else:
+        k, samples = assemble.micro_step_shape(8, 4, devices)
+        spec = make_spec(config, strategy, samples, devices, k)
+        engine = assemble.stream_engine(
+            config, spec, [spec.top_rung()], objective, mesh, options
+        )
     recipe = Recipe(AdamWConfig(), lambda step: 1e-3, fsdp_rules=rules)
     program = TrainProgram(config, engine, recipe, mesh, assemble.trainable_leaves(config, True))
     state = program.init_state()
@@ -44,8 +48,11 @@ def step(devices, fsdp=1, rules=()):
     return jax.device_get(grads), jax.device_get(report.metrics)
 
 one, metrics = step(1)
-for devices, fsdp, rules in ((4, 1, ()), (4, 2, RULES)):
-    grads, others = step(devices, fsdp, rules)
+CASES = [(2, 1, (), False), (4, 2, RULES, False), (8, 1, (), False), (8, 4, RULES, False)]
+CASES += [(1, 1, (), True), (4, 2, RULES, True)]
+for devices, fsdp, rules, dense in CASES:
+    print(devices, fsdp, dense)
+    grads, others = step(devices, fsdp, rules, dense)
     for name in ("train/ModalityPatchDisc", "train/InfoNCE", "optim/total grad norm"):
         np.testing.assert_allclose(others[name], metrics[name], rtol=2e-5, err_msg=name)
     for (path, x), (_, y) in zip(
@@ -59,7 +66,7 @@ print("equal")
 
 @pytest.mark.slow
 def test_step_does_not_depend_on_the_devices():
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,

@@ -197,6 +197,10 @@ def test_other_architecture_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another opt_state tree") as error:
         toy.run(tmp_path, 6, program=toy.ToyProgram(width=4))
     assert "differs: momentum/dense/kernel is float32[16, 8]" in str(error.value)
+    meta = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path))
+    changed = ["model.width: 8 -> 4"]
+    with pytest.raises(ValueError, match=r"differs in:\n  model.width: 8 -> 4\nUse the same"):
+        checkpoint._check_trees(meta, {"params": {"b": np.zeros(2)}}, changed)
     lines = integrity.tree_differences(
         {"a": [[1], "float32"], "b": [[2], "float32"]}, {"b": [[3], "float32"], "c": [[], "int32"]}
     )
