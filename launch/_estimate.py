@@ -15,6 +15,7 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
+from olmoearth_jax.train.sharding import rules_of
 
 MONTH_ROWS = 12
 """Rows of the frozen month table that the reference counts as parameters."""
@@ -183,7 +184,7 @@ def memory_rows(
     """
     encoder, decoder = cfg.model.encoder_config, decoder_of(cfg)
     item, share = (2 if half else 4), 1
-    if cfg.fsdp_rules:
+    if rules_of(cfg.fsdp_rules, cfg.mesh.fsdp):
         share = max(cfg.mesh.fsdp, 1)
     params = sum(n for _, n in parameter_rows(cfg))
     rows: list[tuple[str, float]] = [

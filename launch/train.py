@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import jax
 from absl import flags
@@ -57,7 +58,7 @@ def run(config: ExperimentConfig) -> Summary:
         _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _local_devices(_LOCAL.value)
     )
     cache = devices.use_compilation_cache(config.compile.cache_dir if _CACHE.value else "")
-    print(devices.topology(), flush=True)
+    print(devices.topology(_local_devices(_LOCAL.value)), flush=True)
     if cache is not None:
         _say(f"compilation cache: {cache}")
     training = build_training(config, say=_say)
@@ -87,14 +88,14 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _sinks(config: ExperimentConfig) -> tuple[Sink, ...]:
+def _sinks(config: ExperimentConfig) -> tuple[Callable[[], Sink], ...]:
     settings = config.trainer.callbacks.wandb
     if not settings.enabled or jax.process_index():
         return ()
     from olmoearth_jax.train.wandb_sink import WandbSink
 
     return (
-        WandbSink(
+        lambda: WandbSink(
             RunFolder(config.run_folder),
             project=settings.project,
             entity=settings.entity,

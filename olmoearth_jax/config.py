@@ -340,7 +340,8 @@ class ExperimentConfig:
     """Recomputed in the backward pass: nothing, all but matrix products, or whole blocks."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     fsdp_rules: list[list[Any]] = field(default_factory=list)
-    """Pairs [regex on the parameter path, axis or null per dimension]; no match replicates."""
+    """Pairs [regex on the parameter path, axis or null per dimension]; no match replicates. Without
+    any, mesh.fsdp splits the matrix products of the blocks."""
     ladder: LadderConfig = field(default_factory=LadderConfig)
     compile: CompileConfig = field(default_factory=CompileConfig)
 

@@ -273,6 +273,12 @@ def _options(cfg: ExperimentConfig) -> Iterator[str]:
             for name in set(values[key] or ()) - set(trained):
                 known = ", ".join(trained)
                 yield f"{path}.{key} has {name!r}, which is not trained; trained: {known}"
+        factors = getattr(built, "modality_weights", None)
+        if factors and (lacking := set(cfg.dataset.training_modalities) - {n for n, _ in factors}):
+            yield (
+                f"{path}.modality_weights has no entry for {', '.join(sorted(lacking))}; give each "
+                "trained modality a factor"
+            )
         if path.startswith("data_loader."):
             yield from _visible(built, cfg, path)
 

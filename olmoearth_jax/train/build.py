@@ -27,7 +27,7 @@ from olmoearth_jax.train.ema import ema_decay_at
 from olmoearth_jax.train.loop import LoopConfig
 from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.pictures import Pictures
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.sharding import make_mesh, rules_of
 from olmoearth_jax.train.step import Recipe, TrainProgram
 
 _log = logging.getLogger(__name__)
@@ -228,15 +228,15 @@ def build_program(
     return TrainProgram(
         config.model,
         engine,
-        build_recipe(config, last_step),
+        build_recipe(config, last_step, mesh.shape["fsdp"]),
         mesh,
         assemble.trainable_leaves(config.model, objective.pools, objective),
         on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
     )
 
 
-def build_recipe(config: ExperimentConfig, last_step: int) -> Recipe:
-    """Optimiser, schedule and seed of a config."""
+def build_recipe(config: ExperimentConfig, last_step: int, fsdp: int = 1) -> Recipe:
+    """Optimiser, schedule, seed and sharding rules of a config, with so many devices to shard."""
     module = config.train_module
     optim, plan = module.optim_config, dataclasses.asdict(module.scheduler)
     plan["type"] = plan.pop("name")
@@ -253,7 +253,7 @@ def build_recipe(config: ExperimentConfig, last_step: int) -> Recipe:
         ),
         lambda step: course.lr(optim.lr, step, last_step),
         config.init_seed,
-        [(pattern, tuple(axes)) for pattern, axes in config.fsdp_rules],
+        rules_of(config.fsdp_rules, fsdp),
         lambda step: ema_decay_at(step, last_step, (module.ema_decay[0], module.ema_decay[1])),
         module.reinit_targets,
         config.compile.ahead,

@@ -101,8 +101,18 @@ def slurm_devices(environ: Mapping[str, str]) -> list[int]:
     )
 
 
-def topology() -> str:
-    """Table of processes and devices; raises ValueError if the processes see different numbers."""
+def topology(local_device_ids: Sequence[int] | None = None) -> str:
+    """Table of processes and devices.
+
+    Raises:
+      ValueError: this process has not the devices it was given, or others have more or fewer.
+    """
+    if local_device_ids is not None and len(local_device_ids) != jax.local_device_count():
+        raise ValueError(
+            f"--local_device_ids names {len(local_device_ids)} devices, but JAX found "
+            f"{jax.local_device_count()} of platform {jax.default_backend()!r}: install "
+            "olmoearth-jax with an extra for the GPU, or name the devices that there are"
+        )
     mine = np.array([jax.local_device_count()])
     counts = (
         multihost_utils.process_allgather(mine).reshape(-1) if jax.process_count() > 1 else mine

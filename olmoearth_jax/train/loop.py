@@ -61,7 +61,7 @@ class LoopConfig:
     pictures: Callable[[Any], Mapping[str, Any]] | None = None  # of the parameters
     texts: Mapping[str, str] = field(default_factory=dict)  # more to say about the run
     profile_steps: tuple[int, int] | None = None  # first step and number of steps to trace
-    sinks: tuple[Sink, ...] = ()
+    sinks: tuple[Callable[[], Sink], ...] = ()  # opened once the run folder is locked
 
     @property
     def stop_step(self) -> int:
@@ -194,7 +194,9 @@ def _restore_or_init(
         return state, int(meta["step"])
     if config.checkpoints:
         saver.check_space(abstract, config.stop_step)
-    if config.load_path:
+    if config.load_path and config.load_strategy == "never":
+        say("trainer.load_path is ignored: trainer.load_strategy is never.")
+    elif config.load_path:
         source = checkpoint.find_checkpoint(config.load_path)
         kept = "" if config.load_weights_only else " and optimizer state (if any)"
         say(f"Starting at step 0 from the parameters{kept} of {source}.")
@@ -249,7 +251,10 @@ def _open_recorder(
 ) -> Recorder:
     """Opens the writer and describes the run: config.json, config and parameters as text."""
     writer = MetricWriter(
-        folder, start_step=start, tensorboard=config.tensorboard, sinks=config.sinks
+        folder,
+        start_step=start,
+        tensorboard=config.tensorboard,
+        sinks=[open_sink() for open_sink in config.sinks],
     )
     stack.callback(writer.close)
     if jax.process_index() == 0:

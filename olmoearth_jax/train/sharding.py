@@ -14,6 +14,21 @@ BATCH_AXES = ("data", "fsdp")
 """Mesh axes over which samples are split."""
 
 Rules = Sequence[tuple[str, Sequence[Any]]]
+
+DEFAULT_RULES: Rules = (
+    (r"(query|key|value|fc1)/kernel$", (None, "fsdp")),
+    (r"(out|fc2)/kernel$", ("fsdp", None)),
+)
+"""What `mesh.fsdp` splits where a config gives no rules: the products of every block."""
+
+
+def rules_of(given: Sequence[Sequence[Any]], fsdp: int) -> Rules:
+    """The rules of a config as `shardings` takes them, the default ones if it has none."""
+    if not given and fsdp > 1:
+        return DEFAULT_RULES
+    return [(pattern, tuple(axes)) for pattern, axes in given]
+
+
 """(regular expression searched in 'encoder/blocks/0/mlp/fc1/kernel', mesh axis per dimension)."""
 
 

@@ -109,6 +109,7 @@ PROBLEMS = [
     ({"mesh": {"data": 64, "fsdp": 1}, "engine": "dense"}, "one of 64, 128, 256, 512 (which"),
     ({f"{LOSS}.type": "modality_patch_disc"}, "did you mean 'modality_patch_discrimination'?"),
     ({f"{LOSS}.type": "mae"}, "a loss between tokens (patch_discrimination, "),
+    ({f"{LOSS}.modality_weights": {"srtm": 1}}, "no entry for cdl, landsat"),
     ({f"{LOSS}.modality_weights": {"srtm": "abc"}}, "modality_weights.srtm must be a number of"),
     ({f"{LOSS}.modality_weights": {"srtm": -1}}, "modality_weights.srtm must be a number of"),
     ({f"{LOSS}.tua": 1.0}, "did you mean 'tau'?"),

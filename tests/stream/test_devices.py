@@ -16,7 +16,7 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.optimizer import AdamWConfig
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.sharding import make_mesh, rules_of
 from olmoearth_jax.train.step import Recipe, TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 
@@ -27,7 +27,7 @@ config.encoder_config.drop_path = 0.2
 a, strategy = make_group(rng, 4, 3, 2, first=0, holes=(1,))
 b, _ = make_group(rng, 4, 2, 4, first=4)
 objective = Objective(losses.build({"type": "modality_patch_discrimination"}), (0.1, 0.1))
-RULES = [("mlp/fc1/kernel", (None, "fsdp")), ("mlp/fc2/kernel", ("fsdp",))]
+RULES = rules_of([], 2)
 
 def step(devices, fsdp=1, rules=(), dense=False):
     mesh = make_mesh(-1, fsdp, jax.devices()[:devices])

@@ -232,6 +232,8 @@ def test_load_strategies(tmp_path):
     toy.run(tmp_path / "a", 3)
     with pytest.raises(ValueError, match="load_strategy=never"):
         toy.run(tmp_path / "a", 6, load_strategy="never")
+    toy.run(tmp_path / "never", 3, load_path=str(tmp_path / "a"), load_strategy="never")
+    assert toy.lines_of(tmp_path / "never") == toy.lines_of(tmp_path / "a")
     summary = toy.run(tmp_path / "b", 3, load_path=str(tmp_path / "a"))
     assert (summary.start_step, summary.step) == (0, 3)
     ends = [checkpoint.load_item(checkpoint.find_checkpoint(tmp_path / name)) for name in "ab"]

@@ -38,6 +38,8 @@ def test_one_process_needs_nothing():
     assert not devices.start_distributed("localhost:1", 1, 0)
     assert not devices.start_distributed(environ={"SLURM_STEP_NUM_TASKS": "4"})
     assert devices.topology().startswith("1 process(es) x ")
+    with pytest.raises(ValueError, match="names 999 devices, but JAX found"):
+        devices.topology(range(999))
 
 
 def test_incomplete_descriptions_are_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -261,7 +262,8 @@ def test_wandb_gets_the_numbers_and_resumes_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", module)
     for stop in (2, 4):
-        sink = WandbSink(RunFolder(tmp_path), project="p", name="n", config={"a": 1})
+        options = {"project": "p", "name": "n", "config": {"a": 1}}
+        sink = functools.partial(WandbSink, RunFolder(tmp_path), **options)
         toy.run(tmp_path, 4, hard_stop=stop, sinks=(sink,))
     assert [options["id"] for options in started] == [None, "abc"]
     assert [entry[0] for entry in logged if entry != "finished"] == [1, 2, 3, 4]
