@@ -1,0 +1,268 @@
+"""The parsers that `tools.fuzz` tries, and how it spoils their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax import overrides
+from olmoearth_jax.config import load_json
+from olmoearth_jax.configlib.official import official
+from olmoearth_jax.data import chunk_index
+from olmoearth_jax.data.h5 import open_sample
+from olmoearth_jax.data.h5_writer import Storage, write_sample
+from olmoearth_jax.interop import config_json, torch_file, weights
+from olmoearth_jax.model.config import official_model
+
+NAMES = ("sentinel2_l2a", "worldcover", "latlon")
+ODD = (
+    None, True, -1, 0, 1, 2**31, 2**63, -(2**63), 10**30, 1e308, float("nan"), float("inf"), "",
+    "x", "\0", "é\ud800", "9" * 400, [], [[]], [1, "a"], {}, {"a": {}}, [None] * 3,
+)  # fmt: skip
+_BYTES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\0" * 8, b"\xff" * 8, struct.pack("<q", 2**40))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parser:
+    """Something that reads files.
+
+    Attributes:
+      plain: writes a good file into a folder.
+      make: writes a spoilt one.
+      read: reads a file wholly.
+    """
+
+    plain: Callable[[Path], Path]
+    make: Callable[[random.Random, Path], Path]
+    read: Callable[[Path], Any]
+
+
+def rng(name: str, seed: int, number: int) -> random.Random:
+    """The random numbers of a case, the same on every machine."""
+    digest = hashlib.sha256(f"{name}/{seed}/{number}".encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "little"))
+
+
+def spoil(random: random.Random, raw: bytes) -> bytes:
+    """Changes, cuts, repeats or swaps parts of a file."""
+    data = bytearray(raw)
+    for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
+        at = random.randrange(len(data) + 1)
+        length = random.choice((1, 1, 2, 8, 64))
+        kind = random.randrange(6)
+        if kind == 0 and at < len(data):
+            data[at] ^= 1 << random.randrange(8)
+        elif kind == 1:
+            part = random.choice(_BYTES)
+            data[at : at + len(part)] = part
+        elif kind == 2:
+            del data[at : at + length]
+        elif kind == 3:
+            data[at:at] = data[max(0, at - length) : at]
+        elif kind == 4 and random.random() < 0.3:
+            del data[at:]
+        else:
+            data[at : at + length] = random.randbytes(length)
+    return bytes(data)
+
+
+def spoil_tree(random: random.Random, tree: Any) -> Any:
+    """Replaces, drops or doubles a member somewhere in a tree of plain data."""
+    if isinstance(tree, dict) and tree and random.random() < 0.9:
+        key = random.choice(sorted(tree))
+        out = {k: v for k, v in tree.items() if k != key or random.random() < 0.9}
+        if key in out:
+            out[key] = spoil_tree(random, tree[key])
+        if random.random() < 0.1:
+            out[random.choice(("x", "", "type", *tree))] = random.choice(ODD)
+        return out
+    if isinstance(tree, list) and tree and random.random() < 0.8:
+        at = random.randrange(len(tree))
+        return [*tree[:at], spoil_tree(random, tree[at]), *tree[at + random.randrange(2) :]]
+    return random.choice(ODD)
+
+
+def _json(tree: Any) -> bytes:
+    return json.dumps(tree).encode("utf-8", "surrogatepass")
+
+
+def _written(path: Path, raw: bytes) -> Path:
+    path.write_bytes(raw)
+    return path
+
+
+def _weights_file(folder: Path) -> Path:
+    path = folder / "weights.pth"
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    torch_file.write({"encoder.norm.weight": rows, "encoder.norm.bias": rows[0]}, path)
+    return path
+
+
+def _spoilt_weights(random: random.Random, folder: Path) -> Path:
+    """Half the time inside a member, under a checksum that is right."""
+    path = _weights_file(folder)
+    if random.random() < 0.4:
+        return _written(path, spoil(random, path.read_bytes()))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    target = random.choice([n for n in members for _ in range(8 if n.endswith("pkl") else 1)])
+    members[target] = spoil(random, members[target])
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", random.choice((0, 0, 0, zipfile.ZIP_DEFLATED))) as archive:
+        for name, raw in members.items():
+            if random.random() < 0.98:
+                archive.writestr(name, raw)
+    return _written(path, out.getvalue())
+
+
+def _read_weights(path: Path) -> Any:
+    _published_config(path.parent)
+    return weights.read_folder(path.parent).state
+
+
+def _safetensors_file(folder: Path) -> Path:
+    header = {
+        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "b": {"dtype": "F16", "shape": [4], "data_offsets": [24, 32]},
+    }
+    return _written(folder / "model.safetensors", _safetensors(_json(header)))
+
+
+def _safetensors(header: bytes, length: int | None = None) -> bytes:
+    size = len(header) if length is None else length
+    return struct.pack("<Q", size % 2**64) + header + bytes(32)
+
+
+def _spoilt_safetensors(random: random.Random, folder: Path) -> Path:
+    path = _safetensors_file(folder)
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    if random.random() < 0.5:
+        return _written(path, spoil(random, raw))
+    header = json.loads(raw[8 : 8 + size])
+    for name in header:
+        if random.random() < 0.3:
+            header[name]["dtype"] = random.choice(("F64", "BF16", "F8_E4M3", "C64", "I4", "U8"))
+    return _written(path, _safetensors(_json(spoil_tree(random, header))))
+
+
+def _sample_file(folder: Path, indexed: bool = False) -> Path:
+    steps = 3
+    storage = Storage("zstd", 3, chunk_px=8) if indexed else Storage("zstd", 3)
+    stamps = np.array([[15, m, 2020] for m in range(steps)])
+    ramp = np.arange(16 * 16, dtype=np.uint16).reshape(16, 16, 1, 1)
+    arrays = {
+        "sentinel2_l2a": np.tile(ramp, (1, 1, steps, 12)),
+        "worldcover": np.full((16, 16, 1, 1), 10, np.float32),
+    }
+    masks = {"sentinel2_l2a": np.ones(steps, bool)}
+    path = folder / "sample_0.h5"
+    write_sample(path, arrays, stamps, masks, np.array([1.0, 2.0]), storage)
+    return path
+
+
+def _spoilt_sample(random: random.Random, folder: Path) -> Path:
+    path = _sample_file(folder)
+    return _written(path, spoil(random, path.read_bytes()))
+
+
+def _spoilt_index(random: random.Random, folder: Path) -> Path:
+    """Mostly an index with lies in it whose checksum is right."""
+    path = _sample_file(folder, indexed=True)
+    raw = path.read_bytes()
+    start = len(chunk_index.MAGIC) + 8
+    length = int.from_bytes(raw[start - 8 : start - 4], "little")
+    text, table = raw[start : start + length].split(b"\0", 1)
+    if random.random() < 0.7:
+        text = _json(spoil_tree(random, json.loads(text)))
+    if random.random() < 0.5:
+        table = spoil(random, table)
+    body = text + b"\0" * (random.random() < 0.98) + table
+    head = np.array([len(body), zlib.crc32(body)], "<u4").tobytes()
+    rest = raw[start + len(body) :] if len(body) < 4000 else raw[start + length :]
+    out = chunk_index.MAGIC + head + body + rest
+    return _written(path, out if random.random() < 0.9 else spoil(random, out))
+
+
+def _read_sample(path: Path) -> Any:
+    with open_sample(path, NAMES) as sample:
+        return [sample.read(name).shape for name in sample.header.shapes]
+
+
+def _published_config(folder: Path) -> Path:
+    doc = config_json.to_json(official_model("nano", "v1_2"))
+    return _written(folder / "config.json", _json(doc))
+
+
+def _spoilt_published(random: random.Random, folder: Path) -> Path:
+    path = _published_config(folder)
+    return _spoilt_json(random, path)
+
+
+def _spoilt_json(random: random.Random, path: Path) -> Path:
+    raw = path.read_bytes()
+    if random.random() < 0.2:
+        return _written(path, spoil(random, raw))
+    if random.random() < 0.02:
+        return _written(path, b"[" * 100_000)
+    tree = json.loads(raw)
+    for _ in range(random.choice((1, 1, 3))):
+        tree = spoil_tree(random, tree)
+    return _written(path, _json(tree))
+
+
+def _run_config(folder: Path) -> Path:
+    return _written(folder / "run.json", official("nano", "v1_2").to_json().encode())
+
+
+def _spoilt_config(random: random.Random, folder: Path) -> Path:
+    return _spoilt_json(random, _run_config(folder))
+
+
+def _read_config(path: Path) -> Any:
+    return load_json(path).validate()
+
+
+_PIECES = (
+    "common.training_modalities", "train_module.optim_config.lr", "trainer.max_duration", "model",
+    "data_loader.masking_config.strategy_config", ".type", ".weight", "=", "[", "]", "{", "}", ":",
+    ",", "null", "1e999", "-0", "0x1", "'", '"', "\\", "\n", "\0", "é", "sentinel2_l2a", " ",
+    "9" * 50, "[[[[" * 500, "true", ".", "..", "a.b" * 40,
+)  # fmt: skip
+
+
+def _override_file(folder: Path) -> Path:
+    return _written(folder / "overrides", b"train_module.optim_config.lr=1e-4")
+
+
+def _spoilt_override(random: random.Random, folder: Path) -> Path:
+    text = "".join(random.choice(_PIECES) for _ in range(random.randrange(1, 9)))
+    if "=" not in text:
+        text = f"{random.choice(_PIECES)}={text}"
+    return _written(folder / "overrides", text.encode())
+
+
+def _read_override(path: Path) -> Any:
+    overrides.apply(official("nano"), [path.read_bytes().decode()])
+
+
+PARSERS = {
+    "weights": Parser(_weights_file, _spoilt_weights, _read_weights),
+    "safetensors": Parser(_safetensors_file, _spoilt_safetensors, _read_weights),
+    "sample": Parser(_sample_file, _spoilt_sample, _read_sample),
+    "index": Parser(lambda f: _sample_file(f, True), _spoilt_index, _read_sample),
+    "published_config": Parser(_published_config, _spoilt_published, config_json.read),
+    "config": Parser(_run_config, _spoilt_config, _read_config),
+    "overrides": Parser(_override_file, _spoilt_override, _read_override),
+}
