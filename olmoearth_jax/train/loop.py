@@ -90,14 +90,14 @@ def train(
     """Trains to `config.stop_step`, continuing what the run folder holds.
 
     `say` takes the progress lines (default: print, on process 0). Raises ValueError for a
-    checkpoint that doesn't fit, RunFolderInUse, TrainingDiverged, HostMissing; and
+    checkpoint that doesn't fit, RunFolderInUse, RunFolderLost, TrainingDiverged, HostMissing; and
     `signals.Abandoned` when a signal came before the first step could begin.
     """
     begun = time.monotonic()
     say = _quiet if jax.process_index() else (say or _say)
     folder = RunFolder(config.run_dir).create()
     with ExitStack() as stack:
-        cancel, device = _occupy(stack, folder, config)
+        cancel, device, guard = _occupy(stack, folder, config)
         saver = stack.enter_context(_checkpointer(folder, stream, config))
         start_up = (_restore_or_init, program, saver, config, say)
         state, start = device.call(*start_up, stop=cancel.told_alone, poll=cancel.poll)
@@ -107,7 +107,7 @@ def train(
         if start >= stop and not owed:
             say(f"Training is already complete: step {start} of {stop}.")
             return Summary("already complete", start, start, True, time.monotonic() - begun)
-        recorder = _open_recorder(stack, folder, program, config, state, start, say)
+        recorder = _open_recorder(stack, folder, program, config, state, start, say, guard)
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
@@ -157,16 +157,26 @@ def _finish(
     return saver is not None and device.call(_save, saver, recorder, step, state, True)
 
 
-def _occupy(stack: ExitStack, folder: RunFolder, config: LoopConfig) -> tuple[CancelFlag, Worker]:
-    """Locks the run folder, catches signals, and starts the thread that talks to the device."""
+def _occupy(
+    stack: ExitStack, folder: RunFolder, config: LoopConfig
+) -> tuple[CancelFlag, Worker, Callable[[], None]]:
+    """Locks the run folder, catches signals, and starts the thread that talks to the device.
+
+    The third value raises RunFolderLost if the folder is not ours any more.
+    """
+    guard = _unguarded
     if jax.process_index() == 0:
-        stack.enter_context(RunLock(folder.lock_file))
+        guard = stack.enter_context(RunLock(folder.lock_file)).check
     ours = hosts.current()
     ours.timeout_s = config.host_timeout_s
     cancel = stack.enter_context(catch_signals(ours))
     device = Worker("device")
     stack.callback(device.close)
-    return cancel, device
+    return cancel, device, guard
+
+
+def _unguarded() -> None:
+    """The guard of processes that hold no lock."""
 
 
 def _restore_or_init(
@@ -219,6 +229,7 @@ def _save(
     begun = time.perf_counter()
     recorder.drain()
     recorder.flush()
+    recorder.guard()
     saved = saver.save(step, state)
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
@@ -248,6 +259,7 @@ def _open_recorder(
     state: State,
     start: int,
     say: Callable[[str], None],
+    guard: Callable[[], None],
 ) -> Recorder:
     """Opens the writer and describes the run: config.json, config and parameters as text."""
     writer = MetricWriter(
@@ -277,6 +289,7 @@ def _open_recorder(
         interval=config.metrics_collect_interval,
         compile_count=lambda: program.compile_count,
         say=say,
+        guard=guard,
     )
     stack.callback(recorder.flush)  # after an error: what is finished is still written
     return recorder

@@ -128,7 +128,10 @@ class MetricWriter:
 
     def _room_for_board(self) -> bool:
         # Its thread dies of a full disk, and then blocks whoever gives it anything to write.
-        return self._board is not None and shutil.disk_usage(self._root).free > _BOARD_NEEDS
+        try:
+            return self._board is not None and shutil.disk_usage(self._root).free > _BOARD_NEEDS
+        except OSError:
+            return False  # the folder was deleted under us
 
     def close(self) -> None:
         """Flushes and closes; may be called twice."""

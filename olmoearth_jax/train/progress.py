@@ -62,8 +62,11 @@ class Recorder:
         interval: int = 1,
         compile_count: Callable[[], int] = lambda: 0,
         say: Callable[[str], None] = print,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        """`guard` is called before every write; what it raises is raised, and nothing written."""
         self._writer = writer
+        self._guard_folder = guard
         self._last_step = last_step
         self._interval = interval
         self._compile_count = compile_count
@@ -95,6 +98,7 @@ class Recorder:
         """Writes the records of the finished steps, the rates with the last of them, and a line."""
         if not self._records:
             return
+        self.guard()
         step, last = self._records[-1]
         rates = self._rates(step)
         for number, record in self._records[:-1]:
@@ -105,8 +109,17 @@ class Recorder:
         self._records.clear()
         self._window = _Window()
 
+    def guard(self) -> None:
+        """Raises what says that nothing may be written any more; what was kept is given up."""
+        try:
+            self._guard_folder()
+        except Exception:
+            self._records.clear()
+            raise
+
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes values that are no step's own, e.g. of an evaluation, at once."""
+        self.guard()
         self._writer.write(step, values)
         self._writer.flush()
         if self._finished_at is not None:  # the time they took is not the next step's
@@ -115,6 +128,7 @@ class Recorder:
     def images(self, step: int, draw: Callable[[Any], Mapping[str, Any]], state: Any) -> None:
         """Draws and writes pictures of the parameters after `step`."""
         self.drain()
+        self.guard()
         self._writer.images(draw(state["params"]), step)
         self._finished_at = time.perf_counter()
 
@@ -129,7 +143,7 @@ class Recorder:
         if report.bad_ids:
             record["data/bad_ids"] = list(report.bad_ids)
         self._records.append((step, record))
-        self._guard(step, metrics, report.bad_ids)
+        self._stop_if_diverged(step, metrics, report.bad_ids)
         if step % self._interval == 0:
             self.flush()
 
@@ -141,7 +155,9 @@ class Recorder:
             self._recent.append(now - self._finished_at)
         self._finished_at = now
 
-    def _guard(self, step: int, metrics: Mapping[str, float], bad_ids: list[str]) -> None:
+    def _stop_if_diverged(
+        self, step: int, metrics: Mapping[str, float], bad_ids: list[str]
+    ) -> None:
         if metrics.get(GOOD_MICRO_STEPS, 1) > 0:
             self._bad_steps.clear()
             return

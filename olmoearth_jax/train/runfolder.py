@@ -57,12 +57,17 @@ class RunFolderInUse(RuntimeError):
     """Another live process trains in this run folder."""
 
 
+class RunFolderLost(RunFolderInUse):
+    """Our lock is gone or belongs to another run: nothing more may be written."""
+
+
 class RunLock:
     """Context manager: one training process (process 0 of a run) per run folder.
 
     The lock file names process and host. A lock is stale if its process is gone (same host and
     same process namespace), or if nobody has renewed it for `watch_s` seconds (any other host,
-    where clocks and process numbers mean nothing to us). Stale locks are replaced.
+    where clocks and process numbers mean nothing to us). Stale locks are replaced. Who has lost
+    the lock learns it from `check`, which belongs before every write.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class RunLock:
         self._heartbeat_s = heartbeat_s
         self._watch_s = watch_s
         self._stop = threading.Event()
+        self._lost = False
         self._record = json.dumps(_identity() | {"token": uuid.uuid4().hex})
 
     def __enter__(self) -> RunLock:
@@ -92,23 +98,53 @@ class RunLock:
         if _read(self._path) == self._record:
             self._path.unlink(missing_ok=True)
 
+    def check(self) -> None:
+        """Raises RunFolderLost if the lock file is gone or was replaced, now or earlier."""
+        try:
+            held = _read(self._path)
+        except OSError:
+            return  # a disk that is briefly absent tells nothing
+        if held != self._record:
+            self._lost = True
+        if not self._lost:
+            return
+        folder = self._path.parent
+        if held is None:
+            what = f"{self._path} was deleted" if folder.is_dir() else f"{folder} was deleted"
+            raise RunFolderLost(
+                f"{what} while this run was writing there, so it ends: nothing protects the "
+                "folder from a second run. Start it again to go on from its newest checkpoint."
+            )
+        owner = _parse(held)
+        raise RunFolderLost(
+            f"The run folder {folder} was taken over by process {owner.get('pid', '?')} on "
+            f"{owner.get('host', '?')} while this run stood still, so this one ends without "
+            "another write. Nothing is to be done if that is the same run, started again."
+        )
+
     def _try_create(self) -> bool:
         # A hard link is created with its content or not at all, on network file systems too.
         own = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
-        own.write_text(self._record, encoding="utf-8")
         try:
+            own.write_text(self._record, encoding="utf-8")
             os.link(own, self._path)
             return True
         except FileExistsError:
             return False
+        except OSError as error:
+            raise ValueError(
+                f"The run folder {self._path.parent} cannot be locked: {error.strerror}. Make "
+                "room or choose another one with --config.common.save_folder."
+            ) from error
         finally:
             own.unlink(missing_ok=True)
 
     def _is_stale(self, held: str) -> bool:
         owner = _parse(held)
-        here = _identity()
-        if all(owner.get(key) == here[key] for key in ("host", "boot", "namespace")):
-            return _process_start(int(owner.get("pid", -1))) != owner.get("started")
+        pid, started = owner.get("pid"), owner.get("started")
+        if _is_near(owner) and type(pid) is int and isinstance(started, str):
+            # The start time tells our process from a later one with its number.
+            return _process_start(pid) != started
         before = _stamp(self._path)
         deadline = time.monotonic() + self._watch_s
         while time.monotonic() < deadline:
@@ -131,6 +167,9 @@ class RunLock:
     def _renew(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
             try:
+                if _read(self._path) not in (self._record, None):
+                    self._lost = True  # `check` tells it; another's lock is not ours to renew
+                    return
                 os.utime(self._path)
             except OSError:
                 continue  # a full or briefly absent disk must not end the run
@@ -143,15 +182,35 @@ def _identity() -> dict[str, Any]:
         "host": socket.gethostname(),
         "started": _process_start(pid),
         "boot": _first_line("/proc/sys/kernel/random/boot_id"),
-        "namespace": os.path.realpath("/proc/self/ns/pid"),
+        "namespace": _namespace(),
     }
+
+
+def _namespace() -> str:
+    """The namespace in which our process number counts, as 'pid:[4026531836]'; '' if unknown."""
+    try:
+        # Not realpath: that resolves /proc/self too, and no two processes would be alike.
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _is_near(owner: dict[str, Any]) -> bool:
+    """Whether the number of a lock's process means something to us: same host, boot, namespace."""
+    here = _identity()
+    space = owner.get("namespace")
+    # Older locks hold a path, '/proc/<pid>/ns/pid:[...]'.
+    space = space.rsplit("/", 1)[-1] if isinstance(space, str) else None
+    same = all(owner.get(key) == here[key] for key in ("host", "boot"))
+    return same and space == here["namespace"]
 
 
 def _process_start(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot; 'alive' without /proc; None if gone."""
     stat = _first_line(f"/proc/{pid}/stat")
     if stat:
-        return stat.rsplit(")", 1)[1].split()[19]
+        fields = stat.rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else fields[19]  # a zombie writes no more
     if Path("/proc/self/stat").exists() or pid <= 0:
         return None
     try:
@@ -185,6 +244,8 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder, not the lock of a run: delete it.") from error
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

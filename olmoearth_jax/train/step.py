@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,13 +45,40 @@ class StepReport:
 
     Attributes:
       metrics: device scalars, to be fetched when metrics are flushed.
-      host: counts of all processes; with one process, known without waiting for the device.
+      host: counts of all processes; with several, looking at them waits for the device.
       bad_ids: samples of this step that were holes.
     """
 
     metrics: dict[str, jax.Array]
-    host: dict[str, Any]
+    host: Mapping[str, Any]
     bad_ids: list[str]
+
+
+class SharedCounts(Mapping[str, Any]):
+    """Counts of all processes, fetched when they are first looked at.
+
+    Args:
+      names: of the counts.
+      sums: float32 [counts], the same on every device.
+      more: values that need no device.
+    """
+
+    def __init__(self, names: Sequence[str], sums: jax.Array, more: Mapping[str, Any]):
+        self._names, self._sums, self._more = names, sums, more
+
+    @functools.cached_property
+    def _found(self) -> dict[str, Any]:
+        sums = np.asarray(self._sums).tolist()
+        return with_shares(dict(zip(self._names, sums, strict=True))) | dict(self._more)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,47 +192,56 @@ class TrainProgram:
         lr = self.recipe.learning_rate(step)
         micro_steps = self.engine.prepare(groups)
         total = self._zeros(state, micro_steps[0])
-        update = self._update_program(state, total)
+        counts = counts_of(micro_steps, groups)
+        update = self._update_program(state, total, counts)
         state, decay, total = self._accumulate(state, micro_steps, total, step, gate)
-        state, metrics = update(state, total, np.float32(lr))
-        host = self._counts(micro_steps, groups)
-        bad = [name for m in micro_steps for name in m.bad_ids]
-        if decay is not None:
-            host["train/ema_decay"] = decay
-        host["optim/LR (group 0)"] = lr
+        more = {} if decay is None else {"train/ema_decay": decay}
+        more["optim/LR (group 0)"] = lr
         if "epoch" in groups[0]:
-            host["train/epoch"] = float(groups[0]["epoch"])
-        return state, StepReport(metrics, host, bad)
+            more["train/epoch"] = float(groups[0]["epoch"])
+        bad = [name for m in micro_steps for name in m.bad_ids]
+        if jax.process_count() == 1:
+            state, metrics = update(state, total, np.float32(lr))
+            return state, StepReport(metrics, with_shares(counts) | more, bad)
+        state, metrics, sums = update(state, total, np.float32(lr), self._rows(counts))
+        return state, StepReport(metrics, SharedCounts(tuple(counts), sums, more), bad)
 
-    def _counts(self, micro_steps: Sequence[Prepared], groups: Sequence[Group]) -> dict[str, Any]:
-        """The micro-steps' counts, added up; device scalars where other processes have a part."""
-        host: dict[str, Any] = mask_counts(groups)
-        for prepared in micro_steps:
-            for name, value in prepared.host.items():
-                host[name] = host.get(name, 0.0) + value
-        if jax.process_count() > 1:
-            rows = np.zeros((len(local_devices(self.mesh)), len(host)), np.float32)
-            rows[0] = list(host.values())
-            if "counts" not in self._programs:
-                everywhere = NamedSharding(self.mesh, PartitionSpec())
-                self._programs["counts"] = jax.jit(
-                    lambda x: tuple(x.sum(0)), out_shardings=everywhere
-                )
-            sums = self._programs["counts"](global_array(self.mesh, rows))
-            host = dict(zip(host, sums, strict=True))
-        real = host["encoded_tokens"] + host["decoded_tokens"] + host.get("target_tokens", 0.0)
-        host["padded_share"] = 1.0 - real / host.pop("stream_tokens")
-        tokens = [name for name in host if name.startswith("masks/")]
-        every = sum(host[name] for name in tokens) if tokens else 1.0
-        return host | {name: host[name] / every for name in tokens}
+    def _rows(self, counts: dict[str, float]) -> jax.Array:
+        """float32 [devices, counts] over all processes: what each has counted, in one row."""
+        rows = np.zeros((len(local_devices(self.mesh)), len(counts)), np.float32)
+        rows[0] = list(counts.values())
+        return global_array(self.mesh, rows)
+
+    def _update_program(self, state: State, total: Any, counts: dict[str, float]) -> Any:
+        arguments = (state, total, np.float32(0))
+        if jax.process_count() == 1:
+            return self._cached("update", self._update, arguments, (0,))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        # Trap: no arithmetic on arrays that span processes outside of the compiled programs of a
+        # step. Every such operation is a program of its own on all devices. A step has hundreds
+        # of counts, and as many small programs started beside the step's collectives made
+        # processes with two CPU devices wait for one another for ever. So the counts are an
+        # input of the update, which adds them up, and all else is done with what is fetched.
+        def update(state, total, lr, rows):
+            return *self._update(state, total, lr), jax.lax.with_sharding_constraint(
+                rows.sum(0), everywhere
+            )
+
+        name = f"update of {len(counts)}"  # masks of other modalities make another program
+        return self._cached(name, update, (*arguments, self._rows(counts)), (0,))
 
     def gradients(self, state: State, groups: Sequence[Group], step: int = 1):
         """(gradients, metrics) of a step without taking it; for parity checks."""
         micro_steps = self.engine.prepare(groups)
         total = self._zeros(state, micro_steps[0])
         _, _, total = self._accumulate(state, micro_steps, total, step, lambda: None)
-        grads = jax.tree.map(lambda g: g / total["good"], self._unpacked(total["grads"]))
-        return grads, self._metrics(total)
+
+        def mean(total):
+            grads = jax.tree.map(lambda g: g / total["good"], self._unpacked(total["grads"]))
+            return grads, self._metrics(total)
+
+        return jax.jit(mean)(total)
 
     def _packed(self, grads: Any) -> Any:
         return flat.ravel(grads) if self._flat else grads
@@ -251,6 +287,7 @@ class TrainProgram:
         if not planned:
             return
         total = self._zeros(state, planned[0])  # made once, before there are several threads
+        counts = counts_of(planned[:1], groups)
 
         def compile_one(prepared: Prepared) -> None:
             self.warm_up(prepared, state)
@@ -258,12 +295,9 @@ class TrainProgram:
 
         with ThreadPoolExecutor(compile_threads(), thread_name_prefix=THREADS) as pool:
             waiting = [pool.submit(compile_one, prepared) for prepared in planned]
-            self._update_program(state, total)  # beside them: small, and needed as soon
+            self._update_program(state, total, counts)  # beside them: small, and needed as soon
             for one in waiting:
                 one.result()
-
-    def _update_program(self, state: State, total: Any) -> Any:
-        return self._cached("update", self._update, (state, total, np.float32(0)), (0,))
 
     def _zeros(self, state: State, prepared: Prepared):
         def shapes(params, target, inputs, key):
@@ -343,7 +377,7 @@ class TrainProgram:
             kept -= analysis.alias_size_in_bytes
             work = analysis.temp_size_in_bytes
             text = f"{(kept + work) / 2**30:.2f} GiB: {kept / 2**30:.2f} GiB of state and inputs, "
-            title = "update" if name == "update" else "micro-step"
+            title = "update" if str(name).startswith("update") else "micro-step"
             found.append((kept + work, f"{text}{work / 2**30:.2f} GiB at work ({title})"))
         return [line for _, line in sorted(found, reverse=True)]
 
@@ -388,6 +422,25 @@ class TrainProgram:
         for key, value in total["aux"].items():
             out["train/InfoNCE" if key == "contrastive" else f"train/{key}"] = mean(value)
         return out
+
+
+def counts_of(micro_steps: Sequence[Prepared], groups: Sequence[Group]) -> dict[str, float]:
+    """This process's counts of a step: its masks' tokens, and the micro-steps' added up."""
+    counts = mask_counts(groups)
+    for prepared in micro_steps:
+        for name, value in prepared.host.items():
+            counts[name] = counts.get(name, 0.0) + value
+    return counts
+
+
+def with_shares(counts: dict[str, float]) -> dict[str, float]:
+    """All processes' counts as they are reported: padding, and tokens per mask code, as shares."""
+    out = dict(counts)
+    real = out["encoded_tokens"] + out["decoded_tokens"] + out.get("target_tokens", 0.0)
+    out["padded_share"] = 1.0 - real / out.pop("stream_tokens")
+    tokens = [name for name in out if name.startswith("masks/")]
+    every = sum(out[name] for name in tokens) if tokens else 1.0
+    return out | {name: out[name] / every for name in tokens}
 
 
 def mask_counts(groups: Sequence[Group]) -> dict[str, float]:
