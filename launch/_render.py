@@ -14,6 +14,7 @@ from typing import Any
 from launch._app import USER_ERROR
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.configlib.texts import shown, unprintable
 from olmoearth_jax.train.assemble import micro_step_shape
 from olmoearth_jax.train.build import masking_strategies
 from olmoearth_jax.train.sharding import mesh_sizes
@@ -171,6 +172,35 @@ def job_name(name: str) -> str:
     return f"run-{plain}"[:33].rstrip("-") + f"-{digest}"
 
 
+def _refuse_breakouts(
+    name: str, arguments: Sequence[str], settings: Settings, folder: Path
+) -> None:
+    """Refuses texts that would end the line of a job file on which they stand.
+
+    Quoting does not help in a comment (`#SBATCH ...`): what follows a line break there is run.
+    """
+    texts = [("the run's name", name), ("the folder of the job files", folder)]
+    texts += [("the current folder", Path.cwd()), ("--image", settings.image)]
+    texts += [("the working folder", settings.workdir), ("--venv", settings.venv)]
+    texts += [("an argument", text) for text in arguments]
+    texts += [("--mount", str(mount)) for mount in settings.mounts]
+    texts += [("--env", f"{k}={v or ''}") for k, v in settings.environment.items()]
+    texts += [("--sbatch", option) for option in settings.sbatch]
+    for what, text in texts:
+        found = unprintable(str(text or ""))
+        if found is not None:
+            raise ValueError(f"{what} has {found}, which no job file can hold: {shown(str(text))}")
+    for option in settings.sbatch:
+        if not option.startswith("-"):
+            raise ValueError(f"--sbatch={option} must be an option, as --sbatch=--partition=gpu")
+    if (settings.image or "").startswith("-"):
+        raise ValueError(f"--image={settings.image} must not begin with '-'")
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", settings.namespace):
+        raise ValueError(
+            f"--namespace={shown(settings.namespace)} must be at most 63 of a-z, 0-9 and '-'"
+        )
+
+
 def files(
     scheduler: str,
     name: str,
@@ -188,8 +218,12 @@ def files(
       arguments: of launch.train.
       cfg: the config they stand for.
       folder: where the files will be written.
+
+    Raises:
+      ValueError: a text that can't stand on one line of these files.
     """
     arguments = [*arguments, f"--stopped_exit_code={STOPPED if settings.requeue else 0}"]
+    _refuse_breakouts(name, arguments, settings, folder)
     values = {
         "job": shlex.quote(name) if scheduler == "slurm" else job_name(name),
         "command": shlex.join(["python", "-m", "launch.train", *arguments]),
@@ -279,7 +313,9 @@ def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path
         "restarts": RESTARTS if settings.requeue else 0,
         "image": json.dumps(settings.image),
         "workdir": json.dumps(settings.workdir),
-        "script": "".join(f"{'':22}{line}\n" for line in script.splitlines()).rstrip("\n"),
+        "script": "".join(f"{'':22}{line}\n" for line in script.rstrip("\n").split("\n")).rstrip(
+            "\n"
+        ),
         "environment": _items(environment, 20),
         "cpus": settings.cpus_per_gpu * topology.gpus_per_host,
         "mounts": _items(mounts, 20),

@@ -204,9 +204,9 @@ def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Top
     if _OUTPUT.value is not None:
         folder = Path(_OUTPUT.value, *([job.name] if _SWEEP.value else []))
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     options = settings(cfg, scheduler)
     texts = _render.files(scheduler, job.name, job.arguments, cfg, topology, options, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     if options.image is not None:

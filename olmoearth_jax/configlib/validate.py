@@ -9,13 +9,14 @@ from typing import Any
 
 from olmoearth_jax import modalities
 from olmoearth_jax.config import MODEL_KINDS, VIEWS, ExperimentConfig
-from olmoearth_jax.configlib import objectives
+from olmoearth_jax.configlib import objectives, texts
 from olmoearth_jax.configlib.schema import MODALITY_LISTS, get_path
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.evals.tasks import catalogue, check_task
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
+from olmoearth_jax.model.encodings import quarter_width
 
 TILE_PX = modalities.IMAGE_TILE_PX
 """Side of the tiles that bounds the drawn crops."""
@@ -29,14 +30,12 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "0 or 1": lambda v: v in (0, 1),
     "two numbers in [0, 1)": lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
     "two numbers between 0 and 1": lambda v: len(v) == 2 and all(0 <= b <= 1 for b in v),
-    "a name without '/'": lambda v: bool(v) and "/" not in v and v not in (".", ".."),
     "between 1 and 8": lambda v: 1 <= v <= 8,
     "between 1 and 12": lambda v: 1 <= v <= 12,
     "float32: float16 cannot hold the fill value of missing data": lambda v: v == "float32",
 }
 
 _RULES = {
-    "common.run_name": "a name without '/'",
     "dataset.dtype": "float32: float16 cannot hold the fill value of missing data",
     "dataset.dataset_percentage": "greater than 0 and at most 1",
     "dataset.samples_per_sec": "greater than 0 or null",
@@ -79,7 +78,17 @@ def problems(cfg: ExperimentConfig) -> list[str]:
         for path, rule in _RULES.items()
         if not _NUMBERS[rule](get_path(cfg, path))
     ]
-    for part in (_modalities, _model, _loader, _views, _options, _objective, _targets, _run):
+    for part in (
+        texts.problems,
+        _modalities,
+        _model,
+        _loader,
+        _views,
+        _options,
+        _objective,
+        _targets,
+        _run,
+    ):
         out += part(cfg)
     if not out:
         from olmoearth_jax.train.build_objective import build_objective
@@ -201,8 +210,10 @@ def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iter
             f"{path}: position_encoding {encoding!r} needs a head width divisible by 4, "
             f"got {width // heads}"
         )
-    elif encoding == "absolute" and width % 4:
-        yield f"{path}.{field} must be divisible by 4 for absolute encodings, got {width}"
+    elif encoding == "absolute" and width % 16:
+        yield f"{path}.{field} must be divisible by 16 for absolute encodings, got {width}"
+    elif quarter_width(width) % 2:
+        yield f"{path}.{field} must be divisible by 8 ({encoding} encodings), got {width}"
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:

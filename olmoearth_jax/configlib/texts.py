@@ -1,0 +1,79 @@
+"""Texts of a config that become names of files, folders and jobs."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from olmoearth_jax.config import ExperimentConfig
+
+MAX_NAME = 200
+"""Bytes of a run's name; file systems take 255, of which suffixes need some."""
+
+MAX_PATH = 4000
+"""Bytes of a path; Linux takes 4095."""
+
+_UNPRINTABLE = {
+    "Cc": "a line break or another control character",
+    "Zl": "a line break",
+    "Zp": "a line break",
+    "Cs": "half of a character (a lone surrogate)",
+}
+
+
+def unprintable(text: str) -> str | None:
+    """What keeps a text from standing on one line of a file, in words; None if nothing does."""
+    for character in text:
+        found = _UNPRINTABLE.get(unicodedata.category(character))
+        if found is not None:
+            return found
+    return None
+
+
+def shown(text: str) -> str:
+    """A text as error messages quote it: escaped, and its middle left out where it is long."""
+    return ascii(text if len(text) <= 120 else f"{text[:60]}...{text[-20:]}")
+
+
+def name_problem(text: str, longest: int = MAX_NAME) -> str | None:
+    """Why a text is no name of a file, folder or job ("must ..."); None if it is one."""
+    found = unprintable(text)
+    if found is not None:
+        return f"must be plain text on one line, but has {found}"
+    if not text.strip():
+        return "must not be empty or only spaces"
+    if text.startswith("-"):
+        return "must not begin with '-', which programs take for an option"
+    if text != text.strip():
+        return "must not begin or end with a space"
+    if len(text.encode()) > longest:
+        return f"must have at most {longest} bytes, but has {len(text.encode())}"
+    return None
+
+
+def problems(cfg: ExperimentConfig) -> Iterator[str]:
+    """What is wrong with the run's name and with the paths of a config, one sentence each."""
+    name = cfg.common.run_name
+    found = name_problem(name)
+    if found is None and ("/" in name or name in (".", "..")):
+        found = "must be a name without '/'"
+    if found is not None:
+        yield f"common.run_name {found}, got {shown(name)}"
+    paths = {
+        "common.save_folder": cfg.common.save_folder,
+        "dataset.h5py_dir": cfg.dataset.h5py_dir,
+        "dataset.cache_dir": cfg.dataset.cache_dir,
+        "dataset.filter_idx_file": cfg.dataset.filter_idx_file,
+        "trainer.load_path": cfg.trainer.load_path,
+        "compile.cache_dir": cfg.compile.cache_dir,
+    }
+    for path, value in paths.items():
+        found = name_problem(value, MAX_PATH) if value else None  # '' is none, as null is
+        if found is not None:
+            yield f"{path} {found}, got {shown(value or '')}"
+    for folder in cfg.dataset.more_h5py_dirs:
+        found = name_problem(folder, MAX_PATH)
+        if found is not None:
+            yield f"dataset.more_h5py_dirs {found}, got {shown(folder)}"
