@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,8 @@ def test_only_a_compilation_is_blamed_on_compilation(monkeypatch, pair, compilin
             time.sleep(0.6)
             return state, None
 
-    program, lines, device = Slow(), [], Worker("device")
+    program: Any = Slow()
+    lines, device = [], Worker("device")
     program.compiling = compiling
     monkeypatch.setattr(loop_parts, "_PATIENCE_S", 0.2)
     take = loop_parts.StepTaker(program, device, CancelFlag(pair[0]), lines.append, 10.0)
