@@ -11,6 +11,8 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID (in a Kubernetes job: JOB_COMPLETION_INDEX)
 
 from __future__ import annotations
 
+from launch import _early  # isort: split
+
 import dataclasses
 import multiprocessing
 import os
@@ -24,6 +26,8 @@ from absl import logging as absl_logging
 
 from launch import _app
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.data.pipeline import TooManyBadSamples
+from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.evals.callback import build_evaluator
 from olmoearth_jax.train import devices, signals
 from olmoearth_jax.train.hosts import HostMissing
@@ -107,16 +111,19 @@ def _sinks(config: ExperimentConfig) -> tuple[Callable[[], Sink], ...]:
 
 def main(config: ExperimentConfig) -> int:
     """Exit code: 0 completed or already complete; --stopped_exit_code where it stopped and saved,
-    1 otherwise.
+    75 where another process hung, 1 otherwise.
 
     Raises ValueError for what the user can mend.
     """
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step it takes
     try:
         summary = run(config)
-    except (TrainingDiverged, HostMissing, devices.OutOfMemory) as error:
+    except (TrainingDiverged, TooManyBadSamples, WorkerDied, devices.OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except HostMissing as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return _early.AGAIN
     except signals.Abandoned:
         _say("Stopped before the first step; nothing is lost. Run it again to go on.")
         return _STOPPED.value

@@ -9,9 +9,12 @@ step to come. A process that waits for data, or compiles, can't promise to reach
 
 from __future__ import annotations
 
+import faulthandler
 import functools
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +27,7 @@ COMPILING_TAKES = 4  # times as long as any other step, where only some have com
 _STOP = "stop"
 _SLICE_S = 2.0  # one wait in the store; between two of them we look at what the other one does
 _HEAR_S = 1.0
+_TELL_S = 3.0  # for the other processes to write their stacks too, before the first one ends
 
 
 class StopAgreed(Exception):
@@ -49,7 +53,8 @@ class Hosts:
         self._lock = threading.Lock()
         self._calls = 0
         self._refused: int | None = None  # the agreement that we have answered with STOP
-        self._heard, self._listened = False, 0.0
+        self._heard, self._listened, self._looked = False, 0.0, 0.0
+        self._gives_up = False
 
     def agree(
         self, value: int = 0, last: bool = False, join: Callable[[Sequence[int]], int] = max
@@ -105,13 +110,28 @@ class Hosts:
             self._client.key_value_set(f"doing/{self.index}", what, allow_overwrite=True)
 
     def check(self, waited_s: float) -> None:
-        """Raises HostMissing if a step that all take together has lasted for `timeout_s`."""
-        if self.count > 1 and waited_s > self.timeout_s:
+        """Raises HostMissing if a step that all take together has lasted for `timeout_s`.
+
+        Also if another process has given up waiting: all write where they are (`listen`).
+        """
+        self.listen(waited_s)
+        if self.count > 1 and waited_s > self.timeout_s and not self._gives_up:
             mine = self._look(f"doing/{self.index}") or ""
             if mine.startswith(COMPILING) and waited_s < COMPILING_TAKES * self.timeout_s:
                 return
             others = [i for i in range(self.count) if self._look(f"doing/{i}") != mine]
             raise HostMissing(self._blame(others or list(range(self.count)), waited_s))
+
+    def listen(self, waited_s: float) -> None:
+        """Raises HostMissing if another process has given up waiting; asks about once a second."""
+        if self.count < 2 or waited_s < _HEAR_S or time.monotonic() - self._looked < _HEAR_S:
+            return
+        if self._gives_up:
+            return  # another of our threads is about to raise it
+        self._looked = time.monotonic()
+        told = self._look("hung")
+        if told is not None:
+            raise HostMissing(self._blame([int(told)], waited_s))
 
     def _publish(self, call: int, answer: str) -> None:
         if self._client is not None:
@@ -146,11 +166,43 @@ class Hosts:
         found = "; ".join(
             f"process {i}: {self._look(f'doing/{i}') or 'starting'}" for i in culprits
         )
+        here, self._gives_up = waits_in(), True
+        self._tell_of_hang()
         return (
-            f"Waited {waited_s:.0f} s for {found}. A process that hangs holds up all others, so "
-            "the run ends; start it again to go on from its newest checkpoint. Raise "
-            "--config.trainer.host_timeout_s if it was only slow."
+            f"Waited {waited_s:.0f} s for {found}. This process waits in {here}. A process that "
+            "hangs holds up all others, so the run ends; start it again to go on from its newest "
+            "checkpoint. Raise --config.trainer.host_timeout_s if it was only slow."
         )
+
+    def _tell_of_hang(self) -> None:
+        """Writes the stacks of this process, and has the others write theirs."""
+        try:
+            sys.stderr.write(f"Stacks of process {self.index}, which waits for others:\n")
+            sys.stderr.flush()
+            faulthandler.dump_traceback(sys.stderr)
+        except (OSError, ValueError, AttributeError):
+            pass  # a closed or replaced stderr
+        if self._client is None or self._look("hung") is not None:
+            return
+        try:
+            self._client.key_value_set("hung", str(self.index), allow_overwrite=True)
+        except jax.errors.JaxRuntimeError:
+            return  # process 0 is gone
+        time.sleep(_TELL_S)
+
+
+def waits_in() -> str:
+    """Where the thread that talks to the device stands: the innermost of our functions in it."""
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        if not thread.name.endswith("-device") or thread.ident not in frames:
+            continue
+        for frame in reversed(traceback.extract_stack(frames[thread.ident])):
+            path = frame.filename.replace("\\", "/")
+            if "olmoearth_jax" in path and not path.endswith("/signals.py"):
+                place = path[path.rindex("olmoearth_jax") :]
+                return f"{frame.name} ({place}:{frame.lineno}: {frame.line})"
+    return "no step"
 
 
 def current() -> Hosts:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 
 from olmoearth_jax.train.checkpoint import State
-from olmoearth_jax.train.hosts import COMPILING, EVALUATING, Hosts, StopAgreed
+from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import Recorder, Report
 from olmoearth_jax.train.runfolder import RunFolder
@@ -82,7 +82,7 @@ class Batches:
         """The groups of a step; None if the run was cancelled while waiting for them."""
         begun = time.perf_counter()
         self._cancel.hosts.says(f"reading the data of step {step}")
-        if not wait(self._next, stop=self._cancel.told):
+        if not wait(self._next, stop=self._cancel.told, poll=self._cancel.hosts.listen):
             return None
         groups = self._next.result()
         self.waited = time.perf_counter() - begun
@@ -198,17 +198,37 @@ class StepTaker:
         `nothing_to_lose`: no work is saved by waiting for a step that is being compiled. Raises
         StopAgreed if it was not taken, because some process was told to stop.
         """
-        self._hosts.says(f"{'' if self._compiled else COMPILING + ' '}step {number}")
+        doing = f"step {number}"
+        self._hosts.says(doing if self._compiled else f"{COMPILING} {doing}")
         self._hosts.committed = False
         future = self._device.submit(self._program.step, state, groups, number, self._gate)
         give_up = self._over_grace(0.0 if nothing_to_lose else self._grace_s)
-        if not wait(future, stop=give_up, poll=_patience(self._say, self._hosts)):
+        if not wait(future, stop=give_up, poll=self._patience(doing)):
             raise StopAgreed
         self._compiled = True
         return future.result()
 
     def _gate(self) -> None:
         self._hosts.agree(last=True)
+
+    def _patience(self, doing: str) -> Callable[[float], None]:
+        """Tells, now and then, that a long step is still at work, and ends one that hangs."""
+        told, said = 0.0, not self._compiled
+
+        def poll(waited: float) -> None:
+            nonlocal told, said
+            # A program that does not tell may compile in its first step.
+            compiles = bool(getattr(self._program, "compiling", not self._compiled))
+            if compiles != said:
+                said = compiles
+                self._hosts.says(f"{COMPILING} {doing}" if compiles else doing)
+            self._hosts.check(waited)
+            if waited - told >= _PATIENCE_S:
+                told = waited
+                why = " (new shapes are compiled once)" if compiles else ""
+                self._say(f"... this step has taken {waited:.0f} s so far{why}")
+
+        return poll
 
     def _over_grace(self, grace_s: float) -> Callable[[], bool]:
         since: list[float] = []
@@ -221,20 +241,6 @@ class StepTaker:
             return late and not self._hosts.committed
 
         return over
-
-
-def _patience(say: Callable[[str], None], hosts: Hosts) -> Callable[[float], None]:
-    """Tells, now and then, that a long step is still at work, and ends one that hangs."""
-    told = 0.0
-
-    def poll(waited: float) -> None:
-        nonlocal told
-        hosts.check(waited)
-        if waited - told >= _PATIENCE_S:
-            told = waited
-            say(f"... this step has taken {waited:.0f} s so far (new shapes are compiled once)")
-
-    return poll
 
 
 def _after(seconds: float) -> Callable[[], bool]:

@@ -126,6 +126,7 @@ class TrainProgram:
         self.trainable = trainable
         self.on_compile = on_compile
         self.compile_count = 0
+        self.compiling = 0  # programs that are being compiled now
         self._counting = threading.Lock()
         self._programs: dict[Any, Any] = {}
         self._shardings = shardings(self._shapes(), mesh, recipe.fsdp_rules)
@@ -359,12 +360,20 @@ class TrainProgram:
         if name not in self._programs:
             start = time.perf_counter()
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-            self._programs[name] = jitted.lower(*arguments).compile()
+            self._count_compiling(1)
+            try:
+                self._programs[name] = jitted.lower(*arguments).compile()
+            finally:
+                self._count_compiling(-1)
             with self._counting:
                 self.compile_count += 1
                 if self.on_compile is not None:
                     self.on_compile(str(name), time.perf_counter() - start)
         return self._programs[name]
+
+    def _count_compiling(self, change: int) -> None:
+        with self._counting:
+            self.compiling += change
 
     def memory(self) -> list[str]:
         """A line per compiled program: what it needs of a device's memory, largest first."""

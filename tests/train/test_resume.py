@@ -260,8 +260,11 @@ def test_a_host_that_hangs_is_named(tmp_path):
     try:
         out = finish(hosts[0])
         assert hosts[0].returncode == 3, out
-        assert "process 1: reading the data of step 6" in out
+        assert "process 1: reading the data of step 6" in out, out
+        assert "Stacks of process 0" in out, out
     finally:
+        time.sleep(1)
         hosts[1].kill()
-        finish(hosts[1])
+        other = finish(hosts[1])
+    assert "Stacks of process 1" in other  # told by the first, which waits for that
     assert toy.run(tmp_path, 8).start_step == 4  # what was saved before is whole
