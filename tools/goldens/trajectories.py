@@ -204,7 +204,8 @@ def _replay(folder: Path, entry: dict[str, Any], engine: str) -> Result:
     _check_gradients(checks, grads, arrays, model, entry)
     for step in range(1, entry["steps"] + 1):
         state, report = program.step(state, batches[(step - 1) % len(batches)], step)
-        values = {k: float(v) for k, v in jax.device_get(report.metrics).items()} | report.host
+        values = {k: float(v) for k, v in jax.device_get(report.metrics).items()}
+        values |= report.host
         for name, expected in entry["metrics_per_step"][step - 1].items():
             what = f"step {step} {name}"
             if name not in values:
