@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,34 +14,65 @@ def parse_dates(dates: Sequence[Any] | np.ndarray) -> np.ndarray:
     """int32 [..., T, 3] of (day 1..31, month 0..11, year).
 
     Args:
-      dates: ISO texts ('2024-06-15'; '2024-06' is the 15th), dates or datetime64, [T] or [B][T].
+      dates: texts ('2024-06-15', '20240615', '2024-06-15T10:30:31Z'; '2024-06' is the 15th), dates
+        or datetime64, [T] or [B][T]. The time of day is dropped; times with a zone count in UTC.
 
     Raises:
       ValueError: not dates, or not in ascending order.
     """
     array = np.asarray(dates)
-    if array.dtype.kind in "iuf":
+    if array.dtype.kind in "uif" and not _written_as_numbers(array):
         raise ValueError(
             "dates must be ISO texts such as '2024-06-15' or datetime64, not numbers; integer "
             "triples (day, month 0..11, year) go into timestamps="
         )
-    if array.dtype.kind != "M":
-        texts = [f"{t}-15" if len(t) == 7 else t for t in (str(d) for d in array.reshape(-1))]
-        try:
-            array = np.array(texts, "datetime64[D]").reshape(array.shape)
-        except ValueError as e:
-            raise ValueError(f"dates must be ISO texts such as '2024-06-15': {e}") from None
-    if array.ndim not in (1, 2) or not array.size or np.isnat(array).any():
+    if array.ndim not in (1, 2) or not array.size:
         raise ValueError("dates must be a list of T dates, or one such list per sample")
-    days = array.astype("datetime64[D]")
-    months = days.astype("datetime64[M]")
-    years = days.astype("datetime64[Y]")
-    parts = (
-        (days - months.astype("datetime64[D]")).astype(int) + 1,
-        (months - years.astype("datetime64[M]")).astype(int),
-        years.astype(int) + 1970,
-    )
-    return check_timestamps(np.stack(parts, axis=-1))
+    if array.dtype.kind == "M":
+        if np.isnat(array).any():
+            raise ValueError("dates must not hold NaT, which is no date")
+        array = array.astype("datetime64[s]").astype(object)
+    days = [parse_date(d) for d in array.reshape(-1)]
+    parts = [(d.day, d.month - 1, d.year) for d in days]
+    return check_timestamps(np.array(parts).reshape(*array.shape, 3))
+
+
+def _written_as_numbers(array: np.ndarray) -> bool:
+    """Whether all numbers are dates such as 20240615."""
+    whole = array.dtype.kind in "ui" and array.size > 0
+    return whole and bool(((array >= 1900_01_01) & (array <= 2200_12_31)).all())
+
+
+def parse_date(written: Any) -> datetime.date:
+    """The day of a date, or of a text as products and catalogues write it (see `parse_dates`).
+
+    Raises:
+      ValueError: it is no date; the message shows it.
+    """
+    if isinstance(written, datetime.datetime):
+        zoned = written.tzinfo is not None
+        return (written.astimezone(datetime.UTC) if zoned else written).date()
+    if isinstance(written, datetime.date):
+        return written
+    if isinstance(written, np.datetime64):
+        return parse_date(written.astype("datetime64[s]").item())
+    text = str(written).strip()
+    if re.fullmatch(r"\d{4}", text):
+        raise ValueError(
+            f"{text!r} is a year and no date: name the day, or the month as {text}-06, which "
+            "stands for its middle"
+        )
+    month = re.fullmatch(r"(\d{4})[-/](\d{2})", text)
+    if month:
+        text = f"{month[1]}-{month[2]}-15"
+    text = re.sub(r"^(\d{4})/(\d{2})/(\d{2})", r"\1-\2-\3", text)
+    try:
+        return parse_date(datetime.datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{str(written)[:60]!r} is no date: dates are ISO texts such as 2024-06-15 or "
+            "20240615, or 2024-06 for the middle of a month"
+        ) from None
 
 
 def check_timestamps(timestamps: Any) -> np.ndarray:

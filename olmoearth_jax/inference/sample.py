@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax import modalities
+from olmoearth_jax import band_names, modalities
+from olmoearth_jax.data.values import check_values
 from olmoearth_jax.inference.dates import check_timestamps, newest, parse_dates
-from olmoearth_jax.inference.units import check_units as look_at_units
 from olmoearth_jax.modalities import MISSING, Modality, closest
 
 Bands = Mapping[str, Sequence[str]]
@@ -66,12 +66,13 @@ class Sample:
         Args:
           arrays: per modality an array [H, W, T, C], or {band: [H, W, T]}. Maps have no time axis
             or T = 1; scalars are [C], series [T, C]. A leading batch axis is accepted everywhere.
-            NaN or -99999 means missing. Sentinel-2: digital numbers without the 1000 offset;
-            Landsat: digital numbers; Sentinel-1: decibel.
+            NaN, -99999 or the mask of a masked array means missing. Sentinel-2: digital numbers
+            without the 1000 offset; Landsat: digital numbers; Sentinel-1: decibel.
           dates: one ISO text or datetime per timestep, ascending, or one list per sample. Not
             needed if nothing varies in time.
-          bands: per modality the names of the array's channels, in any order. Needed for every
-            array of more than one channel. Absent bands are filled by the model's rule.
+          bands: per modality the names of the array's channels, in any order. Names that
+            products use are known ('B2', 'red'). Needed for every array of more than one channel.
+            Absent bands are filled by the model's rule.
           timestamps: instead of dates, integers [T, 3] of (day, month 0..11, year).
           normalized: the values are normalised as in training already.
           nan_pixels: single NaN pixels (not a whole band or timestep) are an 'error', or 'fill'
@@ -88,13 +89,12 @@ class Sample:
         if not arrays:
             raise ValueError("a sample needs at least one modality")
         stamps = _stamps(dates, timestamps)
-        given = {modalities.get(k).name: v for k, v in (bands or {}).items()}
+        given = _bands_of(bands, arrays)
         data, absent, kinds = {}, {}, {}
         for key, value in arrays.items():
             modality = modalities.get(key)
             name = modality.name
-            raw, names = _array(modality, value, given.get(name))
-            kinds[name] = raw.dtype
+            raw, names, kinds[name] = _array(modality, value, given.get(name))
             full = _in_order(modality, _with_batch_and_time(modality, raw, stamps), names)
             if nan_pixels == "error" and np.isnan(np.min(raw)):
                 _refuse_single_nan(modality, full)
@@ -105,7 +105,7 @@ class Sample:
         stamps = _check_together(data, stamps)
         for name, x in data.items():
             if check_units:
-                look_at_units(x, name, newest(stamps), normalized, kinds[name])
+                check_values(x, name, newest(stamps), normalized, kinds[name])
         policy = "fill" if nan_pixels == "fill" else "mask"
         order = modalities.in_sample_order(data)
         return cls({n: data[n] for n in order}, stamps, absent, normalized, policy)
@@ -117,6 +117,8 @@ class Sample:
         Raises:
           ValueError: sizes, numbers of timesteps or settings differ.
         """
+        if not samples:
+            raise ValueError("there are no samples to put together")
         first = samples[0]
         kinds = {(s.image_size, s.timestamps.shape[1], s.normalized, s.nan_pixels) for s in samples}
         if len(kinds) > 1:
@@ -150,17 +152,38 @@ def _stamps(dates: Any, timestamps: Any) -> np.ndarray | None:
     return None if timestamps is None else check_timestamps(timestamps)
 
 
-def _array(modality: Modality, value: Any, names: Sequence[str] | None):
-    """(array with channels last, canonical band names)."""
+def _bands_of(bands: Bands | None, arrays: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{modality: names of its channels}."""
+    if bands is None:
+        return {}
+    if not isinstance(bands, Mapping):
+        form = "{" + ", ".join(f"{name!r}: [...]" for name in arrays) + "}"
+        raise ValueError(f"bands= must say which modality has which bands: bands={form}")
+    out = {}
+    for key, names in bands.items():
+        if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
+            raise ValueError(f"the bands of {key} must be a list of names, got {names!r}")
+        out[modalities.get(key).name] = [str(n) for n in names]
+    return out
+
+
+def _array(
+    modality: Modality, value: Any, names: Sequence[str] | None
+) -> tuple[np.ndarray, list[str], np.dtype]:
+    """(array with channels last, canonical band names, dtype in which the values came)."""
     if isinstance(value, Mapping):
         if names is not None:
             raise ValueError(f"{modality.name}: bands are named twice")
-        names, value = list(value), np.stack([np.asarray(v) for v in value.values()], axis=-1)
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{modality.name} must hold numbers, got {array.dtype}")
-    if array.dtype.kind == "f" and np.isinf(array).any():
-        raise ValueError(f"{modality.name} holds infinite values; give NaN where data is missing")
+        if not value:
+            raise ValueError(f"{modality.name}: the mapping holds no bands")
+        names = [str(n) for n in value]
+        parts = [_numbers(modality, x) for x in value.values()]
+        if len({x.shape for x, _ in parts}) > 1:
+            shapes = {n: list(x.shape) for n, (x, _) in zip(names, parts, strict=True)}
+            raise ValueError(f"{modality.name}: its bands differ in shape: {shapes}")
+        array, kind = np.stack([x for x, _ in parts], axis=-1), parts[0][1]
+    else:
+        array, kind = _numbers(modality, value)
     if names is None:
         if modality.num_bands > 1:
             raise ValueError(
@@ -169,13 +192,7 @@ def _array(modality: Modality, value: Any, names: Sequence[str] | None):
                 f"{list(modality.bands)}"
             )
         names = modality.bands
-    lower = {b.lower(): b for b in modality.bands}
-    for band in names:
-        if str(band).lower() not in lower:
-            raise ValueError(
-                f"unknown band {band!r} of {modality.name}; {closest(str(band), modality.bands)}"
-            )
-    out = [lower[str(band).lower()] for band in names]
+    out = [_band(modality, name) for name in names]
     if len(set(out)) != len(out):
         raise ValueError(f"{modality.name}: a band is named more than once in {list(names)}")
     if array.shape[-1:] != (len(out),):
@@ -187,7 +204,43 @@ def _array(modality: Modality, value: Any, names: Sequence[str] | None):
             f"{modality.name}: the last axis holds the bands and must have {len(out)} entries, "
             f"got the shape {list(array.shape)}.{hint}"
         )
-    return array, out
+    return array, out, kind
+
+
+def _band(modality: Modality, name: str) -> str:
+    band = band_names.canonical(name, modality.name)
+    if band is None:
+        said = band_names.propose(name, modality.name)
+        raise ValueError(
+            f"unknown band {name!r} of {modality.name}; {said + '; ' if said else ''}known: "
+            f"{', '.join(modality.bands)}"
+        )
+    return band
+
+
+def _numbers(modality: Modality, value: Any) -> tuple[np.ndarray, np.dtype]:
+    """(values, NaN where a masked array hides them; dtype in which they came)."""
+    array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+    kind = array.dtype
+    if kind.kind not in "fiub":
+        raise ValueError(f"{modality.name} must hold numbers, got {kind}")
+    if 0 in array.shape:
+        raise ValueError(f"{modality.name} is empty: its shape is {list(array.shape)}")
+    hidden = np.ma.getmaskarray(value) if np.ma.isMaskedArray(value) else None
+    if hidden is not None and hidden.any():
+        array = array.astype(np.float32 if kind.itemsize <= 2 else np.float64)
+        array[hidden] = np.nan
+    if array.dtype.kind == "f":
+        if np.isinf(array).any():
+            raise ValueError(
+                f"{modality.name} holds infinite values; give NaN where data is missing"
+            )
+        if array.dtype.itemsize > 4 and (np.abs(array) > np.finfo(np.float32).max).any():
+            raise ValueError(
+                f"{modality.name} holds values that float32 cannot, such as "
+                f"{np.nanmax(np.abs(array)):.3g}; give NaN where data is missing"
+            )
+    return array, kind
 
 
 def _with_batch_and_time(modality: Modality, x: np.ndarray, stamps: np.ndarray | None):
@@ -256,7 +309,21 @@ def _check_together(data: Mapping[str, np.ndarray], stamps: np.ndarray | None) -
     if stamps.ndim == 2:
         stamps = np.broadcast_to(stamps, (batch, *stamps.shape))
     if steps and stamps.shape[1] not in steps:
-        raise ValueError(f"{stamps.shape[1]} dates were given for {steps.pop()} timesteps")
+        hint = _time_elsewhere(data, stamps.shape[1])
+        raise ValueError(f"{stamps.shape[1]} dates were given for {steps.pop()} timesteps{hint}")
     if stamps.shape[0] != batch:
         raise ValueError(f"dates of {stamps.shape[0]} samples were given for a batch of {batch}")
     return np.ascontiguousarray(stamps)
+
+
+def _time_elsewhere(data: Mapping[str, np.ndarray], steps: int) -> str:
+    """A hint where another axis than the third has as many entries as there are dates."""
+    for name, x in data.items():
+        if modalities.get(name).kind == "space_time" and steps in x.shape[1:3]:
+            axis = x.shape[1:3].index(steps)
+            place = "first" if axis == 0 else "second"
+            return (
+                f"; the {place} axis of {name} has {steps} entries: is it time? Then pass "
+                f"np.moveaxis(x, {axis}, 2), since arrays are [H, W, T, C]"
+            )
+    return ""

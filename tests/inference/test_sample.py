@@ -1,7 +1,11 @@
 """Samples from arrays: band names, dates, units, gaps, and what is refused."""
 
+import datetime
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from olmoearth_jax import Sample, modalities
 from olmoearth_jax.inference import missing_bands, units
@@ -64,7 +68,12 @@ def test_maps_and_batches():
     ("change", "message"),
     [
         ({"bands": None}, "name the bands of the array"),
-        ({"bands": [*S2[:-1], "B9"]}, "did you mean 'B09'"),
+        ({"bands": [*S2[:-1], "B2"]}, "more than once"),  # B02 by another name
+        ({"bands": [*S2[:-1], "SCL"]}, "take no band SCL"),
+        ({"bands": [*S2[:-1], "B13"]}, "unknown band 'B13' of sentinel2_l2a; known: B02"),
+        ({"x": s2()[:0]}, "sentinel2_l2a is empty"),
+        ({"x": np.moveaxis(s2(side=8), 2, 0)}, r"is it time\? Then pass np.moveaxis\(x, 0, 2\)"),
+        ({"x": s2().astype(np.float64) * 1e300}, "float32 cannot"),
         ({"bands": [*S2[:-1], "B02"]}, "more than once"),
         ({"bands": S2[:3]}, "must have 3 entries"),
         ({"x": np.moveaxis(s2(), -1, 0)}, r"channels first\? Then pass np.moveaxis\(x, 0, -1\)"),
@@ -163,3 +172,68 @@ def test_fill_rules():
         missing_bands.fill(x, "sentinel2_l2a", "v1", lo, hi)
     with pytest.raises(ValueError, match="unknown model version"):
         missing_bands.fill(x, "sentinel2_l2a", "v9", lo, hi)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "bands", "message"),
+    [
+        ({"sentinel2_l2a": s2()}, S2, r"bands=\{'sentinel2_l2a': \[...\]\}"),
+        ({"sentinel2_l2a": s2()}, {"sentinel2_l2a": 5}, "must be a list of names, got 5"),
+        ({"sentinel2_l2a": s2()}, {"sentinel2_l2a": "B02"}, "must be a list of names"),
+        ({"sentinel2_l2a": {}}, None, "the mapping holds no bands"),
+        ({"sentinel2_l2a": {"B02": s2()[..., 0], "B03": s2()[:4, ..., 0]}}, None,
+         "differ in shape"),
+    ],
+)  # fmt: skip
+def test_slips_with_bands_are_told(arrays, bands, message):
+    with pytest.raises(ValueError, match=message):
+        Sample.from_arrays(arrays, DATES, bands=bands)
+
+
+def test_nothing_to_put_together():
+    with pytest.raises(ValueError, match="no samples"):
+        Sample.concatenate([])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("by_band", [False, True])
+def test_what_a_mask_hides_is_missing(dtype, by_band):
+    x = np.ma.array(s2().astype(dtype), mask=False)
+    x.mask[:4] = True
+    x.data[:4] = 30000
+    arrays = {b: x[..., i] for i, b in enumerate(S2)} if by_band else x
+    bands = None if by_band else {"sentinel2_l2a": S2}
+    with pytest.raises(ValueError, match="pass nan_pixels"):
+        Sample.from_arrays({"sentinel2_l2a": arrays}, DATES, bands=bands)
+    got = Sample.from_arrays({"sentinel2_l2a": arrays}, DATES, bands=bands, nan_pixels="mask")
+    values = got.data["sentinel2_l2a"][0]
+    assert np.isnan(values[:4]).all() and not np.isnan(values[4:]).any()
+    np.testing.assert_array_equal(values[4:], make().data["sentinel2_l2a"][0, 4:])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2023-06-15", "20230615", 20230615, "2023/06/15", "2023-06", "2023/06", "20230615T103031",
+     "2023-06-15T10:30:31.024Z", "2023-06-15 10:30", "2023-06-14T23:30:00-05:00",
+     datetime.date(2023, 6, 15), datetime.datetime(2023, 6, 15, 23),
+     np.datetime64("2023-06-15T10")],
+)  # fmt: skip
+def test_dates_as_products_write_them(text):
+    assert parse_dates([text]).tolist() == [[15, 5, 2023]]
+
+
+@pytest.mark.parametrize(
+    "text", ["2023", "230615", "now", "today", "", "NaT", "2023-02-30", "15.06.2023", "2023-6-1",
+             "20231306", "1e9", 2023, 1.5, None, "202306"],
+)  # fmt: skip
+def test_what_is_no_date_is_shown(text):
+    with pytest.raises(ValueError) as told:
+        parse_dates([text])
+    assert str(text) in str(told.value) or not isinstance(text, str)
+
+
+@given(st.dates(datetime.date(1900, 1, 1), datetime.date(2200, 12, 31)))
+def test_every_form_of_a_day_is_the_same_day(day):
+    forms = [day.isoformat(), day.strftime("%Y%m%d").zfill(8), f"{day.isoformat()}T12:00:00Z", day]
+    got = {tuple(parse_dates([form])[0].tolist()) for form in forms}
+    assert got == {(day.day, day.month - 1, day.year)}
