@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from olmoearth_jax.data import zstd
-from olmoearth_jax.data.hdf5_file import MASK_GROUP
+from olmoearth_jax.data.hdf5_file import MASK_GROUP, every_array, open_hdf5, open_regular, room
 
 MAGIC = b"OEJINDEX"
 _PREFIX = len(MAGIC) + 8
@@ -156,22 +156,16 @@ class IndexedFile:
       masks: per modality with one, bool [t].
     """
 
-    def __init__(self, descriptor: int, text: dict[str, Any], table: bytes):
+    def __init__(self, descriptor: int, text: Any, table: bytes, file_bytes: int):
         self._descriptor = descriptor
-        count = len(table) // 12
-        offsets = np.frombuffer(table, "<u8", count).tolist()
-        sizes = np.frombuffer(table, "<u4", count, offset=8 * count).tolist()
-        self.arrays: dict[str, _Array] = {}
-        first = 0
-        for name, (shape, dtype, chunk) in text["arrays"].items():
-            last = first + math.prod(_grid(tuple(shape), tuple(chunk)))
-            places = offsets[first:last], sizes[first:last]
-            self.arrays[name] = _Array(tuple(shape), np.dtype(dtype), tuple(chunk), *places)
-            first = last
+        self.arrays = _parse_arrays(text, table, file_bytes)
         self.shapes = {n: a.shape for n, a in self.arrays.items() if n != "timestamps"}
         self.dtypes = {n: a.dtype for n, a in self.arrays.items() if n != "timestamps"}
-        self.timestamps = np.array(text["timestamps"], np.int64)
-        self.masks = {n: np.array(m, bool) for n, m in text["masks"].items()}
+        stamps, masks = text.get("timestamps"), text.get("masks")
+        if not isinstance(stamps, list) or not isinstance(masks, dict):
+            raise ValueError("its index has no timestamps or masks")
+        self.timestamps = np.array(stamps, np.int64)
+        self.masks = {n: _parse_mask(m) for n, m in masks.items()}
 
     def window(self, name: str, window: tuple[slice, ...]) -> np.ndarray:
         """The part `window` of an array, in memory of its own.
@@ -191,9 +185,61 @@ class IndexedFile:
             for (chunk, _, _), along in zip(pieces, grid, strict=True):
                 number = number * along + chunk
             frame = os.pread(self._descriptor, array.sizes[number], array.offsets[number])
-            data = zstd.beginning(frame, size).view(array.dtype).reshape(array.chunk)
+            data = zstd.beginning(frame, size, size).view(array.dtype).reshape(array.chunk)
             out[tuple(p[2] for p in pieces)] = data[tuple(p[1] for p in pieces)]
         return out
+
+
+def _parse_arrays(text: Any, table: bytes, file_bytes: int) -> dict[str, _Array]:
+    """The arrays of an index, after checking all by which they are read later.
+
+    Raises:
+      ValueError: forms or places that no file has.
+    """
+    if not isinstance(text, dict) or not isinstance(text.get("arrays"), dict):
+        raise ValueError("its index lists no arrays")
+    count = len(table) // 12
+    offsets = np.frombuffer(table, "<u8", count)
+    sizes = np.frombuffer(table, "<u4", count, offset=8 * count)
+    # Each alone first: the sum of two may be too large for its type.
+    if count and (offsets.max() > file_bytes or (offsets + sizes).max() > file_bytes):
+        raise ValueError("its index names places beyond its end")
+    starts, lengths = offsets.tolist(), sizes.tolist()
+    out: dict[str, _Array] = {}
+    first = 0
+    for name, entry in text["arrays"].items():
+        shape, dtype, chunk = _parse_form(name, entry, room(file_bytes))
+        last = first + math.prod(_grid(shape, chunk))
+        out[name] = _Array(shape, dtype, chunk, starts[first:last], lengths[first:last])
+        first = last
+    if first != count or len(table) != 12 * count:
+        raise ValueError(f"its index holds {count} places for {first} chunks")
+    return out
+
+
+def _parse_form(
+    name: str, entry: Any, most: int
+) -> tuple[tuple[int, ...], np.dtype, tuple[int, ...]]:
+    """Shape, dtype and chunk of an array of an index."""
+    if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[1], str):
+        raise ValueError(f"its index does not tell the form of {name!r}")
+    shape, chunk = entry[0], entry[2]
+    fits = isinstance(shape, list) and isinstance(chunk, list) and 0 < len(shape) == len(chunk)
+    # A bool is an int to isinstance, and a float may equal one.
+    if not fits or not all(
+        type(n) is int and type(c) is int and 1 <= c <= n for n, c in zip(shape, chunk, strict=True)
+    ):
+        raise ValueError(f"its index gives {name!r} the shape {shape} in chunks of {chunk}")
+    dtype = np.dtype(entry[1])
+    if math.prod(shape) * dtype.itemsize > most:
+        raise ValueError(f"its index makes {name!r} larger than the file can hold")
+    return tuple(shape), dtype, tuple(chunk)
+
+
+def _parse_mask(mask: Any) -> np.ndarray:
+    if not isinstance(mask, list) or any(m not in (0, 1) for m in mask):
+        raise ValueError("its index holds a timestep mask of something else than 0 and 1")
+    return np.array(mask, bool)
 
 
 def _overlaps(window: slice, chunk: int) -> list[tuple[int, slice, slice]]:
@@ -225,16 +271,19 @@ def open_indexed(descriptor: int) -> IndexedFile | None:
     if not head.startswith(MAGIC) or len(head) < _PREFIX:
         return None
     length, checksum = np.frombuffer(head, "<u4", 2, offset=len(MAGIC)).tolist()
+    file_bytes = os.fstat(descriptor).st_size
+    length = min(length, file_bytes)  # of a file cut short there is less
     body = head[_PREFIX : _PREFIX + length]
     if len(body) < length:
         body += os.pread(descriptor, length - len(body), _PREFIX + len(body))
     if len(body) < length or zlib.crc32(body) != checksum:
         raise ValueError("its index is damaged; copy the file again, or rechunk its original")
-    text, table = body.split(b"\0", 1)
+    text, _, table = body.partition(b"\0")
     parsed = json.loads(text)
-    if os.fstat(descriptor).st_size != parsed["bytes"]:
-        raise ValueError(f"it should be {parsed['bytes']} bytes long; copy it again")
-    return IndexedFile(descriptor, parsed, table)
+    expected = parsed.get("bytes") if isinstance(parsed, dict) else None
+    if file_bytes != expected:
+        raise ValueError(f"it should be {expected} bytes long; copy it again")
+    return IndexedFile(descriptor, parsed, table, file_bytes)
 
 
 def disagreement(path: Path) -> str | None:
@@ -243,11 +292,12 @@ def disagreement(path: Path) -> str | None:
     Raises:
       ValueError: see `open_indexed`.
     """
-    with path.open("rb") as file:
+    with open(open_regular(path), "rb") as file:
         indexed = open_indexed(file.fileno())
     if indexed is None:
         return None
-    with h5py.File(path, "r", locking=False) as file:
+    with open_hdf5(path) as file:
+        every_array(file)  # refuses what is not stored in the file
         truth = _contents(file)
     if truth is None or truth[2].keys() != indexed.arrays.keys():
         return "other arrays"

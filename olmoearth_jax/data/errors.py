@@ -21,12 +21,18 @@ class ReadError(ValueError):
 
 @contextlib.contextmanager
 def translate_errors(path: str | AnyPath) -> Iterator[None]:
-    """Turns whatever goes wrong while reading `path` into a `ReadError` that names it."""
+    """Turns whatever goes wrong while reading `path` into a `ReadError` that names it.
+
+    One bad file of many must never end a run, so that holds for every exception, too little memory
+    for what it declares included; only the wish to stop passes.
+    """
     try:
         yield
     except ReadError:
         raise
     except FileNotFoundError:
         raise ReadError(path, "file does not exist") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
+    except MemoryError as e:
+        raise ReadError(path, "needs more memory than there is; it may be damaged") from e
+    except Exception as e:
         raise ReadError(path, f"cannot be read, it may be damaged or incomplete ({e})") from e

@@ -18,8 +18,15 @@ import numpy as np
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.chunk_index import open_indexed
 from olmoearth_jax.data.errors import ReadError, translate_errors
-from olmoearth_jax.data.hdf5_file import Hdf5File, open_file
+from olmoearth_jax.data.hdf5_file import (
+    Hdf5File,
+    check_mask,
+    check_timestamps,
+    open_file,
+    open_regular,
+)
 from olmoearth_jax.data.remote import AnyPath, RemotePath
+from olmoearth_jax.modalities import MAX_TIMESTEPS
 
 
 class Arrays(Protocol):
@@ -78,29 +85,22 @@ class SampleFile:
         self.path = str(path)
         self._arrays = arrays
         stamps = arrays.timestamps
-        if stamps.dtype.kind not in "iu" or stamps.ndim != 2 or stamps.shape[1] != 3:
-            raise ReadError(
-                self.path,
-                f"'timestamps' must be whole numbers [timesteps, 3], got "
-                f"{stamps.dtype} {stamps.shape}",
-            )
+        check_timestamps(self.path, stamps.dtype, stamps.shape)
+        if (stamps != stamps.astype(np.int32)).any():
+            raise ReadError(self.path, "'timestamps' holds numbers that belong to no date")
         masks = {n: self._mask(n, len(stamps)) for n in wanted if n in arrays.masks}
         shapes = {n: arrays.shapes[n] for n in wanted if n in arrays.shapes}
         self.header = Header(stamps.astype(np.int32), masks, shapes, self._tile_px(shapes))
 
     def _mask(self, name: str, rows: int) -> np.ndarray:
         mask = self._arrays.masks[name]
-        if mask.shape != (rows,) or mask.dtype.kind not in "biu":
-            raise ReadError(
-                self.path,
-                f"the timestep mask of {name!r} must be true/false [{rows}], "
-                f"got {mask.dtype} {mask.shape}",
-            )
+        check_mask(self.path, name, mask.dtype, mask.shape, rows)
         return mask.astype(bool)
 
     def _tile_px(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
         """The side in 10 m pixels, after checking every array's shape and dtype."""
         side = None
+        most = max(len(self._arrays.timestamps), MAX_TIMESTEPS)
         for name, shape in shapes.items():
             modality, dtype = registry.get(name), self._arrays.dtypes[name]
             if dtype.kind not in "biuf":
@@ -124,6 +124,10 @@ class SampleFile:
             if not fits:
                 text = ", ".join("t" if w is None else str(w) for w in form)
                 raise ReadError(self.path, f"{name!r} has shape {shape}, expected ({text})")
+            if modality.multitemporal and shape[-2] > most:
+                raise ReadError(
+                    self.path, f"{name!r} holds {shape[-2]} timesteps, the file has {most}"
+                )
         return None if side is None else int(side)
 
     def read(
@@ -153,9 +157,15 @@ class SampleFile:
         )
         with translate_errors(self.path):
             values = self._arrays.window(name, window)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ReadError(self.path, f"{name!r} holds values that are not finite")
+        if values.dtype.kind == "f":
+            self._check_finite(name, values)
         return values
+
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise ReadError(self.path, f"{name!r} holds values that are not finite")
+        if values.dtype.itemsize > 4 and (np.abs(values) > np.finfo(np.float32).max).any():
+            raise ReadError(self.path, f"{name!r} holds values too large for float32")
 
 
 @contextlib.contextmanager
@@ -181,7 +191,7 @@ def _open(path: str | AnyPath, wanted: Sequence[str], stack: contextlib.ExitStac
         source = path.open("rb")
     else:
         source = Path(path)
-        descriptor = os.open(source, os.O_RDONLY)
+        descriptor = open_regular(source)
         indexed = None
         try:
             indexed = open_indexed(descriptor)

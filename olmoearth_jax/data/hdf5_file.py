@@ -1,25 +1,41 @@
 """An HDF5 sample file, on h5py's low-level objects: the high-level ones cost as much time as small
 arrays do.
+
+Files come from others. HDF5 would follow what they say to any other file of this machine, and make
+room for any size they declare. Here only what is stored in the file itself is read, and nothing
+larger than its length explains.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import h5py
+import h5py.h5l
 import h5py.h5o
 import hdf5plugin  # noqa: F401  (registers the zstd and lz4 filters)
 import numpy as np
 
 from olmoearth_jax.data import zstd
-from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.errors import ReadError, translate_errors
+from olmoearth_jax.modalities import MAX_TIMESTEPS
 
 MASK_GROUP = "missing_timesteps_masks"
+_MOST_ROWS = 4096
+"""More timestamps are not even read; files hold at most a few of them."""
+_ANY_ARRAY = 1 << 27
+"""Bytes that an array may have in a file of any length: constant ones take next to nothing."""
+_BEST_RATIO = 100
+"""Beyond that an array is at most so many times as large as its file."""
+_LZ4_ID = 32004
 
 
 class Hdf5File:
@@ -40,7 +56,7 @@ class Hdf5File:
     """
 
     def __init__(self, path: str, file: h5py.h5f.FileID, wanted: Sequence[str]):
-        self._path = path
+        self._path, self._room = path, room(file.get_filesize())
         root = h5py.h5g.open(file, b"/")
         stored = set(root)
         self._sets = {n: self._open(root, n) for n in wanted if n.encode() in stored}
@@ -48,20 +64,25 @@ class Hdf5File:
         self.dtypes: dict[str, np.dtype] = {n: d.dtype for n, d in self._sets.items()}
         if b"timestamps" not in stored:
             raise ReadError(path, "has no 'timestamps'")
-        self.timestamps = _everything(self._open(root, "timestamps"))
+        stamps = self._open(root, "timestamps")
+        check_timestamps(path, stamps.dtype, stamps.shape)
+        self.timestamps = _everything(stamps)
         self.masks: dict[str, np.ndarray] = {}
         if MASK_GROUP.encode() in stored:
-            group = h5py.h5o.open(root, MASK_GROUP.encode())
+            group = _member(path, root, MASK_GROUP)
             if not isinstance(group, h5py.h5g.GroupID):
                 raise ReadError(path, f"{MASK_GROUP!r} is an array, not a group")
             held = set(group)
-            names = [n for n in wanted if n.encode() in held]
-            self.masks = {n: _everything(self._open(group, n)) for n in names}
+            for name in (n for n in wanted if n.encode() in held):
+                mask = self._open(group, name)
+                check_mask(path, name, mask.dtype, mask.shape, len(self.timestamps))
+                self.masks[name] = _everything(mask)
 
     def _open(self, group: h5py.h5g.GroupID, name: str) -> h5py.h5d.DatasetID:
-        found = h5py.h5o.open(group, name.encode())
+        found = _member(self._path, group, name)
         if not isinstance(found, h5py.h5d.DatasetID):
             raise ReadError(self._path, f"{name!r} is a group, not an array")
+        _check_stored(self._path, name, found, self._room)
         return found
 
     def window(self, name: str, window: tuple[slice, ...]) -> np.ndarray:
@@ -77,8 +98,10 @@ class Hdf5File:
         frame = _only_frame(source)
         if frame is not None:
             rows = (window[0].stop, *source.shape[1:])
-            data = zstd.beginning(frame, math.prod(rows) * dtype.itemsize)
+            whole = math.prod(source.shape) * dtype.itemsize
+            data = zstd.beginning(frame, math.prod(rows) * dtype.itemsize, whole)
             return data.view(dtype).reshape(rows)[window].copy()
+        _check_chunks(source, window)
         out = np.empty(shape, dtype)
         space = source.get_space()
         space.select_hyperslab(tuple(w.start for w in window), shape)
@@ -86,10 +109,119 @@ class Hdf5File:
         return out
 
 
+def open_regular(path: Path) -> int:
+    """A descriptor of an ordinary file, for reading; a link to one will do, as datasets are often
+    put together from links.
+
+    Raises:
+      ReadError: a pipe, device or folder, which could keep the reader waiting for ever.
+      OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ReadError(path, "is a pipe, device or folder, not a file")
+    return descriptor
+
+
+def room(file_bytes: int) -> int:
+    """Bytes that an array of a file of that length may have."""
+    return _ANY_ARRAY + _BEST_RATIO * file_bytes
+
+
+def check_room(path: str | Path, name: str, size: int, most: int) -> None:
+    """Raises ReadError if an array or chunk of `size` bytes is more than `room` allows."""
+    if size > most:
+        raise ReadError(path, f"{name!r} declares {size} bytes, more than the file can hold")
+
+
+def check_timestamps(path: str, dtype: np.dtype, shape: tuple[int, ...] | None) -> None:
+    """Raises ReadError unless timestamps are whole numbers [t, 3] of a sensible number."""
+    if shape is None or dtype.kind not in "iu" or len(shape) != 2 or shape[1] != 3:
+        raise ReadError(
+            path, f"'timestamps' must be whole numbers [timesteps, 3], got {dtype} {shape}"
+        )
+    if shape[0] > _MOST_ROWS:
+        raise ReadError(path, f"has {shape[0]} timesteps, at most {MAX_TIMESTEPS} are supported")
+
+
+def check_mask(
+    path: str, name: str, dtype: np.dtype, shape: tuple[int, ...] | None, rows: int
+) -> None:
+    """Raises ReadError unless a timestep mask has one true or false per timestamp."""
+    if shape != (rows,) or dtype.kind not in "biu":
+        raise ReadError(
+            path,
+            f"the timestep mask of {name!r} must be true/false [{rows}], got {dtype} {shape}",
+        )
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Opens any HDF5 file of others for reading. Get its arrays by `stored_array`, which keeps to
+    the file; h5py itself follows links to other files.
+
+    Raises:
+      ReadError: no such file, not an ordinary one, or not HDF5.
+    """
+    with translate_errors(path):
+        os.close(open_regular(path))
+        file = h5py.File(path, "r", locking=False)
+    with file:
+        yield file
+
+
+def stored_array(file: h5py.File, name: str) -> np.ndarray:
+    """An array of a file as a whole, by its path within the file.
+
+    Raises:
+      ReadError: no such array, damaged, not stored in the file itself, or larger than it explains.
+    """
+    with translate_errors(file.filename):
+        found: Any = file.id
+        for part in (p for p in name.split("/") if p):
+            group = h5py.h5g.open(found, b"/") if found is file.id else found
+            if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(part.encode()):
+                raise ReadError(file.filename, f"has no array {name!r}")
+            found = _member(file.filename, group, part)
+        if not isinstance(found, h5py.h5d.DatasetID):
+            raise ReadError(file.filename, f"{name!r} is a group, not an array")
+        _check_stored(file.filename, name, found, room(file.id.get_filesize()))
+        _check_chunks(found)
+        return h5py.Dataset(found)[()]
+
+
+def every_array(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """All arrays of a file by their paths.
+
+    Raises:
+      ReadError: a link instead of something stored, or an array that `stored_array` refuses.
+    """
+    out: dict[str, h5py.Dataset] = {}
+    most = room(file.id.get_filesize())
+
+    def check(group: h5py.Group) -> None:
+        for name in group:
+            _check_link(file.filename, group.id, name)
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            _check_stored(file.filename, name, item.id, most)
+            _check_chunks(item.id)
+            out[name] = item
+        elif isinstance(item, h5py.Group):
+            check(item)
+
+    check(file)
+    file.visititems(visit)
+    return out
+
+
 def open_file(source: Path | IO[Any]) -> tuple[h5py.h5f.FileID, h5py.File | None]:
     """Opens a file on disk or in memory for reading: its identifier, to be closed by the caller,
     and an object to keep until then."""
     if isinstance(source, Path):
+        os.close(open_regular(source))
         return h5py.h5f.open(os.fsencode(source), h5py.h5f.ACC_RDONLY, _access()), None
     held = h5py.File(source, "r")
     return held.id, held
@@ -103,7 +235,74 @@ def _access() -> h5py.h5p.PropFAID:
     return access
 
 
+def _check_link(path: str, group: h5py.h5g.GroupID, name: str) -> None:
+    kind = group.links.get_info(name.encode()).type
+    if kind == h5py.h5l.TYPE_HARD:
+        return
+    if kind == h5py.h5l.TYPE_SOFT:
+        raise ReadError(path, f"{name!r} is a link; only what is stored under its name is read")
+    raise ReadError(path, f"{name!r} lies outside the file, where nothing is read")
+
+
+def _member(path: str, group: h5py.h5g.GroupID, name: str) -> h5py.h5g.GroupID | h5py.h5d.DatasetID:
+    """What is stored in a group under a name."""
+    _check_link(path, group, name)
+    return h5py.h5o.open(group, name.encode())
+
+
+def _check_stored(path: str, name: str, source: h5py.h5d.DatasetID, most: int) -> None:
+    """Raises ReadError for arrays outside the file, and for sizes beyond `most` bytes."""
+    layout = source.get_create_plist()
+    kind = layout.get_layout()
+    if kind == h5py.h5d.VIRTUAL or layout.get_external_count():
+        raise ReadError(path, f"{name!r} lies outside the file, where nothing is read")
+    if source.shape is None:
+        raise ReadError(path, f"{name!r} is empty")
+    unit = source.get_type().get_size()
+    check_room(path, name, math.prod(source.shape) * unit, most)
+    if kind == h5py.h5d.CHUNKED:
+        # Chunks of arrays that can grow may be larger than the array.
+        check_room(path, name, math.prod(layout.get_chunk()) * unit, most)
+
+
+def _check_chunks(source: h5py.h5d.DatasetID, window: tuple[slice, ...] | None = None) -> None:
+    """Raises ValueError if a compressed chunk says that it holds more than a chunk.
+
+    HDF5's filters make room for what it says, whatever the array's form.
+    """
+    layout = source.get_create_plist()
+    if layout.get_layout() != h5py.h5d.CHUNKED or not layout.get_nfilters():
+        return
+    # The last filter was applied last, so its own form is what lies in the file.
+    last = layout.get_filter(layout.get_nfilters() - 1)[0]
+    if last not in (zstd.FILTER_ID, _LZ4_ID):
+        return
+    chunk = layout.get_chunk()
+    most = math.prod(chunk) * source.get_type().get_size() + 1024
+    window = window or tuple(slice(0, n) for n in source.shape)
+    places = [range(w.start // c, -(-w.stop // c)) for w, c in zip(window, chunk, strict=True)]
+    if math.prod(len(p) for p in places) > source.get_num_chunks() or not source.get_num_chunks():
+        infos = (source.get_chunk_info(i) for i in range(source.get_num_chunks()))
+        wanted: Iterator[tuple[int, ...]] = (i.chunk_offset for i in infos)
+    else:
+        pieces = itertools.product(*places)
+        wanted = (tuple(n * c for n, c in zip(p, chunk, strict=True)) for p in pieces)
+    for at in wanted:
+        if source.get_chunk_info_by_coord(at).size:
+            skipped, frame = source.read_direct_chunk(at)
+            if not skipped and _content(last, frame) > most:
+                raise ValueError("its compressed data hold more than their array")
+
+
+def _content(filter_id: int, frame: bytes) -> int:
+    """Bytes that a compressed chunk says it holds."""
+    if filter_id == _LZ4_ID:
+        return int.from_bytes(frame[:8], "big")
+    return zstd.content_size(frame) or 0
+
+
 def _everything(source: h5py.h5d.DatasetID) -> np.ndarray:
+    _check_chunks(source)
     out = np.empty(source.shape, source.dtype)
     if out.size:
         source.read(h5py.h5s.ALL, h5py.h5s.ALL, out)

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from olmoearth_jax.data.errors import ReadError
-from olmoearth_jax.data.remote import AnyPath
+from olmoearth_jax.data.hdf5_file import open_regular
+from olmoearth_jax.data.remote import AnyPath, RemotePath
 
 _RECOUNT = 256
 """Copies of this process after which the cache is measured anew."""
@@ -103,7 +104,11 @@ class SampleStore:
         # Several processes may copy the same file at once: each has its own temporary name.
         temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
         try:
-            content = path.read_bytes()
+            if isinstance(path, RemotePath):
+                content = path.read_bytes()
+            else:
+                with open(open_regular(path), "rb") as file:
+                    content = file.read()
         except FileNotFoundError:
             raise ReadError(path, "file does not exist") from None
         except OSError as e:

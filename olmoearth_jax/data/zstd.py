@@ -20,6 +20,10 @@ FILTER_ID = 32015
 _RESET_SESSION = 1
 _FIRST_ERROR = 2**64 - 4096
 """Return codes from here on are errors."""
+_FIRST_UNKNOWN = 2**64 - 2
+"""Content sizes from here on are not known."""
+_KEPT = 1 << 26
+"""Largest memory in bytes that a thread keeps from call to call."""
 
 
 class _Buffer(ctypes.Structure):
@@ -46,6 +50,8 @@ def _library() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
             library.ZSTD_createDCtx.restype = ctypes.c_void_p
             library.ZSTD_DCtx_reset.argtypes = (ctypes.c_void_p, ctypes.c_int)
+            library.ZSTD_getFrameContentSize.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+            library.ZSTD_getFrameContentSize.restype = ctypes.c_ulonglong
             step = library.ZSTD_decompressStream
             step.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Buffer), ctypes.POINTER(_Buffer))
             step.restype = ctypes.c_size_t
@@ -60,21 +66,40 @@ def available() -> bool:
     return _library() is not None
 
 
-def beginning(frame: bytes, size: int) -> np.ndarray:
+def content_size(frame: bytes) -> int | None:
+    """Bytes that a compressed frame says it holds; None where it does not say."""
+    library = _library()
+    if library is None:
+        return None
+    size = library.ZSTD_getFrameContentSize(frame, len(frame))
+    return None if size >= _FIRST_UNKNOWN else size
+
+
+def beginning(frame: bytes, size: int, whole: int | None = None) -> np.ndarray:
     """The first `size` bytes of a compressed frame, as uint8 valid until this thread's next call.
 
+    Args:
+      frame: compressed bytes.
+      size: bytes wanted.
+      whole: bytes that it may hold at most.
+
     Raises:
-      ValueError: the frame is damaged, or shorter than that.
+      ValueError: the frame is damaged, shorter than that, or holds more than `whole`.
     """
     library = _library()
     assert library is not None
+    if whole is not None and (content_size(frame) or 0) > whole:
+        raise ValueError("its compressed data hold more than their array")
     if _STATE.decoder is None:
         _STATE.decoder = library.ZSTD_createDCtx()
-    if len(_STATE.memory) < size:
-        _STATE.memory = np.empty(size, np.uint8)
+    memory = _STATE.memory
+    if len(memory) < size:
+        memory = np.empty(size, np.uint8)
+        if size <= _KEPT:
+            _STATE.memory = memory
     library.ZSTD_DCtx_reset(_STATE.decoder, _RESET_SESSION)
     source = _Buffer(ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p), len(frame), 0)
-    target = _Buffer(_STATE.memory.ctypes.data, size, 0)
+    target = _Buffer(memory.ctypes.data, size, 0)
     while target.pos < size:
         before = target.pos, source.pos
         code = library.ZSTD_decompressStream(
@@ -82,4 +107,4 @@ def beginning(frame: bytes, size: int) -> np.ndarray:
         )
         if code >= _FIRST_ERROR or before == (target.pos, source.pos):
             raise ValueError(f"its compressed data end or break off after {target.pos} bytes")
-    return _STATE.memory[:size]
+    return memory[:size]
