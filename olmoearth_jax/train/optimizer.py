@@ -77,6 +77,12 @@ class AdamWConfig:
         if self.lr < 0 or self.weight_decay < 0 or self.eps < 0:
             raise ValueError("lr, weight_decay and eps must not be negative")
 
+    @property
+    def peak(self) -> float:
+        """Peak of the rate that updates are given: `lr`, or the groups' highest where that is 0."""
+        rates = [g.opts for g in self.group_overrides if isinstance(g, GroupOverride)]
+        return self.lr or max((dict(opts).get("lr", 0.0) for opts in rates), default=0.0)
+
     def settings(self, path: str) -> dict[str, Any]:
         """Options that hold for the parameter at `path`."""
         out = {name: getattr(self, name) for name in OPTIONS}
@@ -179,7 +185,7 @@ def apply(
       grads: nested dict; leaves of untrained parameters are ignored and may be absent.
       state: from `init`.
       params: nested dict.
-      lr: learning rate of this update.
+      lr: learning rate of this update, for a parameter whose peak is `config.peak`.
       config: settings.
 
     Returns:
@@ -196,8 +202,8 @@ def apply(
         options = config.settings(path)
         b1, b2 = options["betas"]
         rate = jnp.asarray(lr, jnp.float32)
-        if options["lr"] != config.lr:
-            rate = rate * (options["lr"] / config.lr)
+        if options["lr"] != config.peak:
+            rate = rate * (options["lr"] / config.peak)
         g = gradients[path].astype(jnp.float32) * scale
         m = b1 * old_m[path] + (1.0 - b1) * g
         v = b2 * old_v[path] + (1.0 - b2) * jnp.square(g)
