@@ -129,6 +129,10 @@ def _modalities(cfg: ExperimentConfig) -> Iterator[str]:
     )
     for path, bands in tokens.items():
         yield from _says(lambda bands=bands: Tokenization.from_mapping(bands), path)
+    if {"ndvi", "sentinel2_l2a"} & set(cfg.dataset.training_modalities) == {"ndvi"}:
+        yield (
+            "dataset.training_modalities has 'ndvi', which is computed from 'sentinel2_l2a'; add it"
+        )
     supported = model.encoder_config.supported_modality_names
     for name in cfg.dataset.training_modalities:
         if name not in supported:
