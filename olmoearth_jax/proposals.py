@@ -23,9 +23,9 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
+def nearest(name: str, known: Iterable[str]) -> str | None:
     """The one of `known` that differs from a name by spelling, a slip, or an end left out."""
-    words = _words(name)
+    known, words = list(known), _words(name)
     if not words:
         return None
     for fits in (_same, _slip, _part):
