@@ -7,7 +7,6 @@ A user adds a sensor by registering one more record of the same form (`register`
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from olmoearth_jax.modality_record import check as check_record
+from olmoearth_jax.proposals import closest as closest
 
 MISSING = -99999.0
 """Fill value of missing pixels, timesteps and modalities; exact in float32, never normalised."""
@@ -30,16 +30,6 @@ STD_MULTIPLIER = 2.0
 WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
 Kind = Literal["space_time", "space_only", "time_only", "static"]
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Text naming the nearest of `known` to `name` and listing them all, for error messages."""
-    known = list(known)
-    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
-    hint = ""
-    if near:
-        hint = f"did you mean {next(k for k in known if k.lower() == near[0])!r}? "
-    return f"{hint}known: {', '.join(known)}"
 
 
 @dataclasses.dataclass(frozen=True)
