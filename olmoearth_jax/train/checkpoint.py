@@ -302,6 +302,9 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in steps if (path / "meta").is_dir())
 
 
+_REFERENCE_FILES = ("weights.pth", "model.safetensors")
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
 
@@ -313,6 +316,12 @@ def find_checkpoint(path: str | Path) -> Path:
     for folder in (path / "checkpoints", path):
         if steps := complete_steps(folder):
             return folder / str(steps[-1])
+    if any((path / name).exists() for name in _REFERENCE_FILES):
+        raise ValueError(
+            f"{path} holds weights in the reference's layout and no checkpoint: make one of them "
+            f"with python -m tools.convert_weights import --source={path} --target=DIR, and give "
+            "DIR."
+        )
     raise ValueError(
         f"No complete checkpoint in {path}. Give a run folder, its checkpoints folder, or one "
         "checkpoints/<step> folder."
@@ -321,10 +330,15 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def read_meta(step_folder: Path) -> Meta:
     """The meta record of a checkpoint. Raises ValueError if it is of an unknown format."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta = reader.restore(step_folder / "meta")
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(step_folder / "meta")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"The meta record of {step_folder} cannot be read: {error}") from None
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         raise ValueError(f"{step_folder} was not written by this version of the software.")
+    if not isinstance(meta.get("config"), dict) or not isinstance(meta.get("items"), dict):
+        raise ValueError(f"The meta record of {step_folder} is damaged: it has no config or items.")
     return meta
 
 
