@@ -181,7 +181,8 @@ def _array(
         if len({x.shape for x, _ in parts}) > 1:
             shapes = {n: list(x.shape) for n, (x, _) in zip(names, parts, strict=True)}
             raise ValueError(f"{modality.name}: its bands differ in shape: {shapes}")
-        array, kind = np.stack([x for x, _ in parts], axis=-1), parts[0][1]
+        array = np.stack([x for x, _ in parts], axis=-1)
+        kind = np.result_type(*(kind for _, kind in parts))
     else:
         array, kind = _numbers(modality, value)
     if names is None:
@@ -220,7 +221,11 @@ def _band(modality: Modality, name: str) -> str:
 
 def _numbers(modality: Modality, value: Any) -> tuple[np.ndarray, np.dtype]:
     """(values, NaN where a masked array hides them; dtype in which they came)."""
-    array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+    value = _with_masks(value)
+    try:
+        array = np.ma.getdata(value) if np.ma.isMaskedArray(value) else np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{modality.name} holds rows of different lengths") from None
     kind = array.dtype
     if kind.kind not in "fiub":
         raise ValueError(f"{modality.name} must hold numbers, got {kind}")
@@ -241,6 +246,18 @@ def _numbers(modality: Modality, value: Any) -> tuple[np.ndarray, np.dtype]:
                 f"{np.nanmax(np.abs(array)):.3g}; give NaN where data is missing"
             )
     return array, kind
+
+
+def _with_masks(value: Any) -> Any:
+    """One masked array of a list of them, which NumPy would unmask; anything else as it is."""
+    if not isinstance(value, list | tuple) or not value or np.isscalar(value[0]):
+        return value
+    parts = [_with_masks(v) for v in value]
+    if not any(np.ma.isMaskedArray(p) for p in parts):
+        return value
+    if len({np.shape(p) for p in parts}) > 1:
+        raise ValueError(f"arrays of one list differ in shape: {[np.shape(p) for p in parts]}")
+    return np.ma.stack(parts)
 
 
 def _with_batch_and_time(modality: Modality, x: np.ndarray, stamps: np.ndarray | None):

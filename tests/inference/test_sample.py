@@ -211,6 +211,43 @@ def test_what_a_mask_hides_is_missing(dtype, by_band):
     np.testing.assert_array_equal(values[4:], make().data["sentinel2_l2a"][0, 4:])
 
 
+def test_masks_of_arrays_in_lists_are_kept():
+    x = np.ma.array(s2(), mask=False)
+    x.mask[:4] = True
+    steps = [np.ma.stack([x, x]), np.ma.stack([x, x])]
+    batch = [[x, x], (x, x)]
+    for value in (list(x), [list(part) for part in x]):
+        got = make(value, nan_pixels="mask").data["sentinel2_l2a"][0]
+        assert np.isnan(got[:4]).all() and not np.isnan(got[4:]).any()
+    assert np.isnan(make([x, x], nan_pixels="mask").data["sentinel2_l2a"][:, :4]).all()
+    with pytest.raises(ValueError, match="must have the axes"):
+        make(batch, nan_pixels="mask")
+    with pytest.raises(ValueError, match="must have the axes"):
+        make(steps, nan_pixels="mask")
+    with pytest.raises(ValueError, match="differ in shape"):
+        make([x, x[:4]])
+    with pytest.raises(ValueError, match="rows of different lengths"):
+        make([s2(), s2(side=4)])
+
+
+def test_a_band_of_bytes_beside_counts_is_no_picture():
+    bands: dict[str, np.ndarray] = {b: s2()[..., i].astype(np.uint16) for i, b in enumerate(S2)}
+    bands["B01"] = np.minimum(bands["B01"], 250).astype(np.uint8)
+    Sample.from_arrays({"sentinel2_l2a": bands}, DATES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"), [(np.int16, -32768), (np.int32, -9999), (np.uint16, 65535)]
+)
+@pytest.mark.parametrize("share", [1, 2])
+def test_undeclared_fills_are_refused(dtype, fill, share):
+    x = s2().astype(dtype)
+    x[: 8 // share] = fill
+    with pytest.raises(ValueError, match=f"{fill} in {100 / share:.2f}%.*check_units=False"):
+        make(x)
+    make(x, check_units=False)
+
+
 @pytest.mark.parametrize(
     "text",
     ["2023-06-15", "20230615", 20230615, "2023/06/15", "2023-06", "2023/06", "20230615T103031",
