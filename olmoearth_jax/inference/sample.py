@@ -86,6 +86,11 @@ class Sample:
             raise ValueError(
                 f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
             )
+        if not isinstance(arrays, Mapping):
+            raise ValueError(
+                "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "
+                f"...), got {type(arrays).__name__}"
+            )
         if not arrays:
             raise ValueError("a sample needs at least one modality")
         stamps = _stamps(dates, timestamps)
@@ -94,6 +99,8 @@ class Sample:
         for key, value in arrays.items():
             modality = modalities.get(key)
             name = modality.name
+            if name in data:
+                raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")
             raw, names, kinds[name] = _array(modality, value, given.get(name))
             full = _in_order(modality, _with_batch_and_time(modality, raw, stamps), names)
             if nan_pixels == "error" and np.isnan(np.min(raw)):
@@ -341,6 +348,6 @@ def _time_elsewhere(data: Mapping[str, np.ndarray], steps: int) -> str:
             place = "first" if axis == 0 else "second"
             return (
                 f"; the {place} axis of {name} has {steps} entries: is it time? Then pass "
-                f"np.moveaxis(x, {axis}, 2), since arrays are [H, W, T, C]"
+                f"np.moveaxis(x, {axis - 4}, -2), since arrays are [H, W, T, C]"
             )
     return ""
