@@ -9,10 +9,11 @@ A mistake of the user is printed without a traceback, and the exit code is 2.
 
 from __future__ import annotations
 
+import dis
+import errno
 import functools
 import importlib.util
 import sys
-import traceback
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import overrides
+from olmoearth_jax import overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.modalities import closest
 
@@ -28,6 +29,12 @@ USER_ERROR = 2
 """Exit code for a mistake on the command line, in a config or in the data."""
 
 _OURS = tuple(str(Path(__file__).resolve().parents[1] / p) for p in ("olmoearth_jax", "launch"))
+
+_REFUSALS = frozenset((
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
+    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
+))  # fmt: skip
+"""What the operating system says of files, folders and disks that are not as they should be."""
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, with an argument after a colon.")
 _CONFIG_JSON = flags.DEFINE_string("config_json", None, "Saved config (config.json) to start from.")
@@ -145,15 +152,35 @@ def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) 
     except ConfigError as e:
         _fail(e.problems)
     except (ValueError, OSError) as e:
-        if not _is_ours(e):
+        if not is_users(e):
             raise
         _fail([str(e)])
+    except (RuntimeError, AssertionError) as e:
+        told = platforms.problem(e)
+        if told is None:
+            raise
+        _fail([told])
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether our own code raised it, as a sentence for the user, rather than a library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, UserError) or bool(frames and frames[-1].filename.startswith(_OURS))
+def is_users(error: BaseException) -> bool:
+    """Whether an error is a sentence for the user, and not a fault of this program.
+
+    It is one if a `raise` of ours raised it as a ValueError or OSError, or if the operating system
+    refused what it was asked for. A ValueError out of a call in our code, as of
+    `zip(strict=True)` or `list.index`, is a fault, and its traceback is needed.
+    """
+    if isinstance(error, UserError | ConfigError):
+        return True
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return True
+    if not isinstance(error, ValueError | OSError) or error.__traceback__ is None:
+        return False
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and code.co_filename.startswith(_OURS)
 
 
 def _fail(problems: Sequence[str]) -> NoReturn:

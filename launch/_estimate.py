@@ -15,6 +15,7 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
+from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.sharding import rules_of
 
 MONTH_ROWS = 12
@@ -43,8 +44,7 @@ def decoder_of(cfg: ExperimentConfig) -> PredictorConfig | None:
 
 def full_target(cfg: ExperimentConfig) -> bool:
     """Whether the target is a whole encoder rather than its patch projection."""
-    module = cfg.train_module
-    return any(module.token_exit_cfg.values()) or any((module.token_exit_cfg_b or {}).values())
+    return build_objective(cfg).full_target
 
 
 def target_size(cfg: ExperimentConfig) -> int:
@@ -174,18 +174,19 @@ def _activation_bytes(part: EncoderConfig | PredictorConfig, width: int, item: i
 
 
 def memory_rows(
-    cfg: ExperimentConfig, spec: StreamSpec, rung: Rung, half: bool
+    cfg: ExperimentConfig, spec: StreamSpec, rung: Rung, half: bool, fsdp: int
 ) -> list[tuple[str, float]]:
     """(what, bytes) on one device for the largest program: a rough estimate.
 
     Args:
       spec, rung: the stream and its capacities.
       half: matrix products in bfloat16.
+      fsdp: devices along that axis of the mesh, as `sharding.mesh_sizes` settles it.
     """
     encoder, decoder = cfg.model.encoder_config, decoder_of(cfg)
     item, share = (2 if half else 4), 1
-    if rules_of(cfg.fsdp_rules, cfg.mesh.fsdp):
-        share = max(cfg.mesh.fsdp, 1)
+    if rules_of(cfg.fsdp_rules, fsdp):
+        share = fsdp
     params = sum(n for _, n in parameter_rows(cfg))
     rows: list[tuple[str, float]] = [
         ("parameters, gradients, two moments (float32)", 4 * 5 * params / share),

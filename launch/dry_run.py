@@ -55,9 +55,10 @@ def report(cfg: ExperimentConfig, devices: int) -> list[str]:
     lines += ["", "crops", _row("timesteps per grid", grids)]
     ladder = build.size_ladder(cfg, spec, timesteps, [])
     usual = ladder[max(len(ladder) - 2, 0)]
-    half = cfg.precision == "bfloat16" or (cfg.precision == "auto" and cfg.attention != "xla")
+    half = cfg.precision != "float32"  # 'auto' is bfloat16 on the GPUs that are planned for
     lines += ["", "memory per device (estimate, largest usual program)"]
-    rows = _estimate.memory_rows(cfg, spec, usual, half)
+    _, fsdp = sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
+    rows = _estimate.memory_rows(cfg, spec, usual, half, fsdp)
     lines += [_row(what, _bytes(size)) for what, size in rows]
     lines.append(_row("total", _bytes(sum(size for _, size in rows))))
     lines += ["", "programs to be compiled"]

@@ -136,10 +136,11 @@ def main(config: ExperimentConfig) -> int:
         if jax.process_count() == 1:
             raise error
         # Raised further, it would wait at the end for the other processes, which wait for us.
-        if not isinstance(error, (ValueError, OSError)):
+        told = _app.is_users(error)
+        if not told:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return _app.USER_ERROR if isinstance(error, (ValueError, OSError)) else 1
+        return _app.USER_ERROR if told else 1
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1
     return _STOPPED.value if summary.status == "cancelled" else 0

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from olmoearth_jax.modality_record import check as check_record
 from olmoearth_jax.proposals import closest as closest
 
 MISSING = -99999.0
@@ -121,6 +122,7 @@ class Modality:
 
 
 def _parse(name: str, record: Mapping[str, Any]) -> Modality:
+    check_record(name, record)
     bands = tuple(record["bands"])
     sets = tuple(tuple(bands.index(b) for b in bs["bands"]) for bs in record["band_sets"])
     norm = record.get("normalization", {})
@@ -128,10 +130,7 @@ def _parse(name: str, record: Mapping[str, Any]) -> Modality:
     def table(key: str, first: str, second: str) -> Any:
         if key not in norm:
             return None
-        pair = tuple(tuple(float(x) for x in norm[key][f]) for f in (first, second))
-        if any(len(v) != len(bands) for v in pair):
-            raise ValueError(f"modality {name!r}: {key} statistics need {len(bands)} values")
-        return pair
+        return tuple(tuple(float(x) for x in norm[key][f]) for f in (first, second))
 
     return Modality(
         name=name,
@@ -169,10 +168,7 @@ def register(name: str, record: Mapping[str, Any]) -> Modality:
     Raises:
       ValueError: the name is taken by a different record, or the record is malformed.
     """
-    try:
-        modality = _parse(name, record)
-    except (KeyError, ValueError, TypeError) as e:
-        raise ValueError(f"record of modality {name!r} is malformed: {e!r}") from e
+    modality = _parse(name, record)
     old = _REGISTRY.get(name)
     if old is not None and old == modality:
         return old
@@ -199,7 +195,7 @@ def register_file(path: str | Path) -> tuple[str, ...]:
     """
     try:
         records = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"modality file {str(path)!r} cannot be read: {e}") from e
     if not isinstance(records, dict) or not all(isinstance(r, dict) for r in records.values()):
         raise ValueError(f"modality file {str(path)!r} must hold an object {{name: record, ...}}")

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import h5py
 from absl import app, flags
 
 from olmoearth_jax.data import chunk_index
@@ -29,6 +28,7 @@ from olmoearth_jax.data.h5_writer import (
     Storage,
     write_arrays,
 )
+from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, read_metadata
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
@@ -64,28 +64,17 @@ def rewrite(source: Path, target: Path, storage: Storage) -> None:
     with (
         replacing(target) as temporary,
         translate_errors(source),
-        h5py.File(source, "r", locking=False) as old,
+        open_hdf5(source) as old,
     ):
-        write_arrays(temporary, {n: d[()] for n, d in _arrays(old).items()}, storage)
+        write_arrays(temporary, {n: d[()] for n, d in every_array(old).items()}, storage)
         if problem := chunk_index.disagreement(temporary):
             raise ReadError(source, f"the index of the copy names {problem}")
-        with h5py.File(temporary, "r", locking=False) as new:
-            copies = _arrays(new)
-            for name, item in _arrays(old).items():
+        with open_hdf5(temporary) as new:
+            copies = every_array(new)
+            for name, item in every_array(old).items():
                 copy = copies[name]
                 if copy.dtype != item.dtype or copy[()].tobytes() != item[()].tobytes():
                     raise ReadError(source, f"the copy of {name!r} differs from the original")
-
-
-def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    out: dict[str, h5py.Dataset] = {}
-
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            out[name] = item
-
-    file.visititems(visit)
-    return out
 
 
 def _run(task: _Task) -> str:

@@ -26,6 +26,7 @@ from olmoearth_jax.data.hdf5_file import (
     open_regular,
 )
 from olmoearth_jax.data.remote import AnyPath, RemotePath
+from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
 
@@ -86,11 +87,30 @@ class SampleFile:
         self._arrays = arrays
         stamps = arrays.timestamps
         check_timestamps(self.path, stamps.dtype, stamps.shape)
-        if (stamps != stamps.astype(np.int32)).any():
-            raise ReadError(self.path, "'timestamps' holds numbers that belong to no date")
+        self._check_dates(stamps)
         masks = {n: self._mask(n, len(stamps)) for n in wanted if n in arrays.masks}
         shapes = {n: arrays.shapes[n] for n in wanted if n in arrays.shapes}
-        self.header = Header(stamps.astype(np.int32), masks, shapes, self._tile_px(shapes))
+        side = self._tile_px(shapes)
+        for name, mask in masks.items():
+            held = shapes[name][-2] if name in shapes and len(shapes[name]) == 4 else None
+            # Published files may hold more timesteps than their mask: the surplus is dropped.
+            if held is not None and held < int(mask.sum()):
+                raise ReadError(
+                    self.path,
+                    f"{name!r} holds {held} timesteps, but its mask has {int(mask.sum())}; they "
+                    "would be put on wrong dates",
+                )
+        self.header = Header(stamps.astype(np.int32), masks, shapes, side)
+
+    def _check_dates(self, stamps: np.ndarray) -> None:
+        low, high = np.array(DATE_RANGE).T
+        wrong = ((stamps < low) | (stamps > high)).any(axis=1)
+        if wrong.any():
+            day, month, year = stamps[wrong][0].tolist()
+            raise ReadError(
+                self.path,
+                f"has the impossible date (day {day}, month {month} of 0-11, year {year})",
+            )
 
     def _mask(self, name: str, rows: int) -> np.ndarray:
         mask = self._arrays.masks[name]

@@ -202,7 +202,7 @@ def every_array(file: h5py.File) -> dict[str, h5py.Dataset]:
 
     def check(group: h5py.Group) -> None:
         for name in group:
-            _check_link(file.filename, group.id, name)
+            _check_link(file.filename, group.id, str(name))
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):

@@ -10,6 +10,7 @@ import numpy as np
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import values
 from olmoearth_jax.data.stats import StreamingStats
+from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
 
 OPTICAL = ("sentinel2_l2a", "landsat")
@@ -181,8 +182,9 @@ def time_problems(timestamps: np.ndarray, masks: dict[str, np.ndarray], steps: d
     rows = timestamps.tolist()
     if not 1 <= len(rows) <= MAX_TIMESTEPS:
         out.append(f"has {len(rows)} timesteps, 1 to {MAX_TIMESTEPS} are supported")
-    for day, month, year in rows:
-        if not (1 <= day <= 31 and 0 <= month <= 11 and 1970 <= year <= 2100):
+    for row in rows:
+        if any(not lo <= n <= hi for n, (lo, hi) in zip(row, DATE_RANGE, strict=True)):
+            day, month, year = row
             out.append(f"has the impossible date (day {day}, month {month} of 0-11, year {year})")
             break
     order: Sequence = [(y, m, d) for d, m, y in rows]

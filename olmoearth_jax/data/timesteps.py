@@ -31,6 +31,10 @@ class TimeAxis:
     masks: dict[str, np.ndarray]
 
 
+DATE_RANGE = ((1, 31), (0, 11), (1970, 2100))
+"""Lowest and highest day, month (from 0) and year of a timestamp."""
+
+
 def cut_range(masks: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
     """(first, last) row where any mask is true; None without masks; (0, -1) if all are false."""
     if not masks:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax import modalities
+from olmoearth_jax import modalities, platforms
 from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of, version_of
 from olmoearth_jax.inference.sample import Sample
@@ -383,7 +383,8 @@ def load_pretrained(
       revision: of the hub repository.
 
     Raises:
-      ValueError: see `load_weights`.
+      ValueError: see `load_weights`; or JAX_PLATFORMS names what is not here.
     """
+    platforms.check()
     loaded = load_weights(path_or_hub_id, revision)
     return PretrainedModel(loaded, Path(path_or_hub_id).name, dtype, restrict_inputs)

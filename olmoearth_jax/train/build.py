@@ -241,17 +241,18 @@ def build_recipe(config: ExperimentConfig, last_step: int, fsdp: int = 1) -> Rec
     optim, plan = module.optim_config, dataclasses.asdict(module.scheduler)
     plan["type"] = plan.pop("name")
     course = schedule.build(plan)
+    settings = optimizer.AdamWConfig(
+        lr=optim.lr,
+        betas=(optim.betas[0], optim.betas[1]),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=module.max_grad_norm,
+        count_offset=optim.count_offset,
+        group_overrides=tuple(optim.group_overrides),
+    )
     return Recipe(
-        optimizer.AdamWConfig(
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            max_grad_norm=module.max_grad_norm,
-            count_offset=optim.count_offset,
-            group_overrides=tuple(optim.group_overrides),
-        ),
-        lambda step: course.lr(optim.lr, step, last_step),
+        settings,
+        lambda step: course.lr(settings.peak, step, last_step),
         config.init_seed,
         rules_of(config.fsdp_rules, fsdp),
         lambda step: ema_decay_at(step, last_step, (module.ema_decay[0], module.ema_decay[1])),

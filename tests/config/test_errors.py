@@ -5,6 +5,7 @@ import pytest
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.model import latent_mim
 
 OVERRIDES = [
     ("trainer.nope=1", ["unknown config path 'trainer.nope'", "did you mean"]),
@@ -179,3 +180,20 @@ def test_json_with_unknown_or_wrong_members():
         ExperimentConfig.from_json('{"init_seed": "x"}')
     with pytest.raises(ConfigError, match="not valid JSON"):
         ExperimentConfig.from_json("{")
+
+
+@pytest.mark.parametrize("encoding", ["absolute", "rope"])
+@pytest.mark.parametrize("width", [40, 72, 80, 96, 100])
+def test_width_that_is_accepted_can_be_built(encoding, width):
+    config = overrides.apply_values(
+        official("nano"),
+        {
+            "model.encoder_config.embedding_size": width,
+            "model.encoder_config.num_heads": 1,
+            "model.encoder_config.position_encoding": encoding,
+        },
+    )
+    found = [p for p in config.validate() if "embedding_size" in p]
+    assert bool(found) == (width % (16 if encoding == "absolute" else 8) != 0), found
+    if not found:
+        latent_mim.graph(config.model)

@@ -10,6 +10,7 @@ from launch import _app, _estimate, dry_run
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.train import build_objective
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,3 +153,41 @@ def test_other_wrong_arguments_of_the_program(arguments):
     done = run(*arguments)
     assert done.returncode == _app.USER_ERROR
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train_module.ema_decay": [0.99, 1.0]},
+        {"train_module.token_exit_cfg": {"landsat": 1}},
+    ],
+)
+def test_target_is_counted_as_the_run_keeps_it(changes):
+    config = overrides.apply_values(official("nano"), changes)
+    objective = build_objective.build_objective(config)
+    assert _estimate.full_target(config) == objective.full_target == bool(changes)
+    encoder = sum(n for p, n in _estimate.parameter_rows(config) if p.startswith("encoder/"))
+    patches = dict(_estimate.parameter_rows(config))["encoder/patch_embeddings"]
+    low, high = (encoder * 0.8, encoder) if changes else (patches, patches)
+    assert low <= _estimate.target_size(config) <= high
+
+
+def memory(changes: dict, devices: int) -> str:
+    """The report's lines on memory."""
+    config = overrides.apply_values(_app.load_file("configs/nano.py:smoke"), changes)
+    lines = dry_run.report(config, devices)
+    first = next(i for i, line in enumerate(lines) if line.startswith("memory per device"))
+    return "\n".join(lines[first : lines.index("", first)])
+
+
+def test_memory_is_that_of_the_precision_and_not_of_the_attention():
+    half = memory({"precision": "bfloat16", "attention": "xla"}, 1)
+    assert memory({"attention": "xla"}, 1) == half
+    assert memory({"precision": "float32", "attention": "xla"}, 1) != half
+
+
+def test_memory_counts_the_devices_that_an_open_mesh_axis_takes():
+    open_axis = memory({"mesh.data": 1, "mesh.fsdp": -1}, 4)
+    assert open_axis == memory({"mesh.data": 1, "mesh.fsdp": 4}, 4)
+    assert open_axis != memory({}, 4)

@@ -1,6 +1,7 @@
 """Texts of a config that reach file names and job files."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def render(scheduler="slurm", name="run", arguments=(), folder="/out", **setting
 @pytest.mark.parametrize("bad", BREAKS, ids=ascii)
 def test_job_files_hold_no_text_that_ends_its_line(scheduler, bad):
     text = f"x{bad}touch PWNED #"
-    for given in (
+    cases: list[dict[str, Any]] = [
         {"name": text},
         {"folder": f"/{text}"},
         {"arguments": [f"--config.init_seed={text}"]},
@@ -72,7 +73,8 @@ def test_job_files_hold_no_text_that_ends_its_line(scheduler, bad):
         {"sbatch": [f"--x{text}"]},
         {"mounts": [_render.Mount(f"/{text}", "/d")]},
         {"namespace": text},
-    ):
+    ]
+    for given in cases:
         with pytest.raises(ValueError, match="no job file can hold|must be at most 63"):
             render(scheduler, **given)
     settings = _render.Settings(image=text)

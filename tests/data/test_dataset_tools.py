@@ -15,6 +15,7 @@ import pytest
 
 from olmoearth_jax.data import quality
 from olmoearth_jax.data.h5_writer import Storage
+from olmoearth_jax.data.hdf5_file import every_array
 from olmoearth_jax.data.stats import StreamingStats
 from tools import compute_norm_stats, rechunk_h5, verify_dataset
 from tools.make_synthetic_dataset import Gaps, make_dataset
@@ -25,7 +26,7 @@ SMALL_CHUNKS = Storage("gzip", 1, None, 8, 1)
 
 def _all_arrays(path: Path) -> dict[str, bytes]:
     with h5py.File(path) as file:
-        return {n: d[()].tobytes() for n, d in rechunk_h5._arrays(file).items()}
+        return {n: d[()].tobytes() for n, d in every_array(file).items()}
 
 
 def test_a_rechunked_dataset_is_equal_and_restartable(dataset, tmp_path, monkeypatch):

@@ -118,8 +118,8 @@ DAMAGES = {
     "timestep mask of 'sentinel1'": _replace(f"{MASK_GROUP}/sentinel1", np.ones(5, bool)),
     "is an array, not a group": _replace(MASK_GROUP, np.ones(5)),
     "at most 12": lambda path: [
-        _replace("timestamps", np.ones((14, 3), int))(path),
-        *(_replace(f"{MASK_GROUP}/{n}", np.ones(14, bool))(path) for n in NAMES[:2]),
+        _replace("timestamps", np.tile([1, 1, 2020], (14, 1)))(path),
+        *(_replace(f"{MASK_GROUP}/{n}", np.arange(14) % 13 == 0)(path) for n in NAMES[:2]),
     ],
     "no timestep is present": lambda path: [
         _replace(f"{MASK_GROUP}/{n}", np.zeros(12, bool))(path) for n in NAMES[:2]
@@ -177,7 +177,7 @@ def _frame(path: Path, name: str) -> tuple[int, int]:
 def test_a_crop_decodes_no_more_than_its_last_row(tmp_path):
     noise = np.random.default_rng(0).integers(0, 4000, (128, 128, 6, 12)).astype(np.uint16)
     path = tmp_path / "a.h5"
-    stamps, mask = np.ones((6, 3), np.int32), {"sentinel2_l2a": np.ones(6, bool)}
+    stamps, mask = np.tile(np.int32([1, 1, 2020]), (6, 1)), {"sentinel2_l2a": np.ones(6, bool)}
     write_sample(path, {"sentinel2_l2a": noise}, stamps, mask, np.zeros(2), Storage())
     offset, size = _frame(path, "sentinel2_l2a")
     content = bytearray(path.read_bytes())

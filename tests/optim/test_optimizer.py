@@ -159,3 +159,24 @@ def test_schedule_configs():
         schedule.build({"type": "CosineWithWarmup", "warmup": 1})
     with pytest.raises(ValueError, match="did you mean 'alpha_f'"):
         schedule.build({"warmup": 1, "alpha": 1})
+
+
+def test_groups_learn_where_all_else_has_rate_zero():
+    groups = [{"params": ["head/*"], "opts": {"lr": 0.2}}]
+    groups.append({"params": ["encoder/norm/*"], "opts": {"lr": 0.1}})
+    frozen = opt.AdamWConfig(lr=0.0, weight_decay=0.5, group_overrides=groups)
+    usual = opt.AdamWConfig(lr=0.4, weight_decay=0.5, group_overrides=groups)
+    assert (frozen.peak, usual.peak, opt.AdamWConfig(lr=0.0).peak) == (0.2, 0.4, 0.0)
+    params = tree(0)
+    grads = jax.tree.map(jnp.ones_like, params)
+    got, same = (
+        opt.flatten(opt.update(grads, opt.init(params, config=c), params, c.peak / 2, c)[0])
+        for c in (frozen, usual)
+    )  # half-way through the schedule
+    for path, value in opt.flatten(params).items():
+        learns = path.startswith(("head/", "encoder/norm/"))
+        np.testing.assert_allclose(got[path], same[path] if learns else value, rtol=1e-6)
+        assert bool((got[path] != value).any()) == learns
+    none = opt.AdamWConfig(lr=0.0, weight_decay=0.5)
+    new, _, _ = opt.update(grads, opt.init(params, config=none), params, 0.0, none)
+    np.testing.assert_array_equal(new["head"]["bias"], params["head"]["bias"])
