@@ -39,6 +39,7 @@ class RunInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     normalization: Mapping[str, Any] = field(default_factory=dict)
     dataset_fingerprint: str = ""
+    dataset_content: str = ""
     seed: int = 0
     steps_per_epoch: int = 1
 
@@ -214,6 +215,7 @@ class Checkpointer:
             "seed": info.seed,
             "steps_per_epoch": info.steps_per_epoch,
             "dataset_fingerprint": info.dataset_fingerprint,
+            "dataset_content": info.dataset_content,
             "normalization": dict(info.normalization),
             "config": dict(info.config),
             "items": {name: integrity.describe(tree) for name, tree in _items(state).items()},
@@ -378,13 +380,8 @@ def check_compatible(
     """Raises ValueError if a checkpoint belongs to another model, dataset or configuration."""
     lines = integrity.config_differences(meta["config"], info.config)
     _check_trees(meta, abstract, lines)
-    saved_print, now = meta["dataset_fingerprint"], info.dataset_fingerprint
-    if saved_print != now and not allow_dataset_change:
-        raise ValueError(
-            f"The dataset has changed since the checkpoint of step {meta['step']}: its fingerprint "
-            f"was {saved_print or '(none)'} and is now {now or '(none)'}. Give the same dataset, "
-            "or set --config.trainer.allow_dataset_change=true to go on with this one."
-        )
+    if not allow_dataset_change:
+        _check_dataset(meta, info)
     if lines and not allow_config_change:
         raise ValueError(
             f"The config differs from that of the checkpoint of step {meta['step']}:\n  "
@@ -394,6 +391,30 @@ def check_compatible(
         )
     for line in lines + integrity.config_differences(*_lengths(meta, info), ignored=()):
         log.warning("Resuming with a changed config: %s", line)
+
+
+def _check_dataset(meta: Meta, info: RunInfo) -> None:
+    """A dataset is the same if its content is, wherever it lies."""
+    before, now = meta.get("dataset_content"), info.dataset_content
+    if before is not None and before == now:
+        return
+    if before is None and meta["dataset_fingerprint"] == info.dataset_fingerprint:
+        return  # a checkpoint of before contents were kept, and the folder it names
+    steps = meta.get("steps_per_epoch")
+    if before is None and steps == info.steps_per_epoch and steps > 1:
+        # Other modalities are another config, which is judged by itself.
+        log.warning(
+            "The checkpoint of step %s does not say what its dataset held. This one lies elsewhere "
+            "and has as many steps an epoch (%s), so it is taken for the same.",
+            meta["step"], steps,
+        )  # fmt: skip
+        return
+    was = before or meta["dataset_fingerprint"]
+    raise ValueError(
+        f"The dataset has changed since the checkpoint of step {meta['step']}: its content was "
+        f"{(was or '(none)')[:12]} and is now {(now or '(none)')[:12]}. Give the same dataset, "
+        "or set --config.trainer.allow_dataset_change=true to go on with this one."
+    )
 
 
 def _lengths(meta: Meta, info: RunInfo) -> tuple[Meta, Meta]:
