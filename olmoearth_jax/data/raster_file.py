@@ -377,7 +377,7 @@ def ground_pixel_size(crs: Any, transform: Any, height: int, width: int) -> tupl
     ys = [t.d * x + t.e * y + t.f for x, y in corners]
     try:
         lon, lat = rasterio.warp.transform(crs, "EPSG:4326", xs, ys)
-    except (rasterio.errors.RasterioError, ValueError) as e:
+    except Exception as e:  # GDAL's own errors have no public class
         raise ValueError(f"the place of the raster is not defined in its CRS ({e})") from None
     points = _earth_centred(np.radians(lon), np.radians(lat))
     if not np.isfinite(points).all():

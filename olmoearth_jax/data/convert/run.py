@@ -20,6 +20,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tiles, tree
+from olmoearth_jax.data.convert.index_csv import read_series
 from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5_writer import Storage, write_csv, write_sample, write_tables
@@ -140,11 +141,15 @@ def convert(
     """
     state = settings.output_dir / STATE_DIR
     with lock_folder(state, "a conversion"):
-        series = {n: tree.read_series(settings.tree, n) for n in settings.modalities}
+        series = {n: read_series(settings.tree, n) for n in settings.modalities}
         ignored = {n: s.ignored for n, s in series.items() if s.ignored}
         if say and ignored:
             text = ", ".join(f"{count} of {name}" for name, count in ignored.items())
             say(f"ignored CSV rows that repeat a timestep or are out of order: {text}")
+            for name, listed in series.items():
+                if listed.lost:
+                    first = ", ".join(listed.lost[:3])
+                    say(f"{len(listed.lost)} tiles of {name} have no image_idx 0, such as {first}")
         jobs = tree.enumerate_tiles(series)
         scans, problems = _scan(settings, jobs, workers, say)
         if problems and not skip_unreadable:
