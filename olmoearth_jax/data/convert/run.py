@@ -33,6 +33,7 @@ STATE_DIR = ".h5_conversion"
 CHECKSUM_FILE = "checksums.csv"
 TILES_FILE = "sample_tiles.csv"
 DROPPED_FILE = "dropped.csv"
+NOTES_FILE = "notes.csv"
 RECORD_FILE = "conversion.json"
 
 Say = Callable[[str], None]
@@ -95,23 +96,26 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class Conversion:
     """Outcome: the folder, its samples and how many of them this run wrote, the tiles that
-    made no sample with the reason, and (tile, modality, reason) of what was left out of others."""
+    made no sample with the reason, and (tile, modality, text) of what was left out of others and
+    of what was not taken as it came or in another unit than usual."""
 
     folder: Path
     samples: int
     written: int
     dropped: dict[str, str]
     removed: list[tuple[str, str, str]]
+    notes: list[tuple[str, str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """A tile that makes samples: the first one's number, and the modalities it has."""
+    """A tile that makes samples: the first one's number, and the modalities it has with notes."""
 
     job: TileJob
     first: int
     names: tuple[str, ...]
     signature: str
+    notes: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,16 +191,17 @@ def _scan(
     todo = []
     for job in jobs:
         signature = _signature(settings, job)
-        known = journal.records.get(_key(job))
-        if known is None or known["signature"] != signature:
+        known = journal.records.get(_key(job), {})
+        if known.get("signature") != signature or "notes" not in known:
             todo.append((settings.tree, job, signature))
     progress = Progress(len(todo), "tiles scanned", say)
     with journal:
-        for (_, job, signature), (faults, problem) in run_tasks(_scan_tile, todo, workers):
-            if problem is None:
-                journal.add(_key(job), {"signature": signature, "faults": faults})
+        for (_, job, signature), found in run_tasks(_scan_tile, todo, workers):
+            if isinstance(found, str):
+                problems[str(job.cell)] = found
             else:
-                problems[str(job.cell)] = problem
+                record = {"signature": signature, **dataclasses.asdict(found)}
+                journal.add(_key(job), record)
             progress.step()
     return journal.records, dict(sorted(problems.items()))
 
@@ -205,11 +210,12 @@ def _key(job: TileJob) -> str:
     return f"{job.cell}_{job.cell.factor}"
 
 
-def _scan_tile(task: tuple[Path, TileJob, str]) -> tuple[dict[str, str], str | None]:
+def _scan_tile(task: tuple[Path, TileJob, str]) -> tiles.Findings | str:
+    """What a tile holds, or why it cannot be read."""
     try:
-        return tiles.clean(*task[:2]), None
+        return tiles.inspect(*task[:2])
     except ReadError as e:
-        return {}, str(e)
+        return str(e)
 
 
 def _select(
@@ -238,7 +244,10 @@ def _select(
             dropped[str(job.cell)] = reason + because
             continue
         removed += [(str(job.cell), name, why) for name, why in (faults | notes).items()]
-        kept.append(_Kept(job, len(kept) * settings.pieces, names, scan["signature"]))
+        said = {n: text for n, text in scan["notes"].items() if n in names}
+        # Samples of such a tile are others than those of a conversion that did not look.
+        signature = text_digest([scan["signature"], said]) if said else scan["signature"]
+        kept.append(_Kept(job, len(kept) * settings.pieces, names, signature, said))
     return kept, dropped, removed
 
 
@@ -255,7 +264,8 @@ def _write(
         settings.modalities, samples, settings.tile_px, settings.required
     )
     content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
-    result = Conversion(final, samples, 0, dropped, removed)
+    notes = [(str(k.job.cell), n, text) for k in kept for n, text in k.notes.items()]
+    result = Conversion(final, samples, 0, dropped, removed, notes)
     if final.exists():
         _check_complete(final, content)
         return result
@@ -266,6 +276,8 @@ def _write(
             shutil.rmtree(stale)
     written = _write_samples(settings, kept, partial, workers, say)
     _write_reports(settings, kept, dropped, removed, partial)
+    if notes:
+        write_csv(partial / NOTES_FILE, ("tile", "modality", "note"), notes)
     text = {"content": content, "settings": dataclasses.asdict(settings), "tiles": len(kept)}
     (partial / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
     (partial / "finished.jsonl").unlink(missing_ok=True)

@@ -12,10 +12,12 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.rasters import load_modality
 from olmoearth_jax.data.convert.tree import Date, TileJob
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS
+from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS, MISSING
 
 SENTINEL1_NODATA = -32768
 ERA5L_NODATA = -9999.0
+DECIBEL_LOWEST = -500.0
+"""No backscatter is lower: such values are hundredths of a decibel, or fills."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +47,51 @@ def fault(name: str, values: np.ndarray) -> str | None:
         return "is all zero"
     if name == "era5l_day_10" and (values == ERA5L_NODATA).any():
         return f"holds the fill value {ERA5L_NODATA}"
-    if name == "sentinel1" and (values == SENTINEL1_NODATA).any():
-        return f"holds the fill value {SENTINEL1_NODATA}"
+    if name == "sentinel1":
+        if (values == SENTINEL1_NODATA).any():
+            return f"holds the fill value {SENTINEL1_NODATA}"
+        if is_decibel(values) and values.min() < DECIBEL_LOWEST:
+            return f"is no linear power and holds {values.min():g}, which is no decibel either"
     return None
 
 
-def clean(tree: Path, job: TileJob) -> dict[str, str]:
-    """Reads every modality of a tile; the unusable ones with their reasons.
+def is_decibel(values: np.ndarray) -> bool:
+    """Whether backscatter is in decibel: linear power below -1 is rare, decibel above it too.
+
+    Noise removal makes linear power slightly negative, so the sign alone says nothing.
+    """
+    real = values[values != MISSING]
+    return bool(real.size) and float((real < -1).mean()) > 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a tile's rasters hold.
+
+    Attributes:
+      faults: unusable modalities, with the reason.
+      notes: what is done with others that is worth knowing.
+    """
+
+    faults: dict[str, str]
+    notes: dict[str, str]
+
+
+def inspect(tree: Path, job: TileJob) -> Findings:
+    """Reads every modality of a tile.
 
     Raises:
       ReadError: a raster cannot be read.
     """
-    found = ((n, fault(n, load_modality(tree, job, n))) for n in job.dates)
-    return {name: reason for name, reason in found if reason is not None}
+    faults, notes = {}, {}
+    for name in job.dates:
+        values = load_modality(tree, job, name)
+        reason = fault(name, values)
+        if reason is not None:
+            faults[name] = reason
+        elif name == "sentinel1" and is_decibel(values):
+            notes[name] = "is decibel already and taken as it is"
+    return Findings(faults, notes)
 
 
 def longest(dates: Mapping[str, Sequence[Date]], names: Sequence[str]) -> str | None:
@@ -136,9 +170,12 @@ def pieces(
     whole = {}
     for name in names:
         values = load_modality(tree, job, name)
+        linear = name == "sentinel1" and not is_decibel(values)
         if name in plan.steps:
             values = values[..., plan.steps[name], :]
-        whole[name] = to_decibel(values) if name == "sentinel1" else values
+        if name == "sentinel1":
+            values = to_decibel(values) if linear else values.astype(np.float32)
+        whole[name] = values
     per_side = IMAGE_TILE_PX // tile_px
     for i in range(per_side):
         for j in range(per_side):
