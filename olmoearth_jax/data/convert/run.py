@@ -116,6 +116,7 @@ class _Kept:
     names: tuple[str, ...]
     signature: str
     notes: dict[str, str]
+    empty: dict[str, list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _scan(
     for job in jobs:
         signature = _signature(settings, job)
         known = journal.records.get(_key(job), {})
-        if known.get("signature") != signature or "notes" not in known:
+        if known.get("signature") != signature or "empty" not in known:
             todo.append((settings.tree, job, signature))
     progress = Progress(len(todo), "tiles scanned", say)
     with journal:
@@ -233,7 +234,7 @@ def _select(
         faults, notes = dict(scan["faults"]), {}
         reason = tiles.drop_reason(job, names, (), settings.keep_unmatched)
         if reason is None:
-            plan = tiles.plan_time(job.dates, names, settings.keep_unmatched)
+            plan = tiles.plan_time(job.dates, names, settings.keep_unmatched, scan["empty"])
             faults.update(plan.removed)
             for name, count in plan.unmatched.items():
                 notes[name] = f"{count} timesteps on dates that the longest series lacks"
@@ -247,7 +248,7 @@ def _select(
         said = {n: text for n, text in scan["notes"].items() if n in names}
         # Samples of such a tile are others than those of a conversion that did not look.
         signature = text_digest([scan["signature"], said]) if said else scan["signature"]
-        kept.append(_Kept(job, len(kept) * settings.pieces, names, signature, said))
+        kept.append(_Kept(job, len(kept) * settings.pieces, names, signature, said, scan["empty"]))
     return kept, dropped, removed
 
 
@@ -352,7 +353,7 @@ def _write_tile(task: _WriteTask) -> dict[int, str]:
     }
     if len(done) == len(paths):
         return done
-    plan = tiles.plan_time(kept.job.dates, kept.names, settings.keep_unmatched)
+    plan = tiles.plan_time(kept.job.dates, kept.names, settings.keep_unmatched, kept.empty)
     centre = np.array(tree.centre(kept.job.cell))
     cut = tiles.pieces(settings.tree, kept.job, kept.names, plan, settings.tile_px)
     for (number, path), arrays in zip(paths.items(), cut, strict=True):

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.convert.rasters import load_modality
+from olmoearth_jax.data.convert.rasters import Loaded, load_modality
 from olmoearth_jax.data.convert.tree import Date, TileJob
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS, MISSING
 
 SENTINEL1_NODATA = -32768
 ERA5L_NODATA = -9999.0
+MOST_MISSING = 0.5
+"""Share of missing values from which a timestep is left out."""
+
 DECIBEL_LOWEST = -500.0
 """No backscatter is lower: such values are hundredths of a decibel, or fills."""
 
@@ -60,8 +63,7 @@ def is_decibel(values: np.ndarray) -> bool:
 
     Noise removal makes linear power slightly negative, so the sign alone says nothing.
     """
-    real = values[values != MISSING]
-    return bool(real.size) and float((real < -1).mean()) > 0.1
+    return bool(values.size) and float((values < -1).mean()) > 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,27 +73,58 @@ class Findings:
     Attributes:
       faults: unusable modalities, with the reason.
       notes: what is done with others that is worth knowing.
+      empty: per series the timesteps that are at least half missing.
     """
 
     faults: dict[str, str]
     notes: dict[str, str]
+    empty: dict[str, list[int]]
 
 
 def inspect(tree: Path, job: TileJob) -> Findings:
     """Reads every modality of a tile.
 
     Raises:
-      ReadError: a raster cannot be read.
+      ReadError: a raster cannot be read, or does not belong to the tile.
     """
-    faults, notes = {}, {}
+    found = Findings({}, {}, {})
     for name in job.dates:
-        values = load_modality(tree, job, name)
-        reason = fault(name, values)
+        loaded = load_modality(tree, job, name)
+        gone = loaded.missing
+        present = loaded.values if gone is None else loaded.values[~gone]
+        reason = fault(name, present) if present.size else "holds nothing but missing values"
+        said = [f"was turned ({loaded.turned})"] if loaded.turned else []
+        if reason is None and name == "sentinel1" and is_decibel(present):
+            said.append("is decibel already and taken as it is")
+        if reason is None and gone is not None:
+            steps = _empty_steps(name, gone)
+            if len(steps) == gone.shape[-2]:
+                reason = "misses at least half of its values on every date"
+            elif steps:
+                found.empty[name] = steps
+                dates = ", ".join(_iso(job.dates[name][k]) for k in steps)
+                said.append(f"misses at least half of its values on {dates}, which is left out")
+            rest = int(np.delete(gone, steps, axis=-2).sum())
+            if rest:
+                said.append(f"has {rest} missing values, stored as {MISSING:.0f}")
         if reason is not None:
-            faults[name] = reason
-        elif name == "sentinel1" and is_decibel(values):
-            notes[name] = "is decibel already and taken as it is"
-    return Findings(faults, notes)
+            found.faults[name] = reason
+        elif said:
+            found.notes[name] = "; ".join(said)
+    return found
+
+
+def _empty_steps(name: str, gone: np.ndarray) -> list[int]:
+    """Timesteps [..., T, C] of a series that are at least half missing; others have no mask."""
+    if _kind(name) != "space_time":
+        return []
+    shares = gone.mean(axis=tuple(k for k in range(gone.ndim) if k != gone.ndim - 2))
+    return [int(k) for k in np.flatnonzero(shares >= MOST_MISSING)]
+
+
+def _iso(date: Date) -> str:
+    day, month, year = date
+    return f"{year:04d}-{month + 1:02d}-{day:02d}"
 
 
 def longest(dates: Mapping[str, Sequence[Date]], names: Sequence[str]) -> str | None:
@@ -101,14 +134,17 @@ def longest(dates: Mapping[str, Sequence[Date]], names: Sequence[str]) -> str | 
 
 
 def plan_time(
-    dates: Mapping[str, Sequence[Date]], names: Sequence[str], keep_unmatched: bool = False
+    dates: Mapping[str, Sequence[Date]],
+    names: Sequence[str],
+    keep_unmatched: bool = False,
+    empty: Mapping[str, Sequence[int]] | None = None,
 ) -> TimePlan:
     """Aligns the series of a tile by date.
 
     `names` are kept; at least one is a space-time modality. Timesteps on dates that the longest
     series lacks are left out, and weather that lacks one of its dates is removed. With
     `keep_unmatched` both are stored as they come, as the reference does, and readers misplace what
-    follows them.
+    follows them. The `empty` timesteps of a series keep their date, but are not stored.
     """
     lead = longest(dates, names)
     assert lead is not None
@@ -118,10 +154,12 @@ def plan_time(
         own = list(dates[name])
         kind = _kind(name)
         if kind == "space_time":
-            masks[name] = np.array([d in own for d in axis])
+            gone = set((empty or {}).get(name, ()))
+            there = {d for k, d in enumerate(own) if k not in gone}
+            masks[name] = np.array([d in there for d in axis])
             first = sorted({own.index(d) for d in axis if d in own})
             kept = range(len(own)) if keep_unmatched or name == lead else first
-            steps[name] = np.array(kept, int)
+            steps[name] = np.array([k for k in kept if k not in gone], int)
         elif kind == "time_only":
             places = [own.index(d) for d in axis if d in own]
             if keep_unmatched:
@@ -133,7 +171,8 @@ def plan_time(
         if name in masks and not masks[name].any() and not keep_unmatched:
             removed[name] = "has none of the tile's dates"
             del masks[name], steps[name]
-    unmatched = {n: len(dates[n]) - len(kept) for n, kept in steps.items()}
+    held = {n: len(dates[n]) - len((empty or {}).get(n, ())) for n in steps}
+    unmatched = {n: held[n] - len(kept) for n, kept in steps.items()}
     return TimePlan(
         np.array(axis, np.int32), masks, steps, removed, {n: c for n, c in unmatched.items() if c}
     )
@@ -169,17 +208,22 @@ def pieces(
     """
     whole = {}
     for name in names:
-        values = load_modality(tree, job, name)
-        linear = name == "sentinel1" and not is_decibel(values)
-        if name in plan.steps:
-            values = values[..., plan.steps[name], :]
+        loaded = load_modality(tree, job, name)
         if name == "sentinel1":
-            values = to_decibel(values) if linear else values.astype(np.float32)
-        whole[name] = values
+            loaded.values = _backscatter(loaded)
+        whole[name] = loaded.filled(plan.steps.get(name, slice(None)))
     per_side = IMAGE_TILE_PX // tile_px
     for i in range(per_side):
         for j in range(per_side):
             yield {n: _cut(v, i, j, per_side) if v.ndim == 4 else v for n, v in whole.items()}
+
+
+def _backscatter(loaded: Loaded) -> np.ndarray:
+    """Decibel float32 of all timesteps; what is missing has no say in the unit."""
+    values, gone = loaded.values, loaded.missing
+    if is_decibel(values if gone is None else values[~gone]):
+        return values.astype(np.float32)
+    return to_decibel(values)
 
 
 def _cut(values: np.ndarray, i: int, j: int, per_side: int) -> np.ndarray:
