@@ -40,13 +40,15 @@ class DatasetIndex:
     Attributes:
       parts: the folders.
       modalities: training modalities in sample order.
-      fingerprint: hex digest that identifies the data set (not the subsampling).
+      fingerprint: hex digest of where the data set is, as the reference computes it.
+      content: hex digest of what it is, wherever it lies, and of what was chosen of it.
       latlon: float64 [samples, 2] tile centres in degrees, or None if a folder has none.
     """
 
     parts: tuple[Part, ...]
     modalities: tuple[str, ...]
     fingerprint: str
+    content: str
     latlon: np.ndarray | None
 
     def __len__(self) -> int:
@@ -92,11 +94,56 @@ def prepare(
     Raises:
       ValueError: missing or empty folder, malformed files, or nothing left.
     """
-    folder, names = location(h5py_dir), registry.in_sample_order(registry.resolve(modalities))
+    folder, names = location(h5py_dir), trained_names(modalities)
+    numbers = chosen_numbers(
+        folder,
+        names,
+        filter_idx_file=filter_idx_file,
+        dataset_percentage=dataset_percentage,
+        seed=seed,
+    )
+    part = Part(folder, numbers, _tile_px(folder, numbers, names))
+    return DatasetIndex(
+        (part,),
+        names,
+        fingerprint(folder, filter_idx_file),
+        content_digest(part, names),
+        _latlon(folder, numbers),
+    )
+
+
+def trained_names(modalities: Sequence[str]) -> tuple[str, ...]:
+    """Names of trained modalities in the order of samples.
+
+    Raises:
+      ValueError: none, an unknown one, or ndvi without what it is computed from.
+    """
+    names = registry.in_sample_order(registry.resolve(modalities))
     if not names:
         raise ValueError("no training modality is given")
     if "ndvi" in names and "sentinel2_l2a" not in names:
         raise ValueError("ndvi is computed from sentinel2_l2a, so train on that as well")
+    return names
+
+
+def chosen_numbers(
+    folder: AnyPath,
+    names: Sequence[str],
+    *,
+    filter_idx_file: str | Path | None = None,
+    dataset_percentage: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """int64 numbers of the samples that `prepare` keeps, in its order; no sample is opened.
+
+    Args:
+      folder: with its table, sample_metadata.csv.
+      names: as `trained_names` gives them.
+      filter_idx_file, dataset_percentage, seed: as for `prepare`.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
     if not 0 < dataset_percentage <= 1:
         raise ValueError(
             f"dataset_percentage must be above 0 and at most 1, got {dataset_percentage}"
@@ -124,10 +171,7 @@ def prepare(
             )
         rng = np.random.Generator(np.random.PCG64(seed))
         numbers = rng.choice(numbers, size=count, replace=False)
-    numbers = numbers.astype(np.int64)
-    part = Part(folder, numbers, _tile_px(folder, numbers, names))
-    print_ = fingerprint(folder, filter_idx_file)
-    return DatasetIndex((part,), names, print_, _latlon(folder, numbers))
+    return numbers.astype(np.int64)
 
 
 def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:
@@ -145,11 +189,13 @@ def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:
                 f"{', '.join(indices[0].modalities)} and {', '.join(other.modalities)}"
             )
     text = "".join(i.fingerprint for i in indices)
+    held = "".join(i.content for i in indices)
     centres = [i.latlon for i in indices if i.latlon is not None]
     return DatasetIndex(
         tuple(p for i in indices for p in i.parts),
         indices[0].modalities,
         hashlib.sha256(text.encode()).hexdigest(),
+        hashlib.sha256(held.encode()).hexdigest(),
         np.concatenate(centres) if len(centres) == len(indices) else None,
     )
 
@@ -173,6 +219,16 @@ def fingerprint(
     if filter_idx_file is not None:
         text += f",filter_idx_file={filter_idx_file}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_digest(part: Part, names: Sequence[str]) -> str:
+    """sha256 hex digest of what is trained on: the folder's table, the trained modalities, the
+    chosen samples in their order, and the side of the tiles. Where the folder lies has no part in
+    it, nor do the pixels: `tools.verify_dataset` looks at those."""
+    digest = hashlib.sha256((part.folder / METADATA_FILE).read_bytes())
+    about = f"{','.join(names)};{len(part.numbers)};{part.tile_px};"
+    digest.update(about.encode() + part.numbers.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def directory_name(
