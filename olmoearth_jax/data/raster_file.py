@@ -1,25 +1,41 @@
-"""One raster file as it is meant: north up, without what it declares to be missing.
+"""One raster file, read as it says it is to be read: direction, place, missing pixels.
 
-A file says more than its numbers: in which direction it is stored, which pixels count, what the
-numbers stand for. Nothing of that is ignored here; what cannot be obeyed is refused.
+A file's rows may run from south to north and its columns from east to west; windows are always
+those of the north-up picture. rasterio is imported when a file is opened.
 """
 
 from __future__ import annotations
 
-import math
+import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_ALPHA_NAMES = ("", "alpha", "a", "mask")
-_VERTICAL = ("vunits", "vto_meter", "geoidgrids", "geoid_crs")
-_WORDS = ("no_defs", "wktext", "type", "over")
+_TILT = 0.01
+"""Pixels by which a row or column may slant over the whole raster and still be called straight."""
+
+_HORIZONTAL_ONLY = {"no_defs", "wktext", "type", "vunits", "geoidgrids", "towgs84", "units"}
 
 
-def raster_library() -> Any:
+class RasterError(ValueError):
+    """A raster cannot be used.
+
+    Attributes:
+      path: of the file.
+      reason: why, without the path.
+    """
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+def library() -> Any:
     """The rasterio package.
 
     Raises:
@@ -27,60 +43,51 @@ def raster_library() -> Any:
     """
     try:
         import rasterio
-        import rasterio.shutil
+        import rasterio.enums
+        import rasterio.errors
         import rasterio.warp
         import rasterio.windows
     except ImportError:
         raise ValueError(
-            "GeoTIFFs need the 'geo' extra: pip install 'olmoearth-jax[geo]'"
+            "reading GeoTIFFs needs the 'geo' extra: pip install 'olmoearth-jax[geo]'"
         ) from None
     return rasterio
 
 
 class RasterFile:
-    """An open raster; a context manager. Bands of transparency are masks, no data.
+    """An open raster; a context manager.
 
     Attributes:
-      path: where it lies.
-      count: number of bands.
-      dtypes: their types, as names.
-      descriptions: their names in the file, '' where there is none.
-      units: their units in the file, '' where there is none.
+      path: as given.
+      count: number of data bands; an alpha band is none.
+      dtypes, descriptions, nodata, scales, offsets: per data band, as rasterio has them.
       height, width: in pixels.
       crs: as rasterio has it, or None.
-      transform: affine map of the pixels once they are turned, or None where the file says
-        nothing of its place.
-      turned: what was turned: 'upside down', 'mirrored'.
-      nodata: the declared fill value of each band, or None.
-      scales, offsets: of each band; the value meant is raw * scale + offset.
-      by_points: it is placed by ground control points or by a camera model, not by a grid.
+      transform: of the north-up picture; the identity if the file has no place.
+      placed: whether it has a place on the ground.
+      turned: in words how the file differs from north-up, such as 'upside down'; '' if it does not.
     """
 
-    def __init__(self, path: str | Path, *, bands: int | None = None, nodata: float | None = None):
-        """Opens a file.
+    def __init__(self, path: str | Path, expected: int | None = None):
+        """Opens a raster.
 
         Args:
-          path: the file.
-          bands: how many bands of data it should have. Writers mark the fourth band of 8 bits as
-            transparency without being asked: if the number counts it, it is data.
-          nodata: replaces the fill value that the file declares.
+          path: file, or whatever else rasterio opens.
+          expected: number of data bands where it is known. GDAL calls the fourth band of any
+            8-bit file alpha; with this number it is data where only so the count is right.
 
         Raises:
-          ValueError: it cannot be opened, is rotated, or holds no plain numbers.
+          ValueError: it cannot be opened, or its pixels do not lie along the axes of its CRS.
         """
-        library = raster_library()
-        self.path = Path(path)
+        self._rasterio, self.path = library(), path
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", library.errors.NotGeoreferencedWarning)
-                self._file: Any = library.open(path)
-                transform = self._file.transform
-        except (library.errors.RasterioError, OSError) as e:
-            raise ValueError(f"{path} cannot be read as a raster: {e}") from None
+            with _no_place_is_fine(self._rasterio):
+                self._file = self._rasterio.open(path)
+        except (self._rasterio.errors.RasterioError, OSError) as e:
+            raise RasterError(path, f"cannot be read as a raster: {e}") from e
         try:
-            self._describe(bands, nodata)
-            self._turn(None if transform == type(transform).identity() else transform)
-        except ValueError:
+            self._describe(expected)
+        except BaseException:
             self._file.close()
             raise
 
@@ -88,222 +95,301 @@ class RasterFile:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
-    def _describe(self, bands: int | None, nodata: float | None) -> None:
+    def _describe(self, expected: int | None) -> None:
         file = self._file
-        if not file.count:
-            parts = ", ".join(file.subdatasets[:5])
-            raise ValueError(f"{self.path} holds no bands of its own; name a part of it: {parts}")
-        alpha = [
-            k
-            for k, kind in enumerate(file.colorinterp)
-            if kind.name == "alpha" and (file.descriptions[k] or "").strip().lower() in _ALPHA_NAMES
-        ]
-        if bands == file.count or len(alpha) == file.count:
-            alpha = []
-        self._alpha = [k + 1 for k in alpha]
-        self._bands = [k + 1 for k in range(file.count) if k not in alpha]
-        self.count, self.height, self.width = len(self._bands), file.height, file.width
-        self.dtypes = self._of(file.dtypes)
-        self.descriptions = tuple((d or "").strip() for d in self._of(file.descriptions))
-        self.units = tuple((u or "").strip() for u in self._of(file.units))
-        self.scales, self.offsets = self._of(file.scales), self._of(file.offsets)
-        self._declared = nodata is None
-        self.nodata = self._of(file.nodatavals) if nodata is None else (nodata,) * self.count
-        self.crs = file.crs or None
-        self.by_points = bool(file.gcps[0]) or file.rpcs is not None
-        if any("complex" in d for d in self.dtypes):
-            raise ValueError(f"{self.path} holds complex numbers; give amplitudes or decibel")
-        self.dtype = np.result_type(*self.dtypes)
-
-    def _of(self, every: Sequence[Any]) -> tuple[Any, ...]:
-        """Of a list with an entry per band of the file, those of the bands of data."""
-        return tuple(every[k - 1] for k in self._bands)
-
-    def _turn(self, transform: Any) -> None:
-        self.transform, self._up, self._right, self.turned = transform, True, True, ()
-        if transform is None:
-            return
-        t = transform
-        # A hundredth of a pixel over the whole side is the noise of tools that write the map.
-        askew = max(abs(t.b) * self.height / (abs(t.a) or 1e-300),
-                    abs(t.d) * self.width / (abs(t.e) or 1e-300))  # fmt: skip
-        if askew > 0.01:
-            raise ValueError(
-                f"{self.path} is rotated; warp it to a north-up grid, for example with gdalwarp"
+        self.height, self.width, self.crs = file.height, file.width, file.crs
+        self._alpha, self._bands = _alpha_band(self._rasterio, file, expected)
+        chosen = [b - 1 for b in self._bands]
+        self.count = len(chosen)
+        self.dtypes = tuple(file.dtypes[k] for k in chosen)
+        self.descriptions = tuple(file.descriptions[k] for k in chosen)
+        self.nodata = tuple(file.nodatavals[k] for k in chosen)
+        self.scales = tuple(file.scales[k] for k in chosen)
+        self.offsets = tuple(file.offsets[k] for k in chosen)
+        t = file.transform
+        if t.is_identity and file.gcps[0]:
+            raise RasterError(
+                self.path, "is placed by ground control points: warp it to a north-up grid"
             )
-        self._up, self._right = t.e < 0, t.a > 0
-        words = (("upside down", self._up), ("mirrored", self._right))
-        self.turned = tuple(word for word, right in words if not right)
-        x = t.c if self._right else t.c + t.a * self.width
-        y = t.f if self._up else t.f + t.e * self.height
-        self.transform = type(t)(abs(t.a), 0.0, x, 0.0, -abs(t.e), y)
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the file says that its numbers are not the values meant."""
-        return any(s != 1 for s in self.scales) or any(o != 0 for o in self.offsets)
-
-    def physical(self, values: np.ndarray) -> np.ndarray:
-        """The values meant by raw ones [C, h, w], float32; see `scales` and `offsets`."""
-        if not self.scaled:
-            return values.astype(np.float32)
-        scale, offset = (
-            np.array(v, np.float64)[:, None, None] for v in (self.scales, self.offsets)
-        )
-        return (values * scale + offset).astype(np.float32)
+        # Without a CRS, pixels counted from a corner are no place.
+        counted = self.crs is None and abs(t.a) == abs(t.e) == 1 and t.c == 0
+        counted = counted and t.f in (0, self.height)
+        self.placed = not (t.is_identity or counted)
+        self._rows_up = self._cols_left = False
+        if self.placed:
+            if not _straight(t, self.height, self.width):
+                raise RasterError(self.path, "is rotated: warp it to a north-up grid")
+            self._rows_up, self._cols_left = t.e > 0, t.a < 0
+        x = t.c + t.a * self.width if self._cols_left else t.c
+        y = t.f + t.e * self.height if self._rows_up else t.f
+        if self._rows_up or self._cols_left:
+            t = type(t)(abs(t.a), 0.0, x, 0.0, -abs(t.e), y)
+        self.transform = t
+        words = [("upside down", self._rows_up), ("mirrored", self._cols_left)]
+        self.turned = " and ".join(word for word, so in words if so)
 
     def read(
-        self, rows: slice, cols: slice, out_shape: tuple[int, int] | None = None
+        self,
+        rows: slice | None = None,
+        cols: slice | None = None,
+        out_shape: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels of a window, north up.
+        """The data bands of a window of the north-up picture, and which pixels are valid.
 
         Args:
-          rows, cols: start and stop in pixels, inside the raster.
-          out_shape: (h, w) to thin the window out to, by the nearest pixels.
+          rows, cols: of the window, with bounds inside of the raster; None for all.
+          out_shape: (h, w) to thin the window out or to repeat its pixels (nearest ones).
 
         Returns:
-          raw values [C, h, w] in the file's dtype, and bool [C, h, w]: not declared missing by a
-          fill value, a mask or transparency, and a number.
+          (values [C, h, w] in the file's own type, valid bool [C, h, w]). Not valid is what nodata
+          values, masks and alpha bands say is none; NaN is not judged.
 
         Raises:
-          ValueError: the window lies outside, or the file is damaged.
+          ValueError: the window leaves the raster, or the file is damaged.
         """
-        inside = 0 <= rows.start < rows.stop <= self.height
-        if not inside or not 0 <= cols.start < cols.stop <= self.width:
-            raise ValueError(
-                f"rows {rows.start}..{rows.stop} and columns {cols.start}..{cols.stop} are not in "
-                f"{self.path} ({self.height} x {self.width})"
-            )
-        if not self._up:
-            rows = slice(self.height - rows.stop, self.height - rows.start)
-        if not self._right:
-            cols = slice(self.width - cols.stop, self.width - cols.start)
-        library = raster_library()
-        how: dict[str, Any] = {
-            "window": library.windows.Window(
-                cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start
-            )
-        }
+        top, bottom = _bounds(rows, self.height, self.path)
+        left, right = _bounds(cols, self.width, self.path)
+        if self._rows_up:
+            top, bottom = self.height - bottom, self.height - top
+        if self._cols_left:
+            left, right = self.width - right, self.width - left
+        window = self._rasterio.windows.Window(left, top, right - left, bottom - top)
+        how = {"window": window}
         if out_shape is not None:
             how["out_shape"] = (self.count, *out_shape)
         try:
-            values = self._file.read(self._bands, out_dtype=self.dtype, **how)
-            valid = self._valid(values, how)
-        except library.errors.RasterioError as e:
-            raise ValueError(f"{self.path} cannot be read, it may be damaged: {e}") from None
-        turn = (slice(None), slice(None, None, 1 if self._up else -1),
-                slice(None, None, 1 if self._right else -1))  # fmt: skip
-        return np.ascontiguousarray(values[turn]), np.ascontiguousarray(valid[turn])
+            with _no_place_is_fine(self._rasterio):
+                values = self._file.read(self._bands, **how)
+                valid = self._valid(values, how)
+        except (self._rasterio.errors.RasterioError, OSError) as e:
+            raise RasterError(
+                self.path, f"cannot be read, it may be damaged or incomplete ({e})"
+            ) from e
+        turn = np.s_[:, :: -1 if self._rows_up else 1, :: -1 if self._cols_left else 1]
+        return values[turn], valid[turn]
 
     def _valid(self, values: np.ndarray, how: dict[str, Any]) -> np.ndarray:
-        """bool [C, h, w] as stored; GDAL itself looks at one of fill value, mask and alpha only."""
-        single = {**how, "out_shape": values.shape[1:]}
+        """What every declaration of the file leaves valid; GDAL's own mask is only one of them."""
+        flag = self._rasterio.enums.MaskFlags
         valid = np.ones(values.shape, bool)
-        if values.dtype.kind == "f":
-            valid &= ~np.isnan(values)
-        for k, (band, nodata) in enumerate(zip(self._bands, self.nodata, strict=True)):
-            if nodata is not None and not math.isnan(nodata):
-                same = np.float32(nodata) if values.dtype == np.float32 else nodata
-                valid[k] &= values[k] != same
-            flags = {flag.name for flag in self._file.mask_flag_enums[band - 1]}
-            # The mask of a band may be the transparency, or the fill value that was replaced.
-            if "alpha" in flags or "all_valid" in flags or (flags == {"nodata"}):
-                continue
-            if "nodata" in flags and not self._declared:
-                continue
-            valid[k] &= self._file.read_masks(band, **single) > 0
-        for band in self._alpha:
-            valid &= self._file.read(band, **single) > 0
+        for k, band in enumerate(self._bands):
+            flags = self._file.mask_flag_enums[band - 1]
+            if not {flag.all_valid, flag.alpha, flag.nodata} & set(flags):
+                shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
+                mask = self._file.read_masks(band, window=how["window"], **shape)
+                valid[k] &= mask > 0
+            missing = self.nodata[k]
+            if missing is not None:
+                with np.errstate(over="ignore"):
+                    same = np.isnan(values[k]) if np.isnan(missing) else values[k] == missing
+                valid[k] &= ~same
+        if self._alpha is not None:
+            shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
+            valid &= self._file.read(self._alpha, window=how["window"], **shape) > 0
         return valid
 
 
-def _meaning(crs: Any) -> dict[str, str]:
-    """Parameters of a CRS in PROJ's words, without its name and without heights."""
-    out = {}
-    for part in crs.to_proj4().split():
-        key, _, value = part.removeprefix("+").partition("=")
-        if key in _WORDS or key in _VERTICAL:
-            continue
-        if key == "towgs84" and not any(float(v) for v in value.split(",")):
-            continue
-        out[key] = value
-    if out.get("datum") == "WGS84":
-        del out["datum"]
-        out["ellps"] = "WGS84"
-    return out
+def _no_place_is_fine(rasterio: Any) -> warnings.catch_warnings:
+    """Rasters without georeferencing are read without rasterio's warning."""
+    return warnings.catch_warnings(
+        action="ignore", category=rasterio.errors.NotGeoreferencedWarning
+    )
+
+
+def _alpha_band(rasterio: Any, file: Any, expected: int | None) -> tuple[int | None, list[int]]:
+    """(number of the alpha band or None, numbers of the data bands), counted from 1."""
+    every = list(range(1, file.count + 1))
+    kinds = file.colorinterp
+    found = [
+        b
+        for b in every
+        if kinds[b - 1] == rasterio.enums.ColorInterp.alpha
+        and (file.descriptions[b - 1] or "alpha").strip().lower() in ("alpha", "a", "mask")
+    ]
+    data = [b for b in every if b not in found]
+    if len(found) != 1 or not data or expected == len(every):
+        return None, every
+    return found[0], data
+
+
+def _straight(t: Any, height: int, width: int) -> bool:
+    if not (t.a and t.e):
+        return False
+    return abs(t.b) * height <= _TILT * abs(t.a) and abs(t.d) * width <= _TILT * abs(t.e)
+
+
+def _bounds(part: slice | None, size: int, path: str | Path) -> tuple[int, int]:
+    if part is None:
+        return 0, size
+    start, stop = part.start or 0, size if part.stop is None else part.stop
+    if not 0 <= start < stop <= size or part.step not in (None, 1):
+        raise RasterError(path, f"has {size} pixels on this side, no window {start}..{stop}")
+    return start, stop
 
 
 def same_crs(a: Any, b: Any) -> bool:
-    """Whether two coordinate reference systems of rasterio mean the same places.
+    """Whether two coordinate systems place pixels alike, however they are written.
 
-    Their names do not matter, nor does the system of heights, nor whether they come as a code, as
-    WKT or as a PROJ text. None equals None only.
+    Args:
+      a, b: whatever rasterio takes for a CRS, or None. None equals None only.
+
+    Raises:
+      ValueError: a text that is no CRS, or no rasterio.
     """
+    a, b = _parsed(a), _parsed(b)
     if a is None or b is None:
-        return a is None and b is None
+        return a is b
     if a == b:
         return True
-    ours, theirs = _meaning(a), _meaning(b)
-    return bool(ours) and ours == theirs
-
-
-def crs_name(crs: Any) -> str:
-    """A short name: its code, else the name it bears, else its PROJ text."""
-    if crs is None:
-        return "none"
-    code = crs.to_epsg()
-    if code:
-        return f"EPSG:{code}"
-    wkt = crs.to_wkt()
-    name = wkt.split('"')[1] if wkt.count('"') > 1 else ""
-    return name if name and name != "unknown" else crs.to_proj4() or wkt[:60]
+    codes = _code(a), _code(b)
+    if codes[0] is not None and codes[0] == codes[1]:
+        return True
+    return not _differences(a, b)
 
 
 def crs_difference(a: Any, b: Any) -> str:
-    """What differs, as 'EPSG:32633 against EPSG:32634 (zone 33 / 34)'."""
-    text = f"{crs_name(a)} against {crs_name(b)}"
-    if a is None or b is None:
-        return text
-    ours, theirs = _meaning(a), _meaning(b)
-    parts = [
-        f"{key} {ours.get(key, 'none') or 'yes'} / {theirs.get(key, 'none') or 'yes'}"
-        for key in dict.fromkeys((*ours, *theirs))
-        if ours.get(key) != theirs.get(key)
-    ]
-    return f"{text} ({', '.join(parts)})" if parts else text
-
-
-def pixel_size_m(crs: Any, transform: Any, height: int, width: int) -> tuple[float, float]:
-    """(width, height) in metres on the ground of the pixel in the middle of a north-up raster.
-
-    A projection's metres are not those of the ground everywhere: Web Mercator at 60 degrees draws
-    all things twice as large. Where the system has no known place on earth, its own units count.
+    """What differs between two unequal coordinate systems, for messages: short names or members.
 
     Raises:
-      ValueError: there is no CRS.
+      ValueError: as `same_crs`.
     """
-    if crs is None:
-        raise ValueError("without a coordinate reference system, pixels have no size")
-    library = raster_library()
-    x = transform.c + transform.a * (width / 2)
-    y = transform.f + transform.e * (height / 2)
-    points = [x, x + transform.a, x], [y, y, y + transform.e]
+    a, b = _parsed(a), _parsed(b)
+    none = "no coordinate reference system"
+    if a is None or b is None:
+        return f"{none if a is None else _title(a)} against {none if b is None else _title(b)}"
+    codes = _code(a), _code(b)
+    if None not in codes and codes[0] != codes[1]:
+        return f"{codes[0]} against {codes[1]}"
+    found = _differences(a, b)
+    names = f"{_title(a)} against {_title(b)}"
+    parts = ", ".join(f"{key} {one} against {other}" for key, one, other in found[:4])
+    if _title(a) == _title(b):
+        return parts or names
+    return f"{names} ({parts})" if parts else names
+
+
+def _parsed(crs: Any) -> Any:
+    if crs is None or crs == "":
+        return None
+    rasterio = library()
     try:
-        lon, lat = library.warp.transform(crs, "EPSG:4326", *points)
-    except Exception:  # PROJ knows no way; rasterio has no public class for that
-        lon, lat = [math.inf], [math.inf]
-    if not all(map(math.isfinite, (*lon, *lat))):
-        metres = crs.linear_units_factor[1] if crs.is_projected else math.nan
-        return abs(transform.a) * metres, abs(transform.e) * metres
-    # Radii of the WGS84 ellipsoid along the meridian and across it.
-    phi, e2 = math.radians(lat[0]), 0.00669437999014
-    root = 1 - e2 * math.sin(phi) ** 2
-    along, across = 6378137.0 * (1 - e2) / root**1.5, 6378137.0 / math.sqrt(root) * math.cos(phi)
+        return rasterio.crs.CRS.from_user_input(crs)
+    except (rasterio.errors.CRSError, TypeError) as e:
+        raise ValueError(f"unknown coordinate reference system {crs!r} ({e})") from None
 
-    def ground(k: int) -> float:
-        east = math.radians((lon[k] - lon[0] + 180) % 360 - 180) * across
-        return math.hypot(east, math.radians(lat[k] - lat[0]) * along)
 
-    return ground(1), ground(2)
+def _code(crs: Any) -> str | None:
+    found = crs.to_authority()
+    return None if found is None else ":".join(found)
+
+
+def _title(crs: Any) -> str:
+    code = _code(crs)
+    if code is not None:
+        return code
+    name = re.match(r'\w+\["([^"]*)"', crs.to_wkt())
+    return repr(name[1]) if name and name[1] else str(crs)
+
+
+def _datum(crs: Any) -> str | None:
+    """Plain name of a datum, or None if it is not known."""
+    found = re.search(r'(?:DATUM|ENSEMBLE)\["([^"]*)"', crs.to_wkt())
+    name = re.sub(r"[^a-z0-9]", "", found[1].lower()) if found else ""
+    name = re.sub(r"^d(?=wgs|north|european|etrs)|ensemble$", "", name)
+    if not name or name.startswith(("unknown", "unnamed", "notspecified")):
+        return None
+    return "wgs84" if name in ("wgs1984", "worldgeodeticsystem1984") else name
+
+
+def _differences(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """(parameter, of a, of b) of all in which two systems differ as PROJ writes them."""
+    one, other = _members(a), _members(b)
+    if not one or not other:
+        return [("definition", _title(a), _title(b))]
+    out = []
+    for key in sorted(set(one) | set(other)):
+        x, y = one.get(key), other.get(key)
+        numbers = isinstance(x, float) and isinstance(y, float)
+        close = numbers and abs(x - y) <= 1e-9 * max(1.0, abs(x), abs(y))  # pyright: ignore
+        if x != y and not close:
+            out.append((key, x, y))
+    datums = _datum(a), _datum(b)
+    if None not in datums and datums[0] != datums[1]:
+        out.append(("datum", *datums))
+    return out
+
+
+def _members(crs: Any) -> dict[str, Any]:
+    """PROJ's parameters of a system, with one name for what has several."""
+    raw = crs.to_dict()
+    if "proj" not in raw:
+        return {}
+    out = {k: v for k, v in raw.items() if k not in _HORIZONTAL_ONLY}
+    named = {"WGS84": "WGS84", "NAD83": "GRS80", "NAD27": "clrk66"}
+    if out.get("datum") in named:
+        out["ellps"] = named[out.pop("datum")]
+    if "k_0" in out:
+        out["k"] = out.pop("k_0")
+    if out["proj"] == "utm":
+        south = out.pop("south", False)
+        out |= {"proj": "tmerc", "lon_0": 6 * int(out.pop("zone")) - 183, "k": 0.9996}
+        out |= {"x_0": 500_000, "y_0": 10_000_000 if south else 0}
+    if out["proj"] == "longlat":
+        out["pm"] = out.get("pm", 0)
+    else:
+        out["unit of length"] = crs.linear_units_factor[1] if crs.is_projected else 1.0
+        for key in ("x_0", "y_0", "lon_0", "lat_0"):
+            out.setdefault(key, 0)
+        out.setdefault("k", 1)
+    numbers = (int, float)
+    return {
+        k: float(v) if isinstance(v, numbers) and not isinstance(v, bool) else v
+        for k, v in out.items()
+    }
+
+
+def ground_pixel_size(crs: Any, transform: Any, height: int, width: int) -> tuple[float, float]:
+    """(width, height) in metres on the ground of the pixel in the middle of a raster.
+
+    Map units lie: those of Web Mercator at 60 degrees are half a metre, and degrees are none.
+
+    Args:
+      crs: whatever rasterio takes for a CRS.
+      transform: affine map from (column, row) to the CRS.
+      height, width: of the raster in pixels.
+
+    Raises:
+      ValueError: no CRS, or a place where it is not defined.
+    """
+    rasterio, crs = library(), _parsed(crs)
+    if crs is None:
+        raise ValueError("a raster without a coordinate reference system has no size in metres")
+    col, row = width / 2, height / 2
+    corners = [(col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5)]
+    t = transform
+    xs = [t.a * x + t.b * y + t.c for x, y in corners]
+    ys = [t.d * x + t.e * y + t.f for x, y in corners]
+    try:
+        lon, lat = rasterio.warp.transform(crs, "EPSG:4326", xs, ys)
+    except (rasterio.errors.RasterioError, ValueError) as e:
+        raise ValueError(f"the place of the raster is not defined in its CRS ({e})") from None
+    points = _earth_centred(np.radians(lon), np.radians(lat))
+    if not np.isfinite(points).all():
+        raise ValueError(f"the place of the raster is not defined in {_title(crs)}")
+    across, down = points[1] - points[0], points[3] - points[2]
+    return float(np.linalg.norm(across)), float(np.linalg.norm(down))
+
+
+def _earth_centred(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+    """Metres [n, 3] from the centre of the earth (WGS 84) of points at height 0."""
+    a, f = 6378137.0, 1 / 298.257223563
+    e2 = f * (2 - f)
+    n = a / np.sqrt(1 - e2 * np.sin(lat) ** 2)
+    flat = n * np.cos(lat)
+    return np.stack([flat * np.cos(lon), flat * np.sin(lon), n * (1 - e2) * np.sin(lat)], axis=-1)

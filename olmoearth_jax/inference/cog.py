@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import raster_library
 from olmoearth_jax.evals.transforms import quantize_int8
 from olmoearth_jax.modalities import closest
 
@@ -63,6 +62,23 @@ class Quantizer:
         else:
             out = np.clip(np.rint((x - self.offset) / self.scale), -127, 127).astype(np.int8)
         return np.where(gone, np.int8(NODATA["int8"]), out)
+
+
+def raster_library() -> Any:
+    """The rasterio package.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    try:
+        import rasterio
+        import rasterio.shutil
+        import rasterio.warp
+    except ImportError:
+        raise ValueError(
+            "GeoTIFFs need the 'geo' extra: pip install 'olmoearth-jax[geo]'"
+        ) from None
+    return rasterio
 
 
 def _block(bands: int, dtype: str) -> int:
