@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import overrides
+from olmoearth_jax import overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.modalities import closest
 
@@ -155,6 +155,11 @@ def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) 
         if not is_users(e):
             raise
         _fail([str(e)])
+    except (RuntimeError, AssertionError) as e:
+        told = platforms.problem(e)
+        if told is None:
+            raise
+        _fail([told])
 
 
 def is_users(error: BaseException) -> bool:

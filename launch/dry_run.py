@@ -9,11 +9,10 @@ device, and the shapes that will be compiled. Exits 0, or 2 with every problem l
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from launch import _app, _estimate
+from launch import _app, _estimate, _samples
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.train import build, sharding
 
@@ -35,22 +34,13 @@ def planned_devices(cfg: ExperimentConfig, given: int | None) -> int:
     return given
 
 
-def steps_per_epoch(cfg: ExperimentConfig) -> int | None:
-    """Steps of an epoch from the folder's name, which is its number of samples; None if unknown."""
-    name = Path(cfg.dataset.h5py_dir or "").name
-    if not name.isdigit():
-        return None
-    samples = int(int(name) * cfg.dataset.dataset_percentage)
-    return samples // cfg.data_loader.global_batch_size * cfg.data_loader.repeats
-
-
-def report(cfg: ExperimentConfig, devices: int) -> list[str]:
+def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> list[str]:
     """The lines that are printed below the config."""
     lines = ["", "parameters", *_parameters(cfg)]
     timesteps = _estimate.grid_timesteps(cfg)
     spec = build.stream_of(cfg, timesteps, devices, build.build_objective(cfg))
     tokens = _estimate.simulate_tokens(cfg, timesteps)
-    lines += ["", "step", *_step(cfg, devices, spec, tokens)]
+    lines += ["", "step", *_step(cfg, devices, spec, tokens, samples.steps_per_epoch(cfg))]
     grids = ", ".join(f"{g}x{g}: {t}" for g, t in timesteps.items())
     lines += ["", "crops", _row("timesteps per grid", grids)]
     ladder = build.size_ladder(cfg, spec, timesteps, [])
@@ -87,7 +77,9 @@ def _parameters(cfg: ExperimentConfig) -> list[str]:
     return lines
 
 
-def _step(cfg: ExperimentConfig, devices: int, spec, tokens: _estimate.Tokens) -> list[str]:
+def _step(
+    cfg: ExperimentConfig, devices: int, spec, tokens: _estimate.Tokens, steps: int | None
+) -> list[str]:
     batch, views = cfg.data_loader.global_batch_size, cfg.data_loader.num_masked_views
     flops = _estimate.step_flops(cfg, spec, tokens)
     pooler = ", without the pooler" if cfg.model.encoder_config.attention_pooler_config else ""
@@ -107,7 +99,6 @@ def _step(cfg: ExperimentConfig, devices: int, spec, tokens: _estimate.Tokens) -
             f"{_estimate.forward_flops(cfg, tokens):.3g} without patch projection{pooler}",
         ),
     ]
-    steps = steps_per_epoch(cfg)
     if steps is not None:
         total = build.max_steps(cfg, steps, cfg.trainer.max_duration)
         lines += [_row("steps per epoch", f"{steps:,}"), _row("steps of the run", f"{total:,}")]
@@ -122,12 +113,13 @@ def _bytes(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
 
 
-def main(cfg: ExperimentConfig, devices: int | None = None) -> int:
+def main(cfg: ExperimentConfig, devices: int | None = None, num_samples: int | None = None) -> int:
     """Prints the report; 0 if the config can be run.
 
     Args:
       cfg: the config.
       devices: devices to plan for; None takes those of the mesh.
+      num_samples: samples of a dataset that is not here; None goes by its folder's name.
 
     Raises:
       ConfigError: it cannot; every problem is listed.
@@ -139,7 +131,11 @@ def main(cfg: ExperimentConfig, devices: int | None = None) -> int:
     if not found:
         try:
             sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
-            print("\n".join(report(cfg, devices)))
+            samples = _samples.known(cfg, num_samples)
+            print("\n".join(report(cfg, devices, samples)))
+            found = list(samples.problems)
+            for note in samples.notes:
+                print(f"note: {note}")
         except ValueError as e:
             found = [str(e)]
     if found:
@@ -149,4 +145,5 @@ def main(cfg: ExperimentConfig, devices: int | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _app.run(lambda cfg: main(cfg, _DEVICES.value), require_valid=False)
+    _samples.define_flag()
+    _app.run(lambda cfg: main(cfg, _DEVICES.value, flags.FLAGS.num_samples), require_valid=False)

@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import _app, _render
+from launch import _app, _render, _samples
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
@@ -54,6 +54,7 @@ _FRACTION = flags.DEFINE_float(
 )
 _CPUS = flags.DEFINE_integer("cpus_per_gpu", 8, "CPU cores per GPU.", 1)
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
+_samples.define_flag()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 
 APP = "/app"
@@ -255,6 +256,12 @@ def _topology(job: Job) -> _render.Topology:
     return _render.Topology(hosts, gpus, _PER.value)
 
 
+def _looks(cfg: ExperimentConfig) -> bool:
+    """Whether the run reads its dataset where this machine has it, and not from a mount."""
+    targets = [text.split(":")[1] for text in _MOUNT.value if ":" in text]
+    return not _covered(cfg.dataset.h5py_dir or "", targets)
+
+
 def _checked(jobs: Sequence[Job]) -> Iterator[tuple[Job, ExperimentConfig, _render.Topology]]:
     """Every job with its config and topology, after all of them were found good."""
     out, found = [], []
@@ -269,6 +276,8 @@ def _checked(jobs: Sequence[Job]) -> Iterator[tuple[Job, ExperimentConfig, _rend
             found.append(f"{prefix}another job has the run folder {cfg.run_folder} already")
         topology = _topology(job)
         found += [prefix + p for p in topology.problems(cfg)]
+        samples = _samples.known(cfg, flags.FLAGS.num_samples, _looks(cfg))
+        found += [prefix + p for p in samples.problems]
         out.append((job, cfg, topology))
     if found:
         raise ConfigError(found)

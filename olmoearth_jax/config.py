@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from olmoearth_jax import modalities
 from olmoearth_jax.configlib import schema
+from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.configlib.schema import ConfigError
 from olmoearth_jax.evals.tasks import EvalMode, EvalTaskConfig
 from olmoearth_jax.model.config import ModelConfig
@@ -398,8 +399,15 @@ class ExperimentConfig:
         Raises:
           ConfigError: unknown members or values of the wrong type, all listed.
         """
-        own = (values.get("common") or {}).get("extra_modalities") or {}
-        schema.register_modalities(own)  # before any list that names them is read
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"a config is a mapping of its parts (JSON: {{...}}), not {type(values).__name__}"
+            )
+        if too_deep(values):
+            raise ConfigError("the config has lists or mappings too deep in each other")
+        common = values.get("common")
+        own = common.get("extra_modalities") if isinstance(common, Mapping) else None
+        schema.register_modalities(own or {})  # before any list that names them is read
         return schema.convert(cls, values)
 
     @classmethod
@@ -411,7 +419,9 @@ class ExperimentConfig:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as e:
+        except RecursionError:
+            raise ConfigError("the config has lists or mappings too deep in each other") from None
+        except ValueError as e:  # also a whole number of thousands of digits
             raise ConfigError(f"the config is not valid JSON: {e}") from e
         return cls.from_dict(values)
 
@@ -427,4 +437,8 @@ def load_json(path: str | Path) -> ExperimentConfig:
         path = path / "config.json"
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist")
-    return ExperimentConfig.from_json(path.read_text())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {e}") from e
+    return ExperimentConfig.from_json(text)

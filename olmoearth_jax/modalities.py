@@ -7,7 +7,6 @@ A user adds a sensor by registering one more record of the same form (`register`
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from olmoearth_jax.modality_record import check as check_record
+from olmoearth_jax.proposals import closest as closest
 
 MISSING = -99999.0
 """Fill value of missing pixels, timesteps and modalities; exact in float32, never normalised."""
@@ -28,16 +30,6 @@ STD_MULTIPLIER = 2.0
 WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
 Kind = Literal["space_time", "space_only", "time_only", "static"]
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Text naming the nearest of `known` to `name` and listing them all, for error messages."""
-    known = list(known)
-    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
-    hint = ""
-    if near:
-        hint = f"did you mean {next(k for k in known if k.lower() == near[0])!r}? "
-    return f"{hint}known: {', '.join(known)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +122,7 @@ class Modality:
 
 
 def _parse(name: str, record: Mapping[str, Any]) -> Modality:
+    check_record(name, record)
     bands = tuple(record["bands"])
     sets = tuple(tuple(bands.index(b) for b in bs["bands"]) for bs in record["band_sets"])
     norm = record.get("normalization", {})
@@ -137,10 +130,7 @@ def _parse(name: str, record: Mapping[str, Any]) -> Modality:
     def table(key: str, first: str, second: str) -> Any:
         if key not in norm:
             return None
-        pair = tuple(tuple(float(x) for x in norm[key][f]) for f in (first, second))
-        if any(len(v) != len(bands) for v in pair):
-            raise ValueError(f"modality {name!r}: {key} statistics need {len(bands)} values")
-        return pair
+        return tuple(tuple(float(x) for x in norm[key][f]) for f in (first, second))
 
     return Modality(
         name=name,
@@ -178,10 +168,7 @@ def register(name: str, record: Mapping[str, Any]) -> Modality:
     Raises:
       ValueError: the name is taken by a different record, or the record is malformed.
     """
-    try:
-        modality = _parse(name, record)
-    except (KeyError, ValueError, TypeError) as e:
-        raise ValueError(f"record of modality {name!r} is malformed: {e!r}") from e
+    modality = _parse(name, record)
     old = _REGISTRY.get(name)
     if old is not None and old == modality:
         return old
@@ -208,7 +195,7 @@ def register_file(path: str | Path) -> tuple[str, ...]:
     """
     try:
         records = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"modality file {str(path)!r} cannot be read: {e}") from e
     if not isinstance(records, dict) or not all(isinstance(r, dict) for r in records.values()):
         raise ValueError(f"modality file {str(path)!r} must hold an object {{name: record, ...}}")

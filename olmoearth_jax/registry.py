@@ -28,8 +28,12 @@ def build(
     key = arguments.pop("type", None) or default
     if key is None:
         raise ValueError(f"a {what} needs a 'type'; {closest('', registry)}")
+    if not isinstance(key, str):
+        raise ValueError(
+            f"the 'type' of a {what} must be a name, got {key!r}; {closest('', registry)}"
+        )
     if key not in registry:
-        raise ValueError(f"unknown {what} {key!r}; {closest(str(key), registry)}")
+        raise ValueError(f"unknown {what} {key!r}; {closest(key, registry)}")
     fields = {f.name: f for f in dataclasses.fields(registry[key]) if f.init}
     for name, f in fields.items():
         if f.default is f.default_factory and name not in arguments:  # both are MISSING
@@ -40,7 +44,7 @@ def build(
         _check_type(f"{what} {key!r}: {name}", fields[name].default, value)
     try:
         return registry[key](**arguments)
-    except TypeError as e:
+    except (TypeError, AttributeError, OverflowError, ZeroDivisionError) as e:
         raise ValueError(f"{what} {key!r} got a value of the wrong type: {e}") from e
 
 

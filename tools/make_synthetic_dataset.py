@@ -144,7 +144,7 @@ def maps(draw: np.random.Generator, cover: np.ndarray, height: np.ndarray) -> di
     other = np.array([111, 122, 0, 176, 141, 131], np.uint8)[cover]
     out = {
         "worldcover": COVER_CODE[cover][..., None],
-        "srtm": (250 + 180 * height).astype(np.int32)[..., None],
+        "srtm": np.maximum(250 + 180 * height, -400).astype(np.int32)[..., None],
         "wri_canopy_height_map": trees.astype(np.uint8)[..., None],
         "cdl": np.where(cover == CROP, crops, other).astype(np.uint8)[..., None],
         "worldcereal": cereal,

@@ -182,7 +182,8 @@ class _Collector:
         for name, seen in report.values.items():
             for text in quality.suspicions(name, seen):
                 self.odd.setdefault((name, text), (seen.files, 0))
-            report.warnings += [f"{name}: {text}" for text in quality.far_means(name, seen)]
+            unusual = quality.fills(name, seen) + quality.far_means(name, seen)
+            report.warnings += [f"{name}: {text}" for text in unusual]
             if len(seen.dtypes) > 1:
                 report.warnings.append(f"{name}: stored as {', '.join(sorted(seen.dtypes))}")
         for (name, text), (count, example) in sorted(self.odd.items()):

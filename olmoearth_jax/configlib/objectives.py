@@ -50,7 +50,8 @@ def drop_stale(cfg: ExperimentConfig, before: Mapping[str, Any], set_keys: set[s
       set_keys: paths that were overridden.
     """
     for path, values in options(cfg).items():
-        new = registered(path).get(values.get("type", ""))
+        key = values.get("type")
+        new = registered(path).get(key) if isinstance(key, str) else None
         if new is None or values["type"] == before.get(path):
             continue
         known = {"type", *(f.name for f in dataclasses.fields(new) if f.init)}

@@ -6,12 +6,14 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from olmoearth_jax import modalities
+from olmoearth_jax.configlib.nesting import DEEPEST, too_deep
 from olmoearth_jax.modalities import closest
 
 MODALITY_LISTS = frozenset((
@@ -139,7 +141,10 @@ def set_path(cfg: Any, path: str, value: Any, aliases: Iterable[str] = ()) -> No
     Raises:
       ConfigError: unknown path, or a value of the wrong type.
     """
-    for part in reversed(path.split(".")):
+    parts = path.split(".")
+    if len(parts) > DEEPEST or too_deep(value):
+        raise ConfigError(f"config path {path[:60]!r} lies, or has values, too deep in each other")
+    for part in reversed(parts):
         value = Below({part: value})
     try:
         new = convert(type(cfg), value, base=cfg)
@@ -290,10 +295,13 @@ def _scalar(hint: Any, inner: Any, value: Any, path: str) -> Any:
         return str(value)
     elif inner is bool and (isinstance(raw, bool) or (number and raw in (0, 1))):
         return bool(raw)
-    elif inner is int and number and float(raw).is_integer():
+    elif inner is int and number and (isinstance(raw, int) or raw.is_integer()):
         return int(raw)
     elif inner is float and number:
-        return float(raw)
+        try:
+            return float(raw)
+        except OverflowError:
+            return math.inf if raw > 0 else -math.inf  # which no setting takes
     raise _wrong(path, hint, value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from olmoearth_jax import modalities
 from olmoearth_jax.config import MODEL_KINDS, VIEWS, ExperimentConfig
-from olmoearth_jax.configlib import objectives, texts
+from olmoearth_jax.configlib import limits, objectives, texts
 from olmoearth_jax.configlib.schema import MODALITY_LISTS, get_path
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.evals.tasks import catalogue, check_task
@@ -73,22 +73,20 @@ _RULES = {
 
 def problems(cfg: ExperimentConfig) -> list[str]:
     """One sentence per problem; the parts are put together only where each is good in itself."""
-    out = [
-        f"{path} must be {rule}, got {get_path(cfg, path)!r}"
-        for path, rule in _RULES.items()
-        if not _NUMBERS[rule](get_path(cfg, path))
-    ]
-    for part in (
-        texts.problems,
-        _modalities,
-        _model,
-        _loader,
-        _views,
-        _options,
-        _objective,
-        _targets,
-        _run,
-    ):
+    absurd = limits.problems(cfg)
+    out = []
+    for path, rule in _RULES.items():
+        value = get_path(cfg, path)
+        if path in absurd and isinstance(value, int):
+            continue  # perhaps too large to be compared
+        if not _NUMBERS[rule](value):
+            absurd.pop(path, None)
+            out.append(f"{path} must be {rule}, got {value!r}")
+    out += absurd.values()
+    out += texts.problems(cfg)
+    if absurd:
+        return out  # nothing is put together, not even for a try, with such numbers
+    for part in (_modalities, _model, _loader, _views, _options, _objective, _targets, _run):
         out += part(cfg)
     if not out:
         from olmoearth_jax.train.build_objective import build_objective
@@ -131,6 +129,10 @@ def _modalities(cfg: ExperimentConfig) -> Iterator[str]:
     )
     for path, bands in tokens.items():
         yield from _says(lambda bands=bands: Tokenization.from_mapping(bands), path)
+    if {"ndvi", "sentinel2_l2a"} & set(cfg.dataset.training_modalities) == {"ndvi"}:
+        yield (
+            "dataset.training_modalities has 'ndvi', which is computed from 'sentinel2_l2a'; add it"
+        )
     supported = model.encoder_config.supported_modality_names
     for name in cfg.dataset.training_modalities:
         if name not in supported:

@@ -103,13 +103,16 @@ def parse(text: str) -> Any:
     Lists are [a, b] or (a, b), mappings {k: v}; quoted text is never read as a number or a bool.
 
     Raises:
-      ValueError: brackets or quotes do not match.
+      ValueError: brackets or quotes do not match, or lie too deep in each other.
     """
     text = text.strip()
     if text[:1] not in (*_CLOSE, "'", '"'):
         return Text(text, scalar(text))
     reader = _Reader(text)
-    value = reader.value()
+    try:
+        value = reader.value()
+    except RecursionError:
+        raise ValueError("its lists or mappings lie too deep in each other") from None
     if reader.peek():
         raise reader.fail("unexpected text")
     return value

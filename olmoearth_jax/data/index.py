@@ -92,11 +92,51 @@ def prepare(
     Raises:
       ValueError: missing or empty folder, malformed files, or nothing left.
     """
-    folder, names = location(h5py_dir), registry.in_sample_order(registry.resolve(modalities))
+    folder, names = location(h5py_dir), trained_names(modalities)
+    numbers = chosen_numbers(
+        folder,
+        names,
+        filter_idx_file=filter_idx_file,
+        dataset_percentage=dataset_percentage,
+        seed=seed,
+    )
+    part = Part(folder, numbers, _tile_px(folder, numbers, names))
+    print_ = fingerprint(folder, filter_idx_file)
+    return DatasetIndex((part,), names, print_, _latlon(folder, numbers))
+
+
+def trained_names(modalities: Sequence[str]) -> tuple[str, ...]:
+    """Names of trained modalities in the order of samples.
+
+    Raises:
+      ValueError: none, an unknown one, or ndvi without what it is computed from.
+    """
+    names = registry.in_sample_order(registry.resolve(modalities))
     if not names:
         raise ValueError("no training modality is given")
     if "ndvi" in names and "sentinel2_l2a" not in names:
         raise ValueError("ndvi is computed from sentinel2_l2a, so train on that as well")
+    return names
+
+
+def chosen_numbers(
+    folder: AnyPath,
+    names: Sequence[str],
+    *,
+    filter_idx_file: str | Path | None = None,
+    dataset_percentage: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """int64 numbers of the samples that `prepare` keeps, in its order; no sample is opened.
+
+    Args:
+      folder: with its table, sample_metadata.csv.
+      names: as `trained_names` gives them.
+      filter_idx_file, dataset_percentage, seed: as for `prepare`.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
     if not 0 < dataset_percentage <= 1:
         raise ValueError(
             f"dataset_percentage must be above 0 and at most 1, got {dataset_percentage}"
@@ -124,10 +164,7 @@ def prepare(
             )
         rng = np.random.Generator(np.random.PCG64(seed))
         numbers = rng.choice(numbers, size=count, replace=False)
-    numbers = numbers.astype(np.int64)
-    part = Part(folder, numbers, _tile_px(folder, numbers, names))
-    print_ = fingerprint(folder, filter_idx_file)
-    return DatasetIndex((part,), names, print_, _latlon(folder, numbers))
+    return numbers.astype(np.int64)
 
 
 def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:

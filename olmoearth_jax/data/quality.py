@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data import values
 from olmoearth_jax.data.stats import StreamingStats
 from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
@@ -16,13 +17,22 @@ OPTICAL = ("sentinel2_l2a", "landsat")
 OFFSET = 1000
 """Added to Sentinel-2 counts by processing baselines from 04.00 on; must have been removed."""
 
-_LIMITS = {
-    "srtm": (-1000, 9000),
-    "worldcereal": (0, 100),
-    "openstreetmap_raster": (0, 1),
-    "sentinel1": (-101, 60),
-    "latlon": (-180, 180),
+_COUNTS = "counts (reflectance x 10000) are expected"
+_UNITS = {
+    "reflectance": f"looks like reflectance 0 to 1; {_COUNTS}",
+    "8-bit": f"looks like 8-bit pictures; {_COUNTS}",
+    "percent": f"looks like reflectance in percent; {_COUNTS}",
+    "wrapped": "holds negative numbers that were stored without a sign",
+    "linear": "looks like linear power; decibels, 10 log10(x), are expected",
+    "hundredths": "looks like hundredths of a decibel; decibels are expected",
+    "celsius": "temperatures look like degrees Celsius; kelvin are expected",
 }
+"""What to say of the units that `values.wrong_unit` tells apart."""
+
+_EMPTY = 0.5
+"""Share of a file that may hold a fill which single pixels can have, such as -100 dB."""
+
+_SAMPLED = 200_000
 _ENOUGH_FILES = 3
 _FAR = 1.5
 """Normalised means beyond 0.5 +/- this are reported; measured ones give 0.5."""
@@ -38,6 +48,8 @@ class Values:
       mean: per band.
       darkest: per file the smallest count above 0 over all bands.
       unknown: codes that the modality does not have.
+      units: rules of `values.wrong_unit` that held in a file.
+      counts: of values that cannot be.
       files: number of files.
     """
 
@@ -47,6 +59,8 @@ class Values:
     mean: list[StreamingStats] = dataclasses.field(default_factory=list)
     darkest: list[float] = dataclasses.field(default_factory=list)
     unknown: set[float] = dataclasses.field(default_factory=set)
+    units: set[str] = dataclasses.field(default_factory=set)
+    counts: values.Tally = dataclasses.field(default_factory=values.Tally)
     files: int = 0
 
     @classmethod
@@ -59,6 +73,10 @@ class Values:
         if not len(flat):
             return out
         out.lo, out.hi = flat.min(0).astype(np.float64), flat.max(0).astype(np.float64)
+        out.counts = values.Tally.of(name, flat)
+        few = flat[:: max(1, len(flat) // _SAMPLED)].reshape(-1)
+        if wrong := values.wrong_unit(name, few, flat.dtype):
+            out.units = {wrong[0]}
         for band in range(flat.shape[1]):
             stats = StreamingStats()
             stats.update(flat[:, band])
@@ -74,6 +92,8 @@ class Values:
         """Adds what was seen of further files."""
         self.dtypes |= other.dtypes
         self.unknown |= other.unknown
+        self.units |= other.units
+        self.counts.merge(other.counts)
         self.darkest += other.darkest
         self.files += other.files
         if other.lo is None or other.hi is None:
@@ -101,33 +121,45 @@ def suspicions(name: str, seen: Values) -> list[str]:
     if seen.lo is None or seen.hi is None:
         return []
     lo, hi = float(seen.lo.min()), float(seen.hi.max())
-    out = _optical(name, seen, lo, hi) if name in OPTICAL else []
-    if name == "sentinel1" and lo >= 0:
-        out.append("looks like linear power; decibels, 10 log10(x), are expected")
-    elif name in _LIMITS and not (_LIMITS[name][0] <= lo and hi <= _LIMITS[name][1]):
-        low, high = _LIMITS[name]
-        out.append(f"values are outside {low} to {high}")
-    if name == "era5_10" and seen.hi[0] < 150:
-        out.append("temperatures look like degrees Celsius; kelvin are expected")
-    if seen.unknown:
-        out.append(f"holds codes that do not exist, such as {min(seen.unknown):g}")
-    return out
-
-
-def _optical(name: str, seen: Values, lo: float, hi: float) -> list[str]:
     many = len(seen.darkest) >= _ENOUGH_FILES  # a single dark or bright file is no reason
-    if 0 < hi <= 2:
-        return ["looks like reflectance 0 to 1; counts (reflectance x 10000) are expected"]
-    if many and hi <= 255:
-        return ["looks like 8-bit pictures; counts (reflectance x 10000) are expected"]
-    if lo < 0:
-        return ["has negative counts; was an offset subtracted twice?"]
+    units = set(seen.units)
+    if name in OPTICAL:
+        units |= {"reflectance"} if 0 < hi <= 2 else {"8-bit"} if many and 0 < hi <= 255 else set()
+    if name == "sentinel1" and lo >= 0:
+        units.add("linear")
+    out = [_UNITS[rule] for rule in _UNITS if rule in units]
+    if out:
+        return out  # in another unit everything else looks odd too
+    if name in OPTICAL and lo < 0:
+        out.append("has negative counts; was an offset subtracted twice?")
     if name == "sentinel2_l2a" and many and np.median(seen.darkest) >= OFFSET:
-        return [
+        out.append(
             f"the darkest pixels of most files lie above {OFFSET}: subtract the offset of "
             f"{OFFSET} that products from 2022 on carry (processing baseline 04.00)"
-        ]
+        )
+    if seen.unknown:
+        out.append(f"holds codes that do not exist, such as {min(seen.unknown):g}")
+    return out + _impossible(name, seen)
+
+
+def _impossible(name: str, seen: Values) -> list[str]:
+    counts = seen.counts
+    for fill, some in counts.bad_fills(name):
+        if counts.share(counts.fills[fill]) > (_EMPTY if some else values.MOST_IMPOSSIBLE):
+            return [f"holds many values of {fill:g}, which stands for missing data"]
+    if not seen.unknown and counts.share(counts.impossible) > values.MOST_IMPOSSIBLE:
+        return [f"values are not {counts.expected}, which is all that is possible"]
     return []
+
+
+def fills(name: str, seen: Values) -> list[str]:
+    """Values that stand for missing data in other products, even if there are few of them."""
+    return [
+        f"holds {fill:g} in {seen.counts.share(seen.counts.fills[fill]):.2%} of its values, which "
+        f"stands for missing data; {MISSING:.0f} is expected there"
+        for fill, some in seen.counts.bad_fills(name)
+        if not some or seen.counts.share(seen.counts.fills[fill]) > values.MOST_IMPOSSIBLE
+    ]
 
 
 def far_means(name: str, seen: Values) -> list[str]:

@@ -7,6 +7,7 @@ training reader is not.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import warnings
@@ -80,10 +81,12 @@ def check_values(
     if normalized:
         _normalized(name, flat, off)
         return
-    _unit(name, flat, dtype, off)
-    _fills(name, x, real, off)
-    _impossible(name, x, real, off)
-    _unusual(name, x, real, newest)
+    if wrong := wrong_unit(name, flat, dtype):
+        raise ValueError(f"{name} {wrong[1]}{off}")
+    counts = Tally.of(name, x, real)
+    if told := counts.problem(name):
+        raise ValueError(f"{name} {told}{off}")
+    _unusual(name, x, real, counts, newest)
 
 
 def _normalized(name: str, flat: np.ndarray, off: str) -> None:
@@ -94,105 +97,172 @@ def _normalized(name: str, flat: np.ndarray, off: str) -> None:
         )
 
 
-def _unit(name: str, flat: np.ndarray, dtype: Any, off: str) -> None:
+def wrong_unit(name: str, flat: np.ndarray, dtype: Any = None) -> tuple[str, str] | None:
+    """Another unit that values look like.
+
+    Args:
+      name: modality.
+      flat: values [n] of any bands, without missing ones; n > 0.
+      dtype: type in which they came.
+
+    Returns:
+      (rule that holds, what to say of it), or None.
+    """
     if name == "sentinel1":
-        _radar(flat, off)
-    elif name in ("sentinel2_l2a", "landsat"):
-        _optical(name, flat, dtype, off)
-    elif name == "era5_10" and 0 < np.abs(flat).max() < 150:
-        raise ValueError(f"era5_10 must be in K, Pa, m/s and m, but nothing is above 150{off}")
+        return _radar(flat)
+    if name in ("sentinel2_l2a", "landsat"):
+        return _optical(name, flat, dtype)
+    if name == "era5_10" and 0 < np.abs(flat).max() < 150:
+        return "celsius", "must be in K, Pa, m/s and m, but nothing is above 150"
+    return None
 
 
-def _radar(flat: np.ndarray, off: str) -> None:
+def _radar(flat: np.ndarray) -> tuple[str, str] | None:
     low, middle = (float(v) for v in np.percentile(flat, (1, 50)))
     # Noise removal leaves slightly negative power.
-    linear = 0 <= middle <= 1.5 and float((flat < -1).mean()) < 0.1
-    if linear or low >= 0:
-        raise ValueError(
-            f"sentinel1 must be backscatter in decibel (about -30 to 0), but its values are "
-            f"like linear power (median {middle:.3g}): take 10 * log10(x){off}"
+    if low >= 0 or (0 <= middle <= 1.5 and float((flat < -1).mean()) < 0.1):
+        return "linear", (
+            "must be backscatter in decibel (about -30 to 0), but its values are like linear "
+            f"power (median {middle:.3g}): take 10 * log10(x)"
         )
     if low < -500:
-        raise ValueError(
-            f"sentinel1 must be backscatter in decibel (about -30 to 0), but its values reach "
-            f"{low:.0f}, like hundredths of a decibel: divide them by 100{off}"
+        return "hundredths", (
+            "must be backscatter in decibel (about -30 to 0), but its values reach "
+            f"{low:.0f}, like hundredths of a decibel: divide them by 100"
         )
+    return None
 
 
-def _optical(name: str, flat: np.ndarray, dtype: Any, off: str) -> None:
+def _optical(name: str, flat: np.ndarray, dtype: Any) -> tuple[str, str] | None:
     high = float(np.percentile(flat, 99))
     top, sentinel2 = float(flat.max()), name == "sentinel2_l2a"
+    counts = "must be digital numbers (up to about 10000), but its values"
     if 0 < high <= 2.0:
         fix = "multiply by 10000" if sentinel2 else "give the digital numbers"
-        raise ValueError(
-            f"{name} must be digital numbers (up to about 10000), but its values reach only "
-            f"{high:.3g}, like reflectance in 0..1: {fix}{off}"
-        )
+        like = f"like reflectance in 0..1: {fix}"
+        return "reflectance", f"{counts} reach only {high:.3g}, {like}"
     whole = dtype is None or np.dtype(dtype).kind in "iu" or not (flat % 1).any()
     picture = high <= 255 and top == 255 and whole and float((flat > 16).mean()) > 0.5
     if dtype == np.uint8 or picture:
-        raise ValueError(
-            f"{name} must be digital numbers (up to about 10000), but its values are those of "
-            f"an 8-bit picture (0..255): use the original product, not a rendering{off}"
+        return "8-bit", (
+            f"{counts} are those of an 8-bit picture (0..255): use the original product, not a "
+            "rendering"
         )
     if sentinel2 and 2 < high <= 100 and (flat % 1).any():
-        raise ValueError(
-            f"{name} must be digital numbers (up to about 10000), but its values reach only "
-            f"{high:.3g} and are no whole numbers, like percent: multiply by 100{off}"
+        return "percent", (
+            f"{counts} reach only {high:.3g} and are no whole numbers, like percent: multiply by "
+            "100"
         )
     wrapped = float(((flat >= 64000) & (flat < 65535)).mean())
     if sentinel2 and wrapped > MOST_IMPOSSIBLE:
-        raise ValueError(
-            f"{name} holds values from 64000 to 65534 ({wrapped:.1%}), like negative numbers "
-            f"that were stored without a sign: convert them before the offset is removed{off}"
+        return "wrapped", (
+            f"holds values from 64000 to 65534 ({wrapped:.1%}), like negative numbers that were "
+            "stored without a sign: convert them before the offset is removed"
         )
+    return None
 
 
-def _fills(name: str, x: np.ndarray, real: np.ndarray, off: str) -> None:
-    """Refuses constants that products use for 'nothing', where they cannot be measurements."""
-    limits = possible(name)
-    lowest = min(lo for lo, _ in limits) if limits else -np.inf
-    highest = max(hi for _, hi in limits) if limits else np.inf
-    for fill in _table().get(name, {}).get("fills", ()):
-        share = float((x == fill).sum()) / max(int(real.sum()), 1)
-        outside = not lowest <= fill <= highest or name == "worldcereal"
-        some = fill in _SOME_FILLS.get(name, ()) or not outside
-        allowed = MOST_IMPOSSIBLE if some else 0.0
-        if fill == 0 and name != "sentinel1":
-            continue  # may be a measurement: many of them are told as a warning
-        if share > allowed:
-            raise ValueError(
-                f"{name} holds {fill:g} in {share:.2%} of its values, which stands for missing "
-                f"data: give NaN or {MISSING:.0f} there{off}"
-            )
+@dataclasses.dataclass
+class Tally:
+    """Counts of values that cannot be measurements.
 
+    Attributes:
+      total: values that are not missing.
+      fills: of each value that products use for 'nothing'; of zeros too.
+      impossible: outside of the possible range, or codes that do not exist.
+      example: one of these.
+      expected: what is possible in its band.
+    """
 
-def _impossible(name: str, x: np.ndarray, real: np.ndarray, off: str) -> None:
-    codes = _table().get(name, {}).get("codes")
-    if codes is not None:
-        # 0 is what maps hold where they have no class.
-        wrong = real & ~np.isin(x, (0, *codes))
-        expected = f"one of {', '.join(map(str, codes))}"
-    else:
+    total: int = 0
+    fills: dict[float, int] = dataclasses.field(default_factory=dict)
+    impossible: int = 0
+    example: float = 0.0
+    expected: str = ""
+
+    @classmethod
+    def of(cls, name: str, x: np.ndarray, real: np.ndarray | None = None) -> Tally:
+        """Counts in values [n, bands], or [n, 1] of any band, where `real` (everywhere if None)."""
+        chosen: Any = True if real is None or real.all() else real
+        out = cls(x.size if real is None else int(real.sum()))
+        if not out.total:
+            return out
+        ends = (np.inf, -np.inf) if x.dtype.kind == "f" else _ends(x.dtype)
+        lo = x.min(0, where=chosen, initial=ends[0])
+        hi = x.max(0, where=chosen, initial=ends[1])
+        for fill in {0, *_table().get(name, {}).get("fills", ())}:
+            if lo.min() <= fill <= hi.max():
+                out.fills[fill] = int(((x == fill) & chosen).sum())
+        codes, limits = _table().get(name, {}).get("codes"), possible(name)
+        if codes is not None:
+            # 0 is what maps hold where they have no class.
+            wrong = chosen & ~np.isin(x, (0, *codes))
+            out.expected = f"one of {', '.join(map(str, codes))}"
+        elif limits is not None:
+            if x.shape[1] != len(limits):
+                limits = [(min(a for a, _ in limits), max(b for _, b in limits))]
+            low, high = np.array(limits).T
+            if (lo >= low).all() and (hi <= high).all():
+                return out
+            wrong = chosen & ((x < low) | (x > high))
+            band = int(wrong.sum(0).argmax())
+            out.expected = f"in {low[band]:g}..{high[band]:g}"
+        else:
+            return out
+        out.impossible = int(wrong.sum())
+        out.example = float(x[wrong][0]) if out.impossible else 0.0
+        return out
+
+    def merge(self, other: Tally) -> None:
+        """Adds the counts of other values of the modality."""
+        for fill, count in other.fills.items():
+            self.fills[fill] = self.fills.get(fill, 0) + count
+        if other.impossible and not self.impossible:
+            self.example, self.expected = other.example, other.expected
+        self.total, self.impossible = self.total + other.total, self.impossible + other.impossible
+
+    def share(self, count: int) -> float:
+        return count / max(self.total, 1)
+
+    def bad_fills(self, name: str) -> list[tuple[float, bool]]:
+        """(value, whether a few pixels may hold it) of the fills that are no measurements."""
         limits = possible(name)
-        if limits is None:
-            return
-        if x.shape[1] != len(limits):
-            limits = [(min(lo for lo, _ in limits), max(hi for _, hi in limits))]
-        low, high = np.array(limits).T
-        wrong = real & ((x < low) | (x > high))
-        band = int(wrong.sum(0).argmax())
-        expected = f"in {low[band]:g}..{high[band]:g}"
-    share = float(wrong.sum()) / max(int(real.sum()), 1)
-    if share > MOST_IMPOSSIBLE:
-        example = float(x[wrong][0])
-        raise ValueError(
-            f"{name} must be {expected} ({_table()[name].get('unit', 'raw units')}), but "
-            f"{share:.2%} of its values are not, such as {example:g}{off}"
-        )
+        lowest = min(lo for lo, _ in limits) if limits else -np.inf
+        highest = max(hi for _, hi in limits) if limits else np.inf
+        out = []
+        for fill, count in sorted(self.fills.items()):
+            if not count or (fill == 0 and name != "sentinel1"):
+                continue  # 0 may be a measurement: many of them are told as a warning
+            outside = not lowest <= fill <= highest or name == "worldcereal"
+            out.append((fill, fill in _SOME_FILLS.get(name, ()) or not outside))
+        return out
+
+    def problem(self, name: str) -> str | None:
+        """What cannot be, with its share, or None."""
+        for fill, some in self.bad_fills(name):
+            share = self.share(self.fills[fill])
+            if share > (MOST_IMPOSSIBLE if some else 0.0):
+                return (
+                    f"holds {fill:g} in {share:.2%} of its values, which stands for missing "
+                    f"data: give NaN or {MISSING:.0f} there"
+                )
+        share = self.share(self.impossible)
+        if share > MOST_IMPOSSIBLE:
+            unit = _table()[name].get("unit", "raw units")
+            return (
+                f"must be {self.expected} ({unit}), but {share:.2%} of its values are not, such "
+                f"as {self.example:g}"
+            )
+        return None
 
 
-def _unusual(name: str, x: np.ndarray, real: np.ndarray, newest: int | None) -> None:
+def _ends(dtype: np.dtype) -> tuple[Any, Any]:
+    if dtype.kind == "b":
+        return True, False
+    return np.iinfo(dtype).max, np.iinfo(dtype).min
+
+
+def _unusual(name: str, x: np.ndarray, real: np.ndarray, counts: Tally, newest: int | None) -> None:
     record = _table().get(name, {})
     if name == "sentinel2_l2a" and (newest or 0) >= OFFSET_SINCE:
         thin = slice(None, None, max(1, len(x) // _SAMPLED))
@@ -206,8 +276,7 @@ def _unusual(name: str, x: np.ndarray, real: np.ndarray, newest: int | None) -> 
                 "bright, ignore this"
             )
             return
-    count = max(int(real.sum()), 1)
-    zeros = float(((x == 0) & real).sum()) / count
+    zeros = counts.share(counts.fills.get(0, 0))
     if zeros > record.get("share_of_zeros_warned", 1.0):
         _warn(
             f"{name}: {zeros:.0%} of the values are 0. If that stands for missing data, give NaN "
@@ -216,13 +285,13 @@ def _unusual(name: str, x: np.ndarray, real: np.ndarray, newest: int | None) -> 
         return
     if "typical" in record:
         low, high = record["typical"]
-        outside = float((real & ((x < low) | (x > high))).sum()) / count
+        outside = counts.share(int((real & ((x < low) | (x > high))).sum()))
         if outside > 0.5:
             _warn(f"{name}: {outside:.0%} of the values are outside the usual {low:g}..{high:g}")
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=6)
+    warnings.warn(text, stacklevel=5)
 
 
 def warnings_of(values: np.ndarray, name: str, **how: Any) -> Sequence[str]:

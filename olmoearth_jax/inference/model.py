@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax import modalities
+from olmoearth_jax import modalities, platforms
 from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of, version_of
 from olmoearth_jax.inference.sample import Sample
@@ -180,7 +180,7 @@ class PretrainedModel:
         if isinstance(sample, Prepared):
             return sample
         if not isinstance(sample, Sample):
-            sample = Sample.concatenate(list(sample))
+            sample = Sample.concatenate(_samples(sample))
         names = self._names(sample)
         self._check_size(sample, names, patch_size)
         return prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
@@ -213,9 +213,8 @@ class PretrainedModel:
         """Modalities of the sample that the encoder takes; says which are left out."""
         for name in sample.data:
             if name not in self.slots.names:
-                raise ValueError(
-                    f"this model does not take {name}; {closest(name, self.modalities)}"
-                )
+                known = ", ".join(self.modalities)
+                raise ValueError(f"this model does not take {name}; it takes {known}")
         if dropped := [n for n in sample.data if n in self.decode_only]:
             warnings.warn(
                 f"left out {', '.join(dropped)}: the encoder was not trained to see them",
@@ -250,6 +249,24 @@ class PretrainedModel:
                 f"an image of {image[0]} x {image[1]} pixels cannot be cut into patches of "
                 f"{patch_size}: crop it to {whole}, or use a patch size of {fits}"
             )
+
+
+def _samples(given: Any) -> list[Sample]:
+    """The samples of a list of them; says how to make one of anything else."""
+    if isinstance(given, Mapping):
+        what = f"a mapping of {', '.join(map(str, given))}"
+    else:
+        members = [given] if hasattr(given, "shape") else list(given)
+        odd = [s for s in members if not isinstance(s, Sample)]
+        if not odd:
+            return members
+        shape = getattr(odd[0], "shape", None)
+        what = type(odd[0]).__name__ + ("" if shape is None else f" of shape {list(shape)}")
+    raise ValueError(
+        f"a model takes samples, not {what}: values need the names of their bands and their dates. "
+        "Make one with Sample.from_arrays({'sentinel2_l2a': array}, dates=['2024-06-15'], "
+        "bands={'sentinel2_l2a': ['B02', ...]}); the array is [H, W, T, C]"
+    )
 
 
 def _check_visible(ready: Prepared) -> None:
@@ -366,7 +383,8 @@ def load_pretrained(
       revision: of the hub repository.
 
     Raises:
-      ValueError: see `load_weights`.
+      ValueError: see `load_weights`; or JAX_PLATFORMS names what is not here.
     """
+    platforms.check()
     loaded = load_weights(path_or_hub_id, revision)
     return PretrainedModel(loaded, Path(path_or_hub_id).name, dtype, restrict_inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from olmoearth_jax.interop.weights import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
@@ -26,10 +27,17 @@ ENCODED = ("sentinel2_l2a", "sentinel1", "landsat")
 
 
 def published_name(name: str) -> str | None:
-    """The published model meant by a name, or None: any case, with or without the owner."""
+    """The published model meant by a name, or None.
+
+    With or without the owner, in any case, with any separators: other packages call
+    'OlmoEarth-v1_1-Tiny' OLMOEARTH_V1_1_TINY.
+    """
     bare = name.split("/")[-1] if name.startswith(f"{OWNER}/") or "/" not in name else name
-    wanted = bare.lower().replace("v1.", "v1_")
-    return next((known for known in PUBLISHED if known.lower() == wanted), None)
+    return next((known for known in PUBLISHED if _spelled(known) == _spelled(bare)), None)
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"[-_. ]+", "_", name.strip().lower())
 
 
 def repository(name: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.files import replacing
 from olmoearth_jax.interop import config_json, torch_file
+from olmoearth_jax.interop.plain_pickle import PickleRefused
 from olmoearth_jax.model.config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -120,13 +119,13 @@ def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         raw = torch_file.read(path)
-    except pickle.UnpicklingError as e:
+    except PickleRefused as e:
         raise ValueError(
             f"{path} was refused: it holds other things than tensors, or is not a PyTorch file "
             "at all. A pickle can run code when it is read, so only plain weights are accepted; "
             f"download the published file again ({_first_line(e)})"
         ) from None
-    except (EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except ValueError as e:
         raise ValueError(
             f"{path} is damaged or cut off, download it again ({_first_line(e)})"
         ) from None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from olmoearth_jax import platforms
 
 DEFAULT_CACHE = "~/.cache/olmoearth_jax/xla"
 
@@ -66,8 +69,15 @@ def start_distributed(
             "Several processes need --coordinator=HOST:PORT, --num_processes and --process_id; "
             f"{names} missing."
         )
-    tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", 1)
     if local_device_ids is None and tasks > 1 and "SLURM_STEP_NODELIST" in environ:
+        for name in _SLURM_NAMES:
+            if not environ.get(name):
+                raise ValueError(
+                    f"this is a task of a Slurm step, but {name} is not set: start it with srun, "
+                    "without --export=NONE or env -i, or give --coordinator, --num_processes and "
+                    "--process_id"
+                )
         jax.distributed.initialize(
             cluster_detection_method="slurm", local_device_ids=slurm_devices(environ)
         )
@@ -87,18 +97,44 @@ def slurm_devices(environ: Mapping[str, str]) -> list[int]:
     One task per node takes all of the node's; one task per GPU takes its own (or its only one,
     where Slurm binds GPUs to tasks). Raises ValueError for any other number of tasks.
     """
-    nodes = int(environ.get("SLURM_STEP_NUM_NODES", "1"))
-    tasks = int(environ["SLURM_STEP_NUM_TASKS"]) // nodes
+    count, nodes = (_number(environ, f"SLURM_STEP_NUM_{what}", 1) for what in ("TASKS", "NODES"))
+    tasks, local = count // max(nodes, 1), _number(environ, "SLURM_LOCALID", 0)
     shown = environ.get("CUDA_VISIBLE_DEVICES", "")
-    seen = len(shown.split(",")) if shown else int(environ.get("SLURM_GPUS_ON_NODE", "1"))
+    on_node = _number(environ, "SLURM_GPUS_ON_NODE", 0)
+    seen = len(shown.split(",")) if shown else on_node or 1
+    if tasks > 1 and 0 < on_node < tasks:
+        raise ValueError(
+            f"{tasks} Slurm tasks per node share {on_node} GPU{'s' * (on_node > 1)}: use "
+            "--ntasks-per-node=1, or one task per GPU."
+        )
     if tasks == 1 or seen == 1:
         return list(range(seen))
-    if tasks == seen:
-        return [int(environ["SLURM_LOCALID"])]
-    raise ValueError(
-        f"{tasks} Slurm tasks per node that see {seen} GPUs each: use --ntasks-per-node=1, or one "
-        "task per GPU."
-    )
+    if tasks != seen:
+        raise ValueError(
+            f"{tasks} Slurm tasks per node that see {seen} GPUs each: use --ntasks-per-node=1, or "
+            "one task per GPU."
+        )
+    if local >= seen:
+        raise ValueError(
+            f"SLURM_LOCALID={local}, but a task sees only {seen} GPUs: Slurm has put more tasks on "
+            "this node than on others; use --ntasks-per-node"
+        )
+    return [local]
+
+
+_SLURM_NAMES = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+"""What JAX reads of a Slurm task, besides the SLURM_STEP_NODELIST by which it is known as one."""
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    """A count among the variables of Slurm, such as '8' or '8(x2)'."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    found = re.match(r"\d+", text)
+    if found is None:
+        raise ValueError(f"{name}={text} must be a whole number")
+    return int(found[0])
 
 
 def topology(local_device_ids: Sequence[int] | None = None) -> str:
@@ -107,13 +143,22 @@ def topology(local_device_ids: Sequence[int] | None = None) -> str:
     Raises:
       ValueError: this process has not the devices it was given, or others have more or fewer.
     """
-    if local_device_ids is not None and len(local_device_ids) != jax.local_device_count():
+    platforms.check()
+    here = jax.local_device_count()
+    if local_device_ids is not None and len(local_device_ids) != here:
         raise ValueError(
             f"--local_device_ids names {len(local_device_ids)} devices, but JAX found "
-            f"{jax.local_device_count()} of platform {jax.default_backend()!r}: install "
+            f"{here} of platform {jax.default_backend()!r}: install "
             "olmoearth-jax with an extra for the GPU, or name the devices that there are"
         )
-    mine = np.array([jax.local_device_count()])
+    lost = [i for i in local_device_ids or () if i >= here]
+    if lost and jax.default_backend() == "cpu" and platforms.given() != "cpu":
+        # A GPU that is not there leaves JAX with the CPU. Other platforms show only what is given.
+        raise ValueError(
+            f"--local_device_ids names device {lost[0]}, but JAX found {here} of platform 'cpu': "
+            "install olmoearth-jax with an extra for the GPU, or name a device that there is"
+        )
+    mine = np.array([here])
     counts = (
         multihost_utils.process_allgather(mine).reshape(-1) if jax.process_count() > 1 else mine
     )

@@ -40,12 +40,40 @@ class GroupOverride:
         """Builds from {'params': [...], 'opts': {...}}; unknown options name the nearest."""
         if isinstance(value, GroupOverride):
             return value
-        opts = dict(value.get("opts", {}))
-        for name in opts:
-            if name not in OPTIONS:
-                raise ValueError(f"unknown optimiser option {name!r}; {closest(name, OPTIONS)}")
-        pairs = tuple((k, tuple(v) if k == "betas" else float(v)) for k, v in opts.items())
-        return cls(tuple(value["params"]), pairs)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a list of {_GROUP}, got {value!r}")
+        for name in set(value) - {"params", "opts"}:
+            raise ValueError(f"has no member {name!r}; a group is {_GROUP}")
+        patterns, opts = value.get("params"), value.get("opts", {})
+        if not isinstance(patterns, list | tuple) or not patterns:
+            raise ValueError(f"params must be a list of patterns, as in {_GROUP}, got {patterns!r}")
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise ValueError(f"params must hold patterns in text, got {pattern!r}")
+        if not isinstance(opts, Mapping):
+            raise ValueError(f"opts must be a mapping, as in {_GROUP}, got {opts!r}")
+        return cls(tuple(patterns), tuple((k, _option(k, v)) for k, v in opts.items()))
+
+
+_GROUP = "{params: ['encoder/*'], opts: {lr: 0.0001}}"
+
+
+def _option(name: str, value: Any) -> Any:
+    """The value of an option of a group. Raises ValueError for an unknown or impossible one."""
+    if name not in OPTIONS:
+        raise ValueError(f"unknown optimiser option {name!r}; {closest(str(name), OPTIONS)}")
+    if name == "betas":
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        if not pair or not all(_is_number(b) and 0 <= b < 1 for b in value):
+            raise ValueError(f"opts.betas must be two numbers in [0, 1), got {value!r}")
+        return tuple(value)
+    if not _is_number(value) or not 0 <= value <= 1e6:
+        raise ValueError(f"opts.{name} must be a number from 0 to 1e6, got {value!r}")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)

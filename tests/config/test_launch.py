@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import _app, _estimate, dry_run
+from launch import _app, _estimate, _samples, dry_run
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError
 from olmoearth_jax.configlib.official import official
@@ -176,7 +176,7 @@ def test_target_is_counted_as_the_run_keeps_it(changes):
 def memory(changes: dict, devices: int) -> str:
     """The report's lines on memory."""
     config = overrides.apply_values(_app.load_file("configs/nano.py:smoke"), changes)
-    lines = dry_run.report(config, devices)
+    lines = dry_run.report(config, devices, _samples.Samples(None))
     first = next(i for i, line in enumerate(lines) if line.startswith("memory per device"))
     return "\n".join(lines[first : lines.index("", first)])
 

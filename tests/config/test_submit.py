@@ -22,7 +22,7 @@ from olmoearth_jax.train.loop import Summary
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = [
     "--config.common.training_modalities=[sentinel2_l2a, 'landsat']",
-    '--config.dataset.h5py_dir=/data/it\'s $HOME "here"/7',
+    '--config.dataset.h5py_dir=/data/it\'s $HOME "here"/700000',
     '--config.train_module.token_exit_cfg={"landsat": 0}',
     "--config.trainer.no_evals",
 ]
@@ -224,14 +224,18 @@ def test_stopped_slurm_job_is_queued_again(requeue, stubs, tmp_path, monkeypatch
 
 
 def test_containers_get_code_results_and_data(monkeypatch, tmp_path):
-    data = ["--config.dataset.h5py_dir=/data/h5/7", f"--output={tmp_path}", "--gpus_per_host=2"]
+    data = [
+        "--config.dataset.h5py_dir=/data/h5/700000",
+        f"--output={tmp_path}",
+        "--gpus_per_host=2",
+    ]
     assert call(monkeypatch, *BASE, *data, "--scheduler=docker", "--env=WANDB_API_KEY") == 0
     text = (tmp_path / "docker.sh").read_text()
-    assert f"-v {ROOT}:/app \\\n" in text and "-v /data/h5/7:/data/h5/7:ro \\\n" in text
+    assert f"-v {ROOT}:/app \\\n" in text and "-v /data/h5/700000:/data/h5/700000:ro \\\n" in text
     assert "-e WANDB_API_KEY \\\n" in text and "--gpus '\"device=0,1\"'" in text
     assert call(monkeypatch, *BASE, *data, "--image=a.sqsh", "--baked") == 0
     text = (tmp_path / "job.sbatch").read_text()
-    mounts = f"{ROOT}/local_output:/app/local_output,/data/h5/7:/data/h5/7:ro"
+    mounts = f"{ROOT}/local_output:/app/local_output,/data/h5/700000:/data/h5/700000:ro"
     assert f"--container-image=a.sqsh --container-workdir=/app --container-mounts={mounts}" in text
     assert "activate" not in text
 

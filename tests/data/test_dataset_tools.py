@@ -94,7 +94,11 @@ def _errors(folder: Path) -> str:
         ("sentinel2_l2a", lambda x: np.maximum(x, 1) + np.uint16(1000), "offset of 1000"),
         ("sentinel2_l2a", lambda x: x.astype(np.int16) - 3000, "subtracted twice"),
         ("worldcover", lambda x: x + np.uint8(1), "codes that do not exist"),
-        ("srtm", lambda x: x * 0 - 32768, "are outside -1000 to 9000"),
+        ("srtm", lambda x: x * 0 - 32768, "holds many values of -32768"),
+        ("srtm", lambda x: x * 0 + 9500, "values are not in -500..9000"),
+        ("sentinel1", lambda x: x * 100, "hundredths of a decibel"),
+        ("sentinel1", lambda x: x * 0 - 100, "holds many values of -100"),
+        ("sentinel2_l2a", lambda x: x * 0 + np.uint16(65535), "holds many values of 65535"),
     ],
 )
 def test_wrong_units_are_suspected(writable_dataset, name, change, message):
@@ -110,6 +114,19 @@ def test_a_few_files_in_the_wrong_unit_are_counted(writable_dataset):
     assert "reflectance x 10000) are expected (2 of 6 files, such as sample_2.h5)" in _errors(
         writable_dataset
     )
+
+
+def test_a_few_fills_are_a_warning(writable_dataset):
+    path = writable_dataset / "sample_2.h5"
+
+    def few(x):
+        x[0, 0, 0, 0] = 65535
+        return x
+
+    _change(path, "sentinel2_l2a", few)
+    report = verify_dataset.verify(writable_dataset)
+    assert not report.errors
+    assert any("sentinel2_l2a: holds 65535 in 0.00%" in w for w in report.warnings)
 
 
 def test_damage_in_files_and_tables_is_found(writable_dataset):

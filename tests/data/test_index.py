@@ -79,7 +79,7 @@ def test_wrong_folders_and_options_are_explained(tmp_path):
     with pytest.raises(ValueError, match="did you mean .*/4"):
         index.prepare(tmp_path, ["worldcover"])
     with pytest.raises(ValueError, match="did you mean 'sentinel1'"):
-        index.prepare(folder, ["sentinel11"])
+        index.prepare(folder, ["sentinal1"])
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         index.prepare(folder, ["worldcover"], dataset_percentage=1.5)
     with pytest.raises(ValueError, match="leaves none"):

@@ -146,6 +146,20 @@ def test_refused(model):
         model.embed(only, 4)
 
 
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (np.zeros((8, 8, 1, 12)), r"ndarray of shape \[8, 8, 1, 12\]"),
+        ([np.zeros((8, 8, 1, 12))], "ndarray of shape"),
+        ({"sentinel2_l2a": np.zeros((8, 8, 1, 12))}, "a mapping of sentinel2_l2a"),
+        ("sample.h5", "str"),
+    ],
+)
+def test_what_is_no_sample_is_told_how_to_become_one(model, given, what):
+    with pytest.raises(ValueError, match=rf"{what}.*Sample\.from_arrays"):
+        model.embed(given, 4)
+
+
 def test_restriction_can_be_switched_off(folder):
     free = olmoearth_jax.load_pretrained(folder, restrict_inputs=False)
     only = Sample.from_arrays({"worldcover": np.full((8, 8, 1), 10.0)})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.interop import torch_file
+from olmoearth_jax.interop.plain_pickle import PickleRefused
 
 TENSORS = {
     "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -35,7 +36,7 @@ class Malice:
 def test_only_tensors_are_read(tmp_path, value, capfd):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(value))
-    with pytest.raises(pickle.UnpicklingError, match="it asks for"):
+    with pytest.raises(PickleRefused, match="it asks for"):
         torch_file.read(tmp_path / "w.pth")
     assert "malice" not in capfd.readouterr().out
 
@@ -45,11 +46,11 @@ def test_damaged_files(tmp_path):
     torch_file.write(TENSORS, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(zipfile.BadZipFile):
+    with pytest.raises(ValueError, match="no ZIP archive"):
         torch_file.read(path)
     with zipfile.ZipFile(path, "w") as target:
         target.writestr("archive/other", b"")
-    with pytest.raises(pickle.UnpicklingError, match="no data.pkl"):
+    with pytest.raises(PickleRefused, match="no data.pkl"):
         torch_file.read(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,21 @@ from pathlib import Path
 import jax
 import pytest
 
+from olmoearth_jax import platforms
 from olmoearth_jax.train import devices
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def slurm(tasks: int, nodes: int, local: int = 0, **more: str) -> dict[str, str]:
@@ -31,6 +44,62 @@ def test_slurm_tasks_take_their_own_devices():
     assert devices.slurm_devices(slurm(16, 2, local=3, CUDA_VISIBLE_DEVICES="3")) == [0]
     with pytest.raises(ValueError, match="3 Slurm tasks per node"):
         devices.slurm_devices(slurm(6, 2, SLURM_GPUS_ON_NODE="8"))
+
+
+def test_slurm_tasks_that_do_not_fit_the_node_are_told():
+    for node in (
+        slurm(2, 1, SLURM_GPUS_ON_NODE="1"),
+        slurm(2, 1, SLURM_GPUS_ON_NODE="1", CUDA_VISIBLE_DEVICES="0"),
+        slurm(8, 2, local=1, SLURM_GPUS_ON_NODE="2", CUDA_VISIBLE_DEVICES="0"),
+    ):
+        with pytest.raises(ValueError, match=r"Slurm tasks per node share \d GPU"):
+            devices.slurm_devices(node)
+    bound = slurm(4, 2, local=1, SLURM_GPUS_ON_NODE="2", CUDA_VISIBLE_DEVICES="1")
+    assert devices.slurm_devices(bound) == [0]
+    with pytest.raises(ValueError, match="SLURM_LOCALID=2, but a task sees only 2 GPUs"):
+        devices.slurm_devices(slurm(4, 2, local=2, SLURM_GPUS_ON_NODE="2"))
+    with pytest.raises(ValueError, match="SLURM_GPUS_ON_NODE=many must be a whole number"):
+        devices.slurm_devices(slurm(2, 1, SLURM_GPUS_ON_NODE="many"))
+    assert devices.slurm_devices(slurm(2, 1, SLURM_GPUS_ON_NODE="2(x2)")) == [0]
+
+
+@pytest.mark.parametrize(
+    "name", ["SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "all"]
+)
+def test_missing_variable_of_slurm_is_named(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: calls.append(k))
+    step = slurm(2, 1, SLURM_STEP_NODELIST="a", SLURM_JOB_ID="1", SLURM_NTASKS="2")
+    step |= {"SLURM_PROCID": "0", "SLURM_GPUS_ON_NODE": "2"}
+    assert devices.start_distributed(environ=step) and calls[0]["local_device_ids"] == [0]
+    left = {k: v for k, v in step.items() if k != name and (name != "all" or "STEP" in k)}
+    with pytest.raises(ValueError, match=f"but {'SLURM_JOB_ID' if name == 'all' else name} is not"):
+        devices.start_distributed(environ=left)
+
+
+def test_device_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(platforms, "given", lambda: "")
+    with pytest.raises(ValueError, match="names device 999, but JAX found"):
+        devices.topology([*range(jax.local_device_count() - 1), 999])
+
+
+PLATFORMS = ["cuda", "gpu", "tpu", "cpuu", "rocm", "cuda,tpu"]
+
+
+@pytest.mark.parametrize("value", PLATFORMS)
+def test_platform_that_is_not_there_is_told(value):
+    code = "from olmoearth_jax import platforms; platforms.check()"
+    done = python(["-c", code], JAX_PLATFORMS=value)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ValueError: JAX_PLATFORMS={value} names a platform that is not here")
+    assert ("extra cuda12 or cuda13" in last) == (value in ("cuda", "gpu", "cuda,tpu"))
+
+
+def test_programs_tell_of_a_missing_platform(tmp_path):
+    run = ["-m", "launch.train", "--config=configs/nano.py:smoke"]
+    done = python([*run, f"--config.common.save_folder={tmp_path}"], JAX_PLATFORMS="cpuu")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: JAX_PLATFORMS=cpuu names a platform that is not here" in done.stderr
 
 
 def test_one_process_needs_nothing():
@@ -70,7 +139,7 @@ def test_memory_advice_names_the_knobs():
     assert advice is not None
     for knob in ("rank_microbatch_size", "remat", "mesh.fsdp"):
         assert knob in advice
-    assert "2.50 GiB" in devices.memory_advice(error, ["2.50 GiB: 1.00 GiB of state"])
+    assert "2.50 GiB" in str(devices.memory_advice(error, ["2.50 GiB: 1.00 GiB of state"]))
     assert devices.memory_advice(ValueError("something else")) is None
 
 

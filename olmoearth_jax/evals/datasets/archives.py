@@ -1,72 +1,135 @@
 """Reading pickles and torch archives without running anything they name.
 
 Published evaluation data come as pickles of third-party classes and as `torch.save` files. Both
-are read with an unpickler that knows a short list of names; a file that asks for any other is
+are read by `interop.plain_pickle` with a short list of names; a file that asks for any other is
 refused (spec/evals.md sections 13.2 and 13.3).
 """
 
 from __future__ import annotations
 
 import ast
-import collections
 import datetime
-import io
-import pickle
-import zipfile
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.interop import torch_file
+from olmoearth_jax.interop.plain_pickle import (
+    Maker,
+    PickleDamaged,
+    PickleRefused,
+    PlainReader,
+    Stateful,
+)
 
-class UnsafePickle(ValueError):
-    """A pickle names something that data of this kind never needs."""
+UnsafePickle = PickleRefused
 
 
-class Inert:
-    """Stands in for a class of another package: keeps its state and does nothing."""
+class Inert(Stateful):
+    """Stands in for an object of another package: keeps its state and does nothing."""
 
-    class_name = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any):
         self.args = args
 
-    def __setstate__(self, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)
-        for part in parts:
+    def with_state(self, state: Any) -> Inert:
+        for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):
-                self.__dict__.update(part)
+                self.__dict__.update({str(k): v for k, v in part.items()})
+        return self
+
+
+class _Dtype(Stateful):
+    """A NumPy dtype by its plain name; the state may only say its byte order."""
+
+    def __init__(self, name: Any = None, *_: Any):
+        if not isinstance(name, str) or name not in _PLAIN:
+            raise PickleRefused(f"it asks for the data type {str(name)[:40]!r}")
+        self.dtype = np.dtype(name)
+
+    def with_state(self, state: Any) -> _Dtype:
+        plain = isinstance(state, tuple) and state[2:5] == (None, None, None)
+        if not plain or state[1] not in ("<", ">", "|", "="):
+            raise PickleRefused("it makes up a data type")
+        self.dtype = self.dtype.newbyteorder(state[1])
+        return self
+
+
+_PLAIN = {f"{kind}{size}" for kind in "iuf" for size in (2, 4, 8)} | {
+    "b1", "i1", "u1", "bool", "float32", "float64", "int64", "int32", "uint8",
+}  # fmt: skip
+
+
+class _Array(Stateful):
+    """An array before its state is known."""
+
+    unfinished = True
+
+    def with_state(self, state: Any) -> np.ndarray:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise PickleDamaged("an array has no state")
+        _, shape, dtype, columns_first, data = state
+        return _filled(shape, dtype, data, "F" if columns_first is True else "C")
+
+
+def _filled(shape: Any, dtype: Any, data: Any, order: Any = "C") -> np.ndarray:
+    """An array of exactly these bytes."""
+    if not isinstance(dtype, _Dtype):
+        raise PickleRefused("an array has no plain data type")
+    if isinstance(data, str):
+        data = data.encode("latin1")
+    sizes = isinstance(shape, tuple) and len(shape) <= 16
+    if not sizes or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+        raise PickleDamaged("an array has no shape")
+    if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
+        raise PickleRefused("an array does not hold the bytes of its shape")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+
+
+def _scalar(dtype: Any, data: Any = None) -> Any:
+    return _filled((), dtype, data)[()]
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str):
+        raise PickleDamaged("bytes are written as something else than text")
+    return text.encode("latin1")
+
+
+def _plain_set(items: Any = ()) -> set:
+    if not all(isinstance(i, str | bytes | int | float | None) for i in items):
+        raise PickleRefused("a set holds other things than numbers and texts")
+    return set(items)
 
 
 _INERT_PACKAGES = ("geobench", "affine", "rasterio")
-_NUMPY_TYPES = ("ndarray", "dtype", "float64", "float32", "int64", "int32", "bool_")
 _NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "scalar"): np.float64(0).__reduce__()[0],
-    **{("numpy", name): getattr(np, name) for name in _NUMPY_TYPES},
+    ("numpy", "_reconstruct"): lambda *_: _Array(),
+    ("numpy", "ndarray"): None,
+    ("numpy", "scalar"): _scalar,
+    ("numpy", "dtype"): _Dtype,
     **{("datetime", n): getattr(datetime, n) for n in ("date", "datetime", "time")},
     **{("datetime", n): getattr(datetime, n) for n in ("timedelta", "timezone")},
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    **{("builtins", kind.__name__): kind for kind in (set, frozenset, complex, slice)},
-    ("_codecs", "encode"): lambda text, encoding="latin1": text.encode("latin1"),
+    ("collections", "OrderedDict"): dict,
+    ("builtins", "set"): _plain_set,
+    ("builtins", "frozenset"): _plain_set,
+    **{("builtins", kind.__name__): kind for kind in (complex, slice)},
+    ("_codecs", "encode"): _encode,
 }
 """All that plain data may name: by package (NumPy moves things between its modules) and name."""
 
 
-class _Restricted(pickle.Unpickler):
-    """Data only: containers, dates, NumPy arrays, and inert stand-ins of a few packages."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        package = module.split(".")[0]
-        if package in _INERT_PACKAGES:
-            return type(name, (Inert,), {"class_name": name})
-        if (package, name) in _NAMES and (package == module or package == "numpy"):
-            return _NAMES[package, name]
-        raise UnsafePickle(f"the file asks for {module}.{name}, which its format never needs")
+def _find(module: str, name: str) -> Any:
+    module = "builtins" if module == "__builtin__" else module  # as Python 2 called it
+    package = module.split(".")[0]
+    if package in _INERT_PACKAGES:
+        return Maker(name, Inert)
+    if (package, name) in _NAMES and (package == module or package == "numpy"):
+        made = _NAMES[package, name]
+        return None if made is None else Maker(name, made)
+    raise PickleRefused(f"the file asks for {module}.{name}, which its format never needs")
 
 
 def loads(data: bytes, where: str) -> Any:
@@ -76,70 +139,25 @@ def loads(data: bytes, where: str) -> Any:
       UnsafePickle: it names anything beyond the short list.
       ValueError: damaged; the message names `where`.
     """
-    return _run(_Restricted(io.BytesIO(data)), where)
+    try:
+        return PlainReader(_find).load(data)
+    except PickleRefused as e:
+        raise UnsafePickle(f"{where}: {e}") from None
+    except PickleDamaged as e:
+        raise ValueError(f"{where} is not a readable pickle: {e}") from None
 
 
-def loads_literal(text: str | bytes, where: str) -> Any:
+def loads_literal(text: Any, where: str) -> Any:
     """Unpickles the text of a Python bytes literal, as GeoBench keeps it in an attribute."""
     if isinstance(text, bytes):
         text = text.decode("ascii", errors="replace")
     try:
-        data = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as e:
+        data = ast.literal_eval(str(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as e:
         raise ValueError(f"{where}: the attribute is not a bytes literal") from e
     if not isinstance(data, bytes):
         raise ValueError(f"{where}: the attribute is a {type(data).__name__}, not bytes")
     return loads(data, where)
-
-
-def _run(unpickler: pickle.Unpickler, where: str) -> Any:
-    try:
-        return unpickler.load()
-    except UnsafePickle as e:
-        raise UnsafePickle(f"{where}: {e}") from e
-    except Exception as e:
-        # Damaged pickles raise whatever their bytes happen to spell.
-        raise ValueError(f"{where} is not a readable pickle: {e}") from e
-
-
-_STORAGES = {
-    "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
-    "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
-    "BoolStorage": "|b1",
-}  # fmt: skip
-
-
-class _TorchUnpickler(pickle.Unpickler):
-    """Rebuilds tensors of a torch archive as arrays."""
-
-    def __init__(self, data: bytes, storages: Any):
-        super().__init__(io.BytesIO(data))
-        self._storages = storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        raise UnsafePickle(f"the file asks for {module}.{name}, which tensors never need")
-
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise ValueError(f"unknown storage {kind!r}")
-        return self._storages(str(key), dtype, int(count))
-
-
-def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if all(shape) and (min((offset, *strides)) < 0 or last >= len(storage)):
-        raise ValueError("a tensor reaches beyond its storage")
-    size = storage.dtype.itemsize
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], shape, tuple(s * size for s in strides), writeable=False
-    )
 
 
 def load_torch(path: str | Path) -> Any:
@@ -150,21 +168,8 @@ def load_torch(path: str | Path) -> Any:
       ValueError: not such an archive, or damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            main = next((n for n in names if n.endswith("/data.pkl")), None)
-            if main is None:
-                raise ValueError(f"{path} is a zip file but no torch archive")
-            root = main[: -len("data.pkl")]
-            order = root + "byteorder"
-            big = order in names and archive.read(order).strip() == b"big"
-
-            def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-                raw = archive.read(f"{root}data/{key}")
-                return np.frombuffer(raw, dtype.newbyteorder(">") if big else dtype, count)
-
-            return _run(_TorchUnpickler(archive.read(main), storage), str(path))
-    except zipfile.BadZipFile as e:
-        raise ValueError(
-            f"{path} is not a torch archive (files of torch before 1.6 must be saved again)"
-        ) from e
+        return torch_file.read(path)
+    except PickleRefused as e:
+        raise UnsafePickle(f"{path}: {e}") from None
+    except ValueError as e:
+        raise ValueError(f"{path} is not a torch archive, or is damaged: {e}") from None
