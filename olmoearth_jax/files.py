@@ -20,6 +20,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Removes the temporary files that killed writers of `path` left beside it.
+
+    For files that one process at a time writes; another one's unfinished file would go too.
+    """
+    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file's content: a reader sees the old content or the new, never a part."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

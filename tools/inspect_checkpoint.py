@@ -2,7 +2,8 @@
 
     python -m tools.inspect_checkpoint --checkpoint=local_output/my_run
 
-Takes a run folder, its checkpoints folder or one step folder, saved on any number of devices.
+Takes a run folder, its checkpoints folder or one step folder, saved on any number of devices, or a
+folder of weights in the reference's layout. Damaged files are an error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax.interop import checkpoints, weights
+from olmoearth_jax.model.config import to_dict
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import parameter_table
 
@@ -24,7 +27,7 @@ _CONFIG = flags.DEFINE_bool("show_config", True, "Print the config of the run.")
 
 def report(step_folder: Path, show_config: bool = True) -> list[str]:
     """Lines that describe a checkpoint; the last is `digest: <hex>` of the parameters."""
-    meta = checkpoint.read_meta(step_folder)
+    step_folder, meta = checkpoints.open_whole(step_folder)
     params = checkpoint.load_item(step_folder, "params")
     saved_on = meta["saved_on"]
     lines = [
@@ -35,22 +38,35 @@ def report(step_folder: Path, show_config: bool = True) -> list[str]:
         f"seed: {meta['seed']}",
         f"dataset fingerprint: {meta['dataset_fingerprint'] or '(none)'}",
         f"normalisation: {', '.join(meta['normalization']) or '(none)'}",
-        f"files: {integrity.damage(step_folder) or 'whole'}",
+        "files: whole",
     ]
     for name, leaves in meta["items"].items():
         values = sum(_size(shape) for shape, _ in leaves.values())
         lines.append(f"item {name}: {len(leaves)} arrays, {values:,} values")
     if show_config:
         lines += ["config:", json.dumps(meta["config"], indent=2)]
-    rows = parameter_table(params)
-    width = max([len(row[0]) for row in rows], default=0)
-    lines.append(f"{'parameter':<{width}}  {'shape':>16}  {'dtype':>9}  {'values':>12}  norm")
-    lines += [f"{p:<{width}}  {s:>16}  {d:>9}  {n:>12,}  {norm}" for p, s, d, n, norm in rows]
-    lines.append(f"total: {sum(row[3] for row in rows):,} values")
+    lines += _table(params)
     digest = integrity.parameter_digest(params)
     if meta.get("digest") not in (None, digest):
         lines.append(f"WARNING: the parameters had the digest {meta['digest']} when saved")
     return [*lines, f"digest: {digest}"]
+
+
+def _table(params: dict) -> list[str]:
+    rows = parameter_table(params)
+    width = max([len(row[0]) for row in rows], default=0)
+    lines = [f"{'parameter':<{width}}  {'shape':>16}  {'dtype':>9}  {'values':>12}  norm"]
+    lines += [f"{p:<{width}}  {s:>16}  {d:>9}  {n:>12,}  {norm}" for p, s, d, n, norm in rows]
+    return [*lines, f"total: {sum(row[3] for row in rows):,} values"]
+
+
+def report_reference(folder: Path, show_config: bool = True) -> list[str]:
+    """The same lines for a folder of weights in the reference's layout."""
+    loaded = checkpoints.from_reference(folder)
+    lines = [f"weights in the reference's layout: {folder}"]
+    if show_config:
+        lines += ["config:", json.dumps(to_dict(loaded.config), indent=2)]
+    return [*lines, *_table(loaded.params), f"digest: {integrity.parameter_digest(loaded.params)}"]
 
 
 def _size(shape: list[int]) -> int:
@@ -67,8 +83,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("Give the checkpoint: --checkpoint=DIR.")
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        folder = checkpoint.find_checkpoint(_CHECKPOINT.value)
-        lines = report(folder, _CONFIG.value)
+        folder = Path(_CHECKPOINT.value).expanduser()
+        if weights.is_reference_folder(folder):
+            lines = report_reference(folder, _CONFIG.value)
+        else:
+            lines = report(checkpoint.find_checkpoint(folder), _CONFIG.value)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))

@@ -109,8 +109,13 @@ def problems(cfg: ExperimentConfig) -> dict[str, str]:
     """Path -> sentence for every number that is not finite or beyond its limits."""
     values = cfg.to_dict()
     del values["common"]["extra_modalities"]  # judged when they are registered
+    return judge(values)
+
+
+def judge(values: Mapping[str, Any], where: str = "") -> dict[str, str]:
+    """As `problems`, for nested plain values that stand at `where`."""
     out = {}
-    for path, value in numbers(values):
+    for path, value in numbers(values, where):
         named = path.partition("[")[0]
         low, high = LIMITS.get(named) or LIMITS.get(named.rpartition(".")[2]) or _OTHERS
         if isinstance(value, float) and not math.isfinite(value):

@@ -40,13 +40,15 @@ class DatasetIndex:
     Attributes:
       parts: the folders.
       modalities: training modalities in sample order.
-      fingerprint: hex digest that identifies the data set (not the subsampling).
+      fingerprint: hex digest of where the data set is, as the reference computes it.
+      content: hex digest of what it is, wherever it lies, and of what was chosen of it.
       latlon: float64 [samples, 2] tile centres in degrees, or None if a folder has none.
     """
 
     parts: tuple[Part, ...]
     modalities: tuple[str, ...]
     fingerprint: str
+    content: str
     latlon: np.ndarray | None
 
     def __len__(self) -> int:
@@ -101,8 +103,13 @@ def prepare(
         seed=seed,
     )
     part = Part(folder, numbers, _tile_px(folder, numbers, names))
-    print_ = fingerprint(folder, filter_idx_file)
-    return DatasetIndex((part,), names, print_, _latlon(folder, numbers))
+    return DatasetIndex(
+        (part,),
+        names,
+        fingerprint(folder, filter_idx_file),
+        content_digest(part, names),
+        _latlon(folder, numbers),
+    )
 
 
 def trained_names(modalities: Sequence[str]) -> tuple[str, ...]:
@@ -182,11 +189,13 @@ def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:
                 f"{', '.join(indices[0].modalities)} and {', '.join(other.modalities)}"
             )
     text = "".join(i.fingerprint for i in indices)
+    held = "".join(i.content for i in indices)
     centres = [i.latlon for i in indices if i.latlon is not None]
     return DatasetIndex(
         tuple(p for i in indices for p in i.parts),
         indices[0].modalities,
         hashlib.sha256(text.encode()).hexdigest(),
+        hashlib.sha256(held.encode()).hexdigest(),
         np.concatenate(centres) if len(centres) == len(indices) else None,
     )
 
@@ -210,6 +219,16 @@ def fingerprint(
     if filter_idx_file is not None:
         text += f",filter_idx_file={filter_idx_file}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_digest(part: Part, names: Sequence[str]) -> str:
+    """sha256 hex digest of what is trained on: the folder's table, the trained modalities, the
+    chosen samples in their order, and the side of the tiles. Where the folder lies has no part in
+    it, nor do the pixels: `tools.verify_dataset` looks at those."""
+    digest = hashlib.sha256((part.folder / METADATA_FILE).read_bytes())
+    about = f"{','.join(names)};{len(part.numbers)};{part.tile_px};"
+    digest.update(about.encode() + part.numbers.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def directory_name(

@@ -74,7 +74,7 @@ class Values:
             return out
         out.lo, out.hi = flat.min(0).astype(np.float64), flat.max(0).astype(np.float64)
         out.counts = values.Tally.of(name, flat)
-        few = flat[:: max(1, len(flat) // _SAMPLED)].reshape(-1)
+        few = flat[:: values.stride(flat.size // _SAMPLED)].reshape(-1)
         if wrong := values.wrong_unit(name, few, flat.dtype):
             out.units = {wrong[0]}
         for band in range(flat.shape[1]):

@@ -9,9 +9,9 @@ from typing import Any
 
 from olmoearth_jax.evals.embeddings import EmbeddingModel, EncoderModel, RawBands
 from olmoearth_jax.evals.tasks import known
+from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import checkpoint
 
 BASELINES = ("raw_bands", "random_init")
 
@@ -42,16 +42,12 @@ def load_checkpoint(path: str | Path, name: str | None = None, dtype: Any = None
       dtype: type of the matrix products.
 
     Raises:
-      ValueError: no complete checkpoint there, or one without a model config.
+      ValueError: no complete checkpoint there, damaged, or of a model that does not fit its config.
     """
-    folder = checkpoint.find_checkpoint(path)
-    meta = checkpoint.read_meta(folder)
-    if "model" not in meta["config"]:
-        raise ValueError(f"the checkpoint {folder} does not say which model it holds")
-    config = model_config.from_dict(model_config.ModelConfig, meta["config"]["model"])
-    params = checkpoint.load_item(folder, "params")
+    folder, meta = checkpoints.open_whole(path)
+    loaded = checkpoints.read_opened(folder, meta, with_target=False)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
-    model = EncoderModel(config, params, dtype)
+    model = EncoderModel(loaded.config, loaded.params, dtype)
     return Loaded(model, name or run.name, int(meta["step"]), meta["config"])
 
 

@@ -86,6 +86,11 @@ class Sample:
             raise ValueError(
                 f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
             )
+        if not isinstance(arrays, Mapping):
+            raise ValueError(
+                "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "
+                f"...), got {type(arrays).__name__}"
+            )
         if not arrays:
             raise ValueError("a sample needs at least one modality")
         stamps = _stamps(dates, timestamps)
@@ -94,6 +99,8 @@ class Sample:
         for key, value in arrays.items():
             modality = modalities.get(key)
             name = modality.name
+            if name in data:
+                raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")
             raw, names, kinds[name] = _array(modality, value, given.get(name))
             full = _in_order(modality, _with_batch_and_time(modality, raw, stamps), names)
             if nan_pixels == "error" and np.isnan(np.min(raw)):
@@ -181,7 +188,8 @@ def _array(
         if len({x.shape for x, _ in parts}) > 1:
             shapes = {n: list(x.shape) for n, (x, _) in zip(names, parts, strict=True)}
             raise ValueError(f"{modality.name}: its bands differ in shape: {shapes}")
-        array, kind = np.stack([x for x, _ in parts], axis=-1), parts[0][1]
+        array = np.stack([x for x, _ in parts], axis=-1)
+        kind = np.result_type(*(kind for _, kind in parts))
     else:
         array, kind = _numbers(modality, value)
     if names is None:
@@ -220,7 +228,11 @@ def _band(modality: Modality, name: str) -> str:
 
 def _numbers(modality: Modality, value: Any) -> tuple[np.ndarray, np.dtype]:
     """(values, NaN where a masked array hides them; dtype in which they came)."""
-    array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+    value = _with_masks(value)
+    try:
+        array = np.ma.getdata(value) if np.ma.isMaskedArray(value) else np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{modality.name} holds rows of different lengths") from None
     kind = array.dtype
     if kind.kind not in "fiub":
         raise ValueError(f"{modality.name} must hold numbers, got {kind}")
@@ -241,6 +253,18 @@ def _numbers(modality: Modality, value: Any) -> tuple[np.ndarray, np.dtype]:
                 f"{np.nanmax(np.abs(array)):.3g}; give NaN where data is missing"
             )
     return array, kind
+
+
+def _with_masks(value: Any) -> Any:
+    """One masked array of a list of them, which NumPy would unmask; anything else as it is."""
+    if not isinstance(value, list | tuple) or not value or np.isscalar(value[0]):
+        return value
+    parts = [_with_masks(v) for v in value]
+    if not any(np.ma.isMaskedArray(p) for p in parts):
+        return value
+    if len({np.shape(p) for p in parts}) > 1:
+        raise ValueError(f"arrays of one list differ in shape: {[np.shape(p) for p in parts]}")
+    return np.ma.stack(parts)
 
 
 def _with_batch_and_time(modality: Modality, x: np.ndarray, stamps: np.ndarray | None):
@@ -324,6 +348,6 @@ def _time_elsewhere(data: Mapping[str, np.ndarray], steps: int) -> str:
             place = "first" if axis == 0 else "second"
             return (
                 f"; the {place} axis of {name} has {steps} entries: is it time? Then pass "
-                f"np.moveaxis(x, {axis}, 2), since arrays are [H, W, T, C]"
+                f"np.moveaxis(x, {axis - 4}, -2), since arrays are [H, W, T, C]"
             )
     return ""

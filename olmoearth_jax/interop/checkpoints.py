@@ -103,18 +103,31 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
     return step_folder
 
 
+def open_whole(path: str | Path) -> tuple[Path, Mapping[str, Any]]:
+    """(step folder, its meta record) of a checkpoint whose files are as they were written.
+
+    Raises:
+      ValueError: no checkpoint there, or damaged.
+    """
+    folder = checkpoint.find_checkpoint(path)
+    if fault := integrity.damage(folder):
+        raise ValueError(f"the checkpoint {folder} is damaged: {fault}")
+    return folder, checkpoint.read_meta(folder)
+
+
 def read(path: str | Path, with_target: bool = True) -> Weights:
     """Reads the parameters of a run folder, a checkpoints folder or a step folder.
 
     Raises:
       ValueError: no checkpoint there, damaged, or of a model that does not fit its config.
     """
-    folder = checkpoint.find_checkpoint(path)
-    meta = checkpoint.read_meta(folder)
+    return read_opened(*open_whole(path), with_target)
+
+
+def read_opened(folder: Path, meta: Mapping[str, Any], with_target: bool = True) -> Weights:
+    """As `read`, for what `open_whole` gave."""
     if "model" not in meta["config"]:
         raise ValueError(f"the checkpoint {folder} does not say which model it holds")
-    if fault := integrity.damage(folder):
-        raise ValueError(f"the checkpoint {folder} is damaged: {fault}")
     config = model_config.from_dict(ModelConfig, meta["config"]["model"])
     params = checkpoint.load_item(folder, "params")
     wanted = integrity.describe(latent_mim.graph(config)[1])

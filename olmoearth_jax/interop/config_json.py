@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.configlib import limits, schema
+from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
@@ -57,17 +59,36 @@ def _part(cls: type, doc: Any, where: str, required: str = "supported_modality_n
     if "position_encoding" in fields and doc.get("spatial_pos_encoding") is not None:
         members["position_encoding"] = doc["spatial_pos_encoding"]
     if "tokenization_overrides" in fields:
-        groups = (doc.get("tokenization_config") or {}).get("overrides") or {}
-        members["tokenization_overrides"] = {
-            name: [list(g) for g in value["band_groups"]] for name, value in groups.items()
-        }
+        members["tokenization_overrides"] = _overrides(doc.get("tokenization_config"), where)
     for key, kind, need in (
         ("attention_pooler_config", AttentionPoolerConfig, "pooler_dim"),
         ("decoder_config", PredictorConfig, "supported_modality_names"),
     ):
         if key in members or (key == "decoder_config" and key in fields):
             members[key] = _part(kind, members.get(key), f"{where}.{key}", need)
-    return cls(**members)
+    parts = {k: v for k, v in members.items() if dataclasses.is_dataclass(v)}
+    plain = {k: v for k, v in members.items() if k not in parts}
+    out = schema.convert(cls, plain, where)
+    if wrong := limits.judge(plain, where):
+        raise ValueError("; ".join(wrong.values()))
+    for key, value in parts.items():
+        setattr(out, key, value)
+    return out
+
+
+def _overrides(doc: Any, where: str) -> dict[str, Any]:
+    """{modality: groups of band names} of a tokenisation config."""
+    groups = doc.get("overrides") if isinstance(doc, Mapping) else doc
+    if groups is None:
+        return {}
+    if not isinstance(groups, Mapping):
+        raise ValueError(f"{where}.tokenization_config must hold overrides by modality")
+    out = {}
+    for name, value in groups.items():
+        if not isinstance(value, Mapping) or "band_groups" not in value:
+            raise ValueError(f"{where}.tokenization_config: {name!r} has no band_groups")
+        out[name] = value["band_groups"]
+    return out
 
 
 def from_json(doc: Mapping[str, Any]) -> ModelConfig:
@@ -76,7 +97,9 @@ def from_json(doc: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ValueError: not a model config; the message names the member at fault.
     """
-    model = doc.get("model", doc)
+    if too_deep(doc):
+        raise ValueError("not a model config: its parts lie too deep in each other")
+    model = doc.get("model", doc) if isinstance(doc, Mapping) else None
     if not isinstance(model, Mapping) or "encoder_config" not in model:
         raise ValueError("not a model config: it has no encoder_config")
     kind = _class_name(model, "LatentMIMConfig")
@@ -97,7 +120,9 @@ def from_json(doc: Mapping[str, Any]) -> ModelConfig:
         kind=_KINDS[kind],
         encoder_config=encoder,
         **parts,
-        projection_only_target=bool(model.get("projection_only_target", False)),
+        projection_only_target=schema.convert(
+            bool, model.get("projection_only_target", False), "projection_only_target"
+        ),
     )
 
 
@@ -145,12 +170,26 @@ def read(path: Path) -> ModelConfig:
     Raises:
       ValueError: missing, not JSON or not a model config; the message names the file.
     """
-    path = Path(path)
+    document = load(path)
     try:
-        return from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(f"there is no config file {path}") from None
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
+        return from_json(document)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
+
+
+def load(path: Path) -> Any:
+    """The JSON document of a file.
+
+    Raises:
+      ValueError: missing or not JSON; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no config file {path}") from None
+    except RecursionError:
+        raise ValueError(
+            f"{path} is not valid JSON: its parts lie too deep in each other"
+        ) from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from e

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from olmoearth_jax import modalities
 from olmoearth_jax.model.config import ModelConfig
@@ -186,6 +187,11 @@ def read_entries(entries: list[Entry], state: Mapping[str, np.ndarray]) -> Param
     return unflatten({entry.path: entry.to_ours(state[entry.key]) for entry in entries})
 
 
+def _rounded(table: np.ndarray) -> list[np.ndarray]:
+    """A table as it is, and as weights of half precision hold it."""
+    return [table, *(table.astype(kind).astype(np.float32) for kind in (np.float16, bfloat16))]
+
+
 def from_state_dict(
     state: Mapping[str, np.ndarray], config: ModelConfig, full_target: bool = False
 ) -> tuple[Params, Params | None, dict[str, np.ndarray]]:
@@ -209,7 +215,7 @@ def from_state_dict(
     state = {k: np.asarray(v) for k, v in state.items() if not k.endswith(_STALE_SUFFIX)}
     _check_keys(state, state_dict_shapes(config))
     for key, table in _months(config).items():
-        if not np.allclose(state[key], table, atol=1e-5):
+        if not any(np.allclose(state[key], t, atol=1e-5) for t in _rounded(table)):
             raise ValueError(f"{key} differs from the fixed month table")
     entries, targets = model_entries(config), target_entries(config, full_target)
     params = read_entries(entries, state)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.files import replacing
+from olmoearth_jax.files import remove_leftovers, replacing
 from olmoearth_jax.interop import config_json, torch_file
 from olmoearth_jax.interop.plain_pickle import PickleRefused
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.proposals import nearest
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +88,9 @@ def read_folder(folder: str | Path) -> Reference:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
+        raise ValueError(f"there is no folder {folder}{_similar(folder)}")
     config = config_json.read(folder / CONFIG_FILE)
-    doc = json.loads((folder / CONFIG_FILE).read_text())
+    doc = config_json.load(folder / CONFIG_FILE)
     if (folder / TORCH_FILE).is_file():
         raw = _read_torch(folder / TORCH_FILE)
     elif (folder / SAFETENSORS_FILE).is_file():
@@ -106,6 +107,14 @@ def read_folder(folder: str | Path) -> Reference:
     return Reference(config, state, decode_only_of(doc))
 
 
+def _similar(folder: Path) -> str:
+    """ "; did you mean ...?" where a folder beside it has almost that name."""
+    beside = folder.parent
+    names = [p.name for p in beside.iterdir() if p.is_dir()] if beside.is_dir() else []
+    near = nearest(folder.name, names)
+    return "" if near is None else f"; did you mean {beside / near}?"
+
+
 def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """float32 tensors without the direct builder's prefix and without training-only heads."""
     if raw and all(key.startswith("model.") for key in raw):
@@ -116,7 +125,23 @@ def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: np.asarray(v, np.float32) for k, v in raw.items() if k not in dropped}
 
 
+_POINTER = b"version https://git-lfs"
+_SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8",
+                "BOOL")  # fmt: skip
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Refuses what Git leaves in a file's place when Git LFS is not installed."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                f"{path} is a Git LFS pointer and not the weights: run 'git lfs pull' in its "
+                "folder, or download the file from the Hub"
+            )
+
+
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    _refuse_pointer(path)
     try:
         raw = torch_file.read(path)
     except PickleRefused as e:
@@ -139,18 +164,26 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError:
         raise ValueError(
             f"{path} needs safetensors: pip install 'olmoearth-jax[convert]'"
         ) from None
+    _refuse_pointer(path)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as e:
+        with safe_open(path, "numpy") as file:
+            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            odd = [f"{k} ({v})" for k, v in kinds.items() if v not in _SAFE_DTYPES]
+            if not odd:
+                return {key: file.get_tensor(key) for key in kinds}
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as e:
         raise ValueError(
             f"{path} is damaged or cut off, download it again ({_first_line(e)})"
         ) from None
+    raise ValueError(
+        f"{path} holds numbers of a kind that no weights are read from: {', '.join(odd[:5])}; "
+        "save them as float32, float16 or bfloat16"
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -185,6 +218,8 @@ def write_folder(
         log.warning("Decode-only modalities were not recorded; taken to be %s", decode_only)
     doc = config_json.to_json(config) | decode_only_record(decode_only)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / TORCH_FILE)
+    remove_leftovers(folder / CONFIG_FILE)
     with replacing(folder / TORCH_FILE) as scratch:
         torch_file.write({k: np.asarray(v, np.float32) for k, v in state.items()}, scratch)
     (folder / SAFETENSORS_FILE).unlink(missing_ok=True)

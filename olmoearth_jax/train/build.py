@@ -327,6 +327,7 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
         allow_config_change=trainer.allow_config_change,
         seed=config.init_seed,
         dataset_fingerprint=index.fingerprint,
+        dataset_content=index.content,
         config=config.to_dict(),
         normalization=normalization_of(index.modalities),
         image_interval=trainer.callbacks.tensorboard.image_interval,

@@ -39,6 +39,7 @@ class RunInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     normalization: Mapping[str, Any] = field(default_factory=dict)
     dataset_fingerprint: str = ""
+    dataset_content: str = ""
     seed: int = 0
     steps_per_epoch: int = 1
 
@@ -214,6 +215,7 @@ class Checkpointer:
             "seed": info.seed,
             "steps_per_epoch": info.steps_per_epoch,
             "dataset_fingerprint": info.dataset_fingerprint,
+            "dataset_content": info.dataset_content,
             "normalization": dict(info.normalization),
             "config": dict(info.config),
             "items": {name: integrity.describe(tree) for name, tree in _items(state).items()},
@@ -302,6 +304,9 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in steps if (path / "meta").is_dir())
 
 
+_REFERENCE_FILES = ("weights.pth", "model.safetensors")
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
 
@@ -313,6 +318,12 @@ def find_checkpoint(path: str | Path) -> Path:
     for folder in (path / "checkpoints", path):
         if steps := complete_steps(folder):
             return folder / str(steps[-1])
+    if any((path / name).exists() for name in _REFERENCE_FILES):
+        raise ValueError(
+            f"{path} holds weights in the reference's layout and no checkpoint: make one of them "
+            f"with python -m tools.convert_weights import --source={path} --target=DIR, and give "
+            "DIR."
+        )
     raise ValueError(
         f"No complete checkpoint in {path}. Give a run folder, its checkpoints folder, or one "
         "checkpoints/<step> folder."
@@ -321,10 +332,15 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def read_meta(step_folder: Path) -> Meta:
     """The meta record of a checkpoint. Raises ValueError if it is of an unknown format."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta = reader.restore(step_folder / "meta")
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(step_folder / "meta")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"The meta record of {step_folder} cannot be read: {error}") from None
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         raise ValueError(f"{step_folder} was not written by this version of the software.")
+    if not isinstance(meta.get("config"), dict) or not isinstance(meta.get("items"), dict):
+        raise ValueError(f"The meta record of {step_folder} is damaged: it has no config or items.")
     return meta
 
 
@@ -364,13 +380,8 @@ def check_compatible(
     """Raises ValueError if a checkpoint belongs to another model, dataset or configuration."""
     lines = integrity.config_differences(meta["config"], info.config)
     _check_trees(meta, abstract, lines)
-    saved_print, now = meta["dataset_fingerprint"], info.dataset_fingerprint
-    if saved_print != now and not allow_dataset_change:
-        raise ValueError(
-            f"The dataset has changed since the checkpoint of step {meta['step']}: its fingerprint "
-            f"was {saved_print or '(none)'} and is now {now or '(none)'}. Give the same dataset, "
-            "or set --config.trainer.allow_dataset_change=true to go on with this one."
-        )
+    if not allow_dataset_change:
+        _check_dataset(meta, info)
     if lines and not allow_config_change:
         raise ValueError(
             f"The config differs from that of the checkpoint of step {meta['step']}:\n  "
@@ -380,6 +391,30 @@ def check_compatible(
         )
     for line in lines + integrity.config_differences(*_lengths(meta, info), ignored=()):
         log.warning("Resuming with a changed config: %s", line)
+
+
+def _check_dataset(meta: Meta, info: RunInfo) -> None:
+    """A dataset is the same if its content is, wherever it lies."""
+    before, now = meta.get("dataset_content"), info.dataset_content
+    if before is not None and before == now:
+        return
+    if before is None and meta["dataset_fingerprint"] == info.dataset_fingerprint:
+        return  # a checkpoint of before contents were kept, and the folder it names
+    steps = meta.get("steps_per_epoch")
+    if before is None and steps == info.steps_per_epoch and steps > 1:
+        # Other modalities are another config, which is judged by itself.
+        log.warning(
+            "The checkpoint of step %s does not say what its dataset held. This one lies elsewhere "
+            "and has as many steps an epoch (%s), so it is taken for the same.",
+            meta["step"], steps,
+        )  # fmt: skip
+        return
+    was = before or meta["dataset_fingerprint"]
+    raise ValueError(
+        f"The dataset has changed since the checkpoint of step {meta['step']}: its content was "
+        f"{(was or '(none)')[:12]} and is now {(now or '(none)')[:12]}. Give the same dataset, "
+        "or set --config.trainer.allow_dataset_change=true to go on with this one."
+    )
 
 
 def _lengths(meta: Meta, info: RunInfo) -> tuple[Meta, Meta]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -142,9 +143,14 @@ def damage(folder: Path) -> str | None:
         entries = {str(path): (int(size), int(crc)) for path, (size, crc) in sums.items()}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError):
         return f"{CHECKSUMS_FILE} cannot be read"
     for path, expected in entries.items():
+        # The list comes with the files, so it may name no other ones.
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            return f"{CHECKSUMS_FILE} names a file outside of the checkpoint"
+        if not (folder / path).is_file():
+            return f"{path} is missing or no file"
         try:
             if _checksum(folder / path) != expected:
                 return f"{path} has changed since it was written"

@@ -55,6 +55,7 @@ class LoopConfig:
     allow_config_change: bool = False
     seed: int = 0
     dataset_fingerprint: str = ""
+    dataset_content: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     normalization: Mapping[str, Any] = field(default_factory=dict)
     image_interval: int | None = None
@@ -240,6 +241,7 @@ def _checkpointer(folder: RunFolder, stream: Stream, config: LoopConfig) -> Chec
         config=config.config,
         normalization=config.normalization,
         dataset_fingerprint=config.dataset_fingerprint,
+        dataset_content=config.dataset_content,
         seed=config.seed,
         steps_per_epoch=max(stream.steps_per_epoch, 1),
     )

@@ -1,5 +1,6 @@
 """Index preparation, epoch order, budgets, draws and the sample store."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,20 @@ def test_the_sample_dataset_is_complete():
     assert sorted(np.concatenate(list(labels.split.values()))) == list(range(68))
     known = labels.labels[labels.labels != IGNORE_LABEL]
     assert set(np.unique(known)) == set(range(len(labels.classes)))
+
+
+def test_content_is_the_same_wherever_a_dataset_lies(dataset, tmp_path):
+    names = ("sentinel2_l2a", "sentinel1")
+    moved = tmp_path / "elsewhere" / dataset.name
+    shutil.copytree(dataset, moved)
+    here, there = index.prepare(dataset, names), index.prepare(moved, names)
+    assert here.content == there.content and here.fingerprint != there.fingerprint
+    others = [
+        index.prepare(moved, names[:1]),
+        index.prepare(moved, names, dataset_percentage=0.5),
+        index.concat([here, there]),
+    ]
+    table = moved / "sample_metadata.csv"
+    table.write_text(table.read_text().replace(",1", ",0", 1))
+    others.append(index.prepare(moved, names))
+    assert len({here.content, *(o.content for o in others)}) == 5

@@ -59,6 +59,27 @@ def test_impossible_values_are_named_with_their_share(x, name, message):
     assert "or say so" in str(told.value)
 
 
+def test_one_timestep_of_a_large_array_is_seen():
+    x = RNG.integers(200, 4000, (200, 200, 12, 12)).astype(np.float32)
+    x[:, :, 5] = 65000
+    with pytest.raises(ValueError, match="stored without a sign"):
+        check_values(x, "sentinel2_l2a")
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float64])
+def test_counts_of_parts_add_up(dtype):
+    whole = spoilt(spoilt(COUNTS, 0, 0.3), 31000, 0.2).reshape(-1, 12).astype(dtype)
+    found = values.Tally.of("sentinel2_l2a", whole)
+    parts = values.Tally()
+    for rows in np.array_split(whole, 7):
+        parts.merge(values.Tally.of("sentinel2_l2a", rows))
+    assert {f: n for f, n in parts.fills.items() if n} == {
+        f: n for f, n in found.fills.items() if n
+    }
+    assert (parts.total, parts.impossible) == (found.total, found.impossible)
+    assert found.impossible == int((whole == 31000).sum())
+
+
 def test_single_odd_pixels_are_noise():
     assert values.warnings_of(spoilt(COUNTS, 31000, 0.0005), "sentinel2_l2a") == []
     assert values.warnings_of(spoilt(RADAR, -100, 0.0005), "sentinel1") == []

@@ -72,7 +72,7 @@ def test_maps_and_batches():
         ({"bands": [*S2[:-1], "SCL"]}, "take no band SCL"),
         ({"bands": [*S2[:-1], "B13"]}, "unknown band 'B13' of sentinel2_l2a; known: B02"),
         ({"x": s2()[:0]}, "sentinel2_l2a is empty"),
-        ({"x": np.moveaxis(s2(side=8), 2, 0)}, r"is it time\? Then pass np.moveaxis\(x, 0, 2\)"),
+        ({"x": np.moveaxis(s2(side=8), 2, 0)}, r"is it time\? Then pass np.moveaxis\(x, -4, -2\)"),
         ({"x": s2().astype(np.float64) * 1e300}, "float32 cannot"),
         ({"bands": [*S2[:-1], "B02"]}, "more than once"),
         ({"bands": S2[:3]}, "must have 3 entries"),
@@ -190,6 +190,23 @@ def test_slips_with_bands_are_told(arrays, bands, message):
         Sample.from_arrays(arrays, DATES, bands=bands)
 
 
+def test_slips_with_the_mapping_are_told():
+    with pytest.raises(ValueError, match=r"say which modality.*got ndarray"):
+        Sample.from_arrays(s2(), DATES)  # pyright: ignore[reportArgumentType]
+    one = dict.fromkeys(S2, s2()[..., 0])
+    with pytest.raises(ValueError, match="sentinel2_l2a is given twice"):
+        Sample.from_arrays({"sentinel2_l2a": one, "Sentinel2_L2A": one}, DATES)
+
+
+def test_the_way_to_move_the_time_axis_works():
+    for x in (s2(steps=3, side=8), np.stack([s2(), s2()])):
+        for axis in (-4, -3):
+            odd = np.moveaxis(x, -2, axis)
+            with pytest.raises(ValueError, match=rf"np\.moveaxis\(x, {axis}, -2\)"):
+                make(odd)
+            np.testing.assert_array_equal(np.moveaxis(odd, axis, -2), x)
+
+
 def test_nothing_to_put_together():
     with pytest.raises(ValueError, match="no samples"):
         Sample.concatenate([])
@@ -198,9 +215,11 @@ def test_nothing_to_put_together():
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64])
 @pytest.mark.parametrize("by_band", [False, True])
 def test_what_a_mask_hides_is_missing(dtype, by_band):
-    x = np.ma.array(s2().astype(dtype), mask=False)
-    x.mask[:4] = True
-    x.data[:4] = 30000
+    values = s2().astype(dtype)
+    values[:4] = 30000
+    hidden = np.zeros(values.shape, bool)
+    hidden[:4] = True
+    x = np.ma.array(values, mask=hidden)
     arrays = {b: x[..., i] for i, b in enumerate(S2)} if by_band else x
     bands = None if by_band else {"sentinel2_l2a": S2}
     with pytest.raises(ValueError, match="pass nan_pixels"):
@@ -209,6 +228,43 @@ def test_what_a_mask_hides_is_missing(dtype, by_band):
     values = got.data["sentinel2_l2a"][0]
     assert np.isnan(values[:4]).all() and not np.isnan(values[4:]).any()
     np.testing.assert_array_equal(values[4:], make().data["sentinel2_l2a"][0, 4:])
+
+
+def test_masks_of_arrays_in_lists_are_kept():
+    x = np.ma.array(s2(), mask=np.zeros(s2().shape, bool))
+    x[:4] = np.ma.masked
+    steps = [np.ma.stack([x, x]), np.ma.stack([x, x])]
+    batch = [[x, x], (x, x)]
+    for value in (list(x), [list(part) for part in x]):
+        got = make(value, nan_pixels="mask").data["sentinel2_l2a"][0]
+        assert np.isnan(got[:4]).all() and not np.isnan(got[4:]).any()
+    assert np.isnan(make([x, x], nan_pixels="mask").data["sentinel2_l2a"][:, :4]).all()
+    with pytest.raises(ValueError, match="must have the axes"):
+        make(batch, nan_pixels="mask")
+    with pytest.raises(ValueError, match="must have the axes"):
+        make(steps, nan_pixels="mask")
+    with pytest.raises(ValueError, match="differ in shape"):
+        make([x, x[:4]])
+    with pytest.raises(ValueError, match="rows of different lengths"):
+        make([s2(), s2(side=4)])
+
+
+def test_a_band_of_bytes_beside_counts_is_no_picture():
+    bands: dict[str, np.ndarray] = {b: s2()[..., i].astype(np.uint16) for i, b in enumerate(S2)}
+    bands["B01"] = np.minimum(bands["B01"], 250).astype(np.uint8)
+    Sample.from_arrays({"sentinel2_l2a": bands}, DATES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"), [(np.int16, -32768), (np.int32, -9999), (np.uint16, 65535)]
+)
+@pytest.mark.parametrize("share", [1, 2])
+def test_undeclared_fills_are_refused(dtype, fill, share):
+    x = s2().astype(dtype)
+    x[: 8 // share] = fill
+    with pytest.raises(ValueError, match=f"{fill} in {100 / share:.2f}%.*check_units=False"):
+        make(x)
+    make(x, check_units=False)
 
 
 @pytest.mark.parametrize(

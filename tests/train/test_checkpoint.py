@@ -213,8 +213,30 @@ def test_other_architecture_is_refused(tmp_path):
 def test_other_dataset_is_refused_unless_allowed(tmp_path):
     toy.run(tmp_path, 3)
     with pytest.raises(ValueError, match=r"trainer\.allow_dataset_change"):
-        toy.run(tmp_path, 6, dataset_fingerprint="other")
-    assert toy.run(tmp_path, 6, dataset_fingerprint="other", allow_dataset_change=True).step == 6
+        toy.run(tmp_path, 6, dataset_content="other")
+    assert toy.run(tmp_path, 6, dataset_content="other", allow_dataset_change=True).step == 6
+
+
+def test_a_dataset_that_was_moved_is_the_same(tmp_path):
+    toy.run(tmp_path, 3)
+    assert toy.run(tmp_path, 6, dataset_fingerprint="elsewhere").start_step == 3
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "steps", "taken"),
+    [("abc", 5, True), ("elsewhere", 5, True), ("elsewhere", 6, False), ("elsewhere", 1, False)],
+)
+def test_a_checkpoint_without_content_is_judged_by_what_it_says(caplog, fingerprint, steps, taken):
+    meta = {"step": 3, "dataset_fingerprint": "abc", "steps_per_epoch": steps}
+    info = checkpoint.RunInfo(
+        dataset_fingerprint=fingerprint, dataset_content="def", steps_per_epoch=min(steps, 5)
+    )
+    if taken:
+        checkpoint._check_dataset(meta, info)
+        assert ("taken for the same" in caplog.text) == (fingerprint != "abc")
+    else:
+        with pytest.raises(ValueError, match="The dataset has changed"):
+            checkpoint._check_dataset(meta, info)
 
 
 def test_changed_config_is_refused_unless_it_does_not_matter(tmp_path):

@@ -164,6 +164,7 @@ def config(run_dir: Path, max_steps: int = 20, **changes: Any) -> LoopConfig:
         "ephemeral_save_interval": 4,
         "tensorboard": False,
         "dataset_fingerprint": "abc",
+        "dataset_content": "def",
         "config": {"model": {"width": OUTPUTS}, "trainer": {"save_interval": 10}},
         "normalization": {"sentinel2": [1.0, 2.0]},
     }
