@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class RasterFile:
       crs: as rasterio has it, or None.
       transform: of the north-up picture; the identity if the file has no place.
       placed: whether it has a place on the ground.
+      complete: whether nothing in the file says that pixels are missing.
       turned: in words how the file differs from north-up, such as 'upside down'; '' if it does not.
     """
 
@@ -112,6 +114,8 @@ class RasterFile:
         self.nodata = tuple(file.nodatavals[k] for k in chosen)
         self.scales = tuple(file.scales[k] for k in chosen)
         self.offsets = tuple(file.offsets[k] for k in chosen)
+        self.complete = self._alpha is None and not self._masked()
+        self.complete &= all(v is None for v in self.nodata)
         t = file.transform
         if t.is_identity and file.gcps[0]:
             raise RasterError(
@@ -174,13 +178,19 @@ class RasterFile:
         turn = np.s_[:, :: -1 if self._rows_up else 1, :: -1 if self._cols_left else 1]
         return values[turn], valid[turn]
 
+    def _masked(self) -> set[int]:
+        """Data bands with a mask of their own; nodata values and alpha are no such masks."""
+        flag = self._rasterio.enums.MaskFlags
+        others = {flag.all_valid, flag.alpha, flag.nodata}
+        kinds = self._file.mask_flag_enums
+        return {b for b in self._bands if not others & set(kinds[b - 1])}
+
     def _valid(self, values: np.ndarray, how: dict[str, Any]) -> np.ndarray:
         """What every declaration of the file leaves valid; GDAL's own mask is only one of them."""
-        flag = self._rasterio.enums.MaskFlags
         valid = np.ones(values.shape, bool)
+        masked = self._masked()
         for k, band in enumerate(self._bands):
-            flags = self._file.mask_flag_enums[band - 1]
-            if not {flag.all_valid, flag.alpha, flag.nodata} & set(flags):
+            if band in masked:
                 shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
                 mask = self._file.read_masks(band, window=how["window"], **shape)
                 valid[k] &= mask > 0
@@ -367,7 +377,7 @@ def ground_pixel_size(crs: Any, transform: Any, height: int, width: int) -> tupl
     Raises:
       ValueError: no CRS, or a place where it is not defined.
     """
-    rasterio, crs = library(), _parsed(crs)
+    crs = _parsed(crs)
     if crs is None:
         raise ValueError("a raster without a coordinate reference system has no size in metres")
     col, row = width / 2, height / 2
@@ -375,15 +385,29 @@ def ground_pixel_size(crs: Any, transform: Any, height: int, width: int) -> tupl
     t = transform
     xs = [t.a * x + t.b * y + t.c for x, y in corners]
     ys = [t.d * x + t.e * y + t.f for x, y in corners]
-    try:
-        lon, lat = rasterio.warp.transform(crs, "EPSG:4326", xs, ys)
-    except (rasterio.errors.RasterioError, ValueError) as e:
-        raise ValueError(f"the place of the raster is not defined in its CRS ({e})") from None
+    lon, lat = transform_points(crs, "EPSG:4326", xs, ys)
     points = _earth_centred(np.radians(lon), np.radians(lat))
-    if not np.isfinite(points).all():
-        raise ValueError(f"the place of the raster is not defined in {_title(crs)}")
     across, down = points[1] - points[0], points[3] - points[2]
     return float(np.linalg.norm(across)), float(np.linalg.norm(down))
+
+
+def transform_points(
+    source: Any, target: Any, xs: Sequence[float], ys: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points of one CRS in another, x (or longitude) first.
+
+    Raises:
+      ValueError: an unknown CRS, or places where one of them is not defined.
+    """
+    try:
+        found = np.array(library().warp.transform(source, target, list(xs), list(ys)))
+    except Exception as e:  # GDAL's own errors have no public class
+        raise ValueError(
+            f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS ({e})"
+        ) from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS")
+    return found[0], found[1]
 
 
 def _earth_centred(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
