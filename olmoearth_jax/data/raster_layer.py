@@ -131,7 +131,8 @@ class Layer:
         else:
             scale, offset = self._unit
             values = (raw * scale + offset).astype(np.float32)
-        values[~valid] = np.nan
+        if not valid.all():
+            values[~valid] = np.nan
         return values
 
 

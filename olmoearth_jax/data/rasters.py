@@ -245,9 +245,9 @@ class Stack:
             f = modalities.get(name).image_factor
             steps = len(self._days) if modalities.get(name).multitemporal else 1
             bands = self._bands[name]
-            out = np.full((steps * len(bands), shape[0] * f, shape[1] * f), np.nan, np.float32)
+            out = np.full((shape[0] * f, shape[1] * f, steps * len(bands)), np.nan, np.float32)
             span = (slice(rows.start * f, rows.stop * f), slice(cols.start * f, cols.stop * f))
-            filled = np.zeros(len(out), bool)
+            filled = np.zeros(out.shape[-1], bool)
             for layer in self._of(name):
                 days = [self._days.index(d) if d is not None else 0 for d in layer.days()]
                 planes = [
@@ -255,8 +255,7 @@ class Stack:
                     for day, b in zip(days, layer.bands, strict=True)
                 ]
                 _paint(layer, span, out, planes, filled)
-            x = out.reshape(steps, len(bands), *out.shape[1:])
-            arrays[name] = np.ascontiguousarray(x.transpose(2, 3, 0, 1))
+            arrays[name] = out.reshape(*out.shape[:2], steps, len(bands))
         t: Any = self.transform
         corner = t.c + cols.start * t.a, t.f + rows.start * t.e
         place = type(t)(
@@ -272,13 +271,13 @@ def _paint(
 
     Args:
       span: the window, in pixels of the modality.
-      out: float32 [planes, h, w], thinned out if h and w are fewer than the window's pixels.
+      out: float32 [h, w, planes], thinned out if h and w are fewer than the window's pixels.
       filled: bool [planes], which planes were written before.
     """
     places, reads, trims = [], [], []
     file = layer.file
     for window, start, side, k, size in zip(
-        span, (layer.top, layer.left), (file.height, file.width), layer.repeat, out.shape[1:],
+        span, (layer.top, layer.left), (file.height, file.width), layer.repeat, out.shape[:2],
         strict=True,
     ):  # fmt: skip
         low, high = max(window.start, start), min(window.stop, start + side * k)
@@ -297,18 +296,19 @@ def _paint(
         reads.append(slice(first, last))
         trims.append(slice(low - start - first * k, high - start - first * k))
     target = (places[0].stop - places[0].start, places[1].stop - places[1].start)
-    thinned = out.shape[1:] != tuple(w.stop - w.start for w in span)
+    thinned = out.shape[:2] != tuple(w.stop - w.start for w in span)
     x = layer.read(reads[0], reads[1], target if thinned else None)
     if not thinned and layer.repeat != (1, 1):
         down, across = layer.repeat
         x = x.repeat(down, 1).repeat(across, 2)[:, trims[0], trims[1]]
-    for plane, values in zip(planes, x, strict=True):
-        part = out[plane, places[0], places[1]]
-        if filled[plane]:
-            np.copyto(part, values, where=np.isnan(part))
-        else:
-            part[:] = values
-        filled[plane] = True
+    x, part = np.moveaxis(x, 0, -1), out[places[0], places[1]]
+    if filled[planes].any():
+        part[..., planes] = np.where(np.isnan(part[..., planes]), x, part[..., planes])
+    elif planes == list(range(planes[0], planes[0] + len(planes))):
+        part[..., planes[0] : planes[0] + len(planes)] = x
+    else:
+        part[..., planes] = x
+    filled[planes] = True
 
 
 def _other_grid(layer: Layer, other: Layer, what: str) -> ValueError:
