@@ -214,3 +214,78 @@ def test_a_failed_map_leaves_nothing(tmp_path):
         cog.open_map(tmp_path / "a.tif", form | {"dtype": "int16"}, ["e"], {}),
     ):
         pass
+
+
+def test_footprints_across_180_degrees():
+    form = {"height": 5000, "width": 5000, "dtype": "float32", "transform": CORNER}
+    places = {"EPSG:3832": (10, 3.3e6, 1e6), "EPSG:4326": (4e-4, 179, 10)}
+    for crs, (size, x, y) in places.items():
+        place = rasterio.Affine(size, 0, x, 0, -size, y)
+        item = cog.stac_item(
+            "a.tif", form | {"crs": rasterio.CRS.from_user_input(crs), "transform": place}, ["e"],
+            {}, [],
+        )  # fmt: skip
+        west, south, east, north = item["bbox"]
+        assert west > 178 and east < -178 and south < north
+        rings = [p[0] for p in item["geometry"]["coordinates"]]
+        assert item["geometry"]["type"] == "MultiPolygon" and len(rings) == 2
+        assert [max(p[0] for p in r) - min(p[0] for p in r) for r in rings] == pytest.approx(
+            [180 - west, east + 180]
+        )
+
+
+def drawn_raster(path, rng, x):
+    """The image stored in a way drawn at random, and the flags it needs."""
+    order = rng.permutation(12)
+    y, t = x[order], CORNER
+    if rng.random() < 0.5:
+        y, t = y[:, ::-1], rasterio.Affine(10, 0, t.c, 0, 10, t.f - 10 * x.shape[1])
+    if rng.random() < 0.5:
+        y, t = y[..., ::-1], rasterio.Affine(-10, 0, t.c + 10 * x.shape[2], 0, t.e, t.f)
+    names = [S2[i] for i in order]
+    if rng.random() < 0.5:
+        names = [n.replace("B0", "B") for n in names]
+    crs = ["EPSG:32633", rasterio.CRS.from_epsg(32633).to_wkt(version="WKT1_ESRI")]
+    kind = rng.choice(["uint16", "int32", "float32"])
+    write(path, np.ascontiguousarray(y).astype(kind), names, 0, crs[rng.integers(2)], t)
+    if rng.random() < 0.5:
+        with rasterio.open(path, "r+") as file:
+            file.scales = (1e-4,) * 12
+    return {"modality": "sentinel2_l2a"} if rng.random() < 0.5 or "B1" in names else {}
+
+
+def test_any_storage_gives_the_map_of_the_plain_file(folder, images, tmp_path):
+    rng = np.random.default_rng(5)
+    how = {"dates": ["2021-04-15"], "check_units": False}
+    embed.run(options(folder, "s2.tif", "plain.tif", **how))
+    with rasterio.open(folder / "plain.tif") as file:
+        expected, form = file.read(), file.profile
+    for number in range(6):
+        more = drawn_raster(tmp_path / f"{number}.tif", rng, images[0])
+        embed.run(options(folder, tmp_path / f"{number}.tif", "drawn.tif", **how, **more))
+        with rasterio.open(folder / "drawn.tif") as file:
+            assert (file.transform, file.crs) == (form["transform"], "EPSG:32633")
+            np.testing.assert_allclose(file.read(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_said_beside_the_map(folder, images, tmp_path, capsys):
+    left, right = images[0].copy(), images[0].copy()
+    left[:, :, 10:], right[:, :, :8] = 0, 0
+    rasters = tmp_path / "scenes"
+    rasters.mkdir()
+    for name, x in (("left", left), ("right", right)):
+        write(rasters / f"sentinel2_l2a_20210415_{name}.tif", x, S2, 0)
+    (rasters / "notes.txt").write_text("mine")
+    o = options(folder, rasters, "scenes.tif", name="{modality}_{date}_{tile}.tif")
+    written, *notes = embed.run(o)
+    assert "scenes.tif (5 x 7)" in written and "tiles (100 %)" in capsys.readouterr().err
+    assert "2 rasters put together" in notes[0]
+    assert "no embedding for 0 pixels at the bottom and 1 pixels at the right" in notes[1]
+    assert "1 files are not named like" in notes[2] and "notes.txt" in notes[2]
+    embed.run(options(folder, "s2.tif", "plain.tif", dates=["2021-04-15"]))
+    with rasterio.open(folder / "plain.tif") as a, rasterio.open(folder / "scenes.tif") as b:
+        np.testing.assert_array_equal(a.read(), b.read())
+    with pytest.raises(ValueError, match="--name goes with one folder"):
+        embed.run(options(folder, "s2.tif", "never.tif", name="{date}.tif"))
+    with pytest.raises(ValueError, match="give --name"):
+        embed.run(options(folder, rasters, "never.npz"))
