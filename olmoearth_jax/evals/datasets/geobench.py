@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals import bands as order
 from olmoearth_jax.evals import normalize
 from olmoearth_jax.evals.datasets import archives
@@ -110,18 +110,19 @@ def read_sample(path: Path, bands: Sequence[str], spatial: bool) -> tuple[np.nda
     Raises:
       ValueError: a band or the label is missing.
     """
-    with h5py.File(path) as f:
+    with open_hdf5(path) as f:
         text = f.attrs.get("pickle")
         if text is None:
             raise ValueError(f"{path.name} has no attribute 'pickle'; it is no GeoBench sample")
         meta = archives.loads_literal(text, path.name)
-        stored = {str(k).split("_")[0]: k for k in meta.get("bands_order", f) if k in f}
+        held = set(f)  # asking h5py for a name would follow links
+        stored = {str(k).split("_")[0]: k for k in meta.get("bands_order", f) if k in held}
         missing = [b for b in bands if b not in stored]
         if missing:
             raise ValueError(f"{path.name} lacks the band {missing[0]!r}")
-        image = np.stack([np.asarray(f[stored[b]]) for b in bands], -1)
-        if spatial and "label" not in f:
+        image = np.stack([stored_array(f, stored[b]) for b in bands], -1)
+        if spatial and "label" not in held:
             raise ValueError(f"{path.name} lacks its label raster")
-        label = np.asarray(f["label"]) if "label" in f else np.asarray(meta["label"])
+        label = stored_array(f, "label") if "label" in held else np.asarray(meta["label"])
     label = label[..., 0] if label.ndim == 3 else label
     return image, label.astype(np.int64)
