@@ -21,6 +21,9 @@ from olmoearth_jax.data.convert import Conversion, Settings, convert
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage
 from olmoearth_jax.data.pool import WorkerDied, default_workers
 
+_SHOWN = 20
+"""Notes that are printed; all of them are in the dataset's notes.csv."""
+
 
 def _define_flags() -> None:
     flags.DEFINE_string("tile_path", None, "Folder of the GeoTIFFs and CSVs.", required=True)
@@ -91,6 +94,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"dropped {tile}: {reason}")
     for tile, name, reason in done.removed:
         print(f"left out {name} of {tile}: {reason}")
+    for tile, name, text in done.notes[:_SHOWN]:
+        print(f"{name} of {tile} {text}")
+    if len(done.notes) > _SHOWN:
+        print(f"{len(done.notes) - _SHOWN} more such notes are in notes.csv")
     print(f"{done.samples} samples ({done.written} written now), {len(done.dropped)} tiles dropped")
     print(done.folder)
 

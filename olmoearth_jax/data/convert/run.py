@@ -20,6 +20,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tiles, tree
+from olmoearth_jax.data.convert.index_csv import read_series
 from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5_writer import Storage, write_csv, write_sample, write_tables
@@ -32,6 +33,7 @@ STATE_DIR = ".h5_conversion"
 CHECKSUM_FILE = "checksums.csv"
 TILES_FILE = "sample_tiles.csv"
 DROPPED_FILE = "dropped.csv"
+NOTES_FILE = "notes.csv"
 RECORD_FILE = "conversion.json"
 
 Say = Callable[[str], None]
@@ -94,23 +96,27 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class Conversion:
     """Outcome: the folder, its samples and how many of them this run wrote, the tiles that
-    made no sample with the reason, and (tile, modality, reason) of what was left out of others."""
+    made no sample with the reason, and (tile, modality, text) of what was left out of others and
+    of what was not taken as it came or in another unit than usual."""
 
     folder: Path
     samples: int
     written: int
     dropped: dict[str, str]
     removed: list[tuple[str, str, str]]
+    notes: list[tuple[str, str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """A tile that makes samples: the first one's number, and the modalities it has."""
+    """A tile that makes samples: the first one's number, and the modalities it has with notes."""
 
     job: TileJob
     first: int
     names: tuple[str, ...]
     signature: str
+    notes: dict[str, str]
+    empty: dict[str, list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +146,15 @@ def convert(
     """
     state = settings.output_dir / STATE_DIR
     with lock_folder(state, "a conversion"):
-        series = {n: tree.read_series(settings.tree, n) for n in settings.modalities}
+        series = {n: read_series(settings.tree, n) for n in settings.modalities}
         ignored = {n: s.ignored for n, s in series.items() if s.ignored}
         if say and ignored:
             text = ", ".join(f"{count} of {name}" for name, count in ignored.items())
             say(f"ignored CSV rows that repeat a timestep or are out of order: {text}")
+            for name, listed in series.items():
+                if listed.lost:
+                    first = ", ".join(listed.lost[:3])
+                    say(f"{len(listed.lost)} tiles of {name} have no image_idx 0, such as {first}")
         jobs = tree.enumerate_tiles(series)
         scans, problems = _scan(settings, jobs, workers, say)
         if problems and not skip_unreadable:
@@ -182,16 +192,17 @@ def _scan(
     todo = []
     for job in jobs:
         signature = _signature(settings, job)
-        known = journal.records.get(_key(job))
-        if known is None or known["signature"] != signature:
+        known = journal.records.get(_key(job), {})
+        if known.get("signature") != signature or "empty" not in known:
             todo.append((settings.tree, job, signature))
     progress = Progress(len(todo), "tiles scanned", say)
     with journal:
-        for (_, job, signature), (faults, problem) in run_tasks(_scan_tile, todo, workers):
-            if problem is None:
-                journal.add(_key(job), {"signature": signature, "faults": faults})
+        for (_, job, signature), found in run_tasks(_scan_tile, todo, workers):
+            if isinstance(found, str):
+                problems[str(job.cell)] = found
             else:
-                problems[str(job.cell)] = problem
+                record = {"signature": signature, **dataclasses.asdict(found)}
+                journal.add(_key(job), record)
             progress.step()
     return journal.records, dict(sorted(problems.items()))
 
@@ -200,11 +211,12 @@ def _key(job: TileJob) -> str:
     return f"{job.cell}_{job.cell.factor}"
 
 
-def _scan_tile(task: tuple[Path, TileJob, str]) -> tuple[dict[str, str], str | None]:
+def _scan_tile(task: tuple[Path, TileJob, str]) -> tiles.Findings | str:
+    """What a tile holds, or why it cannot be read."""
     try:
-        return tiles.clean(*task[:2]), None
+        return tiles.inspect(*task[:2])
     except ReadError as e:
-        return {}, str(e)
+        return str(e)
 
 
 def _select(
@@ -222,7 +234,7 @@ def _select(
         faults, notes = dict(scan["faults"]), {}
         reason = tiles.drop_reason(job, names, (), settings.keep_unmatched)
         if reason is None:
-            plan = tiles.plan_time(job.dates, names, settings.keep_unmatched)
+            plan = tiles.plan_time(job.dates, names, settings.keep_unmatched, scan["empty"])
             faults.update(plan.removed)
             for name, count in plan.unmatched.items():
                 notes[name] = f"{count} timesteps on dates that the longest series lacks"
@@ -233,7 +245,10 @@ def _select(
             dropped[str(job.cell)] = reason + because
             continue
         removed += [(str(job.cell), name, why) for name, why in (faults | notes).items()]
-        kept.append(_Kept(job, len(kept) * settings.pieces, names, scan["signature"]))
+        said = {n: text for n, text in scan["notes"].items() if n in names}
+        # Samples of such a tile are others than those of a conversion that did not look.
+        signature = text_digest([scan["signature"], said]) if said else scan["signature"]
+        kept.append(_Kept(job, len(kept) * settings.pieces, names, signature, said, scan["empty"]))
     return kept, dropped, removed
 
 
@@ -250,7 +265,8 @@ def _write(
         settings.modalities, samples, settings.tile_px, settings.required
     )
     content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
-    result = Conversion(final, samples, 0, dropped, removed)
+    notes = [(str(k.job.cell), n, text) for k in kept for n, text in k.notes.items()]
+    result = Conversion(final, samples, 0, dropped, removed, notes)
     if final.exists():
         _check_complete(final, content)
         return result
@@ -261,6 +277,8 @@ def _write(
             shutil.rmtree(stale)
     written = _write_samples(settings, kept, partial, workers, say)
     _write_reports(settings, kept, dropped, removed, partial)
+    if notes:
+        write_csv(partial / NOTES_FILE, ("tile", "modality", "note"), notes)
     text = {"content": content, "settings": dataclasses.asdict(settings), "tiles": len(kept)}
     (partial / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
     (partial / "finished.jsonl").unlink(missing_ok=True)
@@ -335,7 +353,7 @@ def _write_tile(task: _WriteTask) -> dict[int, str]:
     }
     if len(done) == len(paths):
         return done
-    plan = tiles.plan_time(kept.job.dates, kept.names, settings.keep_unmatched)
+    plan = tiles.plan_time(kept.job.dates, kept.names, settings.keep_unmatched, kept.empty)
     centre = np.array(tree.centre(kept.job.cell))
     cut = tiles.pieces(settings.tree, kept.job, kept.names, plan, settings.tile_px)
     for (number, path), arrays in zip(paths.items(), cut, strict=True):

@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.convert.rasters import load_modality
+from olmoearth_jax.data.convert.rasters import Loaded, load_modality
 from olmoearth_jax.data.convert.tree import Date, TileJob
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS
+from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS, MISSING
 
 SENTINEL1_NODATA = -32768
 ERA5L_NODATA = -9999.0
+MOST_MISSING = 0.5
+"""Share of missing values from which a timestep is left out."""
+
+DECIBEL_LOWEST = -500.0
+"""No backscatter is lower: such values are hundredths of a decibel, or fills."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +50,81 @@ def fault(name: str, values: np.ndarray) -> str | None:
         return "is all zero"
     if name == "era5l_day_10" and (values == ERA5L_NODATA).any():
         return f"holds the fill value {ERA5L_NODATA}"
-    if name == "sentinel1" and (values == SENTINEL1_NODATA).any():
-        return f"holds the fill value {SENTINEL1_NODATA}"
+    if name == "sentinel1":
+        if (values == SENTINEL1_NODATA).any():
+            return f"holds the fill value {SENTINEL1_NODATA}"
+        if is_decibel(values) and values.min() < DECIBEL_LOWEST:
+            return f"is no linear power and holds {values.min():g}, which is no decibel either"
     return None
 
 
-def clean(tree: Path, job: TileJob) -> dict[str, str]:
-    """Reads every modality of a tile; the unusable ones with their reasons.
+def is_decibel(values: np.ndarray) -> bool:
+    """Whether backscatter is in decibel: linear power below -1 is rare, decibel above it too.
+
+    Noise removal makes linear power slightly negative, so the sign alone says nothing.
+    """
+    return bool(values.size) and float((values < -1).mean()) > 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a tile's rasters hold.
+
+    Attributes:
+      faults: unusable modalities, with the reason.
+      notes: what is done with others that is worth knowing.
+      empty: per series the timesteps that are at least half missing.
+    """
+
+    faults: dict[str, str]
+    notes: dict[str, str]
+    empty: dict[str, list[int]]
+
+
+def inspect(tree: Path, job: TileJob) -> Findings:
+    """Reads every modality of a tile.
 
     Raises:
-      ReadError: a raster cannot be read.
+      ReadError: a raster cannot be read, or does not belong to the tile.
     """
-    found = ((n, fault(n, load_modality(tree, job, n))) for n in job.dates)
-    return {name: reason for name, reason in found if reason is not None}
+    found = Findings({}, {}, {})
+    for name in job.dates:
+        loaded = load_modality(tree, job, name)
+        gone = loaded.missing
+        present = loaded.values if gone is None else loaded.values[~gone]
+        reason = fault(name, present) if present.size else "holds nothing but missing values"
+        said = [f"was turned ({loaded.turned})"] if loaded.turned else []
+        if reason is None and name == "sentinel1" and is_decibel(present):
+            said.append("is decibel already and taken as it is")
+        if reason is None and gone is not None:
+            steps = _empty_steps(name, gone)
+            if len(steps) == gone.shape[-2]:
+                reason = "misses at least half of its values on every date"
+            elif steps:
+                found.empty[name] = steps
+                dates = ", ".join(_iso(job.dates[name][k]) for k in steps)
+                said.append(f"misses at least half of its values on {dates}, which is left out")
+            rest = int(np.delete(gone, steps, axis=-2).sum())
+            if rest:
+                said.append(f"has {rest} missing values, stored as {MISSING:.0f}")
+        if reason is not None:
+            found.faults[name] = reason
+        elif said:
+            found.notes[name] = "; ".join(said)
+    return found
+
+
+def _empty_steps(name: str, gone: np.ndarray) -> list[int]:
+    """Timesteps [..., T, C] of a series that are at least half missing; others have no mask."""
+    if _kind(name) != "space_time":
+        return []
+    shares = gone.mean(axis=tuple(k for k in range(gone.ndim) if k != gone.ndim - 2))
+    return [int(k) for k in np.flatnonzero(shares >= MOST_MISSING)]
+
+
+def _iso(date: Date) -> str:
+    day, month, year = date
+    return f"{year:04d}-{month + 1:02d}-{day:02d}"
 
 
 def longest(dates: Mapping[str, Sequence[Date]], names: Sequence[str]) -> str | None:
@@ -67,14 +134,17 @@ def longest(dates: Mapping[str, Sequence[Date]], names: Sequence[str]) -> str | 
 
 
 def plan_time(
-    dates: Mapping[str, Sequence[Date]], names: Sequence[str], keep_unmatched: bool = False
+    dates: Mapping[str, Sequence[Date]],
+    names: Sequence[str],
+    keep_unmatched: bool = False,
+    empty: Mapping[str, Sequence[int]] | None = None,
 ) -> TimePlan:
     """Aligns the series of a tile by date.
 
     `names` are kept; at least one is a space-time modality. Timesteps on dates that the longest
     series lacks are left out, and weather that lacks one of its dates is removed. With
     `keep_unmatched` both are stored as they come, as the reference does, and readers misplace what
-    follows them.
+    follows them. The `empty` timesteps of a series keep their date, but are not stored.
     """
     lead = longest(dates, names)
     assert lead is not None
@@ -84,10 +154,12 @@ def plan_time(
         own = list(dates[name])
         kind = _kind(name)
         if kind == "space_time":
-            masks[name] = np.array([d in own for d in axis])
+            gone = set((empty or {}).get(name, ()))
+            there = {d for k, d in enumerate(own) if k not in gone}
+            masks[name] = np.array([d in there for d in axis])
             first = sorted({own.index(d) for d in axis if d in own})
             kept = range(len(own)) if keep_unmatched or name == lead else first
-            steps[name] = np.array(kept, int)
+            steps[name] = np.array([k for k in kept if k not in gone], int)
         elif kind == "time_only":
             places = [own.index(d) for d in axis if d in own]
             if keep_unmatched:
@@ -99,7 +171,8 @@ def plan_time(
         if name in masks and not masks[name].any() and not keep_unmatched:
             removed[name] = "has none of the tile's dates"
             del masks[name], steps[name]
-    unmatched = {n: len(dates[n]) - len(kept) for n, kept in steps.items()}
+    held = {n: len(dates[n]) - len((empty or {}).get(n, ())) for n in steps}
+    unmatched = {n: held[n] - len(kept) for n, kept in steps.items()}
     return TimePlan(
         np.array(axis, np.int32), masks, steps, removed, {n: c for n, c in unmatched.items() if c}
     )
@@ -135,14 +208,22 @@ def pieces(
     """
     whole = {}
     for name in names:
-        values = load_modality(tree, job, name)
-        if name in plan.steps:
-            values = values[..., plan.steps[name], :]
-        whole[name] = to_decibel(values) if name == "sentinel1" else values
+        loaded = load_modality(tree, job, name)
+        if name == "sentinel1":
+            loaded.values = _backscatter(loaded)
+        whole[name] = loaded.filled(plan.steps.get(name, slice(None)))
     per_side = IMAGE_TILE_PX // tile_px
     for i in range(per_side):
         for j in range(per_side):
             yield {n: _cut(v, i, j, per_side) if v.ndim == 4 else v for n, v in whole.items()}
+
+
+def _backscatter(loaded: Loaded) -> np.ndarray:
+    """Decibel float32 of all timesteps; what is missing has no say in the unit."""
+    values, gone = loaded.values, loaded.missing
+    if is_decibel(values if gone is None else values[~gone]):
+        return values.astype(np.float32)
+    return to_decibel(values)
 
 
 def _cut(values: np.ndarray, i: int, j: int, per_side: int) -> np.ndarray:

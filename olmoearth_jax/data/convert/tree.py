@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import datetime
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.derived import tile_latlon
 from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, Modality
 
-COLUMNS = ("crs", "col", "row", "tile_time", "image_idx", "start_time", "end_time")
 Date = tuple[int, int, int]
 """(day, month 0-11, year)."""
 
@@ -50,10 +48,12 @@ class TileJob:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """What a CSV lists: the dates of each tile's timesteps, and how many rows were ignored."""
+    """What a CSV lists: the dates of each tile's timesteps, how many rows were ignored, and the
+    tiles of which nothing is left because no row of theirs has the number 0."""
 
     dates: dict[Cell, tuple[Date, ...]]
     ignored: int
+    lost: tuple[str, ...] = ()
 
 
 def resolution_text(factor: int) -> str:
@@ -110,66 +110,19 @@ def _convertible(name: str) -> bool:
     return modality.from_csv and modality.in_sample and modality.tile_resolution_factor > 0
 
 
-def read_series(tree: Path, name: str) -> Series:
-    """Reads the CSV of a modality.
-
-    A row counts if its image_idx is the number of rows its tile has so far; others (repeated or
-    out of order) are ignored and counted.
-
-    Raises:
-      ValueError: missing file or columns, a value that cannot be read, or an unknown CRS.
-    """
-    modality = registry.get(name)
-    path = tree / f"{stem(modality)}.csv"
-    collected: dict[Cell, list[Date]] = {}
-    ignored = 0
-    try:
-        with path.open(newline="") as file:
-            table = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (table.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path} has no column {missing[0]!r}; it needs {COLUMNS}")
-            for row in table:
-                where = f"{path}, line {table.line_num}"
-                cell, number, date = _parse_row(row, modality, where)
-                dates = collected.setdefault(cell, [])
-                if number == len(dates):
-                    dates.append(date)
-                else:
-                    ignored += 1
-    except FileNotFoundError:
-        raise ValueError(
-            f"modality {name!r} has no index {path}; leave it out of the modalities or add the CSV"
-        ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise ValueError(f"cannot read {path}: {e}") from e
-    return Series({c: tuple(d) for c, d in collected.items() if d}, ignored)
-
-
-def _parse_row(row: Mapping[str, str], modality: Modality, where: str) -> tuple[Cell, int, Date]:
-    try:
-        factor = modality.tile_resolution_factor
-        cell = Cell(row["crs"], int(row["col"]), int(row["row"]), factor)
-        number = int(row["image_idx"])
-        start = datetime.datetime.fromisoformat(row["start_time"])
-    except (TypeError, ValueError) as e:
-        raise ValueError(f"{where}: {e}") from e
-    try:
-        centre(cell)
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from e
-    return cell, number, (start.day, start.month - 1, start.year)
-
-
 @functools.lru_cache(maxsize=1 << 16)
 def centre(cell: Cell) -> tuple[float, float]:
     """(lat, lon) in degrees of a cell's centre.
 
     Raises:
-      ValueError: the CRS is unknown.
+      ValueError: the CRS is unknown, or has no such place.
     """
+    outside = f"{cell.crs} has no place at column {cell.col}, row {cell.row}"
     if cell.crs.startswith(("EPSG:326", "EPSG:327")):
-        return tile_latlon(cell.crs, cell.col, cell.row, cell.factor)
+        try:
+            return tile_latlon(cell.crs, cell.col, cell.row, cell.factor)
+        except (OverflowError, ZeroDivisionError):
+            raise ValueError(outside) from None
     from rasterio import errors, warp
 
     side = BASE_RESOLUTION_M * cell.factor * IMAGE_TILE_PX
@@ -178,7 +131,12 @@ def centre(cell: Cell) -> tuple[float, float]:
         found = warp.transform(cell.crs, "EPSG:4326", [x], [y])
     except (errors.RasterioError, ValueError) as e:
         raise ValueError(f"unknown coordinate reference system {cell.crs!r} ({e})") from e
-    return found[1][0], found[0][0]
+    except Exception as e:  # GDAL's own errors have no public class
+        raise ValueError(f"{outside} ({e})") from e
+    lat, lon = found[1][0], found[0][0]
+    if not (math.isfinite(lat) and math.isfinite(lon)):
+        raise ValueError(outside)
+    return lat, lon
 
 
 def enumerate_tiles(series: Mapping[str, Series]) -> list[TileJob]:

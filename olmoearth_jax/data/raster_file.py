@@ -1,0 +1,421 @@
+"""One raster file, read as it says it is to be read: direction, place, missing pixels.
+
+A file's rows may run from south to north and its columns from east to west; windows are always
+those of the north-up picture. rasterio is imported when a file is opened.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TILT = 0.01
+"""Pixels by which a row or column may slant over the whole raster and still be called straight."""
+
+_HORIZONTAL_ONLY = {"no_defs", "wktext", "type", "vunits", "geoidgrids", "towgs84", "units"}
+
+
+class RasterError(ValueError):
+    """A raster cannot be used.
+
+    Attributes:
+      path: of the file.
+      reason: why, without the path.
+    """
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+def library() -> Any:
+    """The rasterio package.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    try:
+        import rasterio
+        import rasterio.enums
+        import rasterio.errors
+        import rasterio.warp
+        import rasterio.windows
+    except ImportError:
+        raise ValueError(
+            "reading GeoTIFFs needs the 'geo' extra: pip install 'olmoearth-jax[geo]'"
+        ) from None
+    return rasterio
+
+
+class RasterFile:
+    """An open raster; a context manager.
+
+    Attributes:
+      path: as given.
+      count: number of data bands; an alpha band is none.
+      dtypes, descriptions, nodata, scales, offsets: per data band, as rasterio has them.
+      height, width: in pixels.
+      crs: as rasterio has it, or None.
+      transform: of the north-up picture; the identity if the file has no place.
+      placed: whether it has a place on the ground.
+      complete: whether nothing in the file says that pixels are missing.
+      turned: in words how the file differs from north-up, such as 'upside down'; '' if it does not.
+    """
+
+    def __init__(self, path: str | Path, expected: int | None = None):
+        """Opens a raster.
+
+        Args:
+          path: file, or whatever else rasterio opens.
+          expected: number of data bands where it is known. GDAL calls the fourth band of any
+            8-bit file alpha; with this number it is data where only so the count is right.
+
+        Raises:
+          ValueError: it cannot be opened, or its pixels do not lie along the axes of its CRS.
+        """
+        self._rasterio, self.path = library(), path
+        try:
+            with _no_place_is_fine(self._rasterio):
+                self._file = self._rasterio.open(path)
+        except (self._rasterio.errors.RasterioError, OSError) as e:
+            raise RasterError(path, f"cannot be read as a raster: {e}") from e
+        try:
+            self._describe(expected)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> RasterFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _describe(self, expected: int | None) -> None:
+        file = self._file
+        self.height, self.width, self.crs = file.height, file.width, file.crs
+        self._alpha, self._bands = _alpha_band(self._rasterio, file, expected)
+        chosen = [b - 1 for b in self._bands]
+        self.count = len(chosen)
+        self.dtypes = tuple(file.dtypes[k] for k in chosen)
+        self.descriptions = tuple(file.descriptions[k] for k in chosen)
+        self.nodata = tuple(file.nodatavals[k] for k in chosen)
+        self.scales = tuple(file.scales[k] for k in chosen)
+        self.offsets = tuple(file.offsets[k] for k in chosen)
+        self._own_masks = self._masked()
+        self.complete = self._alpha is None and not self._own_masks
+        self.complete &= all(v is None for v in self.nodata)
+        t = file.transform
+        if t.is_identity and file.gcps[0]:
+            raise RasterError(
+                self.path, "is placed by ground control points: warp it to a north-up grid"
+            )
+        # Without a CRS, pixels counted from a corner are no place.
+        counted = self.crs is None and abs(t.a) == abs(t.e) == 1 and t.c == 0
+        counted = counted and t.f in (0, self.height)
+        self.placed = not (t.is_identity or counted)
+        self._rows_up = self._cols_left = False
+        if self.placed:
+            if not _straight(t, self.height, self.width):
+                raise RasterError(self.path, "is rotated: warp it to a north-up grid")
+            self._rows_up, self._cols_left = t.e > 0, t.a < 0
+        x = t.c + t.a * self.width if self._cols_left else t.c
+        y = t.f + t.e * self.height if self._rows_up else t.f
+        if self._rows_up or self._cols_left:
+            t = type(t)(abs(t.a), 0.0, x, 0.0, -abs(t.e), y)
+        self.transform = t
+        words = [("upside down", self._rows_up), ("mirrored", self._cols_left)]
+        self.turned = " and ".join(word for word, so in words if so)
+
+    def read(
+        self,
+        rows: slice | None = None,
+        cols: slice | None = None,
+        out_shape: tuple[int, int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The data bands of a window of the north-up picture, and which pixels are valid.
+
+        Args:
+          rows, cols: of the window, with bounds inside of the raster; None for all.
+          out_shape: (h, w) to thin the window out or to repeat its pixels (nearest ones).
+
+        Returns:
+          (values [C, h, w] in the file's own type, valid bool [C, h, w]). Not valid is what nodata
+          values, masks and alpha bands say is none; NaN is not judged.
+
+        Raises:
+          ValueError: the window leaves the raster, or the file is damaged.
+        """
+        top, bottom = _bounds(rows, self.height, self.path)
+        left, right = _bounds(cols, self.width, self.path)
+        if self._rows_up:
+            top, bottom = self.height - bottom, self.height - top
+        if self._cols_left:
+            left, right = self.width - right, self.width - left
+        window = self._rasterio.windows.Window(left, top, right - left, bottom - top)
+        how = {"window": window}
+        if out_shape is not None:
+            how["out_shape"] = (self.count, *out_shape)
+        try:
+            with _no_place_is_fine(self._rasterio):
+                values = self._file.read(self._bands, **how)
+                valid = self._valid(values, how)
+        except (self._rasterio.errors.RasterioError, OSError) as e:
+            raise RasterError(
+                self.path, f"cannot be read, it may be damaged or incomplete ({e})"
+            ) from e
+        turn = np.s_[:, :: -1 if self._rows_up else 1, :: -1 if self._cols_left else 1]
+        return values[turn], valid[turn]
+
+    def _masked(self) -> set[int]:
+        """Data bands with a mask of their own; nodata values and alpha are no such masks."""
+        flag = self._rasterio.enums.MaskFlags
+        others = {flag.all_valid, flag.alpha, flag.nodata}
+        kinds = self._file.mask_flag_enums
+        return {b for b in self._bands if not others & set(kinds[b - 1])}
+
+    def _valid(self, values: np.ndarray, how: dict[str, Any]) -> np.ndarray:
+        """What every declaration of the file leaves valid; GDAL's own mask is only one of them."""
+        valid = np.ones(values.shape, bool)
+        for k, band in enumerate(self._bands):
+            if band in self._own_masks:
+                shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
+                mask = self._file.read_masks(band, window=how["window"], **shape)
+                valid[k] &= mask > 0
+        alike = len({str(v) for v in self.nodata}) == 1  # then all bands at once
+        for k in [slice(None)] if alike else range(self.count):
+            missing = self.nodata[0 if isinstance(k, slice) else k]
+            if missing is not None:
+                with np.errstate(over="ignore"):
+                    same = np.isnan(values[k]) if np.isnan(missing) else values[k] == missing
+                valid[k] &= ~same
+        if self._alpha is not None:
+            shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
+            valid &= self._file.read(self._alpha, window=how["window"], **shape) > 0
+        return valid
+
+
+def _no_place_is_fine(rasterio: Any) -> warnings.catch_warnings:
+    """Rasters without georeferencing are read without rasterio's warning."""
+    return warnings.catch_warnings(
+        action="ignore", category=rasterio.errors.NotGeoreferencedWarning
+    )
+
+
+def _alpha_band(rasterio: Any, file: Any, expected: int | None) -> tuple[int | None, list[int]]:
+    """(number of the alpha band or None, numbers of the data bands), counted from 1."""
+    every = list(range(1, file.count + 1))
+    kinds = file.colorinterp
+    found = [
+        b
+        for b in every
+        if kinds[b - 1] == rasterio.enums.ColorInterp.alpha
+        and (file.descriptions[b - 1] or "alpha").strip().lower() in ("alpha", "a", "mask")
+    ]
+    data = [b for b in every if b not in found]
+    if len(found) != 1 or not data or expected == len(every):
+        return None, every
+    return found[0], data
+
+
+def _straight(t: Any, height: int, width: int) -> bool:
+    if not (t.a and t.e):
+        return False
+    return abs(t.b) * height <= _TILT * abs(t.a) and abs(t.d) * width <= _TILT * abs(t.e)
+
+
+def _bounds(part: slice | None, size: int, path: str | Path) -> tuple[int, int]:
+    if part is None:
+        return 0, size
+    start, stop = part.start or 0, size if part.stop is None else part.stop
+    if not 0 <= start < stop <= size or part.step not in (None, 1):
+        raise RasterError(path, f"has {size} pixels on this side, no window {start}..{stop}")
+    return start, stop
+
+
+def same_crs(a: Any, b: Any) -> bool:
+    """Whether two coordinate systems place pixels alike, however they are written.
+
+    Args:
+      a, b: whatever rasterio takes for a CRS, or None. None equals None only.
+
+    Raises:
+      ValueError: a text that is no CRS, or no rasterio.
+    """
+    a, b = _parsed(a), _parsed(b)
+    if a is None or b is None:
+        return a is b
+    if a == b:
+        return True
+    codes = _code(a), _code(b)
+    if codes[0] is not None and codes[0] == codes[1]:
+        return True
+    return not _differences(a, b)
+
+
+def crs_difference(a: Any, b: Any) -> str:
+    """What differs between two unequal coordinate systems, for messages: short names or members.
+
+    Raises:
+      ValueError: as `same_crs`.
+    """
+    a, b = _parsed(a), _parsed(b)
+    none = "no coordinate reference system"
+    if a is None or b is None:
+        return f"{none if a is None else _title(a)} against {none if b is None else _title(b)}"
+    codes = _code(a), _code(b)
+    if None not in codes and codes[0] != codes[1]:
+        return f"{codes[0]} against {codes[1]}"
+    found = _differences(a, b)
+    names = f"{_title(a)} against {_title(b)}"
+    parts = ", ".join(f"{key} {one} against {other}" for key, one, other in found[:4])
+    if _title(a) == _title(b):
+        return parts or names
+    return f"{names} ({parts})" if parts else names
+
+
+def _parsed(crs: Any) -> Any:
+    if crs is None or crs == "":
+        return None
+    rasterio = library()
+    try:
+        return rasterio.crs.CRS.from_user_input(crs)
+    except (rasterio.errors.CRSError, TypeError) as e:
+        raise ValueError(f"unknown coordinate reference system {crs!r} ({e})") from None
+
+
+def _code(crs: Any) -> str | None:
+    found = crs.to_authority()
+    return None if found is None else ":".join(found)
+
+
+def _title(crs: Any) -> str:
+    code = _code(crs)
+    if code is not None:
+        return code
+    name = re.match(r'\w+\["([^"]*)"', crs.to_wkt())
+    return repr(name[1]) if name and name[1] else str(crs)
+
+
+def _datum(crs: Any) -> str | None:
+    """Plain name of a datum, or None if it is not known."""
+    found = re.search(r'(?:DATUM|ENSEMBLE)\["([^"]*)"', crs.to_wkt())
+    name = re.sub(r"[^a-z0-9]", "", found[1].lower()) if found else ""
+    name = re.sub(r"^d(?=wgs|north|european|etrs)|ensemble$", "", name)
+    if not name or name.startswith(("unknown", "unnamed", "notspecified")):
+        return None
+    return "wgs84" if name in ("wgs1984", "worldgeodeticsystem1984") else name
+
+
+def _differences(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """(parameter, of a, of b) of all in which two systems differ as PROJ writes them."""
+    one, other = _members(a), _members(b)
+    if not one or not other:
+        return [("definition", _title(a), _title(b))]
+    out = []
+    for key in sorted(set(one) | set(other)):
+        x, y = one.get(key), other.get(key)
+        numbers = isinstance(x, float) and isinstance(y, float)
+        close = numbers and abs(x - y) <= 1e-9 * max(1.0, abs(x), abs(y))  # pyright: ignore
+        if x != y and not close:
+            out.append((key, x, y))
+    datums = _datum(a), _datum(b)
+    if None not in datums and datums[0] != datums[1]:
+        out.append(("datum", *datums))
+    return out
+
+
+def _members(crs: Any) -> dict[str, Any]:
+    """PROJ's parameters of a system, with one name for what has several."""
+    raw = crs.to_dict()
+    if "proj" not in raw:
+        return {}
+    out = {k: v for k, v in raw.items() if k not in _HORIZONTAL_ONLY}
+    named = {"WGS84": "WGS84", "NAD83": "GRS80", "NAD27": "clrk66"}
+    if out.get("datum") in named:
+        out["ellps"] = named[out.pop("datum")]
+    if "k_0" in out:
+        out["k"] = out.pop("k_0")
+    if out["proj"] == "utm":
+        south = out.pop("south", False)
+        out |= {"proj": "tmerc", "lon_0": 6 * int(out.pop("zone")) - 183, "k": 0.9996}
+        out |= {"x_0": 500_000, "y_0": 10_000_000 if south else 0}
+    if out["proj"] == "longlat":
+        out["pm"] = out.get("pm", 0)
+    else:
+        out["unit of length"] = crs.linear_units_factor[1] if crs.is_projected else 1.0
+        for key in ("x_0", "y_0", "lon_0", "lat_0"):
+            out.setdefault(key, 0)
+        out.setdefault("k", 1)
+    numbers = (int, float)
+    return {
+        k: float(v) if isinstance(v, numbers) and not isinstance(v, bool) else v
+        for k, v in out.items()
+    }
+
+
+def ground_pixel_size(crs: Any, transform: Any, height: int, width: int) -> tuple[float, float]:
+    """(width, height) in metres on the ground of the pixel in the middle of a raster.
+
+    Map units lie: those of Web Mercator at 60 degrees are half a metre, and degrees are none.
+
+    Args:
+      crs: whatever rasterio takes for a CRS.
+      transform: affine map from (column, row) to the CRS.
+      height, width: of the raster in pixels.
+
+    Raises:
+      ValueError: no CRS, or a place where it is not defined.
+    """
+    crs = _parsed(crs)
+    if crs is None:
+        raise ValueError("a raster without a coordinate reference system has no size in metres")
+    col, row = width / 2, height / 2
+    corners = [(col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5)]
+    t = transform
+    xs = [t.a * x + t.b * y + t.c for x, y in corners]
+    ys = [t.d * x + t.e * y + t.f for x, y in corners]
+    lon, lat = transform_points(crs, "EPSG:4326", xs, ys)
+    points = _earth_centred(np.radians(lon), np.radians(lat))
+    across, down = points[1] - points[0], points[3] - points[2]
+    return float(np.linalg.norm(across)), float(np.linalg.norm(down))
+
+
+def transform_points(
+    source: Any, target: Any, xs: Sequence[float], ys: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points of one CRS in another, x (or longitude) first.
+
+    Raises:
+      ValueError: an unknown CRS, or places where one of them is not defined.
+    """
+    try:
+        found = np.array(library().warp.transform(source, target, list(xs), list(ys)))
+    except Exception as e:  # GDAL's own errors have no public class
+        raise ValueError(
+            f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS ({e})"
+        ) from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS")
+    return found[0], found[1]
+
+
+def _earth_centred(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+    """Metres [n, 3] from the centre of the earth (WGS 84) of points at height 0."""
+    a, f = 6378137.0, 1 / 298.257223563
+    e2 = f * (2 - f)
+    n = a / np.sqrt(1 - e2 * np.sin(lat) ** 2)
+    flat = n * np.cos(lat)
+    return np.stack([flat * np.cos(lon), flat * np.sin(lon), n * (1 - e2) * np.sin(lat)], axis=-1)

@@ -1,0 +1,200 @@
+"""One raster: direction, place, missing pixels, and coordinate systems in several words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+
+from olmoearth_jax.data.raster_file import (
+    RasterError,
+    RasterFile,
+    crs_difference,
+    ground_pixel_size,
+    same_crs,
+)
+
+NORTH = Affine(10, 0, 300000, 0, -10, 5800000)
+
+
+def _write(
+    path: Path, data: np.ndarray, transform=NORTH, crs: str | None = "EPSG:32633", mask=None, **more
+):
+    count, height, width = data.shape
+    names, kinds = more.pop("names", None), more.pop("kinds", None)
+    form = {"count": count, "height": height, "width": width, "dtype": data.dtype, "crs": crs}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", driver="GTiff", transform=transform, **form, **more) as file,
+    ):
+        if kinds:
+            file.colorinterp = kinds
+        file.write(data)
+        if names:
+            file.descriptions = names
+        if mask is not None:
+            file.write_mask(mask)
+    return path
+
+
+def _image(dtype="int16", bands=2) -> np.ndarray:
+    return np.arange(bands * 6 * 8).reshape(bands, 6, 8).astype(dtype)
+
+
+TURNS = {
+    "": (np.s_[:], NORTH),
+    "upside down": (np.s_[:, ::-1], Affine(10, 0, 300000, 0, 10, 5800000 - 60)),
+    "mirrored": (np.s_[:, :, ::-1], Affine(-10, 0, 300080, 0, -10, 5800000)),
+    "upside down and mirrored": (
+        np.s_[:, ::-1, ::-1],
+        Affine(-10, 0, 300080, 0, 10, 5800000 - 60),
+    ),
+}
+
+
+@pytest.mark.parametrize("turned", TURNS)
+def test_every_direction_reads_as_the_north_up_picture(tmp_path, turned):
+    data, (turn, transform) = _image(), TURNS[turned]
+    data[:, 1, 5] = -7
+    with RasterFile(_write(tmp_path / "a.tif", data[turn], transform, nodata=-7)) as file:
+        assert file.turned == turned and file.placed
+        assert file.transform.almost_equals(NORTH) and (file.height, file.width) == (6, 8)
+        values, valid = file.read()
+        np.testing.assert_array_equal(values, data)
+        np.testing.assert_array_equal(valid, data != -7)
+        values, valid = file.read(slice(1, 3), slice(4, 8))
+        np.testing.assert_array_equal(values, data[:, 1:3, 4:8])
+        assert values.dtype == np.int16 and not valid[:, 0, 1].any() and valid.sum() == 14
+        twice, valid = file.read(slice(0, 2), slice(0, 2), (4, 4))
+        np.testing.assert_array_equal(twice, data[:, :2, :2].repeat(2, 1).repeat(2, 2))
+        assert valid.shape == twice.shape
+        for bad in (slice(0, 7), slice(-1, 3), slice(3, 3)):
+            with pytest.raises(ValueError, match="has 6 pixels on this side"):
+                file.read(bad)
+
+
+def test_rotated_rasters_and_what_is_no_raster_are_refused(tmp_path):
+    for k, tilted in enumerate((Affine(10, 1, 3e5, 1, -10, 58e5), Affine(0, 10, 3e5, 10, 0, 58e5))):
+        path = _write(tmp_path / f"{k}.tif", _image(), tilted)
+        with pytest.raises(RasterError, match="is rotated: warp it"):
+            RasterFile(path)
+    (tmp_path / "c.tif").write_text("no raster")
+    for path in (tmp_path / "c.tif", tmp_path / "none.tif"):
+        with pytest.raises(ValueError, match="cannot be read as a raster"):
+            RasterFile(path)
+    whole = _write(tmp_path / "d.tif", np.random.default_rng(0).random((2, 90, 90)))
+    whole.write_bytes(whole.read_bytes()[:9000])
+    with RasterFile(whole) as file, pytest.raises(ValueError, match="may be damaged"):
+        file.read()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    "transform", [None, Affine(1, 0, 0, 0, -1, 0), Affine(1, 0, 0, 0, -1, 6), Affine.identity()]
+)
+def test_pixels_counted_from_a_corner_are_no_place(tmp_path, transform):
+    with RasterFile(_write(tmp_path / "a.tif", _image(), transform, None)) as file:
+        assert not file.placed and not file.turned and file.crs is None
+        np.testing.assert_array_equal(file.read()[0], _image())
+
+
+def test_nodata_masks_and_alpha_all_count(tmp_path):
+    data = _image("uint16", 3)
+    mask = np.full((6, 8), 255, np.uint8)
+    mask[0, 0] = 0
+    with RasterFile(_write(tmp_path / "m.tif", data, mask=mask, nodata=20)) as file:
+        valid = file.read()[1]
+        assert not valid[:, 0, 0].any() and not valid[0, 2, 4] and valid.sum() == 3 * 48 - 4
+    floats = _image("float32")
+    floats[1, 2, 3] = np.nan
+    with RasterFile(_write(tmp_path / "f.tif", floats, nodata=np.nan)) as file:
+        assert np.argwhere(~file.read()[1]).tolist() == [[1, 2, 3]]
+    floats[1, 2, 3] = np.float32(-3.4028235e38)
+    with RasterFile(_write(tmp_path / "g.tif", floats, nodata=-3.4028234663852886e38)) as file:
+        assert np.argwhere(~file.read()[1]).tolist() == [[1, 2, 3]]
+    alpha = data.copy()
+    alpha[2] = 65535
+    alpha[2, 5, 1:3] = (0, 1)  # any alpha but none is a pixel
+    kinds = (ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha)
+    with RasterFile(_write(tmp_path / "a.tif", alpha, kinds=kinds, nodata=3)) as file:
+        values, valid = file.read()
+        assert file.count == 2 and values.shape[0] == 2 and len(file.dtypes) == 2
+        assert np.argwhere(~valid).tolist() == [[0, 0, 3], [0, 5, 1], [1, 5, 1]]
+
+
+def test_a_fourth_band_of_8_bits_is_not_always_alpha(tmp_path):
+    data = _image("uint8", 4)
+    path = _write(tmp_path / "four.tif", data)
+    with RasterFile(path) as file:
+        assert file.count == 3  # GDAL's default for four bands of 8 bits
+    with RasterFile(path, expected=4) as file:
+        assert file.count == 4 and file.read()[1].all()
+    with RasterFile(_write(tmp_path / "named.tif", data, names=("R", "G", "B", "IR"))) as file:
+        assert file.count == 4 and file.descriptions[3] == "IR"
+
+
+UTM = CRS.from_epsg(32633)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("+proj=utm +zone=33 +datum=WGS84 +units=m", UTM),
+        ("+proj=utm +zone=33 +ellps=WGS84", UTM),
+        ("+proj=tmerc +lon_0=15 +k=0.9996 +x_0=500000 +datum=WGS84", UTM),
+        (UTM.to_wkt(version="WKT1_ESRI"), UTM),
+        (UTM.to_wkt(version="WKT2_2019"), UTM),
+        (UTM.to_wkt().replace("WGS 84 / UTM zone 33N", "my grid"), UTM),
+        ("EPSG:32633+5773", UTM),
+        ("EPSG:3857", "ESRI:102100"),
+        ("EPSG:25833", "EPSG:3045"),
+        ("EPSG:32733", "+proj=utm +zone=33 +south +datum=WGS84"),
+        ("EPSG:4326", "OGC:CRS84"),
+        (None, None),
+    ],
+)
+def test_equal_systems_in_other_words_are_equal(one, other):
+    assert same_crs(one, other) and same_crs(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("EPSG:32634", UTM, "EPSG:32634 against EPSG:32633"),
+        ("EPSG:25833", UTM, "EPSG:25833 against EPSG:32633"),
+        ("EPSG:6339", "EPSG:26910", "EPSG:6339 against EPSG:26910"),
+        (None, UTM, "no coordinate reference system against EPSG:32633"),
+        (
+            "+proj=tmerc +lon_0=15 +k=0.9996 +x_0=500000 +y_0=7 +datum=WGS84",
+            UTM,
+            "'unknown' against EPSG:32633 (y_0 7.0 against 0.0)",
+        ),
+        ("+proj=utm +zone=33 +datum=WGS84 +units=us-ft", UTM, "unit of length 0.3048"),
+        ("+proj=laea +lat_0=50 +lon_0=9", "+proj=laea +lat_0=52 +lon_0=9", "lat_0 50.0 against 52"),
+    ],
+)
+def test_unequal_systems_are_told_apart_in_words(one, other, said):
+    assert not same_crs(one, other) and not same_crs(other, one)
+    assert said in crs_difference(one, other)
+
+
+def test_text_that_is_no_system_is_refused():
+    with pytest.raises(ValueError, match="unknown coordinate reference system 'EPSG:9'"):
+        same_crs("EPSG:9", UTM)
+
+
+def test_the_size_on_the_ground_is_not_the_size_on_the_map():
+    mercator = Affine(10, 0, 1e6, 0, -10, 8399737)  # 60 degrees north
+    assert ground_pixel_size("EPSG:3857", mercator, 10, 10) == pytest.approx((5.0, 5.0), rel=0.01)
+    degrees = Affine(1e-4, 0, 10, 0, -1e-4, 60)
+    assert ground_pixel_size("EPSG:4326", degrees, 9, 9) == pytest.approx((5.58, 11.14), rel=0.01)
+    assert ground_pixel_size(UTM, NORTH, 10, 10) == pytest.approx((10, 10), rel=0.001)
+    around = Affine(1e-4, 0, 180 - 5e-4, 0, -1e-4, 0)
+    assert ground_pixel_size("EPSG:4326", around, 10, 10)[0] == pytest.approx(11.13, rel=0.01)
+    with pytest.raises(ValueError, match="has no size in metres"):
+        ground_pixel_size(None, NORTH, 10, 10)
