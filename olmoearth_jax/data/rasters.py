@@ -18,7 +18,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pixel_size, same_crs
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
-from olmoearth_jax.inference.dates import parse_date
+from olmoearth_jax.dates import parse_date
 
 __all__ = [
     "Raster",
