@@ -30,7 +30,11 @@ def _aliases() -> dict[str, dict[str, list[str]]]:
 
 def _names(modality: str) -> dict[str, str]:
     """{plain name: canonical band} of a modality; its own names go before those of others."""
-    known = modalities.get(modality)
+    return _names_of(modalities.get(modality))
+
+
+@functools.lru_cache(maxsize=256)
+def _names_of(known: modalities.Modality) -> dict[str, str]:
     out = {}
     for band, others in _aliases().get(known.name, {}).items():
         if band != "none":

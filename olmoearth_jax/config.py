@@ -281,6 +281,10 @@ class TrainerConfig:
     """Checkpoint to start from when the run's own folder holds none."""
     load_weights_only: bool = False
     """Take only the weights of load_path; the optimiser starts anew."""
+    load_partial: bool = False
+    """Take what fits of the weights of load_path (other modalities, a new sensor), nothing else."""
+    loaded: dict[str, list[str]] = field(default_factory=dict)
+    """Written by the run: parameters taken, fresh and left over with load_partial."""
     allow_dataset_change: bool = False
     """Resume although the dataset is another one than the checkpoint's."""
     allow_config_change: bool = False

@@ -6,18 +6,21 @@
     python -m tools.embed --model=local_output/run --input=h5_folder --output=embeddings.npz
 
 --input is one of
-  * GeoTIFFs on one grid, separated by commas: one modality and date each. Bands are named by the
-    rasters' descriptions or by --bands, dates come from --dates, the modality from the band names
-    or --modality;
+  * GeoTIFFs on one grid, separated by commas. Bands are named by the rasters' descriptions or by
+    --bands, dates come from --dates, the modality from the band names or --modality. The bands of
+    an image may be spread over files; a file may hold several timesteps;
   * a manifest of GeoTIFFs: JSON, a list of {"path", "date", "modality", "bands"}, or CSV with these
-    columns (bands separated by spaces). All but path may be left out as above. Rasters of the same
-    date text are one timestep; give every modality of a month the same date, such as 2024-06;
+    columns (bands separated by spaces). All but path may be left out as above; scale, offset and
+    nodata replace what the file says. Rasters of the same date are one timestep; give every
+    modality of a month the same date, such as 2024-06;
+  * a folder of GeoTIFFs with --name='{modality}_{date}_{tile}.tif', the form of their names;
   * a folder of H5 samples, or one .h5 file;
   * an .npz file with arrays as `Sample.from_arrays` takes them, by modality, with the integers
     `timestamps` or texts `dates`, and `bands_<modality>` where bands are not in the models' order.
 
-Rasters become a Cloud Optimized GeoTIFF on the token grid, with a STAC item of the same name; the
-rest an .npz or .safetensors file with `embeddings`, `valid` and the samples' `ids`.
+Rasters of one band and date are put together: the first valid value counts. Rasters become a Cloud
+Optimized GeoTIFF on the token grid, with a STAC item of the same name; the rest an .npz or
+.safetensors file with `embeddings`, `valid` and the samples' `ids`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,16 @@ import olmoearth_jax
 from olmoearth_jax import Sample, modalities
 from olmoearth_jax.data import timesteps
 from olmoearth_jax.data.h5 import open_sample
+from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.data.rasters import (
+    Raster,
+    Stack,
+    Window,
+    read_folder,
+    read_manifest,
+    scaled,
+    spread_bands,
+)
 from olmoearth_jax.files import replacing
 from olmoearth_jax.inference import cog, domain
 from olmoearth_jax.inference.model import POOLINGS, PretrainedModel, load_pretrained
@@ -44,7 +58,8 @@ from olmoearth_jax.inference.sample import NAN_PIXELS
 from olmoearth_jax.interop.weights import LICENSE_URL
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.searchlight import WINDOW_PX
-from tools.rasters import Raster, Stack, read_manifest, scaled
+
+_OVERVIEW = 256  # pixels per side that the units are judged by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +82,7 @@ class Options:
     bands: Sequence[str] | None = None
     modality: str | None = None
     dates: Sequence[str] | None = None
+    name: str | None = None
     nan_pixels: str = "mask"
     check_units: bool = True
     any_pixel_size: bool = False
@@ -97,7 +113,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 16, "Tiles or samples per call.", lower_bound=1)
     flags.DEFINE_list("bands", None, "Names of a raster's bands, in its order.")
     flags.DEFINE_string("modality", None, "Modality of the rasters.")
-    flags.DEFINE_list("dates", None, "ISO date of each raster.")
+    flags.DEFINE_list("dates", None, "Date of each raster, or of each timestep of each.")
+    flags.DEFINE_string("name", None, "Form of the names of a folder's rasters, with the fields "
+                        "{modality}, {date}, {band} and others.")  # fmt: skip
     flags.DEFINE_enum("nan_pixels", "mask", NAN_PIXELS, "What single missing pixels do.")
     flags.DEFINE_bool("check_units", True, "Stop at values that look like another unit.")
     flags.DEFINE_bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
@@ -161,41 +179,74 @@ def tile_sizes(o: Options, model: PretrainedModel) -> tuple[int, int]:
     return o.tile or overlap + core, overlap
 
 
+def sample_of(o: Options, stack: Stack, window: Window, check: bool = False) -> Sample:
+    """The sample of a window of a stack; with `check`, units are looked at."""
+    return Sample.from_arrays(
+        window.arrays, stack.dates or None, bands=window.bands, nan_pixels=o.nan_pixels,
+        check_units=check,
+    )  # fmt: skip
+
+
+def check_values(o: Options, stack: Stack) -> None:
+    """Looks at the values of the whole area, thinned out.
+
+    Raises:
+      ValueError: see `Sample.from_arrays`.
+    """
+    height, width = stack.shape
+    thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
+    sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
+
+
 def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path) -> list[str]:
     """Writes the map of a stack of rasters; returns the lines to print."""
     patch, step = o.patch_size, o.step
-    height, width = (side // patch for side in stack.shape)
-    if not height or not width:
+    whole = [side // patch * patch for side in stack.shape]
+    if not all(whole):
         raise ValueError(f"rasters of {stack.shape} pixels are smaller than a patch of {patch}")
     tile, overlap = tile_sizes(o, model)
-    rows, cols = (domain.tiles_of(n * patch, tile, overlap, patch) for n in (height, width))
+    rows, cols = (domain.tiles_of(side, tile, overlap, patch) for side in whole)
     if o.check_units:
-        stack.check_values()
+        check_values(o, stack)
+    progress = Progress(len(rows) * len(cols), "tiles", _say)
 
     def results() -> Iterator[tuple[domain.Crop, domain.Crop, np.ndarray, np.ndarray]]:
         places = iter([(row, col) for row in rows for col in cols])
         while part := list(itertools.islice(places, o.batch_size)):
-            samples = [stack.read(row, col, o.nan_pixels) for row, col in part]
+            samples = [
+                sample_of(o, stack, stack.read(slice(y.start, y.stop), slice(x.start, x.stop)))
+                for y, x in part
+            ]
             for (row, col), x, seen in zip(part, *embed(o, model, samples), strict=True):
                 if seen.any():
                     yield row, col, x, seen
+            progress.step(len(part))
 
     found = results()
     first = next(found, None)
     if first is None:
         raise ValueError("the rasters hold no data that the model takes")
-    shape = height * patch // step, width * patch // step
+    # The map covers all pixels; where they are no whole patch it has no data.
+    shape = [-(-side // step) for side in stack.shape]
     tags = tags_of(o, model, stack.names) | {"DATES": ",".join(stack.dates)}
     names = [f"e{i:03d}" for i in range(first[2].shape[-1])]
     form = {
         "height": shape[0], "width": shape[1], "dtype": o.dtype, "crs": stack.crs,
         "transform": scaled(stack.transform, step),
     }  # fmt: skip
-    with cog.open_map(output, form, names, tags, stack.iso_dates, o.quantization) as writer:
+    with cog.open_map(output, form, names, tags, stack.dates, o.quantization) as writer:
         for row, col, x, seen in itertools.chain([first], found):
             inner = row.inner(step), col.inner(step)
             writer.write(row.kept(step).start, col.kept(step).start, x[inner], seen[inner])
-    return [f"written: {output} ({shape[0]} x {shape[1]}), {output.with_suffix('.json')}"]
+    left = [side - w for side, w in zip(stack.shape, whole, strict=True)]
+    notes = list(stack.notes)
+    if any(left):
+        notes.append(
+            f"no embedding for {left[0]} pixels at the bottom and {left[1]} pixels at the right, "
+            f"which make no whole patch of {patch}"
+        )
+    written = f"written: {output} ({shape[0]} x {shape[1]}), {output.with_suffix('.json')}"
+    return [written, *notes]
 
 
 def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple[str, Sample]]:
@@ -224,7 +275,7 @@ def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple
         except ValueError as e:
             raise ValueError(f"{path}: {e}") from None
     if source.is_dir() and not files:
-        raise ValueError(f"the folder {source} holds no .h5 files")
+        raise ValueError(f"the folder {source} holds no .h5 files; for GeoTIFFs give --name")
 
 
 def array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
@@ -310,21 +361,23 @@ def _write_arrays(
             file.write(save(arrays, {**tags, "ids": json.dumps(ids)}))
 
 
-def _rasters(o: Options) -> list[Raster]:
-    """The rasters that --input names, with what the flags say of them."""
-    paths = [Path(text).expanduser() for text in o.input]
-    if len(paths) == 1 and paths[0].suffix in (".json", ".csv"):
+def _rasters(o: Options) -> tuple[list[Raster], list[str]]:
+    """(the rasters that --input names with what the flags say of them, sentences to print)."""
+    paths, notes = [Path(text).expanduser() for text in o.input], []
+    if o.name:
+        found, others = read_folder(paths[0], o.name)
+        if others:
+            shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+            notes = [f"{len(others)} files are not named like {o.name}: {shown}"]
+    elif len(paths) == 1 and paths[0].suffix in (".json", ".csv"):
         found = read_manifest(paths[0])
     else:
         found = [Raster(str(path)) for path in paths]
-    dates = o.dates
-    if dates and len(dates) != len(found):
-        raise ValueError(f"{len(dates)} dates were given for {len(found)} rasters")
-    for number, raster in enumerate(found):
-        raster.date = raster.date or (dates[number].strip() if dates else "")
+    for raster in found:
         raster.modality = raster.modality or o.modality or ""
-        raster.bands = raster.bands or o.bands or ()
-    return found
+    if o.bands:
+        spread_bands(found, o.bands)
+    return found, notes
 
 
 def run(o: Options) -> list[str]:
@@ -337,7 +390,10 @@ def run(o: Options) -> list[str]:
         raise ValueError(f"unknown pooling {o.pooling!r}; {closest(o.pooling, POOLINGS)}")
     inputs, output = o.input, Path(o.output).expanduser()
     source = Path(inputs[0]).expanduser()
+    if o.name and not (len(inputs) == 1 and source.is_dir()):
+        raise ValueError("--name goes with one folder of rasters as --input")
     single = len(inputs) == 1 and (source.is_dir() or source.suffix in (".h5", ".npz"))
+    single = single and not o.name
     wanted = (".npz", ".safetensors") if single else (".tif", ".tiff")
     if output.suffix not in wanted:
         raise ValueError(f"the output of this input must end in {' or '.join(wanted)}")
@@ -356,8 +412,13 @@ def run(o: Options) -> list[str]:
             else h5_samples(o, model.modalities, source)
         )
         return embed_samples(o, model, found, output)
-    with Stack(_rasters(o), o.any_pixel_size) as stack:
-        return embed_rasters(o, _load(o), stack, output)
+    rasters, notes = _rasters(o)
+    with Stack(rasters, o.any_pixel_size, o.dates or ()) as stack:
+        return embed_rasters(o, _load(o), stack, output) + notes
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _load(o: Options) -> PretrainedModel:

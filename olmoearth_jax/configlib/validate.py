@@ -379,6 +379,8 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
             f"trainer.callbacks.checkpointer.ephemeral_save_interval ({short}) must be less than "
             f"save_interval ({saver.save_interval}); lower it, or set it to null for none"
         )
+    if trainer.load_partial and not trainer.load_path:
+        yield "trainer.load_partial needs the checkpoint to start from: set trainer.load_path"
     if trainer.no_checkpoints and trainer.load_strategy == "always":
         yield "trainer.load_strategy 'always' and trainer.no_checkpoints exclude each other"
     sizes = [cfg.mesh.data, cfg.mesh.fsdp]

@@ -114,7 +114,8 @@ class RasterFile:
         self.nodata = tuple(file.nodatavals[k] for k in chosen)
         self.scales = tuple(file.scales[k] for k in chosen)
         self.offsets = tuple(file.offsets[k] for k in chosen)
-        self.complete = self._alpha is None and not self._masked()
+        self._own_masks = self._masked()
+        self.complete = self._alpha is None and not self._own_masks
         self.complete &= all(v is None for v in self.nodata)
         t = file.transform
         if t.is_identity and file.gcps[0]:
@@ -208,13 +209,14 @@ class RasterFile:
     def _valid(self, values: np.ndarray, how: dict[str, Any]) -> np.ndarray:
         """What every declaration of the file leaves valid; GDAL's own mask is only one of them."""
         valid = np.ones(values.shape, bool)
-        masked = self._masked()
         for k, band in enumerate(self._bands):
-            if band in masked:
+            if band in self._own_masks:
                 shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
                 mask = self._file.read_masks(band, window=how["window"], **shape)
                 valid[k] &= mask > 0
-            missing = self.nodata[k]
+        alike = len({str(v) for v in self.nodata}) == 1  # then all bands at once
+        for k in [slice(None)] if alike else range(self.count):
+            missing = self.nodata[0 if isinstance(k, slice) else k]
             if missing is not None:
                 with np.errstate(over="ignore"):
                     same = np.isnan(values[k]) if np.isnan(missing) else values[k] == missing

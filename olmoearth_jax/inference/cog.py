@@ -176,6 +176,20 @@ def _quantized(raw: Path, plain: Mapping[str, Any], rule: Quantizer) -> Path:
     return out
 
 
+def _footprint(
+    west: float, south: float, east: float, north: float
+) -> tuple[list[float], dict[str, Any]]:
+    """(bbox, geometry) as GeoJSON has them; across 180 degrees west > east, and two polygons."""
+    if not -180 <= west <= 180:
+        west = (west + 180) % 360 - 180
+    if not -180 <= east <= 180:
+        east = (east + 180) % 360 - 180
+    parts = [(west, 180.0), (-180.0, east)] if west > east else [(west, east)]
+    rings = [[[[a, south], [b, south], [b, north], [a, north], [a, south]]] for a, b in parts]
+    kind, places = ("MultiPolygon", rings) if len(rings) > 1 else ("Polygon", rings[0])
+    return [west, south, east, north], {"type": kind, "coordinates": places}
+
+
 def stac_item(
     name: str,
     form: Mapping[str, Any],
@@ -187,10 +201,10 @@ def stac_item(
     """STAC item of a map; see `open_map`."""
     rasterio = raster_library()
     height, width, transform = form["height"], form["width"], form["transform"]
-    west, south, east, north = box = rasterio.warp.transform_bounds(
+    box = rasterio.warp.transform_bounds(
         form["crs"], "EPSG:4326", *rasterio.transform.array_bounds(height, width, transform)
     )
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    box, geometry = _footprint(*box)
     times = sorted(f"{date}T00:00:00Z" for date in dates)
     when: dict[str, Any] = {"datetime": times[0] if times else None}
     if len(times) > 1:
@@ -217,8 +231,8 @@ def stac_item(
             "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
         ],
         "id": Path(name).stem,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "bbox": list(box),
+        "geometry": geometry,
+        "bbox": box,
         "properties": {
             **when, **place, "proj:shape": [height, width], "proj:transform": list(transform)[:6],
             **{f"olmoearth:{key.lower()}": value for key, value in tags.items()},

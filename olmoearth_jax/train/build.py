@@ -323,6 +323,7 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
         load_strategy=trainer.load_strategy,
         load_path=trainer.load_path,
         load_weights_only=trainer.load_weights_only,
+        load_partial=trainer.load_partial,
         allow_dataset_change=trainer.allow_dataset_change,
         allow_config_change=trainer.allow_config_change,
         seed=config.init_seed,

@@ -400,7 +400,7 @@ def _check_dataset(meta: Meta, info: RunInfo) -> None:
         return
     if before is None and meta["dataset_fingerprint"] == info.dataset_fingerprint:
         return  # a checkpoint of before contents were kept, and the folder it names
-    steps = meta.get("steps_per_epoch")
+    steps = meta.get("steps_per_epoch") or 0
     if before is None and steps == info.steps_per_epoch and steps > 1:
         # Other modalities are another config, which is judged by itself.
         log.warning(

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from olmoearth_jax.train import checkpoint, hosts
+from olmoearth_jax.train import checkpoint, hosts, partial
 from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo, State
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
@@ -51,6 +51,7 @@ class LoopConfig:
     load_strategy: str = "if_available"  # if_available, always, never
     load_path: str | None = None
     load_weights_only: bool = False
+    load_partial: bool = False
     allow_dataset_change: bool = False
     allow_config_change: bool = False
     seed: int = 0
@@ -141,6 +142,13 @@ def train(
         return Summary(status, start, step, saved, time.monotonic() - begun)
 
 
+def _note_loaded(config: LoopConfig, report: Mapping[str, Any] | None) -> None:
+    """Keeps in config.json, and in every checkpoint, which parameters came from another run."""
+    trainer = config.config.get("trainer")
+    if report and isinstance(trainer, dict):
+        trainer["loaded"] = dict(report)
+
+
 def _finish(
     stack: ExitStack,
     device: Worker,
@@ -199,6 +207,7 @@ def _restore_or_init(
         )
     if found is not None:
         state, meta = found
+        _note_loaded(config, meta["config"].get("trainer", {}).get("loaded"))
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")
@@ -209,6 +218,11 @@ def _restore_or_init(
         say("trainer.load_path is ignored: trainer.load_strategy is never.")
     elif config.load_path:
         source = checkpoint.find_checkpoint(config.load_path)
+        if config.load_partial:
+            state, report = partial.restore(source, abstract, program.init_state)
+            _note_loaded(config, report)
+            say(f"Starting at step 0 from {source}: {partial.told(report)}.")
+            return state, 0
         kept = "" if config.load_weights_only else " and optimizer state (if any)"
         say(f"Starting at step 0 from the parameters{kept} of {source}.")
         state = checkpoint.restore_as_start(

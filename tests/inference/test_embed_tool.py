@@ -9,11 +9,11 @@ import pytest
 rasterio = pytest.importorskip("rasterio")
 
 import olmoearth_jax  # noqa: E402
+from olmoearth_jax.data.rasters import Stack, read_manifest, scaled  # noqa: E402
 from olmoearth_jax.inference import cog, domain  # noqa: E402
 from olmoearth_jax.interop import checkpoints  # noqa: E402
 from tests.inference.test_model import S2, weights_of  # noqa: E402
 from tools import embed  # noqa: E402
-from tools.rasters import Stack, read_manifest, scaled  # noqa: E402
 
 # rasterio multiplies affine maps in a way that newer versions of that package discourage.
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -22,7 +22,7 @@ CORNER = rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)
 SHAPE = (20, 25)
 
 
-def write(path, x, names, nodata=None, crs="EPSG:32633", transform=CORNER):
+def write(path, x, names, nodata=None, crs: str | None = "EPSG:32633", transform=CORNER):
     form = {"count": len(x), "height": x.shape[1], "width": x.shape[2], "dtype": x.dtype}
     with rasterio.open(
         path, "w", driver="GTiff", crs=crs, transform=transform, nodata=nodata, **form
@@ -58,7 +58,7 @@ def options(folder, source, to, **change) -> embed.Options:
 
 def test_map_is_what_the_model_gives(folder, images):
     o = options(folder, "s2.tif", "out/map.tif", dates=["2021-04-15"])
-    assert "map.tif (5 x 6)" in embed.run(o)[0]
+    assert "map.tif (5 x 7)" in embed.run(o)[0]
     model = olmoearth_jax.load_pretrained(folder / "model")
     x = np.moveaxis(images[0].astype(np.float32), 0, -1)[:, :24, None]
     x[x == 0] = np.nan
@@ -73,6 +73,8 @@ def test_map_is_what_the_model_gives(folder, images):
         assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
     empty = np.zeros((5, 6), bool)
     empty[:2, :3] = True
+    assert np.isnan(got[:, 6:]).all()  # the last column of pixels is no whole patch
+    got = got[:, :6]
     np.testing.assert_array_equal(np.isnan(got).all(-1), empty)
     np.testing.assert_allclose(got[~empty], expected[~empty], rtol=1e-4, atol=1e-5)
     assert tags["MODEL_DIGEST"] == model.digest and tags["PATCH_SIZE"] == "4"
@@ -80,7 +82,7 @@ def test_map_is_what_the_model_gives(folder, images):
     item = json.loads((folder / "out/map.json").read_text())
     assert item["assets"]["embeddings"]["href"] == "./map.tif"
     assert item["properties"]["datetime"] == "2021-04-15T00:00:00Z"
-    assert item["properties"]["proj:shape"] == [5, 6] and item["bbox"][0] == pytest.approx(15)
+    assert item["properties"]["proj:shape"] == [5, 7] and item["bbox"][0] == pytest.approx(15)
     assert sorted(p.name for p in (folder / "out").iterdir()) == ["map.json", "map.tif"]
 
 
@@ -90,7 +92,7 @@ def test_int8_and_tiles(folder, rule):
     embed.run(options(folder, "both.json", "float.tif", **tiles))
     embed.run(options(folder, "both.json", "int8.tif", dtype="int8", quantization=rule, **tiles))
     with rasterio.open(folder / "float.tif") as a, rasterio.open(folder / "int8.tif") as b:
-        x, q = a.read(), b.read().astype(np.float32)
+        x, q = a.read()[..., :6], b.read()[..., :6].astype(np.float32)
         assert b.dtypes[0] == "int8" and b.nodata == -128 and b.tags()["QUANTIZATION"]
         scale, offset = (np.array(v)[:, None, None] for v in (b.scales, b.offsets))
     assert not np.isnan(x).any()  # radar is everywhere
@@ -163,8 +165,8 @@ def test_h5_folder(folder):
         ({"dates": None}, "has no date"),
         ({"dates": ["2021-04-15", "2021-05-15"]}, "2 dates were given for 1 rasters"),
         ({"bands": ["B02"]}, "has 12 bands, of which 1 are named"),
-        ({"bands": [*S2[:-1], "B9"], "modality": "sentinel2_l2a"}, "did you mean 'B09'"),
-        ({"bands": [*S2[:-1], "B9"]}, "none has all of them"),
+        ({"bands": [*S2[:-1], "B10"], "modality": "sentinel2_l2a"}, "take no band B10"),
+        ({"bands": [*S2[:-1], "B99"]}, "none has all of them"),
         ({"dates": ["2021-04-15"], "tile": 10}, "whole patches of 4"),
     ],
 )
@@ -179,13 +181,15 @@ def test_other_grids_and_units_are_refused(folder, images, tmp_path):
     def stack(*rows):
         (tmp_path / "m.csv").write_text("path,date\n" + "\n".join(f"{r},2021-04" for r in rows))
         with Stack(read_manifest(tmp_path / "m.csv")) as found:
-            found.check_values()
+            embed.check_values(options(folder, "m.csv", "never.tif"), found)
 
     coarse = scaled(CORNER, 2)
     write(tmp_path / "coarse.tif", images[1], ["vv", "vh"], transform=coarse)
     with pytest.raises(ValueError, match="have 20 m, but the models were trained on 10 m"):
         stack("coarse.tif")
     with pytest.raises(ValueError, match="lie on different grids"):
+        stack(folder / "s2.tif", "coarse.tif")
+    with pytest.raises(ValueError, match="pixels of different sizes"):
         stack(folder / "s1.tif", "coarse.tif")
     write(tmp_path / "none.tif", images[1], ["vv", "vh"], crs=None)
     with pytest.raises(ValueError, match="no coordinate reference system"):
@@ -210,3 +214,78 @@ def test_a_failed_map_leaves_nothing(tmp_path):
         cog.open_map(tmp_path / "a.tif", form | {"dtype": "int16"}, ["e"], {}),
     ):
         pass
+
+
+def test_footprints_across_180_degrees():
+    form = {"height": 5000, "width": 5000, "dtype": "float32", "transform": CORNER}
+    places = {"EPSG:3832": (10, 3.3e6, 1e6), "EPSG:4326": (4e-4, 179, 10)}
+    for crs, (size, x, y) in places.items():
+        place = rasterio.Affine(size, 0, x, 0, -size, y)
+        item = cog.stac_item(
+            "a.tif", form | {"crs": rasterio.CRS.from_user_input(crs), "transform": place}, ["e"],
+            {}, [],
+        )  # fmt: skip
+        west, south, east, north = item["bbox"]
+        assert west > 178 and east < -178 and south < north
+        rings = [p[0] for p in item["geometry"]["coordinates"]]
+        assert item["geometry"]["type"] == "MultiPolygon" and len(rings) == 2
+        assert [max(p[0] for p in r) - min(p[0] for p in r) for r in rings] == pytest.approx(
+            [180 - west, east + 180]
+        )
+
+
+def drawn_raster(path, rng, x):
+    """The image stored in a way drawn at random, and the flags it needs."""
+    order = rng.permutation(12)
+    y, t = x[order], CORNER
+    if rng.random() < 0.5:
+        y, t = y[:, ::-1], rasterio.Affine(10, 0, t.c, 0, 10, t.f - 10 * x.shape[1])
+    if rng.random() < 0.5:
+        y, t = y[..., ::-1], rasterio.Affine(-10, 0, t.c + 10 * x.shape[2], 0, t.e, t.f)
+    names = [S2[i] for i in order]
+    if rng.random() < 0.5:
+        names = [n.replace("B0", "B") for n in names]
+    crs = ["EPSG:32633", rasterio.CRS.from_epsg(32633).to_wkt(version="WKT1_ESRI")]
+    kind = rng.choice(["uint16", "int32", "float32"])
+    write(path, np.ascontiguousarray(y).astype(kind), names, 0, crs[rng.integers(2)], t)
+    if rng.random() < 0.5:
+        with rasterio.open(path, "r+") as file:
+            file.scales = (1e-4,) * 12
+    return {"modality": "sentinel2_l2a"} if rng.random() < 0.5 or "B1" in names else {}
+
+
+def test_any_storage_gives_the_map_of_the_plain_file(folder, images, tmp_path):
+    rng = np.random.default_rng(5)
+    how = {"dates": ["2021-04-15"], "check_units": False}
+    embed.run(options(folder, "s2.tif", "plain.tif", **how))
+    with rasterio.open(folder / "plain.tif") as file:
+        expected, form = file.read(), file.profile
+    for number in range(6):
+        more = drawn_raster(tmp_path / f"{number}.tif", rng, images[0])
+        embed.run(options(folder, tmp_path / f"{number}.tif", "drawn.tif", **how, **more))
+        with rasterio.open(folder / "drawn.tif") as file:
+            assert (file.transform, file.crs) == (form["transform"], "EPSG:32633")
+            np.testing.assert_allclose(file.read(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_said_beside_the_map(folder, images, tmp_path, capsys):
+    left, right = images[0].copy(), images[0].copy()
+    left[:, :, 10:], right[:, :, :8] = 0, 0
+    rasters = tmp_path / "scenes"
+    rasters.mkdir()
+    for name, x in (("left", left), ("right", right)):
+        write(rasters / f"sentinel2_l2a_20210415_{name}.tif", x, S2, 0)
+    (rasters / "notes.txt").write_text("mine")
+    o = options(folder, rasters, "scenes.tif", name="{modality}_{date}_{tile}.tif")
+    written, *notes = embed.run(o)
+    assert "scenes.tif (5 x 7)" in written and "tiles (100 %)" in capsys.readouterr().err
+    assert "2 rasters put together" in notes[0]
+    assert "no embedding for 0 pixels at the bottom and 1 pixels at the right" in notes[1]
+    assert "1 files are not named like" in notes[2] and "notes.txt" in notes[2]
+    embed.run(options(folder, "s2.tif", "plain.tif", dates=["2021-04-15"]))
+    with rasterio.open(folder / "plain.tif") as a, rasterio.open(folder / "scenes.tif") as b:
+        np.testing.assert_array_equal(a.read(), b.read())
+    with pytest.raises(ValueError, match="--name goes with one folder"):
+        embed.run(options(folder, "s2.tif", "never.tif", name="{date}.tif"))
+    with pytest.raises(ValueError, match="give --name"):
+        embed.run(options(folder, rasters, "never.npz"))
