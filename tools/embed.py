@@ -86,6 +86,7 @@ class Options:
     nan_pixels: str = "mask"
     check_units: bool = True
     any_pixel_size: bool = False
+    over: str = "refuse"
 
     @property
     def step(self) -> int:
@@ -119,6 +120,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("nan_pixels", "mask", NAN_PIXELS, "What single missing pixels do.")
     flags.DEFINE_bool("check_units", True, "Stop at values that look like another unit.")
     flags.DEFINE_bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
+    most = modalities.MAX_TIMESTEPS
+    flags.DEFINE_enum("over", "refuse", ["refuse", "select"],
+                      f"Rasters of more than {most} dates: refuse them, or select per calendar "
+                      "month the date nearest its middle.")  # fmt: skip
 
 
 def tags_of(o: Options, model: PretrainedModel, names: Sequence[str]) -> dict[str, str]:
@@ -255,7 +260,8 @@ def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple
     Raises:
       ValueError: there is none, or one cannot be read.
     """
-    files = sorted(source.glob("*.h5"), key=lambda p: (len(p.name), p.name))
+    found = (p for p in source.glob("*.h5") if not p.name.startswith("."))
+    files = sorted(found, key=lambda p: (len(p.name), p.name))
     for path in [source] if source.is_file() else files:
         with open_sample(path, names) as file:
             axis = timesteps.time_axis(file.header.timestamps, file.header.masks)
@@ -369,7 +375,7 @@ def _rasters(o: Options) -> tuple[list[Raster], list[str]]:
         if others:
             shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
             notes = [f"{len(others)} files are not named like {o.name}: {shown}"]
-    elif len(paths) == 1 and paths[0].suffix in (".json", ".csv"):
+    elif len(paths) == 1 and paths[0].suffix.lower() in (".json", ".csv"):
         found = read_manifest(paths[0])
     else:
         found = [Raster(str(path)) for path in paths]
@@ -413,7 +419,7 @@ def run(o: Options) -> list[str]:
         )
         return embed_samples(o, model, found, output)
     rasters, notes = _rasters(o)
-    with Stack(rasters, o.any_pixel_size, o.dates or ()) as stack:
+    with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
         return embed_rasters(o, _load(o), stack, output) + notes
 
 
