@@ -446,7 +446,10 @@ def _assign_dates(layers: Sequence[Layer], dates: Sequence[str]) -> list[datetim
                 f"{layer.num_steps} timesteps, but {len(own)} dates were given. Name all bands, or "
                 "give the date of every timestep"
             )
-        layer.dates = [parse_date(text) for text in own]
+        try:
+            layer.dates = [parse_date(text) for text in own]
+        except ValueError as e:
+            raise ValueError(f"{layer.path}: {e}") from None
         if len(set(layer.dates)) < len(layer.dates):
             raise ValueError(f"{layer.path} holds a date twice: {', '.join(own)}")
     return sorted({day for x in layers for day in x.dates})

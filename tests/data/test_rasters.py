@@ -250,6 +250,8 @@ def test_timesteps_in_one_file(tmp_path):
     for wrong in (dates[:2], ["2023-06-15"]):
         with pytest.raises(ValueError, match="3 timesteps, but"):
             Stack([Raster(a)], dates=wrong)
+    with pytest.raises(ValueError, match=r"a\.tif: '15\.06\.2023' is no date"):
+        Stack([Raster(a)], dates=["15.06.2023", *dates[1:]])
     with pytest.raises(ValueError, match="a date twice"):
         Stack([Raster(a)], dates=[*dates[:2], "2023-06-15"])
     # Two files of three timesteps: the same three, or six in a row.
