@@ -265,3 +265,15 @@ def test_scale_and_offset_give_the_physical_value_or_are_refused(tmp_path, plain
     _place(_path(tmp_path, "srtm"), heights, scales=(0.1,))
     with pytest.raises(ValueError, match="scale and offset tags .0.1 and 0.*not defined for srtm"):
         _convert(tmp_path, output_dir=tmp_path / "b")
+
+
+def test_the_page_names_the_bands_of_every_file():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    for name in registry.all_names():
+        modality = registry.get(name)
+        if not modality.from_csv or not modality.in_sample or name == "gse":
+            continue
+        for resolution, channels in tree.files_of(modality).items():
+            bands = ", ".join(modality.bands[c] for c in channels)
+            row = f"| {tree.stem(modality)} | {tree.resolution_text(resolution)} | {bands} |"
+            assert row in page, row

@@ -86,11 +86,16 @@ def load_modality(tree: Path, job: TileJob, name: str) -> Loaded:
             raise ReadError(path, f"must have a single pixel, got {values.shape[1:]}")
         shape = (steps, len(bands), *values.shape[1:])
         parts.append(values.reshape(shape))
-        gone.append(np.zeros(shape, bool) if valid is None else ~valid.reshape(shape))
+        gone.append(None if valid is None else ~valid.reshape(shape))
         channels += bands
         turned += [f"{path.name} is {how}"] if how else []
     order = None if channels == sorted(channels) else np.argsort(channels)
-    missing = _joined(gone, order, modality) if any(g.any() for g in gone) else None
+    missing = None
+    if any(g is not None and g.any() for g in gone):
+        known = [
+            np.zeros(p.shape, bool) if g is None else g for p, g in zip(parts, gone, strict=True)
+        ]
+        missing = _joined(known, order, modality)
     return Loaded(_joined(parts, order, modality), missing, ", ".join(turned))
 
 
@@ -153,9 +158,12 @@ def _read(
             _check_place(raster, modality, cell)
             side = raster.width // (ratio if modality.spatial else 1)
             rows, cols = (slice(k * side, (k + 1) * side) for k in place)
-            values, valid = raster.read(rows, cols) if modality.spatial else raster.read()
-            values = _physical(raster, modality, values)
-            return values, None if raster.complete else valid, raster.turned
+            window = (rows, cols) if modality.spatial else (None, None)
+            if raster.complete:
+                values, valid = raster.values(*window), None
+            else:
+                values, valid = raster.read(*window)
+            return _physical(raster, modality, values), valid, raster.turned
     except RasterError as e:
         if not path.exists():
             raise ReadError(path, "file does not exist, but the CSV lists the tile") from None
