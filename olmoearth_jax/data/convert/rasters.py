@@ -27,6 +27,9 @@ from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, MISSING, 
 _OFF = 0.05
 """Pixels of its own by which a raster may miss the edges of its tile: what rounding explains."""
 
+_REFLECTANCE = 1e-3
+"""Largest scale that makes reflectance of Sentinel-2 counts."""
+
 
 @dataclasses.dataclass
 class Loaded:
@@ -281,16 +284,18 @@ def _physical(raster: RasterFile, modality: Modality, values: np.ndarray) -> np.
       RasterError: tags of a modality for which they are not defined.
     """
     scales, offsets = np.array(raster.scales), np.array(raster.offsets)
-    if (scales == 1).all() and (offsets == 0).all():
+    same = (scales == 1).all()
+    if same and (offsets == 0).all():
         return values
-    if modality.name not in ("sentinel1", "sentinel2_l2a"):
+    counts = modality.name == "sentinel2_l2a" and (np.abs(scales) <= _REFLECTANCE).all()
+    if counts:  # the tags make reflectance of counts
+        scales, offsets = 10_000 * scales, 10_000 * offsets
+    elif modality.name != "sentinel1" and not (modality.name == "sentinel2_l2a" and same):
         raise RasterError(
             raster.path,
-            f"has scale and offset tags ({scales[0]:g} and {offsets[0]:g}), whose meaning is not "
-            f"defined for {modality.name}: store the values in their unit, without the tags",
+            f"has scale and offset tags ({scales[0]:g} and {offsets[0]:g}), which give no unit of "
+            f"{modality.name} that the models take: store the values in their unit, without tags",
         )
-    if modality.name == "sentinel2_l2a":  # counts are reflectance times 10000
-        scales, offsets = 10_000 * scales, 10_000 * offsets
     whole = np.isclose(scales, 1, rtol=1e-6).all() and values.dtype.kind in "iu"
     if whole and np.allclose(offsets, np.rint(offsets), atol=1e-3):
         added = np.rint(offsets).astype(np.int32)
