@@ -38,7 +38,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import olmoearth_jax
-from olmoearth_jax import Sample, modalities
+from olmoearth_jax import Sample, modalities, outputs
 from olmoearth_jax.data import timesteps
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
@@ -87,6 +87,7 @@ class Options:
     check_units: bool = True
     any_pixel_size: bool = False
     over: str = "refuse"
+    overwrite: bool = False
 
     @property
     def step(self) -> int:
@@ -115,6 +116,7 @@ def define_flags() -> None:
     flags.DEFINE_list("bands", None, "Names of a raster's bands, in its order.")
     flags.DEFINE_string("modality", None, "Modality of the rasters.")
     flags.DEFINE_list("dates", None, "Date of each raster, or of each timestep of each.")
+    flags.DEFINE_bool("overwrite", False, "Replace a file that is not of this program.")
     flags.DEFINE_string("name", None, "Form of the names of a folder's rasters, with the fields "
                         "{modality}, {date}, {band} and others.")  # fmt: skip
     flags.DEFINE_enum("nan_pixels", "mask", NAN_PIXELS, "What single missing pixels do.")
@@ -424,6 +426,7 @@ def run(o: Options) -> list[str]:
     if o.searchlight and o.pooling not in domain.OUTPUTS:
         raise ValueError("--searchlight goes with --pooling=student or location")
     if single:
+        outputs.check(output, h5_files(source) if source.is_dir() else [source], o.overwrite)
         model = _load(o)
         found = (
             array_samples(o, source)
@@ -433,6 +436,9 @@ def run(o: Options) -> list[str]:
         total = len(h5_files(source)) if source.is_dir() else 0
         return embed_samples(o, model, found, output, total)
     rasters, notes = _rasters(o)
+    held = [source, *(Path(raster.path) for raster in rasters)]
+    for path in (output, output.with_suffix(".json")):
+        outputs.check(path, held, o.overwrite)
     with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
         return embed_rasters(o, _load(o), stack, output) + notes
 
@@ -462,4 +468,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, argv=outputs.expand_home(sys.argv))
