@@ -27,12 +27,6 @@ from olmoearth_jax.interop.weights import (
 )
 from olmoearth_jax.modalities import closest
 
-_SOURCE = flags.DEFINE_string("source", None, "Import: folder or published name.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
-)
-_TARGET = flags.DEFINE_string("target", None, "Folder to write.")
-
 VERBS = ("import", "export")
 
 
@@ -82,27 +76,37 @@ def _lines(loaded: checkpoints.Weights) -> list[str]:
     ]
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("source", None, "Import: folder or published name.")
+    flags.DEFINE_string(
+        "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
+    )
+    flags.DEFINE_string("target", None, "Folder to write.")
+    flags.DEFINE_bool("overwrite", False, "Replace weights that are no export.")
+
+
 def main(argv: list[str]) -> None:
+    given = flags.FLAGS
     absl_logging.set_verbosity(absl_logging.ERROR)
     verb = argv[1] if len(argv) > 1 else ""
     if verb not in VERBS or len(argv) > 2:
         raise app.UsageError(f"Say what to do: import or export. {closest(verb, VERBS)}")
-    if not _TARGET.value:
+    if not given.target:
         raise app.UsageError(f"{verb} needs --target.")
     try:
         if verb == "import":
-            if not _SOURCE.value:
+            if not given.source:
                 raise app.UsageError("import needs --source.")
-            lines = import_weights(_SOURCE.value, _TARGET.value)
+            lines = import_weights(given.source, given.target)
         else:
-            if not _CHECKPOINT.value:
+            if not given.checkpoint:
                 raise app.UsageError("export needs --checkpoint.")
-            lines = export_weights(_CHECKPOINT.value, _TARGET.value, flags.FLAGS.overwrite)
+            lines = export_weights(given.checkpoint, given.target, given.overwrite)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_bool("overwrite", False, "Replace weights that are no export.")
+    define_flags()
     app.run(main, argv=outputs.expand_home(sys.argv))
