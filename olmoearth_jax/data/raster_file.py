@@ -190,7 +190,7 @@ class RasterFile:
             how["out_shape"] = (self.count, *out_shape)
         try:
             with _no_place_is_fine(self._rasterio):
-                values = self._file.read(self._bands, **how)
+                values = self._data(how)
                 valid = self._valid(values, how) if masked else None
         except (self._rasterio.errors.RasterioError, OSError) as e:
             raise RasterError(
@@ -198,6 +198,15 @@ class RasterFile:
             ) from e
         turn = np.s_[:, :: -1 if self._rows_up else 1, :: -1 if self._cols_left else 1]
         return values[turn], None if valid is None else valid[turn]
+
+    def _data(self, how: dict[str, Any]) -> np.ndarray:
+        if len(set(self.dtypes)) == 1:
+            return self._file.read(self._bands, **how)
+        # rasterio reads bands of several types one by one only.
+        shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
+        return np.stack(
+            [self._file.read(band, window=how["window"], **shape) for band in self._bands]
+        )
 
     def _masked(self) -> set[int]:
         """Data bands with a mask of their own; nodata values and alpha are no such masks."""

@@ -9,7 +9,7 @@ else is refused, so nothing in a file can run code, and nothing is larger than t
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 _MARK = object()
@@ -23,6 +23,10 @@ _VALUES = {
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _KEYS = (str, bytes, int, float, bool, type(None))
+_MOST_STEPS = 2_000_000
+"""Each operation may take a byte and make an object of hundreds."""
+_LARGEST_KEY = 2**60
+"""Larger numbers can be chosen so that all have one hash."""
 
 
 class PickleRefused(ValueError):
@@ -48,8 +52,11 @@ class Maker:
 class Stateful:
     """Base of stand-ins that take a state after they were made.
 
-    `with_state` returns what stands in the pickle from then on.
+    `with_state` returns what stands in the pickle from then on. With `unfinished` it must be
+    something else, and a pickle that ends before that is damaged.
     """
+
+    unfinished = False
 
     def with_state(self, state: Any) -> Any:
         raise NotImplementedError
@@ -69,6 +76,8 @@ class PlainReader:
         self._find, self._persistent = find, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._places: dict[int, list[int]] = {}  # in the memo, of each unfinished object
+        self._unfinished: dict[int, Stateful] = {}  # by id; kept, so that no id is used twice
 
     def load(self, data: bytes) -> Any:
         """The value of a pickle.
@@ -78,17 +87,21 @@ class PlainReader:
           PickleDamaged: anything else that is wrong with it.
         """
         try:
-            for code, argument, _ in pickletools.genops(data):
+            for number, (code, argument, _) in enumerate(pickletools.genops(data)):
                 if code.name == "STOP":
                     break
+                if number == _MOST_STEPS:
+                    raise PickleRefused("it has far more parts than data of its kind")
                 self._step(code.name, argument)
             (value,) = self._stack
         except PickleRefused:
             raise
-        except Exception as error:
+        except ValueError as error:
+            raise PickleDamaged(str(error) or "its operations make no sense") from None
+        except Exception:
             # Damaged operations raise whatever their bytes happen to spell.
-            raise PickleDamaged(str(error) or type(error).__name__) from None
-        if isinstance(value, Maker) or getattr(value, "unfinished", False):
+            raise PickleDamaged("its operations make no sense") from None
+        if value is _MARK or isinstance(value, Maker) or self._unfinished:
             raise PickleDamaged("it names something and makes nothing of it")
         return value
 
@@ -101,7 +114,7 @@ class PlainReader:
         elif code in _EMPTY:
             stack.append(_EMPTY[code]())
         elif code in _PUTS:
-            self._memo[len(self._memo) if code == "MEMOIZE" else int(argument)] = stack[-1]
+            self._put(len(self._memo) if code == "MEMOIZE" else int(argument))
         elif code in _GETS:
             stack.append(self._memo[int(argument)])
         elif code == "MARK":
@@ -114,6 +127,14 @@ class PlainReader:
                 raise PickleRefused(f"it holds the operation {code}, which plain data never need")
             done()
 
+    def _put(self, place: int) -> None:
+        target = self._stack[-1]
+        if target is _MARK:
+            raise PickleDamaged("a mark is kept")
+        self._memo[place] = target
+        if id(target) in self._unfinished:
+            self._places.setdefault(id(target), []).append(place)
+
     def _marked(self) -> list[Any]:
         """The items above the last mark, taken off with it."""
         at = len(self._stack) - 1
@@ -124,6 +145,12 @@ class PlainReader:
         items = self._stack[at + 1 :]
         del self._stack[at:]
         return items
+
+    def _item(self) -> Any:
+        item = self._stack.pop()
+        if item is _MARK:
+            raise PickleDamaged("an operation has too few items")
+        return item
 
     def _tuple(self) -> None:
         self._stack.append(tuple(self._marked()))
@@ -155,8 +182,7 @@ class PlainReader:
         self._stack.pop()
 
     def _append(self) -> None:
-        item = self._stack.pop()
-        self._extend([item])
+        self._extend([self._item()])
 
     def _appends(self) -> None:
         self._extend(self._marked())
@@ -170,15 +196,14 @@ class PlainReader:
         items = self._marked()
         if type(self._stack[-1]) is not set:
             raise PickleRefused("it adds to something that is no set")
-        self._stack[-1].update(map(_key, items))
+        self._stack[-1].update(map(plain_key, items))
 
     def _frozenset(self) -> None:
-        self._stack.append(frozenset(map(_key, self._marked())))
+        self._stack.append(frozenset(map(plain_key, self._marked())))
 
     def _setitem(self) -> None:
-        pair = self._stack[-2:]
-        del self._stack[-2:]
-        self._fill(pair)
+        value, key = self._item(), self._item()
+        self._fill([key, value])
 
     def _setitems(self) -> None:
         self._fill(self._marked())
@@ -188,7 +213,7 @@ class PlainReader:
         if type(target) is not dict:
             raise PickleRefused("it sets items of something that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[plain_key(key)] = value
 
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
@@ -208,7 +233,10 @@ class PlainReader:
             raise PickleRefused(f"it calls a {type(maker).__name__}")
         if type(arguments) is not tuple:
             raise PickleDamaged(f"the arguments of {maker.name} are no tuple")
-        self._stack.append(maker.make(*arguments))
+        made = maker.make(*arguments)
+        if isinstance(made, Stateful) and type(made).unfinished:
+            self._unfinished[id(made)] = made
+        self._stack.append(made)
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -216,11 +244,12 @@ class PlainReader:
             return  # what an ordered dict of weights keeps beside its items
         if not isinstance(target, Stateful):
             raise PickleRefused(f"it sets the state of a {type(target).__name__}")
-        made = target.with_state(state)
+        made = type(target).with_state(target, state)
         if made is not target:
             self._stack[-1] = made
-            for key in [k for k, v in self._memo.items() if v is target]:
-                self._memo[key] = made
+            for place in self._places.pop(id(target), ()):
+                self._memo[place] = made
+            self._unfinished.pop(id(target), None)
 
     def _binpersid(self) -> None:
         if self._persistent is None:
@@ -228,25 +257,17 @@ class PlainReader:
         self._stack.append(self._persistent(self._stack.pop()))
 
 
-def _key(value: Any) -> Any:
-    """A key of a dict or set; nested ones could take for ever to be hashed."""
+def shown(value: Any) -> str:
+    """A text of a pickle for a message. Anything else only by its type: a few bytes can hold
+    lists within lists that would take for ever to print."""
+    return repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def plain_key(value: Any) -> Any:
+    """A key of a dict or set. Hashing nested ones could take for ever, or all of the stack."""
     parts = value if type(value) is tuple else (value,)
     if not all(isinstance(p, _KEYS) for p in parts):
         raise PickleRefused(f"a {type(value).__name__} is a key")
+    if any(isinstance(p, int) and abs(p) > _LARGEST_KEY for p in parts):
+        raise PickleRefused("a huge number is a key")
     return value
-
-
-def names(table: Mapping[tuple[str, str], Callable[..., Any]], why: str) -> Callable:
-    """A `find` for `PlainReader` that knows the makers of a table and refuses the rest.
-
-    Args:
-      table: makers by (module, name).
-      why: end of the message, such as "which tensors never need".
-    """
-
-    def find(module: str, name: str) -> Any:
-        if (module, name) not in table:
-            raise PickleRefused(f"it asks for {module}.{name}, {why}")
-        return Maker(f"{module}.{name}", table[module, name])
-
-    return find

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pickle
+import stat
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,7 @@ from olmoearth_jax.interop.plain_pickle import (
     PickleDamaged,
     PickleRefused,
     PlainReader,
+    shown,
 )
 
 _DTYPES = {
@@ -37,25 +39,41 @@ _DTYPES = {
 _MOST_COPIES = 8
 """Tensors may share a storage; together they hold at most so many times the file's length."""
 _MOST_AXES = 16
+_OTHER_KINDS = ("Storage", "_rebuild_tensor_v3", "_rebuild_qtensor", "_rebuild_sparse_tensor")
+"""Names of complex, quantized, sparse and very short numbers."""
+
+
+class NumbersRefused(PickleRefused):
+    """The tensors are of a kind that no weights have: complex, quantized, sparse, of 8 bits."""
 
 
 def read(path: str | Path) -> Any:
     """What a file holds, its tensors as arrays of their own dtype: for weights {key: array}.
 
     Raises:
-      PickleRefused: the file asks for anything but tensors and containers.
+      PickleRefused: the file asks for anything but tensors and containers. `NumbersRefused`, if
+        it does hold tensors, but of complex or quantized numbers, or of 8 bits.
       ValueError: damaged, cut off, or no such file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _Archive(archive, Path(path).stat().st_size).load()
+        with _opened(Path(path)) as file, zipfile.ZipFile(file) as archive:
+            return _Archive(archive, os.fstat(file.fileno()).st_size).load()
     except (PickleRefused, PickleDamaged):
         raise
     except zipfile.BadZipFile as e:
         raise ValueError(f"no ZIP archive of tensors, as PyTorch writes since 1.6 ({e})") from None
-    except (EOFError, OSError, RuntimeError, KeyError, OverflowError, MemoryError, ValueError,
-            struct.error, zlib.error, NotImplementedError) as e:  # fmt: skip
+    except Exception as e:
+        # Damaged archives make zipfile raise whatever their bytes happen to spell.
         raise ValueError(str(e) or type(e).__name__) from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Opens an ordinary file; a pipe or device could keep the reader waiting for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is a folder, pipe or device and no file")
+    return open(descriptor, "rb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +95,7 @@ class _Archive:
     """One archive and what was read of it so far."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int):
-        self._archive = archive
+        self._archive, self._size = archive, size
         inside = [n for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(inside) != 1:
             raise PickleRefused("the archive has no data.pkl, so it is none of PyTorch's")
@@ -86,6 +104,7 @@ class _Archive:
         big = order in archive.namelist() and self._member(order, 16).strip() == b"big"
         self._order = ">" if big else "<"
         self._room = _MOST_COPIES * size + (1 << 20)
+        self._unread = size
         self._storages: dict[str, _Storage] = {}
         self._tensors: dict[tuple, np.ndarray] = {}
 
@@ -101,13 +120,15 @@ class _Archive:
             raise ValueError(f"{name} is encrypted")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"{name} is compressed, which PyTorch's files never are")
-        if most is not None and info.file_size > most:
-            raise ValueError(f"{name} is too long")
+        if info.file_size > (self._size if most is None else most):
+            raise ValueError(f"{name} is longer than it can be")
         return self._archive.read(info)
 
     def _find(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _Dtype(np.dtype(_DTYPES[name]))
+        if module.split(".")[0] == "torch" and name.endswith(_OTHER_KINDS):
+            raise NumbersRefused(f"it holds numbers of a kind that is not read ({name})")
         made = {
             ("collections", "OrderedDict"): _ordered_dict,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
@@ -121,11 +142,15 @@ class _Archive:
         """The storage that a tensor is a view of."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, _Dtype):
-            raise PickleRefused(f"it asks for a {str(kind)[:40]!r}")
+            raise PickleRefused(f"a tensor lies in {shown(kind)} and in no storage")
         if not isinstance(key, str) or not _whole(count):
             raise PickleDamaged("a storage has no name or length")
         if key not in self._storages:
             raw = self._member(f"{self._prefix}data/{key}")
+            # Members of many names may lie at the same place of the file.
+            self._unread -= len(raw)
+            if self._unread < 0:
+                raise PickleRefused("its storages together are larger than the file")
             wanted = count * dtype.dtype.itemsize
             if len(raw) < wanted:
                 raise PickleDamaged(f"storage {key[:40]} is too short")
@@ -139,6 +164,8 @@ class _Archive:
 
     def _native(self, raw: bytes, dtype: np.dtype) -> np.ndarray:
         values = np.frombuffer(raw, dtype)
+        if dtype == np.bool_:  # NumPy relies on them being 0 or 1
+            return values.view(np.uint8) != 0
         return values if self._order == "<" or dtype.itemsize == 1 else values.byteswap()
 
     def _tensor(

@@ -23,6 +23,8 @@ from olmoearth_jax.interop.plain_pickle import (
     PickleRefused,
     PlainReader,
     Stateful,
+    plain_key,
+    shown,
 )
 
 UnsafePickle = PickleRefused
@@ -46,7 +48,7 @@ class _Dtype(Stateful):
 
     def __init__(self, name: Any = None, *_: Any):
         if not isinstance(name, str) or name not in _PLAIN:
-            raise PickleRefused(f"it asks for the data type {str(name)[:40]!r}")
+            raise PickleRefused(f"it asks for the data type {shown(name)}")
         self.dtype = np.dtype(name)
 
     def with_state(self, state: Any) -> _Dtype:
@@ -85,7 +87,10 @@ def _filled(shape: Any, dtype: Any, data: Any, order: Any = "C") -> np.ndarray:
         raise PickleDamaged("an array has no shape")
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
         raise PickleRefused("an array does not hold the bytes of its shape")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+    values = np.frombuffer(data, dtype.dtype)
+    if dtype.dtype == np.bool_:  # NumPy relies on them being 0 or 1
+        values = values.view(np.uint8) != 0
+    return values.reshape(shape, order=order).copy()
 
 
 def _scalar(dtype: Any, data: Any = None) -> Any:
@@ -99,9 +104,23 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _plain_set(items: Any = ()) -> set:
-    if not all(isinstance(i, str | bytes | int | float | None) for i in items):
-        raise PickleRefused("a set holds other things than numbers and texts")
-    return set(items)
+    return set(map(plain_key, items))
+
+
+def _ordered_dict(pairs: Any = ()) -> dict:
+    return {plain_key(key): value for key, value in pairs}
+
+
+def _from_numbers(kind: Any) -> Any:
+    """A maker of things that are made of numbers, texts and nothing nested."""
+
+    def make(*arguments: Any) -> Any:
+        plain = (str, bytes, int, float, type(None), datetime.timedelta, datetime.timezone)
+        if not all(isinstance(a, plain) for a in arguments):
+            raise PickleRefused(f"a {kind.__name__} is made of other things than numbers")
+        return kind(*arguments)
+
+    return make
 
 
 _INERT_PACKAGES = ("geobench", "affine", "rasterio")
@@ -110,12 +129,20 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): None,
     ("numpy", "scalar"): _scalar,
     ("numpy", "dtype"): _Dtype,
-    **{("datetime", n): getattr(datetime, n) for n in ("date", "datetime", "time")},
-    **{("datetime", n): getattr(datetime, n) for n in ("timedelta", "timezone")},
-    ("collections", "OrderedDict"): dict,
+    **{
+        ("datetime", kind.__name__): _from_numbers(kind)
+        for kind in (
+            datetime.date,
+            datetime.datetime,
+            datetime.time,
+            datetime.timedelta,
+            datetime.timezone,
+        )
+    },
+    ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "set"): _plain_set,
     ("builtins", "frozenset"): _plain_set,
-    **{("builtins", kind.__name__): kind for kind in (complex, slice)},
+    **{("builtins", kind.__name__): _from_numbers(kind) for kind in (complex, slice)},
     ("_codecs", "encode"): _encode,
 }
 """All that plain data may name: by package (NumPy moves things between its modules) and name."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import h5py
-import hdf5plugin  # noqa: F401  (registers the zstd and lz4 filters)
 import numpy as np
 
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.data.sample import IGNORE_LABEL, sample_dataset_dir, sample_labels
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Raw, Reader
 
@@ -34,9 +33,9 @@ class Brandenburg(Reader):
     def read(self, item) -> Raw:
         number, row, column = item
         area = (slice(row, row + CROP), slice(column, column + CROP))
-        with h5py.File(self.folder / f"sample_{number}.h5") as f:
-            image = np.asarray(f["sentinel2_l2a"])[area]
-            timestamps = np.asarray(f["timestamps"])[: image.shape[2]]
+        with open_hdf5(self.folder / f"sample_{number}.h5") as f:
+            image = stored_array(f, "sentinel2_l2a")[area]
+            timestamps = stored_array(f, "timestamps")[: image.shape[2]]
         label = self.labels[number][area].astype(np.int64)
         label[label == IGNORE_LABEL] = -1
         return Raw({"sentinel2_l2a": image}, label, timestamps)

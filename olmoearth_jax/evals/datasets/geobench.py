@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals import bands as order
 from olmoearth_jax.evals import normalize
 from olmoearth_jax.evals.datasets import archives
@@ -37,9 +38,11 @@ class GeoBench(Reader):
         self.folder = self.folder / f"{kind}_v1.0" / self.info.name
         where = f"{self.folder.name}/task_specs.pkl"
         specs = archives.loads((self.folder / "task_specs.pkl").read_bytes(), where)
-        if not hasattr(specs, "bands_info"):
+        infos = getattr(specs, "bands_info", None)
+        names = [getattr(b, "name", None) for b in infos] if isinstance(infos, list) else []
+        self.bands = [name for name in names if isinstance(name, str)]
+        if not names or len(self.bands) != len(names):
             raise ValueError(f"{where} describes no bands; it is no GeoBench task")
-        self.bands = [str(b.name) for b in specs.bands_info]
         (self.modality,) = self.modalities
         self.scale = SO2SAT_SCALE if self.info.name == "m-so2sat" else 1.0
         self.names = self.disk[self.modality][0]
@@ -110,18 +113,34 @@ def read_sample(path: Path, bands: Sequence[str], spatial: bool) -> tuple[np.nda
     Raises:
       ValueError: a band or the label is missing.
     """
-    with h5py.File(path) as f:
+    with open_hdf5(path) as f:
         text = f.attrs.get("pickle")
         if text is None:
             raise ValueError(f"{path.name} has no attribute 'pickle'; it is no GeoBench sample")
         meta = archives.loads_literal(text, path.name)
-        stored = {str(k).split("_")[0]: k for k in meta.get("bands_order", f) if k in f}
+        if not isinstance(meta, dict):
+            raise ValueError(f"{path.name} describes nothing; it is no GeoBench sample")
+        held = set(f)  # asking h5py for a name would follow links
+        listed = meta.get("bands_order", list(f))
+        names = [k for k in listed if isinstance(k, str)] if isinstance(listed, list) else []
+        stored = {k.split("_")[0]: k for k in names if k in held}
         missing = [b for b in bands if b not in stored]
         if missing:
             raise ValueError(f"{path.name} lacks the band {missing[0]!r}")
-        image = np.stack([np.asarray(f[stored[b]]) for b in bands], -1)
-        if spatial and "label" not in f:
+        image = np.stack([stored_array(f, stored[b]) for b in bands], -1)
+        if spatial and "label" not in held:
             raise ValueError(f"{path.name} lacks its label raster")
-        label = np.asarray(f["label"]) if "label" in f else np.asarray(meta["label"])
+        label = stored_array(f, "label") if "label" in held else _label(meta, path.name)
     label = label[..., 0] if label.ndim == 3 else label
     return image, label.astype(np.int64)
+
+
+def _label(meta: Mapping[str, Any], where: str) -> np.ndarray:
+    """The label in a sample's record: a number, an array, or a list of numbers."""
+    label = meta.get("label")
+    plain = label if isinstance(label, list | tuple) else (label,)
+    if isinstance(label, np.ndarray):
+        return label
+    if not plain or not all(isinstance(n, int | float | np.number | np.bool_) for n in plain):
+        raise ValueError(f"{where} has no label of numbers")
+    return np.asarray(label)

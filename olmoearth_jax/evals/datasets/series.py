@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 
-import h5py
 import numpy as np
 
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals import bands
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
 from olmoearth_jax.modalities import get
@@ -49,8 +49,8 @@ class BreizhCrops(Reader):
 
     def read(self, item) -> Raw:
         store, key, label = item
-        with h5py.File(store) as f:
-            return self.monthly(np.asarray(f[key]), label)
+        with open_hdf5(store) as f:
+            return self.monthly(stored_array(f, key), label)
 
     def monthly(self, series: np.ndarray, label: int) -> Raw:
         """Means per month of a series [dates, 17] sorted by date: 13 bands, 3 flags, date in ns."""
@@ -84,8 +84,8 @@ class CropHarvest(Reader):
     def open(self):
         if self.split == "test":
             path = self.location.either(self.folder / "test_features" / f"{self.area}-eval.h5")
-            with h5py.File(path) as f:
-                return list(zip(np.asarray(f["x"]), np.asarray(f["y"]), strict=True))
+            with open_hdf5(path) as f:
+                return list(zip(stored_array(f, "x"), stored_array(f, "y"), strict=True))
         rows = json.loads((self.folder / "labels.geojson").read_text())["features"]
         about = [r["properties"] for r in rows]
         mine = [p for p in about if p["dataset"] == self.area and not p.get("is_test")]
@@ -102,8 +102,8 @@ class CropHarvest(Reader):
     def read(self, item) -> Raw:
         series, label = item
         if not isinstance(series, np.ndarray):
-            with h5py.File(series) as f:
-                series = np.asarray(f["array"])
+            with open_hdf5(series) as f:
+                series = stored_array(f, "array")
         if series.ndim != 2 or series.shape[1] != len(self.columns):
             raise ValueError(f"a series must be [T, {len(self.columns)}], got {series.shape}")
         images = {}
