@@ -24,6 +24,7 @@ from absl import app, flags
 from olmoearth_jax import overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import expand_home
 
 USER_ERROR = 2
 """Exit code for a mistake on the command line, in a config or in the data."""
@@ -55,7 +56,7 @@ def run(verb: Verb, require_valid: bool = True) -> None:
       verb: gets the config and returns the exit code (None is 0).
       require_valid: stop at problems of the config before the verb is called.
     """
-    rest, changes = overrides.take(sys.argv)
+    rest, changes = overrides.take(expand_home(sys.argv))
     body = functools.partial(_main, verb=verb, changes=changes, require_valid=require_valid)
     app.run(body, argv=rest, flags_parser=_parse_flags)
 

@@ -35,6 +35,7 @@ from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
 from olmoearth_jax.model.encoder import slot_table
+from olmoearth_jax.outputs import expand_home
 
 WARM_UP = 5
 MODALITIES = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -279,4 +280,4 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(_main, flags_parser=parse_flags)
+    app.run(_main, argv=expand_home(sys.argv), flags_parser=parse_flags)

@@ -35,6 +35,7 @@ from olmoearth_jax.evals import models, results, tasks
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import checkpoint
 
 FLAGS = flags.FlagValues()
@@ -285,4 +286,4 @@ def _main(argv: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    app.run(_main, flags_parser=parse_flags)
+    app.run(_main, argv=expand_home(sys.argv), flags_parser=parse_flags)

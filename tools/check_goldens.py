@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import app, flags
 
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import expand_home
 from tools.goldens.common import Case, Result, load_json, skipped
 
 AREAS = ("model", "model_v1_3", "data", "train", "evals")
@@ -152,4 +153,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -9,11 +9,13 @@ same values, timing aside, and exits with 1 if they did not.
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
+from olmoearth_jax import outputs
 from olmoearth_jax.train.metrics import is_timing, read_metrics, without_timing
 
 _METRICS = flags.DEFINE_list("metrics", [], "Metrics to compare; default: those under train/, eval")
@@ -82,7 +84,7 @@ def plot(runs: Runs, names: list[str], path: Path) -> None:
         axis.set(title=name, xlabel="step")
         axis.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": outputs.MARK})
     pyplot.close(figure)
 
 
@@ -97,6 +99,8 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise app.UsageError("Name at least one run folder or metrics.jsonl.")
     try:
+        if _PNG.value:
+            outputs.check(Path(_PNG.value), overwrite=flags.FLAGS.overwrite)
         runs = load(argv[1:])
         if _EXACT.value:
             _compare_exactly(runs)
@@ -122,4 +126,5 @@ def _compare_exactly(runs: Runs) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_bool("overwrite", False, "Replace a picture that is not of this program.")
+    app.run(main, argv=outputs.expand_home(sys.argv))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from olmoearth_jax import __version__, outputs
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.h5 import open_sample
@@ -28,6 +29,7 @@ from olmoearth_jax.data.index import read_metadata
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.data.stats import StreamingStats
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
 
 Bands = dict[str, list[StreamingStats]]
@@ -135,6 +137,7 @@ def _document(folder: Path, merged: Bands, total: int, sampled: int) -> dict[str
 def _define_flags() -> None:
     flags.DEFINE_string("h5py_dir", None, "Dataset folder.", required=True)
     flags.DEFINE_string("output", None, "JSON file to write; default: print.")
+    flags.DEFINE_bool("overwrite", False, "Replace a file that is not of this program.")
     flags.DEFINE_integer("estimate_from", None, "Samples to draw; default: all.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the draw.")
     flags.DEFINE_bool("partial_series", False, "Count series that lack timesteps.")
@@ -147,7 +150,10 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     given = flags.FLAGS
     workers = default_workers() if given.num_workers is None else given.num_workers
+    output = Path(given.output) if given.output else None
     try:
+        if output is not None:
+            outputs.check(output, overwrite=given.overwrite)
         if given.modality_file:
             registry.register_file(given.modality_file)
         result = compute(
@@ -158,9 +164,10 @@ def main(argv: Sequence[str]) -> None:
             workers,
             lambda line: print(line, file=sys.stderr, flush=True),
         )
-        text = json.dumps(result, indent=1)
-        if given.output:
-            Path(given.output).write_text(text + "\n")
+        text = json.dumps({"software": f"{outputs.MARK} {__version__}", **result}, indent=1)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output, text + "\n")
         else:
             print(text)
     except (ValueError, OSError, WorkerDied) as e:
@@ -170,4 +177,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    app.run(main, argv=outputs.expand_home(sys.argv))

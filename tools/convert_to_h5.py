@@ -18,8 +18,11 @@ from absl import app, flags
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import Conversion, Settings, convert
+from olmoearth_jax.data.convert.run import OVER
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage
 from olmoearth_jax.data.pool import WorkerDied, default_workers
+from olmoearth_jax.modalities import MAX_TIMESTEPS
+from olmoearth_jax.outputs import expand_home
 
 _SHOWN = 20
 """Notes that are printed; all of them are in the dataset's notes.csv."""
@@ -44,6 +47,20 @@ def _define_flags() -> None:
         "keep_unmatched_timesteps",
         False,
         "Keep timesteps on dates that the longest series lacks, as the reference does.",
+    )
+    flags.DEFINE_integer(
+        "min_timesteps",
+        MAX_TIMESTEPS,
+        "Drop tiles whose longest series has fewer; readers pad what is missing.",
+        lower_bound=1,
+        upper_bound=MAX_TIMESTEPS,
+    )
+    flags.DEFINE_enum(
+        "over",
+        "refuse",
+        OVER,
+        f"Tiles of more than {MAX_TIMESTEPS} timesteps: drop them, or select per calendar month "
+        "the date nearest its middle.",
     )
     flags.DEFINE_bool("skip_unreadable", False, "Drop tiles with unreadable files and go on.")
     flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
@@ -71,6 +88,8 @@ def run(given: flags.FlagValues) -> Conversion:
         tile_px=given.tile_size,
         storage=Storage(given.compression, level, given.shuffle, given.chunk_hw, given.chunk_t),
         keep_unmatched=given.keep_unmatched_timesteps,
+        min_timesteps=given.min_timesteps,
+        over=given.over,
     )
     workers = given.num_workers
     if workers is None:
@@ -104,4 +123,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

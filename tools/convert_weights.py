@@ -10,19 +10,22 @@ digest of the parameters last. Ready-made checkpoints and training runs can both
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import outputs
 from olmoearth_jax.interop import checkpoints, hub
-from olmoearth_jax.modalities import closest
-
-_SOURCE = flags.DEFINE_string("source", None, "Import: folder or published name.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
+from olmoearth_jax.interop.weights import (
+    CONFIG_FILE,
+    NOTICE_FILE,
+    SAFETENSORS_FILE,
+    TORCH_FILE,
 )
-_TARGET = flags.DEFINE_string("target", None, "Folder to write.")
+from olmoearth_jax.modalities import closest
 
 VERBS = ("import", "export")
 
@@ -34,11 +37,33 @@ def import_weights(source: str, target: str) -> list[str]:
     return [f"checkpoint: {step_folder}", *_lines(loaded)]
 
 
-def export_weights(checkpoint: str, target: str) -> list[str]:
+def export_weights(checkpoint: str, target: str, overwrite: bool = False) -> list[str]:
     """Writes a reference folder from a checkpoint; returns the lines to print."""
+    _check_target(Path(target).expanduser(), overwrite)
     loaded = checkpoints.read(checkpoint)
     files = checkpoints.to_reference(loaded, target)
     return [*(f"written: {path}" for path in files), *_lines(loaded)]
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    """Refuses to write weights over a run, or over weights that are no export of ours."""
+    config = folder / CONFIG_FILE
+    if (folder / "checkpoints").exists() or (config.is_file() and _of_a_run(config)):
+        raise ValueError(f"{folder} is the folder of a run; export to another one")
+    held = [f for f in (CONFIG_FILE, TORCH_FILE, SAFETENSORS_FILE) if (folder / f).exists()]
+    if held and not (folder / NOTICE_FILE).exists() and not overwrite:
+        raise ValueError(
+            f"{folder} holds a {held[0]} that is no export of this program; give another "
+            "--target, or --overwrite to replace it"
+        )
+    outputs.check_folder(folder)
+
+
+def _of_a_run(config: Path) -> bool:
+    try:
+        return {"trainer", "train_module"} <= set(json.loads(config.read_text()))
+    except (ValueError, TypeError):
+        return False
 
 
 def _lines(loaded: checkpoints.Weights) -> list[str]:
@@ -51,26 +76,37 @@ def _lines(loaded: checkpoints.Weights) -> list[str]:
     ]
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("source", None, "Import: folder or published name.")
+    flags.DEFINE_string(
+        "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
+    )
+    flags.DEFINE_string("target", None, "Folder to write.")
+    flags.DEFINE_bool("overwrite", False, "Replace weights that are no export.")
+
+
 def main(argv: list[str]) -> None:
+    given = flags.FLAGS
     absl_logging.set_verbosity(absl_logging.ERROR)
     verb = argv[1] if len(argv) > 1 else ""
     if verb not in VERBS or len(argv) > 2:
         raise app.UsageError(f"Say what to do: import or export. {closest(verb, VERBS)}")
-    if not _TARGET.value:
+    if not given.target:
         raise app.UsageError(f"{verb} needs --target.")
     try:
         if verb == "import":
-            if not _SOURCE.value:
+            if not given.source:
                 raise app.UsageError("import needs --source.")
-            lines = import_weights(_SOURCE.value, _TARGET.value)
+            lines = import_weights(given.source, given.target)
         else:
-            if not _CHECKPOINT.value:
+            if not given.checkpoint:
                 raise app.UsageError("export needs --checkpoint.")
-            lines = export_weights(_CHECKPOINT.value, _TARGET.value)
+            lines = export_weights(given.checkpoint, given.target, given.overwrite)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    app.run(main, argv=outputs.expand_home(sys.argv))

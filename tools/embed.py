@@ -38,7 +38,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import olmoearth_jax
-from olmoearth_jax import Sample, modalities
+from olmoearth_jax import Sample, modalities, outputs
 from olmoearth_jax.data import timesteps
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
@@ -86,6 +86,8 @@ class Options:
     nan_pixels: str = "mask"
     check_units: bool = True
     any_pixel_size: bool = False
+    over: str = "refuse"
+    overwrite: bool = False
 
     @property
     def step(self) -> int:
@@ -114,11 +116,16 @@ def define_flags() -> None:
     flags.DEFINE_list("bands", None, "Names of a raster's bands, in its order.")
     flags.DEFINE_string("modality", None, "Modality of the rasters.")
     flags.DEFINE_list("dates", None, "Date of each raster, or of each timestep of each.")
+    flags.DEFINE_bool("overwrite", False, "Replace a file that is not of this program.")
     flags.DEFINE_string("name", None, "Form of the names of a folder's rasters, with the fields "
                         "{modality}, {date}, {band} and others.")  # fmt: skip
     flags.DEFINE_enum("nan_pixels", "mask", NAN_PIXELS, "What single missing pixels do.")
     flags.DEFINE_bool("check_units", True, "Stop at values that look like another unit.")
     flags.DEFINE_bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
+    most = modalities.MAX_TIMESTEPS
+    flags.DEFINE_enum("over", "refuse", ["refuse", "select"],
+                      f"Rasters of more than {most} dates: refuse them, or select per calendar "
+                      "month the date nearest its middle.")  # fmt: skip
 
 
 def tags_of(o: Options, model: PretrainedModel, names: Sequence[str]) -> dict[str, str]:
@@ -249,14 +256,20 @@ def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path
     return [written, *notes]
 
 
+def h5_files(folder: Path) -> list[Path]:
+    """The sample files of a folder, in the order of their numbers."""
+    found = (p for p in folder.glob("*.h5") if not p.name.startswith("."))
+    return sorted(found, key=lambda p: (len(p.name), p.name))
+
+
 def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple[str, Sample]]:
     """(id, sample) of every H5 file of a folder, or of one file.
 
     Raises:
       ValueError: there is none, or one cannot be read.
     """
-    files = sorted(source.glob("*.h5"), key=lambda p: (len(p.name), p.name))
-    for path in [source] if source.is_file() else files:
+    files = [source] if source.is_file() else h5_files(source)
+    for path in files:
         with open_sample(path, names) as file:
             axis = timesteps.time_axis(file.header.timestamps, file.header.masks)
             arrays = {}
@@ -274,7 +287,7 @@ def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple
             )  # fmt: skip
         except ValueError as e:
             raise ValueError(f"{path}: {e}") from None
-    if source.is_dir() and not files:
+    if not files:
         raise ValueError(f"the folder {source} holds no .h5 files; for GeoTIFFs give --name")
 
 
@@ -301,19 +314,27 @@ def array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def embed_samples(
-    o: Options, model: PretrainedModel, samples: Iterable[tuple[str, Sample]], output: Path
+    o: Options,
+    model: PretrainedModel,
+    samples: Iterable[tuple[str, Sample]],
+    output: Path,
+    total: int = 0,
 ) -> list[str]:
     """Writes the embeddings of samples; returns the lines to print.
+
+    Progress is shown where it is known how many there are in `total`.
 
     Raises:
       ValueError: samples of different sizes, whose grids do not fit one array.
     """
     done: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     waiting: dict[Any, list[tuple[str, Sample]]] = {}
+    progress = Progress(total, "samples", _say if total else None)
 
     def run(group: list[tuple[str, Sample]]) -> None:
         values, valid = embed(o, model, [s for _, s in group])
         done.update((name, (x, v)) for (name, _), x, v in zip(group, values, valid, strict=True))
+        progress.step(len(group))
 
     order = []
     for name, sample in samples:
@@ -369,7 +390,7 @@ def _rasters(o: Options) -> tuple[list[Raster], list[str]]:
         if others:
             shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
             notes = [f"{len(others)} files are not named like {o.name}: {shown}"]
-    elif len(paths) == 1 and paths[0].suffix in (".json", ".csv"):
+    elif len(paths) == 1 and paths[0].suffix.lower() in (".json", ".csv"):
         found = read_manifest(paths[0])
     else:
         found = [Raster(str(path)) for path in paths]
@@ -405,15 +426,20 @@ def run(o: Options) -> list[str]:
     if o.searchlight and o.pooling not in domain.OUTPUTS:
         raise ValueError("--searchlight goes with --pooling=student or location")
     if single:
+        outputs.check(output, h5_files(source) if source.is_dir() else [source], o.overwrite)
         model = _load(o)
         found = (
             array_samples(o, source)
             if source.suffix == ".npz"
             else h5_samples(o, model.modalities, source)
         )
-        return embed_samples(o, model, found, output)
+        total = len(h5_files(source)) if source.is_dir() else 0
+        return embed_samples(o, model, found, output, total)
     rasters, notes = _rasters(o)
-    with Stack(rasters, o.any_pixel_size, o.dates or ()) as stack:
+    held = [source, *(Path(raster.path) for raster in rasters)]
+    for path in (output, output.with_suffix(".json")):
+        outputs.check(path, held, o.overwrite)
+    with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
         return embed_rasters(o, _load(o), stack, output) + notes
 
 
@@ -442,4 +468,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, argv=outputs.expand_home(sys.argv))

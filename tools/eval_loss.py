@@ -10,6 +10,7 @@ same samples, crops and masks, which no training step has drawn. Prints a table 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.model import latent_mim
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import build, checkpoint, devices, targets
 from olmoearth_jax.train.sharding import make_mesh
 
@@ -151,4 +153,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -25,6 +25,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax.outputs import expand_home
 from tools import _fuzz_parsers
 
 HANG_S = 30.0
@@ -168,4 +169,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -9,6 +9,7 @@ folder of weights in the reference's layout. Damaged files are an error.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -16,6 +17,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.model.config import to_dict
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import parameter_table
 
@@ -94,4 +96,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -22,6 +22,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import read_metrics
 from tools.compare_runs import first_difference
@@ -138,4 +139,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

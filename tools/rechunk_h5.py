@@ -34,6 +34,7 @@ from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_d
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.files import replacing
+from olmoearth_jax.outputs import expand_home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,4 +191,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

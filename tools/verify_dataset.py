@@ -27,11 +27,13 @@ from olmoearth_jax.data.convert.run import CHECKSUM_FILE
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import write_csv
+from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, read_metadata
 from olmoearth_jax.data.journal import file_digest
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.files import replacing
+from olmoearth_jax.outputs import expand_home
 
 _SHOWN = 20
 """Lines printed of each kind."""
@@ -71,16 +73,18 @@ def inspect(path: Path) -> FileReport:
     names = tuple(n for n in registry.names() if n not in ("ndvi", "worldcover_onehot"))
     content = hashlib.blake2b(digest_size=16)
     try:
-        digest = file_digest(path)
-        with open_sample(path, names) as file:
+        with open_sample(path, names) as file:  # first, as it refuses what is no file
             header = file.header
             arrays = {n: file.read(n) for n in header.shapes}
+        with open_hdf5(path) as file:
+            every_array(file)  # arrays that training does not read are copied and published too
+        digest, problem = file_digest(path), chunk_index.disagreement(path)
     except ReadError as e:
         return FileReport([f"{path.name}: {e.problem}"])
     except OSError as e:
         return FileReport([f"{path.name}: {e.strerror}"])
     problems = []
-    if problem := chunk_index.disagreement(path):
+    if problem:
         problems.append(f"was changed after its index was written, which names {problem}")
     latlon = arrays.pop("latlon", None)
     content.update(header.timestamps.tobytes())
@@ -323,4 +327,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 import os
 import zlib
 from collections.abc import Mapping
@@ -226,9 +227,8 @@ def _parse_form(
     shape, chunk = entry[0], entry[2]
     fits = isinstance(shape, list) and isinstance(chunk, list) and 0 < len(shape) == len(chunk)
     # A bool is an int to isinstance, and a float may equal one.
-    if not fits or not all(
-        type(n) is int and type(c) is int and 1 <= c <= n for n, c in zip(shape, chunk, strict=True)
-    ):
+    whole = fits and set(map(type, (*shape, *chunk))) == {int}
+    if not whole or min(chunk) < 1 or not all(map(operator.le, chunk, shape)):
         raise ValueError(f"its index gives {name!r} the shape {shape} in chunks of {chunk}")
     dtype = np.dtype(entry[1])
     if math.prod(shape) * dtype.itemsize > most:
@@ -237,7 +237,7 @@ def _parse_form(
 
 
 def _parse_mask(mask: Any) -> np.ndarray:
-    if not isinstance(mask, list) or any(m not in (0, 1) for m in mask):
+    if not isinstance(mask, list) or not set(mask) <= {0, 1}:
         raise ValueError("its index holds a timestep mask of something else than 0 and 1")
     return np.array(mask, bool)
 

@@ -12,6 +12,8 @@ from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, MISSING, 
 
 _DB_FLOOR = 1e-10
 _NDVI_EPS = 1e-10
+_HALF_ROUND_M = 20_037_508.0
+"""Half the way round the earth in metres."""
 
 
 def worldcover_onehot(codes: np.ndarray) -> np.ndarray:
@@ -53,14 +55,21 @@ def tile_latlon(crs: str, col: int, row: int, resolution_factor: int = 16) -> tu
     positive.
 
     Raises:
-      ValueError: `crs` is not a UTM zone on WGS 84.
+      ValueError: `crs` is not a UTM zone on WGS 84, or the tile is farther away than earth is wide.
     """
     match = re.fullmatch(r"EPSG:32([67])(\d\d)", crs)
     if not match or not 1 <= int(match[2]) <= 60:
         raise ValueError(f"crs must be a UTM zone (EPSG:326zz or EPSG:327zz), got {crs}")
     side = BASE_RESOLUTION_M * resolution_factor * IMAGE_TILE_PX
+    if max(abs(col), abs(row)) > _HALF_ROUND_M / side:  # before whole numbers become floats
+        raise ValueError(f"tile ({_short(col)}, {_short(row)}) lies nowhere on earth in {crs}")
     northing = -(row + 0.5) * side - (10_000_000.0 if match[1] == "7" else 0.0)
     return _inverse_utm((col + 0.5) * side, northing, int(match[2]))
+
+
+def _short(number: int) -> str:
+    """A number for a message; Python refuses to write out the longest ones."""
+    return str(number) if abs(number) < 10**12 else "beyond 10**12"
 
 
 def _inverse_utm(easting: float, northing: float, zone: int) -> tuple[float, float]:

@@ -29,6 +29,8 @@ from olmoearth_jax.data.remote import AnyPath, RemotePath
 from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
+_FIRST_DATE, _LAST_DATE = np.array(DATE_RANGE).T
+
 
 class Arrays(Protocol):
     """What a sample is read from: `Hdf5File` or `IndexedFile`."""
@@ -103,9 +105,9 @@ class SampleFile:
         self.header = Header(stamps.astype(np.int32), masks, shapes, side)
 
     def _check_dates(self, stamps: np.ndarray) -> None:
-        low, high = np.array(DATE_RANGE).T
-        wrong = ((stamps < low) | (stamps > high)).any(axis=1)
-        if wrong.any():
+        fits = (stamps >= _FIRST_DATE) & (stamps <= _LAST_DATE)
+        if not fits.all():
+            wrong = ~fits.all(axis=1)
             day, month, year = stamps[wrong][0].tolist()
             raise ReadError(
                 self.path,

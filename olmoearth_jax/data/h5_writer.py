@@ -121,12 +121,16 @@ def write_sample(
       storage: how to store.
 
     Raises:
-      ValueError: float16 arrays, which cannot hold the fill value.
+      ValueError: float16 arrays, which cannot hold the fill value, or arrays that hold nothing.
     """
     root = {**arrays, "timestamps": timestamps, "latlon": np.asarray(latlon, np.float32)}
     for name, array in root.items():
         if array.dtype == np.float16:
             raise ValueError(f"{name}: float16 cannot hold the fill value -99999")
+        if not array.size:
+            raise ValueError(
+                f"{name} has shape {array.shape} and holds nothing; leave out what a sample lacks"
+            )
     masked = {f"{MASK_GROUP}/{n}": np.asarray(m, bool) for n, m in masks.items()}
     with replacing(path) as temporary:
         write_arrays(temporary, {**root, **masked}, storage)

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import h5py
 import h5py.h5l
@@ -36,6 +36,16 @@ _ANY_ARRAY = 1 << 27
 _BEST_RATIO = 100
 """Beyond that an array is at most so many times as large as its file."""
 _LZ4_ID = 32004
+
+
+class _Stored(NamedTuple):
+    """An array that is in its file as a whole. HDF5 takes microseconds to tell each of these, so
+    they are asked for once."""
+
+    source: h5py.h5d.DatasetID
+    layout: h5py.h5p.PropDCID
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 class Hdf5File:
@@ -58,32 +68,31 @@ class Hdf5File:
     def __init__(self, path: str, file: h5py.h5f.FileID, wanted: Sequence[str]):
         self._path, self._room = path, room(file.get_filesize())
         root = h5py.h5g.open(file, b"/")
-        stored = set(root)
-        self._sets = {n: self._open(root, n) for n in wanted if n.encode() in stored}
+        stored = _links(root)
+        self._sets = {n: self._open(root, n, stored) for n in wanted if n.encode() in stored}
         self.shapes: dict[str, tuple[int, ...]] = {n: d.shape for n, d in self._sets.items()}
         self.dtypes: dict[str, np.dtype] = {n: d.dtype for n, d in self._sets.items()}
         if b"timestamps" not in stored:
             raise ReadError(path, "has no 'timestamps'")
-        stamps = self._open(root, "timestamps")
+        stamps = self._open(root, "timestamps", stored)
         check_timestamps(path, stamps.dtype, stamps.shape)
         self.timestamps = _everything(stamps)
         self.masks: dict[str, np.ndarray] = {}
         if MASK_GROUP.encode() in stored:
-            group = _member(path, root, MASK_GROUP)
+            group = _member(path, root, MASK_GROUP, stored)
             if not isinstance(group, h5py.h5g.GroupID):
                 raise ReadError(path, f"{MASK_GROUP!r} is an array, not a group")
-            held = set(group)
+            held = _links(group)
             for name in (n for n in wanted if n.encode() in held):
-                mask = self._open(group, name)
+                mask = self._open(group, name, held)
                 check_mask(path, name, mask.dtype, mask.shape, len(self.timestamps))
                 self.masks[name] = _everything(mask)
 
-    def _open(self, group: h5py.h5g.GroupID, name: str) -> h5py.h5d.DatasetID:
-        found = _member(self._path, group, name)
+    def _open(self, group: h5py.h5g.GroupID, name: str, links: dict[bytes, int]) -> _Stored:
+        found = _member(self._path, group, name, links)
         if not isinstance(found, h5py.h5d.DatasetID):
             raise ReadError(self._path, f"{name!r} is a group, not an array")
-        _check_stored(self._path, name, found, self._room)
-        return found
+        return _stored(self._path, name, found, self._room)
 
     def window(self, name: str, window: tuple[slice, ...]) -> np.ndarray:
         """The part `window` of an array, in memory of its own.
@@ -91,17 +100,18 @@ class Hdf5File:
         Only the chunks touched are decoded, and of an array that is one zstd chunk only the bytes
         up to the last row.
         """
-        source, dtype = self._sets[name], self.dtypes[name]
+        stored = self._sets[name]
+        source, _, whole, dtype = stored
         shape = tuple(max(0, w.stop - w.start) for w in window)
         if 0 in shape:
             return np.empty(shape, dtype)
-        frame = _only_frame(source)
+        frame = _only_frame(stored)
         if frame is not None:
-            rows = (window[0].stop, *source.shape[1:])
-            whole = math.prod(source.shape) * dtype.itemsize
-            data = zstd.beginning(frame, math.prod(rows) * dtype.itemsize, whole)
+            rows = (window[0].stop, *whole[1:])
+            sizes = (math.prod(part) * dtype.itemsize for part in (rows, whole))
+            data = zstd.beginning(frame, *sizes)
             return data.view(dtype).reshape(rows)[window].copy()
-        _check_chunks(source, window)
+        _check_chunks(stored, window)
         out = np.empty(shape, dtype)
         space = source.get_space()
         space.select_hyperslab(tuple(w.start for w in window), shape)
@@ -183,11 +193,10 @@ def stored_array(file: h5py.File, name: str) -> np.ndarray:
             group = h5py.h5g.open(found, b"/") if found is file.id else found
             if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(part.encode()):
                 raise ReadError(file.filename, f"has no array {name!r}")
-            found = _member(file.filename, group, part)
+            found = _member(file.filename, group, part, _links(group))
         if not isinstance(found, h5py.h5d.DatasetID):
             raise ReadError(file.filename, f"{name!r} is a group, not an array")
-        _check_stored(file.filename, name, found, room(file.id.get_filesize()))
-        _check_chunks(found)
+        _check_chunks(_stored(file.filename, name, found, room(file.id.get_filesize())))
         return h5py.Dataset(found)[()]
 
 
@@ -201,13 +210,12 @@ def every_array(file: h5py.File) -> dict[str, h5py.Dataset]:
     most = room(file.id.get_filesize())
 
     def check(group: h5py.Group) -> None:
-        for name in group:
-            _check_link(file.filename, group.id, str(name))
+        for name, kind in _links(group.id).items():
+            _check_link(file.filename, name.decode(errors="replace"), kind)
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
-            _check_stored(file.filename, name, item.id, most)
-            _check_chunks(item.id)
+            _check_chunks(_stored(file.filename, name, item.id, most))
             out[name] = item
         elif isinstance(item, h5py.Group):
             check(item)
@@ -235,8 +243,18 @@ def _access() -> h5py.h5p.PropFAID:
     return access
 
 
-def _check_link(path: str, group: h5py.h5g.GroupID, name: str) -> None:
-    kind = group.links.get_info(name.encode()).type
+def _links(group: h5py.h5g.GroupID) -> dict[bytes, int]:
+    """What is under every name of a group: something stored, or a link of some kind."""
+    out: dict[bytes, int] = {}
+
+    def note(name: bytes, info: Any) -> None:
+        out[name] = info.type
+
+    group.links.iterate(note, info=True)
+    return out
+
+
+def _check_link(path: str, name: str, kind: int) -> None:
     if kind == h5py.h5l.TYPE_HARD:
         return
     if kind == h5py.h5l.TYPE_SOFT:
@@ -244,33 +262,36 @@ def _check_link(path: str, group: h5py.h5g.GroupID, name: str) -> None:
     raise ReadError(path, f"{name!r} lies outside the file, where nothing is read")
 
 
-def _member(path: str, group: h5py.h5g.GroupID, name: str) -> h5py.h5g.GroupID | h5py.h5d.DatasetID:
-    """What is stored in a group under a name."""
-    _check_link(path, group, name)
+def _member(
+    path: str, group: h5py.h5g.GroupID, name: str, links: dict[bytes, int]
+) -> h5py.h5g.GroupID | h5py.h5d.DatasetID:
+    """What is stored in a group under one of its names."""
+    _check_link(path, name, links[name.encode()])
     return h5py.h5o.open(group, name.encode())
 
 
-def _check_stored(path: str, name: str, source: h5py.h5d.DatasetID, most: int) -> None:
+def _stored(path: str, name: str, source: h5py.h5d.DatasetID, most: int) -> _Stored:
     """Raises ReadError for arrays outside the file, and for sizes beyond `most` bytes."""
     layout = source.get_create_plist()
     kind = layout.get_layout()
     if kind == h5py.h5d.VIRTUAL or layout.get_external_count():
         raise ReadError(path, f"{name!r} lies outside the file, where nothing is read")
-    if source.shape is None:
+    shape, dtype = source.shape, source.dtype
+    if shape is None:
         raise ReadError(path, f"{name!r} is empty")
-    unit = source.get_type().get_size()
-    check_room(path, name, math.prod(source.shape) * unit, most)
+    check_room(path, name, math.prod(shape) * dtype.itemsize, most)
     if kind == h5py.h5d.CHUNKED:
         # Chunks of arrays that can grow may be larger than the array.
-        check_room(path, name, math.prod(layout.get_chunk()) * unit, most)
+        check_room(path, name, math.prod(layout.get_chunk()) * dtype.itemsize, most)
+    return _Stored(source, layout, shape, dtype)
 
 
-def _check_chunks(source: h5py.h5d.DatasetID, window: tuple[slice, ...] | None = None) -> None:
+def _check_chunks(stored: _Stored, window: tuple[slice, ...] | None = None) -> None:
     """Raises ValueError if a compressed chunk says that it holds more than a chunk.
 
     HDF5's filters make room for what it says, whatever the array's form.
     """
-    layout = source.get_create_plist()
+    source, layout, shape, dtype = stored
     if layout.get_layout() != h5py.h5d.CHUNKED or not layout.get_nfilters():
         return
     # The last filter was applied last, so its own form is what lies in the file.
@@ -278,8 +299,8 @@ def _check_chunks(source: h5py.h5d.DatasetID, window: tuple[slice, ...] | None =
     if last not in (zstd.FILTER_ID, _LZ4_ID):
         return
     chunk = layout.get_chunk()
-    most = math.prod(chunk) * source.get_type().get_size() + 1024
-    window = window or tuple(slice(0, n) for n in source.shape)
+    most = math.prod(chunk) * dtype.itemsize + 1024
+    window = window or tuple(slice(0, n) for n in shape)
     places = [range(w.start // c, -(-w.stop // c)) for w, c in zip(window, chunk, strict=True)]
     if math.prod(len(p) for p in places) > source.get_num_chunks() or not source.get_num_chunks():
         infos = (source.get_chunk_info(i) for i in range(source.get_num_chunks()))
@@ -301,24 +322,24 @@ def _content(filter_id: int, frame: bytes) -> int:
     return zstd.content_size(frame) or 0
 
 
-def _everything(source: h5py.h5d.DatasetID) -> np.ndarray:
-    _check_chunks(source)
-    out = np.empty(source.shape, source.dtype)
+def _everything(stored: _Stored) -> np.ndarray:
+    _check_chunks(stored)
+    out = np.empty(stored.shape, stored.dtype)
     if out.size:
-        source.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
+        stored.source.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
     return out
 
 
-def _only_frame(source: h5py.h5d.DatasetID) -> bytes | None:
+def _only_frame(stored: _Stored) -> bytes | None:
     """The compressed bytes of an array that is one zstd chunk as a whole, else None."""
-    layout = source.get_create_plist()
+    source, layout, shape, _ = stored
     if (
         not zstd.available()
         or layout.get_layout() != h5py.h5d.CHUNKED
-        or layout.get_chunk() != source.shape
+        or layout.get_chunk() != shape
         or [layout.get_filter(i)[0] for i in range(layout.get_nfilters())] != [zstd.FILTER_ID]
         or not source.get_num_chunks()
     ):
         return None
-    skipped, frame = source.read_direct_chunk((0,) * len(source.shape))
+    skipped, frame = source.read_direct_chunk((0,) * len(shape))
     return None if skipped else frame

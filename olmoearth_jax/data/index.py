@@ -261,7 +261,9 @@ def _check_folder(folder: AnyPath) -> None:
     if not there:
         raise ValueError(f"dataset folder does not exist: {folder}")
     if not complete:
-        inside = [p for d in ("*", "*/*/*", "*/*") for p in folder.glob(f"{d}/{METADATA_FILE}")]
+        found = [p for d in ("*", "*/*/*", "*/*") for p in folder.glob(f"{d}/{METADATA_FILE}")]
+        # Hidden folders are unfinished, or litter of other systems.
+        inside = [p for p in found if not any(x[0] == "." for x in p.parts[len(folder.parts) :])]
         hint = f"; did you mean {min(map(str, (p.parent for p in inside)))}?" if inside else ""
         raise ValueError(f"{folder} is not a dataset folder: it has no {METADATA_FILE}{hint}")
 

@@ -139,6 +139,15 @@ class RasterFile:
         words = [("upside down", self._rows_up), ("mirrored", self._cols_left)]
         self.turned = " and ".join(word for word, so in words if so)
 
+    def values(
+        self,
+        rows: slice | None = None,
+        cols: slice | None = None,
+        out_shape: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """The values of `read` alone: enough for a file that is `complete`."""
+        return self._read(rows, cols, out_shape, False)[0]
+
     def read(
         self,
         rows: slice | None = None,
@@ -158,6 +167,17 @@ class RasterFile:
         Raises:
           ValueError: the window leaves the raster, or the file is damaged.
         """
+        values, valid = self._read(rows, cols, out_shape, True)
+        assert valid is not None
+        return values, valid
+
+    def _read(
+        self,
+        rows: slice | None,
+        cols: slice | None,
+        out_shape: tuple[int, int] | None,
+        masked: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         top, bottom = _bounds(rows, self.height, self.path)
         left, right = _bounds(cols, self.width, self.path)
         if self._rows_up:
@@ -170,14 +190,23 @@ class RasterFile:
             how["out_shape"] = (self.count, *out_shape)
         try:
             with _no_place_is_fine(self._rasterio):
-                values = self._file.read(self._bands, **how)
-                valid = self._valid(values, how)
+                values = self._data(how)
+                valid = self._valid(values, how) if masked else None
         except (self._rasterio.errors.RasterioError, OSError) as e:
             raise RasterError(
                 self.path, f"cannot be read, it may be damaged or incomplete ({e})"
             ) from e
         turn = np.s_[:, :: -1 if self._rows_up else 1, :: -1 if self._cols_left else 1]
-        return values[turn], valid[turn]
+        return values[turn], None if valid is None else valid[turn]
+
+    def _data(self, how: dict[str, Any]) -> np.ndarray:
+        if len(set(self.dtypes)) == 1:
+            return self._file.read(self._bands, **how)
+        # rasterio reads bands of several types one by one only.
+        shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
+        return np.stack(
+            [self._file.read(band, window=how["window"], **shape) for band in self._bands]
+        )
 
     def _masked(self) -> set[int]:
         """Data bands with a mask of their own; nodata values and alpha are no such masks."""

@@ -42,6 +42,7 @@ class Layer:
             self.file.close()
             raise
         self.dates: list[datetime.date] = []
+        self._kept = list(range(self.file.count))
         self.top, self.left, self.repeat = 0, 0, (1, 1)
 
     @property
@@ -52,9 +53,16 @@ class Layer:
     def num_steps(self) -> int:
         return max(self.steps) + 1
 
-    def days(self) -> list[datetime.date | None]:
-        """The day of each band of the file; None where nothing varies in time."""
-        return [self.dates[s] if self.dates else None for s in self.steps]
+    def planes(self) -> list[tuple[str, datetime.date | None]]:
+        """(band, day) of each band that is read; no day where nothing varies in time."""
+        return [
+            (self.bands[k], self.dates[self.steps[k]] if self.dates else None) for k in self._kept
+        ]
+
+    def keep(self, days: Sequence[datetime.date]) -> None:
+        """Reads only what was taken on these days, or does not vary in time."""
+        if self.dates:
+            self._kept = [k for k, s in enumerate(self.steps) if self.dates[s] in days]
 
     def _name(self, names: list[str]) -> None:
         count = self.file.count
@@ -124,16 +132,22 @@ class Layer:
             self._unit = scales[:, None, None], offsets[:, None, None]
 
     def read(self, rows: slice, cols: slice, shape: tuple[int, int] | None = None) -> np.ndarray:
-        """float32 [C, h, w] of a window of the file in the model's unit, NaN where missing."""
-        raw, valid = self.file.read(rows, cols, shape)
+        """float32 [C, h, w] of a window of the file, of all `planes`.
+
+        Values are in the model's unit, NaN where missing.
+        """
+        if self.file.complete and self.raster.nodata is None:
+            raw, valid = self.file.values(rows, cols, shape), None
+        else:
+            raw, valid = self.file.read(rows, cols, shape)
         if self._unit is None:
             values = raw.astype(np.float32)
         else:
             scale, offset = self._unit
             values = (raw * scale + offset).astype(np.float32)
-        if not valid.all():
+        if valid is not None and not valid.all():
             values[~valid] = np.nan
-        return values
+        return values if len(self._kept) == len(values) else values[self._kept]
 
 
 def _identify(raster: Raster, names: Sequence[str]) -> tuple[Any, list[str]]:

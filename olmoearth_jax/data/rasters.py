@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.data.convert.series import nearest_to_mid_month
 from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pixel_size, same_crs
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
-from olmoearth_jax.inference.dates import parse_date
+from olmoearth_jax.dates import parse_date
+from olmoearth_jax.modalities import MAX_TIMESTEPS
 
 __all__ = [
     "Raster",
@@ -77,7 +79,11 @@ class Stack:
     """
 
     def __init__(
-        self, rasters: Sequence[Raster], any_pixel_size: bool = False, dates: Sequence[str] = ()
+        self,
+        rasters: Sequence[Raster],
+        any_pixel_size: bool = False,
+        dates: Sequence[str] = (),
+        over: str = "refuse",
     ):
         """Opens rasters.
 
@@ -86,6 +92,8 @@ class Stack:
           any_pixel_size: take pixels of another size than 10 m.
           dates: of the rasters without one: one each, or one per timestep of each, or all
             timesteps of all rasters in a row.
+          over: what to do with more dates than the models take: 'refuse', or 'select' the one of
+            each month that is nearest its middle.
 
         Raises:
           ValueError: rasters that cannot be used, or not together.
@@ -97,19 +105,20 @@ class Stack:
             for raster in rasters:
                 self._layers.append(Layer(raster))
             _check_periods(rasters)
-            days = _assign_dates(self._layers, dates)
+            self._days, self.notes = _assign_dates(self._layers, dates), []
+            if len(self._days) > MAX_TIMESTEPS:
+                self._shorten(over)
             self._place(any_pixel_size)
         except BaseException:
             self.close()
             raise
-        self._days = days
-        self.dates = [day.isoformat() for day in days]
+        self.dates = [day.isoformat() for day in self._days]
         self.names = modalities.in_sample_order({x.modality.name for x in self._layers})
         self._bands = {
             name: list(dict.fromkeys(b for x in self._of(name) for b in x.bands))
             for name in self.names
         }
-        self.notes = self._notes()
+        self.notes += self._notes()
 
     def __enter__(self) -> Stack:
         return self
@@ -124,6 +133,39 @@ class Stack:
 
     def _of(self, name: str) -> list[Layer]:
         return [x for x in self._layers if x.modality.name == name]
+
+    def _shorten(self, over: str) -> None:
+        """Keeps one date a month, chosen among those of the modality that has most of them."""
+        every = len(self._days)
+        if over != "select":
+            shown = ", ".join(map(str, self._days[:15])) + (" ..." if every > 15 else "")
+            raise ValueError(
+                f"the rasters have {every} dates, but the models take at most {MAX_TIMESTEPS}: "
+                f"leave some out, or pass --over=select for one a month ({shown})"
+            )
+        of: dict[str, set[datetime.date]] = {}
+        for layer in self._layers:
+            of.setdefault(layer.modality.name, set()).update(layer.dates)
+        lead = sorted(max(of.values(), key=len))
+        kept = nearest_to_mid_month([(d.day, d.month - 1, d.year) for d in lead])
+        self._days = [lead[k] for k in kept]
+        for name, days in of.items():
+            if days and not days & set(self._days):
+                raise ValueError(
+                    f"no date of {name} is among the {len(self._days)} that --over=select keeps: "
+                    "give all images of a month one date, such as 2023-06"
+                )
+        if len(self._days) > MAX_TIMESTEPS:
+            raise ValueError(
+                f"the rasters are of {len(self._days)} months, but the models take at most "
+                f"{MAX_TIMESTEPS} dates: leave some out"
+            )
+        self.notes = [f"{len(self._days)} of {every} dates kept, the nearest to mid-month each"]
+        for layer in list(self._layers):
+            layer.keep(self._days)
+            if not layer.planes():
+                layer.file.close()
+                self._layers.remove(layer)
 
     def _place(self, any_pixel_size: bool) -> None:
         first = self._layers[0]
@@ -177,9 +219,9 @@ class Stack:
                 fine = next(x for x in self._layers if x.repeat == (1, 1))
                 pixels = f"its pixels are {down} x {across} times as large"
                 raise _other_grid(layer, fine, pixels)
-            ours = set(zip(layer.bands, layer.days(), strict=True))
+            ours = set(layer.planes())
             for other in beside:
-                both = ours & set(zip(other.bands, other.days(), strict=True))
+                both = ours & set(other.planes())
                 if both:
                     raise ValueError(
                         f"{layer.path} and {other.path} both hold {min(b for b, _ in both)}, with "
@@ -219,7 +261,7 @@ class Stack:
             words = sorted({b for x in coarse for b in x.bands})
             out.append(f"pixels repeated to the finer grid: bands {', '.join(words)}")
         for layer in self._layers:
-            for key in set(zip(layer.bands, layer.days(), strict=True)):
+            for key in set(layer.planes()):
                 held.setdefault((layer.modality.name, *key), []).append(layer)
         several: dict[Any, int] = {}
         for (name, _, day), layers in held.items():
@@ -249,10 +291,9 @@ class Stack:
             span = (slice(rows.start * f, rows.stop * f), slice(cols.start * f, cols.stop * f))
             filled = np.zeros(out.shape[-1], bool)
             for layer in self._of(name):
-                days = [self._days.index(d) if d is not None else 0 for d in layer.days()]
                 planes = [
-                    day * len(bands) + bands.index(b)
-                    for day, b in zip(days, layer.bands, strict=True)
+                    (self._days.index(day) if day else 0) * len(bands) + bands.index(b)
+                    for b, day in layer.planes()
                 ]
                 _paint(layer, span, out, planes, filled)
             arrays[name] = out.reshape(*out.shape[:2], steps, len(bands))
@@ -405,7 +446,10 @@ def _assign_dates(layers: Sequence[Layer], dates: Sequence[str]) -> list[datetim
                 f"{layer.num_steps} timesteps, but {len(own)} dates were given. Name all bands, or "
                 "give the date of every timestep"
             )
-        layer.dates = [parse_date(text) for text in own]
+        try:
+            layer.dates = [parse_date(text) for text in own]
+        except ValueError as e:
+            raise ValueError(f"{layer.path}: {e}") from None
         if len(set(layer.dates)) < len(layer.dates):
             raise ValueError(f"{layer.path} holds a date twice: {', '.join(own)}")
     return sorted({day for x in layers for day in x.dates})

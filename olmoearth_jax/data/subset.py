@@ -156,7 +156,19 @@ class _Crop:
     align_time_only: bool
 
     def fill(self, name: str, names: Sequence[str], arrays: dict[str, np.ndarray]) -> bool:
-        """Writes modality `name` into its array; False if the sample has nothing of it."""
+        """Writes modality `name` into its array; False if the sample has nothing of it.
+
+        Raises:
+          ReadError: as `SampleFile.read`, or numbers that are too large once normalised.
+        """
+        try:
+            with np.errstate(over="raise"):
+                return self._fill(name, names, arrays)
+        except FloatingPointError:
+            problem = f"{name!r} holds values too large for float32"
+            raise ReadError(self.file.path, problem) from None
+
+    def _fill(self, name: str, names: Sequence[str], arrays: dict[str, np.ndarray]) -> bool:
         if name == "worldcover_onehot":
             found = self._read("worldcover", derived.worldcover_onehot)
         elif name == "ndvi":

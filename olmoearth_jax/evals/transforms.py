@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import h5py
 import numpy as np
+
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 
 BITS = (1, 2, 4, 8)
 
@@ -64,11 +66,10 @@ def load_buckets(path: str | Path, bits: int) -> Buckets:
     """
     check_bits(bits)
     try:
-        with h5py.File(path) as f:
-            group = f[f"{bits}bit"]
-            assert isinstance(group, h5py.Group)
-            return Buckets(np.asarray(group["quantiles"]), np.asarray(group["midpoints"]))
-    except (OSError, KeyError) as e:
+        with open_hdf5(Path(path)) as f:
+            parts = (stored_array(f, f"{bits}bit/{n}") for n in ("quantiles", "midpoints"))
+            return Buckets(*parts)
+    except (OSError, ReadError) as e:
         raise ValueError(f"{path} holds no quantile table for {bits} bits: {e}") from e
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.values import check_values
-from olmoearth_jax.inference.dates import check_timestamps, newest, parse_dates
+from olmoearth_jax.dates import check_timestamps, newest, parse_dates
 from olmoearth_jax.modalities import MISSING, Modality, closest
 
 Bands = Mapping[str, Sequence[str]]

@@ -19,7 +19,8 @@ from olmoearth_jax.data.convert.tree import Cell
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage
-from tests.data.trees import make_tree, write_raster
+from olmoearth_jax.data.raster_file import RasterFile
+from tests.data.trees import add_modality, make_tree, month, write_raster
 
 CELL = Cell("EPSG:32633", 100, -2000)
 
@@ -263,5 +264,36 @@ def test_scale_and_offset_give_the_physical_value_or_are_refused(tmp_path, plain
     np.testing.assert_array_equal(_stored(done, "sentinel1")[0, 0], want)
     heights = np.full((1, 256, 256), 7, np.int16)
     _place(_path(tmp_path, "srtm"), heights, scales=(0.1,))
-    with pytest.raises(ValueError, match="scale and offset tags .0.1 and 0.*not defined for srtm"):
+    with pytest.raises(ValueError, match="scale and offset tags .0.1 and 0.*no unit of srtm"):
         _convert(tmp_path, output_dir=tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "moved"), [(1e-4, 0.0, 0), (1e-4, -0.1, -1000), (1.0, -1000.0, -1000)]
+)
+def test_sentinel2_comes_in_counts_whatever_the_tags(tmp_path, scale, offset, moved):
+    add_modality(tmp_path, "sentinel2_l2a", [CELL], [month(i) for i in range(12)])
+    plain = _convert(tmp_path, tile_px=256)
+    for factor, count in ((16, 4), (32, 6), (64, 2)):
+        path = _path(tmp_path, "sentinel2_l2a", resolution=factor)
+        with RasterFile(path) as file:
+            data = file.read()[0]
+        steps = 12 * count
+        _place(path, data, scales=(scale,) * steps, offsets=(offset,) * steps)
+    done = _convert(tmp_path, output_dir=tmp_path / "b", tile_px=256)
+    want = _stored(plain, "sentinel2_l2a").astype(np.int32) + moved
+    got = _stored(done, "sentinel2_l2a")
+    np.testing.assert_array_equal(got, want)
+    assert got.dtype.kind in "iu"
+
+
+def test_the_page_names_the_bands_of_every_file():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    for name in registry.all_names():
+        modality = registry.get(name)
+        if not modality.from_csv or not modality.in_sample or name == "gse":
+            continue
+        for resolution, channels in tree.files_of(modality).items():
+            bands = ", ".join(modality.bands[c] for c in channels)
+            row = f"| {tree.stem(modality)} | {tree.resolution_text(resolution)} | {bands} |"
+            assert row in page, row

@@ -250,6 +250,8 @@ def test_timesteps_in_one_file(tmp_path):
     for wrong in (dates[:2], ["2023-06-15"]):
         with pytest.raises(ValueError, match="3 timesteps, but"):
             Stack([Raster(a)], dates=wrong)
+    with pytest.raises(ValueError, match=r"a\.tif: '15\.06\.2023' is no date"):
+        Stack([Raster(a)], dates=["15.06.2023", *dates[1:]])
     with pytest.raises(ValueError, match="a date twice"):
         Stack([Raster(a)], dates=[*dates[:2], "2023-06-15"])
     # Two files of three timesteps: the same three, or six in a row.
@@ -262,6 +264,47 @@ def test_timesteps_in_one_file(tmp_path):
     map_ = write(tmp_path / "m.tif", np.ones((2, 4, 4), np.int16))
     with pytest.raises(ValueError, match="has 2 bands, of which 1 are named"):
         Stack([Raster(map_, modality="srtm")])
+
+
+def test_more_dates_than_the_models_take(tmp_path):
+    x = np.arange(26, dtype=np.float32).repeat(16).reshape(26, 4, 4) - 30
+    days = [f"2023-{m:02d}-{d}" for m in range(1, 13) for d in ("03", "14")][:13]
+    path = write(tmp_path / "a.tif", x, ["vv", "vh"] * 13)
+    with pytest.raises(ValueError, match=r"have 13 dates, but .* 12: .*--over=select .*2023-01-03"):
+        Stack([Raster(path)], dates=days)
+    with Stack([Raster(path)], dates=days, over="select") as stack:
+        assert stack.dates == [d for d in days if d.endswith("14")] + ["2023-07-03"]
+        assert stack.notes == ["7 of 13 dates kept, the nearest to mid-month each"]
+        got = values(stack, "sentinel1", ["vv", "vh"])
+        kept = [k for k, d in enumerate(days) if d in stack.dates]
+        np.testing.assert_array_equal(got[0, 0], x[:, 0, 0].reshape(13, 2)[kept])
+    other = write(tmp_path / "b.tif", np.ones((1, 4, 4), np.uint16), ["B02"])
+    late = Raster(other, "2023-03-20")
+    with pytest.raises(ValueError, match="no date of sentinel2_l2a is among the 7"):
+        Stack([Raster(path, days), late], over="select")
+    late.date = "2023-03-14"
+    with Stack([Raster(path, days), late], over="select") as stack:
+        assert len(stack.dates) == 7
+    months = [f"{y}-{m:02d}" for y in (2022, 2023) for m in range(1, 13)][:13]
+    with pytest.raises(ValueError, match="of 13 months"):
+        Stack([Raster(path)], dates=months, over="select")
+
+
+def test_bands_of_several_types(tmp_path):
+    write(tmp_path / "a.tif", np.ones((1, 4, 4), np.uint16))
+    write(tmp_path / "b.tif", np.full((1, 4, 4), 2.5, np.float32))
+    bands = "".join(
+        f"""<VRTRasterBand dataType="{kind}" band="{k}"><Description>B0{k + 1}</Description>
+        <SimpleSource><SourceFilename relativeToVRT="1">{name}</SourceFilename>
+        <SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"""
+        for k, (kind, name) in enumerate((("UInt16", "a.tif"), ("Float32", "b.tif")), 1)
+    )
+    (tmp_path / "m.vrt").write_text(
+        f"""<VRTDataset rasterXSize="4" rasterYSize="4"><SRS>EPSG:32633</SRS>
+        <GeoTransform>300000,10,0,5800000,0,-10</GeoTransform>{bands}</VRTDataset>"""
+    )
+    with Stack([Raster(str(tmp_path / "m.vrt"), "2023-06-15")]) as stack:
+        assert values(stack, bands=["B02", "B03"])[0, 0, 0].tolist() == [1, 2.5]
 
 
 def test_tags_and_members_bring_values_to_the_unit_of_the_model(tmp_path):

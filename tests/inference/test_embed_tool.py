@@ -141,13 +141,15 @@ def test_samples_of_arrays(folder, images):
         assert out["embeddings"].shape == (3, 16) and out["valid"].tolist() == [True, False, True]
 
 
-def test_h5_folder(folder):
+def test_h5_folder(folder, capsys):
     from olmoearth_jax.data.sample import sample_dataset_dir
 
     for name in ("sample_0.h5", "sample_1.h5"):
         (folder / "h5").mkdir(exist_ok=True)
         (folder / "h5" / name).write_bytes((sample_dataset_dir() / name).read_bytes())
+    (folder / "h5" / "._sample_0.h5").write_bytes(b"of a Mac")
     embed.run(options(folder, "h5", "h5.npz", pooling="instance"))
+    assert "2 of 2 samples (100 %)" in capsys.readouterr().err
     with np.load(folder / "h5.npz") as out:
         assert out["ids"].tolist() == ["sample_0", "sample_1"]
         assert np.isfinite(out["embeddings"]).all() and out["embeddings"].std() > 0

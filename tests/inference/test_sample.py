@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olmoearth_jax import Sample, modalities
+from olmoearth_jax.dates import parse_dates
 from olmoearth_jax.inference import missing_bands, units
-from olmoearth_jax.inference.dates import parse_dates
 
 S2 = list(modalities.get("sentinel2_l2a").bands)
 DATES = ["2021-01-15", "2021-02", "2021-03-31"]

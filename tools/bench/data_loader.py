@@ -35,6 +35,7 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
+from olmoearth_jax.outputs import expand_home
 from tools.bench.torch_loader import ReferenceLoader
 
 STAGES: tuple[tuple[str, Any, str], ...] = (
@@ -219,4 +220,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

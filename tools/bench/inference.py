@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.modalities import get
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
+from olmoearth_jax.outputs import expand_home
 
 _MODEL = flags.DEFINE_string("model", "nano", "Size of the model.")
 _VERSION = flags.DEFINE_string("version", "v1", "Version of the model.")
@@ -157,4 +159,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -9,11 +9,14 @@ up the time of equal kernels on all devices, and prints one JSON line.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
+
+from olmoearth_jax.outputs import expand_home
 
 _FOLDER = flags.DEFINE_string("profile_dir", None, "Folder of a profile.")
 _TOP = flags.DEFINE_integer("top", 10, "Kernels to name.", lower_bound=1)
@@ -57,4 +60,4 @@ def main(_argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("profile_dir")
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -9,6 +9,7 @@ JSON line; `--h5py_dir` takes the gaps of a data set instead of complete samples
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from absl import app, flags
 from launch import _estimate
 from launch._app import load_file
 from olmoearth_jax.data.index import prepare
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.census import Census
 from olmoearth_jax.stream.ladder import pick_rung
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
@@ -95,4 +97,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

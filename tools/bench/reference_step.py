@@ -35,6 +35,7 @@ from launch import _estimate
 from launch._app import load_file
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import latent_mim
+from olmoearth_jax.outputs import expand_home
 from tools.bench.micro_step import prepare_step, random_group, stream_program
 from tools.bench.torch_worker import read_group, serve
 
@@ -179,4 +180,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from launch._app import load_file
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.census import take_census
 from olmoearth_jax.train import build
 from olmoearth_jax.train.step import TrainProgram
@@ -243,4 +245,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

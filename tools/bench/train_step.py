@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from absl import app, flags
 from launch import _estimate
 from launch._app import load_file
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.census import take_census
 from olmoearth_jax.stream.spec import CROSS, SELF
 from olmoearth_jax.train import build
@@ -128,4 +130,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=expand_home(sys.argv))

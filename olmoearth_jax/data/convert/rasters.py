@@ -27,6 +27,9 @@ from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, MISSING, 
 _OFF = 0.05
 """Pixels of its own by which a raster may miss the edges of its tile: what rounding explains."""
 
+_REFLECTANCE = 1e-3
+"""Largest scale that makes reflectance of Sentinel-2 counts."""
+
 
 @dataclasses.dataclass
 class Loaded:
@@ -86,11 +89,16 @@ def load_modality(tree: Path, job: TileJob, name: str) -> Loaded:
             raise ReadError(path, f"must have a single pixel, got {values.shape[1:]}")
         shape = (steps, len(bands), *values.shape[1:])
         parts.append(values.reshape(shape))
-        gone.append(np.zeros(shape, bool) if valid is None else ~valid.reshape(shape))
+        gone.append(None if valid is None else ~valid.reshape(shape))
         channels += bands
         turned += [f"{path.name} is {how}"] if how else []
     order = None if channels == sorted(channels) else np.argsort(channels)
-    missing = _joined(gone, order, modality) if any(g.any() for g in gone) else None
+    missing = None
+    if any(g is not None and g.any() for g in gone):
+        known = [
+            np.zeros(p.shape, bool) if g is None else g for p, g in zip(parts, gone, strict=True)
+        ]
+        missing = _joined(known, order, modality)
     return Loaded(_joined(parts, order, modality), missing, ", ".join(turned))
 
 
@@ -153,9 +161,12 @@ def _read(
             _check_place(raster, modality, cell)
             side = raster.width // (ratio if modality.spatial else 1)
             rows, cols = (slice(k * side, (k + 1) * side) for k in place)
-            values, valid = raster.read(rows, cols) if modality.spatial else raster.read()
-            values = _physical(raster, modality, values)
-            return values, None if raster.complete else valid, raster.turned
+            window = (rows, cols) if modality.spatial else (None, None)
+            if raster.complete:
+                values, valid = raster.values(*window), None
+            else:
+                values, valid = raster.read(*window)
+            return _physical(raster, modality, values), valid, raster.turned
     except RasterError as e:
         if not path.exists():
             raise ReadError(path, "file does not exist, but the CSV lists the tile") from None
@@ -273,16 +284,18 @@ def _physical(raster: RasterFile, modality: Modality, values: np.ndarray) -> np.
       RasterError: tags of a modality for which they are not defined.
     """
     scales, offsets = np.array(raster.scales), np.array(raster.offsets)
-    if (scales == 1).all() and (offsets == 0).all():
+    same = (scales == 1).all()
+    if same and (offsets == 0).all():
         return values
-    if modality.name not in ("sentinel1", "sentinel2_l2a"):
+    counts = modality.name == "sentinel2_l2a" and (np.abs(scales) <= _REFLECTANCE).all()
+    if counts:  # the tags make reflectance of counts
+        scales, offsets = 10_000 * scales, 10_000 * offsets
+    elif modality.name != "sentinel1" and not (modality.name == "sentinel2_l2a" and same):
         raise RasterError(
             raster.path,
-            f"has scale and offset tags ({scales[0]:g} and {offsets[0]:g}), whose meaning is not "
-            f"defined for {modality.name}: store the values in their unit, without the tags",
+            f"has scale and offset tags ({scales[0]:g} and {offsets[0]:g}), which give no unit of "
+            f"{modality.name} that the models take: store the values in their unit, without tags",
         )
-    if modality.name == "sentinel2_l2a":  # counts are reflectance times 10000
-        scales, offsets = 10_000 * scales, 10_000 * offsets
     whole = np.isclose(scales, 1, rtol=1e-6).all() and values.dtype.kind in "iu"
     if whole and np.allclose(offsets, np.rint(offsets), atol=1e-3):
         added = np.rint(offsets).astype(np.int32)

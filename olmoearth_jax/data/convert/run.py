@@ -27,7 +27,7 @@ from olmoearth_jax.data.h5_writer import Storage, write_csv, write_sample, write
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import run_tasks
 from olmoearth_jax.data.progress import Progress
-from olmoearth_jax.modalities import IMAGE_TILE_PX
+from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS
 
 STATE_DIR = ".h5_conversion"
 CHECKSUM_FILE = "checksums.csv"
@@ -35,6 +35,9 @@ TILES_FILE = "sample_tiles.csv"
 DROPPED_FILE = "dropped.csv"
 NOTES_FILE = "notes.csv"
 RECORD_FILE = "conversion.json"
+
+OVER = ("refuse", "select")
+_NEWER = {"min_timesteps": MAX_TIMESTEPS, "over": "refuse"}
 
 Say = Callable[[str], None]
 
@@ -51,6 +54,9 @@ class Settings:
       tile_px: side of a sample in pixels of the tile grid; divides 256.
       storage: compression and chunks.
       keep_unmatched: see `tiles.plan_time`.
+      min_timesteps: fewest timesteps of a tile's longest series.
+      over: what becomes of a longer series than the models take: its tile is dropped ('refuse'), or
+        it keeps per calendar month the date nearest its middle ('select').
     """
 
     tree: Path
@@ -60,8 +66,21 @@ class Settings:
     tile_px: int = 128
     storage: Storage = dataclasses.field(default_factory=Storage)
     keep_unmatched: bool = False
+    min_timesteps: int = MAX_TIMESTEPS
+    over: str = "refuse"
 
     def __post_init__(self) -> None:
+        if not 1 <= self.min_timesteps <= MAX_TIMESTEPS:
+            raise ValueError(
+                f"min_timesteps must lie in 1..{MAX_TIMESTEPS}, got {self.min_timesteps}"
+            )
+        if self.over not in OVER:
+            raise ValueError(f"over must be one of {', '.join(OVER)}, got {self.over!r}")
+        if self.over == "select" and self.keep_unmatched:
+            raise ValueError(
+                "a series cannot keep timesteps on dates that the longest one lacks "
+                "(keep_unmatched) where that is shortened (over=select)"
+            )
         if not self.tree.is_dir():
             raise ValueError(f"folder of GeoTIFFs does not exist: {self.tree}")
         if self.tile_px < 1 or IMAGE_TILE_PX % self.tile_px:
@@ -90,7 +109,23 @@ class Settings:
     def digest(self) -> str:
         """Identifies what the content of the dataset depends on, besides the files."""
         parts = [self.required, self.tile_px, dataclasses.asdict(self.storage), self.keep_unmatched]
-        return text_digest([self.scan_digest(), list(self.modalities), *parts])
+        newer = self.changed()
+        extra = [newer] if newer else []
+        return text_digest([self.scan_digest(), list(self.modalities), *parts, *extra])
+
+    def changed(self) -> dict[str, Any]:
+        """The settings of later versions that differ from what earlier ones did."""
+        return {k: getattr(self, k) for k, v in _NEWER.items() if getattr(self, k) != v}
+
+    def record(self) -> dict[str, Any]:
+        """All settings, for the dataset's record; later ones only where they were used."""
+        known = dataclasses.asdict(self)
+        return {k: v for k, v in known.items() if k not in _NEWER} | self.changed()
+
+    @property
+    def length(self) -> tiles.Length:
+        """How many timesteps a tile must have."""
+        return tiles.Length(self.min_timesteps, self.over == "select")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +254,12 @@ def _scan_tile(task: tuple[Path, TileJob, str]) -> tiles.Findings | str:
         return str(e)
 
 
+def _plan(
+    settings: Settings, job: TileJob, names: Sequence[str], empty: Mapping[str, Sequence[int]]
+) -> tiles.TimePlan:
+    return tiles.plan_time(job.dates, names, settings.keep_unmatched, empty, settings.length.select)
+
+
 def _select(
     settings: Settings, jobs: Sequence[TileJob], scans: Mapping[str, Any]
 ) -> tuple[list[_Kept], dict[str, str], list[tuple[str, str, str]]]:
@@ -231,15 +272,20 @@ def _select(
         if scan is None:
             continue  # cannot be read
         names = tuple(n for n in job.dates if n not in scan["faults"])
-        faults, notes = dict(scan["faults"]), {}
-        reason = tiles.drop_reason(job, names, (), settings.keep_unmatched)
+        faults, notes, empty = dict(scan["faults"]), {}, scan["empty"]
+        how = (settings.keep_unmatched, settings.length, empty)
+        reason = tiles.drop_reason(job, names, (), *how)
         if reason is None:
-            plan = tiles.plan_time(job.dates, names, settings.keep_unmatched, scan["empty"])
+            plan = _plan(settings, job, names, empty)
             faults.update(plan.removed)
             for name, count in plan.unmatched.items():
                 notes[name] = f"{count} timesteps on dates that the longest series lacks"
+            lead, left = tiles.longest(job.dates, names), len(plan.timestamps)
+            if lead is not None and left < len(job.dates[lead]):
+                more = len(job.dates[lead]) - left
+                notes[lead] = f"{more} timesteps farther from the middle of their months"
             names = tuple(n for n in names if n not in plan.removed)
-            reason = tiles.drop_reason(job, names, settings.required, settings.keep_unmatched)
+            reason = tiles.drop_reason(job, names, settings.required, *how)
         if reason is not None:
             because = "".join(f"; {n} {why}" for n, why in faults.items())
             dropped[str(job.cell)] = reason + because
@@ -279,7 +325,7 @@ def _write(
     _write_reports(settings, kept, dropped, removed, partial)
     if notes:
         write_csv(partial / NOTES_FILE, ("tile", "modality", "note"), notes)
-    text = {"content": content, "settings": dataclasses.asdict(settings), "tiles": len(kept)}
+    text = {"content": content, "settings": settings.record(), "tiles": len(kept)}
     (partial / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
     (partial / "finished.jsonl").unlink(missing_ok=True)
     os.replace(partial, final)
@@ -353,7 +399,7 @@ def _write_tile(task: _WriteTask) -> dict[int, str]:
     }
     if len(done) == len(paths):
         return done
-    plan = tiles.plan_time(kept.job.dates, kept.names, settings.keep_unmatched, kept.empty)
+    plan = _plan(settings, kept.job, kept.names, kept.empty)
     centre = np.array(tree.centre(kept.job.cell))
     cut = tiles.pieces(settings.tree, kept.job, kept.names, plan, settings.tile_px)
     for (number, path), arrays in zip(paths.items(), cut, strict=True):

@@ -10,7 +10,8 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.rasters import Loaded, load_modality
-from olmoearth_jax.data.convert.tree import Date, TileJob
+from olmoearth_jax.data.convert.series import Date, nearest_to_mid_month
+from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS, MISSING
 
@@ -133,53 +134,86 @@ def longest(dates: Mapping[str, Sequence[Date]], names: Sequence[str]) -> str | 
     return max(series, key=lambda n: len(dates[n]), default=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How many timesteps a tile needs, and what becomes of more than the models take.
+
+    Attributes:
+      least: fewest timesteps of the longest series.
+      select: a longer series keeps one timestep per calendar month; otherwise its tile is dropped.
+    """
+
+    least: int = MAX_TIMESTEPS
+    select: bool = False
+
+
+def axis_steps(
+    dates: Mapping[str, Sequence[Date]], lead: str, select: bool, empty: Sequence[int] = ()
+) -> list[int]:
+    """The timesteps of the longest series, `lead`, that make the time axis of its tile."""
+    if select and len(dates[lead]) > MAX_TIMESTEPS:
+        return nearest_to_mid_month(dates[lead], empty)
+    return list(range(len(dates[lead])))
+
+
 def plan_time(
     dates: Mapping[str, Sequence[Date]],
     names: Sequence[str],
     keep_unmatched: bool = False,
     empty: Mapping[str, Sequence[int]] | None = None,
+    select: bool = False,
 ) -> TimePlan:
     """Aligns the series of a tile by date.
 
     `names` are kept; at least one is a space-time modality. Timesteps on dates that the longest
     series lacks are left out, and weather that lacks one of its dates is removed. With
     `keep_unmatched` both are stored as they come, as the reference does, and readers misplace what
-    follows them. The `empty` timesteps of a series keep their date, but are not stored.
+    follows them. The `empty` timesteps of a series keep their date, but are not stored. `select`:
+    see `Length`.
     """
     lead = longest(dates, names)
     assert lead is not None
-    axis = list(dates[lead])
-    masks, steps, removed = {}, {}, {}
+    empty = empty or {}
+    chosen = axis_steps(dates, lead, select, empty.get(lead, ()))
+    axis = [dates[lead][k] for k in chosen]
+    masks, steps, removed, unmatched = {}, {}, {}, {}
     for name in names:
         own = list(dates[name])
         kind = _kind(name)
         if kind == "space_time":
-            gone = set((empty or {}).get(name, ()))
+            gone = set(empty.get(name, ()))
             there = {d for k, d in enumerate(own) if k not in gone}
             masks[name] = np.array([d in there for d in axis])
             first = sorted({own.index(d) for d in axis if d in own})
-            kept = range(len(own)) if keep_unmatched or name == lead else first
+            kept = range(len(own)) if keep_unmatched else first
+            kept = chosen if name == lead else kept
             steps[name] = np.array([k for k in kept if k not in gone], int)
+            if len(kept) < len(own) and name != lead:
+                unmatched[name] = len(own) - len(kept)
         elif kind == "time_only":
             places = [own.index(d) for d in axis if d in own]
             if keep_unmatched:
                 steps[name] = np.arange(len(own))
             elif len(places) == len(axis):
                 steps[name] = np.array(places)
+                unmatched[name] = len(own) - len(places)
             else:
                 removed[name] = f"lacks {len(axis) - len(places)} of the tile's dates"
         if name in masks and not masks[name].any() and not keep_unmatched:
             removed[name] = "has none of the tile's dates"
             del masks[name], steps[name]
-    held = {n: len(dates[n]) - len((empty or {}).get(n, ())) for n in steps}
-    unmatched = {n: held[n] - len(kept) for n, kept in steps.items()}
-    return TimePlan(
-        np.array(axis, np.int32), masks, steps, removed, {n: c for n, c in unmatched.items() if c}
-    )
+            unmatched.pop(name, None)
+    unmatched = {n: count for n, count in unmatched.items() if count}
+    return TimePlan(np.array(axis, np.int32), masks, steps, removed, unmatched)
 
 
 def drop_reason(
-    job: TileJob, names: Sequence[str], required: Sequence[str], keep_unmatched: bool
+    job: TileJob,
+    names: Sequence[str],
+    required: Sequence[str],
+    keep_unmatched: bool,
+    length: Length | None = None,
+    empty: Mapping[str, Sequence[int]] | None = None,
 ) -> str | None:
     """Why a tile with the usable modalities `names` makes no sample, or None."""
     absent = [n for n in required if n not in names]
@@ -188,12 +222,19 @@ def drop_reason(
     lead = longest(job.dates, names)
     if lead is None:
         return "has no usable space-time modality"
-    count = len(job.dates[lead])
-    if count < MAX_TIMESTEPS:
-        return f"has at most {count} timesteps ({lead}), {MAX_TIMESTEPS} are needed"
+    length = length or Length()
+    chosen = axis_steps(job.dates, lead, length.select, (empty or {}).get(lead, ()))
+    count, dates = len(chosen), {job.dates[lead][k] for k in chosen}
+    if count < length.least:
+        return (
+            f"has at most {count} timesteps ({lead}), {length.least} are needed "
+            f"(--min_timesteps={max(count, 1)} would take it)"
+        )
     if count > MAX_TIMESTEPS:
-        return f"has {count} timesteps ({lead}), at most {MAX_TIMESTEPS} are supported"
-    if not keep_unmatched and len(set(job.dates[lead])) < count:
+        unit = "calendar months" if length.select else "timesteps"
+        hint = "" if length.select else " (--over=select would keep one per month)"
+        return f"has {count} {unit} ({lead}), at most {MAX_TIMESTEPS} are supported{hint}"
+    if not keep_unmatched and len(dates) < count:
         return f"has two timesteps of {lead} on the same date"
     return None
 

@@ -13,11 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.convert.series import Date
 from olmoearth_jax.data.derived import tile_latlon
 from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, Modality
-
-Date = tuple[int, int, int]
-"""(day, month 0-11, year)."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data import hdf5_file
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals import bands as order
 from olmoearth_jax.evals import normalize
 from olmoearth_jax.evals.datasets import archives
@@ -113,24 +113,24 @@ def read_sample(path: Path, bands: Sequence[str], spatial: bool) -> tuple[np.nda
     Raises:
       ValueError: a band or the label is missing.
     """
-    with hdf5_file.open_hdf5(path) as f:
+    with open_hdf5(path) as f:
         text = f.attrs.get("pickle")
         if text is None:
             raise ValueError(f"{path.name} has no attribute 'pickle'; it is no GeoBench sample")
         meta = archives.loads_literal(text, path.name)
         if not isinstance(meta, dict):
             raise ValueError(f"{path.name} describes nothing; it is no GeoBench sample")
+        held = set(f)  # asking h5py for a name would follow links
         listed = meta.get("bands_order", list(f))
         names = [k for k in listed if isinstance(k, str)] if isinstance(listed, list) else []
-        stored = {k.split("_")[0]: k for k in names if k in f}
+        stored = {k.split("_")[0]: k for k in names if k in held}
         missing = [b for b in bands if b not in stored]
         if missing:
             raise ValueError(f"{path.name} lacks the band {missing[0]!r}")
-        image = np.stack([hdf5_file.stored_array(f, stored[b]) for b in bands], -1)
-        if spatial and "label" not in f:
+        image = np.stack([stored_array(f, stored[b]) for b in bands], -1)
+        if spatial and "label" not in held:
             raise ValueError(f"{path.name} lacks its label raster")
-        held = "label" in f
-        label = hdf5_file.stored_array(f, "label") if held else _label(meta, path.name)
+        label = stored_array(f, "label") if "label" in held else _label(meta, path.name)
     label = label[..., 0] if label.ndim == 3 else label
     return image, label.astype(np.int64)
 

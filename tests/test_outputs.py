@@ -1,0 +1,103 @@
+"""What is written where: nothing of a user's is lost, and home folders are found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olmoearth_jax import outputs
+from tools import convert_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_home_is_found_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["train", "--out=~/a", "--input=~/a.tif,b,~/c", "--config.x.y=~/d", "--v=~", "~/e",
+             "--ratio=~x", "--text=a~/b"]  # fmt: skip
+    assert outputs.expand_home(given) == [
+        "train", "--out=/home/me/a", "--input=/home/me/a.tif,b,/home/me/c",
+        "--config.x.y=/home/me/d", "--v=~", "~/e", "--ratio=~x", "--text=a~/b",
+    ]  # fmt: skip
+
+
+def test_inputs_are_never_replaced(tmp_path):
+    scene = tmp_path / "scene.tif"
+    scene.write_bytes(b"x")
+    (tmp_path / "link.tif").symlink_to(scene)
+    inside = tmp_path / "a" / ".." / "scene.tif"
+    for path in (scene, tmp_path / "link.tif", inside):
+        with pytest.raises(ValueError, match="would replace one of the inputs"):
+            outputs.check(path, [scene], overwrite=True)
+
+
+def test_files_of_others_stay_unless_the_user_says_so(tmp_path):
+    for name in ("map.tif", "item.json", "e.npz", "e.safetensors", "curve.png", "notes.txt"):
+        path = tmp_path / name
+        outputs.check(path)  # nothing there yet
+        path.write_bytes(b"{}" if name.endswith("json") else b"somebody's")
+        with pytest.raises(ValueError, match="was not written by this program"):
+            outputs.check(path)
+        outputs.check(path, overwrite=True)
+    with pytest.raises(ValueError, match="is a folder"):
+        outputs.check(tmp_path, overwrite=True)
+
+
+def test_our_own_files_are_replaced(tmp_path):
+    np.savez(tmp_path / "e.npz", x=np.zeros(2), software=np.array("olmoearth-jax 1"))
+    (tmp_path / "s.json").write_text(json.dumps({"software": "olmoearth-jax 1"}))
+    item = {"properties": {"olmoearth:software": "olmoearth-jax 1"}}
+    (tmp_path / "i.json").write_text(json.dumps(item))
+    for name in ("e.npz", "s.json", "i.json"):
+        outputs.check(tmp_path / name)
+    other = {"properties": {"olmoearth:software": "another"}}
+    (tmp_path / "i.json").write_text(json.dumps(other))
+    assert not outputs.is_ours(tmp_path / "i.json")
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '{"properties": []}', "{", ""])
+def test_odd_files_are_not_ours(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    assert not outputs.is_ours(tmp_path / "x.json")
+
+
+def test_folders_are_looked_at_before_the_work(tmp_path, monkeypatch):
+    outputs.check(tmp_path / "new" / "deeper" / "map.tif")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file, so nothing can be written"):
+        outputs.check(tmp_path / "file" / "map.tif")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="cannot be written to"):
+        outputs.check(tmp_path / "map.tif")
+
+
+def test_weights_are_not_exported_over_a_run_or_over_foreign_weights(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"trainer": {}, "train_module": {}}))
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        convert_weights.export_weights("nowhere", str(run), overwrite=True)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "weights.pth").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="no export of this program"):
+        convert_weights.export_weights("nowhere", str(foreign))
+    with pytest.raises(ValueError, match="No complete checkpoint"):  # got past the target
+        convert_weights.export_weights("nowhere", str(foreign), overwrite=True)
+    assert (foreign / "weights.pth").read_bytes() == b"weights"
+
+
+def test_a_tool_finds_home_and_keeps_what_is_not_its_own(tmp_path):
+    table = tmp_path / "stats.json"
+    table.write_text('{"mine": 1}')
+    command = [sys.executable, "-m", "tools.compute_norm_stats", "--h5py_dir=~/none",
+               "--output=~/stats.json"]  # fmt: skip
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{table} exists and was not written by this program" in done.stderr
+    assert table.read_text() == '{"mine": 1}'
