@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.masks import CODES
 from olmoearth_jax.modalities import MISSING, Tokenization
 
 RGB = {
@@ -30,12 +31,7 @@ WORLDCOVER = {
     95: ("mangroves", "#00cf75"),
     100: ("moss and lichen", "#fae6a0"),
 }
-MASKS = {
-    0: ("encode", "#2a6fbb"),
-    1: ("target only", "#9bbfe0"),
-    2: ("decode", "#e08a2a"),
-    3: ("missing", "#d9d9d9"),
-}
+MASKS = {code: (about.words, about.colour) for code, about in enumerate(CODES)}
 _ABSENT = "#f2f2f2"
 
 

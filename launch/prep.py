@@ -25,7 +25,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.group import Group
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.pipeline import TrainStream
-from olmoearth_jax.masking.context import MISSING_TOKEN
+from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.train import devices
 from olmoearth_jax.train.step import TrainProgram

@@ -24,8 +24,9 @@ from olmoearth_jax.data.order import epoch_order, steps_per_pass
 from olmoearth_jax.data.remote import AnyPath
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
-from olmoearth_jax.masking.context import ENCODE, MISSING_TOKEN, MaskContext, Tokens
+from olmoearth_jax.masking.context import MaskContext, Tokens
 from olmoearth_jax.masking.tokens import missing_tokens
+from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import MISSING, Tokenization
 
 Group = dict[str, Any]
@@ -285,7 +286,7 @@ class GroupMaker:
             )
             masks = strategy(missing, context)
             out[key] = {n: np.asarray(masks[n], np.int8) for n in self.index.modalities}
-            encoded = [(m == ENCODE).reshape(len(members), -1).any(1) for m in out[key].values()]
+            encoded = [(m == VISIBLE).reshape(len(members), -1).any(1) for m in out[key].values()]
             ok &= np.any(encoded, axis=0)
         for mask in _each(out):
             mask[~ok] = MISSING_TOKEN

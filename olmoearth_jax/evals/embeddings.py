@@ -14,14 +14,13 @@ import numpy as np
 
 from olmoearth_jax.evals.samples import (
     MASK,
-    MISSING_TOKEN,
-    ONLINE,
     TIMESTAMPS,
     Sample,
     collate,
     modalities_in,
 )
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
+from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import dense, latent_mim, pooling
 from olmoearth_jax.model.config import ModelConfig
@@ -128,7 +127,7 @@ class EncoderModel:
             )
         masks = {n: batch[n + MASK] for n in there}
         fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
-        seen = [(m == ONLINE).reshape(len(m), -1).any(1) for m in masks.values()]
+        seen = [(m == VISIBLE).reshape(len(m), -1).any(1) for m in masks.values()]
         empty = np.flatnonzero(~np.any(seen, axis=0))
         if len(empty):
             raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")

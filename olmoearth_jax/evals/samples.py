@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from olmoearth_jax.evals.tasks import DatasetInfo
+from olmoearth_jax.masks import MISSING_TOKEN
 
 MASK = "_mask"
 TIMESTAMPS = "timestamps"
-ONLINE, MISSING_TOKEN = 0, 3
 DEFAULT_DATE = (1, 6, 2020)
 """1 July 2020: the date of samples that carry none."""
 

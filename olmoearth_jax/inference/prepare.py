@@ -13,10 +13,10 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.inference import missing_bands
 from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.tokens import SlotTable
 
-VISIBLE, MISSING_TOKEN = 0, 3
 _BYTES = 4 << 20  # normalised at once
 
 Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]

@@ -12,9 +12,8 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses.numerics import safe_divide, segment_sum
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING, Tokenization, closest
-
-DECODE, MISSING_TOKEN = 2, 3
 
 
 def _smooth_l1(error: jax.Array, beta: float) -> jax.Array:

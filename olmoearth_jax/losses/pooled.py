@@ -24,8 +24,7 @@ from olmoearth_jax.losses.numerics import (
     safe_divide,
 )
 from olmoearth_jax.losses.rows import combine
-
-ENCODE = 0
+from olmoearth_jax.masks import VISIBLE
 
 
 def _defaults(
@@ -152,7 +151,7 @@ class KoLeo:
         """
         names = modalities.in_sample_order(tokens)
         x = jnp.concatenate([tokens[m].astype(jnp.float32) for m in names], axis=1)
-        visible = jnp.concatenate([masks[m] == ENCODE for m in names], axis=1)
+        visible = jnp.concatenate([masks[m] == VISIBLE for m in names], axis=1)
         segment, good = _defaults(x, segment, sample_weight)
         visible = (visible & (good > 0)[:, None]).astype(jnp.float32)
         if self.mode == "patch":

@@ -17,8 +17,8 @@ from jax import lax
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses.numerics import safe_divide, segment_sum
+from olmoearth_jax.masks import DECODE
 
-DECODE = 2
 Scope = Literal["modality", "sample", "token", "modality_batch", "batch"]
 
 

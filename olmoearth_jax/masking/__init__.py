@@ -19,13 +19,10 @@ from olmoearth_jax.masking import (
 from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.bounds import TokenBounds, max_tokens
 from olmoearth_jax.masking.context import (
-    DECODE,
-    ENCODE,
-    MISSING_TOKEN,
-    TARGET_ONLY,
     MaskContext,
 )
 from olmoearth_jax.masking.tokens import missing_tokens
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
 
 _FAMILIES = (random_tokens, space_time, modality_cross, modality_choice, with_decode)
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -48,7 +45,7 @@ def build(config: Mapping[str, Any]) -> Strategy:
 
 __all__ = [
     "DECODE",
-    "ENCODE",
+    "VISIBLE",
     "MISSING_TOKEN",
     "STRATEGIES",
     "TARGET_ONLY",

@@ -9,13 +9,10 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking.context import (
-    DECODE,
-    ENCODE,
-    MISSING_TOKEN,
-    TARGET_ONLY,
     MaskContext,
     Tokens,
 )
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
 
 
 def ordered(missing: Mapping[str, np.ndarray]) -> tuple[str, ...]:
@@ -31,7 +28,7 @@ def any_token(flags: np.ndarray) -> np.ndarray:
 def role_values(n: int, n_encode: int, n_decode: int) -> np.ndarray:
     """int8 [n]: `n_encode` zeros, then `n_decode` twos, then ones."""
     values = np.full(n, TARGET_ONLY, np.int8)
-    values[:n_encode] = ENCODE
+    values[:n_encode] = VISIBLE
     values[n_encode : n_encode + n_decode] = DECODE
     return values
 
@@ -78,7 +75,7 @@ def refill(missing: np.ndarray, e: float, d: float, rng: np.random.Generator) ->
     present = ~missing
     n = int(np.count_nonzero(present))
     if n == 1:
-        out[present] = ENCODE
+        out[present] = VISIBLE
     elif n:
         counts = (np.float32(n) * np.asarray([e, d], np.float32)).astype(int)
         values = role_values(n, *counts)

@@ -10,9 +10,6 @@ import numpy as np
 Tokens = dict[str, np.ndarray]
 """One array per modality at token level: [B, h, w, T, S], [B, h, w, 1, S], [B, T, S] or [B, S]."""
 
-ENCODE, TARGET_ONLY, DECODE, MISSING_TOKEN = 0, 1, 2, 3
-"""Mask codes (spec/train.md section 1)."""
-
 
 @dataclass(frozen=True)
 class MaskContext:

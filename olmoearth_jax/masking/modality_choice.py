@@ -9,8 +9,9 @@ import numpy as np
 
 from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import DECODE, MISSING_TOKEN, MaskContext, Tokens
+from olmoearth_jax.masking.context import MaskContext, Tokens
 from olmoearth_jax.masking.random_tokens import RandomRange, random_mask
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import DECODE, ENCODE, TARGET_ONLY, MaskContext, Tokens
+from olmoearth_jax.masking.context import MaskContext, Tokens
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masking.space_time import space_mask
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
 
 BandSet = tuple[str, int]
 BandSets = set[BandSet]
@@ -65,10 +66,10 @@ class ModalityCross(Strategy):
         for name in blocks.ordered(masks):
             mask = masks[name]
             if name in self.only_decode_modalities:
-                there = (mask.reshape(size, -1) != 3).any(axis=1)
+                there = (mask.reshape(size, -1) != MISSING_TOKEN).any(axis=1)
                 listed = np.repeat(there[:, None], mask.shape[-1], axis=1)
             else:
-                listed = blocks.any_token(mask == ENCODE)
+                listed = blocks.any_token(mask == VISIBLE)
             for b, k in zip(*np.nonzero(listed), strict=True):
                 lists[b].append((name, int(k)))
         return lists
@@ -105,11 +106,11 @@ class ModalityCross(Strategy):
             e = np.array([[s in enc for s in sets] for enc, _ in chosen]).reshape(shape)
             x = np.array([[s in dec for s in sets] for _, dec in chosen]).reshape(shape)
             if self.overrides(name):
-                present = mask != 3
+                present = mask != MISSING_TOKEN
                 mask[present & x] = DECODE
-                mask[present & e] = ENCODE
+                mask[present & e] = VISIBLE
             else:
-                drop = ((mask == ENCODE) & ~e) | ((mask == DECODE) & (e & ~x))
+                drop = ((mask == VISIBLE) & ~e) | ((mask == DECODE) & (e & ~x))
                 mask[drop] = TARGET_ONLY
 
     def _refill_empty(self, masks: Tokens, missing: Tokens, ctx: MaskContext) -> None:
@@ -117,7 +118,7 @@ class ModalityCross(Strategy):
         size = len(ctx.rngs)
         roles = [
             sum((m.reshape(size, -1) == role).sum(axis=1) for m in masks.values())
-            for role in (ENCODE, DECODE)
+            for role in (VISIBLE, DECODE)
         ]
         for b in map(int, np.flatnonzero((roles[0] == 0) | (roles[1] == 0))):
             for name in blocks.ordered(masks):

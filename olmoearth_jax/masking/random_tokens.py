@@ -11,7 +11,8 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Strategy, check_ratios
-from olmoearth_jax.masking.context import DECODE, ENCODE, TARGET_ONLY, MaskContext, Tokens
+from olmoearth_jax.masking.context import MaskContext, Tokens
+from olmoearth_jax.masks import DECODE, TARGET_ONLY, VISIBLE
 
 
 def random_mask(missing: Tokens, e: float, d: float, ctx: MaskContext) -> Tokens:
@@ -114,7 +115,7 @@ class RandomRange(Strategy):
         n_used = n_encode + (n * d).astype(int)[:, None]
         place = np.arange(n)
         values = np.where(
-            place < n_encode, ENCODE, np.where(place < n_used, DECODE, TARGET_ONLY)
+            place < n_encode, VISIBLE, np.where(place < n_used, DECODE, TARGET_ONLY)
         ).astype(np.int8)
         return blocks.shuffled(values, ctx).reshape(missing.shape)
 

@@ -10,8 +10,9 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import TARGET_ONLY, MaskContext, Tokens
+from olmoearth_jax.masking.context import MaskContext, Tokens
 from olmoearth_jax.masking.random_tokens import random_mask
+from olmoearth_jax.masks import TARGET_ONLY
 
 MIN_TIMESTEPS = 3
 """Fewer complete timesteps than this and nothing is masked by time."""

@@ -16,13 +16,10 @@ from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Strategy
 from olmoearth_jax.masking.context import (
-    DECODE,
-    ENCODE,
-    MISSING_TOKEN,
-    TARGET_ONLY,
     MaskContext,
     Tokens,
 )
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
 
 BandSet = tuple[str, int]
 
@@ -70,13 +67,13 @@ class RandomWithDecode(Strategy):
         shuffled = [listed[i] for i in rng.permutation(len(listed))]
         n_encoded = math.ceil(len(listed) * e)
         for i, (name, k) in enumerate(shuffled):
-            role = ENCODE if i < n_encoded else DECODE
+            role = VISIBLE if i < n_encoded else DECODE
             absent = missing[name][b, ..., k]
             mask = None
             if steps is not None and modalities.get(name).kind == "space_time":
                 mask = _by_time(absent, steps[role], role)
             if mask is None:
-                shares = (e, 0.0) if role == ENCODE else (0.0, d)
+                shares = (e, 0.0) if role == VISIBLE else (0.0, d)
                 mask = blocks.refill(absent, *shares, rng)
             masks[name][b, ..., k] = mask
 
@@ -128,4 +125,4 @@ class RandomTimeWithDecode(RandomWithDecode):
             return None
         mixed = rng.permutation(available)
         n_encoded = math.ceil(len(mixed) * self.encode_ratio)
-        return {ENCODE: mixed[:n_encoded], DECODE: mixed[n_encoded:]}
+        return {VISIBLE: mixed[:n_encoded], DECODE: mixed[n_encoded:]}

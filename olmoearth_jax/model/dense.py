@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model.attention import row_attention
 from olmoearth_jax.model.blocks import Drop
 from olmoearth_jax.model.encoder import Encoder
@@ -22,8 +23,6 @@ from olmoearth_jax.model.patch_embed import PatchEmbeddings
 from olmoearth_jax.model.pooler import GridSpec, LocationGrid
 from olmoearth_jax.model.resize import grid_size, to_patches
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
-
-VISIBLE, TARGET_ONLY, DECODE, MISSING = 0, 1, 2, 3
 
 Arrays = Mapping[str, Any]
 
@@ -426,7 +425,7 @@ def target_dense(
         tokens = embed_patches(target.patch_embeddings, data, patch_size)
         return {name: target.project_output(x) for name, x in tokens.items()}
     seen = {
-        name: jnp.where(jnp.asarray(mask) == MISSING, MISSING, VISIBLE)
+        name: jnp.where(jnp.asarray(mask) == MISSING_TOKEN, MISSING_TOKEN, VISIBLE)
         for name, mask in token_masks.items()
     }
     return encode_dense(

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
 from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of
 from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, GridTable, StreamSpec, grid_table
-
-ENCODE, TARGET_ONLY, DECODE, MISSING_TOKEN = 0, 1, 2, 3
 
 
 @dataclasses.dataclass
@@ -77,9 +76,9 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
             f"masks hold {masks.shape[-1]} tokens per sample, the grid has {len(table.slot)}: "
             "masking and model use different band sets"
         )
-    alive = np.asarray(group["ok"], bool) & (masks == ENCODE).any(-1).all(0)
+    alive = np.asarray(group["ok"], bool) & (masks == VISIBLE).any(-1).all(0)
     masks = np.where(alive[None, :, None], masks, np.int8(MISSING_TOKEN))
-    visible, decoded = masks == ENCODE, masks == DECODE
+    visible, decoded = masks == VISIBLE, masks == DECODE
     need = ((masks != MISSING_TOKEN) if is_deep(spec) else (visible | decoded)).any(0)
     starts = table.starts[:-1]
     patches = np.add.reduceat(need, starts, axis=1, dtype=np.int64)

@@ -8,7 +8,8 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-from olmoearth_jax.stream.census import DECODE, ENCODE, Census
+from olmoearth_jax.masks import DECODE, VISIBLE
+from olmoearth_jax.stream.census import Census
 from olmoearth_jax.stream.classes import class_of
 from olmoearth_jax.stream.layout import REGISTER, is_deep, registers_of, wants_pixels
 from olmoearth_jax.stream.spec import Rung, StreamSpec
@@ -195,7 +196,7 @@ class _Packer:
         self.filled += census.patches[b]
         online = self.online[slot] + local
         if census.sparse[b].any():
-            seen = (census.masks[:, b] == ENCODE).any(0)
+            seen = (census.masks[:, b] == VISIBLE).any(0)
             for s in np.flatnonzero(census.sparse[b]):
                 tokens = np.flatnonzero(seen & (slot == s))
                 self.sparse[s].append(local[tokens])
@@ -278,7 +279,7 @@ def _streams(spec, rung, censuses, items, tables, packer) -> dict:
         census = censuses[g]
         mask = census.masks[view, b]
         online, target = tables[i]
-        seen, wanted = np.flatnonzero(mask == ENCODE), np.flatnonzero(mask == DECODE)
+        seen, wanted = np.flatnonzero(mask == VISIBLE), np.flatnonzero(mask == DECODE)
         for part, value in (("patch", nothing), ("coord", REGISTER), ("row", row)):
             enc[part].append(np.full(extra, value))
         for store, tokens, table in ((enc, seen, online), (dec, wanted, target)):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses import info_nce
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model.dense import Forward, forward_dense, target_dense
 from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.stream.tables import BandDropout, band_keeps
@@ -23,8 +24,6 @@ from olmoearth_jax.stream.tokens import keep_scales
 from olmoearth_jax.train.engine import Group, Prepared
 from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
 from olmoearth_jax.train.sharding import batch_sharding
-
-VISIBLE, DECODE, MISSING_TOKEN = 0, 2, 3
 
 
 @dataclasses.dataclass

@@ -19,12 +19,13 @@ from jax.experimental import multihost_utils
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.masks import CODES, MISSING_TOKEN
 from olmoearth_jax.model import dense, latent_mim
 from olmoearth_jax.model.config import ModelConfig
 
 RGB = {"sentinel2_l2a": ("B04", "B03", "B02"), "landsat": ("B4", "B3", "B2")}
-COLOURS = np.array([[42, 111, 187], [155, 191, 224], [224, 138, 42], [217, 217, 217]], np.uint8)
-"""Of the mask codes: encoded blue, target only light blue, decoded orange, missing grey."""
+COLOURS = np.array([code.rgb for code in CODES], np.uint8)
+"""Of the mask codes."""
 
 
 HEIGHT = 144
@@ -80,7 +81,7 @@ class Pictures:
         """The first three principal components of the patches' features, as red, green, blue."""
         assert self._sample is not None
         sample, patch = self._sample, self._sample["patch_size"]
-        gone = dense.MISSING
+        gone = MISSING_TOKEN
         masks = {n: np.where(m == gone, gone, 0) for n, m in sample["mask_a"].items()}
         tokens = _encode(
             self._graph, patch, encoder, sample["data"], masks, sample["timestamps"]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from olmoearth_jax.masks import CODES
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.train import flat, optimizer, targets
@@ -25,9 +26,7 @@ from olmoearth_jax.train.sharding import Rules, global_array, local_devices, sha
 from olmoearth_jax.train.signals import THREADS
 
 State = dict[str, Any]
-
-
-MASK_CODES = ("encoded", "target_only", "decoded", "missing")
+MASK_NAMES = tuple(code.name for code in CODES)
 
 
 def compile_threads() -> int:
@@ -458,8 +457,8 @@ def mask_counts(groups: Sequence[Group]) -> dict[str, float]:
     for group in groups:
         for view in ("mask_a", "mask_b"):
             for name, mask in group.get(view, {}).items():
-                found = np.bincount(np.asarray(mask).reshape(-1), minlength=len(MASK_CODES))
-                for code, n in zip(MASK_CODES, found, strict=True):
+                found = np.bincount(np.asarray(mask).reshape(-1), minlength=len(MASK_NAMES))
+                for code, n in zip(MASK_NAMES, found, strict=True):
                     key = f"masks/{name}/{code}"
                     counts[key] = counts.get(key, 0.0) + float(n)
     return counts

@@ -17,8 +17,9 @@ from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import prepare
 from olmoearth_jax.data.subset import Choices, read_sample
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable, Reader
-from olmoearth_jax.evals.samples import MASK, MISSING_TOKEN, TIMESTAMPS, Sample
+from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample
 from olmoearth_jax.evals.tasks import known
+from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
 
 DIAGNOSTICS_SEED = 42

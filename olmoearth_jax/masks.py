@@ -1,0 +1,31 @@
+"""Codes of a token's part in a view: in this module alone (spec/model.md section 1.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class MaskCode(NamedTuple):
+    """A code's name in metrics, its words in legends, and its colour."""
+
+    name: str
+    words: str
+    colour: str
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue, 0..255."""
+        red, green, blue = bytes.fromhex(self.colour.lstrip("#"))
+        return red, green, blue
+
+
+VISIBLE, TARGET_ONLY, DECODE, MISSING_TOKEN = range(4)
+"""Seen by the online encoder; seen by the target only; predicted; absent from the data."""
+
+CODES = (
+    MaskCode("encoded", "encode", "#2a6fbb"),
+    MaskCode("target_only", "target only", "#9bbfe0"),
+    MaskCode("decoded", "decode", "#e08a2a"),
+    MaskCode("missing", "missing", "#d9d9d9"),
+)
+"""By code."""
