@@ -110,7 +110,7 @@ def step_folders(paths: list[str], every: bool) -> list[Path]:
 
 def evaluate(folders: list[Path], h5py_dir: str | None, batches: int, seed: int):
     """{'fresh' or '<run> <step>': losses} of checkpoints of one architecture."""
-    metas = [checkpoint.read_meta(folder) for folder in folders]
+    metas = [checkpoint.open_whole(folder)[1] for folder in folders]
     config = ExperimentConfig.from_dict(metas[0]["config"])
     evaluator = LossEvaluator(fixed_draws(config, h5py_dir, seed), batches)
     results = {"fresh": evaluator(*evaluator.fresh())}

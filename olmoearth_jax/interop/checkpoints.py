@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib import limits, schema
 from olmoearth_jax.interop import hub, torch_keys, weights
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
@@ -109,10 +110,7 @@ def open_whole(path: str | Path) -> tuple[Path, Mapping[str, Any]]:
     Raises:
       ValueError: no checkpoint there, or damaged.
     """
-    folder = checkpoint.find_checkpoint(path)
-    if fault := integrity.damage(folder):
-        raise ValueError(f"the checkpoint {folder} is damaged: {fault}")
-    return folder, checkpoint.read_meta(folder)
+    return checkpoint.open_whole(path)
 
 
 def read(path: str | Path, with_target: bool = True) -> Weights:
@@ -128,9 +126,8 @@ def read_opened(folder: Path, meta: Mapping[str, Any], with_target: bool = True)
     """As `read`, for what `open_whole` gave."""
     if "model" not in meta["config"]:
         raise ValueError(f"the checkpoint {folder} does not say which model it holds")
-    config = model_config.from_dict(ModelConfig, meta["config"]["model"])
+    config, wanted = _model(folder, meta["config"]["model"])
     params = checkpoint.load_item(folder, "params")
-    wanted = integrity.describe(latent_mim.graph(config)[1])
     if lines := integrity.tree_differences(integrity.describe(params), wanted):
         raise ValueError(f"the checkpoint {folder} does not fit its config: " + "; ".join(lines))
     target, extras = None, {}
@@ -140,7 +137,36 @@ def read_opened(folder: Path, meta: Mapping[str, Any], with_target: bool = True)
         inert = latent_mim.flatten(checkpoint.load_item(folder, INERT))
         extras = {".".join(key): value for key, value in inert}
     decode_only = weights.decode_only_of(meta["config"])
+    if odd := [name for name, r in meta["normalization"].items() if not _is_range(r)]:
+        raise ValueError(f"the checkpoint {folder} says nonsense of the ranges of {odd[0][:40]!r}")
     return Weights(config, params, target, extras, decode_only, meta["normalization"])
+
+
+def _model(folder: Path, values: Any) -> tuple[ModelConfig, dict[str, list[Any]]]:
+    """The config of a checkpoint's model, and its parameters as `integrity.describe` has them."""
+    try:
+        config = schema.convert(ModelConfig, values, "model")
+        if absurd := limits.judge(values, "model"):
+            raise ValueError("; ".join(absurd.values()))
+        return config, integrity.describe(latent_mim.graph(config)[1])
+    except (ValueError, TypeError, ArithmeticError) as e:
+        raise ValueError(f"the checkpoint {folder} holds no valid model config: {e}") from e
+
+
+def _is_range(ranges: Any) -> bool:
+    """{} or per band its name and, unless it is not normalised, both ends."""
+    if not isinstance(ranges, dict) or not isinstance(ranges.get("bands", []), list):
+        return False
+    ends = [ranges[k] for k in ("lo", "hi") if k in ranges]
+    if not ends:
+        return True
+    if len(ends) < 2 or not all(isinstance(e, list) and _are_finite(e) for e in ends):
+        return False
+    return len(ends[0]) == len(ends[1]) == len(ranges.get("bands", ends[0]))
+
+
+def _are_finite(values: list[Any]) -> bool:
+    return all(isinstance(v, int | float) and abs(v) < float("inf") for v in values)
 
 
 def to_reference(loaded: Weights, folder: str | Path) -> list[Path]:

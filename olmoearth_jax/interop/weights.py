@@ -58,13 +58,19 @@ class Reference:
 
 
 def decode_only_of(doc: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The recorded decode-only modalities of a run's config, or None (model_v1_3.md 5.1)."""
+    """The recorded decode-only modalities of a run's config, or None (model_v1_3.md 5.1).
+
+    Raises:
+      ValueError: the record is no list of names.
+    """
     for section in ("train_module", "data_loader"):
         node: Any = doc
         for key in (section, "masking_config", "strategy_config", "only_decode_modalities"):
             node = node.get(key) if isinstance(node, Mapping) else None
         if node is not None:
-            return tuple(str(name) for name in node)
+            if not isinstance(node, list | tuple) or not all(isinstance(n, str) for n in node):
+                raise ValueError("only_decode_modalities must be a list of names")
+            return tuple(node)
     return None
 
 

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from olmoearth_jax.train import integrity
+from olmoearth_jax.train.checkpoint_folders import complete_steps, find_checkpoint
 from olmoearth_jax.train.hosts import HostMissing
 
 log = logging.getLogger(__name__)
@@ -296,40 +297,6 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def complete_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a `checkpoints` folder, ascending."""
-    if not folder.is_dir():
-        return []
-    steps = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
-    return sorted(int(path.name) for path in steps if (path / "meta").is_dir())
-
-
-_REFERENCE_FILES = ("weights.pth", "model.safetensors")
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
-
-    Raises ValueError if there is no complete checkpoint.
-    """
-    path = Path(path).expanduser().absolute()
-    if (path / "meta").is_dir():
-        return path
-    for folder in (path / "checkpoints", path):
-        if steps := complete_steps(folder):
-            return folder / str(steps[-1])
-    if any((path / name).exists() for name in _REFERENCE_FILES):
-        raise ValueError(
-            f"{path} holds weights in the reference's layout and no checkpoint: make one of them "
-            f"with python -m tools.convert_weights import --source={path} --target=DIR, and give "
-            "DIR."
-        )
-    raise ValueError(
-        f"No complete checkpoint in {path}. Give a run folder, its checkpoints folder, or one "
-        "checkpoints/<step> folder."
-    )
-
-
 def read_meta(step_folder: Path) -> Meta:
     """The meta record of a checkpoint. Raises ValueError if it is of an unknown format."""
     try:
@@ -339,9 +306,27 @@ def read_meta(step_folder: Path) -> Meta:
         raise ValueError(f"The meta record of {step_folder} cannot be read: {error}") from None
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         raise ValueError(f"{step_folder} was not written by this version of the software.")
-    if not isinstance(meta.get("config"), dict) or not isinstance(meta.get("items"), dict):
-        raise ValueError(f"The meta record of {step_folder} is damaged: it has no config or items.")
+    if fault := integrity.meta_fault(meta):
+        raise ValueError(f"The meta record of {step_folder} is damaged: {fault}.")
     return meta
+
+
+def open_whole(path: str | Path) -> tuple[Path, Meta]:
+    """(step folder, its meta record) of a checkpoint whose files are as they were written.
+
+    Takes what `find_checkpoint` takes; with several processes all must call it.
+
+    Raises:
+      ValueError: no checkpoint there, or damaged.
+    """
+    folder, fault = find_checkpoint(path), ""
+    if jax.process_index() == 0:
+        fault = integrity.damage(folder) or ""
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(bool(fault))):
+        fault = fault or "see the first process"
+    if fault:
+        raise ValueError(f"the checkpoint {folder} is damaged: {fault}")
+    return folder, read_meta(folder)
 
 
 def restore_state(step_folder: Path, abstract: State) -> State:
@@ -360,13 +345,26 @@ def restore_state(step_folder: Path, abstract: State) -> State:
 
 
 def load_item(step_folder: Path, item: str = "params") -> dict[str, Any]:
-    """Reads one item as a nested dict of NumPy arrays, whatever mesh it was saved from."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata(step_folder / item)
-        tree = getattr(metadata.item_metadata, "tree", metadata.item_metadata)
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        restore = ocp.args.PyTreeRestore(restore_args=kinds)
-        return reader.restore(step_folder / item, args=restore)
+    """Reads one item as a nested dict of NumPy arrays, whatever mesh it was saved from.
+
+    Raises ValueError if it cannot be read.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            metadata = reader.metadata(step_folder / item)
+            tree = getattr(metadata.item_metadata, "tree", metadata.item_metadata)
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restore = ocp.args.PyTreeRestore(restore_args=kinds)
+            found = reader.restore(step_folder / item, args=restore)
+    except Exception as error:
+        # Orbax and its storage raise of every kind for files that are not as they were written.
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"the checkpoint {step_folder} is damaged: its {item} cannot be read ({why})"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"the checkpoint {step_folder} is damaged: its {item} are no tree")
+    return found
 
 
 def check_compatible(

@@ -143,20 +143,46 @@ def damage(folder: Path) -> str | None:
         entries = {str(path): (int(size), int(crc)) for path, (size, crc) in sums.items()}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError, RecursionError, OSError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, OSError):
         return f"{CHECKSUMS_FILE} cannot be read"
     for path, expected in entries.items():
         # The list comes with the files, so it may name no other ones.
         if os.path.isabs(path) or ".." in Path(path).parts:
             return f"{CHECKSUMS_FILE} names a file outside of the checkpoint"
-        if not (folder / path).is_file():
-            return f"{path} is missing or no file"
         try:
+            if not (folder / path).is_file():
+                return f"{path[:200]} is missing or no file"
             if _checksum(folder / path) != expected:
-                return f"{path} has changed since it was written"
+                return f"{path[:200]} has changed since it was written"
         except OSError as error:
-            return f"{path} cannot be read ({error.strerror})"
+            return f"{path[:200]} cannot be read ({error.strerror})"
     return None
+
+
+def meta_fault(meta: Any) -> str | None:
+    """What is wrong with a checkpoint's meta record in a few words, or None."""
+    if not isinstance(meta, dict):
+        return "it is no record"
+    numbers = ("step", "epoch", "steps_into_epoch", "steps_per_epoch", "seed")
+    saved_on: Any = meta.get("saved_on")
+    wrong = [name for name in numbers if type(meta.get(name)) is not int]
+    wrong += [name for name in ("config", "items", "normalization", "saved_on")
+              if not isinstance(meta.get(name), dict)]  # fmt: skip
+    wrong += [name for name in ("dataset_fingerprint",) if not isinstance(meta.get(name), str)]
+    if wrong:
+        return f"it has no {' or '.join(wrong)}"
+    if not all(type(saved_on.get(name)) is int for name in ("devices", "processes")):
+        return "it does not say on what it was saved"
+    for name, leaves in meta["items"].items():
+        if not isinstance(leaves, dict) or not all(map(_is_leaf, leaves.values())):
+            return f"its list of the arrays of {name[:40]!r} makes no sense"
+    return None
+
+
+def _is_leaf(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], list):
+        return False
+    return isinstance(entry[1], str) and all(type(n) is int and n >= 0 for n in entry[0])
 
 
 def _checksum(path: Path) -> tuple[int, int]:

@@ -217,7 +217,7 @@ def _restore_or_init(
     if config.load_path and config.load_strategy == "never":
         say("trainer.load_path is ignored: trainer.load_strategy is never.")
     elif config.load_path:
-        source = checkpoint.find_checkpoint(config.load_path)
+        source, _ = checkpoint.open_whole(config.load_path)
         if config.load_partial:
             state, report = partial.restore(source, abstract, program.init_state)
             _note_loaded(config, report)

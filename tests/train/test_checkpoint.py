@@ -272,6 +272,17 @@ def test_load_strategies(tmp_path):
         checkpoint.find_checkpoint(tmp_path / "c")
 
 
+@pytest.mark.parametrize("how", [{}, {"load_partial": True}, {"load_weights_only": True}])
+def test_no_run_starts_from_a_damaged_checkpoint(tmp_path, how):
+    toy.run(tmp_path / "a", 3)
+    found = checkpoint.find_checkpoint(tmp_path / "a")
+    path = max((p for p in (found / "params").rglob("*") if p.is_file()),
+               key=lambda p: p.stat().st_size)  # fmt: skip
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="is damaged: params/.* has changed since it was written"):
+        toy.run(tmp_path / "b", 3, load_path=str(tmp_path / "a"), **how)
+
+
 def test_meta_is_enough_to_embed(tmp_path):
     toy.run(tmp_path, 10)
     folder = checkpoint.find_checkpoint(tmp_path)
