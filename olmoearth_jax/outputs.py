@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,18 @@ from typing import Any
 MARK = "olmoearth-jax"
 """What our files say of the software that made them."""
 
-_HOME = re.compile(r"~[^/=,]*/")
+NOTICE = "converted by olmoearth-jax"
+"""What the attribution beside our exports says; it is a text without members."""
+
+_HOME = re.compile(r"(^|[=,\[]\s*)(~[\w.-]*(?=/)|~(?=$|[,\]]))")
 _MOST_JSON = 64 << 20
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:
-    """A command line with `~/` and `~name/` replaced in the values of its flags too.
+    """A command line with `~` and `~name/` replaced in the values of its flags too.
 
-    A shell does it only where a word begins, and so not in `--output=~/map.tif`.
+    A shell does it only where a word begins, and so not in `--output=~/map.tif`. Values may be
+    lists, and settings such as `--set=task.h5py_dir=~/data`.
     """
     return [_expanded(argument) for argument in argv]
 
@@ -33,9 +36,8 @@ def _expanded(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     if not (equals and flag.startswith("-")):
         return argument
-    # Lists are separated by commas; only an item that is wholly a path of a home is replaced.
-    items = value.split(",")
-    return flag + equals + ",".join(os.path.expanduser(i) if _HOME.match(i) else i for i in items)
+    # Only where an item of a list or a setting begins: a ~ within a word is a letter.
+    return flag + equals + _HOME.sub(lambda m: m[1] + os.path.expanduser(m[2]), value)
 
 
 def check(path: Path, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
@@ -87,35 +89,39 @@ def is_ours(path: Path) -> bool:
     """Whether a file says that this program made it."""
     try:
         found = _software(path)
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile):
+    # Whatever cannot be read as one of our files is none; no damage may end in a traceback.
+    except Exception:
         return False
-    return str(found).startswith(MARK)
+    return str(found).split(" ")[0] == MARK
 
 
 def _software(path: Path) -> Any:
     """What a file says of the software that made it."""
     if path.suffix in (".tif", ".tiff"):
         import rasterio
-        from rasterio.errors import RasterioError
 
-        try:
-            with rasterio.open(path) as file:
-                return file.tags().get("SOFTWARE")
-        except RasterioError:
-            return None
+        with rasterio.open(path) as file:
+            return file.tags().get("SOFTWARE")
     if path.suffix == ".npz":
         import numpy as np
 
-        with np.load(path, allow_pickle=False) as held:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return held["software"].item() if "software" in held.files else None
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             head = json.loads(file.read(min(size, _MOST_JSON)))
         return head.get("__metadata__", {}).get("SOFTWARE")
-    if path.suffix == ".png":
+    if path.suffix in (".h5", ".hdf5"):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("software")
+    if path.suffix in (".png", ".md"):
+        mark = (NOTICE if path.suffix == ".md" else MARK).encode()
         with path.open("rb") as file:
-            return MARK if MARK.encode() in file.read(4096) else None
+            return MARK if mark in file.read(4096) else None
     if path.stat().st_size > _MOST_JSON:
         return None
     held = json.loads(path.read_text(encoding="utf-8"))

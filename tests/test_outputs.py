@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import outputs
+from olmoearth_jax.interop import checkpoints
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from tools import convert_weights
+from tools.convert_evals import fit_buckets, save_buckets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,10 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_home_is_found_behind_an_equals_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = ["train", "--out=~/a", "--input=~/a.tif,b,~/c", "--config.x.y=~/d", "--v=~", "~/e",
-             "--ratio=~x", "--text=a~/b"]  # fmt: skip
+             "--ratio=~x", "--text=a~/b", "--config.list=[~/a, ~/b]", "--set=task.h5py_dir=~/h",
+             "--mount=~/a:/data", "--x=~nobody-of-this-name/y", "--text=on ~/ and"]  # fmt: skip
     assert outputs.expand_home(given) == [
         "train", "--out=/home/me/a", "--input=/home/me/a.tif,b,/home/me/c",
-        "--config.x.y=/home/me/d", "--v=~", "~/e", "--ratio=~x", "--text=a~/b",
+        "--config.x.y=/home/me/d", "--v=/home/me", "~/e", "--ratio=~x", "--text=a~/b",
+        "--config.list=[/home/me/a, /home/me/b]", "--set=task.h5py_dir=/home/me/h",
+        "--mount=/home/me/a:/data", "--x=~nobody-of-this-name/y", "--text=on ~/ and",
     ]  # fmt: skip
 
 
@@ -57,6 +64,16 @@ def test_our_own_files_are_replaced(tmp_path):
     other = {"properties": {"olmoearth:software": "another"}}
     (tmp_path / "i.json").write_text(json.dumps(other))
     assert not outputs.is_ours(tmp_path / "i.json")
+    save_buckets(tmp_path / "q.h5", {1: fit_buckets(np.eye(4, dtype="f4"), 1)})
+    assert outputs.is_ours(tmp_path / "q.h5")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "npz", "safetensors", "h5", "png", "md", "json"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"[" * 9999, b"II*\0\xff\xff\xff\xff"])
+def test_damaged_files_are_not_ours(tmp_path, suffix, content):
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(content)
+    assert not outputs.is_ours(path)
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "null", '{"properties": []}', "{", ""])
@@ -89,6 +106,32 @@ def test_weights_are_not_exported_over_a_run_or_over_foreign_weights(tmp_path):
     with pytest.raises(ValueError, match="No complete checkpoint"):  # got past the target
         convert_weights.export_weights("nowhere", str(foreign), overwrite=True)
     assert (foreign / "weights.pth").read_bytes() == b"weights"
+
+
+def test_an_export_is_repeated_but_keeps_what_others_put_beside_it(tmp_path):
+    common = {"supported_modality_names": ["sentinel2_l2a"], "num_heads": 2, "depth": 1}
+    config = ModelConfig(
+        encoder_config=EncoderConfig(**common, embedding_size=16, max_patch_size=4),
+        decoder_config=PredictorConfig(**common),
+    )
+    params = latent_mim.initial_params(config, 3)
+    checkpoints.write(checkpoints.Weights(config, params, None, {}, ()), tmp_path / "run")
+    source, target = str(tmp_path / "run"), tmp_path / "out"
+    convert_weights.export_weights(source, str(target))
+    first = (target / "weights.pth").read_bytes()
+    convert_weights.export_weights(source, str(target))
+    assert (target / "weights.pth").read_bytes() == first
+    (target / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="model.safetensors that is no export"):
+        convert_weights.export_weights(source, str(target))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "ATTRIBUTION.md").write_text("Made by me.")
+    with pytest.raises(ValueError, match="ATTRIBUTION.md that is no export"):
+        convert_weights.export_weights(source, str(other))
+    with pytest.raises(ValueError, match="was not written by this program"):
+        convert_weights.import_weights(str(target), str(other))
+    assert (other / "ATTRIBUTION.md").read_text() == "Made by me."
 
 
 def test_a_tool_finds_home_and_keeps_what_is_not_its_own(tmp_path):

@@ -84,7 +84,11 @@ def plot(runs: Runs, names: list[str], path: Path) -> None:
         axis.set(title=name, xlabel="step")
         axis.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120, metadata={"Software": outputs.MARK})
+    # Other formats have other members.
+    about: dict[str, Any] = {}
+    if path.suffix == ".png":
+        about = {"metadata": {"Software": outputs.MARK}}
+    figure.savefig(path, dpi=120, **about)
     pyplot.close(figure)
 
 

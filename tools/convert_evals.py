@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +23,8 @@ from olmoearth_jax.evals import models, transforms
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import Pooling, extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.files import replacing
+from olmoearth_jax.outputs import MARK, check, expand_home
 from tools.evaldata import floods, geobench2, mados, pastis
 
 
@@ -32,25 +35,36 @@ def convert_pastis(source: Path, target: Path, whole: bool) -> None:
         print(f"{split}: {count} samples")
 
 
-def convert_mados(source: Path, target: Path) -> None:
+def convert_mados(source: Path, target: Path, overwrite: bool = False) -> None:
     """All three splits of MADOS, from its split files."""
+    files = {split: target / f"MADOS_{split}.npz" for split in ("train", "val", "test")}
+    for path in files.values():
+        check(path, overwrite=overwrite)
     target.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "val", "test"):
+    for split, path in files.items():
         images, labels = mados.convert(source, source / "splits" / f"{split}_X.txt")
-        np.savez(target / f"MADOS_{split}.npz", images=images, labels=labels)
+        _save(path, images=images, labels=labels)
         print(f"{split}: {len(images)} tiles")
 
 
-def convert_floods(source: Path, target: Path) -> None:
+def convert_floods(source: Path, target: Path, overwrite: bool = False) -> None:
     """All splits of Sen1Floods11 whose table flood_<split>_data.csv is below `source`."""
-    target.mkdir(parents=True, exist_ok=True)
     tables = sorted(source.glob("**/flood_*_data.csv"))
     if not tables:
         raise ValueError(f"{source} holds no flood_<split>_data.csv")
-    for table in tables:
+    files = [target / f"{table.stem}.npz" for table in tables]
+    for path in files:
+        check(path, overwrite=overwrite)
+    target.mkdir(parents=True, exist_ok=True)
+    for table, path in zip(tables, files, strict=True):
         tiles = floods.convert(source, table)
-        np.savez(target / f"{table.stem}.npz", s1=tiles["s1"], labels=tiles["labels"])
+        _save(path, s1=tiles["s1"], labels=tiles["labels"])
         print(f"{table.stem}: {len(tiles['labels'])} tiles")
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays, software=np.array(MARK))
 
 
 def fit_buckets(x: np.ndarray, bits: int) -> transforms.Buckets:
@@ -68,7 +82,8 @@ def fit_buckets(x: np.ndarray, bits: int) -> transforms.Buckets:
 
 def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> None:
     """Writes quantile tables by bit depth as HDF5 groups '8bit' ... '1bit' and the scalar 'dim'."""
-    with h5py.File(path, "w") as f:
+    with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as f:
+        f.attrs["software"] = MARK
         for bits, table in tables.items():
             group = f.create_group(f"{bits}bit")
             group["quantiles"], group["midpoints"] = table.quantiles, table.midpoints
@@ -76,8 +91,11 @@ def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> Non
         f["dim"] = f.attrs["dim"]
 
 
-def fit_quantiles(run: str, h5py_dir: str, target: Path, samples: int) -> None:
+def fit_quantiles(
+    run: str, h5py_dir: str, target: Path, samples: int, overwrite: bool = False
+) -> None:
     """Bucket tables of every bit depth from patch embeddings (patch size 4, mean pooling)."""
+    check(target, Path(h5py_dir).glob("*.h5"), overwrite)
     model = models.load_checkpoint(run).model
     task = EvalTaskConfig(
         dataset="pretrain_subset", eval_mode="embedding_diagnostics",
@@ -105,6 +123,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--whole_patches", action="store_true")
     parser.add_argument("--checkpoint")
     parser.add_argument("--h5py_dir")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are not of this program"
+    )
     parser.add_argument("--samples", type=int, default=10_000)
     args = parser.parse_args(argv)
     needed = ("checkpoint", "h5py_dir") if args.what == "quantiles" else ("source",)
@@ -115,14 +136,14 @@ def main(argv: list[str]) -> int:
         if args.what == "pastis":
             convert_pastis(args.source, args.target, args.whole_patches)
         elif args.what == "mados":
-            convert_mados(args.source, args.target)
+            convert_mados(args.source, args.target, args.overwrite)
         elif args.what == "floods":
-            convert_floods(args.source, args.target)
+            convert_floods(args.source, args.target, args.overwrite)
         elif args.what == "geobench2":
             for name, count in geobench2.convert(args.source, args.target).items():
                 print(f"{name}: {count} samples")
         else:
-            fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples)
+            fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -130,4 +151,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(expand_home(sys.argv)[1:]))

@@ -27,11 +27,13 @@ from olmoearth_jax.interop.weights import (
 )
 from olmoearth_jax.modalities import closest
 
+FILES = (CONFIG_FILE, TORCH_FILE, NOTICE_FILE)
 VERBS = ("import", "export")
 
 
-def import_weights(source: str, target: str) -> list[str]:
+def import_weights(source: str, target: str, overwrite: bool = False) -> list[str]:
     """Writes a checkpoint from reference weights; returns the lines to print."""
+    outputs.check(Path(target).expanduser() / NOTICE_FILE, overwrite=overwrite)
     loaded = checkpoints.from_reference(hub.find(source), Path(source).name)
     step_folder = checkpoints.write(loaded, target, Path(source).name)
     return [f"checkpoint: {step_folder}", *_lines(loaded)]
@@ -50,8 +52,11 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     config = folder / CONFIG_FILE
     if (folder / "checkpoints").exists() or (config.is_file() and _of_a_run(config)):
         raise ValueError(f"{folder} is the folder of a run; export to another one")
-    held = [f for f in (CONFIG_FILE, TORCH_FILE, SAFETENSORS_FILE) if (folder / f).exists()]
-    if held and not (folder / NOTICE_FILE).exists() and not overwrite:
+    # An export holds the attribution and no safetensors, which would go as out of date.
+    exported = outputs.is_ours(folder / NOTICE_FILE)
+    names = (SAFETENSORS_FILE,) if exported else (*FILES, SAFETENSORS_FILE)
+    held = [f for f in names if (folder / f).exists()]
+    if held and not overwrite:
         raise ValueError(
             f"{folder} holds a {held[0]} that is no export of this program; give another "
             "--target, or --overwrite to replace it"
@@ -82,7 +87,7 @@ def define_flags() -> None:
         "checkpoint", None, "Export: run folder, checkpoints folder or step folder."
     )
     flags.DEFINE_string("target", None, "Folder to write.")
-    flags.DEFINE_bool("overwrite", False, "Replace weights that are no export.")
+    flags.DEFINE_bool("overwrite", False, "Replace files that are not of this program.")
 
 
 def main(argv: list[str]) -> None:
@@ -97,7 +102,7 @@ def main(argv: list[str]) -> None:
         if verb == "import":
             if not given.source:
                 raise app.UsageError("import needs --source.")
-            lines = import_weights(given.source, given.target)
+            lines = import_weights(given.source, given.target, given.overwrite)
         else:
             if not given.checkpoint:
                 raise app.UsageError("export needs --checkpoint.")

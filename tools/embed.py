@@ -426,7 +426,8 @@ def run(o: Options) -> list[str]:
     if o.searchlight and o.pooling not in domain.OUTPUTS:
         raise ValueError("--searchlight goes with --pooling=student or location")
     if single:
-        outputs.check(output, h5_files(source) if source.is_dir() else [source], o.overwrite)
+        read = h5_files(source) if source.is_dir() else [source]
+        outputs.check(output, [*read, *_model_files(o)], o.overwrite)
         model = _load(o)
         found = (
             array_samples(o, source)
@@ -436,11 +437,17 @@ def run(o: Options) -> list[str]:
         total = len(h5_files(source)) if source.is_dir() else 0
         return embed_samples(o, model, found, output, total)
     rasters, notes = _rasters(o)
-    held = [source, *(Path(raster.path) for raster in rasters)]
+    held = [source, *(Path(raster.path) for raster in rasters), *_model_files(o)]
     for path in (output, output.with_suffix(".json")):
         outputs.check(path, held, o.overwrite)
     with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
         return embed_rasters(o, _load(o), stack, output) + notes
+
+
+def _model_files(o: Options) -> list[Path]:
+    """The files of a model that is given as a folder."""
+    folder = Path(o.model).expanduser()
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
 
 
 def _say(line: str) -> None:

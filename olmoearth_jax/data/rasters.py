@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.data.convert.series import nearest_to_mid_month
 from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pixel_size, same_crs
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
+from olmoearth_jax.data.series import nearest_to_mid_month
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 

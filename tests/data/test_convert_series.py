@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data.convert import Conversion, Settings, convert
-from olmoearth_jax.data.convert.series import nearest_to_mid_month
 from olmoearth_jax.data.convert.tree import Cell
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage
+from olmoearth_jax.data.series import nearest_to_mid_month
 from tests.data.trees import add_modality, make_tree, write_rows
 
 CELLS = [Cell("EPSG:32633", 100 + i, -2000) for i in range(3)]

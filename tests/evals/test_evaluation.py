@@ -106,6 +106,23 @@ def test_results_are_kept_and_not_made_again(windows, tmp_path):
     assert "tiny" in report.table(first) and report.plot(first, tmp_path / "p.png")
 
 
+def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_path):
+    loaded = Loaded(tiny_model(), "tiny", 7, {})
+    plan = sweep.expand({"a": task(), "b": task(patch_size=8)})
+    found = sweep.evaluate(loaded, plan, TEST, tmp_path, say=lambda s: None)
+    step = tmp_path / "7.json"
+    whole = step.read_bytes()
+    for kept in ([], found[:1]):  # what the killed run had got into it
+        step.unlink()
+        if kept:
+            results.write_step(tmp_path, 7, kept)
+        (tmp_path / ".7.json.0123abcd.tmp").write_text("[")
+        lines: list[str] = []
+        assert sweep.evaluate(loaded, plan, TEST, tmp_path, say=lines.append) == found
+        assert not lines and step.read_bytes() == whole
+        assert not list(tmp_path.glob(".7.json.*"))
+
+
 def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
     bad = dataclasses.replace(task(), use_center_token=True)
     loaded = Loaded(tiny_model(), "tiny", 0, {})

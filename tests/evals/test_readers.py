@@ -291,6 +291,8 @@ def test_invalid_labels_of_any_type_are_marked(dtype):
     label = np.array([[1, 255], [0, 2]], dtype)
     valid = np.array([[1, 0], [1, 1]])
     assert window_label("segmentation", label, valid).tolist() == [[1, -1], [0, 2]]
+    gaps = np.array([[1, np.nan], [0, 2]])
+    assert window_label("segmentation", gaps, valid).tolist() == [[1, -1], [0, 2]]
     values = window_label("regression", label, valid)
     assert np.isnan(values[0, 1]) and values[1].tolist() == [0, 2]
 
@@ -313,5 +315,30 @@ def test_windows_keep_their_own_dates_and_decibels(monkeypatch, tmp_path, caplog
     own = open_split("t", settings, "train")[0][0]
     assert own["timestamps"].tolist() == [[15, 5, 2023], [1, 7, 2023]]
     np.savez(path, sentinel1=decibel, dates=np.array(["2023-06-15"]), **arrays)
-    with pytest.raises(ValueError, match="1 dates were given for 2 time steps"):
+    with pytest.raises(ValueError, match="window w0: 1 dates were given for 2 time steps"):
         open_split("t", settings, "train")[0]
+    stamps = np.array([[3, 0, 2020], [4, 1, 2020]])
+    np.savez(path, sentinel1=decibel, timestamps=stamps, **arrays)
+    assert open_split("t", settings, "train")[0][0]["timestamps"].tolist() == stamps.tolist()
+    np.savez(path, sentinel1=decibel, timestamps=stamps[::-1], **arrays)
+    with pytest.raises(ValueError, match="window w0: the dates are not in ascending order"):
+        open_split("t", settings, "train")[0]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_the_highest_unsigned_label_is_what_minus_one_became(monkeypatch, tmp_path, dtype, caplog):
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    write_windows(tmp_path / "yemen_crop", {"train": 2}, classes=2)
+    for path in (tmp_path / "yemen_crop").rglob("arrays.npz"):
+        arrays: dict[str, Any] = dict(np.load(path))
+        label = arrays["label"].copy()
+        label[..., 0, :] = -1
+        np.savez(path, **(arrays | {"label": label.astype(dtype)}))
+    split = open_split("t", task(), "train")
+    for _, label in (split[0], split[1]):
+        assert (label[0] == -1).all() and set(np.unique(label[1:])) <= {0, 1}
+    assert caplog.text.count(f"the label {np.iinfo(dtype).max}") == 1
+    arrays["label"] = np.full_like(arrays["label"], 200).astype(dtype)
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="holds label 200, outside"):
+        [split[i] for i in range(2)]

@@ -105,6 +105,22 @@ def test_int8_and_tiles(folder, rule):
         assert (np.sign(s) == np.sign(x))[inside & (np.abs(x) > 1e-4)].all()
 
 
+def test_maps_replace_maps_and_nothing_else(folder):
+    o = options(folder, "s2.tif", "again.tif", dates=["2021-04-15"])
+    assert embed.run(o)[0] == embed.run(o)[0]
+    (folder / "again.json").write_text('[{"path": "mine.tif"}]')
+    with pytest.raises(ValueError, match="again.json exists and was not written by this program"):
+        embed.run(o)
+    embed.run(dataclasses.replace(o, overwrite=True))
+    for to, change in (("s2.tif", {}), ("both.tif", {"input": [str(folder / "both.json")]}),
+                       ("model/ATTRIBUTION.tif", {})):  # fmt: skip
+        o = options(folder, "s2.tif", to, dates=["2021-04-15"], overwrite=True)
+        if to.startswith("model"):
+            (folder / "model" / "ATTRIBUTION.json").write_text("{}")
+        with pytest.raises(ValueError, match="would replace one of the inputs"):
+            embed.run(dataclasses.replace(o, **change))
+
+
 def test_tiles_cover_the_axis_once():
     for side, tile, overlap in ((100, 40, 8), (40, 40, 8), (44, 40, 8), (36, 16, 8), (8, 64, 16)):
         tiles = domain.tiles_of(side, tile, overlap, 4)

@@ -10,10 +10,10 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.rasters import Loaded
-from olmoearth_jax.data.convert.series import Date, nearest_to_mid_month
 from olmoearth_jax.data.convert.sources import Source
 from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.derived import to_decibel
+from olmoearth_jax.data.series import Date, nearest_to_mid_month
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
 
 SENTINEL1_NODATA = -32768

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.convert.series import Date
 from olmoearth_jax.data.derived import tile_latlon
+from olmoearth_jax.data.series import Date
 from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, Modality
 
 

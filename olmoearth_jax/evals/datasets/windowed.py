@@ -2,9 +2,10 @@
 
 One folder per window under `windows/<group>/`, with `metadata.json` (its option `eval_split` is
 train, val or test) and either `arrays.npz` ([C, T, H, W] per modality, `label`, optional `valid`
-and `dates`) or GeoTIFF layers. The option `dates` of metadata.json lists the dates of the time
-steps; without them they are the months that the catalogue's data have. The files are read directly;
-the rslearn package is not needed.
+and `dates` or `timestamps`) or GeoTIFF layers. The option `dates` of metadata.json lists the dates
+of the time steps; without any they are the months that the catalogue's data have. Labels of an
+unsigned type may hold its highest number for places to be ignored, which is what -1 becomes in it.
+The files are read directly; the rslearn package is not needed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ import numpy as np
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.tiles import is_decibel
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.dates import parse_dates
+from olmoearth_jax.dates import check_timestamps, parse_dates
 from olmoearth_jax.evals.datasets.base import (
     DataUnavailable,
     Location,
@@ -45,7 +47,7 @@ LAYERS = {
 class Windowed(Reader):
     """One split of a windowed data set."""
 
-    _said = False
+    _said: frozenset[str] = frozenset()
 
     layout = (
         "windows/<group>/<window>/ with metadata.json (option eval_split) and arrays.npz or "
@@ -83,35 +85,57 @@ class Windowed(Reader):
         return self.seeded_subset(items)
 
     def read(self, item) -> Raw:
-        return self.arranged(read_window(item, self.modalities))
+        arrays = read_window(item, self.modalities)
+        try:
+            return self.arranged(arrays)
+        except ValueError as e:
+            raise ValueError(f"window {item.name}: {e}") from None
 
     def arranged(self, arrays: dict[str, np.ndarray]) -> Raw:
         """Raw item of [C, T, H, W] arrays, `label` and `valid`; Sentinel-1 is linear power."""
         images = {m: arrays[m].transpose(2, 3, 1, 0) for m in self.modalities}
         if "sentinel1" in images:
             images["sentinel1"] = self._decibel(images["sentinel1"])
-        label = window_label(self.info.task_type, arrays["label"], arrays.get("valid"))
+        label = self._marked(arrays["label"])
+        label = window_label(self.info.task_type, label, arrays.get("valid"))
         steps = next(iter(images.values())).shape[2]
         if steps > MAX_STEPS:
             raise ValueError(f"windowed data may have at most {MAX_STEPS} time steps, got {steps}")
-        return Raw(images, label, _timestamps(arrays.get("dates"), steps))
+        return Raw(images, label, _timestamps(arrays, steps))
 
     def _decibel(self, power: np.ndarray) -> np.ndarray:
         """Backscatter in decibel: linear power, as the catalogue's data have it, or as it is."""
         real = power[np.isfinite(power) & (power != registry.MISSING)]
         if not is_decibel(real):
             return to_decibel(power)
-        if not self._said:
-            self._said = True
-            log.warning("Sentinel-1 of %s is decibel already and is taken as it is", self.folder)
+        self._say_once(f"Sentinel-1 of {self.folder} is decibel already and is taken as it is")
         return power
 
+    def _marked(self, label: np.ndarray) -> np.ndarray:
+        """Class labels whose highest unsigned number, where it is no class, became -1."""
+        if label.dtype.kind != "u" or "regression" in self.info.task_type:
+            return label
+        top = np.iinfo(label.dtype).max
+        gone = label == top
+        if top < self.info.num_classes or not gone.any():
+            return label
+        self._say_once(f"the label {top} of {self.folder} is no class and is ignored")
+        return np.where(gone, -1, label.astype(np.int64))
 
-def _timestamps(dates: np.ndarray | None, steps: int) -> np.ndarray:
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said |= {text}
+            log.warning("%s", text)
+
+
+def _timestamps(arrays: Mapping[str, np.ndarray], steps: int) -> np.ndarray:
     """The window's own dates; without any always the same months, as the reference reads them."""
-    if dates is None:
+    if "timestamps" in arrays:
+        stamps = check_timestamps(arrays["timestamps"].reshape(-1, 3))
+    elif "dates" in arrays:
+        stamps = parse_dates(arrays["dates"].reshape(-1).tolist())
+    else:
         return month_timestamps(FIRST_MONTH + np.arange(steps))
-    stamps = parse_dates(np.asarray(dates).reshape(-1).tolist())
     if len(stamps) != steps:
         raise ValueError(f"{len(stamps)} dates were given for {steps} time steps")
     return stamps.astype(np.int64)
@@ -135,7 +159,8 @@ def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) ->
     # Wide types first: an unsigned one has no room for the mark of what is invalid.
     if "regression" in task_type:
         return np.where(valid > 0, label.astype(np.float32), np.float32(np.nan))
-    return np.where((valid > 0) & np.isfinite(label), label.astype(np.int64), -1)
+    known = (valid > 0) & np.isfinite(label)
+    return np.where(known, np.where(known, label, 0).astype(np.int64), -1)
 
 
 def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarray]:
