@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged or made up end in the same sentence in everything that reads one."""
+"""Damaged and made-up checkpoints end in the same sentence in everything that reads one."""
 
 import json
 import shutil
