@@ -103,6 +103,7 @@ def evaluate(
         key = results.identity(wanted)
         if key in done:
             out.append(done[key])
+            results.complete_step(folder, loaded.step, done[key])
             continue
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
         try:

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import Conversion, Settings, convert
-from olmoearth_jax.data.convert.run import OVER
+from olmoearth_jax.data.convert.settings import GRIDS, OVER
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage
 from olmoearth_jax.data.pool import WorkerDied, default_workers
 from olmoearth_jax.modalities import MAX_TIMESTEPS
@@ -62,6 +62,18 @@ def _define_flags() -> None:
         f"Tiles of more than {MAX_TIMESTEPS} timesteps: drop them, or select per calendar month "
         "the date nearest its middle.",
     )
+    flags.DEFINE_string(
+        "name",
+        "",
+        "Form of the names of GeoTIFFs, such as {modality}_{date}_{tile}.tif, where --tile_path is "
+        "a folder of them without CSVs.",
+    )
+    flags.DEFINE_enum(
+        "grid",
+        "tile",
+        GRIDS,
+        "How such files are cut: at multiples of the tile size in their CRS, or from their corner.",
+    )
     flags.DEFINE_bool("skip_unreadable", False, "Drop tiles with unreadable files and go on.")
     flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: cores less reserved.")
@@ -90,6 +102,8 @@ def run(given: flags.FlagValues) -> Conversion:
         keep_unmatched=given.keep_unmatched_timesteps,
         min_timesteps=given.min_timesteps,
         over=given.over,
+        name=given.name,
+        grid=given.grid,
     )
     workers = given.num_workers
     if workers is None:

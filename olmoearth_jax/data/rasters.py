@@ -131,6 +131,14 @@ class Stack:
         for layer in self._layers:
             layer.file.close()
 
+    def dates_of(self, name: str) -> list[str]:
+        """The distinct days of a modality's images, ascending, as yyyy-mm-dd."""
+        return sorted({day.isoformat() for x in self._of(name) for day in x.dates})
+
+    def bands_of(self, name: str) -> list[str]:
+        """The bands of a modality that any of its rasters holds."""
+        return list(self._bands[name])
+
     def _of(self, name: str) -> list[Layer]:
         return [x for x in self._layers if x.modality.name == name]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.runner import TaskResult
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import remove_leftovers, write_atomically
 
 LINES = "results.jsonl"
 
@@ -80,10 +80,22 @@ def write_step(folder: Path, step: int, items: Sequence[Mapping[str, Any]]) -> P
     """Adds records to `evals/<step>.json`; the same task with the same settings is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step}.json"
-    old = json.loads(path.read_text()) if path.exists() else []
+    remove_leftovers(path)
+    old = _step_records(path)
     merged = {identity(r): r for r in [*old, *items]}
     write_atomically(path, json.dumps(list(merged.values()), indent=1) + "\n")
     return path
+
+
+def complete_step(folder: Path, step: int, item: Mapping[str, Any]) -> None:
+    """Adds a record of `results.jsonl` to `evals/<step>.json` where a crash came between them."""
+    held = {identity(r) for r in _step_records(folder / f"{step}.json")}
+    if identity(item) not in held:
+        write_step(folder, step, [item])
+
+
+def _step_records(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def identity(item: Mapping[str, Any]) -> str:

@@ -191,10 +191,14 @@ def test_windows_of_geotiffs(monkeypatch, tmp_path):
         path / "geotiff.tif", "w", driver="GTiff", width=8, height=8, count=1, dtype="uint8",
         transform=rasterio.Affine(10, 0, 0, 0, -10, 80),
     ) as out:  # fmt: skip
-        out.write(np.ones((1, 8, 8), "u1"))
+        label = np.ones((1, 8, 8), "u1")
+        label[0, 0] = 255
+        out.nodata = 255
+        out.write(label)
     (folder / "metadata.json").write_text('{"options": {"eval_split": "train"}}')
     sample, label = open_split("t", task(), "train")[0]
-    assert sample["sentinel2_l2a"].shape == (8, 8, 2, 12) and (label == 1).all()
+    assert sample["sentinel2_l2a"].shape == (8, 8, 2, 12)
+    assert (label[0] == -1).all() and (label[1:] == 1).all()
     (path / "geotiff.tif").unlink()
     with pytest.raises(ValueError, match="neither a label layer"):
         open_split("t", task(), "train")[0]
@@ -260,3 +264,54 @@ def test_every_record_of_the_catalogues_is_valid():
         assert len(tasks.official_tasks(version)) == count
     with pytest.raises(ValueError, match="did you mean 'mados'"):
         tasks.select(tasks.catalogue(), ["madso"])
+
+
+def test_cities_are_known_by_the_names_that_folders_have():
+    from olmoearth_jax.evals.datasets import cities
+
+    names = [c for row in cities.CONTINENTS.values() for c in row.split(", ")]
+    assert len(names) == len(set(names)) == 50
+    for name, home in (("Rio_de_Janeiro", "South America"), ("port-au-prince", "North America"),
+                       ("Cape Town", "Africa"), ("Wolfsburg", "Europe")):  # fmt: skip
+        assert cities.continent(name) == home
+    counts = {name.replace(" ", "_"): 2 for name in names}
+    parts = cities.split_units(counts, "by_continent")
+    assert sum(map(len, parts.values())) == 100
+    counts |= {"Atlantis": 1, "Eldorado": 1}
+    for mode in ("random", "by_city"):
+        assert sum(map(len, cities.split_units(counts, mode).values())) == 102
+    with pytest.raises(ValueError, match="no continent of Atlantis, Eldorado"):
+        cities.split_units(counts, "by_continent")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i2", "f4"])
+def test_invalid_labels_of_any_type_are_marked(dtype):
+    from olmoearth_jax.evals.datasets.windowed import window_label
+
+    label = np.array([[1, 255], [0, 2]], dtype)
+    valid = np.array([[1, 0], [1, 1]])
+    assert window_label("segmentation", label, valid).tolist() == [[1, -1], [0, 2]]
+    values = window_label("regression", label, valid)
+    assert np.isnan(values[0, 1]) and values[1].tolist() == [0, 2]
+
+
+def test_windows_keep_their_own_dates_and_decibels(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    write_windows(tmp_path / "oil_spill_detection", {"train": 1}, classes=2)
+    settings = task("oil_spill_detection", input_modalities=["sentinel1"])
+    path = tmp_path / "oil_spill_detection" / "windows" / "g" / "w0" / "arrays.npz"
+    arrays: dict[str, Any] = dict(np.load(path))
+    decibel = np.random.default_rng(0).uniform(-25, -5, (2, 2, 16, 16)).astype("f4")
+    found = []
+    for radar in (decibel, 10 ** (decibel / 10)):
+        np.savez(path, sentinel1=radar, **arrays)
+        found.append(open_split("t", settings, "train")[0][0])
+    np.testing.assert_allclose(found[0]["sentinel1"], found[1]["sentinel1"], atol=1e-4)
+    assert caplog.text.count("is decibel already") == 1
+    assert found[0]["timestamps"].tolist() == [[1, 8, 2022], [1, 9, 2022]]
+    np.savez(path, sentinel1=decibel, dates=np.array(["2023-06-15", "20230801"]), **arrays)
+    own = open_split("t", settings, "train")[0][0]
+    assert own["timestamps"].tolist() == [[15, 5, 2023], [1, 7, 2023]]
+    np.savez(path, sentinel1=decibel, dates=np.array(["2023-06-15"]), **arrays)
+    with pytest.raises(ValueError, match="1 dates were given for 2 time steps"):
+        open_split("t", settings, "train")[0]

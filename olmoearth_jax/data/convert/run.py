@@ -12,22 +12,21 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.convert import tiles, tree
-from olmoearth_jax.data.convert.index_csv import read_series
+from olmoearth_jax.data.convert import tiles
+from olmoearth_jax.data.convert.settings import Settings
+from olmoearth_jax.data.convert.sources import Say, Source
 from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.errors import ReadError
-from olmoearth_jax.data.h5_writer import Storage, write_csv, write_sample, write_tables
+from olmoearth_jax.data.h5_writer import write_csv, write_sample, write_tables
 from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
 from olmoearth_jax.data.pool import run_tasks
 from olmoearth_jax.data.progress import Progress
-from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS
 
 STATE_DIR = ".h5_conversion"
 CHECKSUM_FILE = "checksums.csv"
@@ -35,97 +34,6 @@ TILES_FILE = "sample_tiles.csv"
 DROPPED_FILE = "dropped.csv"
 NOTES_FILE = "notes.csv"
 RECORD_FILE = "conversion.json"
-
-OVER = ("refuse", "select")
-_NEWER = {"min_timesteps": MAX_TIMESTEPS, "over": "refuse"}
-
-Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is converted and how.
-
-    Attributes:
-      tree: folder of the GeoTIFFs and CSVs.
-      output_dir: folder in which the dataset's own folder is made.
-      modalities: to convert, in the order of the metadata's columns; () for all in the tree.
-      required: modalities without which a tile is dropped.
-      tile_px: side of a sample in pixels of the tile grid; divides 256.
-      storage: compression and chunks.
-      keep_unmatched: see `tiles.plan_time`.
-      min_timesteps: fewest timesteps of a tile's longest series.
-      over: what becomes of a longer series than the models take: its tile is dropped ('refuse'), or
-        it keeps per calendar month the date nearest its middle ('select').
-    """
-
-    tree: Path
-    output_dir: Path
-    modalities: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    tile_px: int = 128
-    storage: Storage = dataclasses.field(default_factory=Storage)
-    keep_unmatched: bool = False
-    min_timesteps: int = MAX_TIMESTEPS
-    over: str = "refuse"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_timesteps <= MAX_TIMESTEPS:
-            raise ValueError(
-                f"min_timesteps must lie in 1..{MAX_TIMESTEPS}, got {self.min_timesteps}"
-            )
-        if self.over not in OVER:
-            raise ValueError(f"over must be one of {', '.join(OVER)}, got {self.over!r}")
-        if self.over == "select" and self.keep_unmatched:
-            raise ValueError(
-                "a series cannot keep timesteps on dates that the longest one lacks "
-                "(keep_unmatched) where that is shortened (over=select)"
-            )
-        if not self.tree.is_dir():
-            raise ValueError(f"folder of GeoTIFFs does not exist: {self.tree}")
-        if self.tile_px < 1 or IMAGE_TILE_PX % self.tile_px:
-            raise ValueError(f"tile size must divide {IMAGE_TILE_PX}, got {self.tile_px}")
-        found = self.modalities or tree.find_modalities(self.tree)
-        if not found:
-            raise ValueError(f"{self.tree} holds no index such as 10_sentinel2_l2a_monthly.csv")
-        names = tree.check_names(found)
-        required = tree.check_names(self.required)
-        extra = [n for n in required if n not in names]
-        if extra:
-            raise ValueError(f"required modality {extra[0]!r} is not among the converted ones")
-        object.__setattr__(self, "modalities", names)
-        object.__setattr__(self, "required", required)
-
-    @property
-    def pieces(self) -> int:
-        """Samples per tile."""
-        return (IMAGE_TILE_PX // self.tile_px) ** 2
-
-    def scan_digest(self) -> str:
-        """Identifies what the scan of a tile depends on, besides the tile's files."""
-        records = {n: dataclasses.asdict(registry.get(n)) for n in self.modalities}
-        return text_digest([str(self.tree.absolute()), records])
-
-    def digest(self) -> str:
-        """Identifies what the content of the dataset depends on, besides the files."""
-        parts = [self.required, self.tile_px, dataclasses.asdict(self.storage), self.keep_unmatched]
-        newer = self.changed()
-        extra = [newer] if newer else []
-        return text_digest([self.scan_digest(), list(self.modalities), *parts, *extra])
-
-    def changed(self) -> dict[str, Any]:
-        """The settings of later versions that differ from what earlier ones did."""
-        return {k: getattr(self, k) for k, v in _NEWER.items() if getattr(self, k) != v}
-
-    def record(self) -> dict[str, Any]:
-        """All settings, for the dataset's record; later ones only where they were used."""
-        known = dataclasses.asdict(self)
-        return {k: v for k, v in known.items() if k not in _NEWER} | self.changed()
-
-    @property
-    def length(self) -> tiles.Length:
-        """How many timesteps a tile must have."""
-        return tiles.Length(self.min_timesteps, self.over == "select")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +65,7 @@ class _Kept:
 @dataclasses.dataclass(frozen=True)
 class _WriteTask:
     settings: Settings
+    source: Source
     kept: _Kept
     folder: Path
     finished: Mapping[int, str]
@@ -181,17 +90,9 @@ def convert(
     """
     state = settings.output_dir / STATE_DIR
     with lock_folder(state, "a conversion"):
-        series = {n: read_series(settings.tree, n) for n in settings.modalities}
-        ignored = {n: s.ignored for n, s in series.items() if s.ignored}
-        if say and ignored:
-            text = ", ".join(f"{count} of {name}" for name, count in ignored.items())
-            say(f"ignored CSV rows that repeat a timestep or are out of order: {text}")
-            for name, listed in series.items():
-                if listed.lost:
-                    first = ", ".join(listed.lost[:3])
-                    say(f"{len(listed.lost)} tiles of {name} have no image_idx 0, such as {first}")
-        jobs = tree.enumerate_tiles(series)
-        scans, problems = _scan(settings, jobs, workers, say)
+        source = settings.source()
+        jobs = source.jobs(say)
+        scans, problems = _scan(settings, source, jobs, workers, say)
         if problems and not skip_unreadable:
             shown = "; ".join(list(problems.values())[:5])
             raise ValueError(
@@ -203,33 +104,21 @@ def convert(
         if not kept:
             reasons = "; ".join(f"{t}: {r}" for t, r in list(dropped.items())[:3])
             raise ValueError(f"no tile of {settings.tree} can be used ({reasons or 'no tiles'})")
-        return _write(settings, kept, dropped, removed, workers, say)
-
-
-def _signature(settings: Settings, job: TileJob) -> str:
-    """Changes when a file of the tile or its dates do."""
-    files = []
-    for path in tree.raster_paths(settings.tree, job, job.dates):
-        try:
-            status = path.stat()
-            files.append((path.name, status.st_size, status.st_mtime_ns))
-        except OSError:
-            files.append((path.name, None, None))
-    return text_digest([files, dict(job.dates)])
+        return _write(settings, source, kept, dropped, removed, workers, say)
 
 
 def _scan(
-    settings: Settings, jobs: Sequence[TileJob], workers: int, say: Say | None
+    settings: Settings, source: Source, jobs: Sequence[TileJob], workers: int, say: Say | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(per tile its signature and unusable modalities, problems of tiles that cannot be read)."""
     journal = Journal(settings.output_dir / STATE_DIR / f"{settings.scan_digest()}.scan.jsonl")
     problems: dict[str, str] = {}
     todo = []
     for job in jobs:
-        signature = _signature(settings, job)
+        signature = source.signature(job)
         known = journal.records.get(_key(job), {})
         if known.get("signature") != signature or "empty" not in known:
-            todo.append((settings.tree, job, signature))
+            todo.append((source, job, signature))
     progress = Progress(len(todo), "tiles scanned", say)
     with journal:
         for (_, job, signature), found in run_tasks(_scan_tile, todo, workers):
@@ -246,7 +135,7 @@ def _key(job: TileJob) -> str:
     return f"{job.cell}_{job.cell.factor}"
 
 
-def _scan_tile(task: tuple[Path, TileJob, str]) -> tiles.Findings | str:
+def _scan_tile(task: tuple[Source, TileJob, str]) -> tiles.Findings | str:
     """What a tile holds, or why it cannot be read."""
     try:
         return tiles.inspect(*task[:2])
@@ -300,6 +189,7 @@ def _select(
 
 def _write(
     settings: Settings,
+    source: Source,
     kept: Sequence[_Kept],
     dropped: dict[str, str],
     removed: list[tuple[str, str, str]],
@@ -321,8 +211,8 @@ def _write(
     for stale in partial.parent.glob(f".*.{settings.digest()}.partial"):
         if stale != partial:
             shutil.rmtree(stale)
-    written = _write_samples(settings, kept, partial, workers, say)
-    _write_reports(settings, kept, dropped, removed, partial)
+    written = _write_samples(settings, source, kept, partial, workers, say)
+    _write_reports(settings, source, kept, dropped, removed, partial)
     if notes:
         write_csv(partial / NOTES_FILE, ("tile", "modality", "note"), notes)
     text = {"content": content, "settings": settings.record(), "tiles": len(kept)}
@@ -355,7 +245,12 @@ def _check_complete(folder: Path, content: str) -> None:
 
 
 def _write_samples(
-    settings: Settings, kept: Sequence[_Kept], folder: Path, workers: int, say: Say | None
+    settings: Settings,
+    source: Source,
+    kept: Sequence[_Kept],
+    folder: Path,
+    workers: int,
+    say: Say | None,
 ) -> int:
     """Writes what is not there yet, and the checksums. Returns how many files it wrote."""
     for leftover in folder.glob("*.tmp"):
@@ -370,7 +265,7 @@ def _write_samples(
             finished = {
                 n: r["digest"] for n, r in known.items() if r.get("signature") == tile.signature
             }
-            yield _WriteTask(settings, tile, folder, finished)
+            yield _WriteTask(settings, source, tile, folder, finished)
 
     written = 0
     with journal:
@@ -400,8 +295,8 @@ def _write_tile(task: _WriteTask) -> dict[int, str]:
     if len(done) == len(paths):
         return done
     plan = _plan(settings, kept.job, kept.names, kept.empty)
-    centre = np.array(tree.centre(kept.job.cell))
-    cut = tiles.pieces(settings.tree, kept.job, kept.names, plan, settings.tile_px)
+    centre = np.array(task.source.centre(kept.job.cell))
+    cut = tiles.pieces(task.source, kept.job, kept.names, plan, settings.pieces)
     for (number, path), arrays in zip(paths.items(), cut, strict=True):
         if number not in done:
             write_sample(path, arrays, plan.timestamps, plan.masks, centre, settings.storage)
@@ -411,6 +306,7 @@ def _write_tile(task: _WriteTask) -> dict[int, str]:
 
 def _write_reports(
     settings: Settings,
+    source: Source,
     kept: Sequence[_Kept],
     dropped: Mapping[str, str],
     removed: Sequence[tuple[str, str, str]],
@@ -424,7 +320,7 @@ def _write_reports(
         for piece in range(settings.pieces):
             rows.append([tile.first + piece, *present])
             places.append([tile.first + piece, cell.crs, cell.col, cell.row, piece])
-            centres.append(tree.centre(cell))
+            centres.append(source.centre(cell))
     write_tables(folder, settings.modalities, rows, np.array(centres, np.float64), settings.storage)
     write_csv(folder / TILES_FILE, ("sample_index", "crs", "col", "row", "subtile"), places)
     lost = [(tile, "", reason) for tile, reason in dropped.items()]

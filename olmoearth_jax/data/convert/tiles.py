@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data.convert.rasters import Loaded, load_modality
+from olmoearth_jax.data.convert.rasters import Loaded
 from olmoearth_jax.data.convert.series import Date, nearest_to_mid_month
+from olmoearth_jax.data.convert.sources import Source
 from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS, MISSING
+from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
 
 SENTINEL1_NODATA = -32768
 ERA5L_NODATA = -9999.0
@@ -82,7 +83,7 @@ class Findings:
     empty: dict[str, list[int]]
 
 
-def inspect(tree: Path, job: TileJob) -> Findings:
+def inspect(source: Source, job: TileJob) -> Findings:
     """Reads every modality of a tile.
 
     Raises:
@@ -90,7 +91,7 @@ def inspect(tree: Path, job: TileJob) -> Findings:
     """
     found = Findings({}, {}, {})
     for name in job.dates:
-        loaded = load_modality(tree, job, name)
+        loaded = source.load(job, name)
         gone = loaded.missing
         present = loaded.values if gone is None else loaded.values[~gone]
         reason = fault(name, present) if present.size else "holds nothing but missing values"
@@ -240,20 +241,20 @@ def drop_reason(
 
 
 def pieces(
-    tree: Path, job: TileJob, names: Sequence[str], plan: TimePlan, tile_px: int
+    source: Source, job: TileJob, names: Sequence[str], plan: TimePlan, count: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each piece of a tile, row by row; series hold only the stored timesteps.
+    """The arrays of each of `count` pieces of a tile, row by row; of series the stored timesteps.
 
     Raises:
       ReadError: a raster cannot be read.
     """
     whole = {}
     for name in names:
-        loaded = load_modality(tree, job, name)
+        loaded = source.load(job, name)
         if name == "sentinel1":
             loaded.values = _backscatter(loaded)
         whole[name] = loaded.filled(plan.steps.get(name, slice(None)))
-    per_side = IMAGE_TILE_PX // tile_px
+    per_side = math.isqrt(count)
     for i in range(per_side):
         for j in range(per_side):
             yield {n: _cut(v, i, j, per_side) if v.ndim == 4 else v for n, v in whole.items()}

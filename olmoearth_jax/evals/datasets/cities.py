@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,17 @@ from olmoearth_jax.evals.tasks import known
 
 SEED = 42
 CONTINENTS = {
-    "Africa": "Abidjan Accra Addis_Ababa Algiers Cairo Cape_Town Casablanca Dar_es_Salaam Dakar "
-    "Johannesburg Kinshasa Lagos Luanda Nairobi Tunis",
-    "Asia": "Bangkok Beijing Delhi Dhaka Hanoi Jakarta Karachi Kyoto Manila Mecca Mumbai Osaka "
-    "Riyadh Seoul Shanghai Singapore Tehran Tokyo Wuhan",
-    "Europe": "Amsterdam Athens Barcelona Berlin Istanbul Kyiv Lisbon London Madrid Moscow "
-    "Paris Rome Stockholm Vienna Warsaw",
-    "North America": "Chicago Denver Havana Houston Los_Angeles Mexico_City Miami Montreal "
-    "New_York Toronto Vancouver",
-    "South America": "Bogota Buenos_Aires Lima Manaus Quito Rio_de_Janeiro Santiago Sao_Paulo",
-    "Oceania": "Auckland Melbourne Perth Suva Sydney",
+    "Africa": "Cairo, Cape Town, Johannesburg, Kampala, Kigali, Kinshasa, Lagos, Marrakesh, "
+    "Nairobi",
+    "Asia": "Bangkok, Jakarta, Kuala Lumpur, Kyoto, Mecca, Mumbai, Shanghai, Wuhan",
+    "Europe": "Athens, Barcelona, Berlin, Istanbul, Lugano, Matterhorn, Oslo, Reykjavik, Rome, "
+    "Wolfsburg",
+    "North America": "Calgary, Denver, Houston, Kansas City, Los Angeles, Mexico City, New York, "
+    "Port-au-Prince, San Francisco, San Jose, Toronto",
+    "Oceania": "Auckland, Melbourne, Perth, Suva, Sydney",
+    "South America": "Buenos Aires, Caracas, Itaituba, Lima, Montevideo, Rio de Janeiro, Santiago",
 }
-"""Continent of each city; the Americas are two, Istanbul is European, Mecca Asian."""
+"""The 50 cities by continent; the Americas are two, Istanbul is European, Mecca Asian."""
 
 Unit = tuple[str, int]
 
@@ -65,8 +65,31 @@ def continent(city: str) -> str:
     Raises:
       ValueError: a city that is not in the table.
     """
-    homes = {c: name for name, cities in CONTINENTS.items() for c in cities.split()}
-    return homes[known("city", city, homes)]
+    homes = {_plain(c): name for name, cs in CONTINENTS.items() for c in cs.split(", ")}
+    if _plain(city) not in homes:
+        raise ValueError(f"the continent of the city {city!r} is not known")
+    return homes[_plain(city)]
+
+
+def _plain(city: str) -> str:
+    """A name as folders may write it: 'Cape_Town' is 'Cape Town'."""
+    return re.sub(r"[\s_\-]+", " ", city).lower()
+
+
+def _by_continent(cities: Iterable[str]) -> dict[str, str]:
+    """Continent of each city; all that are unknown are named at once."""
+    out, unknown = {}, []
+    for city in cities:
+        try:
+            out[city] = continent(city)
+        except ValueError:
+            unknown.append(city)
+    if unknown:
+        raise ValueError(
+            f"the split by continent knows no continent of {', '.join(sorted(unknown))}; the "
+            "splits 'random' and 'by_city' take any city"
+        )
+    return out
 
 
 def cut_counts(n: int) -> tuple[int, int]:
@@ -87,8 +110,8 @@ def split_units(counts: Mapping[str, int], mode: str) -> dict[str, list[Unit]]:
     """
     known("split mode", mode, ("random", "by_city", "by_continent"))
     tiles = {city: [(city, i) for i in range(n)] for city, n in sorted(counts.items())}
-    unit = continent if mode == "by_continent" else str
-    keys: list[Any] = sorted({unit(city) for city in tiles})
+    unit = _by_continent(tiles) if mode == "by_continent" else {city: city for city in tiles}
+    keys: list[Any] = sorted(set(unit.values()))
     if mode == "random":
         keys = sorted(t for ts in tiles.values() for t in ts)
     random.Random(SEED).shuffle(keys)
@@ -98,6 +121,6 @@ def split_units(counts: Mapping[str, int], mode: str) -> dict[str, list[Unit]]:
     if mode == "random":
         return parts
     return {
-        split: [t for city in tiles if unit(city) in chosen for t in tiles[city]]
+        split: [t for city in tiles if unit[city] in chosen for t in tiles[city]]
         for split, chosen in parts.items()
     }

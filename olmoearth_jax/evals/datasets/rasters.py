@@ -13,6 +13,20 @@ def read_raster(path: str | Path) -> np.ndarray:
     Raises:
       ValueError: missing or unreadable file, or no rasterio.
     """
+    return _read(path)[0]
+
+
+def read_label(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_raster`, and bool [bands, H, W]: false where the file declares that it has no data.
+
+    A declared nodata value of a label raster is a value to be ignored; without one all counts.
+    """
+    values, flags = _read(path)
+    return values, flags > 0
+
+
+def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(values, mask of GDAL: 0 is no data)."""
     try:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
@@ -24,6 +38,6 @@ def read_raster(path: str | Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as source:
-                return source.read()
+                return source.read(), source.read_masks()
     except RasterioIOError as e:
         raise ValueError(f"{path} cannot be read as a raster: {e}") from e

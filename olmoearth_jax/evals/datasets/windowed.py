@@ -1,13 +1,16 @@
 """Windowed rasters: the layout of rslearn datasets, and any data put into it (section 13.6).
 
 One folder per window under `windows/<group>/`, with `metadata.json` (its option `eval_split` is
-train, val or test) and either `arrays.npz` ([C, T, H, W] per modality, `label`, optional `valid`)
-or GeoTIFF layers. The files are read directly; the rslearn package is not needed.
+train, val or test) and either `arrays.npz` ([C, T, H, W] per modality, `label`, optional `valid`
+and `dates`) or GeoTIFF layers. The option `dates` of metadata.json lists the dates of the time
+steps; without them they are the months that the catalogue's data have. The files are read directly;
+the rslearn package is not needed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.convert.tiles import is_decibel
 from olmoearth_jax.data.derived import to_decibel
+from olmoearth_jax.dates import parse_dates
 from olmoearth_jax.evals.datasets.base import (
     DataUnavailable,
     Location,
@@ -23,7 +28,9 @@ from olmoearth_jax.evals.datasets.base import (
     Reader,
     month_timestamps,
 )
-from olmoearth_jax.evals.datasets.rasters import read_raster
+from olmoearth_jax.evals.datasets.rasters import read_label, read_raster
+
+log = logging.getLogger(__name__)
 
 FIRST_MONTH = 2022 * 12 + 8
 MAX_STEPS = 13
@@ -37,6 +44,8 @@ LAYERS = {
 
 class Windowed(Reader):
     """One split of a windowed data set."""
+
+    _said = False
 
     layout = (
         "windows/<group>/<window>/ with metadata.json (option eval_split) and arrays.npz or "
@@ -80,13 +89,32 @@ class Windowed(Reader):
         """Raw item of [C, T, H, W] arrays, `label` and `valid`; Sentinel-1 is linear power."""
         images = {m: arrays[m].transpose(2, 3, 1, 0) for m in self.modalities}
         if "sentinel1" in images:
-            images["sentinel1"] = to_decibel(images["sentinel1"])
+            images["sentinel1"] = self._decibel(images["sentinel1"])
         label = window_label(self.info.task_type, arrays["label"], arrays.get("valid"))
         steps = next(iter(images.values())).shape[2]
         if steps > MAX_STEPS:
             raise ValueError(f"windowed data may have at most {MAX_STEPS} time steps, got {steps}")
-        # Always the same months, whatever the real dates are: so the reference reads them.
-        return Raw(images, label, month_timestamps(FIRST_MONTH + np.arange(steps)))
+        return Raw(images, label, _timestamps(arrays.get("dates"), steps))
+
+    def _decibel(self, power: np.ndarray) -> np.ndarray:
+        """Backscatter in decibel: linear power, as the catalogue's data have it, or as it is."""
+        real = power[np.isfinite(power) & (power != registry.MISSING)]
+        if not is_decibel(real):
+            return to_decibel(power)
+        if not self._said:
+            self._said = True
+            log.warning("Sentinel-1 of %s is decibel already and is taken as it is", self.folder)
+        return power
+
+
+def _timestamps(dates: np.ndarray | None, steps: int) -> np.ndarray:
+    """The window's own dates; without any always the same months, as the reference reads them."""
+    if dates is None:
+        return month_timestamps(FIRST_MONTH + np.arange(steps))
+    stamps = parse_dates(np.asarray(dates).reshape(-1).tolist())
+    if len(stamps) != steps:
+        raise ValueError(f"{len(stamps)} dates were given for {steps} time steps")
+    return stamps.astype(np.int64)
 
 
 def _options(folder: Path) -> dict:
@@ -104,9 +132,10 @@ def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) ->
         label, valid = label.reshape(label.shape[-2:]), valid.reshape(valid.shape[-2:])
     else:
         label, valid = label.reshape(()), valid.reshape(())
+    # Wide types first: an unsigned one has no room for the mark of what is invalid.
     if "regression" in task_type:
-        return np.where(valid > 0, label, np.nan).astype(np.float32)
-    return np.where(valid > 0, label, -1).astype(np.int64)
+        return np.where(valid > 0, label.astype(np.float32), np.float32(np.nan))
+    return np.where((valid > 0) & np.isfinite(label), label.astype(np.int64), -1)
 
 
 def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -123,7 +152,8 @@ def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarr
         arrays = {m: _read_layers(folder, m) for m in modalities}
         found = sorted((folder / "layers" / "label").glob("*/geotiff.tif"))
         if found:
-            arrays["label"] = read_raster(found[0])[:1, None]
+            label, valid = read_label(found[0])
+            arrays |= {"label": label[:1, None], "valid": valid[:1, None]}
         else:
             options = _options(folder)
             if "label" not in options:
@@ -131,6 +161,9 @@ def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarr
                     f"window {folder.name} has neither a label layer nor an option 'label'"
                 )
             arrays["label"] = np.asarray(options["label"])
+    options = _options(folder)
+    if "dates" in options:
+        arrays["dates"] = np.asarray(options["dates"])
     for key in (*modalities, "label"):
         if key not in arrays:
             raise ValueError(f"window {folder.name} lacks {key!r}; it holds {', '.join(arrays)}")
