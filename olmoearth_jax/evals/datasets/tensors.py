@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals import bands
 from olmoearth_jax.evals.datasets.archives import load_torch
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
@@ -22,8 +23,7 @@ def load_either(location: Location, stem: Path) -> Any:
     path = location.either(*(stem.with_name(stem.name + kind) for kind in kinds))
     if path.suffix == ".pt":
         return load_torch(path)
-    stored = np.load(path)
-    return stored if path.suffix == ".npy" else dict(stored)
+    return npy_file.read(path)
 
 
 def load_table(location: Location, stem: Path, *keys: str) -> list[np.ndarray]:
