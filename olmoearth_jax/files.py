@@ -8,6 +8,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from olmoearth_jax.proposals import nearest
+
+_POINTER = b"version https://git-lfs"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,6 +31,27 @@ def remove_leftovers(path: Path) -> None:
     """
     for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
         left.unlink(missing_ok=True)
+
+
+def is_pointer(path: Path) -> bool:
+    """Is the file what Git leaves in a large file's place where Git LFS has not fetched it?
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def no_folder(path: Path) -> str:
+    """Says that there is no such folder, and which one beside it was probably meant."""
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.is_dir()]
+    except OSError:
+        names = []
+    near = nearest(path.name, names)
+    meant = "" if near is None else f"; did you mean {path.parent / near}?"
+    return f"there is no folder {path}{meant}"
 
 
 def write_atomically(path: Path, text: str) -> None:

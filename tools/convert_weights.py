@@ -3,9 +3,9 @@
     python -m tools.convert_weights import --source=DIR --target=DIR
     python -m tools.convert_weights export --checkpoint=DIR --target=DIR
 
-The reference's layout is a folder with config.json and weights.pth (needs PyTorch) or
-model.safetensors; --source may also be a published name such as OlmoEarth-v1_2-Nano. Prints the
-digest of the parameters last. Ready-made checkpoints and training runs can both be exported.
+The reference's layout is a folder with config.json and weights.pth or model.safetensors (PyTorch
+is not needed); --source may also be a published name such as OlmoEarth-v1_2-Nano. Prints the digest
+of the parameters last. Ready-made checkpoints and training runs can both be exported.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
 def _of_a_run(config: Path) -> bool:
     try:
         return {"trainer", "train_module"} <= set(json.loads(config.read_text()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError, OSError):
         return False
 
 

@@ -39,7 +39,7 @@ from absl import logging as absl_logging
 
 import olmoearth_jax
 from olmoearth_jax import Sample, modalities, outputs
-from olmoearth_jax.data import timesteps
+from olmoearth_jax.data import npy_file, timesteps
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.data.rasters import (
@@ -298,8 +298,9 @@ def array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
       ValueError: it cannot be read, or its arrays are not those of a sample.
     """
     try:
-        with np.load(source) as stored:
-            held = {key: stored[key] for key in stored.files}
+        held = npy_file.read(source)
+        if not isinstance(held, dict):
+            raise ValueError("it holds a single array")
     except (OSError, ValueError) as e:
         raise ValueError(f"{source} cannot be read as an .npz file of arrays: {e}") from None
     names = [k for k in held if k not in ("dates", "timestamps") and not k.startswith("bands_")]

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import chunk_index, quality
+from olmoearth_jax.data import chunk_index, npy_file, quality
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
@@ -198,7 +198,7 @@ class _Collector:
 
 def _centres(folder: Path) -> np.ndarray | None:
     with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(folder / LATLON_FILE, allow_pickle=False)
+        return npy_file.read(folder / LATLON_FILE)
     return None
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import nominal_tile_px, open_sample
 from olmoearth_jax.data.remote import AnyPath, location
@@ -316,8 +318,10 @@ def read_metadata(folder: AnyPath) -> tuple[list[str], np.ndarray]:
 def _load_array(path: AnyPath) -> np.ndarray:
     try:
         with path.open("rb") as file:
-            return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return npy_file.array(file, size)
+    except (OSError, ValueError, EOFError, MemoryError) as e:
         raise ValueError(f"cannot read {path} as a NumPy array: {e}") from e
 
 

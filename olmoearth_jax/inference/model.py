@@ -24,6 +24,7 @@ from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import dense, latent_mim, pooling
 from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.model.searchlight import WINDOW_PX
+from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -356,13 +357,11 @@ def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> che
         return checkpoints.from_reference(folder, Path(path_or_hub_id).name)
     try:
         return checkpoints.read(folder, with_target=False)
-    except ValueError as e:
-        if "No complete checkpoint" in str(e):
-            raise ValueError(
-                f"{folder} holds neither published weights (config.json with weights.pth or "
-                "model.safetensors) nor a checkpoint of ours (checkpoints/<step>)"
-            ) from None
-        raise
+    except NoCheckpoint:
+        raise ValueError(
+            f"{folder} holds neither published weights (config.json with weights.pth or "
+            "model.safetensors) nor a checkpoint of ours (checkpoints/<step>)"
+        ) from None
 
 
 def load_pretrained(

@@ -57,6 +57,7 @@ def from_reference(folder: str | Path, name: str = "") -> Weights:
       ValueError: unreadable files, or tensors that do not fit the config, listed by side.
     """
     read = weights.read_folder(folder)
+    _form(read.config, f"{folder}: {weights.CONFIG_FILE}")
     try:
         params, target, extras = torch_keys.from_state_dict(read.state, read.config)
     except ValueError as e:
@@ -148,9 +149,21 @@ def _model(folder: Path, values: Any) -> tuple[ModelConfig, dict[str, list[Any]]
         config = schema.convert(ModelConfig, values, "model")
         if absurd := limits.judge(values, "model"):
             raise ValueError("; ".join(absurd.values()))
-        return config, integrity.describe(latent_mim.graph(config)[1])
-    except (ValueError, TypeError, ArithmeticError) as e:
+    except (ValueError, TypeError) as e:
         raise ValueError(f"the checkpoint {folder} holds no valid model config: {e}") from e
+    return config, integrity.describe(_form(config, f"the checkpoint {folder}"))
+
+
+def _form(config: ModelConfig, where: str) -> Any:
+    """The shapes of a model's parameters.
+
+    Raises:
+      ValueError: there is no such model, as its sizes do not fit each other.
+    """
+    try:
+        return latent_mim.graph(config)[1]
+    except (ValueError, TypeError, ArithmeticError) as e:
+        raise ValueError(f"{where} holds a config of no model: {e}") from e
 
 
 def _is_range(ranges: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from olmoearth_jax.configlib import limits, schema
 from olmoearth_jax.configlib.nesting import too_deep
+from olmoearth_jax.files import is_pointer
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
@@ -183,8 +184,13 @@ def load(path: Path) -> Any:
     Raises:
       ValueError: missing or not JSON; the message names the file.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder, pipe or device")
+        if path.exists() and is_pointer(path):
+            raise ValueError("it is a Git LFS pointer; run 'git lfs pull' in its folder")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"there is no config file {path}") from None
     except RecursionError:

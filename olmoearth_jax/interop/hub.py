@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from olmoearth_jax.files import no_folder
 from olmoearth_jax.interop.weights import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
 from olmoearth_jax.modalities import closest
 
@@ -69,7 +70,14 @@ def find(name: str | Path, revision: str | None = None) -> Path:
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file; give the folder that holds {CONFIG_FILE}")
         return folder
-    return _download(repository(str(name)), revision)
+    try:
+        return _download(repository(str(name)), revision)
+    except ValueError as e:
+        # A path is most often a slip, but 'owner/name' may be meant for the hub.
+        told = no_folder(folder) if len(folder.parts) > 1 else ""
+        if "did you mean" in told:
+            raise ValueError(f"{told} And as a name of the hub: {e}") from None
+        raise
 
 
 def _download(repo: str, revision: str | None) -> Path:

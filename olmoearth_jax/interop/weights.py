@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.files import remove_leftovers, replacing
+from olmoearth_jax.files import is_pointer, no_folder, remove_leftovers, replacing
 from olmoearth_jax.interop import config_json, torch_file
 from olmoearth_jax.interop.plain_pickle import PickleRefused
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.proposals import nearest
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ SAFETENSORS_FILE = "model.safetensors"
 NOTICE_FILE = "ATTRIBUTION.md"
 LICENSE_URL = "https://github.com/allenai/olmoearth_pretrain/blob/main/LICENSE"
 
+_LONGEST_KEY = 400
 # Heads of auxiliary losses that some releases still carry; no loader builds them.
 TRAINING_ONLY = ("supervision_head.", "location_token_distillation_head.")
 
@@ -81,9 +82,14 @@ def decode_only_record(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def is_reference_folder(folder: Path) -> bool:
-    """Does it hold a config and weights of the reference's layout?"""
-    files = (TORCH_FILE, SAFETENSORS_FILE)
-    return (folder / CONFIG_FILE).is_file() and any((folder / f).is_file() for f in files)
+    """Does it hold weights of the reference's layout, and a config or at least no checkpoint?"""
+    held = any((folder / file).is_file() for file in (TORCH_FILE, SAFETENSORS_FILE))
+    return held and ((folder / CONFIG_FILE).is_file() or not _is_run(folder))
+
+
+def _is_run(folder: Path) -> bool:
+    """Does it hold checkpoints of this package, or is it one?"""
+    return any((folder / part).is_dir() for part in ("checkpoints", "meta"))
 
 
 def read_folder(folder: str | Path) -> Reference:
@@ -94,31 +100,57 @@ def read_folder(folder: str | Path) -> Reference:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}{_similar(folder)}")
+        raise ValueError(no_folder(folder))
+    held = [file for file in (TORCH_FILE, SAFETENSORS_FILE) if (folder / file).is_file()]
+    if not held and _is_run(folder):
+        raise ValueError(
+            f"{folder} holds a checkpoint of this package, which needs no import; other programs "
+            f"read it after python -m tools.convert_weights export --checkpoint={folder} "
+            "--target=DIR"
+        )
     config = config_json.read(folder / CONFIG_FILE)
     doc = config_json.load(folder / CONFIG_FILE)
-    if (folder / TORCH_FILE).is_file():
-        raw = _read_torch(folder / TORCH_FILE)
-    elif (folder / SAFETENSORS_FILE).is_file():
-        raw = _read_safetensors(folder / SAFETENSORS_FILE)
-    else:
+    if not held:
         raise ValueError(f"{folder} holds neither {TORCH_FILE} nor {SAFETENSORS_FILE}")
+    path = folder / held[0]
+    with _told(path):
+        if is_pointer(path):
+            raise ValueError(
+                f"{path} is a Git LFS pointer and not the weights: run 'git lfs pull' in its "
+                "folder, or download the file from the Hub"
+            )
+    raw = _read_torch(path) if held[0] == TORCH_FILE else _read_safetensors(path)
+    if odd := [key for key in raw if len(key) > _LONGEST_KEY or not key.isprintable()]:
+        raise ValueError(f"{path} is not a plain state dict: {_shown(odd)} is no name of a tensor")
     state = _clean(raw)
     broken = [key for key, value in state.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
             f"the weights in {folder} are not finite in {len(broken)} tensors: "
-            f"{', '.join(broken[:5])}; they come from a diverged run or a damaged file"
+            f"{_shown(broken)}; they come from a diverged run or a damaged file"
         )
-    return Reference(config, state, decode_only_of(doc))
+    try:
+        return Reference(config, state, decode_only_of(doc))
+    except ValueError as e:
+        raise ValueError(f"{folder / CONFIG_FILE}: {e}") from None
 
 
-def _similar(folder: Path) -> str:
-    """ "; did you mean ...?" where a folder beside it has almost that name."""
-    beside = folder.parent
-    names = [p.name for p in beside.iterdir() if p.is_dir()] if beside.is_dir() else []
-    near = nearest(folder.name, names)
-    return "" if near is None else f"; did you mean {beside / near}?"
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says which file cannot be read."""
+    try:
+        yield
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read ({e.strerror or e})") from None
+
+
+def _shown(keys: Iterable[Any]) -> str:
+    """The first few keys, on one line; they come from the file and may hold anything."""
+    return ", ".join(_plain(key, 80) for key in list(keys)[:5])
+
+
+def _plain(text: Any, most: int) -> str:
+    return str(text)[:most].encode("unicode_escape").decode()
 
 
 def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -128,28 +160,20 @@ def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     dropped = [key for key in raw if key.startswith(TRAINING_ONLY)]
     if dropped:
         log.info("Left out %d tensors of training-only heads: %s", len(dropped), dropped[:4])
-    return {k: np.asarray(v, np.float32) for k, v in raw.items() if k not in dropped}
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
+        return {k: np.asarray(v, np.float32) for k, v in raw.items() if k not in dropped}
 
 
-_POINTER = b"version https://git-lfs"
+_SAVE_AS = "save them as float32, float16 or bfloat16"
 _SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8",
                 "BOOL")  # fmt: skip
 
 
-def _refuse_pointer(path: Path) -> None:
-    """Refuses what Git leaves in a file's place when Git LFS is not installed."""
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise ValueError(
-                f"{path} is a Git LFS pointer and not the weights: run 'git lfs pull' in its "
-                "folder, or download the file from the Hub"
-            )
-
-
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    _refuse_pointer(path)
     try:
         raw = torch_file.read(path)
+    except torch_file.NumbersRefused as e:
+        raise ValueError(f"{path}: {_first_line(e)}; {_SAVE_AS}") from None
     except PickleRefused as e:
         raise ValueError(
             f"{path} was refused: it holds other things than tensors, or is not a PyTorch file "
@@ -162,10 +186,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from None
     if not isinstance(raw, Mapping) or not raw:
         raise ValueError(f"{path} is not a state dict: it holds a {type(raw).__name__}")
-    odd = [str(k) for k, v in raw.items() if not isinstance(v, np.ndarray)]
+    odd = [k for k, v in raw.items() if not isinstance(v, np.ndarray) or not isinstance(k, str)]
     if odd:
-        raise ValueError(f"{path} is not a plain state dict: {', '.join(odd[:5])} are no tensors")
-    return {str(k): v.astype(np.float32) for k, v in raw.items()}
+        raise ValueError(f"{path} is not a plain state dict: {_shown(odd)} are no tensors")
+    return dict(raw)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -175,11 +199,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} needs safetensors: pip install 'olmoearth-jax[convert]'"
         ) from None
-    _refuse_pointer(path)
     try:
         with safe_open(path, "numpy") as file:
             kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-            odd = [f"{k} ({v})" for k, v in kinds.items() if v not in _SAFE_DTYPES]
+            odd = [f"{k[:80]} ({v})" for k, v in kinds.items() if v not in _SAFE_DTYPES]
             if not odd:
                 return {key: file.get_tensor(key) for key in kinds}
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as e:
@@ -187,13 +210,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             f"{path} is damaged or cut off, download it again ({_first_line(e)})"
         ) from None
     raise ValueError(
-        f"{path} holds numbers of a kind that no weights are read from: {', '.join(odd[:5])}; "
-        "save them as float32, float16 or bfloat16"
+        f"{path} holds numbers of a kind that no weights are read from: {_shown(odd)}; {_SAVE_AS}"
     )
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return _plain((str(error).splitlines() or [type(error).__name__])[0], 160)
 
 
 def write_folder(
@@ -226,12 +248,13 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder / TORCH_FILE)
     remove_leftovers(folder / CONFIG_FILE)
+    notice = write_notice(folder)  # first: it tells even an unfinished export from other folders
     with replacing(folder / TORCH_FILE) as scratch:
         torch_file.write({k: np.asarray(v, np.float32) for k, v in state.items()}, scratch)
     (folder / SAFETENSORS_FILE).unlink(missing_ok=True)
     with replacing(folder / CONFIG_FILE) as scratch:
         scratch.write_text(json.dumps(doc, indent=1) + "\n")
-    return [folder / TORCH_FILE, folder / CONFIG_FILE, write_notice(folder)]
+    return [folder / TORCH_FILE, folder / CONFIG_FILE, notice]
 
 
 def write_notice(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import is_pointer, write_atomically
 from olmoearth_jax.train.sharding import path_text
 
 CHECKSUMS_FILE = "checksums.json"
@@ -153,6 +153,8 @@ def damage(folder: Path) -> str | None:
             if not (folder / path).is_file():
                 return f"{path[:200]} is missing or no file"
             if _checksum(folder / path) != expected:
+                if is_pointer(folder / path):
+                    return f"{path[:200]} is a Git LFS pointer: run 'git lfs pull' in its folder"
                 return f"{path[:200]} has changed since it was written"
         except OSError as error:
             return f"{path[:200]} cannot be read ({error.strerror})"

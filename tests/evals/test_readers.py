@@ -19,6 +19,7 @@ from olmoearth_jax.evals.datasets import (
 )
 from olmoearth_jax.evals.datasets.base import partition_name
 from olmoearth_jax.evals.samples import MASK
+from olmoearth_jax.interop import torch_file
 from tools.evaldata import pastis
 from tools.goldens.evals_data import data_folders
 
@@ -58,6 +59,52 @@ def test_torch_archives_hold_tensors_only(tmp_path):
         archives.load_torch(path)
     table = archives.load_torch(HERE / "files" / "mados" / "MADOS_val.pt")
     assert table["images"].shape == (3, 8, 8, 13) and table["labels"].dtype == np.int64
+
+
+def write_pt(path, tensors, wrap=None):
+    """What PyTorch saves of float32 tensors; `wrap` changes the pickle's bytes."""
+    torch_file.write(tensors, path)
+    if wrap is not None:
+        with zipfile.ZipFile(path) as packed:
+            members = {name: packed.read(name) for name in packed.namelist()}
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, raw in members.items():
+                packed.writestr(name, wrap(raw) if name.endswith("data.pkl") else raw)
+
+
+EMPTY_LIST, STOP = b"\x80\x02]", b"."
+
+
+@pytest.mark.parametrize("file", ["months", "targets", "s2_images/0"])
+@pytest.mark.parametrize("what", ["a dict", "a list", "texts", "another shape", "bytes"])
+def test_odd_tensor_files_are_named(monkeypatch, tmp_path, file, what):
+    folder = tmp_path / "pastis_r_train"
+    for part in ("s2_images", "s1_images"):
+        (folder / part).mkdir(parents=True)
+    plain = {
+        "months": np.full((1, 2), 201809.0), "targets": np.zeros((1, 4, 4)),
+        "s2_images/0": np.zeros((2, 13, 4, 4)), "s1_images/0": np.zeros((2, 2, 4, 4)),
+    }  # fmt: skip
+    for name, x in plain.items():
+        np.save(folder / f"{name}.npy", x)
+    (folder / f"{file}.npy").unlink()
+    path = folder / f"{file}.pt"
+    if what == "a dict":
+        write_pt(path, {"a": np.zeros(3, np.float32)})
+    elif what == "a list":
+        write_pt(path, {}, lambda raw: EMPTY_LIST + STOP)
+    elif what == "texts":
+        path = path.with_suffix(".npy")
+        np.save(path, np.array(["x"]))
+    elif what == "another shape":
+        path = path.with_suffix(".npy")
+        np.save(path, np.zeros(3))
+    else:
+        path.write_bytes(b"x" * 40)
+    monkeypatch.setenv("PASTIS_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="must be|is not a torch") as told:
+        open_split("pastis", task("pastis"), "train")[0]
+    assert any(name in str(told.value) for name in (file.rpartition("/")[2], "months"))
 
 
 def test_missing_folders_say_what_is_expected(monkeypatch, tmp_path):

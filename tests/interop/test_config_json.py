@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax.interop import config_json
+from olmoearth_jax.interop import checkpoints, config_json
 from olmoearth_jax.model.config import official_model, to_dict
 from tests.interop.test_torch_keys import CONFIGS
+from tests.interop.test_weights import loaded, tiny
 
 RECORDED = Path(__file__).resolve().parents[1] / "goldens" / "model" / "official_configs.json"
 
@@ -74,3 +75,53 @@ def test_file_errors_name_the_file(tmp_path):
 def test_band_dropout_names_only_what_the_model_supports():
     config = official_model("nano", "v1_2", ["sentinel2_l2a", "worldcover"])
     assert config.encoder_config.band_dropout_modalities == ["sentinel2_l2a"]
+
+
+SIZES = [
+    ("num_heads", 0), ("num_heads", 3), ("mlp_ratio", -1), ("num_register_tokens", -2),
+    ("embedding_size", 0), ("depth", 10**6), ("depth", "2"), ("embedding_size", 1e999),
+    ("supported_modality_names", "sentinel2_l2a"), ("supported_modality_names", [["x"]]),
+    ("supported_modality_names", ["sentinel9"]), ("tokenization_config", [1]),
+    ("tokenization_config", {"overrides": {"sentinel2_l2a": {}}}),
+    ("tokenization_config", {"overrides": {"sentinel2_l2a": {"band_groups": [["X"]]}}}),
+    ("tokenization_config", {"overrides": {"sentinel2_l2a": {"band_groups": 5}}}),
+    ("attention_pooler_config", 5), ("_CLASS_", ["a"]), ("_CLASS_", {"a": 1}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoints.to_reference(loaded(tiny()), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("member", "value"), SIZES)
+@pytest.mark.parametrize("part", ["encoder_config", "decoder_config"])
+def test_configs_of_no_model_end_in_a_sentence(exported, part, member, value):
+    path = exported / "config.json"
+    good = path.read_text()
+    doc = json.loads(good)
+    doc["model"][part][member] = value
+    path.write_text(json.dumps(doc))
+    try:
+        if (part, member) not in (
+            ("decoder_config", "attention_pooler_config"),
+            ("decoder_config", "embedding_size"),
+            ("decoder_config", "num_register_tokens"),
+        ):  # those are no members of it, and ignored as readers of the reference do
+            with pytest.raises(ValueError, match=r"config\.json|do not fit the config"):
+                checkpoints.from_reference(exported)
+        else:
+            checkpoints.from_reference(exported)
+    finally:
+        path.write_text(good)
+
+
+@pytest.mark.parametrize("text", ["null", "5", '"x"', "[]", "{}", "[" * 100_000, '{"model": 3}',
+                                  '{"a":' * 5000 + "1" + "}" * 5000, "\ud800", ""])  # fmt: skip
+def test_documents_that_are_none(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        config_json.read(path)

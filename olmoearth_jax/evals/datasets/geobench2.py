@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader
 
@@ -86,8 +87,7 @@ class GeoBench2(Reader):
         return sorted(folder.glob("*.npz"), key=lambda p: (len(p.stem), p.stem))
 
     def read(self, item) -> Raw:
-        with np.load(item) as stored:
-            raw = dict(stored)
+        raw = npy_file.read(item)
         if "label" not in raw:
             raise ValueError(f"{item.name} holds no label; it holds {', '.join(raw)}")
         label = raw["label"]

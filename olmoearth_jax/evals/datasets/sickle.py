@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
 from olmoearth_jax.evals.datasets.rasters import read_raster
 from olmoearth_jax.evals.datasets.series import read_rows
@@ -62,9 +63,9 @@ class Sickle(Reader):
             day = acquisition(path)
             if not 0 <= (day - start).days < SEASON_DAYS:
                 continue
-            with np.load(path) as stored:
-                names = [_stored_name(b, stored.files) for b in get(modality).bands]
-                image = np.stack([_nearest(stored[n], SIDE) for n in names], -1)
+            stored = npy_file.read(path)
+            names = [_stored_name(b, list(stored)) for b in get(modality).bands]
+            image = np.stack([_nearest(stored[n], SIDE) for n in names], -1)
             if (image[..., 0] == 0).mean() < MAX_ZEROS:
                 found.setdefault(day.year * 12 + day.month - 1, []).append(image)
         return {m: np.mean(v, axis=0) for m, v in found.items()}

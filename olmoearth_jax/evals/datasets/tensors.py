@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals import bands
 from olmoearth_jax.evals.datasets.archives import load_torch
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
@@ -22,8 +24,7 @@ def load_either(location: Location, stem: Path) -> Any:
     path = location.either(*(stem.with_name(stem.name + kind) for kind in kinds))
     if path.suffix == ".pt":
         return load_torch(path)
-    stored = np.load(path)
-    return stored if path.suffix == ".npy" else dict(stored)
+    return npy_file.read(path)
 
 
 def load_table(location: Location, stem: Path, *keys: str) -> list[np.ndarray]:
@@ -35,9 +36,26 @@ def load_table(location: Location, stem: Path, *keys: str) -> list[np.ndarray]:
     table = load_either(location, stem)
     if not isinstance(table, dict) or not set(keys) <= set(table):
         wanted = " and ".join(repr(k) for k in keys)
-        held = ", ".join(table) if isinstance(table, dict) else type(table).__name__
+        held = ", ".join(map(str, table)) if isinstance(table, dict) else type(table).__name__
         raise ValueError(f"{stem.name} must hold {wanted}; it holds {held}")
-    return [table[k] for k in keys]
+    return [_numbers(table[k], f"{k!r} of {stem.name}") for k in keys]
+
+
+def load_array(location: Location, stem: Path) -> np.ndarray:
+    """The one array of a file.
+
+    Raises:
+      ValueError: the file holds something else.
+    """
+    return _numbers(load_either(location, stem), stem.name)
+
+
+def _numbers(found: Any, what: str) -> np.ndarray:
+    if isinstance(found, np.ndarray) and found.dtype == ml_dtypes.bfloat16:
+        return found.astype(np.float32)
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+        raise ValueError(f"{what} must be an array of numbers, not a {type(found).__name__}")
+    return found
 
 
 class Mados(Reader):
@@ -127,16 +145,26 @@ class Pastis(Reader):
 
     def open(self):
         self.folder = self.location.either(self.folder / f"pastis_r_{self.split}")
-        self.months = load_either(self.location, self.folder / "months")
-        self.targets = load_either(self.location, self.folder / "targets").astype(np.int64)
+        self.months = load_array(self.location, self.folder / "months")
+        self.targets = load_array(self.location, self.folder / "targets").astype(np.int64)
+        if self.months.ndim != 2 or len(self.targets) != len(self.months):
+            raise ValueError(
+                f"{self.folder.name}: months must be [N, T] with as many targets, got "
+                f"{self.months.shape} and {self.targets.shape}"
+            )
         check_label_range(self.targets, self.info, f"{self.folder.name}/targets")
         return self.low_label(np.arange(len(self.months)), self.partitions)
 
     def read(self, item) -> Raw:
         images = {
-            m: load_either(self.location, self.folder / self.parts[m] / str(item))
+            m: load_array(self.location, self.folder / self.parts[m] / str(item))
             for m in self.modalities
         }
+        for name, image in images.items():
+            if image.ndim != 4:
+                raise ValueError(
+                    f"{self.parts[name]}/{item} must be [T, C, H, W], got {image.shape}"
+                )
         images = {m: x.transpose(2, 3, 0, 1) for m, x in images.items()}
         year, month = np.divmod(np.asarray(self.months[item], np.int64), 100)
         return Raw(images, self.targets[item], month_timestamps(year * 12 + month - 1))

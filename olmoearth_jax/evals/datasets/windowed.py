@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.convert.tiles import is_decibel
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.dates import check_timestamps, parse_dates
@@ -171,8 +172,7 @@ def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarr
     """
     path = folder / "arrays.npz"
     if path.exists():
-        with np.load(path) as stored:
-            arrays = dict(stored)
+        arrays = npy_file.read(path)
     else:
         arrays = {m: _read_layers(folder, m) for m in modalities}
         found = sorted((folder / "layers" / "label").glob("*/geotiff.tif"))
