@@ -24,7 +24,7 @@ import h5py.h5o
 import hdf5plugin  # noqa: F401  (registers the zstd and lz4 filters)
 import numpy as np
 
-from olmoearth_jax.data import zstd
+from olmoearth_jax.data import chunk_filters, zstd
 from olmoearth_jax.data.errors import ReadError, translate_errors
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
@@ -35,7 +35,6 @@ _ANY_ARRAY = 1 << 27
 """Bytes that an array may have in a file of any length: constant ones take next to nothing."""
 _BEST_RATIO = 100
 """Beyond that an array is at most so many times as large as its file."""
-_LZ4_ID = 32004
 
 
 class _Stored(NamedTuple):
@@ -220,8 +219,9 @@ def every_array(file: h5py.File) -> dict[str, h5py.Dataset]:
         elif isinstance(item, h5py.Group):
             check(item)
 
-    check(file)
-    file.visititems(visit)
+    with translate_errors(file.filename):
+        check(file)
+        file.visititems(visit)
     return out
 
 
@@ -287,39 +287,30 @@ def _stored(path: str, name: str, source: h5py.h5d.DatasetID, most: int) -> _Sto
 
 
 def _check_chunks(stored: _Stored, window: tuple[slice, ...] | None = None) -> None:
-    """Raises ValueError if a compressed chunk says that it holds more than a chunk.
-
-    HDF5's filters make room for what it says, whatever the array's form.
-    """
+    """Raises ValueError if a stored chunk of a window does not hold what a chunk does."""
     source, layout, shape, dtype = stored
-    if layout.get_layout() != h5py.h5d.CHUNKED or not layout.get_nfilters():
+    if layout.get_layout() != h5py.h5d.CHUNKED or not source.get_num_chunks():
         return
-    # The last filter was applied last, so its own form is what lies in the file.
-    last = layout.get_filter(layout.get_nfilters() - 1)[0]
-    if last not in (zstd.FILTER_ID, _LZ4_ID):
-        return
+    filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
     chunk = layout.get_chunk()
-    most = math.prod(chunk) * dtype.itemsize + 1024
+    size = math.prod(chunk) * dtype.itemsize
     window = window or tuple(slice(0, n) for n in shape)
     places = [range(w.start // c, -(-w.stop // c)) for w, c in zip(window, chunk, strict=True)]
-    if math.prod(len(p) for p in places) > source.get_num_chunks() or not source.get_num_chunks():
+    if math.prod(len(p) for p in places) > source.get_num_chunks():
         infos = (source.get_chunk_info(i) for i in range(source.get_num_chunks()))
         wanted: Iterator[tuple[int, ...]] = (i.chunk_offset for i in infos)
     else:
         pieces = itertools.product(*places)
         wanted = (tuple(n * c for n, c in zip(p, chunk, strict=True)) for p in pieces)
     for at in wanted:
-        if source.get_chunk_info_by_coord(at).size:
+        info = source.get_chunk_info_by_coord(at)
+        if not info.size:
+            continue
+        if filters:
             skipped, frame = source.read_direct_chunk(at)
-            if not skipped and _content(last, frame) > most:
-                raise ValueError("its compressed data hold more than their array")
-
-
-def _content(filter_id: int, frame: bytes) -> int:
-    """Bytes that a compressed chunk says it holds."""
-    if filter_id == _LZ4_ID:
-        return int.from_bytes(frame[:8], "big")
-    return zstd.content_size(frame) or 0
+            chunk_filters.check(filters, frame, skipped, size)
+        elif info.size != size:
+            raise ValueError(f"a chunk of it holds {info.size} bytes instead of {size}")
 
 
 def _everything(stored: _Stored) -> np.ndarray:

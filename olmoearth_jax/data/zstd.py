@@ -20,8 +20,7 @@ FILTER_ID = 32015
 _RESET_SESSION = 1
 _FIRST_ERROR = 2**64 - 4096
 """Return codes from here on are errors."""
-_FIRST_UNKNOWN = 2**64 - 2
-"""Content sizes from here on are not known."""
+_MAGIC = b"\x28\xb5\x2f\xfd"
 _KEPT = 1 << 26
 """Largest memory in bytes that a thread keeps from call to call."""
 
@@ -50,8 +49,6 @@ def _library() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
             library.ZSTD_createDCtx.restype = ctypes.c_void_p
             library.ZSTD_DCtx_reset.argtypes = (ctypes.c_void_p, ctypes.c_int)
-            library.ZSTD_getFrameContentSize.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
-            library.ZSTD_getFrameContentSize.restype = ctypes.c_ulonglong
             step = library.ZSTD_decompressStream
             step.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Buffer), ctypes.POINTER(_Buffer))
             step.restype = ctypes.c_size_t
@@ -68,11 +65,15 @@ def available() -> bool:
 
 def content_size(frame: bytes) -> int | None:
     """Bytes that a compressed frame says it holds; None where it does not say."""
-    library = _library()
-    if library is None:
+    if not frame.startswith(_MAGIC) or len(frame) < 6:
         return None
-    size = library.ZSTD_getFrameContentSize(frame, len(frame))
-    return None if size >= _FIRST_UNKNOWN else size
+    form = frame[4]
+    alone = form >> 5 & 1  # without a byte for the window
+    width = (alone, 2, 4, 8)[form >> 6]
+    at = 6 - alone + (0, 1, 2, 4)[form & 3]  # behind the number of a dictionary
+    if not width or form & 8 or len(frame) < at + width:
+        return None
+    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
 
 
 def beginning(frame: bytes, size: int, whole: int | None = None) -> np.ndarray:
