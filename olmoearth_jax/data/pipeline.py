@@ -31,6 +31,13 @@ class TooManyBadSamples(RuntimeError):
     """More samples than allowed could not be used; the message names files and problems."""
 
 
+class GroupFailed(Exception):
+    """A group could not be made: what was a RuntimeError where it was made.
+
+    A RuntimeError of the readers themselves then means that one of them is gone.
+    """
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class TrainStream(GroupMaker):
     """The batches of a training run, as a pure function of seed and step.
@@ -89,7 +96,8 @@ class TrainStream(GroupMaker):
         Raises:
           ValueError: a negative or reversed range.
           TooManyBadSamples: the share of unusable samples passed `max_bad_fraction`.
-          WorkerDied: a worker process was killed. What a worker raises is raised here.
+          WorkerDied: a worker process was killed. What a worker raises is raised here, a
+            RuntimeError as GroupFailed.
         """
         if start_step < 0 or (stop_step is not None and stop_step < start_step):
             raise ValueError(f"cannot read the steps from {start_step} to {stop_step}")
@@ -100,25 +108,36 @@ class TrainStream(GroupMaker):
         iterator = iter(self._dataset(first, last))
         try:
             step: list[Group] = []
-            for group in iterator:
+            while (group := self._next(iterator)) is not None:
                 step.append(self._receive(group, copy=self.num_workers > 0))
                 if len(step) == self.groups_per_step:
                     yield step
                     step = []
+        finally:
+            iterator.close()
+
+    def _next(self, iterator: Iterator[Group]) -> Group | None:
+        """The next group, None after the last."""
+        try:
+            return next(iterator, None)
         except RuntimeError as e:
-            if "terminated unexpectedly" not in str(e):
+            if not self.num_workers:
                 raise
             raise WorkerDied(
                 f"a reader process was killed, perhaps for lack of memory; lower "
                 f"data_loader.num_workers or data_loader.prefetch_factor ({e})"
             ) from e
-        finally:
-            iterator.close()
+
+    def _make(self, number: int) -> Group:
+        try:
+            return self.make(number)
+        except RuntimeError as e:
+            raise GroupFailed(f"{type(e).__name__}: {e}").with_traceback(e.__traceback__) from None
 
     def _dataset(self, first: int, last: int) -> grain.IterDataset:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, also where no absl app runs
-        groups = grain.MapDataset.range(first, last).map(self.make)
+        groups = grain.MapDataset.range(first, last).map(self._make)
         if not self.num_workers:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.prefetch)
             return groups.to_iter_dataset(options)

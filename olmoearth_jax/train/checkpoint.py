@@ -216,7 +216,7 @@ class Checkpointer:
             "seed": info.seed,
             "steps_per_epoch": info.steps_per_epoch,
             "dataset_fingerprint": info.dataset_fingerprint,
-            "dataset_content": info.dataset_content,
+            "content": info.dataset_content,
             "normalization": dict(info.normalization),
             "config": dict(info.config),
             "items": {name: integrity.describe(tree) for name, tree in _items(state).items()},
@@ -393,7 +393,8 @@ def check_compatible(
 
 def _check_dataset(meta: Meta, info: RunInfo) -> None:
     """A dataset is the same if its content is, wherever it lies."""
-    before, now = meta.get("dataset_content"), info.dataset_content
+    # Checkpoints have had it under the second name.
+    before, now = meta.get("content", meta.get("dataset_content")), info.dataset_content
     if before is not None and before == now:
         return
     if before is None and meta["dataset_fingerprint"] == info.dataset_fingerprint:

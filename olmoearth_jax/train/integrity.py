@@ -40,7 +40,7 @@ RESUME_IGNORES = (
 )
 """Config paths (glob patterns) that may change between a checkpoint and the run that resumes it:
 they move files, spread the same sums otherwise, or say how long and how often, not what is learnt.
-The dataset is compared by its fingerprint, not by its folder."""
+The dataset is compared by its content, not by its folder."""
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
@@ -171,6 +171,9 @@ def meta_fault(meta: Any) -> str | None:
     wrong += [name for name in ("config", "items", "normalization", "saved_on")
               if not isinstance(meta.get(name), dict)]  # fmt: skip
     wrong += [name for name in ("dataset_fingerprint",) if not isinstance(meta.get(name), str)]
+    for name in ("content", "dataset_content"):  # either, or none of the two
+        if not isinstance(meta.get(name, ""), str):
+            return f"its {name} is no text"
     if wrong:
         return f"it has no {' or '.join(wrong)}"
     if not all(type(saved_on.get(name)) is int for name in ("devices", "processes")):

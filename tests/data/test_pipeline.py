@@ -236,20 +236,24 @@ class _Failing:
     """Masking that raises, or ends its process, in the second group."""
 
     kill: bool
+    error: type = ZeroDivisionError
 
     def __call__(self, missing, ctx):
         if ctx.step == 1:
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise ZeroDivisionError("no such masks")
+            raise self.error("no such masks")
         return STRATEGY(missing, ctx)
 
 
-def test_an_error_in_a_worker_ends_the_run_with_its_traceback(dataset):
-    stream = _stream(dataset, mask_a=_Failing(False), num_workers=1)
-    with pytest.raises(Exception, match="no such masks") as error:
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, RecursionError])
+def test_an_error_in_a_worker_ends_the_run_with_its_traceback(dataset, error, workers):
+    stream = _stream(dataset, mask_a=_Failing(False, error), num_workers=workers)
+    with pytest.raises(Exception, match="no such masks") as caught:
         list(stream.batches(0, 3))
-    assert "test_pipeline.py" in "".join(traceback.format_exception(error.value))
+    assert not isinstance(caught.value, WorkerDied)
+    assert "test_pipeline.py" in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_killed_worker_ends_the_run(dataset):

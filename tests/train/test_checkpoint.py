@@ -217,6 +217,19 @@ def test_other_dataset_is_refused_unless_allowed(tmp_path):
     assert toy.run(tmp_path, 6, dataset_content="other", allow_dataset_change=True).step == 6
 
 
+def test_the_content_of_a_dataset_is_kept_and_found_under_both_names(tmp_path):
+    toy.run(tmp_path, 3)
+    meta = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path))
+    assert meta["content"] == "def" and "dataset_content" not in meta
+    old = {k: v for k, v in meta.items() if k != "content"} | {"dataset_content": "def"}
+    for known in (meta, old):
+        checkpoint._check_dataset(known, checkpoint.RunInfo(dataset_content="def"))
+        with pytest.raises(ValueError, match="The dataset has changed"):
+            checkpoint._check_dataset(known, checkpoint.RunInfo(dataset_content="other"))
+    assert integrity.meta_fault(old) is None
+    assert "is no text" in str(integrity.meta_fault(meta | {"content": 5}))
+
+
 def test_a_dataset_that_was_moved_is_the_same(tmp_path):
     toy.run(tmp_path, 3)
     assert toy.run(tmp_path, 6, dataset_fingerprint="elsewhere").start_step == 3
