@@ -88,9 +88,7 @@ def test_a_wheel_beside_folders_of_a_user(python, tmp_path):
 
     def run(module: str, *given: str) -> subprocess.CompletedProcess:
         command = (str(python), "-m", f"olmoearth_jax.{module}", *given)
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     for config in ("configs/nano.py:smoke", "mine.py:smoke", "other.py"):
         done = run("launch.dry_run", f"--config={config}", "--run_name=x")
