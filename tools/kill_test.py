@@ -19,10 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax import commands
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import read_metrics
 
@@ -142,4 +142,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)
