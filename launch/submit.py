@@ -54,6 +54,15 @@ _FRACTION = flags.DEFINE_float(
     "memory_fraction", 0.92, "Part of the GPU memory that XLA takes.", 0.05, 1.0
 )
 _CPUS = flags.DEFINE_integer("cpus_per_gpu", 8, "CPU cores per GPU.", 1)
+_TIME = flags.DEFINE_string("time", None, "Time limit of a Slurm job, as 24:00:00.")
+_ACCOUNT = flags.DEFINE_string("account", None, "Account that a Slurm job is charged to.")
+_MEMORY = flags.DEFINE_integer("memory", None, "GiB of memory of each host.", 1)
+_SECRETS = flags.DEFINE_multi_string(
+    "image_pull_secret", [], "Kubernetes secret with which the image is fetched."
+)
+_TOLERATIONS = flags.DEFINE_multi_string(
+    "toleration", ["nvidia.com/gpu"], "Taint, KEY or KEY=VALUE, of nodes that a JobSet may use."
+)
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
 _samples.define_flag()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
@@ -151,11 +160,16 @@ def settings(cfg: ExperimentConfig, scheduler: str) -> _render.Settings:
         venv=venv,
         workdir=str(Path.cwd()) if image is None else APP,
         mounts=mounts,
-        environment=_environment(scheduler),
+        environment=_environment(scheduler, Path(APP, cfg.run_folder), mounts),
         cpus_per_gpu=_CPUS.value,
         requeue=_REQUEUE.value,
         namespace=_NAMESPACE.value,
         sbatch=_SBATCH.value,
+        memory=_MEMORY.value,
+        time=_TIME.value,
+        account=_ACCOUNT.value,
+        tolerations=_TOLERATIONS.value,
+        pull_secrets=_SECRETS.value,
     )
 
 
@@ -182,7 +196,9 @@ def _covered(path: str, targets: Sequence[str]) -> bool:
     return any(path == t or path.startswith(t.rstrip("/") + "/") for t in targets)
 
 
-def _environment(scheduler: str) -> dict[str, str | None]:
+def _environment(
+    scheduler: str, run_folder: Path, mounts: Sequence[_render.Mount]
+) -> dict[str, str | None]:
     out: dict[str, str | None] = {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_FRACTION.value:g}",
         "PYTHONUNBUFFERED": "1",
@@ -190,6 +206,10 @@ def _environment(scheduler: str) -> dict[str, str | None]:
     }
     if scheduler == "docker":
         out["HOME"] = "/tmp"  # the container runs as the caller, who has no home in the image
+    kept = [m.target for m in mounts if not m.read_only]
+    if scheduler != "slurm" and _covered(str(run_folder), kept):
+        # A container's own cache would be empty after each restart.
+        out["JAX_COMPILATION_CACHE_DIR"] = str(run_folder.parent / "compilation_cache")
     for text in _ENV.value:
         name, equals, value = text.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -212,14 +232,23 @@ def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Top
     for name, text in texts.items():
         write_atomically(folder / name, text)
     if options.image is not None:
-        _warn(job, options.mounts, str(Path(options.workdir) / cfg.run_folder))
+        _warn(job, cfg, options.mounts, str(Path(options.workdir) / cfg.run_folder))
+    elif options.time is None and scheduler == "slurm":
+        text = "the partition's time limit holds; --time=24:00:00 sets another"
+        print(f"note: {text}", file=sys.stderr)
     return folder / next(iter(texts))
 
 
-def _warn(job: Job, mounts: Sequence[_render.Mount], run_folder: str) -> None:
+def _warn(
+    job: Job, cfg: ExperimentConfig, mounts: Sequence[_render.Mount], run_folder: str
+) -> None:
     """Says what a container will miss."""
     if not _covered(run_folder, [m.target for m in mounts if not m.read_only]):
         text = f"no --mount holds {run_folder}: checkpoints are lost with the container"
+        print(f"warning: {text}", file=sys.stderr)
+    data = cfg.dataset.h5py_dir or ""
+    if data.startswith("/") and not _covered(data, [m.target for m in mounts]):
+        text = f"no --mount holds {data}: the container has no dataset there"
         print(f"warning: {text}", file=sys.stderr)
     source = (job.config or job.config_json or "").partition(":")[0]
     if source.startswith("/") and not _covered(source, [m.target for m in mounts]):
@@ -306,9 +335,10 @@ def main(first: ExperimentConfig) -> int:
         name = first.common.run_name
         jobs = [Job(name, given.config, given.config_json, changes)]
     for job, cfg, topology in list(_checked(jobs)):
-        print(f"{job.name}: {shlex.join(job.arguments)}" if _LIST.value else job.name)
         if _LIST.value:
+            print(shlex.join(["python", "-m", f"{__package__}.train", *job.arguments]))
             continue
+        print(job.name)
         print("\n".join(f"  {line}" for line in topology.table(cfg)))
         path = write(job, cfg, scheduler, topology)
         print(f"  wrote {path}", flush=True)
