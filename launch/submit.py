@@ -32,9 +32,9 @@ from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
 
-from . import _app, _render, _samples
+from . import _app, _local, _render, _samples
 
-_SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset or docker.")
+_SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset, docker or local.")
 _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of the job.")
 _GPUS = flags.DEFINE_integer("gpus_per_host", 8, "GPUs of each host.")
 _PER = flags.DEFINE_string("process_per", "node", "One process per node or per gpu.")
@@ -62,6 +62,9 @@ _SECRETS = flags.DEFINE_multi_string(
 )
 _TOLERATIONS = flags.DEFINE_multi_string(
     "toleration", ["nvidia.com/gpu"], "Taint, KEY or KEY=VALUE, of nodes that a JobSet may use."
+)
+_AT_ONCE = flags.DEFINE_integer(
+    "at_once", 1, "Jobs that run side by side with --scheduler=local, sharing the GPUs.", 1
 )
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
 _samples.define_flag()
@@ -276,8 +279,26 @@ def submit(path: Path, scheduler: str) -> None:
         raise _app.UserError(f"{' '.join(command)} failed with exit code {code}")
 
 
+def run_here(checked: Sequence[tuple[Job, ExperimentConfig, _render.Topology]]) -> int:
+    """Runs jobs on this machine and reports them; 0 if all are complete, 75 if stopped."""
+    parent = checked[0][1].run_folder.parent
+    name = f"{flags.FLAGS.run_name or checked[0][1].common.run_name}_jobs"
+    folder = Path(_OUTPUT.value) if _OUTPUT.value else parent / name
+    module = f"{__package__}.train"
+    commands = {job.name: _local.command(module, job.arguments) for job, *_ in checked}
+    jobs = _local.Jobs(commands, folder, lambda line: print(line, flush=True))
+    codes = jobs.run(_local.shares(_AT_ONCE.value))
+    runs = {job.name: cfg.run_folder for job, cfg, _ in checked}
+    print("\n".join(["", *_local.report(runs, codes, folder)]))
+    if jobs.stopped:
+        return _render.STOPPED
+    return 1 if any(codes.values()) else 0
+
+
 def _topology(job: Job) -> _render.Topology:
     """The flags' topology; a sweep's own settings count where a flag is not given."""
+    if _SCHEDULER.value == "local":
+        return _render.Topology(1, max(len(_local.shares(_AT_ONCE.value)[0]), 1))
     hosts, gpus = _HOSTS.value, _GPUS.value
     if not flags.FLAGS["hosts"].present:
         hosts = job.launch.get("launch.hosts", hosts)
@@ -321,8 +342,9 @@ def main(first: ExperimentConfig) -> int:
       ConfigError: what stands against one of the jobs; nothing is written then.
     """
     scheduler, given = _SCHEDULER.value, flags.FLAGS
-    if scheduler not in _render.SCHEDULERS:
-        near = closest(scheduler, _render.SCHEDULERS)
+    known = (*_render.SCHEDULERS, "local")
+    if scheduler not in known:
+        near = closest(scheduler, known)
         raise _app.UserError(f"unknown --scheduler={scheduler}; {near}")
     changes = tuple(overrides.take(sys.argv)[1])
     if scheduler == "docker" and _SUBMIT.value and _HOSTS.value > 1:
@@ -334,7 +356,10 @@ def main(first: ExperimentConfig) -> int:
     else:
         name = first.common.run_name
         jobs = [Job(name, given.config, given.config_json, changes)]
-    for job, cfg, topology in list(_checked(jobs)):
+    checked = list(_checked(jobs))
+    if scheduler == "local" and not _LIST.value:
+        return run_here(checked)
+    for job, cfg, topology in checked:
         if _LIST.value:
             print(shlex.join(["python", "-m", f"{__package__}.train", *job.arguments]))
             continue
