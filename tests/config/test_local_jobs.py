@@ -63,7 +63,7 @@ def test_a_job_that_asks_for_it_is_started_again(tmp_path):
     for_ever = {"a": f"exit {_local.AGAIN}", "b": "true"}
     codes, lines = run(for_ever, tmp_path / "logs")
     assert codes == {"a": _local.AGAIN, "b": 0}
-    assert sum("started a" in line for line in lines) == _local.TRIES
+    assert sum(line.startswith("started a;") for line in lines) == _local.TRIES
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -403,6 +403,12 @@ def test_image_holds_what_the_program_needs():
     assert all((ROOT / path).exists() for path in copied)
     assert {"olmoearth_jax", "launch", "configs", "tools"} <= {p.strip("./") for p in copied}
     assert any(line.startswith("ARG CUDA") for line in lines)
+    # What changes seldom comes first: an edit of the code must not install the packages again.
+    order = [next(i for i, ln in enumerate(lines) if t in ln) for t in ("-r requirements.lock",
+             "COPY olmoearth_jax", "--no-deps -e .")]  # fmt: skip
+    assert order == sorted(order)
+    locked = {ln.partition("==")[0] for ln in (ROOT / "requirements.lock").read_text().split()}
+    assert {"jax", "flax", "optax", "grain", "rasterio", "wandb", "gcsfs", "s3fs"} <= locked
     assert any(line.startswith("USER ") and line != "USER root" for line in lines)
 
 
