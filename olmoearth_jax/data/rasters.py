@@ -139,6 +139,13 @@ class Stack:
         """The bands of a modality that any of its rasters holds."""
         return list(self._bands[name])
 
+    def files_of(self, name: str) -> list[tuple[str, list[tuple[str, str]]]]:
+        """(path, (band, day) of what it holds) of the rasters of a modality; '' for no day."""
+        return [
+            (x.path, [(band, day.isoformat() if day else "") for band, day in x.planes()])
+            for x in self._of(name)
+        ]
+
     def _of(self, name: str) -> list[Layer]:
         return [x for x in self._layers if x.modality.name == name]
 
