@@ -39,7 +39,7 @@ from absl import logging as absl_logging
 
 import olmoearth_jax
 from olmoearth_jax import Sample, modalities, outputs
-from olmoearth_jax.data import npy_file, timesteps
+from olmoearth_jax.data import npy_file, timesteps, values
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.data.rasters import (
@@ -202,7 +202,21 @@ def check_values(o: Options, stack: Stack) -> None:
     """
     height, width = stack.shape
     thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
-    sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
+    for name in stack.names:
+        for path, planes, dtype in stack.files_of(name):
+            held = [
+                thinned.arrays[name][..., stack.dates.index(day) if day else 0, k]
+                for band, day in planes
+                for k in [stack.bands_of(name).index(band)]
+            ]
+            flat = np.stack(held)
+            flat = flat[np.isfinite(flat)]
+            if flat.size and (wrong := values.wrong_unit(name, flat, dtype)):
+                raise ValueError(f"{path}: {name} {wrong[1]}; {values.FLAG_TO_SETTLE}")
+    try:
+        sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
+    except ValueError as e:
+        raise ValueError(values.for_rasters(str(e))) from None
 
 
 def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path) -> list[str]:
@@ -466,12 +480,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        values = flags.FLAGS.flag_values_dict()
+        given = flags.FLAGS.flag_values_dict()
         print(
-            "\n".join(run(Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})))
+            "\n".join(run(Options(**{f.name: given[f.name] for f in dataclasses.fields(Options)})))
         )
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        told = str(error).replace(values.HOW_TO_SETTLE, values.FLAG_TO_SETTLE)
+        raise SystemExit(f"error: {told}") from None
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ class Layer:
         return self.raster.path
 
     @property
+    def dtype(self) -> np.dtype | None:
+        """The type of its values if they are read as they are stored."""
+        types = set(self.file.dtypes)
+        return np.dtype(types.pop()) if self._unit is None and len(types) == 1 else None
+
+    @property
     def num_steps(self) -> int:
         return max(self.steps) + 1
 

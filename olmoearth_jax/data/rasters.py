@@ -139,10 +139,11 @@ class Stack:
         """The bands of a modality that any of its rasters holds."""
         return list(self._bands[name])
 
-    def files_of(self, name: str) -> list[tuple[str, list[tuple[str, str]]]]:
-        """(path, (band, day) of what it holds) of the rasters of a modality; '' for no day."""
+    def files_of(self, name: str) -> list[tuple[str, list[tuple[str, str]], Any]]:
+        """Of each raster of a modality: path, (band, day) of what it holds with '' for no day, and
+        the type of its values if they are read as they are stored, else None."""
         return [
-            (x.path, [(band, day.isoformat() if day else "") for band, day in x.planes()])
+            (x.path, [(b, day.isoformat() if day else "") for b, day in x.planes()], x.dtype)
             for x in self._of(name)
         ]
 

@@ -27,11 +27,18 @@ OFFSET_SINCE = 20220125
 MOST_IMPOSSIBLE = 0.001
 """Share of values outside of the possible range that is still taken for noise."""
 
+FLAG_TO_SETTLE = "pass --nocheck_units if the values are right as they are"
 HOW_TO_SETTLE = "pass check_units=False if the values are right as they are"
 GIVE_MISSING = f"give NaN or {MISSING:.0f} there"
 _SAMPLED = 200_000
 _SOME_FILLS = {"sentinel1": (-100.0,)}
 """Fills that single pixels may hold: -100 dB is what conversion makes of a power of zero."""
+
+
+def for_rasters(text: str) -> str:
+    """A message of this module in the words of commands that read rasters."""
+    text = text.replace(HOW_TO_SETTLE, FLAG_TO_SETTLE)
+    return text.replace(GIVE_MISSING, "declare it as the nodata value of the file")
 
 
 @functools.cache

@@ -220,6 +220,26 @@ def test_other_grids_and_units_are_refused(folder, images, tmp_path):
         read_manifest(tmp_path / "m.csv")
 
 
+def test_one_file_in_another_unit_is_named(folder, images, tmp_path):
+    usual = images[0].astype(np.float32)
+    write(tmp_path / "june.tif", usual / 10_000, S2)
+    write(tmp_path / "picture.tif", (usual / 32).astype(np.uint8), S2)
+    write(tmp_path / "fills.tif", np.where(usual == 0, -9999, usual), S2)
+    for number in range(5):
+        write(tmp_path / f"{number}.tif", images[0], S2, 0)
+    usable = ",".join(str(tmp_path / f"{number}.tif") for number in range(5)).split(",")
+    dates = [f"2021-0{month}" for month in range(1, 7)]
+    for odd, said in (
+        ("june", "june.tif: .* like reflectance in 0..1"),
+        ("picture", "picture.tif: .* 8-bit picture"),
+        ("fills", "holds -9999 in .* declare it as the nodata value of the file"),
+    ):
+        o = options(folder, "s2.tif", "never.tif", dates=dates)
+        o = dataclasses.replace(o, input=[*usable, str(tmp_path / f"{odd}.tif")])
+        with pytest.raises(ValueError, match=f"{said}.*--nocheck_units"):
+            embed.run(o)
+
+
 def test_a_failed_map_leaves_nothing(tmp_path):
     form = {"height": 2, "width": 2, "dtype": "float32", "crs": rasterio.CRS.from_epsg(32633),
             "transform": CORNER}  # fmt: skip

@@ -14,7 +14,6 @@ from olmoearth_jax.data.convert.tree import TileJob
 from olmoearth_jax.data.derived import is_decibel
 from olmoearth_jax.data.errors import ReadError
 
-SETTLE = "pass --nocheck_units if the values are right as they are"
 _SAMPLED = 400_000
 _PER_FILE = 1024
 _HIGHEST = 30.0
@@ -64,7 +63,7 @@ def _one_unit(name: str, loaded: Loaded, parts: Sequence[Part]) -> None:
     for path, held, gone in _files(loaded, parts, max(1, math.isqrt(pixels // _PER_FILE))):
         flat = held.reshape(-1) if gone is None else held[~gone]
         if flat.size and (wrong := values.wrong_unit(name, flat, held.dtype)):
-            raise ReadError(path, f"{name} {wrong[1]}; {SETTLE}")
+            raise ReadError(path, f"{name} {wrong[1]}; {values.FLAG_TO_SETTLE}")
 
 
 def _told(
@@ -81,15 +80,11 @@ def _told(
     odd = []
     if name in _AVERAGED:
         held, odd = _without_averages(name, held)
-    how = {"newest": newest, "dtype": dtype, "settle": SETTLE}
+    how = {"newest": newest, "dtype": dtype}
     try:
-        return [*odd, *(_in_files(text) for text in values.warnings_of(held, name, **how))]
+        return [*odd, *(values.for_rasters(text) for text in values.warnings_of(held, name, **how))]
     except ValueError as e:
-        raise ValueError(_in_files(str(e))) from None
-
-
-def _in_files(text: str) -> str:
-    return text.replace(values.GIVE_MISSING, "declare it as the nodata value of the file")
+        raise ValueError(values.for_rasters(str(e))) from None
 
 
 def _without_averages(name: str, held: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -113,14 +108,14 @@ def _judge_power(power: np.ndarray) -> list[str]:
         if share:
             raise ValueError(
                 f"sentinel1 holds {fill:g} in {share:.2%} of its values, which stands for missing "
-                f"data: declare it as the nodata value of the file; {SETTLE}"
+                f"data: declare it as the nodata value of the file; {values.FLAG_TO_SETTLE}"
             )
     flat = power.ravel(order="K")
     few = flat[:: values.stride(flat.size // _SAMPLED)]
     if (middle := float(np.median(few))) > _HIGHEST:
         raise ValueError(
             f"sentinel1 is neither decibel nor linear power (about 0 to 1): its median is "
-            f"{middle:.3g}, like counts that are not calibrated; {SETTLE}"
+            f"{middle:.3g}, like counts that are not calibrated; {values.FLAG_TO_SETTLE}"
         )
     zeros = float((few == 0).mean())
     if zeros > _MANY_ZEROS:

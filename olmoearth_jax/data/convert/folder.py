@@ -156,7 +156,7 @@ class FolderSource:
     def parts(self, job: TileJob, name: str) -> list[Part]:
         stack, bands = self._open(self._area(job.cell)), list(registry.get(name).bands)
         days, out = list(self._axes(stack)[name].values()), []
-        for path, planes in stack.files_of(name):
+        for path, planes, _ in stack.files_of(name):
             held = [(bands.index(band), days.index(day)) for band, day in planes if day in days]
             steps, channels = sorted({s for _, s in held}), sorted({c for c, _ in held})
             if held:
