@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from launch.evaluate import read_flags
 from olmoearth_jax import modalities
 from olmoearth_jax.evals.embeddings import Pooling, embed_tokens
 from olmoearth_jax.modalities import closest
@@ -36,6 +35,8 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
 from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.outputs import expand_home
+
+from .evaluate import read_flags
 
 WARM_UP = 5
 MODALITIES = ("sentinel2_l2a", "sentinel1", "landsat")

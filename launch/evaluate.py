@@ -27,9 +27,6 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import _eval_report as report
-from launch import _sweep as sweep
-from launch._app import UserError
 from olmoearth_jax.configlib import values
 from olmoearth_jax.evals import models, results, tasks
 from olmoearth_jax.evals.datasets import split_available
@@ -37,6 +34,10 @@ from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
 from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import checkpoint
+
+from . import _eval_report as report
+from . import _sweep as sweep
+from ._app import UserError
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""

@@ -25,7 +25,8 @@ from olmoearth_jax.evals.embeddings import Pooling, extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
 from olmoearth_jax.outputs import MARK, check, expand_home
-from tools.evaldata import floods, geobench2, mados, pastis
+
+from .evaldata import floods, geobench2, mados, pastis
 
 
 def convert_pastis(source: Path, target: Path, whole: bool) -> None:

@@ -26,7 +26,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax.outputs import expand_home
-from tools import _fuzz_parsers
+
+from . import _fuzz_parsers
 
 HANG_S = 30.0
 MEMORY_BYTES = 2 << 30
@@ -92,8 +93,8 @@ def watch(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
     """Runs the cases of a parser in processes; (cases tried, what was wrong)."""
     end, first, found = time.monotonic() + seconds, 0, []
     while (left := end - time.monotonic()) > 0:
-        command = [sys.executable, "-m", "tools.fuzz", f"--worker={name}", f"--seed={seed}",
-                   f"--first={first}", f"--seconds={left}"]  # fmt: skip
+        given = [f"--worker={name}", f"--seed={seed}", f"--first={first}", f"--seconds={left}"]
+        command = [sys.executable, "-m", f"{__package__}.fuzz", *given]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             at, finished = _follow(process, first, found)
             if finished:

@@ -36,7 +36,8 @@ from olmoearth_jax.modalities import (
     Tokenization,
 )
 from olmoearth_jax.outputs import expand_home
-from tools.bench.torch_loader import ReferenceLoader
+
+from .torch_loader import ReferenceLoader
 
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("open", h5, "_open"),
@@ -208,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
             if given.compare_reference:
                 result["paired"] = compare(Path(given.h5py_dir), *shape[:3])
         else:
-            from tools.make_synthetic_dataset import make_dataset
+            from ..make_synthetic_dataset import make_dataset
 
             with tempfile.TemporaryDirectory() as folder:
                 result = run(make_dataset(folder, given.num_samples), *shape)
