@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import config_files, overrides
+from olmoearth_jax import config_files, outputs, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
@@ -56,6 +56,7 @@ _FRACTION = flags.DEFINE_float(
 _CPUS = flags.DEFINE_integer("cpus_per_gpu", 8, "CPU cores per GPU.", 1)
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
 _samples.define_flag()
+_app.define_overwrite()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 
 APP = "/app"
@@ -200,20 +201,49 @@ def _environment(scheduler: str) -> dict[str, str | None]:
     return out
 
 
-def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Path:
-    """Writes the files of a job; the path of the one to submit."""
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a job, the one to submit first.
+
+    Attributes:
+      folder: where they go.
+      texts: by name.
+      options: what they were made of.
+    """
+
+    folder: Path
+    texts: Mapping[str, str]
+    options: _render.Settings
+
+    def check(self, overwrite: bool) -> None:
+        """Raises ValueError if one of them would replace a file that is not ours."""
+        for name in self.texts:
+            outputs.check(self.folder / name, overwrite=overwrite)
+
+
+def render(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Files:
+    """The files of a job.
+
+    Raises:
+      ValueError: flags that exclude each other, or text that cannot stand in them.
+    """
     folder = cfg.run_folder / "submit"
     if _OUTPUT.value is not None:
         folder = Path(_OUTPUT.value, *([job.name] if _SWEEP.value else []))
     folder = folder.absolute()
     options = settings(cfg, scheduler)
     texts = _render.files(scheduler, job.name, job.arguments, cfg, topology, options, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    if options.image is not None:
-        _warn(job, options.mounts, str(Path(options.workdir) / cfg.run_folder))
-    return folder / next(iter(texts))
+    return Files(folder, texts, options)
+
+
+def write(job: Job, cfg: ExperimentConfig, files: Files) -> Path:
+    """Writes the files of a job; the path of the one to submit."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.texts.items():
+        write_atomically(files.folder / name, text)
+    if files.options.image is not None:
+        _warn(job, files.options.mounts, str(Path(files.options.workdir) / cfg.run_folder))
+    return files.folder / next(iter(files.texts))
 
 
 def _warn(job: Job, mounts: Sequence[_render.Mount], run_folder: str) -> None:
@@ -305,12 +335,16 @@ def main(first: ExperimentConfig) -> int:
     else:
         name = first.common.run_name
         jobs = [Job(name, given.config, given.config_json, changes)]
-    for job, cfg, topology in list(_checked(jobs)):
+    checked = list(_checked(jobs))
+    files = [] if _LIST.value else [render(j, cfg, scheduler, t) for j, cfg, t in checked]
+    for found in files:
+        found.check(given.overwrite)
+    for number, (job, cfg, topology) in enumerate(checked):
         print(f"{job.name}: {shlex.join(job.arguments)}" if _LIST.value else job.name)
         if _LIST.value:
             continue
         print("\n".join(f"  {line}" for line in topology.table(cfg)))
-        path = write(job, cfg, scheduler, topology)
+        path = write(job, cfg, files[number])
         print(f"  wrote {path}", flush=True)
         if _SUBMIT.value:
             submit(path, scheduler)
