@@ -428,16 +428,21 @@ def transform_points(
     """Points of one CRS in another, x (or longitude) first.
 
     Raises:
-      ValueError: an unknown CRS, or places where one of them is not defined.
+      ValueError: an unknown CRS, a local one, or places where one of them is not defined.
     """
+    for crs in (_parsed(source), _parsed(target)):
+        if crs is not None and re.match("LOCAL_CS|ENG", crs.to_wkt()):
+            raise ValueError(
+                f"the coordinate system {_title(crs)} is a local one and says nothing of the place "
+                "on the earth"
+            )
+    nowhere = f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS"
     try:
         found = np.array(library().warp.transform(source, target, list(xs), list(ys)))
     except Exception as e:  # GDAL's own errors have no public class
-        raise ValueError(
-            f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS ({e})"
-        ) from None
+        raise ValueError(f"{nowhere} ({e})") from None
     if not np.isfinite(found).all():
-        raise ValueError(f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS")
+        raise ValueError(nowhere)
     return found[0], found[1]
 
 

@@ -272,6 +272,18 @@ def test_footprints_across_180_degrees():
         )
 
 
+def test_a_map_in_a_local_system_has_no_footprint(folder, images, tmp_path):
+    local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]'
+    write(tmp_path / "site.tif", images[0], S2, 0, local)
+    o = options(folder, tmp_path / "site.tif", "site.tif", dates=["2021-04-15"])
+    with pytest.raises(ValueError, match="'site' is a local one.*--any_pixel_size if it is 10 m"):
+        embed.run(o)
+    embed.run(dataclasses.replace(o, any_pixel_size=True))
+    item = json.loads((folder / "site.json").read_text())
+    assert item["geometry"] is None and "bbox" not in item
+    assert "site" in item["properties"]["proj:wkt2"]
+
+
 def drawn_raster(path, rng, x):
     """The image stored in a way drawn at random, and the flags it needs."""
     order = rng.permutation(12)
