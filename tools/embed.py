@@ -42,6 +42,7 @@ from olmoearth_jax import Sample, modalities, outputs
 from olmoearth_jax.data import npy_file, timesteps, values
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.data.raster_units import check_files
 from olmoearth_jax.data.rasters import (
     Raster,
     Stack,
@@ -202,17 +203,7 @@ def check_values(o: Options, stack: Stack) -> None:
     """
     height, width = stack.shape
     thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
-    for name in stack.names:
-        for path, planes, dtype in stack.files_of(name):
-            held = [
-                thinned.arrays[name][..., stack.dates.index(day) if day else 0, k]
-                for band, day in planes
-                for k in [stack.bands_of(name).index(band)]
-            ]
-            flat = np.stack(held)
-            flat = flat[np.isfinite(flat)]
-            if flat.size and (wrong := values.wrong_unit(name, flat, dtype)):
-                raise ValueError(f"{path}: {name} {wrong[1]}; {values.FLAG_TO_SETTLE}")
+    check_files(stack, thinned)
     try:
         sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
     except ValueError as e:
@@ -430,6 +421,9 @@ def run(o: Options) -> list[str]:
         raise ValueError("--name goes with one folder of rasters as --input")
     single = len(inputs) == 1 and (source.is_dir() or source.suffix in (".h5", ".npz"))
     single = single and not o.name
+    for flag in ("bands", "modality", "dates", "tile", "overlap") if single else ():
+        if getattr(o, flag) is not None:
+            raise ValueError(f"--{flag} goes with rasters; {source} says it itself or needs none")
     wanted = (".npz", ".safetensors") if single else (".tif", ".tiff")
     if output.suffix not in wanted:
         raise ValueError(f"the output of this input must end in {' or '.join(wanted)}")
@@ -453,9 +447,12 @@ def run(o: Options) -> list[str]:
         return embed_samples(o, model, found, output, total)
     rasters, notes = _rasters(o)
     held = [source, *(Path(raster.path) for raster in rasters), *_model_files(o)]
-    for path in (output, output.with_suffix(".json")):
+    written = (output, output.with_suffix(".json"))
+    for path in written:
         outputs.check(path, held, o.overwrite)
     with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
+        for path in written:  # what virtual rasters are made of is known now
+            outputs.check(path, map(Path, stack.files), o.overwrite)
         return embed_rasters(o, _load(o), stack, output) + notes
 
 

@@ -131,6 +131,11 @@ class Stack:
         for layer in self._layers:
             layer.file.close()
 
+    @property
+    def files(self) -> list[str]:
+        """Every file that is read, those that virtual rasters name too."""
+        return [path for layer in self._layers for path in layer.file.files]
+
     def dates_of(self, name: str) -> list[str]:
         """The distinct days of a modality's images, ascending, as yyyy-mm-dd."""
         return sorted({day.isoformat() for x in self._of(name) for day in x.dates})

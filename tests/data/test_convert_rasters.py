@@ -266,6 +266,11 @@ def test_scale_and_offset_give_the_physical_value_or_are_refused(tmp_path, plain
     _place(_path(tmp_path, "srtm"), heights, scales=(0.1,))
     with pytest.raises(ValueError, match="scale and offset tags .0.1 and 0.*no unit of srtm"):
         _convert(tmp_path, output_dir=tmp_path / "b")
+    _place(_path(tmp_path, "srtm"), heights)
+    for scale in (0.0, -0.01, np.nan):
+        _place(_path(tmp_path, "sentinel1"), hundredths, scales=(scale,) * 24)
+        with pytest.raises(ValueError, match="no unit of sentinel1"):
+            _convert(tmp_path, output_dir=tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,23 @@ def test_the_size_on_the_ground_is_not_the_size_on_the_map():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "declared"),
+    [("float32", -3.40282e38), ("float64", -1.79769e308), ("float32", -np.inf)],
+)
+def test_fills_that_are_declared_in_a_few_digits(tmp_path, dtype, declared):
+    x = np.arange(30, dtype=dtype).reshape(1, 5, 6)
+    x[0, 2, 3] = declared if np.isinf(declared) else np.finfo(dtype).min
+    with RasterFile(_write(tmp_path / "x.tif", x, nodata=declared)) as file:
+        np.testing.assert_array_equal(file.read()[1], x >= 0)
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    _write(tmp_path / "slc.tif", np.ones((2, 4, 4), np.complex64))
+    with pytest.raises(RasterError, match="holds complex numbers"):
+        RasterFile(tmp_path / "slc.tif")
+
+
+@pytest.mark.parametrize(
     "local",
     [
         'LOCAL_CS["site",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]',

@@ -240,6 +240,27 @@ def test_one_file_in_another_unit_is_named(folder, images, tmp_path):
             embed.run(o)
 
 
+def test_flags_that_would_do_nothing_are_refused(folder, images):
+    x = np.moveaxis(images[0], 0, -1)[None, :, :, None]
+    np.savez(folder / "arrays.npz", sentinel2_l2a=x, dates=["2021-04-15"], bands_sentinel2_l2a=S2)
+    for change in ({"dates": ["2021-05-15"]}, {"bands": S2}, {"modality": "landsat"}, {"tile": 8}):
+        (flag,) = change
+        with pytest.raises(ValueError, match=f"--{flag} goes with rasters"):
+            embed.run(options(folder, "arrays.npz", "never.npz", **change))
+
+
+def test_the_parts_of_a_virtual_raster_are_inputs(folder, tmp_path):
+    import rasterio.shutil
+
+    part, whole = tmp_path / "part.tif", tmp_path / "whole.vrt"
+    part.write_bytes((folder / "s2.tif").read_bytes())
+    rasterio.shutil.copy(part, whole, driver="VRT")
+    o = options(folder, whole, "map.tif", dates=["2021-04-15"], overwrite=True)
+    with pytest.raises(ValueError, match="would replace one of the inputs"):
+        embed.run(dataclasses.replace(o, output=str(part)))
+    assert part.read_bytes() == (folder / "s2.tif").read_bytes()
+
+
 def test_a_failed_map_leaves_nothing(tmp_path):
     form = {"height": 2, "width": 2, "dtype": "float32", "crs": rasterio.CRS.from_epsg(32633),
             "transform": CORNER}  # fmt: skip
