@@ -14,6 +14,7 @@ from typing import Any
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.texts import shown, unprintable
+from olmoearth_jax.outputs import SCRIPT_MARK
 from olmoearth_jax.train.assemble import micro_step_shape
 from olmoearth_jax.train.build import masking_strategies
 from olmoearth_jax.train.sharding import mesh_sizes
@@ -250,7 +251,7 @@ def files(
         "processes": topology.processes,
         "processes_per_host": len(topology.device_sets),
         "device_sets": " ".join(topology.device_sets),
-        "topology": "\n".join(f"# {line}" for line in topology.table(cfg)),
+        "topology": "\n".join([SCRIPT_MARK, *(f"# {line}" for line in topology.table(cfg))]),
         "workdir": shlex.quote(settings.workdir),
         "grace": GRACE_S,
         "stopped": STOPPED,

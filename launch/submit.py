@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import config_files, overrides
+from olmoearth_jax import config_files, outputs, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
@@ -68,6 +68,7 @@ _AT_ONCE = flags.DEFINE_integer(
 )
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
 _samples.define_flag()
+_app.define_overwrite()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 
 APP = "/app"
@@ -223,23 +224,52 @@ def _environment(
     return out
 
 
-def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Path:
-    """Writes the files of a job; the path of the one to submit."""
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a job, the one to submit first.
+
+    Attributes:
+      folder: where they go.
+      texts: by name.
+      options: what they were made of.
+    """
+
+    folder: Path
+    texts: Mapping[str, str]
+    options: _render.Settings
+
+    def check(self, overwrite: bool) -> None:
+        """Raises ValueError if one of them would replace a file that is not ours."""
+        for name in self.texts:
+            outputs.check(self.folder / name, overwrite=overwrite)
+
+
+def render(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Files:
+    """The files of a job.
+
+    Raises:
+      ValueError: flags that exclude each other, or text that cannot stand in them.
+    """
     folder = cfg.run_folder / "submit"
     if _OUTPUT.value is not None:
         folder = Path(_OUTPUT.value, *([job.name] if _SWEEP.value else []))
     folder = folder.absolute()
     options = settings(cfg, scheduler)
     texts = _render.files(scheduler, job.name, job.arguments, cfg, topology, options, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    if options.image is not None:
-        _warn(job, cfg, options.mounts, str(Path(options.workdir) / cfg.run_folder))
-    elif options.time is None and scheduler == "slurm":
+    return Files(folder, texts, options)
+
+
+def write(job: Job, cfg: ExperimentConfig, files: Files) -> Path:
+    """Writes the files of a job; the path of the one to submit."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.texts.items():
+        write_atomically(files.folder / name, text)
+    if files.options.image is not None:
+        _warn(job, cfg, files.options.mounts, str(Path(files.options.workdir) / cfg.run_folder))
+    elif files.options.time is None and next(iter(files.texts)).endswith(".sbatch"):
         text = "the partition's time limit holds; --time=24:00:00 sets another"
         print(f"note: {text}", file=sys.stderr)
-    return folder / next(iter(texts))
+    return files.folder / next(iter(files.texts))
 
 
 def _warn(
@@ -359,13 +389,16 @@ def main(first: ExperimentConfig) -> int:
     checked = list(_checked(jobs))
     if scheduler == "local" and not _LIST.value:
         return run_here(checked)
-    for job, cfg, topology in checked:
+    files = [] if _LIST.value else [render(j, cfg, scheduler, t) for j, cfg, t in checked]
+    for found in files:
+        found.check(given.overwrite)
+    for number, (job, cfg, topology) in enumerate(checked):
         if _LIST.value:
             print(shlex.join(["python", "-m", f"{__package__}.train", *job.arguments]))
             continue
         print(job.name)
         print("\n".join(f"  {line}" for line in topology.table(cfg)))
-        path = write(job, cfg, scheduler, topology)
+        path = write(job, cfg, files[number])
         print(f"  wrote {path}", flush=True)
         if _SUBMIT.value:
             submit(path, scheduler)

@@ -1,3 +1,4 @@
+# Written by olmoearth-jax
 # Starts the processes of host $HOST_INDEX and hands a request to stop on to them.
 {{preflight}}
 pids=()

@@ -340,6 +340,23 @@ def test_mismatch_is_refused_and_nothing_written(options, part, monkeypatch, tmp
     assert not list(tmp_path.glob("x/job*"))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "name"),
+    [("slurm", "job.sbatch"), ("jobset", "jobset.yaml"), ("docker", "host.sh")],
+)
+def test_job_files_replace_job_files_of_ours_only(scheduler, name, monkeypatch, tmp_path):
+    given = [*BASE, f"--scheduler={scheduler}", f"--output={tmp_path}"]
+    assert call(monkeypatch, *given) == 0
+    assert call(monkeypatch, *given) == 0
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    (tmp_path / name).write_text("#!/bin/bash\n# the image is olmoearth-jax\n")
+    with pytest.raises(ValueError, match=f"{name} exists and was not written by this program"):
+        call(monkeypatch, *given)
+    assert "the image" in (tmp_path / name).read_text()
+    assert call(monkeypatch, *given, "--overwrite") == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == written
+
+
 def test_submitting_needs_the_schedulers_program(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(_app.UserError, match="'sbatch' is not on this machine"):
