@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

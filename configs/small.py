@@ -14,7 +14,7 @@ rest of this recipe unchanged.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

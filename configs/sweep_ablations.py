@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 OBJECTIVE = ("no_contrastive", "random_masking", "mae", "random_target", "patch_disc_loss", "ema")
 MODALITIES = ("no_ag_maps", "no_maps", "no_decode_modalities", "no_landsat", "s2_only")

@@ -12,24 +12,23 @@ from __future__ import annotations
 import dis
 import errno
 import functools
-import importlib.util
 import sys
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import overrides, platforms
+from olmoearth_jax import commands, config_files, overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.outputs import expand_home
 
-USER_ERROR = 2
-"""Exit code for a mistake on the command line, in a config or in the data."""
+USER_ERROR = commands.USER_ERROR
 
-_OURS = tuple(str(Path(__file__).resolve().parents[1] / p) for p in ("olmoearth_jax", "launch"))
+_FIRST = ("config", "run_name", "config_json")
+"""Flags that every verb has."""
+
+_OURS = tuple(str(Path(file).resolve().parent) for file in (config_files.__file__, __file__))
 
 _REFUSALS = frozenset((
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
@@ -80,7 +79,7 @@ def load(
     """
     if (config is None) == (config_json is None):
         raise ConfigError("give --config=configs/<size>.py or --config_json=FILE (one of them)")
-    base = load_file(config) if config is not None else load_json(config_json or "")
+    base = config_files.load_file(config) if config is not None else load_json(config_json or "")
     if run_name is not None:
         base.common.run_name = run_name
         if config_json is not None:
@@ -88,58 +87,9 @@ def load(
     return overrides.apply(base, changes)
 
 
-def load_file(text: str) -> ExperimentConfig:
-    """The config of `FILE.py[:argument]`.
-
-    A file that is not found from the working directory is looked for in the installed `configs`.
-
-    Raises:
-      ConfigError: no such file, no get_config in it, or a bad argument.
-    """
-    module, argument = load_module(text)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config file {module.__file__!r} has no function get_config(arg)")
-    values: Any = module.get_config(argument)
-    if isinstance(values, ExperimentConfig):
-        return values
-    return ExperimentConfig.from_dict(values.to_dict() if hasattr(values, "to_dict") else values)
-
-
-def load_module(text: str) -> tuple[types.ModuleType, str]:
-    """(the module, the argument) of `FILE.py[:argument]`.
-
-    Raises:
-      ConfigError: no such file.
-    """
-    name, _, argument = text.partition(":")
-    path = _find(name)
-    if path.suffix != ".py":
-        raise ConfigError(f"config file {name!r} is not a Python file; for JSON use --config_json")
-    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    root = str(Path(__file__).resolve().parents[1])
-    if root not in sys.path:
-        sys.path.append(root)  # config files import their `configs` package
-    spec.loader.exec_module(module)
-    return module, argument
-
-
-def _find(name: str) -> Path:
-    installed = Path(__file__).resolve().parents[1]
-    for path in (Path(name), installed / name):
-        if path.is_file():
-            return path
-    folder = installed / "configs"
-    known = [p.relative_to(installed).as_posix() for p in sorted(folder.rglob("[a-z]*.py"))]
-    raise ConfigError(f"config file {name!r} does not exist; {closest(name, known)}")
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as e:
-        _fail([f"{e} (settings of the run are given as --config.<path>=<value>)"])
+    hint = " (settings of the run are given as --config.<path>=<value>)"
+    return commands.parse_flags(flags.FLAGS, argv, hint, _FIRST)
 
 
 def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) -> int:

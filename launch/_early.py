@@ -25,10 +25,11 @@ def leave(number: int, frame: FrameType | None) -> None:
     os._exit(AGAIN)
 
 
-def is_program(name: str) -> bool:
-    """Whether this process was started with `python -m <name>`."""
-    return getattr(sys.modules["__main__"].__spec__, "name", None) == name
+def is_program(verb: str) -> bool:
+    """Whether this process was started with `python -m launch.<verb>`."""
+    spec = sys.modules["__main__"].__spec__
+    return getattr(spec, "name", None) == f"{__package__}.{verb}"
 
 
-if is_program("launch.train"):
+if is_program("train"):
     signal.signal(signal.SIGTERM, leave)

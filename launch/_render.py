@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch._app import USER_ERROR
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.texts import shown, unprintable
 from olmoearth_jax.train.assemble import micro_step_shape
 from olmoearth_jax.train.build import masking_strategies
 from olmoearth_jax.train.sharding import mesh_sizes
+
+from ._app import USER_ERROR
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEDULERS = ("slurm", "jobset", "docker")
@@ -226,7 +227,7 @@ def files(
     _refuse_breakouts(name, arguments, settings, folder)
     values = {
         "job": shlex.quote(name) if scheduler == "slurm" else job_name(name),
-        "command": shlex.join(["python", "-m", "launch.train", *arguments]),
+        "command": shlex.join(["python", "-m", f"{__package__}.train", *arguments]),
         "hosts": topology.hosts,
         "gpus_per_host": topology.gpus_per_host,
         "processes": topology.processes,

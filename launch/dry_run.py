@@ -12,9 +12,10 @@ import sys
 
 from absl import flags
 
-from launch import _app, _estimate, _samples
 from olmoearth_jax.config import ConfigError, ExperimentConfig
-from olmoearth_jax.train import build, sharding
+from olmoearth_jax.train import build, estimate, sharding
+
+from . import _app, _samples
 
 _DEVICES = flags.DEFINE_integer(
     "devices", None, "Devices to plan for; default: those of config.mesh, or 1."
@@ -37,9 +38,9 @@ def planned_devices(cfg: ExperimentConfig, given: int | None) -> int:
 def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> list[str]:
     """The lines that are printed below the config."""
     lines = ["", "parameters", *_parameters(cfg)]
-    timesteps = _estimate.grid_timesteps(cfg)
+    timesteps = estimate.grid_timesteps(cfg)
     spec = build.stream_of(cfg, timesteps, devices, build.build_objective(cfg))
-    tokens = _estimate.simulate_tokens(cfg, timesteps)
+    tokens = estimate.simulate_tokens(cfg, timesteps)
     lines += ["", "step", *_step(cfg, devices, spec, tokens, samples.steps_per_epoch(cfg))]
     grids = ", ".join(f"{g}x{g}: {t}" for g, t in timesteps.items())
     lines += ["", "crops", _row("timesteps per grid", grids)]
@@ -48,7 +49,7 @@ def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> li
     half = cfg.precision != "float32"  # 'auto' is bfloat16 on the GPUs that are planned for
     lines += ["", "memory per device (estimate, largest usual program)"]
     _, fsdp = sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
-    rows = _estimate.memory_rows(cfg, spec, usual, half, fsdp)
+    rows = estimate.memory_rows(cfg, spec, usual, half, fsdp)
     lines += [_row(what, _bytes(size)) for what, size in rows]
     lines.append(_row("total", _bytes(sum(size for _, size in rows))))
     lines += ["", "programs to be compiled"]
@@ -65,23 +66,23 @@ def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> li
 
 
 def _parameters(cfg: ExperimentConfig) -> list[str]:
-    rows = _estimate.parameter_rows(cfg)
-    trained, target = sum(n for _, n in rows), _estimate.target_size(cfg)
-    kind = "whole encoder" if _estimate.full_target(cfg) else "patch projection only"
+    rows = estimate.parameter_rows(cfg)
+    trained, target = sum(n for _, n in rows), estimate.target_size(cfg)
+    kind = "whole encoder" if estimate.full_target(cfg) else "patch projection only"
     lines = [_row(part, f"{n:,}") for part, n in rows]
     lines.append(_row("trained", f"{trained:,}"))
     lines.append(_row(f"frozen target ({kind})", f"{target:,}"))
-    reference = _estimate.reference_total(cfg)
+    reference = estimate.reference_total(cfg)
     if reference is not None:
         lines.append(_row("as the reference counts them", f"{reference:,}"))
     return lines
 
 
 def _step(
-    cfg: ExperimentConfig, devices: int, spec, tokens: _estimate.Tokens, steps: int | None
+    cfg: ExperimentConfig, devices: int, spec, tokens: estimate.Tokens, steps: int | None
 ) -> list[str]:
     batch, views = cfg.data_loader.global_batch_size, cfg.data_loader.num_masked_views
-    flops = _estimate.step_flops(cfg, spec, tokens)
+    flops = estimate.step_flops(cfg, spec, tokens)
     pooler = ", without the pooler" if cfg.model.encoder_config.attention_pooler_config else ""
     lines = [
         _row("samples", f"{batch}, in {cfg.groups_per_step} groups"),
@@ -96,7 +97,7 @@ def _step(
         _row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device){pooler}"),
         _row(
             "forward FLOPs per view of a sample",
-            f"{_estimate.forward_flops(cfg, tokens):.3g} without patch projection{pooler}",
+            f"{estimate.forward_flops(cfg, tokens):.3g} without patch projection{pooler}",
         ),
     ]
     if steps is not None:

@@ -24,19 +24,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
-from launch import _eval_report as report
-from launch import _sweep as sweep
-from launch._app import UserError
+from olmoearth_jax import commands
 from olmoearth_jax.configlib import values
 from olmoearth_jax.evals import models, results, tasks
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import checkpoint
+
+from . import _eval_report as report
+from . import _sweep as sweep
+from ._app import UserError
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
@@ -73,19 +74,6 @@ _OUT = _string("out", None, "Folder of the results; default: evals in the run fo
 _DRY = _bool("dry_run", False, "Print the plan and stop.")
 _LIST = _bool("list", False, "Say why tasks are skipped.")
 _DTYPE = _enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
-
-
-def read_flags(values: flags.FlagValues, argv: list[str], about: str) -> list[str]:
-    """Parses `argv` into `values`; prints `about` and the flags for --help."""
-    if "--help" in argv or "-h" in argv:
-        print(about + "\n" + values.get_help())
-        sys.exit(0)
-    flags.FLAGS.mark_as_parsed()  # absl's own; ours live apart
-    try:
-        return values(argv)
-    except flags.Error as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
 
 
 def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
@@ -278,7 +266,7 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Arguments that are no flags; a mistake, or --help, ends the program."""
-    return read_flags(FLAGS, argv, __doc__ or "")
+    return commands.parse_flags(FLAGS, argv)
 
 
 def _main(argv: list[str]) -> Any:
@@ -286,4 +274,4 @@ def _main(argv: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    app.run(_main, argv=expand_home(sys.argv), flags_parser=parse_flags)
+    commands.run(_main, FLAGS)

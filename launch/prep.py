@@ -20,16 +20,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import _app
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.group import Group
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.verify import verify
 from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.train import devices
 from olmoearth_jax.train.step import TrainProgram
-from tools.verify_dataset import verify
+
+from . import _app
 
 _FILES = flags.DEFINE_integer("check_files", 64, "Files to check; 0 checks none.", lower_bound=0)
 _COMPILE = flags.DEFINE_bool("compile", True, "Compile the step programs.")

@@ -27,11 +27,12 @@ from typing import Any
 
 from absl import flags
 
-from launch import _app, _render, _samples
-from olmoearth_jax import overrides
+from olmoearth_jax import config_files, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
+
+from . import _app, _render, _samples
 
 _SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset or docker.")
 _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of the job.")
@@ -92,11 +93,11 @@ def sweep_jobs(config: str, run_name: str | None, changes: Sequence[str]) -> lis
     Raises:
       ConfigError: no such function, no items, an unknown launch setting, or equal names.
     """
-    module, argument = _app.load_module(config)
+    module, argument = config_files.load_module(config)
     if not hasattr(module, "sweep"):
         raise ConfigError(f"config file {config!r} has no function sweep()")
     takes = inspect.signature(module.sweep).parameters
-    prefix = run_name or _app.load_file(config).common.run_name
+    prefix = run_name or config_files.load_file(config).common.run_name
     jobs = []
     for item in module.sweep(argument) if takes else module.sweep():
         launch = {k: v for k, v in item.items() if k.startswith("launch.")}

@@ -11,7 +11,7 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID (in a Kubernetes job: JOB_COMPLETION_INDEX)
 
 from __future__ import annotations
 
-from launch import _early  # isort: split
+from . import _early  # isort: split
 
 import dataclasses
 import multiprocessing
@@ -24,7 +24,6 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from launch import _app
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.pipeline import TooManyBadSamples
 from olmoearth_jax.data.pool import WorkerDied
@@ -35,6 +34,8 @@ from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged
 from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse
+
+from . import _app
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")

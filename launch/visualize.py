@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from launch import _app, _pictures
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.group import Group
@@ -26,6 +25,8 @@ from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.data.subset import draw_offsets, read_sample
 from olmoearth_jax.modalities import MAX_TIMESTEPS
+
+from . import _app, _pictures
 
 _SAMPLES = flags.DEFINE_integer("samples", 8, "Samples to draw, in training order.", lower_bound=1)
 _INDICES = flags.DEFINE_list("indices", [], "Sample numbers to draw instead.")

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.outputs import expand_home
-from tools.goldens.common import Case, Result, load_json, skipped
+
+from .goldens.common import Case, Result, load_json, skipped
 
 AREAS = ("model", "model_v1_3", "data", "train", "evals")
 
@@ -79,7 +80,7 @@ def find_areas(root: Path, only: str | None) -> dict[str, Path]:
 
 def area_cases(area: str, folder: Path) -> Iterator[Case]:
     """The cases of one area; all skipped if the area has no checker."""
-    name = f"tools.goldens.{area}"
+    name = f"{__package__}.goldens.{area}"
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as e:
@@ -153,4 +154,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -9,13 +9,12 @@ same values, timing aside, and exits with 1 if they did not.
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from olmoearth_jax import outputs
+from olmoearth_jax import commands, outputs
 from olmoearth_jax.train.metrics import is_timing, read_metrics, without_timing
 
 _METRICS = flags.DEFINE_list("metrics", [], "Metrics to compare; default: those under train/, eval")
@@ -131,4 +130,4 @@ def _compare_exactly(runs: Runs) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_bool("overwrite", False, "Replace a picture that is not of this program.")
-    app.run(main, argv=outputs.expand_home(sys.argv))
+    commands.run(main)

@@ -25,7 +25,8 @@ from olmoearth_jax.evals.embeddings import Pooling, extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
 from olmoearth_jax.outputs import MARK, check, expand_home
-from tools.evaldata import floods, geobench2, mados, pastis
+
+from .evaldata import floods, geobench2, mados, pastis
 
 
 def convert_pastis(source: Path, target: Path, whole: bool) -> None:
@@ -127,6 +128,7 @@ def main(argv: list[str]) -> int:
         "--overwrite", action="store_true", help="replace files that are not of this program"
     )
     parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--helpshort", "--helpfull", action="help", help="as --help")
     args = parser.parse_args(argv)
     needed = ("checkpoint", "h5py_dir") if args.what == "quantiles" else ("source",)
     missing = [n for n in needed if getattr(args, n) is None]

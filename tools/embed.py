@@ -38,7 +38,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import olmoearth_jax
-from olmoearth_jax import Sample, modalities, outputs
+from olmoearth_jax import Sample, commands, modalities, outputs
 from olmoearth_jax.data import npy_file, timesteps
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
@@ -476,4 +476,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=outputs.expand_home(sys.argv))
+    commands.run(main)

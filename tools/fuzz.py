@@ -25,8 +25,9 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax.outputs import expand_home
-from tools import _fuzz_parsers
+from olmoearth_jax import commands
+
+from . import _fuzz_parsers
 
 HANG_S = 30.0
 MEMORY_BYTES = 2 << 30
@@ -92,8 +93,8 @@ def watch(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
     """Runs the cases of a parser in processes; (cases tried, what was wrong)."""
     end, first, found = time.monotonic() + seconds, 0, []
     while (left := end - time.monotonic()) > 0:
-        command = [sys.executable, "-m", "tools.fuzz", f"--worker={name}", f"--seed={seed}",
-                   f"--first={first}", f"--seconds={left}"]  # fmt: skip
+        given = [f"--worker={name}", f"--seed={seed}", f"--first={first}", f"--seconds={left}"]
+        command = [sys.executable, "-m", f"{__package__}.fuzz", *given]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             at, finished = _follow(process, first, found)
             if finished:
@@ -169,4 +170,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

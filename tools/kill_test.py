@@ -19,13 +19,16 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax import commands
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import read_metrics
-from tools.compare_runs import first_difference
+
+from .compare_runs import first_difference
+
+_TRAIN = f"{(__package__ or 'tools').removesuffix('tools')}launch.train"
 
 MOST_DELAY_S = 0.5
 MOST_WAIT_S = 1200.0  # for one start to get as far as its kill
@@ -133,10 +136,10 @@ def define_flags() -> None:
     flags.DEFINE_string("folder", None, "Where both runs are written.", required=True)
     flags.DEFINE_integer("kills", 20, "Kills, spread over the steps of the run.")
     flags.DEFINE_integer("processes", 2, "Processes of a run, connected over localhost.")
-    flags.DEFINE_string("module", "launch.train", "What to run; must take the same flags.")
+    flags.DEFINE_string("module", _TRAIN, "What to run; must take the same flags.")
     flags.DEFINE_integer("seed", 0, "Of the steps, processes and delays.")
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -1,1 +1,3 @@
 """One file per ablation: the question it answers and the settings it changes."""
+
+from .. import common as common

@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {
     "train_module.contrastive_config.loss_config.weight": 0.0,

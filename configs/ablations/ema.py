@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {"train_module.ema_decay": [0.996, 1.0]}
 

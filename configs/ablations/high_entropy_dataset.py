@@ -9,7 +9,7 @@ epochs stays, so there are fewer steps.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {"dataset.filter_idx_file": "high_entropy_indices.npy"}
 

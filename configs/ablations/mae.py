@@ -10,8 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
 from olmoearth_jax.config import ExperimentConfig
+
+from . import common
 
 
 def changes(cfg: ExperimentConfig) -> dict[str, Any]:

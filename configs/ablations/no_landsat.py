@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {"common.training_modalities": ["sentinel2_l2a", "sentinel1"]}
 

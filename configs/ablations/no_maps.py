@@ -6,8 +6,9 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
+
+from . import common
 
 DROPPED = ("worldcover", "openstreetmap_raster", "wri_canopy_height_map", "cdl", "worldcereal")
 

@@ -8,8 +8,9 @@ Sensor tokens are masked at random; maps are always decoded.
 
 from ml_collections import ConfigDict
 
-from configs import common
 from olmoearth_jax.modalities import OFFICIAL_DECODE_ONLY
+
+from . import common
 
 CHANGES = {
     "data_loader.masking_config.strategy_config.type": "random_fixed_modality",

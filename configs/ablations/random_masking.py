@@ -8,7 +8,7 @@ Maps are then encoded too, as the strategy knows no decode-only modalities.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {"data_loader.masking_config.strategy_config.type": "random"}
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.ablations.random_patchdisc_nocon_emazero import CHANGES
 from olmoearth_jax.config import ExperimentConfig
+
+from . import common
+from .random_patchdisc_nocon_emazero import CHANGES
 
 
 def changes(cfg: ExperimentConfig) -> dict[str, Any]:

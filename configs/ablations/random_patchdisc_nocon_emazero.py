@@ -6,8 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.ablations import random_patchdisc_nocon
+from . import common, random_patchdisc_nocon
 
 CHANGES = {**random_patchdisc_nocon.CHANGES, "train_module.ema_decay": [0.996, 1.0]}
 

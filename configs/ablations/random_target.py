@@ -9,7 +9,7 @@ the targets do not change).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {"train_module.reinit_targets": True}
 

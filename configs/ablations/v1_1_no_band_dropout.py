@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {
     "model.encoder_config.band_dropout_rate": 0.0,

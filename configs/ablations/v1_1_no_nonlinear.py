@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {"model.encoder_config.patch_embed_hidden_sizes": None}
 

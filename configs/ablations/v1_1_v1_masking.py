@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 CHANGES = {
     "data_loader.masking_config.strategy_config.type": "modality_cross_random",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import _app, _estimate, _samples, dry_run
-from olmoearth_jax import overrides
+from launch import _app, _samples, dry_run
+from olmoearth_jax import config_files, overrides
 from olmoearth_jax.config import ConfigError
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.train import build_objective
+from olmoearth_jax.train import build_objective, estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,19 +34,19 @@ def test_load_takes_file_argument_name_and_overrides():
 
 def test_config_files_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _app.load_file("configs/nano.py").common.recipe == "nano v1"
+    assert config_files.load_file("configs/nano.py").common.recipe == "nano v1"
 
 
 def test_config_file_of_a_user(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import common\n"
+        "from olmoearth_jax.configs import common\n"
         "def get_config(arg=''):\n"
         "    c = common.config(arg, 'nano')\n"
         "    c.train_module.optim_config.lr = 0.5\n"
         "    return c\n"
     )
-    assert _app.load_file(f"{path}:version=v1_1").train_module.optim_config.lr == 0.5
+    assert config_files.load_file(f"{path}:version=v1_1").train_module.optim_config.lr == 0.5
 
 
 def test_saved_config_starts_another_run(tmp_path):
@@ -77,7 +77,7 @@ def test_saved_config_starts_another_run(tmp_path):
 )
 def test_wrong_config_argument(argument, part):
     with pytest.raises(ConfigError) as caught:
-        _app.load_file(argument)
+        config_files.load_file(argument)
     assert part in str(caught.value)
 
 
@@ -90,23 +90,23 @@ def test_one_config_is_needed():
 @pytest.mark.parametrize(("pair", "counts"), PARAMETERS.items(), ids=str)
 def test_parameter_counts(pair, counts):
     config = official(*pair)
-    trained = sum(n for _, n in _estimate.parameter_rows(config))
-    assert (trained, _estimate.reference_total(config)) == counts
+    trained = sum(n for _, n in estimate.parameter_rows(config))
+    assert (trained, estimate.reference_total(config)) == counts
 
 
 def test_parameter_count_of_a_projection_only_target():
-    assert _estimate.reference_total(official("base", "v1_2", faster=True)) == 171_856_256
+    assert estimate.reference_total(official("base", "v1_2", faster=True)) == 171_856_256
 
 
 def test_tokens_of_the_official_recipe():
     config = official("nano")
-    tokens = _estimate.simulate_tokens(config, _estimate.grid_timesteps(config))
+    tokens = estimate.simulate_tokens(config, estimate.grid_timesteps(config))
     assert tokens.encoded == pytest.approx(395, rel=0.03)
     assert tokens.decoded == pytest.approx(571, rel=0.03)
 
 
 def test_report_of_a_small_run(capsys):
-    config = _app.load_file("configs/nano.py:smoke")
+    config = config_files.load_file("configs/nano.py:smoke")
     assert dry_run.main(config) == 0
     out = capsys.readouterr().out
     for part in ("trained", "encoded tokens", "FLOPs", "step program 0", "steps of the run"):
@@ -124,7 +124,9 @@ def test_dry_run_of_wrong_config_lists_every_problem(capsys):
 
 
 def test_dry_run_holds_the_mesh_to_the_devices():
-    config = overrides.apply_values(_app.load_file("configs/nano.py:smoke"), {"mesh.fsdp": 3})
+    config = overrides.apply_values(
+        config_files.load_file("configs/nano.py:smoke"), {"mesh.fsdp": 3}
+    )
     with pytest.raises(ConfigError, match="size 3 does not divide 4 devices"):
         dry_run.main(config, devices=4)
 
@@ -166,16 +168,16 @@ def test_other_wrong_arguments_of_the_program(arguments):
 def test_target_is_counted_as_the_run_keeps_it(changes):
     config = overrides.apply_values(official("nano"), changes)
     objective = build_objective.build_objective(config)
-    assert _estimate.full_target(config) == objective.full_target == bool(changes)
-    encoder = sum(n for p, n in _estimate.parameter_rows(config) if p.startswith("encoder/"))
-    patches = dict(_estimate.parameter_rows(config))["encoder/patch_embeddings"]
+    assert estimate.full_target(config) == objective.full_target == bool(changes)
+    encoder = sum(n for p, n in estimate.parameter_rows(config) if p.startswith("encoder/"))
+    patches = dict(estimate.parameter_rows(config))["encoder/patch_embeddings"]
     low, high = (encoder * 0.8, encoder) if changes else (patches, patches)
-    assert low <= _estimate.target_size(config) <= high
+    assert low <= estimate.target_size(config) <= high
 
 
 def memory(changes: dict, devices: int) -> str:
     """The report's lines on memory."""
-    config = overrides.apply_values(_app.load_file("configs/nano.py:smoke"), changes)
+    config = overrides.apply_values(config_files.load_file("configs/nano.py:smoke"), changes)
     lines = dry_run.report(config, devices, _samples.Samples(None))
     first = next(i for i, line in enumerate(lines) if line.startswith("memory per device"))
     return "\n".join(lines[first : lines.index("", first)])

@@ -312,7 +312,7 @@ def test_listed_sweeps(file, jobs, monkeypatch, capsys):
 def test_wrong_sweep(body, part, monkeypatch, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import common\n\n"
+        "from olmoearth_jax.configs import common\n\n"
         "def get_config(arg=''):\n    return common.config(arg, 'nano')\n\n"
         f"def sweep():\n    {body}\n"
     )

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmoearth_jax.data import chunk_index, zstd
+from olmoearth_jax.data import verify as verify_dataset
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_arrays, write_sample
 from olmoearth_jax.data.hdf5_file import MASK_GROUP
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
-from tools import verify_dataset
 from tools.make_synthetic_dataset import Gaps, make_sample
 
 pytestmark = pytest.mark.skipif(not zstd.available(), reason="hdf5plugin lacks zstd's functions")

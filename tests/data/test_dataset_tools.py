@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data import quality
+from olmoearth_jax.data import verify as verify_dataset
 from olmoearth_jax.data.h5_writer import Storage
 from olmoearth_jax.data.hdf5_file import every_array
 from olmoearth_jax.data.stats import StreamingStats
-from tools import compute_norm_stats, rechunk_h5, verify_dataset
+from tools import compute_norm_stats, rechunk_h5
 from tools.make_synthetic_dataset import Gaps, make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]

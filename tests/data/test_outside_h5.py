@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data import derived
+from olmoearth_jax.data import verify as verify_dataset
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
@@ -15,7 +16,6 @@ from olmoearth_jax.data.index import METADATA_FILE, prepare
 from olmoearth_jax.data.subset import read_sample
 from olmoearth_jax.evals import transforms
 from olmoearth_jax.evals.datasets import geobench
-from tools import verify_dataset
 
 STAMPS = np.array([[15, m, 2020] for m in range(3)])
 MASK = {"sentinel2_l2a": np.ones(3, bool)}

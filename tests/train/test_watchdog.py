@@ -135,5 +135,5 @@ def test_sigterm_while_the_program_is_imported(tmp_path):
 
 
 def test_only_the_program_itself_catches_signals_early():
-    assert not _early.is_program("launch.train")
+    assert not _early.is_program("train")
     assert signal.getsignal(signal.SIGTERM) is not _early.leave

@@ -25,7 +25,7 @@ from unittest import mock
 
 from absl import app, flags
 
-from olmoearth_jax import masking
+from olmoearth_jax import commands, masking
 from olmoearth_jax.data import group, h5, subset
 from olmoearth_jax.data.index import DatasetIndex, prepare
 from olmoearth_jax.data.pipeline import TrainStream
@@ -35,8 +35,8 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
-from olmoearth_jax.outputs import expand_home
-from tools.bench.torch_loader import ReferenceLoader
+
+from .torch_loader import ReferenceLoader
 
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("open", h5, "_open"),
@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
             if given.compare_reference:
                 result["paired"] = compare(Path(given.h5py_dir), *shape[:3])
         else:
-            from tools.make_synthetic_dataset import make_dataset
+            from ..make_synthetic_dataset import make_dataset
 
             with tempfile.TemporaryDirectory() as folder:
                 result = run(make_dataset(folder, given.num_samples), *shape)
@@ -220,4 +220,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

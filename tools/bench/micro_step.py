@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import _estimate
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.masking import MaskContext, missing_tokens
-from olmoearth_jax.train import assemble, build, probe
+from olmoearth_jax.train import assemble, build, estimate, probe
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
@@ -49,7 +48,7 @@ def stream_program(config: ExperimentConfig, max_rungs: int) -> TrainProgram:
     """Training through the token stream, its ladder sized for complete samples."""
     mesh = make_mesh()
     objective = build.build_objective(config)
-    timesteps = _estimate.grid_timesteps(config)
+    timesteps = estimate.grid_timesteps(config)
     spec = build.stream_of(config, timesteps, mesh.size, objective)
     config.ladder.max_rungs = max_rungs
     ladder = build.size_ladder(config, spec, timesteps, [probe.complete(spec.modalities)])

@@ -9,20 +9,18 @@ JSON line; `--h5py_dir` takes the gaps of a data set instead of complete samples
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from launch import _estimate
-from launch._app import load_file
+from olmoearth_jax import commands
+from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.index import prepare
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.census import Census
 from olmoearth_jax.stream.ladder import pick_rung
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
-from olmoearth_jax.train import build, probe
+from olmoearth_jax.train import build, estimate, probe
 
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")
 _DATA = flags.DEFINE_string("h5py_dir", None, "Data set whose gaps are simulated.")
@@ -32,7 +30,7 @@ _RUNGS = flags.DEFINE_list("max_rungs", ["12"], "Step programs, one or several v
 
 def _flops(config: Any, enc: float, dec: float, pairs: float, cross: float) -> float:
     nothing = np.zeros(0)
-    return _estimate.forward_flops(config, _estimate.Tokens(enc, dec, pairs, cross, nothing))
+    return estimate.forward_flops(config, estimate.Tokens(enc, dec, pairs, cross, nothing))
 
 
 def _real(config: Any, censuses: list[Census]) -> tuple[float, float, float, float]:
@@ -49,7 +47,7 @@ def _padded(rung: Rung, spec: StreamSpec) -> tuple[float, float, float, float]:
 def measure(config: Any, rungs: int) -> dict[str, Any]:
     """Ratios over all simulated micro-steps (sums over sums)."""
     config.ladder.max_rungs = rungs
-    timesteps = _estimate.grid_timesteps(config)
+    timesteps = estimate.grid_timesteps(config)
     objective = build.build_objective(config)
     spec = build.stream_of(config, timesteps, _DEVICES.value, objective)
     presence = [probe.complete(spec.modalities)]
@@ -97,4 +95,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

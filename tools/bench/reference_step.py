@@ -29,15 +29,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from launch import _estimate
-from launch._app import load_file
+from olmoearth_jax import commands
+from olmoearth_jax.config_files import load_file
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.outputs import expand_home
-from tools.bench.micro_step import prepare_step, random_group, stream_program
-from tools.bench.torch_worker import read_group, serve
+from olmoearth_jax.train import estimate
+
+from .micro_step import prepare_step, random_group, stream_program
+from .torch_worker import read_group, serve
 
 _BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.", lower_bound=1)
 _GRIDS = flags.DEFINE_list("grids", ["2", "5"], "Grid sides to time.")
@@ -65,7 +66,7 @@ def write_inputs(folder: Path) -> None:
     module = config.train_module
     losses = [module.loss_config.loss_config, module.contrastive_config.loss_config]
     (folder / "losses.json").write_text(json.dumps(losses))
-    timesteps = _estimate.grid_timesteps(config)
+    timesteps = estimate.grid_timesteps(config)
     for text in _GRIDS.value:
         grid = int(text)
         group = random_group(config, grid, timesteps[grid], _PATCH.value, _BATCH.value, _SEED.value)
@@ -111,11 +112,11 @@ class _Worker:
 
     def __init__(self, side: str, folder: Path):
         if side == "torch":
-            given = ["tools.bench.torch_worker", str(folder), str(_PATCH.value)]
+            given = [f"{__package__}.torch_worker", str(folder), str(_PATCH.value)]
         else:
             same = [f"--{f}={flags.FLAGS[f].value}" for f in ("batch", "patch_size")]
             config = f"--config={flags.FLAGS.config or 'configs/nano.py'}"
-            given = ["tools.bench.reference_step", f"--worker_folder={folder}", config, *same]
+            given = [f"{__package__}.reference_step", f"--worker_folder={folder}", config, *same]
         self.side = side
         self.process = subprocess.Popen(
             [sys.executable, "-m", *given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -180,4 +181,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -17,7 +17,6 @@ import functools
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,19 +25,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from launch import _estimate
-from launch._app import load_file
-from olmoearth_jax import overrides
+from olmoearth_jax import commands, overrides
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.census import take_census
-from olmoearth_jax.train import build
+from olmoearth_jax.train import build, estimate
 from olmoearth_jax.train.step import TrainProgram
-from tools.bench.kernels import top_kernels
-from tools.bench.micro_step import random_group, stream_program
+
+from .kernels import top_kernels
+from .micro_step import random_group, stream_program
 
 _BATCH = flags.DEFINE_list("micro_batch", ["32"], "Samples of a micro-step, one or several values.")
 _ATTENTION = flags.DEFINE_list("attention", ["auto"], "Attention kernels: auto, cudnn, xla.")
@@ -74,7 +72,7 @@ def matrix_rate(dtype: Any) -> float:
 
 def draw_groups(config: ExperimentConfig, size: int) -> list[dict[str, Any]]:
     """Groups of complete samples: grids in turn, patch sizes drawn."""
-    timesteps = _estimate.grid_timesteps(config)
+    timesteps = estimate.grid_timesteps(config)
     grids, loader = sorted(timesteps), config.data_loader
     # Fewer groups than grids are spread over them.
     stride = max(len(grids) // _DRAWS.value, 1)
@@ -97,14 +95,14 @@ def real_flops(config: ExperimentConfig, program: TrainProgram, groups: Sequence
         census = take_census(group, spec)
         enc = census.enc.astype(float).ravel()
         dec = census.dec.sum(-1).astype(float).ravel()
-        tokens = _estimate.Tokens(
+        tokens = estimate.Tokens(
             enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum()), np.zeros(0)
         )
         patches = census.need.sum(0)
         starts = census.table.starts
         per_slot = np.array([patches[a:b].sum() for a, b in zip(starts, starts[1:], strict=False)])
-        total += 3 * _estimate.forward_flops(config, tokens)
-        total += (3 * spec.views + 1) * _estimate.patch_flops(config, spec, per_slot)
+        total += 3 * estimate.forward_flops(config, tokens)
+        total += (3 * spec.views + 1) * estimate.patch_flops(config, spec, per_slot)
     return total
 
 
@@ -245,4 +243,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -11,24 +11,23 @@ from __future__ import annotations
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from launch import _estimate
-from launch._app import load_file
+from olmoearth_jax import commands
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax.config_files import load_file
 from olmoearth_jax.stream.census import take_census
 from olmoearth_jax.stream.spec import CROSS, SELF
-from olmoearth_jax.train import build
+from olmoearth_jax.train import build, estimate
 from olmoearth_jax.train.step import TrainProgram
-from tools.bench.micro_step import dense_program, prepare_step, random_group, stream_program
+
+from .micro_step import dense_program, prepare_step, random_group, stream_program
 
 _BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.", lower_bound=1)
 _GRIDS = flags.DEFINE_list("grids", ["2", "5", "12"], "Grid sides to time.")
@@ -48,20 +47,20 @@ def _padding(config: ExperimentConfig, program: TrainProgram, group: dict[str, A
     self_pairs = float((census.enc.astype(float) ** 2).sum()) / rows
     cross = float((census.enc * census.dec.sum(-1)).sum()) / rows
     nothing = np.zeros(0)
-    real = _estimate.forward_flops(
-        config, _estimate.Tokens(float(enc), float(dec), self_pairs, cross, nothing)
+    real = estimate.forward_flops(
+        config, estimate.Tokens(float(enc), float(dec), self_pairs, cross, nothing)
     )
     rung = engine.ladder[host["rung"]]
     padded_self = rung.pairs(engine.spec.plan(SELF)) / rows
     padded_cross = rung.pairs(engine.spec.plan(CROSS)) / rows
     streams = (rung.enc / rows, rung.dec / rows)
     return {
-        "flops_padded_over_real": _estimate.forward_flops(
-            config, _estimate.Tokens(*streams, padded_self, padded_cross, nothing)
+        "flops_padded_over_real": estimate.forward_flops(
+            config, estimate.Tokens(*streams, padded_self, padded_cross, nothing)
         )
         / real,
-        "flops_padded_over_real_without_rows": _estimate.forward_flops(
-            config, _estimate.Tokens(*streams, self_pairs, cross, nothing)
+        "flops_padded_over_real_without_rows": estimate.forward_flops(
+            config, estimate.Tokens(*streams, self_pairs, cross, nothing)
         )
         / real,
     }
@@ -71,7 +70,7 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
     """The figures of one process."""
     config.data_loader.global_batch_size = _BATCH.value
     config.train_module.rank_microbatch_size = _BATCH.value
-    timesteps = _estimate.grid_timesteps(config)
+    timesteps = estimate.grid_timesteps(config)
     makers = {
         "stream": lambda: stream_program(config, _RUNGS.value),
         "dense": lambda: dense_program(config, _BATCH.value),
@@ -130,4 +129,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -27,8 +27,9 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
-from tools.goldens import data_convert, data_tables
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz
+
+from . import data_convert, data_tables
+from .common import Case, Checks, Result, load_json, load_npz
 
 ATOL = 1e-6
 """Where bits differ: absolute, on values of unit scale (manifest)."""

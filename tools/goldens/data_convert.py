@@ -21,7 +21,8 @@ from olmoearth_jax.data.convert.run import TILES_FILE
 from olmoearth_jax.data.h5 import nominal_tile_px
 from olmoearth_jax.data.h5_writer import SETTINGS_FILE, Storage
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE
-from tools.goldens.common import Case, Checks, Result, load_json, skipped
+
+from .common import Case, Checks, Result, load_json, skipped
 
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
 """Converted trees; deleted at exit."""

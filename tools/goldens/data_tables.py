@@ -18,7 +18,8 @@ from olmoearth_jax.data.normalize import normalize
 from olmoearth_jax.data.stats import StreamingStats
 from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.modalities import MISSING, SINGLE_BAND_SET_OVERRIDES, Tokenization
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
+
+from .common import Case, Checks, Result, load_json, load_npz, skipped
 
 Record = Mapping[str, Any]
 

@@ -29,9 +29,10 @@ from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import pooling
-from tools.convert_evals import fit_buckets
-from tools.goldens import evals_data
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
+
+from ..convert_evals import fit_buckets
+from . import evals_data
+from .common import Case, Checks, Result, load_json, load_npz, skipped
 
 Arrays = Mapping[str, np.ndarray]
 

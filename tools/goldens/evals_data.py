@@ -19,8 +19,9 @@ from olmoearth_jax.evals.datasets.series import BreizhCrops
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample, collate
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, dataset_info, modalities_of
 from olmoearth_jax.modalities import get
-from tools.evaldata import mados, pastis
-from tools.goldens.common import Checks, Result, load_npz
+
+from ..evaldata import mados, pastis
+from .common import Checks, Result, load_npz
 
 RTOL, ATOL = 1e-5, 1e-6
 """Float32 outputs: relative to the value, and to the unit scale of normalised data near 0."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from olmoearth_jax import masking, modalities
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES, Tokenization
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz
+
+from .common import Case, Checks, Result, load_json, load_npz
 
 DRAWS = 1000
 WARN_SE, FAIL_SE = 4.0, 5.0

@@ -18,8 +18,9 @@ from olmoearth_jax.interop import checkpoints, config_json, torch_keys
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import dense, latent_mim, table
 from olmoearth_jax.model.config import ModelConfig
-from tools.goldens import model_parts, releases
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
+
+from . import model_parts, releases
+from .common import Case, Checks, Result, load_json, load_npz, skipped
 
 RTOL, ATOL = 1e-4, 2e-5
 GRAD_TOLERANCE, GRAD_TOLERANCE_ROPE = 1e-4, 1e-3

@@ -21,7 +21,8 @@ from olmoearth_jax.model.reconstructor import PatchReconstruction
 from olmoearth_jax.model.resize import resize, to_patches
 from olmoearth_jax.model.rope import RopeConfig
 from olmoearth_jax.model.tokens import SlotTable, days_since_2000
-from tools.goldens.common import Checks
+
+from .common import Checks
 
 Arrays = dict[str, np.ndarray]
 

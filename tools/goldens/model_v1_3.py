@@ -23,9 +23,10 @@ from olmoearth_jax.model import dense, latent_mim, searchlight, table
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig
 from olmoearth_jax.model.pooler import AttentionPooler, GridSpec, LocationGrid
 from olmoearth_jax.model.unet_head import unet_head
-from tools.goldens import releases
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
-from tools.goldens.model import (
+
+from . import releases
+from .common import Case, Checks, Result, load_json, load_npz, skipped
+from .model import (
     ATOL,
     GRAD_TOLERANCE,
     GRAD_TOLERANCE_ROPE,

@@ -11,7 +11,8 @@ from typing import Any
 from absl import logging as absl_logging
 
 from olmoearth_jax.interop import checkpoints, weights
-from tools.goldens.common import Case, Checks, Result, load_npz
+
+from .common import Case, Checks, Result, load_npz
 
 Check = Callable[[Checks, checkpoints.Weights, dict[str, Any]], None]
 

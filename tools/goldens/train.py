@@ -6,7 +6,6 @@ Layouts and tolerances are those of the folder's ``manifest.json`` (spec/train.m
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +20,9 @@ from olmoearth_jax import losses
 from olmoearth_jax.config import OptimConfig, SchedulerConfig
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.train import ema, optimizer, schedule
-from tools.goldens import mask_stats
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz, skipped
+
+from . import mask_stats
+from .common import Case, Checks, Result, load_json, load_npz
 
 Arrays = Mapping[str, np.ndarray]
 VALUE = {"rtol": 1e-5, "atol": 1e-6}
@@ -256,14 +256,10 @@ def _check_adamw_step(checks: Checks, own: Arrays, params, groups, step: int) ->
 RUNNERS = {"lr_schedule": _lr, "ema": _ema, "adamw": _adamw}
 
 
-def _trajectories(folder: Path, names: list[str]) -> Iterator[Case]:
-    try:
-        module = importlib.import_module("tools.goldens.trajectories")
-    except ModuleNotFoundError:
-        for name in names:
-            yield skipped(name, "not built yet")
-        return
-    yield from module.cases(folder)
+def _trajectories(folder: Path) -> Iterator[Case]:
+    from . import trajectories  # builds programs: seconds that the other cases need not wait for
+
+    yield from trajectories.cases(folder)
 
 
 def cases(folder: Path) -> Iterator[Case]:
@@ -283,6 +279,5 @@ def cases(folder: Path) -> Iterator[Case]:
             )
     if "mask_stats" in files:
         yield from mask_stats.cases(folder)
-    names = [name for name in files if name.startswith("traj_")]
-    if names:
-        yield from _trajectories(folder, names)
+    if any(name.startswith("traj_") for name in files):
+        yield from _trajectories(folder)

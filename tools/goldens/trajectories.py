@@ -29,7 +29,8 @@ from olmoearth_jax.train import assemble
 from olmoearth_jax.train.objectives import NoTokenLoss, Objective, exit_pairs
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
-from tools.goldens.common import Case, Checks, Result, load_json, load_npz
+
+from .common import Case, Checks, Result, load_json, load_npz
 
 _KINDS = {"contrastive_latentmim": "contrastive_latent_mim"}
 """Names of training modules that differ from ours."""

@@ -1,0 +1,266 @@
+"""Checks of a dataset, file by file and in its tables, before it is trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from olmoearth_jax import modalities as registry
+from olmoearth_jax.data import chunk_index, npy_file, quality
+from olmoearth_jax.data.errors import ReadError
+from olmoearth_jax.data.h5 import open_sample
+from olmoearth_jax.data.h5_writer import write_csv
+from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
+from olmoearth_jax.data.index import LATLON_FILE, read_metadata
+from olmoearth_jax.data.journal import file_digest
+from olmoearth_jax.data.pool import run_tasks
+from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.files import replacing
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReport:
+    """What one file holds.
+
+    Attributes:
+      problems: sentences about it.
+      digest: of the file; '' if it cannot be read.
+      content: of all its arrays but latlon.
+      latlon: as stored, or None.
+      values: per modality.
+    """
+
+    problems: list[str]
+    digest: str = ""
+    content: str = ""
+    latlon: tuple[float, ...] | None = None
+    values: dict[str, quality.Values] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Report:
+    """What a dataset holds: errors, warnings, values per modality, checksum per sample number."""
+
+    errors: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    values: dict[str, quality.Values] = dataclasses.field(default_factory=dict)
+    digests: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+def inspect(path: Path) -> FileReport:
+    """Opens and decodes one file."""
+    names = tuple(n for n in registry.names() if n not in ("ndvi", "worldcover_onehot"))
+    content = hashlib.blake2b(digest_size=16)
+    try:
+        with open_sample(path, names) as file:  # first, as it refuses what is no file
+            header = file.header
+            arrays = {n: file.read(n) for n in header.shapes}
+        with open_hdf5(path) as file:
+            every_array(file)  # arrays that training does not read are copied and published too
+        digest, problem = file_digest(path), chunk_index.disagreement(path)
+    except ReadError as e:
+        return FileReport([f"{path.name}: {e.problem}"])
+    except OSError as e:
+        return FileReport([f"{path.name}: {e.strerror}"])
+    problems = []
+    if problem:
+        problems.append(f"was changed after its index was written, which names {problem}")
+    latlon = arrays.pop("latlon", None)
+    content.update(header.timestamps.tobytes())
+    for name, array in arrays.items():
+        content.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    varying = {n: a.shape[2] for n, a in arrays.items() if registry.get(n).kind == "space_time"}
+    problems += quality.time_problems(header.timestamps, header.masks, varying)
+    if header.tile_px is None:
+        problems.append("holds no modality with extent")
+    if latlon is None:
+        problems.append("has no latlon")
+    elif not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
+        problems.append(f"has the impossible place {latlon.tolist()} (latitude, longitude)")
+    return FileReport(
+        [f"{path.name}: {p}" for p in problems],
+        digest,
+        content.hexdigest(),
+        None if latlon is None else tuple(latlon.tolist()),
+        {n: quality.Values.of(n, a) for n, a in arrays.items()},
+    )
+
+
+def verify(
+    folder: Path,
+    workers: int = 0,
+    max_files: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Report:
+    """Checks a dataset, or `max_files` of its files spread evenly.
+
+    Raises:
+      ValueError: no dataset folder, or a malformed metadata table.
+    """
+    header, table = read_metadata(folder)
+    table = table[np.argsort(table[:, header.index("sample_index")])]
+    report = Report()
+    _check_tables(folder, header, table, report)
+    if max_files is not None and max_files < len(table):
+        table = table[np.linspace(0, len(table) - 1, max_files).astype(int)]
+    rows = {int(r[header.index("sample_index")]): r for r in table}
+    paths = {folder / f"sample_{n}.h5": n for n in rows}
+    centres = _centres(folder)
+    progress = Progress(len(paths), "files", say)
+    collected = _Collector(header, rows, centres, report)
+    waiting: dict[int, FileReport] = {}
+    order, turn = sorted(rows), 0
+    for path, result in run_tasks(inspect, paths, workers):
+        waiting[paths[path]] = result
+        while turn < len(order) and order[turn] in waiting:
+            # in order of number, so that any worker count gives one report
+            collected.add(order[turn], waiting.pop(order[turn]))
+            turn += 1
+        progress.step()
+    collected.judge_values()
+    return report
+
+
+@dataclasses.dataclass
+class _Collector:
+    """Adds what files hold to a report; keeps no file's report but that of all together.
+
+    Attributes:
+      header, rows, centres: of the dataset's tables.
+      report: to be added to.
+      first: number of the first file by content.
+      odd: per (modality, suspicion) how many files raise it, and the first of them.
+    """
+
+    header: list[str]
+    rows: dict[int, np.ndarray]
+    centres: np.ndarray | None
+    report: Report
+    first: dict[str, int] = dataclasses.field(default_factory=dict)
+    odd: dict[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def add(self, number: int, result: FileReport) -> None:
+        """Adds one file."""
+        report = self.report
+        report.errors += result.problems
+        if not result.digest:
+            return
+        report.digests[number] = result.digest
+        same = self.first.setdefault(result.content, number)
+        if same != number:
+            report.errors.append(f"sample_{number}.h5 holds the same as sample_{same}.h5")
+        _check_row(self.header, self.rows[number], number, result, self.centres, report)
+        for name, values in result.values.items():
+            for text in quality.suspicions(name, values):
+                count, example = self.odd.get((name, text), (0, number))
+                self.odd[name, text] = count + 1, example
+            if name in report.values:
+                report.values[name].merge(values)
+            else:
+                report.values[name] = values
+
+    def judge_values(self) -> None:
+        """Adds what is odd about the values of single files and of all together."""
+        report = self.report
+        for name, seen in report.values.items():
+            for text in quality.suspicions(name, seen):
+                self.odd.setdefault((name, text), (seen.files, 0))
+            unusual = quality.fills(name, seen) + quality.far_means(name, seen)
+            report.warnings += [f"{name}: {text}" for text in unusual]
+            if len(seen.dtypes) > 1:
+                report.warnings.append(f"{name}: stored as {', '.join(sorted(seen.dtypes))}")
+        for (name, text), (count, example) in sorted(self.odd.items()):
+            total = report.values[name].files
+            part = f" ({count} of {total} files, such as sample_{example}.h5)"
+            report.errors.append(f"{name}: {text}{part if count < total else ''}")
+
+
+def _centres(folder: Path) -> np.ndarray | None:
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return npy_file.read(folder / LATLON_FILE)
+    return None
+
+
+def _check_tables(folder: Path, header: list[str], table: np.ndarray, report: Report) -> None:
+    count = len(table)
+    if folder.name.isdigit() and int(folder.name) != count:
+        report.errors.append(f"{folder.name} samples by its name, {count} in its table")
+    numbers = set(table[:, header.index("sample_index")].tolist())
+    stored = {p.name for p in folder.glob("sample_*.h5")}
+    extra = sorted(stored - {f"sample_{n}.h5" for n in numbers})
+    if extra:
+        report.warnings.append(f"{len(extra)} files are in no table, for example {extra[0]}")
+    unknown = [h for h in header if h != "sample_index" and h not in registry.all_names()]
+    if unknown:
+        report.warnings.append(f"columns of no known modality: {', '.join(unknown)}")
+    centres = _centres(folder)
+    if centres is None:
+        report.errors.append(f"{LATLON_FILE} is missing or cannot be read")
+    elif centres.shape != (count, 2):
+        report.errors.append(f"{LATLON_FILE} has shape {centres.shape}, expected ({count}, 2)")
+
+
+def _check_row(
+    header: list[str],
+    row: np.ndarray,
+    number: int,
+    result: FileReport,
+    centres: np.ndarray | None,
+    report: Report,
+) -> None:
+    for name, present in zip(header, row, strict=True):
+        if name in registry.all_names() and bool(present) != (name in result.values):
+            stored = "lacks it" if present else "holds it"
+            report.errors.append(
+                f"sample_{number}.h5: the table says {name}={present}, it {stored}"
+            )
+    if centres is None or result.latlon is None or number >= len(centres):
+        return
+    if not np.allclose(centres[number], result.latlon, atol=1e-4):
+        report.errors.append(f"sample_{number}.h5: {LATLON_FILE} gives another place")
+
+
+def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
+    """Differences between a manifest and what was found.
+
+    Raises:
+      ValueError: the manifest cannot be read.
+    """
+    try:
+        with path.open(newline="") as file:
+            recorded = {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"manifest {path} cannot be read: {e!r}") from e
+    return [
+        f"sample_{n}.h5 has changed since {path.name} was written"
+        for n, digest in digests.items()
+        if recorded.get(n) != digest
+    ]
+
+
+def write_manifest(path: Path, digests: dict[int, str]) -> None:
+    """Writes the checksums."""
+    with replacing(path) as temporary:
+        write_csv(temporary, ("sample_index", "blake2b"), list(digests.items()))
+
+
+def table_lines(report: Report) -> list[str]:
+    """What each modality holds, as lines of text."""
+    out = [f"{'modality':<24} {'files':>7} {'dtype':<9} {'min':>11} {'max':>11}  normalised mean"]
+    for name, seen in report.values.items():
+        if seen.lo is None or seen.hi is None:
+            continue
+        mean = seen.normalized_mean(name)
+        text = "-" if mean is None else f"{mean.min():.2f} to {mean.max():.2f}"
+        dtype = "/".join(sorted(seen.dtypes))
+        out.append(
+            f"{name:<24} {seen.files:>7} {dtype:<9} {seen.lo.min():>11.5g} {seen.hi.max():>11.5g}"
+            f"  {text}"
+        )
+    return out
