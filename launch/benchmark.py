@@ -26,17 +26,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from olmoearth_jax import modalities
+from olmoearth_jax import commands, modalities
 from olmoearth_jax.evals.embeddings import Pooling, embed_tokens
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
 from olmoearth_jax.model.encoder import slot_table
-from olmoearth_jax.outputs import expand_home
-
-from .evaluate import read_flags
 
 WARM_UP = 5
 MODALITIES = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -277,8 +274,8 @@ def _main(argv: list[str]) -> Any:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Arguments that are no flags; a mistake, or --help, ends the program."""
-    return read_flags(FLAGS, argv, __doc__ or "")
+    return commands.parse_flags(FLAGS, argv)
 
 
 if __name__ == "__main__":
-    app.run(_main, argv=expand_home(sys.argv), flags_parser=parse_flags)
+    commands.run(_main, FLAGS)
