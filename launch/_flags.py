@@ -1,35 +1,31 @@
-"""Programs with flags of their own and no config: parsing, errors for users, exit codes."""
+"""Programs with flags of their own and no config: errors for users, exit codes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import flags
+from absl import logging as absl_logging
 
-from olmoearth_jax import platforms
+from olmoearth_jax import commands, platforms
 
 from ._app import USER_ERROR, is_users
-from .evaluate import read_flags
 
 
-def run(body: Callable[[], int], values: flags.FlagValues, argv: list[str], about: str) -> None:
+def run(body: Callable[[], int], values: flags.FlagValues) -> None:
     """Runs a program and ends the process.
 
     Args:
       body: does the work after the flags are read; gives the exit code.
       values: the program's flags.
-      argv: the command line.
-      about: text for --help.
     """
-    app.run(
-        lambda rest: sys.exit(guarded(body, rest)), argv=argv,
-        flags_parser=lambda given: read_flags(values, given, about),
-    )  # fmt: skip
+    commands.run(lambda rest: guarded(body, rest), values)
 
 
 def guarded(body: Callable[[], int], rest: list[str]) -> int:
     """The exit code of `body`; a mistake of the user is one sentence and the code for it."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")
@@ -44,3 +40,15 @@ def guarded(body: Callable[[], int], rest: list[str]) -> int:
             raise
     print(f"error: {told}", file=sys.stderr, flush=True)
     return USER_ERROR
+
+
+def needed(values: flags.FlagValues, name: str) -> str:
+    """The text of a flag that must be given.
+
+    Raises:
+      ValueError: it is not.
+    """
+    value = values[name].value
+    if not value:
+        raise ValueError(f"give --{name}")
+    return str(value)

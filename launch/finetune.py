@@ -20,17 +20,14 @@ command again goes on where it was stopped.
 from __future__ import annotations
 
 import functools
-import sys
 
 from absl import flags
-from absl import logging as absl_logging
 
 from olmoearth_jax.maps import fine_tuning, scenes, tokens
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings
-from olmoearth_jax.outputs import expand_home
 
 from . import _flags
 
@@ -84,20 +81,15 @@ _WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json fi
 _SEED = _integer("seed", 0, "Seed of the split and the training.")
 
 
-def _needed(name: str) -> str:
-    value = FLAGS[name].value
-    if not value:
-        raise ValueError(f"give --{name}")
-    return str(value)
-
-
 def options() -> Options:
     """The flags as options.
 
     Raises:
       ValueError: a flag is missing, or not of its form.
     """
-    model, inputs, path, output = (_needed(n) for n in ("model", "inputs", "labels", "output"))
+    model, inputs, path, output = (
+        _flags.needed(FLAGS, n) for n in ("model", "inputs", "labels", "output")
+    )
     if len(_SPLIT.value) != 3:
         raise ValueError("--split takes three shares: training, validation, test")
     try:
@@ -127,10 +119,9 @@ def options() -> Options:
 
 def main() -> int:
     """Runs the program with the flags of the command line."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
     fine_tuning.run(options(), lambda line: print(line, flush=True))
     return 0
 
 
 if __name__ == "__main__":
-    _flags.run(main, FLAGS, expand_home(sys.argv), __doc__ or "")
+    _flags.run(main, FLAGS)
