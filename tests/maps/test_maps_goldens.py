@@ -1,0 +1,20 @@
+"""Plans, look-ups, workers and quantisation as recorded."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.goldens import maps
+
+HERE = Path(__file__).resolve().parents[1] / "goldens" / "maps"
+CASES = [c for c in maps.cases(HERE) if c.name != "labels"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_golden(case):
+    result = case.run()
+    assert result.status == "passed", result.reason
+
+
+def test_nothing_is_missing():
+    assert {c.name.split("/")[0] for c in CASES} >= {"quantise", "plan", "lookup", "workers"}
