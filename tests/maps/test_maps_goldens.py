@@ -1,5 +1,6 @@
-"""Plans, look-ups, workers and quantisation as recorded."""
+"""Plans, look-ups, workers, quantisation and stores as recorded."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,13 @@ def test_golden(case):
 
 def test_nothing_is_missing():
     assert {c.name.split("/")[0] for c in CASES} >= {"quantise", "plan", "lookup", "workers"}
+
+
+def test_the_recorded_stores(tmp_path):
+    with zipfile.ZipFile(HERE / "stores.zip") as held:
+        held.extractall(tmp_path)
+    cases = [c for c in maps.cases(tmp_path) if c.name.startswith("store_")]
+    assert len(cases) == 4
+    for case in cases:
+        result = case.run()
+        assert result.status == "passed", f"{case.name}: {result.reason}"

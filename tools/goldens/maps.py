@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.maps import area, lattice, plan, quantise, work_list
+from olmoearth_jax.maps import archive, area, conventions, lattice, plan, quantise, store, work_list
 
 from .common import Case, Checks, Result, load_json, load_npz, skipped
 
@@ -114,7 +118,90 @@ def _workers(folder: Path) -> Iterator[Case]:
     yield Case("workers", run)
 
 
+def _stores(folder: Path) -> Iterator[Case]:
+    for method in ("signed_power", "per_pixel_scale"):
+        path = folder / f"store_{method}.zarr"
+        if path.is_dir():
+            yield Case(f"{path.name} points", functools.partial(_points, path))
+            yield Case(f"{path.name} written again", functools.partial(_rewritten, path, method))
+
+
+def _points(path: Path) -> Result:
+    checks, held = Checks(), archive.open_archive(path)
+    for p in load_json(path.with_suffix(".json"))["points"]:
+        where, step = f"point {p['lon']}, {p['lat']}", held.step_of(p["year"])
+        values, valid, place = held.locate([[p["lon"], p["lat"]]], [p["year"]])
+        checks.equal(f"{where} place", place[0].tolist(), [p["zone"], p["row"], p["col"]])
+        checks.equal(f"{where} valid", bool(valid[0, 0]), p["valid"])
+        rows, cols = (slice(p[k], p[k] + 1) for k in ("row", "col"))
+        q, _, coverage = held.stored(held.zone(p["zone"]), step, rows, cols)
+        checks.equal(f"{where} coverage", int(coverage[0, 0]), p["coverage"])
+        checks.equal(f"{where} int8", q[0, 0].tolist(), p["int8"])
+        if p["valid"]:
+            checks.array(f"{where} values", values[0, 0], p["value"], rtol=1e-6)
+    return checks.result("1e-6 |ref|")
+
+
+def _rewritten(path: Path, method: str) -> Result:
+    """Writes the values of a recorded store again and compares all files."""
+    checks, held = Checks(), archive.open_archive(path)
+    periods = plan.periods_of([str(p) for p in held.periods])
+    first = held.zone(held.zones[0])
+    grid = lattice.Lattice(held.attrs["geoemb:gsd"], first.side)
+    rule = quantise.rule_of("int8", method, None)
+    own = {k.removeprefix("olmoearth:"): v for k, v in held.attrs.items() if "olmoearth:" in k}
+    attrs = conventions.root_attributes(
+        rule, held.dimensions, grid.token, held.attrs["geoemb:model"], ["sentinel2_l2a"],
+        held.attrs["geoemb:build_version"], held.widths, own,
+    )  # fmt: skip
+    bands = store.band_chunk(held.dimensions, held.widths)
+    chunk = first.coverage.chunks[-1]
+    form = store.Form(held.dimensions, rule, periods, first.side, chunk, bands, attrs)
+    shards = [
+        plan.Shard(n, p.name, *np.add(_corner(held.zone(n), grid), (row, col)).tolist())
+        for n in held.zones for p in periods
+        for row in range(held.zone(n).shape[0] // grid.side)
+        for col in range(held.zone(n).shape[1] // grid.side)
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / store.NAME
+        grids = plan.grids_of(shards, grid)
+        store.make_store(out, form, grids)
+        writer = store.Writer(out, form, grids)
+        for shard in shards:
+            zone = held.zone(shard.zone)
+            row, col = np.subtract((shard.row, shard.col), _corner(zone, grid)) * grid.side
+            at = slice(row, row + grid.side), slice(col, col + grid.side)
+            q, scales, coverage = held.stored(zone, held.step_of(shard.period), *at)
+            writer.write(shard, np.moveaxis(q, -1, 0), scales, coverage)
+        names = [sorted(store.objects_below(p)) for p in (path, out)]
+        checks.equal("names of the files", names[1], names[0])
+        for name in set(names[0]) & set(names[1]):
+            want, got = (p / name for p in (path, out))
+            if name.endswith("zarr.json"):
+                checks.equal(name, _metadata(got), _metadata(want))
+            else:
+                checks.true(f"{name} differs", got.read_bytes() == want.read_bytes())
+    return checks.result()
+
+
+def _corner(zone: archive.Zone, grid: lattice.Lattice) -> tuple[int, int]:
+    return grid.shard_at(zone.transform[2], zone.transform[5])
+
+
+def _metadata(path: Path) -> Any:
+    """Metadata without the text of the CRS, which differs between versions of PROJ."""
+
+    def cut(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: cut(v) for k, v in x.items() if k != "crs_wkt"}
+        return x
+
+    return cut(json.loads(path.read_text()))
+
+
 _MADE = {
+    "store_signed_power.zarr": _stores,
     "quantise.npz": _quantise,
     "plan.json": _plans,
     "lookup.json": _lookup,
