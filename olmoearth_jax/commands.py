@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "visualize": ("launch.visualize", "pictures of what a run trains on"),
     "evaluate": ("launch.evaluate", "evaluate checkpoints and baselines on the tasks"),
     "benchmark": ("launch.benchmark", "throughput of an encoder by size, patch and batch"),
+    "embed": ("launch.embed", "embed a region for years: an archive, by any number of workers"),
     "embed_image": ("tools.embed", "embed one area: a GeoTIFF or arrays"),
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),
