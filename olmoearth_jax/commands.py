@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "visualize": ("launch.visualize", "pictures of what a run trains on"),
     "evaluate": ("launch.evaluate", "evaluate checkpoints and baselines on the tasks"),
     "benchmark": ("launch.benchmark", "throughput of an encoder by size, patch and batch"),
+    "embed": ("launch.embed", "embed a region for years: an archive, by any number of workers"),
     "finetune": ("launch.finetune", "labels and images to a trained map, with its report"),
     "predict": ("launch.predict", "the map of a trained run on images"),
     "export_sample": ("tools.export_sample", "the packaged sample as images and labels on a map"),
