@@ -3,10 +3,10 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import shapely
 
+from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import fine_tuning, labelled, scenes
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.labelled import LabelOptions
@@ -129,7 +129,7 @@ def test_images_that_do_not_go_together(folder):
             images=dataclasses.replace(many, years=["2022", "2023"]))  # fmt: skip
     refused(folder, "no raster lies in the period 2019; their dates: 2022-01 to 2023-07",
             images=dataclasses.replace(many, years=["2019"]))  # fmt: skip
-    refused(folder, "--years or --periods", images=dataclasses.replace(
+    refused(folder, "--years=2023,2024 or --periods", images=dataclasses.replace(
         many, years=["2022"], periods=["2022-01/2022-05"]))  # fmt: skip
     refused(folder, "there is no file", images=ImageOptions(str(folder / "none.csv")))
     refused(folder, "say how its rasters are named", images=ImageOptions(str(folder)))
@@ -164,13 +164,11 @@ def test_labels_see_the_images_of_their_year(folder):
     assert report["splits"]["test"]["macro_f1"] > 0.8
 
 
-@pytest.mark.parametrize("span", ["2023", "2023-04/2023-03", "2023-00/2023-05"])
-def test_bad_periods(span):
-    with pytest.raises(ValueError, match="period"):
-        scenes.periods_of([], [span])
+def test_without_periods_all_dates_are_one():
+    (one,) = scenes.periods_of()
+    assert one.name == "" and one.holds(parse_date("1999-01")) and one.holds(parse_date("2050-12"))
 
 
-def test_periods():
-    (one,) = scenes.periods_of([], ["2023-04/2024-03"])
-    assert one.holds("2024-03-31") and not one.holds("2024-04-01") and one.holds("2023-04")
-    assert np.all([scenes.periods_of()[0].holds(d) for d in ("1999-01", "2050-12-31")])
+def test_a_raster_that_asks_to_be_resampled(folder):
+    (folder / "warp.csv").write_text("path,date,resample\na.tif,2023-05,nearest\n")
+    refused(folder, "none is resampled", images=ImageOptions(str(folder / "warp.csv")))
