@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
-from olmoearth_jax.masking import Strategy, TokenBounds, max_tokens
+from olmoearth_jax.masking import Strategy, TokenBounds
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.engine import StreamEngine, shared_bits
@@ -145,7 +145,7 @@ def stream_spec(
     counts = band_set_counts(names, encoder.tokenization)
 
     def bounds(tokens: Mapping[str, tuple[int, int]], steps: int) -> TokenBounds:
-        parts = [max_tokens(s, tokens, steps) for s in strategies]
+        parts = [s.bounds(tokens, steps) for s in strategies]
         return TokenBounds(
             max(p.encode for p in parts),
             {n: max(p.encode_by_modality[n] for p in parts) for n in names},
