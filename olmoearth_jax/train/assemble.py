@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
+from olmoearth_jax.losses import Objective
 from olmoearth_jax.masking import Strategy, TokenBounds
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
@@ -24,7 +25,6 @@ from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slot
 from olmoearth_jax.stream.tables import BandDropout
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
-from olmoearth_jax.train.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
