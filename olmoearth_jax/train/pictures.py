@@ -13,7 +13,6 @@ import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -22,6 +21,7 @@ from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.masks import CODES, MISSING_TOKEN
 from olmoearth_jax.model import dense, latent_mim
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.frozen import encoder_graph
 
 RGB = {"sentinel2_l2a": ("B04", "B03", "B02"), "landsat": ("B4", "B3", "B2")}
 COLOURS = np.array([code.rgb for code in CODES], np.uint8)
@@ -38,7 +38,7 @@ class Pictures:
     def __init__(self, stream: TrainStream, model: ModelConfig):
         # A stream of its own: what it reads does not count as training data.
         self._stream = dataclasses.replace(stream, num_workers=0, host_index=0, host_count=1)
-        self._graph = latent_mim.split(latent_mim.abstract(model, jnp.float32).encoder)[0]
+        self._graph = encoder_graph(model)
         self._names = [n for n in stream.index.modalities if modalities.get(n).spatial]
         self._sample: dict[str, Any] | None = None
 
