@@ -21,9 +21,10 @@ import numpy as np
 
 from olmoearth_jax.evals import models, transforms
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import Pooling, extract
+from olmoearth_jax.evals.embeddings import extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
+from olmoearth_jax.model.pooling import Pooling
 from olmoearth_jax.outputs import MARK, check, claim, expand_home
 
 from .evaldata import floods, geobench2, mados, pastis
@@ -107,7 +108,7 @@ def fit_quantiles(
     )  # fmt: skip
     split = open_split("quantiles", task, "train")
     x, _ = extract(
-        model, split, split.modalities, patch_size=4, pool=Pooling(spatial=True), batch_size=8
+        model, split, split.modalities, patch_size=4, pool=Pooling(place="spatial"), batch_size=8
     )
     flat = x.reshape(-1, x.shape[-1])
     tables = {bits: fit_buckets(flat, bits) for bits in transforms.BITS}
