@@ -1,0 +1,155 @@
+"""Goldens of v1.3 training: heads, student, sampler, key names, balanced trials, trajectories.
+
+Layouts and tolerances are those of the folder's ``manifest.json`` (spec/train_v1_3.md section 10).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from olmoearth_jax import supervision_maps
+from olmoearth_jax.losses import supervision
+from olmoearth_jax.supervision_maps import MapTask
+
+from .common import Case, Checks, Result, load_json, load_npz, skipped
+from .model import under
+
+Arrays = Mapping[str, np.ndarray]
+VALUE = {"rtol": 1e-5, "atol": 1e-6}
+GRAD = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def cases(folder: Path) -> Iterator[Case]:
+    """Every entry of every file of the manifest.
+
+    Raises:
+      ValueError: malformed folder.
+    """
+    for file in load_json(folder / "manifest.json")["files"]:
+        make = _FILES.get(file["name"])
+        if make is None:
+            yield skipped(file["name"], "not built yet")
+            continue
+        yield from make(folder, file)
+
+
+def _entries(run: Callable[[dict[str, Any], Arrays], Result]) -> Callable[..., Iterator[Case]]:
+    """One case per entry of a file; `run` gets the entry and its arrays."""
+
+    def make(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
+        for entry in file["entries"]:
+            arrays = functools.partial(load_npz, folder / file["file"])
+            yield Case(
+                f"{file['name']}/{entry['id']}",
+                lambda entry=entry, arrays=arrays: run(entry, under(arrays(), entry["id"] + "/")),
+            )
+
+    return make
+
+
+def _heads(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
+    yield from _entries(_head)(folder, file)
+    path = folder / file["file"]
+    for name in ("worldcover", "cdl"):
+        yield Case(f"heads/table/{name}", lambda name=name: _table(load_npz(path), name))
+
+
+def head_params(arrays: Arrays, tasks: tuple[MapTask, ...]) -> dict[str, dict[str, jax.Array]]:
+    """{map: {kernel, bias}} of recorded heads."""
+    return {
+        t.name: {
+            "kernel": jnp.asarray(arrays[f"params/heads.{t.name}.weight"].T),
+            "bias": jnp.asarray(arrays[f"params/heads.{t.name}.bias"]),
+        }
+        for t in tasks
+    }
+
+
+def _head(entry: dict[str, Any], arrays: Arrays) -> Result:
+    checks = Checks(**GRAD)
+    tasks = tuple(supervision_maps.task_of(n, entry["base_weight"]) for n in entry["modalities"])
+    for task in tasks:
+        checks.array(f"weight of {task.name}", task.weight, entry["weights"][task.name], 1e-12)
+    params = head_params(arrays, tasks)
+    grid = jnp.asarray(arrays["in/location_tokens"])
+    targets = {k: jnp.asarray(v) for k, v in under(arrays, "target/").items()}
+    unfold, size = entry["max_patch_size"], entry["patch_size"]
+
+    def draw(params: Any, grid: jax.Array) -> dict[str, jax.Array]:
+        # The reference leaves the map of an absent target at the size of the head.
+        sides = {t.name: size if t.name in targets else unfold for t in tasks}
+        rows, cols = entry["grid"]
+        return {
+            t.name: supervision.draw_map(
+                grid, params[t.name]["kernel"], params[t.name]["bias"], unfold,
+                (rows * sides[t.name], cols * sides[t.name]),
+            )
+            for t in tasks
+        }  # fmt: skip
+
+    judge = supervision.Supervision(tasks)
+
+    def losses(drawn: dict[str, jax.Array]) -> jax.Array:
+        metrics = judge(drawn, targets)[1]
+        return jnp.stack([metrics[f"supervision/{t.name}"][0] for t in tasks])
+
+    @jax.jit
+    def run(params: Any, grid: jax.Array) -> Any:
+        drawn = draw(params, grid)
+        total, grads = jax.value_and_grad(
+            lambda p, g: judge(draw(p, g), targets)[0][0], argnums=(0, 1)
+        )(params, grid)
+        by_grid = jax.jacrev(lambda g: losses(draw(params, g)))(grid)
+        return drawn, losses(drawn), jax.jacrev(losses)(drawn), by_grid, total, grads
+
+    drawn, values, by_pixel, by_grid, total, (params_grad, grid_grad) = run(params, grid)
+    for name, expected in under(arrays, "out/pred/").items():
+        checks.array(f"map of {name}", drawn[name], expected, 1e-5, 1e-5)
+    for i, task in enumerate(tasks):
+        name, recorded = task.name, np.float32(entry["losses"][task.name])
+        checks.array(f"loss of {name}", values[i], recorded, **VALUE)
+        for what, got in (("grad_pred", by_pixel[name][i]), ("grad_grid", by_grid[i])):
+            expected = arrays.get(f"out/{what}/{name}")
+            if expected is not None:
+                checks.array(f"{what} of {name}", got, expected)
+            elif not recorded:
+                checks.true(f"{what} of {name} is not zero", not np.any(got))
+    checks.array("total", total, np.float32(entry["total"]), **VALUE)
+    checks.array("gradient of the grid", grid_grad, arrays["out/grad_grid_total"])
+    _check_head_gradients(checks, params_grad, entry, arrays)
+    return checks.result("losses 1e-6 + 1e-5 |ref|, gradients 1e-6 + 1e-4 |ref|")
+
+
+def _check_head_gradients(
+    checks: Checks, grads: Any, entry: dict[str, Any], arrays: Arrays
+) -> None:
+    flat = {f"heads.{n}.weight": p["kernel"].T for n, p in grads.items()}
+    flat |= {f"heads.{n}.bias": p["bias"] for n, p in grads.items()}
+    for key, norm in entry["grad_param_norms"].items():
+        checks.array(f"norm of {key}", np.linalg.norm(flat[key]), norm, 1e-4, 1e-6)
+    for key, expected in under(arrays, "out/grad_params/").items():
+        checks.array(f"gradient of {key}", flat[key], expected)
+
+
+def _table(arrays: Arrays, name: str) -> Result:
+    checks, table = Checks(), under(arrays, f"tables/{name}/")
+    task = supervision_maps.task_of(name)
+    checks.array("class values", np.asarray(task.class_values, np.float32), table["class_values"])
+    values = supervision_maps.data_values(name, range(256))
+    checks.array("values of codes", np.asarray(values, np.float32), table["value_of_code"], 1e-6)
+    got = np.asarray(
+        supervision.class_index(jnp.asarray(table["value_of_code"]), task.class_values)
+    )
+    sure = table["margin"] > 1e-6
+    checks.array("classes of codes", got[sure], table["class_of_code"][sure])
+    return checks.result("exact")
+
+
+_FILES: dict[str, Callable[[Path, dict[str, Any]], Iterator[Case]]] = {"heads": _heads}
