@@ -13,9 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from olmoearth_jax import supervision_maps
-from olmoearth_jax.losses import supervision
+from olmoearth_jax.losses import distillation, supervision
+from olmoearth_jax.model import heads, latent_mim
+from olmoearth_jax.model.layers import LayerNorm
 from olmoearth_jax.supervision_maps import MapTask
 
 from .common import Case, Checks, Result, load_json, load_npz, skipped
@@ -152,4 +155,75 @@ def _table(arrays: Arrays, name: str) -> Result:
     return checks.result("exact")
 
 
-_FILES: dict[str, Callable[[Path, dict[str, Any]], Iterator[Case]]] = {"heads": _heads}
+_BACK = {"0": "first", "1": "norm", "3": "last"}
+"""Our names of the numbered parts of a back-projection."""
+
+
+def _student(entry: dict[str, Any], arrays: Arrays) -> Result:
+    checks = Checks(**GRAD)
+    teacher = jnp.asarray(arrays["in/location_tokens"])
+    dims, hidden = entry["student_dims"], entry["back_projection_hidden"]
+    head_graph, shapes = latent_mim.split(
+        nnx.eval_shape(lambda: heads.DistillationHead(dims, hidden, entry["width"]))
+    )
+    params = {k: jnp.asarray(v) for k, v in under(arrays, "params/").items()}
+    judge = distillation.Distillation(tuple(dims), entry["gram_max_tokens"])
+    scores = None
+    if "in/permutation" in arrays:  # ranks instead of random numbers
+        scores = jnp.asarray(np.argsort(arrays["in/permutation"]).astype(np.uint32))
+
+    def student(params: Any, teacher: jax.Array) -> jax.Array:
+        z = jax.lax.stop_gradient(teacher) @ params["student.0.weight"].T + params["student.0.bias"]
+        if not entry["student_output_norm"]:
+            return z
+        norm = latent_mim.merge(
+            *_with(LayerNorm(z.shape[-1]), params["student.1.weight"], params["student.1.bias"])
+        )
+        return norm(z)
+
+    def loss(params: Any, teacher: jax.Array, z: jax.Array) -> Any:
+        values = {}
+        for path, _ in latent_mim.flatten(shapes):
+            key = back_key(path)
+            values[path] = params[key].T if path[-1] == "kernel" else params[key]
+        head = latent_mim.merge(head_graph, latent_mim.unflatten(values))
+        return judge(teacher, z, head.by_width, scores=scores)
+
+    @jax.jit
+    def run(params: Any, teacher: jax.Array) -> Any:
+        z = student(params, teacher)
+        by_z = jax.grad(lambda z: loss(params, teacher, z)[0])(z)
+        (total, parts), grads = jax.value_and_grad(
+            lambda p, t: loss(p, t, student(p, t)), argnums=(0, 1), has_aux=True
+        )(params, teacher)
+        return z, by_z, total, parts, grads
+
+    z, by_z, total, parts, (by_params, by_teacher) = run(params, teacher)
+    checks.array("student", z, arrays["out/student"], 1e-5, 1e-6)
+    checks.array("total", total, np.float32(entry["total"]), **VALUE)
+    checks.equal("parts", sorted(parts), sorted(entry["parts"]))
+    for name, expected in entry["parts"].items():
+        checks.array(name, parts[name], np.float32(expected), **VALUE)
+    checks.array("gradient of the student", by_z, arrays["out/grad_student"])
+    for key, expected in under(arrays, "out/grad_params/").items():
+        checks.array(f"gradient of {key}", by_params[key], expected)
+    checks.true("the teacher gets a gradient", not np.any(by_teacher))
+    return checks.result("1e-6 + 1e-5 |ref|, gradients 1e-6 + 1e-4 |ref|")
+
+
+def back_key(path: tuple[str, ...]) -> str:
+    """Recorded key of a path within a distillation head."""
+    ours = {v: k for k, v in _BACK.items()}
+    width = path[1].removeprefix(heads.WIDTH)
+    part = [] if path[2] == "linear" else [ours[path[2]]]
+    return ".".join([path[0], width, *part, "bias" if path[-1] == "bias" else "weight"])
+
+
+def _with(norm: LayerNorm, scale: jax.Array, bias: jax.Array) -> tuple[Any, Any]:
+    return latent_mim.split(norm)[0], {"scale": scale, "bias": bias}
+
+
+_FILES: dict[str, Callable[[Path, dict[str, Any]], Iterator[Case]]] = {
+    "heads": _heads,
+    "student": _entries(_student),
+}
