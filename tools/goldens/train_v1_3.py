@@ -21,6 +21,7 @@ from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.layers import LayerNorm
 from olmoearth_jax.supervision_maps import MapTask
 
+from . import shape_draws
 from .common import Case, Checks, Result, load_json, load_npz, skipped
 from .model import under
 
@@ -223,7 +224,19 @@ def _with(norm: LayerNorm, scale: jax.Array, bias: jax.Array) -> tuple[Any, Any]
     return latent_mim.split(norm)[0], {"scale": scale, "bias": bias}
 
 
+def _sampler(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
+    for entry in file["entries"]:
+        key = f"prob/{entry['id']}/counts"
+        yield Case(
+            f"sampler/{entry['id']}",
+            lambda entry=entry, key=key: shape_draws.check(
+                entry, load_npz(folder / file["file"])[key]
+            ),
+        )
+
+
 _FILES: dict[str, Callable[[Path, dict[str, Any]], Iterator[Case]]] = {
     "heads": _heads,
     "student": _entries(_student),
+    "sampler": _sampler,
 }
