@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import supervision_maps
+from olmoearth_jax.interop import spellings
 from olmoearth_jax.losses import distillation, supervision
 from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.layers import LayerNorm
@@ -235,8 +236,33 @@ def _sampler(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
         )
 
 
+def _keys(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
+    path = folder / file["file"]
+    yield Case("key_renaming/base", lambda: _renamed(load_json(path)))
+
+
+def _renamed(doc: dict[str, Any]) -> Result:
+    checks = Checks()
+    rows = [r[:3] for r in (*doc["v1_3_base_depth4"], *doc["differs_only"])]
+    columns = ("register", "perceiver", "attention_pooler")
+    for number, spelling in enumerate(columns):
+        keys = [r[number] for r in rows]
+        checks.equal("spelling", spellings.spelling_of(keys), spelling)
+        for row in rows:
+            released = spellings.to_released(row[number], spelling)
+            checks.equal(f"released name of {row[number]}", released, row[2])
+            checks.equal(f"{spelling} name", spellings.from_released(row[2], spelling), row[number])
+        dumped = [r for r in doc["encoder_only_dump"] if r[number] is not None]
+        for row in dumped:
+            released = spellings.to_released(row[number], spelling)
+            checks.equal(f"released name of {row[number]}", released, row[2])
+    checks.equal("members", spellings.POOLER_MEMBERS, doc["config_members"]["encoder"])
+    return checks.result()
+
+
 _FILES: dict[str, Callable[[Path, dict[str, Any]], Iterator[Case]]] = {
     "heads": _heads,
     "student": _entries(_student),
     "sampler": _sampler,
+    "key_renaming": _keys,
 }
