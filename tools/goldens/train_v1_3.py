@@ -22,7 +22,7 @@ from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.layers import LayerNorm
 from olmoearth_jax.supervision_maps import MapTask
 
-from . import shape_draws
+from . import balanced, shape_draws
 from .common import Case, Checks, Result, load_json, load_npz, skipped
 from .model import under
 
@@ -260,9 +260,16 @@ def _renamed(doc: dict[str, Any]) -> Result:
     return checks.result()
 
 
+def _trials(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
+    yield from _entries(balanced.check)(folder, file)
+    table = file["folds_by_n_per_class"]
+    yield Case("balanced_trial/folds", lambda: balanced.check_folds(table))
+
+
 _FILES: dict[str, Callable[[Path, dict[str, Any]], Iterator[Case]]] = {
     "heads": _heads,
     "student": _entries(_student),
     "sampler": _sampler,
     "key_renaming": _keys,
+    "balanced_trial": _trials,
 }
