@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from olmoearth_jax.losses.numerics import normalise, products
+from olmoearth_jax.losses.numerics import check_tau, normalise, products
 from olmoearth_jax.losses.patch_discrimination import set_mean, token_losses
 from olmoearth_jax.losses.rows import Rows, Scope, TokenLoss
 
@@ -29,8 +29,7 @@ class AllDiscrimination(TokenLoss):
     scope: ClassVar[Scope] = "batch"
 
     def __post_init__(self) -> None:
-        if self.tau <= 0:
-            raise ValueError(f"the temperature tau must be positive, got {self.tau}")
+        check_tau(self.tau)
 
     def group_values(self, rows: Sequence[Rows], num_segments: int) -> list[jax.Array]:
         flat = [

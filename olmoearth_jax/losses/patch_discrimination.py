@@ -18,6 +18,7 @@ from jax import lax
 from olmoearth_jax import modalities
 from olmoearth_jax.losses.numerics import (
     NEGATIVE,
+    check_tau,
     diagonal,
     log_sum_exp,
     normalise,
@@ -36,11 +37,6 @@ def set_mean(losses: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]
     count = jnp.sum(valid, axis=-1).astype(jnp.float32)
     total = jnp.sum(jnp.where(valid, losses, 0.0), axis=-1)
     return total / jnp.maximum(count, 1.0), count
-
-
-def _check_tau(tau: float) -> None:
-    if tau <= 0:
-        raise ValueError(f"the temperature tau must be positive, got {tau}")
 
 
 def _weight(modality: str, value: Any) -> float:
@@ -63,7 +59,7 @@ class PatchDiscrimination(TokenLoss):
     scope: ClassVar[Scope] = "sample"
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        check_tau(self.tau)
 
     def set_value(
         self, pred: jax.Array, target: jax.Array, valid: jax.Array, modality: str | None = None
@@ -177,7 +173,7 @@ class AdjustedPatchDiscrimination(TokenLoss):
     scope: ClassVar[Scope] = "sample"
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        check_tau(self.tau)
         if self.sigma <= 0:
             raise ValueError(f"sigma must be positive, got {self.sigma}")
 

@@ -17,6 +17,7 @@ from jax import lax
 from olmoearth_jax import modalities
 from olmoearth_jax.losses.numerics import (
     NEGATIVE,
+    check_tau,
     diagonal,
     log_sum_exp,
     normalise,
@@ -74,8 +75,7 @@ class InfoNCE:
     name: ClassVar[str] = "InfoNCE"
 
     def __post_init__(self) -> None:
-        if self.tau <= 0:
-            raise ValueError(f"the temperature tau must be positive, got {self.tau}")
+        check_tau(self.tau)
 
     def __call__(
         self,
