@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from olmoearth_jax.data.raster_file import opening
+
 
 def read_raster(path: str | Path) -> np.ndarray:
     """All bands of a raster file, [bands, H, W].
@@ -37,7 +39,7 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
+            with rasterio.open(path, **opening(path)) as source:
                 return source.read(), source.read_masks()
     except RasterioIOError as e:
         raise ValueError(f"{path} cannot be read as a raster: {e}") from e
