@@ -150,11 +150,12 @@ class Layer:
             raw, valid = self.file.values(rows, cols, shape), None
         else:
             raw, valid = self.file.read(rows, cols, shape)
-        if self._unit is None:
-            values = raw.astype(np.float32)
-        else:
-            scale, offset = self._unit
-            values = (raw * scale + offset).astype(np.float32)
+        with np.errstate(over="ignore"):  # numbers too large are refused as infinite ones
+            if self._unit is None:
+                values = raw.astype(np.float32)
+            else:
+                scale, offset = self._unit
+                values = (raw * scale + offset).astype(np.float32)
         if valid is not None and not valid.all():
             values[~valid] = np.nan
         return values if len(self._kept) == len(values) else values[self._kept]
