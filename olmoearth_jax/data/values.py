@@ -65,6 +65,7 @@ def check_values(
     normalized: bool = False,
     dtype: Any = None,
     settle: str = HOW_TO_SETTLE,
+    each_timestep: bool = True,
 ) -> None:
     """Looks at raw values of a modality; says at most one thing about what is merely unusual.
 
@@ -76,6 +77,7 @@ def check_values(
       normalized: they are said to be normalised.
       dtype: type in which the values came.
       settle: how a user says that the values are right, for messages.
+      each_timestep: hold every timestep of [..., T, bands] to the unit by itself.
 
     Raises:
       ValueError: values in another unit, impossible ones, or fill values that were not declared.
@@ -92,7 +94,10 @@ def check_values(
     if normalized:
         _normalized(name, flat, off)
         return
-    if wrong := wrong_unit(name, flat, dtype) or _odd_timestep(values, name, dtype):
+    wrong = wrong_unit(name, flat, dtype)
+    if wrong is None and each_timestep:
+        wrong = _odd_timestep(values, name, dtype)
+    if wrong:
         raise ValueError(f"{name} {wrong[1]}{off}")
     counts = Tally.of(name, x, real)
     if told := counts.problem(name):

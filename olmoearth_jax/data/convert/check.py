@@ -91,7 +91,7 @@ def _told(
     odd = []
     if name in _AVERAGED:
         held, odd = _without_averages(name, held)
-    how = {"newest": newest, "dtype": dtype}
+    how = {"newest": newest, "dtype": dtype, "each_timestep": False}  # `_one_unit` does it
     try:
         return [*odd, *(values.for_rasters(text) for text in values.warnings_of(held, name, **how))]
     except ValueError as e:
