@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
     try:
         folders = step_folders(given.checkpoint, given.all_steps)
         results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(table(results)))
     print(json.dumps({"batches": given.batches, "seed": given.seed, "losses": results}))
