@@ -26,13 +26,15 @@ from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.model.pooling import Pooling
-from olmoearth_jax.outputs import MARK, check, expand_home
+from olmoearth_jax.outputs import MARK, check, claim, expand_home
 
 from .evaldata import floods, geobench2, mados, pastis
 
 
-def convert_pastis(source: Path, target: Path, whole: bool) -> None:
+def convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = False) -> None:
     """All three splits of PASTIS-R."""
+    for split in pastis.FOLDS:
+        claim(target / f"pastis_r_{split}", overwrite)
     for split in pastis.FOLDS:
         count = pastis.convert(source, target, split, cut=not whole)
         print(f"{split}: {count} samples")
@@ -138,13 +140,14 @@ def main(argv: list[str]) -> int:
         parser.error(f"{args.what} needs --{missing[0]}")
     try:
         if args.what == "pastis":
-            convert_pastis(args.source, args.target, args.whole_patches)
+            convert_pastis(args.source, args.target, args.whole_patches, args.overwrite)
         elif args.what == "mados":
             convert_mados(args.source, args.target, args.overwrite)
         elif args.what == "floods":
             convert_floods(args.source, args.target, args.overwrite)
         elif args.what == "geobench2":
-            for name, count in geobench2.convert(args.source, args.target).items():
+            found = geobench2.convert(args.source, args.target, args.overwrite)
+            for name, count in found.items():
                 print(f"{name}: {count} samples")
         else:
             fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from launch import _app, _pictures, prep, visualize
+from olmoearth_jax import outputs
 from olmoearth_jax.data.index import prepare
 from olmoearth_jax.images import stretched
 from olmoearth_jax.modalities import MISSING, OFFICIAL_MODALITIES, Tokenization
@@ -46,6 +47,16 @@ def test_sheets_and_map_are_written(parts, tmp_path):
     assert all(f.read_bytes()[:4] == PNG for f in files)
     number = files[0].stem.removeprefix("sample_")
     assert visualize.positions_of([number], 1, index, stream) == [0]
+
+
+def test_pictures_replace_pictures_of_ours_only(parts, tmp_path):
+    index, stream = parts
+    chosen = visualize.positions_of([], 2, index, stream)
+    named = visualize.files_of(tmp_path, chosen, index, stream)
+    assert list(visualize.draw(tmp_path, chosen, index, stream)) == named
+    assert all(outputs.is_ours(path) for path in named)
+    named[0].write_bytes(b"a map of mine")
+    assert not outputs.is_ours(named[0])
 
 
 def test_wrong_numbers_are_explained(parts):
