@@ -28,7 +28,7 @@ _CONFIG = flags.DEFINE_bool("show_config", True, "Print the config of the run.")
 
 def report(step_folder: Path, show_config: bool = True) -> list[str]:
     """Lines that describe a checkpoint; the last is `digest: <hex>` of the parameters."""
-    step_folder, meta = checkpoints.open_whole(step_folder)
+    step_folder, meta = checkpoint.open_whole(step_folder)
     params = checkpoint.load_item(step_folder, "params")
     saved_on = meta["saved_on"]
     lines = [

@@ -19,7 +19,7 @@ from olmoearth_jax.data.raster_file import (
     same_crs,
     transform_points,
 )
-from olmoearth_jax.evals.datasets import rasters as evals_rasters
+from olmoearth_jax.evals.datasets import base as evals_rasters
 
 NORTH = Affine(10, 0, 300000, 0, -10, 5800000)
 
