@@ -18,8 +18,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.outputs import expand_home
 
 from .goldens.common import Case, Result, load_json, skipped
 
@@ -154,4 +154,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -25,8 +25,7 @@ from olmoearth_jax.data.remote import AnyPath
 from olmoearth_jax.data.shape_sampler import ShapeSampler
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
-from olmoearth_jax.masking.context import MaskContext, Tokens
-from olmoearth_jax.masking.tokens import missing_tokens
+from olmoearth_jax.masking import MaskContext, Tokens, missing_tokens
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import MISSING, Tokenization
 
