@@ -102,7 +102,7 @@ def _step(
         ),
     ]
     if steps is not None:
-        total = build.max_steps(cfg, steps, cfg.trainer.max_duration)
+        total = build.max_steps(cfg.trainer.max_duration, steps)
         lines += [_row("steps per epoch", f"{steps:,}"), _row("steps of the run", f"{total:,}")]
     return lines
 
