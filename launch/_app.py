@@ -60,6 +60,12 @@ def run(verb: Verb, require_valid: bool = True) -> None:
     app.run(body, argv=rest, flags_parser=_parse_flags)
 
 
+def define_overwrite() -> None:
+    """Adds --overwrite to a verb that writes files into folders of users."""
+    if "overwrite" not in flags.FLAGS:  # another verb in the same process has it too
+        flags.DEFINE_bool("overwrite", False, "Replace files that are not of this program.")
+
+
 def load(
     config: str | None,
     config_json: str | None = None,

@@ -75,6 +75,7 @@ def _define_flags() -> None:
         "How such files are cut: at multiples of the tile size in their CRS, or from their corner.",
     )
     flags.DEFINE_bool("skip_unreadable", False, "Drop tiles with unreadable files and go on.")
+    flags.DEFINE_bool("check_units", True, "Stop at values that cannot be, or in another unit.")
     flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: cores less reserved.")
     flags.DEFINE_integer("reserved_cores", 1, "Cores to leave free.", lower_bound=0)
@@ -108,7 +109,13 @@ def run(given: flags.FlagValues) -> Conversion:
     workers = given.num_workers
     if workers is None:
         workers = default_workers(given.reserved_cores)
-    return convert(settings, workers, lambda line: print(line, flush=True), given.skip_unreadable)
+    return convert(
+        settings,
+        workers,
+        lambda line: print(line, flush=True),
+        given.skip_unreadable,
+        given.check_units,
+    )
 
 
 def main(argv: Sequence[str]) -> None:

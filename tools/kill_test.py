@@ -24,9 +24,8 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import commands
 from olmoearth_jax.train import checkpoint, integrity
+from olmoearth_jax.train.comparison import first_difference
 from olmoearth_jax.train.metrics import read_metrics
-
-from .compare_runs import first_difference
 
 _TRAIN = f"{(__package__ or 'tools').removesuffix('tools')}launch.train"
 

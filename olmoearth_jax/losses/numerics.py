@@ -10,6 +10,12 @@ NEGATIVE = -1e30
 """Score of an excluded pair: finite, so that rows without any pair stay finite too."""
 
 
+def check_tau(tau: float) -> None:
+    """Raises ValueError unless the temperature is positive."""
+    if tau <= 0:
+        raise ValueError(f"the temperature tau must be positive, got {tau}")
+
+
 def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     """x / max(|x|, eps) over the last axis, float32; finite gradient at zero."""
     x = x.astype(jnp.float32)

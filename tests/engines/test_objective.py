@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses
+from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.assemble import EngineOptions, trainable_leaves
 from olmoearth_jax.train.ema import ema_update
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 from tests.engines.compare import model_of
@@ -27,7 +27,10 @@ PIXELS = losses.build({"type": "mae"})
 @pytest.mark.parametrize(
     ("objective", "name"),
     [
-        (Objective(PATCH, (0.1, 0.1), regularizer=KOLEO, mae=PIXELS), "PatchDisc+KoLeo+MAE"),
+        (
+            Objective(PATCH, losses.InfoNCE(0.1, 0.1), regularizer=KOLEO, mae=PIXELS),
+            "PatchDisc+KoLeo+MAE",
+        ),
         (Objective(PATCH, kind="mae", regularizer=KOLEO, mae=PIXELS), "MAE+PatchDisc+KoLeo"),
         (Objective(NoTokenLoss(), kind="mae", mae=PIXELS), "MAE"),
         (
@@ -41,7 +44,7 @@ def test_the_total_is_named_after_its_terms(objective, name):
 
 
 def test_the_total_averages_views_and_groups():
-    objective = Objective(PATCH, (0.1, 0.1), regularizer=KOLEO, kind="galileo",
+    objective = Objective(PATCH, losses.InfoNCE(0.1, 0.1), regularizer=KOLEO, kind="galileo",
                           view_metrics=("a", "b"))  # fmt: skip
     terms = {
         "base": jnp.array([[1.0, 3.0], [5.0, 7.0]]),

@@ -11,6 +11,7 @@ import pytest
 from olmoearth_jax import losses
 from olmoearth_jax.inference import domain
 from olmoearth_jax.interop import config_json, torch_keys
+from olmoearth_jax.losses import Objective
 from olmoearth_jax.model import dense, latent_mim, searchlight
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
@@ -23,7 +24,6 @@ from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.unet_head import conv_numbers, initial_head, unet_head
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
@@ -157,7 +157,7 @@ def test_student_sends_no_gradient_back():
 @pytest.mark.slow
 def test_training_lowers_the_loss():
     model = config(student_output_norm=True)
-    objective = Objective(losses.build({"type": "patch_discrimination"}), (0.1, 0.1))
+    objective = Objective(losses.build({"type": "patch_discrimination"}), losses.InfoNCE(0.1, 0.1))
     mesh = make_mesh(devices=jax.devices()[:1])
     engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
     leaves = assemble.trainable_leaves(model, True, objective)

@@ -155,8 +155,8 @@ def _koleo(entry: Mapping[str, Any], arrays: Arrays) -> Result:
         masks = {m: jnp.asarray(a.reshape(len(a), -1)) for m, a in _under(own, "mask").items()}
 
         def of_tokens(tokens):
-            x, segment, weight = loss.tokens_to_vectors(tokens, masks)
-            return loss(x, segment=segment, sample_weight=weight)[0]
+            x, groups = loss.tokens_to_vectors(tokens, masks)
+            return loss(x, groups)[0]
 
         value, grads = jax.value_and_grad(of_tokens)(_flat(_under(own, "pred")))
         pairs = [(m, grads[m].reshape(g.shape), g) for m, g in _under(own, "grad").items()]

@@ -18,6 +18,7 @@ from olmoearth_jax.config import (
     TrainModuleConfig,
 )
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
+from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model.config import (
     EncoderConfig,
@@ -26,7 +27,6 @@ from olmoearth_jax.model.config import (
     ReconstructorConfig,
 )
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective, exit_pairs
 from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
@@ -146,7 +146,7 @@ def _objective(entry: dict[str, Any]) -> Objective:
         names = tuple(f"{entry['masking']['type']}_masking_{x.name}" for x in (token, token_b))
     return Objective(
         token_loss=token or NoTokenLoss(),
-        contrastive=None if nce is None else (nce.tau, nce.weight),
+        contrastive=nce,
         kind=kind,
         token_loss_b=token_b,
         regularizer=build("regularizer_config"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from olmoearth_jax.losses import MAE, KoLeo, TokenLoss
+from olmoearth_jax.losses.mae import MAE
+from olmoearth_jax.losses.pooled import InfoNCE, KoLeo
+from olmoearth_jax.losses.rows import TokenLoss
 
 Exits = tuple[tuple[str, int], ...]
 """(modality, depth) pairs; a modality that is not listed has depth 0."""
@@ -24,31 +26,28 @@ class NoTokenLoss(TokenLoss):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The terms of a training module.
-
-    Attributes:
-      token_loss: loss between decoded tokens and targets (of view A, if B has its own).
-      contrastive: (temperature, weight) of InfoNCE between the views' pooled vectors, or None.
-      kind: 'contrastive_latent_mim', 'latent_mim', 'mae' or 'galileo'.
-      token_loss_b: the loss of view B (galileo); None: the same.
-      regularizer: on pooled vectors where there are two views, else on encoder tokens.
-      mae: loss on reconstructed pixels.
-      exits: depth at which each modality's target leaves the target encoder.
-      exits_b: those of view B (galileo); None: the same.
-      moving: the target follows the online encoder, so all of its parameters are kept.
-      view_metrics: a name per view under which its token loss is reported too.
-    """
+    """The terms of a training module."""
 
     token_loss: TokenLoss
-    contrastive: tuple[float, float] | None = None
+    """Between decoded tokens and targets (of view A, if B has its own)."""
+    contrastive: InfoNCE | None = None
+    """Between the views' pooled vectors."""
     kind: str = "contrastive_latent_mim"
+    """'contrastive_latent_mim', 'latent_mim', 'mae' or 'galileo'."""
     token_loss_b: TokenLoss | None = None
+    """The loss of view B (galileo); None: the same."""
     regularizer: KoLeo | None = None
+    """On pooled vectors where there are two views, else on encoder tokens."""
     mae: MAE | None = None
+    """On reconstructed pixels."""
     exits: Exits = ()
+    """Depth at which each modality's target leaves the target encoder."""
     exits_b: Exits | None = None
+    """Those of view B (galileo); None: the same."""
     moving: bool = False
+    """The target follows the online encoder, so all of its parameters are kept."""
     view_metrics: tuple[str, ...] = ()
+    """A name per view under which its token loss is reported too."""
 
     @property
     def compares_tokens(self) -> bool:
@@ -128,14 +127,6 @@ class Objective:
         for view, name in enumerate(dict.fromkeys(self.view_metrics)):
             aux[name] = terms["base"][view]
         return per_group.mean(), aux
-
-
-def decoders_of(model: Any) -> list[Any]:
-    """The predictors of a model: its decoder or decoders, then that of the reconstructor."""
-    named = [getattr(model, n, None) for n in ("decoder", "decoder_a", "decoder_b")]
-    if model.reconstructor is not None:
-        named.append(model.reconstructor.decoder)
-    return [d for d in named if d is not None]
 
 
 def spread_of(x: jax.Array, valid: jax.Array, segment: jax.Array, groups: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Patch discrimination: each predicted token has to pick its own target among a set.
+"""Discrimination: each predicted token has to pick its own target among a set.
 
 For a token i of a set Q with scores s_ij = p_i.t_j / tau (both normalised), its loss is
 2 tau (log sum_j exp s_ij - s_ii). spec/train.md sections 3 and 3.1.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,15 +18,16 @@ from jax import lax
 from olmoearth_jax import modalities
 from olmoearth_jax.losses.numerics import (
     NEGATIVE,
+    check_tau,
     diagonal,
     log_sum_exp,
     normalise,
     products,
 )
-from olmoearth_jax.losses.rows import Scope, TokenLoss
+from olmoearth_jax.losses.rows import Rows, Scope, TokenLoss
 
 
-def token_losses(scores: jax.Array, keep: jax.Array, tau: float) -> jax.Array:
+def _token_losses(scores: jax.Array, keep: jax.Array, tau: float) -> jax.Array:
     """2 tau (log sum_j exp s_ij - s_ii) over the last axis, for pairs in `keep` [..., I, J]."""
     return 2.0 * tau * (log_sum_exp(jnp.where(keep, scores, NEGATIVE)) - diagonal(scores))
 
@@ -36,11 +37,6 @@ def set_mean(losses: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]
     count = jnp.sum(valid, axis=-1).astype(jnp.float32)
     total = jnp.sum(jnp.where(valid, losses, 0.0), axis=-1)
     return total / jnp.maximum(count, 1.0), count
-
-
-def _check_tau(tau: float) -> None:
-    if tau <= 0:
-        raise ValueError(f"the temperature tau must be positive, got {tau}")
 
 
 def _weight(modality: str, value: Any) -> float:
@@ -63,13 +59,13 @@ class PatchDiscrimination(TokenLoss):
     scope: ClassVar[Scope] = "sample"
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        check_tau(self.tau)
 
     def set_value(
         self, pred: jax.Array, target: jax.Array, valid: jax.Array, modality: str | None = None
     ) -> tuple[jax.Array, jax.Array]:
         scores = products(normalise(pred), normalise(target)) / self.tau
-        losses = token_losses(scores, valid[..., None, :], self.tau)
+        losses = _token_losses(scores, valid[..., None, :], self.tau)
         value, count = set_mean(losses, valid)
         return value, (count > 0).astype(jnp.float32)
 
@@ -147,7 +143,7 @@ class MaskedNegatives(ModalityPatchDiscrimination):
         skip = jnp.any(alike, axis=-1) & several
         keep = column & (~same | jnp.eye(same.shape[-1], dtype=bool))
         scores = products(normalise(pred), target) / self.tau
-        value, count = set_mean(token_losses(scores, keep, self.tau), valid)
+        value, count = set_mean(_token_losses(scores, keep, self.tau), valid)
         counts = (count > 0) & ~skip
         return jnp.where(counts, value, 0.0), counts.astype(jnp.float32)
 
@@ -177,7 +173,7 @@ class AdjustedPatchDiscrimination(TokenLoss):
     scope: ClassVar[Scope] = "sample"
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        check_tau(self.tau)
         if self.sigma <= 0:
             raise ValueError(f"sigma must be positive, got {self.sigma}")
 
@@ -192,5 +188,52 @@ class AdjustedPatchDiscrimination(TokenLoss):
         negatives = jnp.sum(valid, axis=-1)[..., None, None] - 1.0
         weights = negatives * jnp.exp(log_density - log_sum_exp(log_density)[..., None])
         scores = cosine * jnp.where(own, 1.0, weights) / self.tau
-        value, count = set_mean(token_losses(scores, column, self.tau), valid)
+        value, count = set_mean(_token_losses(scores, column, self.tau), valid)
         return value, (count > 0).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllDiscrimination(TokenLoss):
+    """Negatives are all decoded tokens of the group, of all samples and modalities.
+
+    The mean over samples counts those without decoded tokens. Memory is quadratic in the tokens
+    of a group.
+    """
+
+    tau: float = 0.1
+    pred2unit: bool = False
+
+    name: ClassVar[str] = "AllDisc"
+    scope: ClassVar[Scope] = "batch"
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def group_values(self, rows: Sequence[Rows], num_segments: int) -> list[jax.Array]:
+        flat = [
+            (
+                r.pred.reshape(-1, r.pred.shape[-1]),
+                r.target.reshape(-1, r.target.shape[-1]),
+                r.valid.reshape(-1),
+                jnp.repeat(r.segment, r.valid.shape[1]),
+            )
+            for r in rows
+        ]
+        pred, target, valid, segment = (jnp.concatenate(c) for c in zip(*flat, strict=True))
+        scores = products(normalise(pred), normalise(target)) / self.tau
+        keep = valid[None, :] & (segment[:, None] == segment[None, :])
+        losses = _token_losses(scores, keep, self.tau)
+        values, start = [], 0
+        for r in rows:
+            part = losses[start : start + r.valid.size].reshape(r.valid.shape)
+            values.append(set_mean(part, r.valid)[0])
+            start += r.valid.size
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalityAllDiscrimination(AllDiscrimination):
+    """The same for each modality by itself, summed over modalities."""
+
+    name: ClassVar[str] = "ModalityAllDisc"
+    scope: ClassVar[Scope] = "modality_batch"
