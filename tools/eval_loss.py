@@ -21,10 +21,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import build, checkpoint, devices, targets
-from olmoearth_jax.train.sharding import make_mesh
 
 Losses = dict[str, float]
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.files import is_pointer, write_atomically
-from olmoearth_jax.train.sharding import path_text
+from olmoearth_jax.mesh import path_text
 
 CHECKSUMS_FILE = "checksums.json"
 _SHOWN = 20  # lines of a long list that an error message shows

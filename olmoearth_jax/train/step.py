@@ -17,12 +17,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.masks import CODES
+from olmoearth_jax.mesh import Rules, global_array, local_devices, shardings
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.stream.engine import Engine, Group, Prepared
 from olmoearth_jax.train import flat, optimizer, targets
 from olmoearth_jax.train.ema import ema_update
-from olmoearth_jax.train.engine import Engine, Group, Prepared
-from olmoearth_jax.train.sharding import Rules, global_array, local_devices, shardings
 from olmoearth_jax.train.signals import THREADS
 
 State = dict[str, Any]
@@ -88,7 +88,7 @@ class Recipe:
       optimizer: AdamW settings (`train.optimizer`).
       learning_rate: step (1-based) -> learning rate.
       seed: key of initial parameters, drop path and band dropout.
-      fsdp_rules: see `train.sharding.shardings`.
+      fsdp_rules: see `mesh.shardings`.
       target_decay: step (1-based) -> decay of the target's moving average (`train.ema`), or
         None where it stays as it is.
       reinit_targets: draw the target anew instead of copying the encoder.

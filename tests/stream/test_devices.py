@@ -16,7 +16,7 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.train.optimizer import AdamWConfig
-from olmoearth_jax.train.sharding import make_mesh, rules_of
+from olmoearth_jax.mesh import make_mesh, rules_of
 from olmoearth_jax.train.step import Recipe, TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 

@@ -10,11 +10,11 @@ import pytest
 
 from olmoearth_jax import losses
 from olmoearth_jax.losses import Objective, spread_of
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.stream.engine import Prepared
 from olmoearth_jax.train import assemble, signals, step
-from olmoearth_jax.train.engine import Prepared
 from olmoearth_jax.train.optimizer import AdamWConfig
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import Recipe, TrainProgram
 
 NAMES = ["sentinel2_l2a", "worldcover"]

@@ -13,6 +13,7 @@ import numpy as np
 from olmoearth_jax import losses, masking, modalities
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
 from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model.config import (
     EncoderConfig,
@@ -22,7 +23,6 @@ from olmoearth_jax.model.config import (
 )
 from olmoearth_jax.train import assemble, optimizer, schedule
 from olmoearth_jax.train.ema import ema_decay_at
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import Recipe, TrainProgram
 
 from .common import Case, Checks, Result, load_json, load_npz
