@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.files import is_pointer, write_atomically
-from olmoearth_jax.train.sharding import path_text
+from olmoearth_jax.mesh import path_text
 
 CHECKSUMS_FILE = "checksums.json"
 _MOST_PACKED = 64
