@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax.data.raster_file import opening
+from olmoearth_jax.files import check_file
 
 
 def read_raster(path: str | Path) -> np.ndarray:
@@ -37,9 +38,10 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     import warnings
 
     try:
+        check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path, **opening(path)) as source:
                 return source.read(), source.read_masks()
-    except RasterioIOError as e:
+    except (RasterioIOError, OSError) as e:
         raise ValueError(f"{path} cannot be read as a raster: {e}") from e

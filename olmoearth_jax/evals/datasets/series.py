@@ -10,6 +10,7 @@ import numpy as np
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals import bands
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import get
 
 
@@ -20,6 +21,7 @@ def read_rows(path) -> list[dict[str, str]]:
       ValueError: it cannot be read.
     """
     try:
+        check_file(path)
         with open(path, newline="") as f:
             return list(csv.DictReader(f))
     except (OSError, UnicodeDecodeError, csv.Error) as e:
