@@ -9,6 +9,9 @@ import numpy as np
 from olmoearth_jax.data.raster_file import opening
 from olmoearth_jax.files import check_file
 
+_ROOM, _MOST_PACKED = 1 << 26, 2000
+"""Pixels that any file may declare, and how well those of larger ones may be packed per byte."""
+
 
 def read_raster(path: str | Path) -> np.ndarray:
     """All bands of a raster file, [bands, H, W].
@@ -42,6 +45,9 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path, **opening(path)) as source:
+                pixels = source.count * source.height * source.width
+                if pixels > max(_ROOM, _MOST_PACKED * Path(path).stat().st_size):
+                    raise ValueError(f"{path} declares far more pixels than it can hold")
                 return source.read(), source.read_masks()
     except (RasterioIOError, OSError) as e:
         raise ValueError(f"{path} cannot be read as a raster: {e}") from e
