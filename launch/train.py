@@ -67,10 +67,12 @@ def run(config: ExperimentConfig) -> Summary:
     if cache is not None:
         _say(f"compilation cache: {cache}")
     training = build_training(config, say=_say)
-    loop = dataclasses.replace(training.loop, sinks=_sinks(config))
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
+    extras = dataclasses.replace(
+        training.extras, sinks=_sinks(config), evaluation=evaluation, say=_say
+    )
     try:
-        return train(training.program, training.stream, loop, evaluation=evaluation, say=_say)
+        return train(training.program, training.stream, config, training.info, extras)
     except Exception as error:
         advice = devices.memory_advice(error, training.program.memory())
         if advice is None:

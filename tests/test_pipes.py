@@ -10,7 +10,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.data import raster_list, verify
 from olmoearth_jax.data.convert.index_csv import read_series
 from olmoearth_jax.data.raster_file import RasterFile
-from olmoearth_jax.evals.datasets import rasters, series
+from olmoearth_jax.evals.datasets import base, series
 from olmoearth_jax.interop import checkpoints
 from tests.interop.test_weights import loaded, tiny
 
@@ -22,7 +22,7 @@ READERS = {
     "checksums.csv": lambda path: verify.compare_manifest(path, {}),
     "rows.csv": series.read_rows,
     "tile.tif": RasterFile,
-    "label.tif": rasters.read_label,
+    "label.tif": base.read_label,
 }
 WITHIN = ["meta/metadata", "checksums.json", "params/_METADATA", "params/manifest.ocdbt"]
 

@@ -11,13 +11,12 @@ of the parameters last. Ready-made checkpoints and training runs can both be exp
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax import outputs
+from olmoearth_jax import commands, outputs
 from olmoearth_jax.interop import checkpoints, hub
 from olmoearth_jax.interop.weights import (
     CONFIG_FILE,
@@ -107,11 +106,11 @@ def main(argv: list[str]) -> None:
             if not given.checkpoint:
                 raise app.UsageError("export needs --checkpoint.")
             lines = export_weights(given.checkpoint, given.target, given.overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=outputs.expand_home(sys.argv))
+    commands.run(main)

@@ -11,6 +11,7 @@ import numpy as np
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.raster_file import RasterFile
 from olmoearth_jax.data.raster_list import Raster
+from olmoearth_jax.modalities import closest
 
 
 class Layer:
@@ -48,6 +49,12 @@ class Layer:
     @property
     def path(self) -> str:
         return self.raster.path
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The type of its values if they are read as they are stored."""
+        types = set(self.file.dtypes)
+        return np.dtype(types.pop()) if self._unit is None and len(types) == 1 else None
 
     @property
     def num_steps(self) -> int:
@@ -90,8 +97,12 @@ class Layer:
 
     def _check_descriptions(self, named: int) -> None:
         """Names that were given must not contradict those of the file."""
-        own = [band_names.canonical(d or "", self.modality.name) for d in self.file.descriptions]
-        if None in own or own == self.bands:
+        texts = [(d or "").strip() for d in self.file.descriptions]
+        own = [band_names.canonical(text, self.modality.name) for text in texts]
+        if None in own and band_names.only_counted(texts):
+            return
+        told = [(one, band) for one, band in zip(own, self.bands, strict=True) if one]
+        if all(one == band for one, band in told):
             return
         if named < self.file.count:
             raise self._unnamed(named)
@@ -117,9 +128,12 @@ class Layer:
             offsets = np.full(file.count, raster.offset or 0.0)
         elif (scales != 1).any() or (offsets != 0).any():
             name, factor = self.modality.name, 1.0
-            if name == "sentinel2_l2a" and (np.abs(scales) <= 1e-3).all():
+            usable = (scales > 0).all() and np.isfinite([scales, offsets]).all()
+            if usable and name == "sentinel2_l2a" and (scales <= 1e-3).all():
                 factor = 10_000.0  # the tags make reflectance of counts
-            elif name != "sentinel1" and (name != "sentinel2_l2a" or (scales != 1).any()):
+            elif not usable or (
+                name != "sentinel1" and (name != "sentinel2_l2a" or (scales != 1).any())
+            ):
                 raise ValueError(
                     f"{self.path} says that its values are to be multiplied by {scales[0]:g} and "
                     f"moved by {offsets[0]:g}, which gives no unit of {name} that the models take; "
@@ -140,11 +154,12 @@ class Layer:
             raw, valid = self.file.values(rows, cols, shape), None
         else:
             raw, valid = self.file.read(rows, cols, shape)
-        if self._unit is None:
-            values = raw.astype(np.float32)
-        else:
-            scale, offset = self._unit
-            values = (raw * scale + offset).astype(np.float32)
+        with np.errstate(over="ignore"):  # numbers too large are refused as infinite ones
+            if self._unit is None:
+                values = raw.astype(np.float32)
+            else:
+                scale, offset = self._unit
+                values = (raw * scale + offset).astype(np.float32)
         if valid is not None and not valid.all():
             values[~valid] = np.nan
         return values if len(self._kept) == len(values) else values[self._kept]
@@ -169,6 +184,12 @@ def _identify(raster: Raster, names: Sequence[str]) -> tuple[Any, list[str]]:
             )
     else:
         fits = [raster.modality]
+        if not modalities.get(raster.modality).in_sample:
+            known = [n for n in modalities.names() if modalities.get(n).in_sample]
+            raise ValueError(
+                f"{raster.path}: the models take no {raster.modality}; "
+                f"{closest(raster.modality, known)}"
+            )
     modality, out = modalities.get(fits[0]), []
     for name in names:
         band = band_names.canonical(name, modality.name)

@@ -109,7 +109,7 @@ def test_repeated_and_unordered_rows_are_ignored_and_told(tmp_path):
     done = convert(_settings(tmp_path), say=said.append)
     assert done.samples == 4 and "12 of sentinel1" in said[0]
     path.write_text("\n".join([header, rows[1], rows[0], *rows[2:]]) + "\n")
-    with pytest.raises(ValueError, match="tiles cannot be read: .* has 24 bands, expected 2"):
+    with pytest.raises(ValueError, match="tiles cannot be used: .* has 24 bands, expected 2"):
         convert(_settings(tmp_path))
 
 
@@ -235,7 +235,7 @@ def test_damaged_rasters_are_named_and_can_be_skipped(tmp_path, damage):
         write_raster(path, np.ones((23, 64, 64), np.float32))
     else:
         path.write_text("no image")
-    with pytest.raises(ValueError, match=r"1 of 2 tiles cannot be read: .*101_-2000_10.tif"):
+    with pytest.raises(ValueError, match=r"1 of 2 tiles cannot be used: .*101_-2000_10.tif"):
         convert(_settings(tmp_path))
     assert not list(tmp_path.rglob("sample_*.h5"))
     done = convert(_settings(tmp_path), skip_unreadable=True)
@@ -344,4 +344,4 @@ def test_the_tool_reports_and_exits(tmp_path):
     assert Path(run.stdout.splitlines()[-1]).name == "1" and "1 samples" in run.stdout
     shutil.rmtree(tmp_path / "10_worldcover")
     run = subprocess.run([*command, "--num_workers=0"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1 and run.stderr.startswith("error: 1 of 1 tiles cannot be read")
+    assert run.returncode == 1 and run.stderr.startswith("error: 1 of 1 tiles cannot be used")

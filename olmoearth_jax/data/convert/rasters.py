@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.band_names import canonical, identify
+from olmoearth_jax.band_names import canonical, identify, only_counted
 from olmoearth_jax.data.convert.tree import Cell, TileJob, centre, files_of, raster_path
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.raster_file import (
@@ -185,7 +185,7 @@ def _check_bands(raster: RasterFile, modality: Modality, bands: Sequence[int]) -
     """
     names = [(text or "").strip() for text in raster.descriptions]
     want = [modality.bands[c] for c in bands]
-    if not any(names) or _only_counted(names):
+    if not any(names) or only_counted(names):
         return
     order = f"the bands of every timestep must be {', '.join(want)}"
     for k, text in enumerate(names):
@@ -205,14 +205,6 @@ def _check_bands(raster: RasterFile, modality: Modality, bands: Sequence[int]) -
                 f"describes its bands as those of {' or '.join(others)} ({', '.join(first[:4])}); "
                 + order,
             )
-
-
-def _only_counted(names: Sequence[str]) -> bool:
-    """Whether descriptions number the bands of the file: 'Band 1', 'Band 2', ..."""
-    ends = [str(k) for k in range(1, len(names) + 1)]
-    heads = {n.removesuffix(e).rstrip(" _-").lower() for n, e in zip(names, ends, strict=True)}
-    counted = all(n.endswith(e) for n, e in zip(names, ends, strict=True))
-    return counted and heads in ({"band"}, {"layer"}, {""}, {"b"})
 
 
 def _band(text: str, modality: str) -> str | None:
@@ -287,10 +279,13 @@ def _physical(raster: RasterFile, modality: Modality, values: np.ndarray) -> np.
     same = (scales == 1).all()
     if same and (offsets == 0).all():
         return values
-    counts = modality.name == "sentinel2_l2a" and (np.abs(scales) <= _REFLECTANCE).all()
-    if counts:  # the tags make reflectance of counts
+    usable = (scales > 0).all() and np.isfinite([scales, offsets]).all()
+    counts = modality.name == "sentinel2_l2a" and (scales <= _REFLECTANCE).all()
+    if usable and counts:  # the tags make reflectance of counts
         scales, offsets = 10_000 * scales, 10_000 * offsets
-    elif modality.name != "sentinel1" and not (modality.name == "sentinel2_l2a" and same):
+    elif not usable or (
+        modality.name != "sentinel1" and not (modality.name == "sentinel2_l2a" and same)
+    ):
         raise RasterError(
             raster.path,
             f"has scale and offset tags ({scales[0]:g} and {offsets[0]:g}), which give no unit of "
