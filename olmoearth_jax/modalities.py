@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modality_record import check as check_record
 from olmoearth_jax.proposals import closest as closest
 
@@ -206,6 +207,7 @@ def register_file(path: str | Path) -> tuple[str, ...]:
       ValueError: no such file, not a JSON object, or a malformed record.
     """
     try:
+        check_file(path)
         records = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"modality file {str(path)!r} cannot be read: {e}") from e

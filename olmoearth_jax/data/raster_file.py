@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.files import check_file
+
 _TILT = 0.01
 """Pixels by which a row or column may slant over the whole raster and still be called straight."""
 
@@ -92,6 +94,7 @@ class RasterFile:
         """
         self._rasterio, self.path = library(), path
         try:
+            check_file(path)
             with _no_place_is_fine(self._rasterio):
                 self._file = self._rasterio.open(path, **opening(path))
         except (self._rasterio.errors.RasterioError, OSError) as e:

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.tree import Cell, Date, Series, centre, stem
+from olmoearth_jax.files import check_file
 
 COLUMNS = ("crs", "col", "row", "tile_time", "image_idx", "start_time", "end_time")
 
@@ -38,6 +39,7 @@ def read_series(tree: Path, name: str) -> Series:
     ignored = 0
     begun = None
     try:
+        check_file(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             for where, row in _rows(file, path):
                 cell, number, date = _parse_row(row, factor, where)

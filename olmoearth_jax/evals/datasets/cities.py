@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.evals import bands
-from olmoearth_jax.evals.datasets.base import Location, Raw, Reader
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, read_json
 from olmoearth_jax.evals.datasets.tensors import load_either
 from olmoearth_jax.evals.tasks import known
 
@@ -48,7 +47,7 @@ class FiftyCities(Reader):
     parts = {"sentinel2_l2a": "s2", "sentinel1": "s1"}
 
     def open(self):
-        counts = json.loads((self.folder / "manifest.json").read_text())["counts"]
+        counts = read_json(self.folder / "manifest.json", dict, "counts")["counts"]
         mode = self.info.name.removeprefix("fifty_cities").removeprefix("_") or "random"
         return self.seeded_subset(split_units(counts, mode)[self.split])
 
