@@ -19,12 +19,14 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import config_files, overrides, platforms
+from olmoearth_jax import check, commands, config_files, overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.outputs import expand_home
 
-USER_ERROR = 2
-"""Exit code for a mistake on the command line, in a config or in the data."""
+USER_ERROR = commands.USER_ERROR
+
+_FIRST = ("config", "run_name", "config_json")
+"""Flags that every verb has."""
 
 _OURS = tuple(str(Path(file).resolve().parent) for file in (config_files.__file__, __file__))
 
@@ -92,10 +94,8 @@ def load(
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as e:
-        _fail([f"{e} (settings of the run are given as --config.<path>=<value>)"])
+    hint = " (settings of the run are given as --config.<path>=<value>)"
+    return commands.parse_flags(flags.FLAGS, argv, hint, _FIRST)
 
 
 def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) -> int:
@@ -104,7 +104,7 @@ def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) 
     try:
         cfg = load(_CONFIG.value, _CONFIG_JSON.value, _RUN_NAME.value, changes)
         if require_valid:
-            cfg.check()
+            check.checked(cfg)
         return verb(cfg) or 0
     except ConfigError as e:
         _fail(e.problems)

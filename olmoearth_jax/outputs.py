@@ -128,7 +128,7 @@ def _software(path: Path) -> Any:
     if path.suffix in (".tif", ".tiff"):
         import rasterio
 
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             return file.tags().get("SOFTWARE")
     if path.suffix == ".npz":
         import numpy as np

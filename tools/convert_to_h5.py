@@ -16,13 +16,13 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import Conversion, Settings, convert
 from olmoearth_jax.data.convert.settings import GRIDS, OVER
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage
 from olmoearth_jax.data.pool import WorkerDied, default_workers
 from olmoearth_jax.modalities import MAX_TIMESTEPS
-from olmoearth_jax.outputs import expand_home
 
 _SHOWN = 20
 """Notes that are printed; all of them are in the dataset's notes.csv."""
@@ -144,4 +144,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

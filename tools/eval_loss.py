@@ -10,7 +10,6 @@ same samples, crops and masks, which no training step has drawn. Prints a table 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import check, commands
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import build, checkpoint, devices, targets
 from olmoearth_jax.train.sharding import make_mesh
 
@@ -39,7 +38,7 @@ def fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> Ex
     config.model.encoder_config.band_dropout_rate = 0.0
     if config.model.decoder_config is not None:
         config.model.decoder_config.drop_path = 0.0
-    config.check()
+    check.checked(config)
     return config
 
 
@@ -153,4 +152,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

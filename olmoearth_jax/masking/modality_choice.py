@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import MaskContext, Tokens
+from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masking.random_tokens import RandomRange, random_mask
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN
 
@@ -42,6 +42,13 @@ class RandomFixedModality(Strategy):
                 for i in rng.permutation(len(whole))[:hidden]:
                     masks[whole[i]][b] = MISSING_TOKEN
         return masks
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        base = TokenBounds.of_shares(counts, self.encode_ratio, self.decode_ratio)
+        decoded = [m for m in self.decoded_modalities if m in counts]
+        encode = base.encode_by_modality | dict.fromkeys(decoded, 0)
+        decode = base.decode | {m: math.prod(counts[m]) for m in decoded}
+        return TokenBounds(sum(encode.values()), encode, decode)
 
 
 def _overwrite(
@@ -88,6 +95,9 @@ class SelectableModality(Strategy):
         _overwrite(masks, slice(None), *lists, self.max_to_mask, ctx.group_rng)
         return masks
 
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_all(counts)
+
 
 @dataclass(frozen=True)
 class SelectableRandomRangeModality(RandomRange):
@@ -108,3 +118,6 @@ class SelectableRandomRangeModality(RandomRange):
         for b, rng in enumerate(ctx.rngs):
             _overwrite(masks, slice(b, b + 1), *lists, self.max_to_mask, rng)
         return masks
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_all(counts)

@@ -83,6 +83,14 @@ Model = LatentMIM | MAE | Galileo
 _KINDS: dict[str, type] = {"latent_mim": LatentMIM, "mae": MAE, "galileo": Galileo}
 
 
+def decoders_of(model: Any) -> list[Any]:
+    """The predictors of a model: its decoder or decoders, then that of the reconstructor."""
+    named = [getattr(model, n, None) for n in ("decoder", "decoder_a", "decoder_b")]
+    if model.reconstructor is not None:
+        named.append(model.reconstructor.decoder)
+    return [d for d in named if d is not None]
+
+
 def _reconstructor(config: ModelConfig, dtype) -> Reconstructor | None:
     if config.reconstructor_config is None:
         return None

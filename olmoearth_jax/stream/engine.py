@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from olmoearth_jax.losses import Objective
 from olmoearth_jax.stream.census import Census, deal, needs, take_census
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import holding, lowest
@@ -21,7 +22,6 @@ from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.pixels import fill_pixels
 from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train.engine import Group, Prepared
-from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
 
 _PACKING_THREADS = 8

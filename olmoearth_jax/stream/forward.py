@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax.losses import info_nce
-from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.losses import Objective, spread_of
+from olmoearth_jax.model.latent_mim import decoders_of, merge
 from olmoearth_jax.stream import readout
 from olmoearth_jax.stream.attend import stream_attention
 from olmoearth_jax.stream.layout import registers_of
@@ -21,7 +21,6 @@ from olmoearth_jax.stream.rows import RowMap, permute, take_rows
 from olmoearth_jax.stream.spec import Rung, StreamSpec
 from olmoearth_jax.stream.tables import BandDropout, online_table, target_table
 from olmoearth_jax.stream.tokens import drop_fn, keep_scales, stream_tokens
-from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ class StreamForward:
                 target = params["encoder"]
             targets = self._targets(jax.lax.stop_gradient(target), maps, patches)
             terms["base"], parts = self._token_terms(maps, predictions, targets)
-            parts = {**parts, **self._spreads(batch, predictions, targets)}
+            parts = {**parts, **self._spreads(maps, predictions, targets)}
         if objective.mae is not None:
             inner = model.reconstructor.decoder
             out = self._decode(inner, model, maps, latent, tokens, key, cross)
@@ -102,24 +101,18 @@ class StreamForward:
                 spread = readout.spread_vectors(objective.regularizer, maps, vectors)
             terms["regularizer"] = spread
         if objective.contrastive is not None:
-            temperature, weight = objective.contrastive
-            terms["contrastive"] = info_nce(
-                vectors[0],
-                vectors[1],
-                batch.segment.reshape(-1),
-                batch.weight.reshape(-1),
-                self.spec.groups,
-                tau=temperature,
-                weight=weight,
+            terms["contrastive"] = objective.contrastive(
+                vectors[0], vectors[1], readout.of_samples(maps)
             )
         total, aux = objective.total(terms)
         return total, {**aux, **parts}
 
-    def _spreads(self, batch: MicroBatch, predictions: jax.Array, targets: jax.Array) -> dict:
+    def _spreads(self, maps: Maps, predictions: jax.Array, targets: jax.Array) -> dict:
         """`spread_of` the decoded tokens and their targets, both views of a group together."""
-        groups, of_row = self.spec.groups, readout.of_rows(self.spec, batch)[0]
-        owner = take_rows(of_row[..., None], batch.dec_row)[..., 0] % groups
-        real = batch.dec_row < of_row.shape[1]
+        groups, of_row = self.spec.groups, readout.of_rows(maps)[0]
+        rows = maps.batch.dec_row
+        owner = take_rows(of_row[..., None], rows)[..., 0] % groups
+        real = rows < of_row.shape[1]
         sides = {"prediction_spread": predictions, "target_spread": targets}
         return {name: spread_of(x, real, owner, groups) for name, x in sides.items()}
 

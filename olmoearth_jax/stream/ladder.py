@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.masking.bounds import TokenBounds
+from olmoearth_jax.masking import TokenBounds
 from olmoearth_jax.stream.census import Need
 from olmoearth_jax.stream.classes import best_cuts, choose, fits
 from olmoearth_jax.stream.layout import TARGET
@@ -41,7 +41,7 @@ ROUNDS = 5
 
 Bounds = Callable[[Mapping[str, tuple[int, int]], int], TokenBounds]
 """({modality: (tokens per band set, band sets)}, timesteps) -> bounds of one sample's tokens
-under any missing pattern; see `masking.bounds.max_tokens`."""
+under any missing pattern; see `masking.Strategy.bounds`."""
 
 
 def row_plans(

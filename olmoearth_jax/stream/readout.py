@@ -7,17 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from olmoearth_jax.losses import KoLeo, Rows, TokenLoss, rows_value
+from olmoearth_jax.losses import Groups, KoLeo, Rows, TokenLoss, rows_value
 from olmoearth_jax.losses.numerics import segment_sum
 from olmoearth_jax.stream.layout import registers_of
 from olmoearth_jax.stream.maps import Maps
-from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.rows import RowMap, gather_rows, take_rows
-from olmoearth_jax.stream.spec import SELF, StreamSpec
+from olmoearth_jax.stream.spec import SELF
 
 
-def of_rows(spec: StreamSpec, batch: MicroBatch) -> tuple[jax.Array, jax.Array]:
+def of_samples(maps: Maps) -> Groups:
+    """Groups of the samples of all devices."""
+    batch = maps.batch
+    return Groups(batch.segment.reshape(-1), batch.weight.reshape(-1), maps.spec.groups)
+
+
+def of_rows(maps: Maps) -> tuple[jax.Array, jax.Array]:
     """(segment, weight) [D, rows]; the segment of a row is view * groups + group."""
+    spec, batch = maps.spec, maps.batch
     segment = take_rows(batch.segment[..., None], batch.row_sample)[..., 0]
     segment = batch.row_view * spec.groups + segment
     weight = take_rows(batch.weight[..., None], batch.row_sample)[..., 0]
@@ -35,30 +41,30 @@ def token_terms(loss: TokenLoss, maps: Maps, predictions: jax.Array, targets: ja
     Returns:
       (value [views, groups], {'modality/<name>': its part, the same shape}).
     """
-    spec, batch = maps.spec, maps.batch
-    shape = (spec.views, spec.groups)
+    shape = (maps.spec.views, maps.spec.groups)
     if loss.scope in ("sample", "batch"):
-        return _value(loss, spec, batch, maps.whole(), predictions, targets).reshape(shape), {}
+        return _value(loss, maps, maps.whole(), predictions, targets).reshape(shape), {}
     by_name = maps.modalities()
     if loss.scope == "token":
-        return _value(loss, spec, batch, by_name, predictions, targets).reshape(shape), {}
+        return _value(loss, maps, by_name, predictions, targets).reshape(shape), {}
     parts = {}
     for name, rows in by_name.items():
-        value = _value(loss, spec, batch, {name: rows}, predictions, targets)
+        value = _value(loss, maps, {name: rows}, predictions, targets)
         parts[f"modality/{name}"] = value.reshape(shape)
     return sum(parts.values(), jnp.zeros(shape, jnp.float32)), parts
 
 
-def _value(loss, spec, batch, maps: dict[str, tuple[str, RowMap]], predictions, targets):
+def _value(loss, maps: Maps, chosen: dict[str, tuple[str, RowMap]], predictions, targets):
     """[views * groups]; rows and scores are recomputed in the backward pass, not kept."""
+    spec, batch = maps.spec, maps.batch
     count = spec.views * spec.groups
-    segment, weight = of_rows(spec, batch)
+    segment, weight = of_rows(maps)
     samples = segment_sum(weight.reshape(-1), segment.reshape(-1), count)
 
     @jax.checkpoint
     def value(predictions, targets):
         rows = {}
-        for name, (plan, row_map) in maps.items():
+        for name, (plan, row_map) in chosen.items():
             order = batch.order[:, spec.plan(plan)]
             groups, weights = (jnp.take_along_axis(x, order, axis=1) for x in (segment, weight))
             rows[name] = _loss_rows(row_map, groups, weights, predictions, targets)
@@ -108,13 +114,8 @@ def pooled(head: Any, maps: Maps, rows: RowMap, latent: jax.Array) -> list[jax.A
 
 def spread_vectors(loss: KoLeo, maps: Maps, vectors: list[jax.Array]) -> jax.Array:
     """[groups]: the regulariser on one vector per sample, mean over views."""
-    batch = maps.batch
-    segment, weight = batch.segment.reshape(-1), batch.weight.reshape(-1)
-    values = [
-        loss(x, segment=segment, num_segments=maps.spec.groups, sample_weight=weight)
-        for x in vectors
-    ]
-    return jnp.stack(values).mean(0)
+    groups = of_samples(maps)
+    return jnp.stack([loss(x, groups) for x in vectors]).mean(0)
 
 
 def spread_tokens(loss: KoLeo, maps: Maps, rows: RowMap, latent: jax.Array) -> jax.Array:
@@ -123,13 +124,9 @@ def spread_tokens(loss: KoLeo, maps: Maps, rows: RowMap, latent: jax.Array) -> j
         means = sample_means(maps, rows, latent)
         return spread_vectors(loss, maps, [means[:, 0].reshape(-1, means.shape[-1])])
     batch = maps.batch
-    segment, weight = of_rows(maps.spec, batch)
+    segment, weight = of_rows(maps)
     segment = take_rows(segment[..., None], batch.enc_row)[..., 0]
     weight = take_rows(weight[..., None], batch.enc_row)[..., 0]
     weight = jnp.where(maps.register_number() < 0, weight, 0.0)
-    return loss(
-        latent.reshape(-1, latent.shape[-1]),
-        segment=segment.reshape(-1),
-        num_segments=maps.spec.groups,
-        sample_weight=weight.reshape(-1),
-    )
+    vectors = latent.reshape(-1, latent.shape[-1])
+    return loss(vectors, Groups(segment.reshape(-1), weight.reshape(-1), maps.spec.groups))

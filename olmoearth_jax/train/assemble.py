@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
-from olmoearth_jax.masking import Strategy, TokenBounds, max_tokens
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.masking import Strategy, TokenBounds
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.engine import StreamEngine, shared_bits
@@ -24,7 +25,6 @@ from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slot
 from olmoearth_jax.stream.tables import BandDropout
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
-from olmoearth_jax.train.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def stream_spec(
     counts = band_set_counts(names, encoder.tokenization)
 
     def bounds(tokens: Mapping[str, tuple[int, int]], steps: int) -> TokenBounds:
-        parts = [max_tokens(s, tokens, steps) for s in strategies]
+        parts = [s.bounds(tokens, steps) for s in strategies]
         return TokenBounds(
             max(p.encode for p in parts),
             {n: max(p.encode_by_modality[n] for p in parts) for n in names},

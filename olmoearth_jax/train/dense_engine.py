@@ -15,14 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
-from olmoearth_jax.losses import info_nce
+from olmoearth_jax.losses import Groups, Objective, spread_of
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model.dense import Forward, forward_dense, target_dense
-from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.model.latent_mim import decoders_of, merge
 from olmoearth_jax.stream.tables import BandDropout, band_keeps
 from olmoearth_jax.stream.tokens import keep_scales
 from olmoearth_jax.train.engine import Group, Prepared
-from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
 from olmoearth_jax.train.sharding import batch_sharding
 
 
@@ -132,11 +131,8 @@ class DenseEngine:
         if self.objective.regularizer is not None:
             terms["regularizer"] = jnp.stack([self._spread(o, batch) for o in out]).mean(0)
         if self.objective.contrastive is not None:
-            tau, weight = self.objective.contrastive
             pooled: list[Any] = [o.project_aggregated for o in out]
-            terms["contrastive"] = info_nce(
-                pooled[0], pooled[1], _segment(batch), batch["weight"], 1, tau=tau, weight=weight
-            )
+            terms["contrastive"] = self.objective.contrastive(pooled[0], pooled[1], _group(batch))
         total, aux = self.objective.total(terms)
         return total, {**aux, **spreads}
 
@@ -180,30 +176,24 @@ class DenseEngine:
         assert out.decoder is not None
         predictions = {n: _flat(x) for n, x in out.decoder.items()}
         masks = {n: x.reshape(len(x), -1) for n, x in batch["masks"][view].items()}
-        return self.objective.loss_of(view)(
-            predictions, targets, masks, segment=_segment(batch), num_segments=1,
-            sample_weight=batch["weight"],
-        )  # fmt: skip
+        return self.objective.loss_of(view)(predictions, targets, masks, _group(batch))
 
     def _pixel_loss(self, out: Forward, batch: dict) -> jax.Array:
         """[1]: the pixel loss of one view."""
         assert self.objective.mae is not None and out.reconstructed is not None
-        return self.objective.mae(
-            out.reconstructed, batch["data"], out.masks, segment=_segment(batch), num_segments=1,
-            sample_weight=batch["weight"],
-        )  # fmt: skip
+        return self.objective.mae(out.reconstructed, batch["data"], out.masks, _group(batch))
 
     def _spread(self, out: Forward, batch: dict) -> jax.Array:
         """[1]: the regulariser on pooled vectors, or on encoder tokens if there is one view."""
         loss = self.objective.regularizer
         assert loss is not None
         x: Any = out.project_aggregated
-        segment, weight = _segment(batch), batch["weight"]
+        groups = _group(batch)
         if self.objective.views == 1:
             tokens = {n: _flat(v) for n, v in out.encoder.items()}
             masks = {n: v.reshape(len(v), -1) for n, v in out.masks.items()}
-            x, segment, weight = loss.tokens_to_vectors(tokens, masks, segment, weight)
-        return loss(x, segment=segment, num_segments=1, sample_weight=weight)
+            x, groups = loss.tokens_to_vectors(tokens, masks, groups)
+        return loss(x, groups)
 
     def _drop(self, rate: float, depth: int, batch: dict, view: int, key: jax.Array, number: int):
         """Drop path of one view; the same draws as the stream engine's."""
@@ -237,9 +227,9 @@ class DenseEngine:
         return out
 
 
-def _segment(batch: dict) -> jax.Array:
-    """int32 [B]: a micro-step is a single group."""
-    return jnp.zeros(batch["weight"].shape[0], jnp.int32)
+def _group(batch: dict) -> Groups:
+    """A micro-step is a single group."""
+    return Groups(jnp.zeros(batch["weight"].shape[0], jnp.int32), batch["weight"])
 
 
 def _flat(x: jax.Array) -> jax.Array:

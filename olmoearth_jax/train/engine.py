@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
-from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.losses import Objective
 
 Group = dict[str, Any]
 """Samples that share patch size and grid; see `olmoearth_jax.data.pipeline`."""

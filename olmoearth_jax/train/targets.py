@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from olmoearth_jax.losses import Objective
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.train.objectives import Objective
 
 
 def start_of(params: Any, objective: Objective) -> Any:

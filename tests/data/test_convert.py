@@ -75,6 +75,20 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_noticed(tmp_path):
         convert(_settings(tmp_path, storage=Storage("zstd", 1, chunk_px=32)))
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 200_000, "a,b\n1,2\n", "sample_index,blake2b\nx,y\n", "\xff"]
+)
+def test_damaged_checksums_of_a_finished_dataset_are_told(tmp_path, text):
+    make_tree(tmp_path, tiles=1)
+    folder = convert(_settings(tmp_path)).folder
+    (folder / "checksums.csv").write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=r"checksums.csv cannot be read .* to convert again"):
+        convert(_settings(tmp_path))
+    (folder / "conversion.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="another dataset is in the way"):
+        convert(_settings(tmp_path))
+
+
 def test_numbers_follow_the_tiles_and_not_the_order_of_the_csv(tmp_path):
     folder = tmp_path / "a"
     make_tree(folder, tiles=3)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmoearth_jax.losses import Objective
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig, ReconstructorConfig
@@ -16,7 +17,6 @@ from olmoearth_jax.stream.census import needs, take_census
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.objectives import Objective
 from olmoearth_jax.train.sharding import make_mesh
 from tests.stream.builders import GRID_TIMESTEPS, small_model
 

@@ -10,7 +10,6 @@ import pytest
 
 from olmoearth_jax import losses, modalities
 from olmoearth_jax.configlib.official import LATER_LOSS
-from olmoearth_jax.losses import info_nce
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
 from olmoearth_jax.model.dense import forward_dense, target_dense
@@ -62,7 +61,7 @@ def real_loss(config, params, target, images, views, stamps, patch):
         flags = {n: x.reshape(len(x), -1) for n, x in view.items()}
         total += token_loss(flat(out.decoder), flat(goal), flags)[0] / 2
         pooled.append(out.project_aggregated)
-    return total + info_nce(*pooled, tau=0.1, weight=0.05)[0]
+    return total + losses.InfoNCE(0.1, 0.05)(*pooled)[0]
 
 
 @pytest.mark.parametrize("patch", [2, 8])

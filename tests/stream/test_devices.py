@@ -14,11 +14,11 @@ import jax, numpy as np
 from olmoearth_jax import losses
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.objectives import Objective
-from olmoearth_jax.train.optimizer import AdamWConfig
+from olmoearth_jax.losses import Objective
 from olmoearth_jax.train.sharding import make_mesh, rules_of
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
+from tests.train.steady import steady
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(0)
@@ -26,7 +26,8 @@ config = small_model()
 config.encoder_config.drop_path = 0.2
 a, strategy = make_group(rng, 4, 3, 2, first=0, holes=(1,))
 b, _ = make_group(rng, 4, 2, 4, first=4)
-objective = Objective(losses.build({"type": "modality_patch_discrimination"}), (0.1, 0.1))
+token_loss = losses.build({"type": "modality_patch_discrimination"})
+objective = Objective(token_loss, losses.InfoNCE(0.1, 0.1))
 RULES = rules_of([], 2)
 
 def step(devices, fsdp=1, rules=(), dense=False):
@@ -40,8 +41,10 @@ def step(devices, fsdp=1, rules=(), dense=False):
         engine = assemble.stream_engine(
             config, spec, [spec.top_rung()], objective, mesh, options
         )
-    recipe = Recipe(AdamWConfig(), lambda step: 1e-3, fsdp_rules=rules)
-    program = TrainProgram(config, engine, recipe, mesh, assemble.trainable_leaves(config, True))
+    settings = steady(config)
+    settings.fsdp_rules = [list(rule) for rule in rules]
+    trained = assemble.trainable_leaves(config, True)
+    program = TrainProgram(settings, engine, mesh, trained, 10)
     state = program.init_state()
     grads, _ = program.gradients(state, [a, b])
     state, report = program.step(state, [a, b], 1)

@@ -33,7 +33,7 @@ def _both(config, groups, strategy, loss=V1_LOSS, options=None, devices=1):
     owner = np.zeros(size * len(groups), int)
     need = needs([take_census(g, spec) for g in groups], owner, spec, 1)
     ladder = build_ladder(spec, [need], 2) if devices == 1 else (spec.top_rung(),)
-    objective = Objective(losses.build(loss), (0.1, 0.1))
+    objective = Objective(losses.build(loss), losses.InfoNCE(0.1, 0.1))
     options = options or EngineOptions.of(config)
     stream = stream_engine(config, spec, ladder, objective, mesh, options)
     dense = dense_engine(config, objective, make_mesh(devices=jax.devices()[:1]), size, options)

@@ -257,18 +257,25 @@ def _check_complete(folder: Path, content: str) -> None:
     """
     try:
         record = json.loads((folder / RECORD_FILE).read_text())
-    except (OSError, ValueError):
-        record = {}
-    if record.get("content") != content:
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("content") != content:
         raise ValueError(f"another dataset is in the way: {folder}; move it or delete it")
-    with (folder / CHECKSUM_FILE).open(newline="") as file:
-        for row in csv.DictReader(file):
-            path = folder / f"sample_{row['sample_index']}.h5"
-            if not path.is_file() or file_digest(path) != row["blake2b"]:
-                raise ValueError(
-                    f"{path} is missing or was changed since the conversion; delete the folder "
-                    f"{folder} to convert again"
-                )
+    try:
+        with (folder / CHECKSUM_FILE).open(newline="") as file:
+            digests = [(int(r["sample_index"]), r["blake2b"]) for r in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+        raise ValueError(
+            f"{folder / CHECKSUM_FILE} cannot be read ({e!r}); delete the folder {folder} to "
+            f"convert again"
+        ) from e
+    for number, digest in digests:
+        path = folder / f"sample_{number}.h5"
+        if not path.is_file() or file_digest(path) != digest:
+            raise ValueError(
+                f"{path} is missing or was changed since the conversion; delete the folder "
+                f"{folder} to convert again"
+            )
 
 
 def _write_samples(

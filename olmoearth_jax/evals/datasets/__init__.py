@@ -12,6 +12,7 @@ from olmoearth_jax.evals.datasets.geobench2 import GeoBench2
 from olmoearth_jax.evals.datasets.pretrain import PretrainSubset
 from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest
 from olmoearth_jax.evals.datasets.sickle import Sickle
+from olmoearth_jax.evals.datasets.similar import SimilarButDifferent
 from olmoearth_jax.evals.datasets.tensors import Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
 from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, modalities_of
@@ -30,6 +31,7 @@ PREFIXES: dict[str, type[Reader]] = {
     "cropharvest": CropHarvest,
     "sickle": Sickle,
     "brandenburg": Brandenburg,
+    "similar_but_different": SimilarButDifferent,
 }
 """Which reader a data set's key names, by its beginning; all others are windowed rasters."""
 
