@@ -87,8 +87,8 @@ def convert(
 
     Raises:
       FolderInUse: another conversion runs in the same output folder.
-      ValueError: wrong CSVs, unreadable files, no tile left, an output folder that cannot be one, or
-        a dataset of other content in the place of this one.
+      ValueError: wrong CSVs, unreadable files, no tile left, an output folder that cannot be one,
+        or a dataset of other content in the place of this one.
       OSError: the disk is full or not writable.
     """
     state = settings.output_dir / STATE_DIR
