@@ -244,6 +244,18 @@ def get(name: str) -> Modality:
     raise ValueError(f"unknown modality {name!r}; {closest(str(name), names())}")
 
 
+def get_of_samples(name: str) -> Modality:
+    """The modality of that name, which a sample can hold.
+
+    Raises:
+      ValueError: unknown name, or one that models do not take.
+    """
+    found = get(name)
+    if not found.in_sample:
+        raise ValueError(f"models take no {found.name}; {closest(found.name, names())}")
+    return found
+
+
 def resolve(wanted: Sequence[str]) -> tuple[str, ...]:
     """Canonical names of `wanted` (upper case accepted), in the given order.
 

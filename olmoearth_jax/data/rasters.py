@@ -19,6 +19,7 @@ from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pi
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
 from olmoearth_jax.data.series import nearest_to_mid_month
+from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
@@ -483,6 +484,10 @@ def _assign_dates(layers: Sequence[Layer], dates: Sequence[str]) -> list[datetim
             layer.dates = [parse_date(text) for text in own]
         except ValueError as e:
             raise ValueError(f"{layer.path}: {e}") from None
+        first, last = DATE_RANGE[2]
+        for day in layer.dates:
+            if not first <= day.year <= last:
+                raise ValueError(f"{layer.path}: no image is of {day}: years are {first}..{last}")
         if len(set(layer.dates)) < len(layer.dates):
             raise ValueError(f"{layer.path} holds a date twice: {', '.join(own)}")
     return sorted({day for x in layers for day in x.dates})
