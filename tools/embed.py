@@ -481,7 +481,7 @@ def main(argv: list[str]) -> None:
         print(
             "\n".join(run(Options(**{f.name: given[f.name] for f in dataclasses.fields(Options)})))
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         told = str(error).replace(values.HOW_TO_SETTLE, values.FLAG_TO_SETTLE)
         raise SystemExit(f"error: {told}") from None
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
             lines = report_reference(folder, _CONFIG.value)
         else:
             lines = report(checkpoint.find_checkpoint(folder), _CONFIG.value)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 

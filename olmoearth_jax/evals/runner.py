@@ -14,6 +14,7 @@ from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import EmbeddingModel, diagnostics, extract, fit_pca, pooling_of
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.precomputed import Precomputed
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.tasks import (
     DEFAULTS,
@@ -155,6 +156,9 @@ def _extract_all(name, task, info, mode, model, options, stop, log) -> dict[str,
     wanted = ["train"]
     if mode != "embedding_diagnostics":
         wanted += ["valid"] + (["test"] if options.run_on_test else [])
+    if isinstance(model, Precomputed):
+        splits = {split: model.split(task, info, split) for split in wanted}
+        return splits if mode == "embedding_diagnostics" else _transformed(task, splits, log)
     pool, splits = pooling_of(task, info), {}
     for split, reader in {s: open_split(name, task, s) for s in wanted}.items():
         x, y = extract(

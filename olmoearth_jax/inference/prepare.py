@@ -68,9 +68,6 @@ class ModelInput:
         return np.asarray(np.stack(seen).any(0))
 
 
-Prepared = ModelInput  # its former name
-
-
 def ranges_of(names: tuple[str, ...], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Ranges of the modalities: those stored with the weights, else the registry's.
 

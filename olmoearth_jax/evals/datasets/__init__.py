@@ -8,6 +8,7 @@ from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
 from olmoearth_jax.evals.datasets.pretrain import Brandenburg, PretrainSubset
 from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest, Sickle
+from olmoearth_jax.evals.datasets.similar import SimilarButDifferent
 from olmoearth_jax.evals.datasets.tensors import FiftyCities, Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
 from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, modalities_of
@@ -26,6 +27,7 @@ _PREFIXES: dict[str, type[Reader]] = {
     "cropharvest": CropHarvest,
     "sickle": Sickle,
     "brandenburg": Brandenburg,
+    "similar_but_different": SimilarButDifferent,
 }
 """Which reader a data set's key names, by its beginning; all others are windowed rasters."""
 

@@ -235,7 +235,7 @@ def _raster(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
+            with rasterio.open(path, **raster_file.opening(path)) as source:
                 return source.read(), source.read_masks()
     except rasterio.errors.RasterioIOError as e:
         raise ValueError(f"{path} cannot be read as a raster: {e}") from e
