@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals import bands
+from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.datasets.base import FRACTION_SEED, Location, Raw, Reader
 from olmoearth_jax.evals.datasets.tensors import load_table
-from olmoearth_jax.evals.normalize import Stats
 from olmoearth_jax.evals.samples import check_label_range
+from olmoearth_jax.evals.tasks import Stats
 
 DATE = (1, 6, 2021)
 """Day, 0-based month and year of every patch."""

@@ -33,7 +33,7 @@ def _load_either(location: Location, stem: Path) -> Any:
     return npy_file.read(path)
 
 
-def _load_table(location: Location, stem: Path, *keys: str) -> list[np.ndarray]:
+def load_table(location: Location, stem: Path, *keys: str) -> list[np.ndarray]:
     """The named arrays of a stored dictionary.
 
     Raises:
@@ -78,7 +78,7 @@ class Mados(Reader):
 
     def open(self):
         stem = self.folder / f"MADOS_{'val' if self.split == 'valid' else self.split}"
-        self.images, labels = _load_table(self.location, stem, "images", "labels")
+        self.images, labels = load_table(self.location, stem, "images", "labels")
         shape = self.images.shape
         if len(shape) != 4 or shape[-1] != 13 or labels.shape != shape[:3]:
             raise ValueError(
@@ -107,7 +107,7 @@ class Sen1Floods11(Reader):
 
     def open(self):
         stem = self.folder / f"flood_{self.split}_data"
-        images, labels = _load_table(self.location, stem, "s1", "labels")
+        images, labels = load_table(self.location, stem, "s1", "labels")
         if images.ndim != 4 or images.shape[1] != 2 or len(images) != len(labels):
             raise ValueError(
                 f"{stem.name}: s1 must be [N, 2, H, W] with labels [N, 1, H, W], got "
