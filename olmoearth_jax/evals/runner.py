@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe
+from olmoearth_jax.evals import finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, fit_pca, pooling_of
+from olmoearth_jax.evals.embeddings import EmbeddingModel, diagnostics, extract, fit_pca, pooling_of
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.precomputed import Precomputed
@@ -76,7 +76,7 @@ def run_task(
         splits = _embeddings(name, task, info, mode, model, options, cache, stop, log)
         shape = splits["train"][0].shape[1:]
         if mode == "embedding_diagnostics":
-            scores["diagnostics"] = diagnostics.diagnostics(splits["train"][0], options.seed)
+            scores["diagnostics"] = diagnostics(splits["train"][0], options.seed)
         elif mode == "knn":
             for split in ("valid", "test") if options.run_on_test else ("valid",):
                 scores[split], scores["bootstrap"] = knn.run_knn(

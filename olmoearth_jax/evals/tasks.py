@@ -15,9 +15,20 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from olmoearth_jax.evals.normalize import METHODS, Stats
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.versions import VERSIONS
+
+_CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
+METHODS = (
+    "no_norm", "standardize", "norm_no_clip", "norm_no_clip_2_std", *_CLIPPED,
+    "norm_yes_clip_min_max_int",
+)  # fmt: skip
+"""Ways of normalising by a data set's own statistics."""
+
+DEFAULT_METHOD = "norm_no_clip_2_std"
+
+Stats = Mapping[str, Mapping[str, float]]
+"""Per band name: mean, std and, where known, min and max."""
 
 SPATIAL_TASKS = ("segmentation", "regression")
 """Task types with one label per pixel; classification and scalar_regression have one per sample."""
@@ -61,7 +72,7 @@ class EvalTaskConfig:
     pooling_type: Literal["mean", "max"] = "mean"
     norm_stats_from_pretrained: bool = True
     """Normalise with the pretraining statistics instead of the dataset's own."""
-    norm_method: str = "norm_no_clip_2_std"
+    norm_method: str = DEFAULT_METHOD
     input_modalities: list[str] = field(default_factory=list)
     """Modalities given to the model; empty means all that the dataset has."""
     embedding_batch_size: int = 128

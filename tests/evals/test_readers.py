@@ -315,7 +315,7 @@ def test_every_record_of_the_catalogues_is_valid():
 
 
 def test_cities_are_known_by_the_names_that_folders_have():
-    from olmoearth_jax.evals.datasets import cities
+    from olmoearth_jax.evals.datasets import tensors as cities
 
     names = [c for row in cities.CONTINENTS.values() for c in row.split(", ")]
     assert len(names) == len(set(names)) == 50

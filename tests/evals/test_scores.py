@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olmoearth_jax.evals import diagnostics, embeddings, knn, metrics
-from olmoearth_jax.evals.normalize import impute_stats, normalize
+from olmoearth_jax.evals import embeddings, knn, metrics
+from olmoearth_jax.evals.datasets.bands import Statistics, impute_stats, normalize
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from tools.convert_evals import fit_buckets, save_buckets
+
+STATS = Statistics(np.zeros(2), np.ones(2))
 
 
 @settings(max_examples=25, deadline=None)
@@ -145,19 +147,19 @@ def test_pca_refuses_too_many_dimensions():
 
 def test_diagnostics_refuse_other_shapes():
     with pytest.raises(ValueError, match="shape"):
-        diagnostics.flat_diagnostics(np.zeros((2, 2, 2)))
+        embeddings.flat_diagnostics(np.zeros((2, 2, 2)))
 
 
 def test_collapsed_embeddings_have_rank_one():
     x = np.ones((50, 8), np.float32)
-    out = diagnostics.flat_diagnostics(x)
+    out = embeddings.flat_diagnostics(x)
     assert out["effective_rank"] == pytest.approx(1) and out["cosine_sim_std"] < 1e-6
 
 
 def test_normalisation_names_unknown_methods():
     with pytest.raises(ValueError, match="did you mean 'standardize'"):
-        normalize(np.zeros(2), np.zeros(2), np.ones(2), method="standardise")
+        normalize(np.zeros(2), STATS, "standardise")
     with pytest.raises(ValueError, match="minimum and maximum"):
-        normalize(np.zeros(2), np.zeros(2), np.ones(2), method="norm_yes_clip_min_max_int")
+        normalize(np.zeros(2), STATS, "norm_yes_clip_min_max_int")
     with pytest.raises(ValueError, match="statistics already"):
         impute_stats({"a": {}, "b": {}}, [("a", "b")], ["a", "b"])

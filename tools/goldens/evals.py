@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax.evals import (
-    diagnostics,
     embeddings,
     finetune,
     heads,
@@ -20,12 +19,12 @@ from olmoearth_jax.evals import (
     linear_probe,
     losses,
     metrics,
-    normalize,
     results,
 )
+from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.evals.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
@@ -144,7 +143,7 @@ def _regression(name: str, z: Arrays) -> Result:
 def _diagnostics(name: str, z: Arrays) -> Result:
     checks, want = Checks(rtol=1e-4, atol=1e-5), _json(z, "result_json")
     flat = name.startswith("diagnostics_flat")
-    function = diagnostics.flat_diagnostics if flat else diagnostics.spatial_diagnostics
+    function = embeddings.flat_diagnostics if flat else embeddings.spatial_diagnostics
     got = function(z["embeddings"])
     checks.equal("names", set(got), set(want))
     for key, value in want.items():
@@ -197,11 +196,12 @@ def _normalize(name: str, z: Arrays) -> Result:
     if name == "normalize_impute":
         given = _json(z, "input_json")
         pairs = [tuple(p) for p in given["imputes"]]
-        got = normalize.impute_stats(given["band_info"], pairs, given["all_bands"])
+        got = bands.impute_stats(given["band_info"], pairs, given["all_bands"])
         checks.equal("statistics", got, _json(z, "output_json"))
         return checks.result()
-    for method in normalize.METHODS:
-        got = normalize.normalize(z["image"], z["means"], z["stds"], z["mins"], z["maxs"], method)
+    stats = bands.Statistics(z["means"], z["stds"], z["mins"], z["maxs"])
+    for method in METHODS:
+        got = bands.normalize(z["image"], stats, method)
         want = z[f"out_{method}"]
         checks.equal(f"{method} dtype", got.dtype, want.dtype)
         checks.array(method, got, want, atol=1.01 / 255 if method.endswith("_int") else None)

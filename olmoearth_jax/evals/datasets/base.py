@@ -15,9 +15,16 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data import raster_file
-from olmoearth_jax.evals import normalize
+from olmoearth_jax.evals.datasets import bands as by_band
 from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, band_stats, known, modalities_of
+from olmoearth_jax.evals.tasks import (
+    DatasetInfo,
+    EvalTaskConfig,
+    Stats,
+    band_stats,
+    known,
+    modalities_of,
+)
 from olmoearth_jax.files import check_file
 
 SPLITS = ("train", "valid", "test")
@@ -136,7 +143,7 @@ class Reader(abc.ABC):
 
     location: Location
     disk: Mapping[str, Bands] = {}
-    stats: Mapping[str, normalize.Stats] | None = None
+    stats: Mapping[str, Stats] | None = None
     """Statistics by modality that come with the files; None takes those of the catalogue."""
 
     def __init__(self, task: EvalTaskConfig, info: DatasetInfo, split: str):
@@ -184,9 +191,9 @@ class Reader(abc.ABC):
         bands, to_model = self.disk.get(modality, (own, range(len(own))))
         to_model = list(to_model)
         if self.task.norm_stats_from_pretrained:
-            return normalize.normalize_pretrained(image[..., to_model], modality)
+            return by_band.normalize_pretrained(image[..., to_model], modality)
         stats = (self.stats or band_stats(self.info.name))[modality]
-        return normalize.normalize_with(image, stats, bands, self.task.norm_method)[..., to_model]
+        return by_band.normalize_with(image, stats, bands, self.task.norm_method)[..., to_model]
 
     def low_label(self, rows: np.ndarray, location: Location | None = None) -> np.ndarray:
         """Train rows that the partition file of the task's label fraction keeps."""
