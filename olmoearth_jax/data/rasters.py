@@ -27,6 +27,7 @@ __all__ = [
     "Raster",
     "Stack",
     "Window",
+    "locate",
     "name_pattern",
     "read_folder",
     "read_manifest",
@@ -221,7 +222,7 @@ class Stack:
         width, height = (min(size) for size in zip(*sizes, strict=True))
         anchor = self._layers[sizes.index(min(sizes))]
         t = anchor.file.transform
-        boxes = [_locate(x, anchor, (t.c, t.f), (width, height)) for x in self._layers]
+        boxes = [locate(x, anchor, (t.c, t.f), (width, height)) for x in self._layers]
         top, left = (min(int(np.floor(b[k])) for b in boxes) for k in (0, 1))
         bottom, right = (max(int(np.ceil(b[k])) for b in boxes) for k in (2, 3))
         self.shape = bottom - top, right - left
@@ -393,12 +394,13 @@ def _other_grid(layer: Layer, other: Layer, what: str) -> ValueError:
     )
 
 
-def _locate(
+def locate(
     layer: Layer, anchor: Layer, corner: tuple[float, float], size: tuple[float, float]
 ) -> tuple[float, float, float, float]:
     """Sets a layer's place on the grid; (top, left, bottom, right) in pixels of 10 m.
 
     Args:
+      anchor: the layer that the grid is of, for messages.
       corner: x and y of the grid's first pixel.
       size: width and height of its pixels.
     """
