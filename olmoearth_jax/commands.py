@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "benchmark": ("launch.benchmark", "throughput of an encoder by size, patch and batch"),
     "finetune": ("launch.finetune", "labels and images to a trained map, with its report"),
     "predict": ("launch.predict", "the map of a trained run on images"),
+    "export_sample": ("tools.export_sample", "the packaged sample as images and labels on a map"),
     "embed_image": ("tools.embed", "embed one area: a GeoTIFF or arrays"),
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),
