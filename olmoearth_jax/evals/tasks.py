@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from olmoearth_jax.evals.normalize import METHODS, Stats
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.modalities import ModalityName, closest
 
 SPATIAL_TASKS = ("segmentation", "regression")
 """Task types with one label per pixel; classification and scalar_regression have one per sample."""
@@ -61,7 +61,7 @@ class EvalTaskConfig:
     norm_stats_from_pretrained: bool = True
     """Normalise with the pretraining statistics instead of the dataset's own."""
     norm_method: str = "norm_no_clip_2_std"
-    input_modalities: list[str] = field(default_factory=list)
+    input_modalities: list[ModalityName] = field(default_factory=list)
     """Modalities given to the model; empty means all that the dataset has."""
     embedding_batch_size: int = 128
     probe_lr: float | None = None
