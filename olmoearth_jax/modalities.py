@@ -11,13 +11,19 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from olmoearth_jax.files import check_file
 from olmoearth_jax.modality_record import check as check_record
 from olmoearth_jax.proposals import closest as closest
+
+ModalityName = Annotated[str, "the name of a modality"]
+"""Type of a setting that names a modality; upper case is accepted where one is given."""
+
+BandSets = dict[ModalityName, list[list[str]]]
+"""Modality -> the bands of each of its tokens."""
 
 MISSING = -99999.0
 """Fill value of missing pixels, timesteps and modalities; exact in float32, never normalised."""

@@ -24,7 +24,6 @@ from olmoearth_jax.model.config import (
 from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.unet_head import conv_numbers, initial_head, unet_head
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.assemble import EngineOptions
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
 
@@ -159,9 +158,10 @@ def test_training_lowers_the_loss():
     model = config(student_output_norm=True)
     objective = Objective(losses.build({"type": "patch_discrimination"}), losses.InfoNCE(0.1, 0.1))
     mesh = make_mesh(devices=jax.devices()[:1])
-    engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
+    settings = steady(model, weight_decay=0.0)
+    engine = assemble.dense_engine(settings, objective, mesh, 4)
     leaves = assemble.trainable_leaves(model, True, objective)
-    program = TrainProgram(steady(model, weight_decay=0.0), engine, mesh, leaves, 20)
+    program = TrainProgram(settings, engine, mesh, leaves, 20)
     rng = np.random.Generator(np.random.Philox(9))
     data, masks = inputs(4, 2)
     group = {
