@@ -3,6 +3,7 @@
 # make test-torch  compare with the PyTorch package
 # make lint   style and types
 # make bench  benchmarks that a CPU can run
+# make lock   versions of the image's packages, for its Python (LOCK_PYTHON)
 # PYTHON=...  another interpreter; VENV=... another environment folder; TORCH=torch==... a build
 
 VENV ?= .venv
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow test-torch lint bench env env-torch clean
+.PHONY: demo test test-slow test-torch lint lock bench env env-torch clean
 
 env: $(VENV)/.ready
 
@@ -60,6 +61,18 @@ env-torch:
 
 test-torch: env-torch
 	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
+
+# What pip would install today; --dry-run fetches little more than the packages' descriptions.
+LOCK_PYTHON ?= python3.12
+lock:
+	$(LOCK_PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --dry-run --ignore-installed \
+		--report build/lock/report.json ".[geo,hub,remote,wandb]"
+	build/lock/bin/python -c 'import json; found = json.load(open("build/lock/report.json")); \
+		names = [i["metadata"] for i in found["install"]]; \
+		print("# Written by make lock.", *sorted(n["name"].lower() + "==" + n["version"] for n in names \
+		if n["name"] != "olmoearth-jax"), sep="\n")' > requirements.lock
+	rm -rf build/lock
 
 bench: env
 	$(BIN)/python -m tools.bench.padding --config=configs/nano.py

@@ -19,12 +19,14 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import config_files, overrides, platforms
+from olmoearth_jax import commands, config_files, overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.outputs import expand_home
 
-USER_ERROR = 2
-"""Exit code for a mistake on the command line, in a config or in the data."""
+USER_ERROR = commands.USER_ERROR
+
+_FIRST = ("config", "run_name", "config_json")
+"""Flags that every verb has."""
 
 _OURS = tuple(str(Path(file).resolve().parent) for file in (config_files.__file__, __file__))
 
@@ -58,6 +60,12 @@ def run(verb: Verb, require_valid: bool = True) -> None:
     app.run(body, argv=rest, flags_parser=_parse_flags)
 
 
+def define_overwrite() -> None:
+    """Adds --overwrite to a verb that writes files into folders of users."""
+    if "overwrite" not in flags.FLAGS:  # another verb in the same process has it too
+        flags.DEFINE_bool("overwrite", False, "Replace files that are not of this program.")
+
+
 def load(
     config: str | None,
     config_json: str | None = None,
@@ -86,10 +94,8 @@ def load(
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as e:
-        _fail([f"{e} (settings of the run are given as --config.<path>=<value>)"])
+    hint = " (settings of the run are given as --config.<path>=<value>)"
+    return commands.parse_flags(flags.FLAGS, argv, hint, _FIRST)
 
 
 def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.outputs import MARK
+
 
 def table(items: Sequence[Mapping[str, Any]]) -> str:
     """Results as an aligned text table, one row each."""
@@ -72,5 +74,5 @@ def plot(items: Sequence[Mapping[str, Any]], path: Path) -> bool:
         axes.set(title=task, xlabel="step", ylabel=metric)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": MARK})
     return True

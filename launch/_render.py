@@ -15,6 +15,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.texts import shown, unprintable
 from olmoearth_jax.mesh import mesh_sizes
+from olmoearth_jax.outputs import SCRIPT_MARK
 from olmoearth_jax.train.assemble import micro_step_shape
 from olmoearth_jax.train.build import masking_strategies
 
@@ -32,6 +33,9 @@ GRACE_S = 300
 
 RESTARTS = 20
 """Restarts of a JobSet or a container."""
+
+MEMORY_PER_GPU = 64
+"""GiB of host memory per GPU that a JobSet asks for if nothing else is said."""
 
 PORT = 29500
 """Port of the coordinator where each job has its own network or machine."""
@@ -141,6 +145,10 @@ class Settings:
       workdir: folder in which the program starts; config files are named relative to it.
       environment: variables; a value of None is taken over from the machine that starts the job.
       sbatch: further options of sbatch.
+      memory: GiB of a host; None leaves it to the scheduler, but a JobSet names MEMORY_PER_GPU.
+      time, account: of a Slurm job.
+      tolerations: taints (KEY or KEY=VALUE) of the nodes that a JobSet may use.
+      pull_secrets: Kubernetes secrets with which the image is fetched.
     """
 
     image: str | None = None
@@ -152,6 +160,11 @@ class Settings:
     requeue: bool = True
     namespace: str = "default"
     sbatch: Sequence[str] = ()
+    memory: int | None = None
+    time: str | None = None
+    account: str | None = None
+    tolerations: Sequence[str] = ("nvidia.com/gpu",)
+    pull_secrets: Sequence[str] = ()
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
@@ -187,10 +200,15 @@ def _refuse_breakouts(
     texts += [("--mount", str(mount)) for mount in settings.mounts]
     texts += [("--env", f"{k}={v or ''}") for k, v in settings.environment.items()]
     texts += [("--sbatch", option) for option in settings.sbatch]
+    texts += [("--account", settings.account)]
+    texts += [("--toleration", text) for text in settings.tolerations]
+    texts += [("--image_pull_secret", text) for text in settings.pull_secrets]
     for what, text in texts:
         found = unprintable(str(text or ""))
         if found is not None:
             raise ValueError(f"{what} has {found}, which no job file can hold: {shown(str(text))}")
+    if settings.time and not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", settings.time):
+        raise ValueError(f"--time={shown(settings.time)} must be as 24:00:00 or 2-12:00:00")
     for option in settings.sbatch:
         if not option.startswith("-"):
             raise ValueError(f"--sbatch={option} must be an option, as --sbatch=--partition=gpu")
@@ -233,18 +251,35 @@ def files(
         "processes": topology.processes,
         "processes_per_host": len(topology.device_sets),
         "device_sets": " ".join(topology.device_sets),
-        "topology": "\n".join(f"# {line}" for line in topology.table(cfg)),
+        "topology": "\n".join([SCRIPT_MARK, *(f"# {line}" for line in topology.table(cfg))]),
         "workdir": shlex.quote(settings.workdir),
         "grace": GRACE_S,
         "stopped": STOPPED,
         "devices": ",".join(topology.device_sets),
         "user_error": USER_ERROR,
+        "preflight": preflight(cfg, topology),
     }
     writer = {"slurm": _slurm, "jobset": _jobset, "docker": _docker}[scheduler]
     return writer(values, topology, settings, folder)
 
 
 Values = dict[str, Any]
+
+
+def preflight(cfg: ExperimentConfig, topology: Topology) -> str:
+    """Shell lines that end a host at once if program, GPUs or dataset are not there."""
+    lines = [
+        'refuse() { echo "error: on $(hostname): $1" >&2; exit "$2"; }',
+        f"python -c 'import olmoearth_jax' || refuse 'python has no olmoearth_jax' {USER_ERROR}",
+        "gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')",
+        f'[ "$gpus" -ge {topology.gpus_per_host} ] || '
+        f'refuse "there are $gpus GPUs, {topology.gpus_per_host} are needed" 1',
+    ]
+    for path in (cfg.dataset.h5py_dir or "", *cfg.dataset.more_h5py_dirs):
+        if path and "://" not in path:
+            told = shlex.quote(f"the dataset folder {path} is not there, or must not be read")
+            lines.append(f"[ -r {shlex.quote(path)} ] || refuse {told} {USER_ERROR}")
+    return "\n".join(lines)
 
 
 def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
@@ -259,6 +294,9 @@ def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path)
     values |= {
         "cpus_per_process": settings.cpus_per_gpu * gpus_per_process,
         "log": shlex.quote(f"{folder}/slurm-%j.out"),
+        "task_log": shlex.quote(f"{folder}/slurm-%j-%t.out"),
+        "quoted_preflight": shlex.quote(values["preflight"]),
+        "limits": "\n".join(f"#SBATCH {option}" for option in _limits(settings)),
         "requeue": "--requeue" if settings.requeue else "--no-requeue",
         "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
         "submit_dir": shlex.quote(str(Path.cwd())),
@@ -269,6 +307,14 @@ def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path)
         "srun": container,
     }
     return {"job.sbatch": fill("slurm.sbatch", values)}
+
+
+def _limits(settings: Settings) -> list[str]:
+    """Options of sbatch that say what the job may take."""
+    given = {"time": settings.time, "account": settings.account}
+    if settings.memory is not None:
+        given["mem"] = f"{settings.memory}G"
+    return [f"--{name}={shlex.quote(value)}" for name, value in given.items() if value]
 
 
 def _docker(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
@@ -287,6 +333,7 @@ def _docker(values: Values, topology: Topology, settings: Settings, folder: Path
         "folders": f"mkdir -p {shlex.join(made)}" if made else "",
         "options": "".join(f"  {option} \\\n" for option in options).rstrip("\n"),
         "image": shlex.quote(settings.image or ""),
+        "memory": f" --memory={settings.memory}g" if settings.memory else "",
         "host_script": shlex.quote(f"{folder}/host.sh"),
     }
     return {"docker.sh": fill("docker.sh", values), "host.sh": fill("host.sh", values)}
@@ -299,7 +346,10 @@ def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path
         {"name": names[m.source], "mountPath": m.target, "readOnly": m.read_only}
         for m in settings.mounts
     ]
-    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    memory = settings.memory or MEMORY_PER_GPU * topology.gpus_per_host
+    # Readers hand samples over in shared memory, which counts as memory of the pod.
+    shared = {"medium": "Memory", "sizeLimit": f"{max(memory // 4, 1)}Gi"}
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": shared}]
     for source, name in names.items():
         claim = {"persistentVolumeClaim": {"claimName": source}}
         volumes.append(
@@ -319,10 +369,20 @@ def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path
         ),
         "environment": _items(environment, 20),
         "cpus": settings.cpus_per_gpu * topology.gpus_per_host,
+        "memory": f"{memory}Gi",
+        "pull_secrets": _items([{"name": name} for name in settings.pull_secrets], 16),
+        "tolerations": _items([_toleration(text) for text in settings.tolerations], 16),
         "mounts": _items(mounts, 20),
         "volumes": _items(volumes, 16),
     }
     return {"jobset.yaml": fill("jobset.yaml", values)}
+
+
+def _toleration(text: str) -> dict[str, str]:
+    key, equals, value = text.partition("=")
+    if equals:
+        return {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
+    return {"key": key, "operator": "Exists", "effect": "NoSchedule"}
 
 
 def _items(items: Sequence[Mapping[str, Any]], indent: int) -> str:

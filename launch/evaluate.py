@@ -24,15 +24,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import commands
 from olmoearth_jax.configlib import values
 from olmoearth_jax.evals import models, results, tasks
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax.outputs import check, check_folder
 from olmoearth_jax.train import checkpoint
 
 from . import _eval_report as report
@@ -71,22 +72,10 @@ _STEPS = _list("steps", None, "Checkpoint steps, or 'all'; default: the newest."
 _WATCH = _bool("watch", False, "Wait for new checkpoints of the run.")
 _POLL = _float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
 _OUT = _string("out", None, "Folder of the results; default: evals in the run folder.")
+_OVERWRITE = _bool("overwrite", False, "Replace a results.png that is not of this program.")
 _DRY = _bool("dry_run", False, "Print the plan and stop.")
 _LIST = _bool("list", False, "Say why tasks are skipped.")
 _DTYPE = _enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
-
-
-def read_flags(values: flags.FlagValues, argv: list[str], about: str) -> list[str]:
-    """Parses `argv` into `values`; prints `about` and the flags for --help."""
-    if "--help" in argv or "-h" in argv:
-        print(about + "\n" + values.get_help())
-        sys.exit(0)
-    flags.FLAGS.mark_as_parsed()  # absl's own; ours live apart
-    try:
-        return values(argv)
-    except flags.Error as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
 
 
 def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
@@ -226,8 +215,14 @@ def _show(folder: Path, items: list[dict]) -> None:
         return
     _say(report.table(items))
     everything = results.read_lines(folder)
-    if report.plot(everything, folder / "results.png"):
-        _say(f"plot: {folder / 'results.png'}")
+    picture = folder / "results.png"
+    try:
+        check(picture, overwrite=_OVERWRITE.value)
+    except ValueError as e:
+        _say(f"no plot: {e}")  # hours of work are not lost for a picture
+    else:
+        if report.plot(everything, picture):
+            _say(f"plot: {picture}")
     _say(f"results: {folder / results.LINES}")
 
 
@@ -235,17 +230,24 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _checked(folder: Path) -> Path:
+    """The folder, which can be written to if something will be."""
+    if not _DRY.value:
+        check_folder(folder)
+    return folder
+
+
 def execute(stop: threading.Event) -> None:
     """Does what the flags say."""
     if _BASELINE.value is not None:
-        folder = results_folder(None)
+        folder = _checked(results_folder(None))
         loaded = models.baseline(
             _BASELINE.value, _SIZE.value, _VERSION.value, _SEED.value, _DTYPE.value
         )
         _show(folder, run_model(loaded, folder, stop.is_set))
         return
     source = source_folder()
-    folder = results_folder(source)
+    folder = _checked(results_folder(source))
     if _WATCH.value:
         watch(source, folder, stop)
         return
@@ -279,7 +281,7 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Arguments that are no flags; a mistake, or --help, ends the program."""
-    return read_flags(FLAGS, argv, __doc__ or "")
+    return commands.parse_flags(FLAGS, argv)
 
 
 def _main(argv: list[str]) -> Any:
@@ -287,4 +289,4 @@ def _main(argv: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    app.run(_main, argv=expand_home(sys.argv), flags_parser=parse_flags)
+    commands.run(_main, FLAGS)

@@ -27,14 +27,14 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import config_files, overrides
+from olmoearth_jax import config_files, outputs, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
 
-from . import _app, _render, _samples
+from . import _app, _local, _render, _samples
 
-_SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset or docker.")
+_SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset, docker or local.")
 _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of the job.")
 _GPUS = flags.DEFINE_integer("gpus_per_host", 8, "GPUs of each host.")
 _PER = flags.DEFINE_string("process_per", "node", "One process per node or per gpu.")
@@ -54,8 +54,21 @@ _FRACTION = flags.DEFINE_float(
     "memory_fraction", 0.92, "Part of the GPU memory that XLA takes.", 0.05, 1.0
 )
 _CPUS = flags.DEFINE_integer("cpus_per_gpu", 8, "CPU cores per GPU.", 1)
+_TIME = flags.DEFINE_string("time", None, "Time limit of a Slurm job, as 24:00:00.")
+_ACCOUNT = flags.DEFINE_string("account", None, "Account that a Slurm job is charged to.")
+_MEMORY = flags.DEFINE_integer("memory", None, "GiB of memory of each host.", 1)
+_SECRETS = flags.DEFINE_multi_string(
+    "image_pull_secret", [], "Kubernetes secret with which the image is fetched."
+)
+_TOLERATIONS = flags.DEFINE_multi_string(
+    "toleration", ["nvidia.com/gpu"], "Taint, KEY or KEY=VALUE, of nodes that a JobSet may use."
+)
+_AT_ONCE = flags.DEFINE_integer(
+    "at_once", 1, "Jobs that run side by side with --scheduler=local, sharing the GPUs.", 1
+)
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
 _samples.define_flag()
+_app.define_overwrite()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 
 APP = "/app"
@@ -151,11 +164,16 @@ def settings(cfg: ExperimentConfig, scheduler: str) -> _render.Settings:
         venv=venv,
         workdir=str(Path.cwd()) if image is None else APP,
         mounts=mounts,
-        environment=_environment(scheduler),
+        environment=_environment(scheduler, Path(APP, cfg.run_folder), mounts),
         cpus_per_gpu=_CPUS.value,
         requeue=_REQUEUE.value,
         namespace=_NAMESPACE.value,
         sbatch=_SBATCH.value,
+        memory=_MEMORY.value,
+        time=_TIME.value,
+        account=_ACCOUNT.value,
+        tolerations=_TOLERATIONS.value,
+        pull_secrets=_SECRETS.value,
     )
 
 
@@ -182,7 +200,9 @@ def _covered(path: str, targets: Sequence[str]) -> bool:
     return any(path == t or path.startswith(t.rstrip("/") + "/") for t in targets)
 
 
-def _environment(scheduler: str) -> dict[str, str | None]:
+def _environment(
+    scheduler: str, run_folder: Path, mounts: Sequence[_render.Mount]
+) -> dict[str, str | None]:
     out: dict[str, str | None] = {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_FRACTION.value:g}",
         "PYTHONUNBUFFERED": "1",
@@ -190,6 +210,10 @@ def _environment(scheduler: str) -> dict[str, str | None]:
     }
     if scheduler == "docker":
         out["HOME"] = "/tmp"  # the container runs as the caller, who has no home in the image
+    kept = [m.target for m in mounts if not m.read_only]
+    if scheduler != "slurm" and _covered(str(run_folder), kept):
+        # A container's own cache would be empty after each restart.
+        out["JAX_COMPILATION_CACHE_DIR"] = str(run_folder.parent / "compilation_cache")
     for text in _ENV.value:
         name, equals, value = text.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -200,26 +224,64 @@ def _environment(scheduler: str) -> dict[str, str | None]:
     return out
 
 
-def write(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Path:
-    """Writes the files of a job; the path of the one to submit."""
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a job, the one to submit first.
+
+    Attributes:
+      folder: where they go.
+      texts: by name.
+      options: what they were made of.
+    """
+
+    folder: Path
+    texts: Mapping[str, str]
+    options: _render.Settings
+
+    def check(self, overwrite: bool) -> None:
+        """Raises ValueError if one of them would replace a file that is not ours."""
+        for name in self.texts:
+            outputs.check(self.folder / name, overwrite=overwrite)
+
+
+def render(job: Job, cfg: ExperimentConfig, scheduler: str, topology: _render.Topology) -> Files:
+    """The files of a job.
+
+    Raises:
+      ValueError: flags that exclude each other, or text that cannot stand in them.
+    """
     folder = cfg.run_folder / "submit"
     if _OUTPUT.value is not None:
         folder = Path(_OUTPUT.value, *([job.name] if _SWEEP.value else []))
     folder = folder.absolute()
     options = settings(cfg, scheduler)
     texts = _render.files(scheduler, job.name, job.arguments, cfg, topology, options, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    if options.image is not None:
-        _warn(job, options.mounts, str(Path(options.workdir) / cfg.run_folder))
-    return folder / next(iter(texts))
+    return Files(folder, texts, options)
 
 
-def _warn(job: Job, mounts: Sequence[_render.Mount], run_folder: str) -> None:
+def write(job: Job, cfg: ExperimentConfig, files: Files) -> Path:
+    """Writes the files of a job; the path of the one to submit."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.texts.items():
+        write_atomically(files.folder / name, text)
+    if files.options.image is not None:
+        _warn(job, cfg, files.options.mounts, str(Path(files.options.workdir) / cfg.run_folder))
+    elif files.options.time is None and next(iter(files.texts)).endswith(".sbatch"):
+        text = "the partition's time limit holds; --time=24:00:00 sets another"
+        print(f"note: {text}", file=sys.stderr)
+    return files.folder / next(iter(files.texts))
+
+
+def _warn(
+    job: Job, cfg: ExperimentConfig, mounts: Sequence[_render.Mount], run_folder: str
+) -> None:
     """Says what a container will miss."""
     if not _covered(run_folder, [m.target for m in mounts if not m.read_only]):
         text = f"no --mount holds {run_folder}: checkpoints are lost with the container"
+        print(f"warning: {text}", file=sys.stderr)
+    data = cfg.dataset.h5py_dir or ""
+    if data.startswith("/") and not _covered(data, [m.target for m in mounts]):
+        text = f"no --mount holds {data}: the container has no dataset there"
         print(f"warning: {text}", file=sys.stderr)
     source = (job.config or job.config_json or "").partition(":")[0]
     if source.startswith("/") and not _covered(source, [m.target for m in mounts]):
@@ -247,8 +309,26 @@ def submit(path: Path, scheduler: str) -> None:
         raise _app.UserError(f"{' '.join(command)} failed with exit code {code}")
 
 
+def run_here(checked: Sequence[tuple[Job, ExperimentConfig, _render.Topology]]) -> int:
+    """Runs jobs on this machine and reports them; 0 if all are complete, 75 if stopped."""
+    parent = checked[0][1].run_folder.parent
+    name = f"{flags.FLAGS.run_name or checked[0][1].common.run_name}_jobs"
+    folder = Path(_OUTPUT.value) if _OUTPUT.value else parent / name
+    module = f"{__package__}.train"
+    commands = {job.name: _local.command(module, job.arguments) for job, *_ in checked}
+    jobs = _local.Jobs(commands, folder, lambda line: print(line, flush=True))
+    codes = jobs.run(_local.shares(_AT_ONCE.value))
+    runs = {job.name: cfg.run_folder for job, cfg, _ in checked}
+    print("\n".join(["", *_local.report(runs, codes, folder)]))
+    if jobs.stopped:
+        return _render.STOPPED
+    return 1 if any(codes.values()) else 0
+
+
 def _topology(job: Job) -> _render.Topology:
     """The flags' topology; a sweep's own settings count where a flag is not given."""
+    if _SCHEDULER.value == "local":
+        return _render.Topology(1, max(len(_local.shares(_AT_ONCE.value)[0]), 1))
     hosts, gpus = _HOSTS.value, _GPUS.value
     if not flags.FLAGS["hosts"].present:
         hosts = job.launch.get("launch.hosts", hosts)
@@ -292,8 +372,9 @@ def main(first: ExperimentConfig) -> int:
       ConfigError: what stands against one of the jobs; nothing is written then.
     """
     scheduler, given = _SCHEDULER.value, flags.FLAGS
-    if scheduler not in _render.SCHEDULERS:
-        near = closest(scheduler, _render.SCHEDULERS)
+    known = (*_render.SCHEDULERS, "local")
+    if scheduler not in known:
+        near = closest(scheduler, known)
         raise _app.UserError(f"unknown --scheduler={scheduler}; {near}")
     changes = tuple(overrides.take(sys.argv)[1])
     if scheduler == "docker" and _SUBMIT.value and _HOSTS.value > 1:
@@ -305,12 +386,19 @@ def main(first: ExperimentConfig) -> int:
     else:
         name = first.common.run_name
         jobs = [Job(name, given.config, given.config_json, changes)]
-    for job, cfg, topology in list(_checked(jobs)):
-        print(f"{job.name}: {shlex.join(job.arguments)}" if _LIST.value else job.name)
+    checked = list(_checked(jobs))
+    if scheduler == "local" and not _LIST.value:
+        return run_here(checked)
+    files = [] if _LIST.value else [render(j, cfg, scheduler, t) for j, cfg, t in checked]
+    for found in files:
+        found.check(given.overwrite)
+    for number, (job, cfg, topology) in enumerate(checked):
         if _LIST.value:
+            print(shlex.join(["python", "-m", f"{__package__}.train", *job.arguments]))
             continue
+        print(job.name)
         print("\n".join(f"  {line}" for line in topology.table(cfg)))
-        path = write(job, cfg, scheduler, topology)
+        path = write(job, cfg, files[number])
         print(f"  wrote {path}", flush=True)
         if _SUBMIT.value:
             submit(path, scheduler)

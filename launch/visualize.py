@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from olmoearth_jax import outputs
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.group import Group
@@ -25,11 +26,13 @@ from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.data.subset import draw_offsets, read_sample
 from olmoearth_jax.modalities import MAX_TIMESTEPS
+from olmoearth_jax.outputs import MARK
 
 from . import _app, _pictures
 
 _SAMPLES = flags.DEFINE_integer("samples", 8, "Samples to draw, in training order.", lower_bound=1)
 _INDICES = flags.DEFINE_list("indices", [], "Sample numbers to draw instead.")
+_app.define_overwrite()
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder of the pictures.")
 
 
@@ -94,6 +97,16 @@ def picture(position: int, group: Group, index: DatasetIndex, stream: TrainStrea
     return number, _pictures.Picture(title, whole.arrays, dates, shown, masks)
 
 
+def files_of(
+    folder: Path, positions: list[int], index: DatasetIndex, stream: TrainStream
+) -> list[Path]:
+    """The files that `draw` writes."""
+    order = stream.order(1)
+    numbers = [index.locate(int(order[position]))[1] for position in positions]
+    maps = [] if index.latlon is None else ["sample_map.png"]
+    return [folder / name for name in [*(f"sample_{n}.png" for n in numbers), *maps]]
+
+
 def draw(
     folder: Path, positions: list[int], index: DatasetIndex, stream: TrainStream
 ) -> Iterator[Path]:
@@ -103,11 +116,11 @@ def draw(
         number, content = picture(position, group, index, stream)
         figure = _pictures.sheet(content, stream.tokenization)
         path = folder / f"sample_{number}.png"
-        figure.savefig(path, dpi=100)
+        figure.savefig(path, dpi=100, metadata={"Software": MARK})
         yield path
     if index.latlon is not None:
         figure = _pictures.sample_map(index.latlon, f"{len(index)} samples")
-        figure.savefig(folder / "sample_map.png", dpi=100)
+        figure.savefig(folder / "sample_map.png", dpi=100, metadata={"Software": MARK})
         yield folder / "sample_map.png"
 
 
@@ -129,8 +142,10 @@ def main(config: ExperimentConfig) -> int:
         config.train_module.rank_microbatch_size = size
     stream = build_stream(config, index)
     folder = Path(_OUTPUT.value) if _OUTPUT.value else config.run_folder / "visualizations"
-    folder.mkdir(parents=True, exist_ok=True)
     positions = positions_of(_INDICES.value, _SAMPLES.value, index, stream)
+    for path in files_of(folder, positions, index, stream):
+        outputs.check(path, overwrite=flags.FLAGS.overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in draw(folder, positions, index, stream):
         print(path, flush=True)
     return 0

@@ -29,7 +29,8 @@ def folder() -> Path:
 def load_file(text: str) -> ExperimentConfig:
     """The config of `FILE.py[:argument]`.
 
-    A file that is not found from the working directory is looked for among the program's own.
+    A file that is not found from the working directory is looked for among the program's own,
+    which also have names without folder and ending: `base:version=v1_2`, `ema`.
 
     Raises:
       ConfigError: no such file, no get_config in it, or a bad argument.
@@ -59,7 +60,8 @@ def load_module(text: str) -> tuple[types.ModuleType, str]:
 
 def _find(name: str) -> Path:
     own = folder()
-    for path in (Path(name), own.parent / name):
+    named = [own / f"{name}.py", own / "ablations" / f"{name}.py"] if name else []
+    for path in (Path(name), own.parent / name, *named):
         if path.is_file():
             return path
     known = [p.relative_to(own.parent).as_posix() for p in sorted(own.rglob("[a-z]*.py"))]

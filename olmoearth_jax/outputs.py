@@ -19,6 +19,11 @@ MARK = "olmoearth-jax"
 NOTICE = "converted by olmoearth-jax"
 """What the attribution beside our exports says; it is a text without members."""
 
+SCRIPT_MARK = f"# Written by {MARK}"
+"""A line of the job files that we write."""
+
+FOLDER_MARK = "made_by.json"
+_SCRIPTS = (".sh", ".sbatch", ".yaml")
 _HOME = re.compile(r"(^|[=,\[]\s*)(~[\w.-]*(?=/)|~(?=$|[,\]]))")
 _MOST_JSON = 64 << 20
 
@@ -65,6 +70,23 @@ def check(path: Path, inputs: Iterable[Path] = (), overwrite: bool = False) -> N
             "--overwrite to replace it"
         )
     check_folder(path.parent)
+
+
+def claim(folder: Path, overwrite: bool = False) -> None:
+    """Makes a folder for files that carry no mark themselves, and leaves the mark beside them.
+
+    Raises:
+      ValueError: it holds files already and no mark, or cannot be written to.
+    """
+    mark = folder / FOLDER_MARK
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite and not is_ours(mark):
+        raise ValueError(
+            f"{folder} holds files that were not written by this program; give another folder, or "
+            "--overwrite to write among them"
+        )
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"software": MARK}) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path) -> None:
@@ -122,6 +144,10 @@ def _software(path: Path) -> Any:
         mark = (NOTICE if path.suffix == ".md" else MARK).encode()
         with path.open("rb") as file:
             return MARK if mark in file.read(4096) else None
+    if path.suffix in _SCRIPTS:
+        with path.open("rb") as file:
+            lines = file.read(4096).decode("utf-8", "replace").splitlines()
+        return MARK if SCRIPT_MARK in lines else None
     if path.stat().st_size > _MOST_JSON:
         return None
     held = json.loads(path.read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ def test_our_own_files_are_replaced(tmp_path):
     assert outputs.is_ours(tmp_path / "q.h5")
 
 
-@pytest.mark.parametrize("suffix", ["tif", "npz", "safetensors", "h5", "png", "md", "json"])
+@pytest.mark.parametrize("suffix", ["tif", "npz", "safetensors", "h5", "png", "md", "json", "sh"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"[" * 9999, b"II*\0\xff\xff\xff\xff"])
 def test_damaged_files_are_not_ours(tmp_path, suffix, content):
     path = tmp_path / f"x.{suffix}"
@@ -90,6 +90,24 @@ def test_folders_are_looked_at_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="cannot be written to"):
         outputs.check(tmp_path / "map.tif")
+
+
+def test_a_folder_of_files_without_marks_is_claimed(tmp_path):
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    outputs.claim(ours)
+    (ours / "0.npy").write_bytes(b"x")
+    outputs.claim(ours)
+    other.mkdir()
+    outputs.claim(other)  # empty
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "0.npy").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="holds files that were not written by this program"):
+        outputs.claim(mine)
+    assert [path.name for path in mine.iterdir()] == ["0.npy"]
+    outputs.claim(mine, overwrite=True)
+    with pytest.raises(ValueError, match="is a file, so nothing can be written"):
+        outputs.claim(mine / "0.npy")
 
 
 def test_weights_are_not_exported_over_a_run_or_over_foreign_weights(tmp_path):

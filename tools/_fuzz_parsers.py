@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import io
 import json
+import pickle
+import pickletools
 import random
 import struct
 import zipfile
@@ -20,8 +23,13 @@ from olmoearth_jax import overrides
 from olmoearth_jax.config import load_json
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.data import chunk_index
+from olmoearth_jax.data.convert.index_csv import COLUMNS, read_series
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
+from olmoearth_jax.data.index import METADATA_FILE, chosen_numbers
+from olmoearth_jax.data.verify import compare_manifest
+from olmoearth_jax.evals.datasets import archives
+from olmoearth_jax.evals.datasets.pretrain import prepare_numbers
 from olmoearth_jax.interop import config_json, torch_file, weights
 from olmoearth_jax.model.config import official_model
 
@@ -257,6 +265,118 @@ def _read_override(path: Path) -> Any:
     overrides.apply(official("nano"), [path.read_bytes().decode()])
 
 
+_PLAIN = {
+    "arrays": [np.arange(6).reshape(2, 3).astype(kind) for kind in ("f4", "i8", "u1", "?")],
+    "order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "scalars": (np.float32(1.5), np.int64(-2), 3, 2.5, None, True, b"bytes", "text"),
+    "date": datetime.datetime(2020, 1, 31, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+    "sets": [{1, "a"}, frozenset({2})],
+    "shared": [[1]] * 2,
+}
+_OPERATIONS = {op.code.encode("latin1") for op in pickletools.opcodes if op.arg is None}
+
+
+def _pickle_file(folder: Path) -> Path:
+    return _written(folder / "task_specs.pkl", pickle.dumps(_PLAIN, 4))
+
+
+def _spoilt_pickle(random: random.Random, folder: Path) -> Path:
+    """Half the time within a torch archive; mostly whole operations that are out of place."""
+    torch = random.random() < 0.5
+    raw = pickle.dumps(_PLAIN, random.choice((0, 1, 2, 3, 4, 5)))
+    path = folder / "task_specs.pkl"
+    if torch:
+        path = folder / "data.pt"
+        torch_file.write({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)}, path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        raw = members["archive/data.pkl"]
+    places = [at for _, _, at in pickletools.genops(raw)]
+    parts = [raw[a:b] for a, b in zip(places, [*places[1:], len(raw)], strict=True)]
+    for _ in range(random.choice((1, 1, 2, 4, 16))):
+        at, other = random.randrange(len(parts)), random.randrange(len(parts))
+        kind = random.randrange(5)
+        if kind == 0:
+            parts[at], parts[other] = parts[other], parts[at]
+        elif kind == 1:
+            parts[at] = parts[other]
+        elif kind == 2:
+            parts[at] = b""
+        elif kind == 3:
+            parts[at] += random.choice(sorted(_OPERATIONS)) * random.choice((1, 1, 1, 1000))
+        else:
+            parts[at] += parts[other] * random.choice((1, 2, 50))
+    spoilt = b"".join(parts)
+    spoilt = spoil(random, spoilt) if random.random() < 0.2 else spoilt
+    if not torch:
+        return _written(path, spoilt)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, held in {**members, "archive/data.pkl": spoilt}.items():
+            archive.writestr(name, held)
+    return path
+
+
+def _read_pickle(path: Path) -> Any:
+    if path.suffix == ".pt":
+        return archives.load_torch(path)
+    return archives.loads(path.read_bytes(), str(path))
+
+
+_SERIES = "10_sentinel1_monthly.csv"
+_MANIFEST = "checksums.csv"
+_CELLS = (
+    "", " ", "-1", "0", "1", "1.0", "2.000", "1e400", "nan", "9" * 400, "9" * 5000, str(2**63),
+    "-" + "9" * 19, "0x10", "1_000", "١", "é", "\0", "\ud800", '"', '""', "'", ",", ";", "\t", "\n",
+    "\r", "sep=;", "#", "EPSG:32633", "EPSG:3857", "EPSG:99999", "EPSG:326", "EPSG:4326", "../x",
+    "+proj=utm +zone=33", "2020-13-01", "0000-00-00", "9999-12-31", "now", "sample_index",
+    "x" * 200_000,
+)  # fmt: skip
+
+
+def _tables() -> dict[str, list[list[str]]]:
+    """A good table of each kind, by file name."""
+    day, end = "2020-01-01T00:00:00+00:00", "2020-01-31T00:00:00+00:00"
+    tiles = [["EPSG:32633", "100", "-2000", day, str(i), day, end] for i in range(3)]
+    return {
+        METADATA_FILE: [["sample_index", *NAMES[:2]], *[[str(i), "1", "1"] for i in range(4)]],
+        _SERIES: [list(COLUMNS), *tiles],
+        _MANIFEST: [["sample_index", "blake2b"], *[[str(i), "0" * 64] for i in range(3)]],
+    }
+
+
+def _table_file(folder: Path) -> Path:
+    rows = _tables()[METADATA_FILE]
+    return _written(folder / METADATA_FILE, "\n".join(map(",".join, rows)).encode())
+
+
+def _spoilt_table(random: random.Random, folder: Path) -> Path:
+    name, rows = random.choice(list(_tables().items()))
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at = random.randrange(len(rows))
+        kind = random.randrange(6)
+        if kind < 3 and rows[at]:
+            rows[at][random.randrange(len(rows[at]))] = random.choice(_CELLS)
+        elif kind == 3:
+            rows[at].insert(random.randrange(len(rows[at]) + 1), random.choice(_CELLS))
+        elif kind == 4:
+            rows[at] = rows[at][: random.randrange(len(rows[at]) + 1)]
+        else:
+            rows.insert(at, list(random.choice(rows)))
+    mark, end = random.choice(",,,;\t|"), random.choice(("\n", "\n", "\r\n", "\r", "\n\n"))
+    text = random.choice(("", "", "\ufeff", "sep=;\n")) + end.join(map(mark.join, rows))
+    raw = text.encode(random.choice(("utf-8",) * 6 + ("utf-16",)), "surrogatepass")
+    return _written(folder / name, spoil(random, raw) if raw and random.random() < 0.3 else raw)
+
+
+def _read_table(path: Path) -> Any:
+    if path.name == METADATA_FILE:
+        found = chosen_numbers(path.parent, ["sentinel2_l2a"])
+        return found, prepare_numbers(path.parent, "worldcover")
+    if path.name == _SERIES:
+        return read_series(path.parent, "sentinel1")
+    return compare_manifest(path, {0: "0" * 64})
+
+
 PARSERS = {
     "weights": Parser(_weights_file, _spoilt_weights, _read_weights),
     "safetensors": Parser(_safetensors_file, _spoilt_safetensors, _read_weights),
@@ -265,4 +385,6 @@ PARSERS = {
     "published_config": Parser(_published_config, _spoilt_published, config_json.read),
     "config": Parser(_run_config, _spoilt_config, _read_config),
     "overrides": Parser(_override_file, _spoilt_override, _read_override),
+    "pickle": Parser(_pickle_file, _spoilt_pickle, _read_pickle),
+    "csv": Parser(_table_file, _spoilt_table, _read_table),
 }

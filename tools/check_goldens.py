@@ -1,6 +1,6 @@
 """Checks this code against recorded outputs of the reference.
 
-  python -m tools.check_goldens --goldens=DIR [--area=model|model_v1_3|data|train|evals]
+  python -m tools.check_goldens --goldens=DIR [--area=model|model_v1_3|data|train|train_v1_3|evals]
 
 DIR holds one folder per area, or is itself the folder of one area. Prints one line per case (name,
 status, worst error, tolerance, reason) and last 'N passed, N failed, N skipped'. Exits 1 if any
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.outputs import expand_home
 
 from .goldens.common import Case, Result, load_json, skipped
 
-AREAS = ("model", "model_v1_3", "data", "train", "evals")
+AREAS = ("model", "model_v1_3", "data", "train", "train_v1_3", "evals")
 
 _GOLDENS = flags.DEFINE_string("goldens", None, "Folder of all areas, or of one.")
 _AREA = flags.DEFINE_string("area", None, f"Only this area: {', '.join(AREAS)}.")
@@ -43,8 +43,8 @@ def area_of(folder: Path) -> str | None:
         raise ValueError(f"golden manifest is not an object: {folder / 'manifest.json'}")
     if "h5_dirs" in manifest:
         return "data"
-    if manifest.get("suite") == "train":
-        return "train"
+    if manifest.get("suite") in ("train", "train_v1_3"):
+        return manifest["suite"]
     if manifest.get("area") == "evals":
         return "evals"
     if "cases" in manifest:
@@ -154,4 +154,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

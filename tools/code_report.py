@@ -14,14 +14,13 @@ import ast
 import dataclasses
 import io
 import json
-import sys
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax import commands
 
 FOLDERS = ("olmoearth_jax", "launch", "tools")
 LEFT_OUT = ("tools/goldens", "tools/bench")
@@ -194,4 +193,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("root", ".", "Folder of the checkout.")
     flags.DEFINE_bool("json", False, "One JSON line.")
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from olmoearth_jax import __version__, outputs
+from olmoearth_jax import __version__, commands, outputs
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.h5 import open_sample
@@ -177,4 +177,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=outputs.expand_home(sys.argv))
+    commands.run(main)

@@ -21,16 +21,19 @@ import numpy as np
 
 from olmoearth_jax.evals import models, transforms
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import Pooling, extract
+from olmoearth_jax.evals.embeddings import extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
-from olmoearth_jax.outputs import MARK, check, expand_home
+from olmoearth_jax.model.pooling import Pooling
+from olmoearth_jax.outputs import MARK, check, claim, expand_home
 
 from .evaldata import floods, geobench2, mados, pastis
 
 
-def convert_pastis(source: Path, target: Path, whole: bool) -> None:
+def convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = False) -> None:
     """All three splits of PASTIS-R."""
+    for split in pastis.FOLDS:
+        claim(target / f"pastis_r_{split}", overwrite)
     for split in pastis.FOLDS:
         count = pastis.convert(source, target, split, cut=not whole)
         print(f"{split}: {count} samples")
@@ -105,7 +108,7 @@ def fit_quantiles(
     )  # fmt: skip
     split = open_split("quantiles", task, "train")
     x, _ = extract(
-        model, split, split.modalities, patch_size=4, pool=Pooling(spatial=True), batch_size=8
+        model, split, split.modalities, patch_size=4, pool=Pooling(place="spatial"), batch_size=8
     )
     flat = x.reshape(-1, x.shape[-1])
     tables = {bits: fit_buckets(flat, bits) for bits in transforms.BITS}
@@ -128,6 +131,7 @@ def main(argv: list[str]) -> int:
         "--overwrite", action="store_true", help="replace files that are not of this program"
     )
     parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--helpshort", "--helpfull", action="help", help="as --help")
     args = parser.parse_args(argv)
     needed = ("checkpoint", "h5py_dir") if args.what == "quantiles" else ("source",)
     missing = [n for n in needed if getattr(args, n) is None]
@@ -135,13 +139,14 @@ def main(argv: list[str]) -> int:
         parser.error(f"{args.what} needs --{missing[0]}")
     try:
         if args.what == "pastis":
-            convert_pastis(args.source, args.target, args.whole_patches)
+            convert_pastis(args.source, args.target, args.whole_patches, args.overwrite)
         elif args.what == "mados":
             convert_mados(args.source, args.target, args.overwrite)
         elif args.what == "floods":
             convert_floods(args.source, args.target, args.overwrite)
         elif args.what == "geobench2":
-            for name, count in geobench2.convert(args.source, args.target).items():
+            found = geobench2.convert(args.source, args.target, args.overwrite)
+            for name, count in found.items():
                 print(f"{name}: {count} samples")
         else:
             fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import Conversion, Settings, convert
 from olmoearth_jax.data.convert.settings import GRIDS, OVER
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage
 from olmoearth_jax.data.pool import WorkerDied, default_workers
 from olmoearth_jax.modalities import MAX_TIMESTEPS
-from olmoearth_jax.outputs import expand_home
 
 _SHOWN = 20
 """Notes that are printed; all of them are in the dataset's notes.csv."""
@@ -75,6 +75,7 @@ def _define_flags() -> None:
         "How such files are cut: at multiples of the tile size in their CRS, or from their corner.",
     )
     flags.DEFINE_bool("skip_unreadable", False, "Drop tiles with unreadable files and go on.")
+    flags.DEFINE_bool("check_units", True, "Stop at values that cannot be, or in another unit.")
     flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: cores less reserved.")
     flags.DEFINE_integer("reserved_cores", 1, "Cores to leave free.", lower_bound=0)
@@ -108,7 +109,13 @@ def run(given: flags.FlagValues) -> Conversion:
     workers = given.num_workers
     if workers is None:
         workers = default_workers(given.reserved_cores)
-    return convert(settings, workers, lambda line: print(line, flush=True), given.skip_unreadable)
+    return convert(
+        settings,
+        workers,
+        lambda line: print(line, flush=True),
+        given.skip_unreadable,
+        given.check_units,
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -137,4 +144,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -11,13 +11,12 @@ of the parameters last. Ready-made checkpoints and training runs can both be exp
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax import outputs
+from olmoearth_jax import commands, outputs
 from olmoearth_jax.interop import checkpoints, hub
 from olmoearth_jax.interop.weights import (
     CONFIG_FILE,
@@ -114,4 +113,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=outputs.expand_home(sys.argv))
+    commands.run(main)

@@ -38,10 +38,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import olmoearth_jax
-from olmoearth_jax import Sample, modalities, outputs
-from olmoearth_jax.data import npy_file, timesteps
+from olmoearth_jax import Sample, commands, modalities, outputs
+from olmoearth_jax.data import npy_file, timesteps, values
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.data.raster_units import check_files
 from olmoearth_jax.data.rasters import (
     Raster,
     Stack,
@@ -202,7 +203,11 @@ def check_values(o: Options, stack: Stack) -> None:
     """
     height, width = stack.shape
     thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
-    sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
+    check_files(stack, thinned)
+    try:
+        sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
+    except ValueError as e:
+        raise ValueError(values.for_rasters(str(e))) from None
 
 
 def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path) -> list[str]:
@@ -416,6 +421,9 @@ def run(o: Options) -> list[str]:
         raise ValueError("--name goes with one folder of rasters as --input")
     single = len(inputs) == 1 and (source.is_dir() or source.suffix in (".h5", ".npz"))
     single = single and not o.name
+    for flag in ("bands", "modality", "dates", "tile", "overlap") if single else ():
+        if getattr(o, flag) is not None:
+            raise ValueError(f"--{flag} goes with rasters; {source} says it itself or needs none")
     wanted = (".npz", ".safetensors") if single else (".tif", ".tiff")
     if output.suffix not in wanted:
         raise ValueError(f"the output of this input must end in {' or '.join(wanted)}")
@@ -439,9 +447,12 @@ def run(o: Options) -> list[str]:
         return embed_samples(o, model, found, output, total)
     rasters, notes = _rasters(o)
     held = [source, *(Path(raster.path) for raster in rasters), *_model_files(o)]
-    for path in (output, output.with_suffix(".json")):
+    written = (output, output.with_suffix(".json"))
+    for path in written:
         outputs.check(path, held, o.overwrite)
     with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
+        for path in written:  # what virtual rasters are made of is known now
+            outputs.check(path, map(Path, stack.files), o.overwrite)
         return embed_rasters(o, _load(o), stack, output) + notes
 
 
@@ -466,14 +477,15 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        values = flags.FLAGS.flag_values_dict()
+        given = flags.FLAGS.flag_values_dict()
         print(
-            "\n".join(run(Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})))
+            "\n".join(run(Options(**{f.name: given[f.name] for f in dataclasses.fields(Options)})))
         )
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        told = str(error).replace(values.HOW_TO_SETTLE, values.FLAG_TO_SETTLE)
+        raise SystemExit(f"error: {told}") from None
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=outputs.expand_home(sys.argv))
+    commands.run(main)

@@ -10,7 +10,6 @@ same samples, crops and masks, which no training step has drawn. Prints a table 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import commands
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import build, checkpoint, devices, targets
 
 Losses = dict[str, float]
@@ -153,4 +152,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -25,7 +25,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax import commands
 
 from . import _fuzz_parsers
 
@@ -170,4 +170,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -9,15 +9,14 @@ folder of weights in the reference's layout. Damaged files are an error.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import commands
 from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.model.config import to_dict
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import parameter_table
 
@@ -96,4 +95,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

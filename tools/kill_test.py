@@ -19,14 +19,13 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax import commands
 from olmoearth_jax.train import checkpoint, integrity
+from olmoearth_jax.train.comparison import first_difference
 from olmoearth_jax.train.metrics import read_metrics
-
-from .compare_runs import first_difference
 
 _TRAIN = f"{(__package__ or 'tools').removesuffix('tools')}launch.train"
 
@@ -142,4 +141,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage, write_sample, write_tables
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
-from olmoearth_jax.outputs import expand_home
 
 STEPS = 12
 SERIES = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -304,4 +304,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

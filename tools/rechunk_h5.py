@@ -20,6 +20,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.data import chunk_index
 from olmoearth_jax.data.errors import ReadError, translate_errors
 from olmoearth_jax.data.h5_writer import (
@@ -34,7 +35,6 @@ from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_d
 from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.files import replacing
-from olmoearth_jax.outputs import expand_home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,4 +191,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
 from olmoearth_jax.data.pool import WorkerDied, default_workers
@@ -26,7 +27,6 @@ from olmoearth_jax.data.verify import (
     verify,
     write_manifest,
 )
-from olmoearth_jax.outputs import expand_home
 
 _SHOWN = 20
 """Lines printed of each kind."""
@@ -78,4 +78,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -11,7 +11,7 @@ fi
 {{folders}}
 exec docker run --name {{job}}-"$HOST_INDEX" {{restart}} --stop-timeout {{grace}} \
   --gpus '"device={{devices}}"' --network host --ipc host --ulimit memlock=-1 --user "$(id -u):$(id -g)" \
-  --workdir {{workdir}} \
+  --workdir {{workdir}}{{memory}} \
 {{options}}
   -e HOST_INDEX="$HOST_INDEX" -e COORDINATOR="$COORDINATOR" \
   -v {{host_script}}:/host.sh:ro {{image}} bash /host.sh

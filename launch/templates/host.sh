@@ -1,4 +1,6 @@
+# Written by olmoearth-jax
 # Starts the processes of host $HOST_INDEX and hands a request to stop on to them.
+{{preflight}}
 pids=()
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for devices in {{device_sets}}; do

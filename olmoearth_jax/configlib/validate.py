@@ -316,7 +316,7 @@ def _visible(strategy: Any, cfg: ExperimentConfig, path: str) -> Iterator[str]:
 
 
 def _objective(cfg: ExperimentConfig) -> Iterator[str]:
-    from olmoearth_jax.train.optimizer import AdamWConfig
+    from olmoearth_jax.train.optimizer import overrides
 
     module, kind, rate = cfg.train_module, cfg.train_module.kind, cfg.train_module.scheduler
     if cfg.model.kind != MODEL_KINDS[kind]:
@@ -334,9 +334,8 @@ def _objective(cfg: ExperimentConfig) -> Iterator[str]:
     for name in ("loss_config_b", "token_exit_cfg_b"):
         if kind != "galileo" and getattr(module, name) is not None:
             yield f"train_module.{name} belongs to train_module.kind 'galileo'; set it to null"
-    groups = module.optim_config.group_overrides
     yield from _says(
-        lambda: AdamWConfig(group_overrides=groups), "train_module.optim_config.group_overrides"
+        lambda: overrides(module.optim_config), "train_module.optim_config.group_overrides"
     )
     if (rate.warmup is None) == (rate.warmup_fraction is None):
         yield (

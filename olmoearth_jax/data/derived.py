@@ -47,6 +47,14 @@ def to_decibel(power: np.ndarray) -> np.ndarray:
     )
 
 
+def is_decibel(values: np.ndarray) -> bool:
+    """Whether backscatter is in decibel: linear power below -1 is rare, decibel above it too.
+
+    Noise removal makes linear power slightly negative, so the sign alone says nothing.
+    """
+    return bool(values.size) and float((values < -1).mean()) > 0.1
+
+
 def tile_latlon(crs: str, col: int, row: int, resolution_factor: int = 16) -> tuple[float, float]:
     """(lat, lon) in degrees of the centre of a tile of the grid (spec/data.md section 3).
 

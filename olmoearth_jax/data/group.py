@@ -22,6 +22,7 @@ from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.order import epoch_order, steps_per_pass
 from olmoearth_jax.data.remote import AnyPath
+from olmoearth_jax.data.shape_sampler import ShapeSampler
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
 from olmoearth_jax.masking import MaskContext, Tokens, missing_tokens
@@ -64,6 +65,7 @@ class GroupMaker:
       patch_sizes: patch sizes to draw from (10 m pixels).
       grids: grid sides to draw from (patches); each draw is limited to what fits the tiles.
       token_budget: tokens per sample, which sets the timesteps of each grid; None for no limit.
+      sampler: draws patch size, grid and timesteps together, instead of the four above.
       tokenization: the model's band sets, for the masks.
       budget_tokenization: band sets by which the budget is counted; the registry's by default,
         whatever the model's (as in the published v1.1 and v1.2 runs, spec/data.md Q8).
@@ -78,7 +80,7 @@ class GroupMaker:
     Attributes:
       steps_per_epoch: optimiser steps per epoch.
       groups_per_step: groups per optimiser step.
-      timesteps: timesteps of a crop, per grid side.
+      timesteps: timesteps of a crop, per grid side; with a sampler the most there can be.
 
     Raises:
       ValueError: sizes that do not divide, a budget or tile too small, or hosts that would split
@@ -96,6 +98,7 @@ class GroupMaker:
     patch_sizes: Sequence[int] = range(1, 9)
     grids: Sequence[int] = range(1, 13)
     token_budget: int | None = 2250
+    sampler: ShapeSampler | None = None
     tokenization: Tokenization = Tokenization()
     budget_tokenization: Tokenization = Tokenization()
     seed: int = 3622
@@ -118,19 +121,30 @@ class GroupMaker:
                 f"not for {', '.join(names)}"
             )
         self._check_sizes()
-        self.timesteps = check_grids(
-            names,
-            self.patch_sizes,
-            self.grids,
-            self.token_budget,
-            self.index.tile_px,
-            self.budget_tokenization,
-        )
+        if self.sampler is not None:
+            self.timesteps = self._check_sampler(self.sampler)
+        else:
+            self.timesteps = check_grids(
+                names,
+                self.patch_sizes,
+                self.grids,
+                self.token_budget,
+                self.index.tile_px,
+                self.budget_tokenization,
+            )
         passes = steps_per_pass(len(self.index), self.global_batch_size)
         self.steps_per_epoch = passes * self.repeats
         self.groups_per_step = self.global_batch_size // self.group_size
         cache = None if self.cache_dir is None else Path(self.cache_dir)
         self._store = SampleStore(cache, self.samples_per_sec, self.cache_size_gb)
+
+    def _check_sampler(self, sampler: ShapeSampler) -> dict[int, int]:
+        if sampler.tile_px > self.index.tile_px:
+            raise ValueError(
+                f"the crops may be as large as {sampler.tile_px} px, but the tiles of the dataset "
+                f"have {self.index.tile_px} px"
+            )
+        return sampler.timesteps
 
     def _check_sizes(self) -> None:
         for name in ("global_batch_size", "group_size", "samples_per_shape", "repeats"):
@@ -181,6 +195,8 @@ class GroupMaker:
         """(patch size, grid, timesteps) of the group with that running number, from 0."""
         epoch, group = self._epoch_of(number)
         draw = rng(self.seed, "shape", epoch, group * self.group_size // self.samples_per_shape)
+        if self.sampler is not None:
+            return self.sampler.draw(draw)
         patch = self.patch_sizes[int(draw.integers(len(self.patch_sizes)))]
         fitting = usable_grids(patch, self.grids, self.index.tile_px)
         grid = fitting[draw.integers(len(fitting))]

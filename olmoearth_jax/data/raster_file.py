@@ -17,6 +17,9 @@ import numpy as np
 _TILT = 0.01
 """Pixels by which a row or column may slant over the whole raster and still be called straight."""
 
+_HUGE = 1e30
+"""No measurement has such a size: fill values near the end of float32 or float64 do."""
+
 _HORIZONTAL_ONLY = {"no_defs", "wktext", "type", "vunits", "geoidgrids", "towgs84", "units"}
 
 
@@ -99,6 +102,11 @@ class RasterFile:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
+    @property
+    def files(self) -> list[str]:
+        """The files it is read from: those that a virtual raster names too."""
+        return list(self._file.files)
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -110,6 +118,10 @@ class RasterFile:
         chosen = [b - 1 for b in self._bands]
         self.count = len(chosen)
         self.dtypes = tuple(file.dtypes[k] for k in chosen)
+        if odd := [d for d in self.dtypes if d.startswith("complex")]:
+            raise RasterError(
+                self.path, f"holds complex numbers ({odd[0]}): calibrate it, or take their power"
+            )
         self.descriptions = tuple(file.descriptions[k] for k in chosen)
         self.nodata = tuple(file.nodatavals[k] for k in chosen)
         self.scales = tuple(file.scales[k] for k in chosen)
@@ -227,13 +239,22 @@ class RasterFile:
         for k in [slice(None)] if alike else range(self.count):
             missing = self.nodata[0 if isinstance(k, slice) else k]
             if missing is not None:
-                with np.errstate(over="ignore"):
-                    same = np.isnan(values[k]) if np.isnan(missing) else values[k] == missing
-                valid[k] &= ~same
+                valid[k] &= ~_equal(values[k], missing)
         if self._alpha is not None:
             shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
             valid &= self._file.read(self._alpha, window=how["window"], **shape) > 0
         return valid
+
+
+def _equal(values: np.ndarray, missing: float) -> np.ndarray:
+    """Which values are the nodata value; the largest floats are often declared in a few digits."""
+    if np.isnan(missing):
+        return np.isnan(values)
+    with np.errstate(over="ignore"):
+        same = values == missing
+    if values.dtype.kind == "f" and _HUGE < abs(missing) < np.inf:
+        same |= np.isfinite(values) & (values * np.sign(missing) > _HUGE)
+    return same
 
 
 def _no_place_is_fine(rasterio: Any) -> warnings.catch_warnings:
@@ -428,16 +449,21 @@ def transform_points(
     """Points of one CRS in another, x (or longitude) first.
 
     Raises:
-      ValueError: an unknown CRS, or places where one of them is not defined.
+      ValueError: an unknown CRS, a local one, or places where one of them is not defined.
     """
+    for crs in (_parsed(source), _parsed(target)):
+        if crs is not None and re.match("LOCAL_CS|ENG", crs.to_wkt()):
+            raise ValueError(
+                f"the coordinate system {_title(crs)} is a local one and says nothing of the place "
+                "on the earth"
+            )
+    nowhere = f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS"
     try:
         found = np.array(library().warp.transform(source, target, list(xs), list(ys)))
     except Exception as e:  # GDAL's own errors have no public class
-        raise ValueError(
-            f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS ({e})"
-        ) from None
+        raise ValueError(f"{nowhere} ({e})") from None
     if not np.isfinite(found).all():
-        raise ValueError(f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS")
+        raise ValueError(nowhere)
     return found[0], found[1]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.raster_file import RasterFile
 from olmoearth_jax.data.raster_list import Raster
+from olmoearth_jax.modalities import closest
 
 
 class Layer:
@@ -48,6 +49,12 @@ class Layer:
     @property
     def path(self) -> str:
         return self.raster.path
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The type of its values if they are read as they are stored."""
+        types = set(self.file.dtypes)
+        return np.dtype(types.pop()) if self._unit is None and len(types) == 1 else None
 
     @property
     def num_steps(self) -> int:
@@ -117,9 +124,12 @@ class Layer:
             offsets = np.full(file.count, raster.offset or 0.0)
         elif (scales != 1).any() or (offsets != 0).any():
             name, factor = self.modality.name, 1.0
-            if name == "sentinel2_l2a" and (np.abs(scales) <= 1e-3).all():
+            usable = (scales > 0).all() and np.isfinite([scales, offsets]).all()
+            if usable and name == "sentinel2_l2a" and (scales <= 1e-3).all():
                 factor = 10_000.0  # the tags make reflectance of counts
-            elif name != "sentinel1" and (name != "sentinel2_l2a" or (scales != 1).any()):
+            elif not usable or (
+                name != "sentinel1" and (name != "sentinel2_l2a" or (scales != 1).any())
+            ):
                 raise ValueError(
                     f"{self.path} says that its values are to be multiplied by {scales[0]:g} and "
                     f"moved by {offsets[0]:g}, which gives no unit of {name} that the models take; "
@@ -169,6 +179,12 @@ def _identify(raster: Raster, names: Sequence[str]) -> tuple[Any, list[str]]:
             )
     else:
         fits = [raster.modality]
+        if not modalities.get(raster.modality).in_sample:
+            known = [n for n in modalities.names() if modalities.get(n).in_sample]
+            raise ValueError(
+                f"{raster.path}: the models take no {raster.modality}; "
+                f"{closest(raster.modality, known)}"
+            )
     modality, out = modalities.get(fits[0]), []
     for name in names:
         band = band_names.canonical(name, modality.name)

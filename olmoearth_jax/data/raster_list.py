@@ -63,7 +63,9 @@ def read_manifest(path: Path) -> list[Raster]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if path.suffix.lower() == ".json" else None
+        rows = None
+        if path.suffix.lower() == ".json":
+            rows = json.loads(text, object_pairs_hook=_once)
     except UnicodeDecodeError:
         raise ValueError(f"the manifest {path} is no UTF-8 text: save it as UTF-8") from None
     except (OSError, ValueError, RecursionError) as e:
@@ -75,21 +77,35 @@ def read_manifest(path: Path) -> list[Raster]:
     return [_raster(path, row) for row in rows]
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of a JSON object, each of which may be there once."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the member {max(names, key=names.count)!r} is given twice")
+    return dict(pairs)
+
+
 def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    skipped = 0
+    named = re.match(r'"?sep=(.)"?\s*?\n', text)  # Excel's own first line
+    if named:
+        skipped, text = 1, text[named.end() :]
     head = text.partition("\n")[0]
     # Spreadsheets of many languages write semicolons or tabs.
-    marks = [m for m in ";\t" if m in head and "," not in head]
+    marks = [named[1]] if named else [m for m in ";\t" if m in head and "," not in head]
     try:
         lines = csv.reader(io.StringIO(text), delimiter=marks[0] if marks else ",", strict=True)
         names = [n.strip() for n in next(lines, [])]
+        if twice := next((n for n in names if names.count(n) > 1), None):
+            raise ValueError(f"the manifest {path} has two columns {twice!r}")
         rows = []
         for line in lines:
             if not any(cell.strip() for cell in line):
                 continue
             if len(line) != len(names):
                 raise ValueError(
-                    f"the manifest {path} has {len(line)} fields in line {lines.line_num}, but "
-                    f"{len(names)} columns: is it cut off?"
+                    f"the manifest {path} has {len(line)} fields in line "
+                    f"{lines.line_num + skipped}, but {len(names)} columns: is it cut off?"
                 )
             rows.append(dict(zip(names, map(str.strip, line), strict=True)))
     except csv.Error as e:
@@ -108,7 +124,8 @@ def _raster(manifest: Path, row: Mapping[str, Any]) -> Raster:
         held = known.get(key, "")
         known[key] = [str(v) for v in held] if isinstance(held, list) else str(held)
     if isinstance(known["bands"], str):
-        known["bands"] = known["bands"].split()
+        known["bands"] = re.split(r"[\s,;]+", known["bands"].strip(" ,;"))
+        known["bands"] = [b for b in known["bands"] if b]
     for key in ("path", "modality", "resample", "period"):
         if key in known:
             known[key] = str(known[key])
@@ -129,7 +146,8 @@ def _number(where: str, key: str, value: Any) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.inf
-    if not math.isfinite(number) and not (key == "nodata" and str(value).lower() == "nan"):
+    endless = str(value).lower().lstrip("+-") in ("nan", "inf", "infinity")
+    if not math.isfinite(number) and not (key == "nodata" and endless):
         raise ValueError(f"{where}: {key} must be a number, got {value!r}")
     if key == "scale" and number == 0:
         raise ValueError(f"{where}: a scale of 0 leaves nothing of the values")

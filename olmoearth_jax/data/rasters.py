@@ -131,6 +131,11 @@ class Stack:
         for layer in self._layers:
             layer.file.close()
 
+    @property
+    def files(self) -> list[str]:
+        """Every file that is read, those that virtual rasters name too."""
+        return [path for layer in self._layers for path in layer.file.files]
+
     def dates_of(self, name: str) -> list[str]:
         """The distinct days of a modality's images, ascending, as yyyy-mm-dd."""
         return sorted({day.isoformat() for x in self._of(name) for day in x.dates})
@@ -138,6 +143,14 @@ class Stack:
     def bands_of(self, name: str) -> list[str]:
         """The bands of a modality that any of its rasters holds."""
         return list(self._bands[name])
+
+    def files_of(self, name: str) -> list[tuple[str, list[tuple[str, str]], Any]]:
+        """Of each raster of a modality: path, (band, day) of what it holds with '' for no day, and
+        the type of its values if they are read as they are stored, else None."""
+        return [
+            (x.path, [(b, day.isoformat() if day else "") for b, day in x.planes()], x.dtype)
+            for x in self._of(name)
+        ]
 
     def _of(self, name: str) -> list[Layer]:
         return [x for x in self._layers if x.modality.name == name]

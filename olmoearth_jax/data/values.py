@@ -27,10 +27,18 @@ OFFSET_SINCE = 20220125
 MOST_IMPOSSIBLE = 0.001
 """Share of values outside of the possible range that is still taken for noise."""
 
+FLAG_TO_SETTLE = "pass --nocheck_units if the values are right as they are"
 HOW_TO_SETTLE = "pass check_units=False if the values are right as they are"
+GIVE_MISSING = f"give NaN or {MISSING:.0f} there"
 _SAMPLED = 200_000
 _SOME_FILLS = {"sentinel1": (-100.0,)}
 """Fills that single pixels may hold: -100 dB is what conversion makes of a power of zero."""
+
+
+def for_rasters(text: str) -> str:
+    """A message of this module in the words of commands that read rasters."""
+    text = text.replace(HOW_TO_SETTLE, FLAG_TO_SETTLE)
+    return text.replace(GIVE_MISSING, "declare it as the nodata value of the file")
 
 
 @functools.cache
@@ -71,13 +79,12 @@ def check_values(
     Raises:
       ValueError: values in another unit, impossible ones, or fill values that were not declared.
     """
-    bands = modalities.get(name).num_bands
-    x = values.reshape(-1, bands) if values.shape[-1:] == (bands,) else values.reshape(-1, 1)
+    x = _table_of(values, name)
     # Most arrays lack nothing, which their ends tell without a table of what is there.
     whole = bool(x.size and np.isfinite(x.max()) and x.min() > MISSING)
     real = None if whole else np.isfinite(x) & (x != np.float32(MISSING))
-    thin = slice(None, None, stride(x.size // _SAMPLED))
-    flat = x[thin].reshape(-1) if real is None else x[thin][real[thin]]
+    few = _thinned(values, modalities.get(name).num_bands)
+    flat = few.reshape(-1) if whole else few[np.isfinite(few) & (few != np.float32(MISSING))]
     if not flat.size:
         return
     off = f"; {settle}"
@@ -89,7 +96,24 @@ def check_values(
     counts = Tally.of(name, x, real)
     if told := counts.problem(name):
         raise ValueError(f"{name} {told}{off}")
-    _unusual(name, x[thin], flat, counts, newest)
+    _unusual(name, few, flat, counts, newest)
+
+
+def _table_of(values: np.ndarray, name: str) -> np.ndarray:
+    """The values [n, bands]; [n, 1] of any band where all bands are judged alike, uncopied."""
+    bands, limits = modalities.get(name).num_bands, possible(name) or ()
+    if values.shape[-1:] == (bands,) and (values.flags.c_contiguous or len(set(limits)) > 1):
+        return values.reshape(-1, bands)
+    return values.ravel(order="K").reshape(-1, 1)
+
+
+def _thinned(values: np.ndarray, bands: int) -> np.ndarray:
+    """Some rows of the table [n, bands] of values, or of that [n, 1] where bands are not told."""
+    banded = values.shape[-1:] == (bands,)
+    lead = values.shape[:-1] if banded else values.shape
+    rows = np.arange(0, math.prod(lead), stride(values.size // _SAMPLED))
+    found = values[np.unravel_index(rows, lead)] if lead else values
+    return found.reshape(-1, bands if banded else 1)
 
 
 def stride(least: int) -> int:
@@ -255,7 +279,7 @@ class Tally:
             if share > (MOST_IMPOSSIBLE if some else 0.0):
                 return (
                     f"holds {fill:g} in {share:.2%} of its values, which stands for missing "
-                    f"data: give NaN or {MISSING:.0f} there"
+                    f"data: {GIVE_MISSING}"
                 )
         share = self.share(self.impossible)
         if share > MOST_IMPOSSIBLE:
@@ -292,8 +316,8 @@ def _unusual(
     zeros = counts.share(counts.fills.get(0, 0))
     if zeros > record.get("share_of_zeros_warned", 1.0):
         _warn(
-            f"{name}: {zeros:.0%} of the values are 0. If that stands for missing data, give NaN "
-            f"or {MISSING:.0f} there"
+            f"{name}: {zeros:.0%} of the values are 0. If that stands for missing data, "
+            f"{GIVE_MISSING}"
         )
         return
     if "typical" in record:

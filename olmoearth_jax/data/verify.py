@@ -235,7 +235,7 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
     try:
         with path.open(newline="") as file:
             recorded = {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
         raise ValueError(f"manifest {path} cannot be read: {e!r}") from e
     return [
         f"sample_{n}.h5 has changed since {path.name} was written"

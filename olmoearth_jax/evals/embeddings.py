@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax.evals.samples import (
@@ -22,26 +19,9 @@ from olmoearth_jax.evals.samples import (
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.model import dense, latent_mim, pooling
-from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.model.encoder import slot_table
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooling:
-    """How tokens become embeddings.
-
-    Attributes:
-      kind: 'mean' or 'max'.
-      spatial: one embedding per patch instead of one per sample.
-      centre: only the patch in the middle (classification, scalar regression).
-      concat: keep the band sets of all modalities apart (attention-pool probe).
-    """
-
-    kind: str = "mean"
-    spatial: bool = False
-    centre: bool = False
-    concat: bool = False
+from olmoearth_jax.model import frozen
+from olmoearth_jax.model.frozen import FrozenEncoder
+from olmoearth_jax.model.pooling import Pooling, centre_token
 
 
 class Stopped(Exception):
@@ -60,8 +40,10 @@ def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
         )
     if task.use_center_token and info.spatial:
         raise ValueError(f"use_center_token does not fit a {info.task_type} task")
-    concat = info.spatial and task.probe_type == "attnpool"
-    return Pooling(task.pooling_type, info.spatial, task.use_center_token, concat)
+    place = "centre" if task.use_center_token else "instance"
+    if info.spatial:
+        place = "spatial_concat" if task.probe_type == "attnpool" else "spatial"
+    return Pooling(task.pooling_type, place)
 
 
 class EmbeddingModel(Protocol):
@@ -73,28 +55,12 @@ class EmbeddingModel(Protocol):
         ...
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """Embeddings float32 of a batch: [B, D], [B, h, w, D] or, with concat, [B, h, w, S, D]."""
+        """Embeddings float32 of a batch, of the form that `Pooling` tells."""
         ...
 
 
-class EncoderModel:
-    """The encoder of a pretrained model, in evaluation mode.
-
-    Args:
-      config: model config.
-      params: the model's parameters, or only {'encoder': ...}.
-      dtype: type of the matrix products.
-    """
-
-    def __init__(self, config: ModelConfig, params: Mapping[str, Any], dtype: Any = None):
-        self.config = config
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        self.dtype = jnp.dtype(dtype)
-        module = latent_mim.abstract(config, self.dtype).encoder
-        self.graph = latent_mim.split(module)[0]
-        self.params = jax.tree.map(jnp.asarray, params["encoder"])
-        self.slots = slot_table(config.encoder_config)
+class EncoderModel(FrozenEncoder):
+    """The encoder of a pretrained model, as the evaluator needs it."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -106,15 +72,11 @@ class EncoderModel:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
-        data, masks, fast, names = self.inputs(batch, pool)
-        out = embed_tokens(
-            self.graph, self.slots, patch_size, pool, fast, names,
-            self.params, data, masks, batch[TIMESTAMPS].astype(np.int32),
-        )  # fmt: skip
-        return np.asarray(out)
+        call, data, masks, timestamps = self.inputs(batch, patch_size, pool)
+        return np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
 
-    def inputs(self, batch: Sample, pool: Pooling):
-        """What `embed_tokens` needs of a batch: images, masks, `fast` and `names`.
+    def inputs(self, batch: Sample, patch_size: int, pool: Pooling):
+        """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
 
         Raises:
           ValueError: the model takes none of the modalities, or a sample has no online token.
@@ -131,40 +93,12 @@ class EncoderModel:
         empty = np.flatnonzero(~np.any(seen, axis=0))
         if len(empty):
             raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
-        names = (pooling.concat_names if pool.concat else pooling.spatial_names)(masks)
-        return {n: batch[n] for n in there}, masks, fast, names
+        call = frozen.Call(self.graph, patch_size, pool.over(masks), fast, slots=self.slots)
+        return call, {n: batch[n] for n in there}, masks, batch[TIMESTAMPS].astype(np.int32)
 
 
-def pool_tokens(tokens: pooling.Arrays, masks: pooling.Arrays, pool: Pooling, names):
-    """Applies `pool` to tokens; `names` are the modalities that count where space is kept."""
-    kind: Any = pool.kind
-    if pool.concat:
-        return pooling.pool_spatial_concat(tokens, masks, names)
-    if not (pool.spatial or pool.centre):
-        return pooling.pool_instance(tokens, masks, kind)
-    spatial = pooling.pool_spatial(tokens, masks, kind, names)
-    return pooling.centre_token(spatial) if pool.centre else spatial
-
-
-@functools.partial(
-    jax.jit, static_argnames=("graph", "slots", "patch_size", "pool", "fast", "names")
-)
-def embed_tokens(graph, slots, patch_size, pool, fast, names, params, data, masks, timestamps):
-    """Encoder and pooling of one batch, compiled per shape; see `EncoderModel.embed`.
-
-    Args:
-      graph, slots: of the encoder.
-      fast: no token is missing.
-      names: modalities that count where space is kept (see `pool_tokens`).
-      params: encoder parameters.
-      data, masks: per modality [B, H, W, T, C] and pixel masks of that form.
-      timestamps: int32 [B, T, 3].
-    """
-    encoder = latent_mim.merge(graph, params)
-    token_masks = dense.token_masks_from_pixels(slots, masks, patch_size)
-    encoded = dense.encode_dense(encoder, data, token_masks, timestamps, patch_size, fast_pass=fast)
-    tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
-    return pool_tokens(tokens, token_masks, pool, names)
+embed_tokens = jax.jit(frozen.embed, static_argnames="call")
+"""Encoder and pooling of one batch, compiled per shape; see `EncoderModel.inputs`."""
 
 
 class RawBands:
@@ -180,7 +114,7 @@ class RawBands:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
-        if pool.concat:
+        if pool.place == "spatial_concat":
             raise ValueError("raw bands have no band sets to pool; choose another probe_type")
         parts = []
         for name in modalities_in(batch):
@@ -191,9 +125,9 @@ class RawBands:
             x = x.reshape(b, h, patch_size, w, patch_size, c).transpose(0, 1, 3, 2, 4, 5)
             parts.append(x.reshape(b, h, w, -1))
         out = np.concatenate(parts, -1)
-        if pool.centre:
-            return out[:, out.shape[1] // 2, out.shape[2] // 2]
-        return out if pool.spatial else getattr(out, pool.kind)((1, 2))
+        if pool.place == "instance":
+            return getattr(out, pool.how)((1, 2))
+        return out if pool.place == "spatial" else centre_token(out)
 
 
 class Samples(Protocol):

@@ -19,9 +19,10 @@ import numpy as np
 from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import IGNORE, TIMESTAMPS, Sample, check_split, collate
+from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
 from olmoearth_jax.evals.tasks import DEFAULTS, METRICS, EvalTaskConfig, RunOptions, check_task
 from olmoearth_jax.files import replacing
+from olmoearth_jax.model.frozen import Call
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1
@@ -83,29 +84,22 @@ class Schedule:
 class _Job:
     """The static part of a fine-tuning run."""
 
-    graph: Any
-    slots: Any
-    patch_size: int
-    pool: embeddings.Pooling
     head: heads.Head
     size: tuple[int, int] | None
     multilabel: bool
     dice: bool
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
-def _logits(job: _Job, fast, names, params, data, masks, timestamps):
-    x = embeddings.embed_tokens(
-        job.graph, job.slots, job.patch_size, job.pool, fast, names,
-        params["encoder"], data, masks, timestamps,
-    )  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("job", "call"))
+def _logits(job: _Job, call: Call, params, batch):
+    x = embeddings.embed_tokens(call, params["encoder"], *batch)
     return heads.at_labels(job.head, heads.forward(job.head, params["head"], {}, x)[0], job.size)
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
-def _loss_and_grads(job: _Job, fast, names, params, data, masks, timestamps, labels):
+@functools.partial(jax.jit, static_argnames=("job", "call"))
+def _loss_and_grads(job: _Job, call: Call, params, batch, labels):
     def loss(params):
-        out = _logits(job, fast, names, params, data, masks, timestamps)
+        out = _logits(job, call, params, batch)
         if job.head.task_type == "regression":
             return losses.masked_mse(out, labels)
         if job.multilabel:
@@ -132,16 +126,13 @@ class FineTuner:
         names = ("train", "valid", "test") if options.run_on_test else ("train", "valid")
         self.splits = {s: open_split(name, task, s) for s in names}
         label = self.splits["train"][0][1]
-        encoder = model.config.encoder_config
-        width = encoder.output_embedding_size or encoder.embedding_size
         head = heads.make_head(
-            task.ft_head_type, self.info.task_type, self.info.num_classes, width, task.patch_size
-        )
-        self.job = _Job(
-            model.graph, model.slots, task.patch_size, embeddings.pooling_of(task, self.info), head,
-            tuple(label.shape[:2]) if self.info.spatial else None,
-            self.info.multilabel, task.use_dice_loss,
+            task.ft_head_type, self.info.task_type, self.info.num_classes, model.embedding_size,
+            task.patch_size,
         )  # fmt: skip
+        self.pool = embeddings.pooling_of(task, self.info)
+        size = tuple(label.shape[:2]) if self.info.spatial else None
+        self.job = _Job(head, size, self.info.multilabel, task.use_dice_loss)
         head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed, 4)[0])
         self.params = {"encoder": model.params, "head": head_params}
         primary = task.primary_metric or METRICS[self.info.scoring][0]
@@ -202,10 +193,11 @@ class FineTuner:
         return total / batches
 
     def _inputs(self, batch: Sample):
-        data, masks, fast, names = self.model.inputs(batch, self.job.pool)
+        """The call, the present parameters, and the batch as `embed_tokens` takes it."""
+        call, data, *rest = self.model.inputs(batch, self.task.patch_size, self.pool)
         if self.model.dtype == jnp.bfloat16:
             data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
-        return fast, names, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
+        return call, self.params, (data, *rest)
 
     def _batches(
         self, split: str, order: np.ndarray, stop: Callable[[], bool] = lambda: False

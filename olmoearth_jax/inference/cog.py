@@ -190,6 +190,19 @@ def _footprint(
     return [west, south, east, north], {"type": kind, "coordinates": places}
 
 
+def _place(
+    crs: Any, transform: Any, height: int, width: int
+) -> tuple[list[float] | None, dict[str, Any] | None]:
+    """`_footprint` of a grid; None twice where its CRS has no place on the earth."""
+    rasterio = raster_library()
+    corners = rasterio.transform.array_bounds(height, width, transform)
+    try:
+        box = rasterio.warp.transform_bounds(crs, "EPSG:4326", *corners)
+    except Exception:  # GDAL's own errors have no public class
+        return None, None
+    return _footprint(*box) if np.isfinite(box).all() else (None, None)
+
+
 def stac_item(
     name: str,
     form: Mapping[str, Any],
@@ -199,12 +212,8 @@ def stac_item(
     rule: Quantizer | None = None,
 ) -> dict[str, Any]:
     """STAC item of a map; see `open_map`."""
-    rasterio = raster_library()
     height, width, transform = form["height"], form["width"], form["transform"]
-    box = rasterio.warp.transform_bounds(
-        form["crs"], "EPSG:4326", *rasterio.transform.array_bounds(height, width, transform)
-    )
-    box, geometry = _footprint(*box)
+    box, geometry = _place(form["crs"], transform, height, width)
     times = sorted(f"{date}T00:00:00Z" for date in dates)
     when: dict[str, Any] = {"datetime": times[0] if times else None}
     if len(times) > 1:
@@ -232,7 +241,7 @@ def stac_item(
         ],
         "id": Path(name).stem,
         "geometry": geometry,
-        "bbox": box,
+        **({} if box is None else {"bbox": box}),
         "properties": {
             **when, **place, "proj:shape": [height, width], "proj:transform": list(transform)[:6],
             **{f"olmoearth:{key.lower()}": value for key, value in tags.items()},

@@ -166,7 +166,8 @@ class PlainReader:
 
     def _take(self, count: int) -> None:
         items = tuple(self._stack[-count:])
-        if len(items) < count or _MARK in items:
+        # Not `in`, which compares, and arrays compare by elements.
+        if len(items) < count or any(item is _MARK for item in items):
             raise PickleDamaged("a tuple has too few items")
         self._stack[-count:] = [items]
 

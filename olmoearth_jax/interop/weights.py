@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.files import is_pointer, no_folder, remove_leftovers, replacing
-from olmoearth_jax.interop import config_json, torch_file
+from olmoearth_jax.interop import config_json, spellings, torch_file
 from olmoearth_jax.interop.plain_pickle import PickleRefused
 from olmoearth_jax.model.config import ModelConfig
 
@@ -122,7 +122,10 @@ def read_folder(folder: str | Path) -> Reference:
     raw = _read_torch(path) if held[0] == TORCH_FILE else _read_safetensors(path)
     if odd := [key for key in raw if len(key) > _LONGEST_KEY or not key.isprintable()]:
         raise ValueError(f"{path} is not a plain state dict: {_shown(odd)} is no name of a tensor")
-    state = _clean(raw)
+    try:
+        state = _clean(raw)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
     broken = [key for key, value in state.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
@@ -154,9 +157,10 @@ def _plain(text: Any, most: int) -> str:
 
 
 def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """float32 tensors without the direct builder's prefix and without training-only heads."""
+    """float32 tensors by their released names, without training-only heads."""
     if raw and all(key.startswith("model.") for key in raw):
         raw = {key.removeprefix("model."): value for key, value in raw.items()}
+    raw = spellings.released_state(raw)
     dropped = [key for key in raw if key.startswith(TRAINING_ONLY)]
     if dropped:
         log.info("Left out %d tensors of training-only heads: %s", len(dropped), dropped[:4])

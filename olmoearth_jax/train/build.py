@@ -19,16 +19,15 @@ from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.losses import Objective
-from olmoearth_jax.mesh import make_mesh, rules_of
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import Tokenization
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
-from olmoearth_jax.train import assemble, optimizer, probe, schedule
+from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.ema import ema_decay_at
 from olmoearth_jax.train.loop import LoopConfig
 from olmoearth_jax.train.pictures import Pictures
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.step import TrainProgram
 
 _log = logging.getLogger(__name__)
 
@@ -226,38 +225,12 @@ def build_program(
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
         engine = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
     return TrainProgram(
-        config.model,
+        config,
         engine,
-        build_recipe(config, last_step, mesh.shape["fsdp"]),
         mesh,
         assemble.trainable_leaves(config.model, objective.pools, objective),
+        last_step,
         on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
-    )
-
-
-def build_recipe(config: ExperimentConfig, last_step: int, fsdp: int = 1) -> Recipe:
-    """Optimiser, schedule, seed and sharding rules of a config, with so many devices to shard."""
-    module = config.train_module
-    optim, plan = module.optim_config, dataclasses.asdict(module.scheduler)
-    plan["type"] = plan.pop("name")
-    course = schedule.build(plan)
-    settings = optimizer.AdamWConfig(
-        lr=optim.lr,
-        betas=(optim.betas[0], optim.betas[1]),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        max_grad_norm=module.max_grad_norm,
-        count_offset=optim.count_offset,
-        group_overrides=tuple(optim.group_overrides),
-    )
-    return Recipe(
-        settings,
-        lambda step: course.lr(settings.peak, step, last_step),
-        config.init_seed,
-        rules_of(config.fsdp_rules, fsdp),
-        lambda step: ema_decay_at(step, last_step, (module.ema_decay[0], module.ema_decay[1])),
-        module.reinit_targets,
-        config.compile.ahead,
     )
 
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from olmoearth_jax.train import integrity
+from olmoearth_jax.train import integrity, optimizer
 from olmoearth_jax.train.checkpoint_folders import complete_steps, find_checkpoint
 from olmoearth_jax.train.hosts import HostMissing
 
@@ -30,6 +30,7 @@ State = dict[str, Any]
 Meta = dict[str, Any]
 
 META_FORMAT = 1
+OPTIMIZER = "opt_state"
 STEP = "step"  # the part of the state that travels in `meta`
 
 
@@ -338,10 +339,18 @@ def restore_state(step_folder: Path, abstract: State) -> State:
         elif not jax.tree.leaves(tree):
             state[name] = tree
         else:
+            wanted = optimizer.stored(tree) if name == OPTIMIZER else tree
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-                restore = ocp.args.StandardRestore(tree)
-                state[name] = reader.restore(step_folder / name, args=restore)
+                restore = ocp.args.StandardRestore(wanted)
+                found = reader.restore(step_folder / name, args=restore)
+            state[name] = _own_counts(found, tree) if name == OPTIMIZER else found
     return state
+
+
+def _own_counts(found: Any, tree: Any) -> Any:
+    """The optimiser's state; each count is an array of its own, since the state is donated."""
+    found = optimizer.from_stored(found, tree)
+    return jax.tree.map(lambda x, to: _scalar(int(x), to) if x.ndim == 0 else x, found, tree)
 
 
 def load_item(step_folder: Path, item: str = "params") -> dict[str, Any]:
@@ -441,7 +450,10 @@ def _check_trees(meta: Meta, abstract: State, changed: list[str] | None = None) 
 
 
 def _items(state: State) -> State:
-    return {name: tree for name, tree in state.items() if name != STEP and jax.tree.leaves(tree)}
+    items = {name: tree for name, tree in state.items() if name != STEP and jax.tree.leaves(tree)}
+    if OPTIMIZER in items:
+        items[OPTIMIZER] = optimizer.stored(items[OPTIMIZER])
+    return items
 
 
 def _scalar(value: int, like: Any) -> jax.Array:
@@ -471,7 +483,7 @@ def restore_as_start(
     that. Raises ValueError if the checkpoint is of another architecture.
     """
     meta = read_meta(step_folder)
-    if weights_only or "opt_state" not in meta["items"]:
+    if weights_only or OPTIMIZER not in meta["items"]:
         parts = {name: abstract[name] for name in ("params", "target") if name in abstract}
         held = {name: meta["items"][name] for name in parts if name in meta["items"]}
         _check_trees({**meta, "items": held}, parts)

@@ -172,14 +172,16 @@ def topology(local_device_ids: Sequence[int] | None = None) -> str:
 
 
 def use_compilation_cache(folder: str | None = None) -> Path | None:
-    """Keeps compiled programs between runs; `folder` '' turns it off, None means DEFAULT_CACHE.
+    """Keeps compiled programs between runs; `folder` '' turns it off, None means the folder that
+    JAX_COMPILATION_CACHE_DIR names, or DEFAULT_CACHE.
 
     Everything is kept, however quick it was to compile: JAX's own threshold of a second would
     leave out most of our programs. Returns the folder.
     """
     if folder == "":
         return None
-    path = Path(folder or DEFAULT_CACHE).expanduser()
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    path = Path(folder or named or DEFAULT_CACHE).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import json_of_line, read_json_lines, write_atomically
+from olmoearth_jax.images import png
 from olmoearth_jax.train import integrity
-from olmoearth_jax.train.pictures import png
 from olmoearth_jax.train.runfolder import RunFolder
 
 TIMING = ("throughput/", "system/", "eval_time/")
@@ -154,8 +154,8 @@ def cut_metrics(path: Path, last_step: int) -> None:
     kept, dropped = [], False
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            record = _parse(line)
-            if record is not None and record["step"] <= last_step and line.endswith("\n"):
+            record = json_of_line(line)
+            if _has_step(record) and record["step"] <= last_step and line.endswith("\n"):
                 kept.append(line)
             else:
                 dropped = True
@@ -172,8 +172,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"There is no metrics file {path}.")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = [record for line in lines if (record := _parse(line)) is not None]
+    records = [record for record in read_json_lines(path) if _has_step(record)]
     return [{key: _number(value) for key, value in record.items()} for record in records]
 
 
@@ -220,9 +219,5 @@ def _number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+def _has_step(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("step"), int)

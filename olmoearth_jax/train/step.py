@@ -14,15 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.masks import CODES
-from olmoearth_jax.mesh import Rules, global_array, local_devices, shardings
+from olmoearth_jax.mesh import global_array, local_devices, rules_of, shardings
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.engine import Engine, Group, Prepared
-from olmoearth_jax.train import flat, optimizer, targets
-from olmoearth_jax.train.ema import ema_update
+from olmoearth_jax.train import optimizer, targets
+from olmoearth_jax.train.ema import ema_decay_at, ema_update
+from olmoearth_jax.train.schedule import learning_rate
 from olmoearth_jax.train.signals import THREADS
 
 State = dict[str, Any]
@@ -80,32 +83,8 @@ class SharedCounts(Mapping[str, Any]):
         return len(self._found)
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What a run optimises with.
-
-    Attributes:
-      optimizer: AdamW settings (`train.optimizer`).
-      learning_rate: step (1-based) -> learning rate.
-      seed: key of initial parameters, drop path and band dropout.
-      fsdp_rules: see `mesh.shardings`.
-      target_decay: step (1-based) -> decay of the target's moving average (`train.ema`), or
-        None where it stays as it is.
-      reinit_targets: draw the target anew instead of copying the encoder.
-      compile_ahead: compile the programs of all capacities in the first step.
-    """
-
-    optimizer: Any
-    learning_rate: Callable[[int], float]
-    seed: int = 12536
-    fsdp_rules: Rules = ()
-    target_decay: Callable[[int], float | None] = lambda step: None
-    reinit_targets: bool = False
-    compile_ahead: bool = False
-
-
 class TrainProgram:
-    """Compiled training of one model on one mesh.
+    """Compiled training of a config's model on one mesh.
 
     One program per micro-step capacity (`engine`'s program keys) and one update program; the
     accumulated gradients of good micro-steps are averaged, bad ones are dropped whole.
@@ -113,37 +92,46 @@ class TrainProgram:
 
     def __init__(
         self,
-        model: ModelConfig,
+        config: ExperimentConfig,
         engine: Engine,
-        recipe: Recipe,
         mesh: Mesh,
         trainable: Any,
+        last_step: int,
         on_compile: Callable[[str, float], None] | None = None,
     ):
-        """`trainable` is a tree of bools like the parameters; see `optimizer.init`."""
-        self.model, self.engine, self.recipe, self.mesh = model, engine, recipe, mesh
-        self.trainable = trainable
-        self.on_compile = on_compile
+        """Args:
+        config: its model, training module, seed and sharding rules are used.
+        engine: turns groups of samples into losses.
+        mesh: the devices.
+        trainable: tree of bools like the parameters (see `assemble.trainable_leaves`).
+        last_step: horizon of the learning rate and of the target's decay.
+        on_compile: told the name of a program and the seconds it took to compile.
+        """
+        self.config, self.model, self.engine, self.mesh = config, config.model, engine, mesh
+        self.last_step, self.on_compile = last_step, on_compile
+        module = config.train_module
+        self._trained = trainable
+        self._optimizer = optimizer.adamw(module.optim_config, trainable, module.max_grad_norm)
+        self._peak = optimizer.peak_rate(module.optim_config)
         self.compile_count = 0
         self.compiling = 0  # programs that are being compiled now
         self._counting = threading.Lock()
         self._programs: dict[Any, Any] = {}
-        self._shardings = shardings(self._shapes(), mesh, recipe.fsdp_rules)
+        self._shardings = shardings(
+            self._shapes(), mesh, rules_of(config.fsdp_rules, mesh.shape["fsdp"])
+        )
         # Sharded parameters keep their gradients apart, each sharded as it is. So do those on a
         # GPU, whose kernels do not take as many arguments as there are parameters.
         whole = (s.is_fully_replicated for s in jax.tree.leaves(self._shardings["params"]))
         self._flat = mesh.devices.flat[0].platform == "cpu" and all(whole)
-        self._rng = jax.random.key(recipe.seed)
+        self._rng = jax.random.key(config.init_seed)
 
     def _shapes(self) -> State:
         params = latent_mim.graph(self.model)[1]
         target = targets.start_of(params, self.engine.objective)
-        opt_state = jax.eval_shape(self._init_optimizer, params)
+        opt_state = jax.eval_shape(self._optimizer.init, params)
         step = jax.ShapeDtypeStruct((), jnp.int32)
         return {"params": params, "target": target, "opt_state": opt_state, "step": step}
-
-    def _init_optimizer(self, params: Any) -> Any:
-        return optimizer.init(params, self.trainable, self.recipe.optimizer)
 
     def abstract_state(self) -> State:
         """The state's shapes with this mesh's shardings, onto which checkpoints are restored."""
@@ -155,8 +143,8 @@ class TrainProgram:
 
     def init_state(self) -> State:
         """Fresh parameters, their target, and an empty optimiser state."""
-        seed, target = self.recipe.seed, None
-        if self.recipe.reinit_targets:
+        seed, target = self.config.init_seed, None
+        if self.config.train_module.reinit_targets:
             target = targets.drawn_anew(self.model, self.engine.objective, seed)
         return self.state_from(latent_mim.initial_params(self.model, seed), target)
 
@@ -167,7 +155,7 @@ class TrainProgram:
         target = jax.tree.map(np.array, target)
         put = functools.partial(jax.tree.map, jax.device_put)
         params = put(params, self._shardings["params"])
-        init = jax.jit(self._init_optimizer, out_shardings=self._shardings["opt_state"])
+        init = jax.jit(self._optimizer.init, out_shardings=self._shardings["opt_state"])
         return {
             "params": params,
             "target": put(target, self._shardings["target"]),
@@ -187,9 +175,10 @@ class TrainProgram:
         The state is donated: use the returned one. `gate` is called once, when everything is
         compiled and nothing of the state is consumed yet; if it raises, the state stays whole.
         """
-        if self.recipe.compile_ahead and not self._programs:
+        if self.config.compile.ahead and not self._programs:
             self.compile_all(state, groups)
-        lr = self.recipe.learning_rate(step)
+        plan = self.config.train_module.scheduler
+        lr = learning_rate(plan, self._peak, step, self.last_step)
         micro_steps = self.engine.prepare(groups)
         total = self._zeros(state, micro_steps[0])
         counts = counts_of(micro_steps, groups)
@@ -237,17 +226,20 @@ class TrainProgram:
         total = self._zeros(state, micro_steps[0])
         _, _, total = self._accumulate(state, micro_steps, total, step, lambda: None)
 
-        def mean(total):
-            grads = jax.tree.map(lambda g: g / total["good"], self._unpacked(total["grads"]))
-            return grads, self._metrics(total)
+        def mean(state, total):
+            grads = jax.tree.map(lambda g: g / total["good"], total["grads"])
+            return self._unpacked(grads, state["params"]), self._metrics(total)
 
-        return jax.jit(mean)(total)
+        return jax.jit(mean)(state, total)
 
     def _packed(self, grads: Any) -> Any:
-        return flat.ravel(grads) if self._flat else grads
+        """Gradients as one vector on a CPU, where a program that adds and checks one array
+        instead of one per parameter compiles in half the time.
+        """
+        return ravel_pytree(grads)[0] if self._flat else grads
 
-    def _unpacked(self, grads: Any) -> Any:
-        return flat.unravel(grads, self._shapes()["params"]) if self._flat else grads
+    def _unpacked(self, grads: Any, params: Any) -> Any:
+        return ravel_pytree(params)[1](grads) if self._flat else grads
 
     def _accumulate(self, state, micro_steps, total, step, gate):
         """(state with its target moved, decay, sums) after all micro-steps of a step."""
@@ -264,7 +256,7 @@ class TrainProgram:
 
     def _follow(self, state: State, step: int) -> tuple[State, float | None]:
         """Moves the target towards the online encoder, before the step's forward."""
-        decay = self.recipe.target_decay(step)
+        decay = ema_decay_at(step, self.last_step, self.config.train_module.ema_decay)
         if decay is None or not state["target"]:
             return state, None
         arguments = (state["target"], state["params"]["encoder"], np.float32(decay))
@@ -392,14 +384,16 @@ class TrainProgram:
     def _update(self, state: State, total, lr):
         good = total["good"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(good, 1.0), total["grads"])
-        grads = self._unpacked(grads)
+        grads = self._unpacked(grads, state["params"])
 
         def take(state):
             before = state["params"]
-            params, opt_state, norm = optimizer.update(
-                grads, state["opt_state"], before, lr, self.recipe.optimizer
+            norm = optax.tree.norm(
+                jax.tree.map(lambda g, keep: g if keep else None, grads, self._trained)
             )
-            moved = optimizer.global_norm(jax.tree.map(jnp.subtract, params, before))
+            updates, opt_state = self._optimizer.update(grads, state["opt_state"], before, rate=lr)
+            params = optax.apply_updates(before, updates)
+            moved = optax.tree.norm(jax.tree.map(jnp.subtract, params, before))
             return {**state, "params": params, "opt_state": opt_state}, (norm, moved)
 
         def skip(state):
@@ -411,7 +405,7 @@ class TrainProgram:
         norms = {
             "optim/total grad norm": norm,
             "optim/update norm": moved,
-            "optim/parameter norm": optimizer.global_norm(new["params"]),
+            "optim/parameter norm": optax.tree.norm(new["params"]),
         }
         return new, {**self._metrics(total), **norms}
 

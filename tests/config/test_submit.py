@@ -1,6 +1,7 @@
 """Job files: what they start is the config that was asked for, on the processes that were shown."""
 
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -22,7 +23,6 @@ from olmoearth_jax.train.loop import Summary
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = [
     "--config.common.training_modalities=[sentinel2_l2a, 'landsat']",
-    '--config.dataset.h5py_dir=/data/it\'s $HOME "here"/700000',
     '--config.train_module.token_exit_cfg={"landsat": 0}',
     "--config.trainer.no_evals",
 ]
@@ -30,9 +30,11 @@ BASE = ["--config=configs/base.py:version=v1_2", "--run_name=My Run"]
 
 STUBS = {
     # Every process writes its arguments, each ended by a zero byte, and what it got to see.
-    "python": 'printf "%s\\0" "$@" > "$OUT/$$.args"; echo "$XLA_PYTHON_CLIENT_MEM_FRACTION" '
-    '> "$OUT/$$.env"\n[ -z "${HANG:-}" ] && exit 0\ntrap "exit 75" TERM\n'
+    "python": '[ "$1" = -c ] && exit 0; printf "%s\\0" "$@" > "$OUT/$$.args"\n'
+    'echo "$XLA_PYTHON_CLIENT_MEM_FRACTION" > "$OUT/$$.env"\n'
+    '[ -z "${HANG:-}" ] && exit 0\ntrap "exit 75" TERM\n'
     "for _ in $(seq 100); do sleep 0.1; done; exit 9\n",
+    "nvidia-smi": 'for i in $(seq "${GPUS:-2}"); do echo "GPU $i"; done',
     "scontrol": 'case "$1" in show) echo first-host ;; *) echo "$@" >> "$OUT/scontrol" ;; esac\n',
     "srun": """while [ "${1#--}" != "$1" ]; do shift; done
 pids=()
@@ -102,9 +104,17 @@ def started(stubs: Path) -> list[list[str]]:
     return [path.read_text().split("\0")[:-1] for path in found]
 
 
-def check_processes(stubs: Path, topology: _render.Topology, coordinator: str) -> None:
+def changes(tmp_path: Path) -> list[str]:
+    """CHANGES, and a dataset in a folder with an awkward name."""
+    folder = tmp_path / 'it\'s $HOME "here"' / "700000"
+    return [*CHANGES, f"--config.dataset.h5py_dir={folder}"]
+
+
+def check_processes(
+    stubs: Path, topology: _render.Topology, coordinator: str, asked: list[str]
+) -> None:
     """Every process of the topology was started once, with the config that was asked for."""
-    wanted = _app.load(BASE[0].partition("=")[2], None, "My Run", CHANGES)
+    wanted = _app.load(BASE[0].partition("=")[2], None, "My Run", asked)
     seen = {}
     for module, name, *arguments in started(stubs):
         assert (module, name) == ("-m", "launch.train")
@@ -132,18 +142,20 @@ def test_job_starts_what_was_asked_for(scheduler, per, stubs, tmp_path, monkeypa
     ]
     options += [f"--process_per={per}", f"--output={tmp_path}/a b"]
     options += [f"--venv={stubs}"] if scheduler == "slurm" else []
-    assert call(monkeypatch, *BASE, *options, *CHANGES) == 0
+    asked = [*changes(tmp_path)]
+    assert call(monkeypatch, *BASE, *options, *asked) == 0
     assert f"one process per {per}: {topology.processes} processes" in capsys.readouterr().out
     folder = tmp_path / "a b"
+    Path(asked[-1].partition("=")[2]).mkdir(parents=True)
     if scheduler == "slurm":
         counts = {"TASKS": str(topology.processes), "PER_HOST": str(topology.processes // 2)}
         job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "first-host,second"}
         bash(folder / "job.sbatch", stubs, **counts, **job)
-        check_processes(stubs, topology, "first-host:20042")
+        check_processes(stubs, topology, "first-host:20042", asked)
     elif scheduler == "docker":
         for host in "01":
             bash(folder / "docker.sh", stubs, host, "10.0.0.1:29500")
-        check_processes(stubs, topology, "10.0.0.1:29500")
+        check_processes(stubs, topology, "10.0.0.1:29500", asked)
     else:
         document = yaml.safe_load((folder / "jobset.yaml").read_text())
         name = check_jobset(document, hosts=2, gpus=2)
@@ -153,7 +165,7 @@ def test_job_starts_what_was_asked_for(scheduler, per, stubs, tmp_path, monkeypa
         script.write_text(container["args"][0])
         for host in "01":
             bash(script, stubs, **environment, JOB_COMPLETION_INDEX=host)
-        check_processes(stubs, topology, f"{name}-host-0-0.{name}:{_render.PORT}")
+        check_processes(stubs, topology, f"{name}-host-0-0.{name}:{_render.PORT}", asked)
 
 
 def container_of(document: dict) -> dict:
@@ -175,7 +187,7 @@ def check_jobset(document: dict, hosts: int, gpus: int) -> str:
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     container = container_of(document)
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": gpus}
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == gpus
     assert all(set(v) == {"name", "value"} for v in container["env"])
     volumes = {v["name"] for v in pod["volumes"]}
     assert {m["name"] for m in container["volumeMounts"]} == volumes
@@ -197,6 +209,65 @@ def test_jobset_mounts_claims_and_folders(monkeypatch, tmp_path, capsys):
     assert "--stopped_exit_code=0" in container_of(document)["args"][0]
     assert call(monkeypatch, *BASE, *options) == 0
     assert "checkpoints are lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lack", "code", "part"),
+    [
+        ("dataset", 2, "is not there, or must not be read"),
+        ("gpus", 1, "there are 1 GPUs, 2 are needed"),
+        ("program", 2, "python has no olmoearth_jax"),
+    ],
+)
+def test_a_host_is_looked_at_before_a_run_starts(lack, code, part, stubs, tmp_path, monkeypatch):
+    asked = changes(tmp_path)
+    options = ["--scheduler=docker", "--gpus_per_host=2", f"--output={tmp_path}/job"]
+    assert call(monkeypatch, *BASE, *options, *asked) == 0
+    if lack != "dataset":
+        Path(asked[-1].partition("=")[2]).mkdir(parents=True)
+    if lack == "program":
+        (stubs / "bin" / "python").write_text("#!/bin/bash\nexit 1\n")
+    environment = _environment(stubs, {"GPUS": "1" if lack == "gpus" else "2"})
+    command = ["bash", str(tmp_path / "job" / "docker.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == code and part in done.stderr
+    assert not started(stubs)
+
+
+def test_what_a_job_asks_its_scheduler_for(monkeypatch, tmp_path, capsys):
+    call(monkeypatch, *BASE, f"--output={tmp_path}/a")
+    assert "note: the partition's time limit holds" in capsys.readouterr().err
+    asked = ["--memory=500", "--cpus_per_gpu=4", f"--output={tmp_path}/b"]
+    call(monkeypatch, *BASE, *asked, "--time=2-12:00:00", "--account=lab")
+    text = (tmp_path / "b" / "job.sbatch").read_text()
+    for option in ("time=2-12:00:00", "account=lab", "mem=500G", "cpus-per-task=32"):
+        assert f"#SBATCH --{option}\n" in text
+    assert "--cpus-per-task=32 \\\n" in text and "/slurm-%j-%t.out --open-mode" in text
+    taints = ["--toleration=nvidia.com/gpu", "--toleration=team=eo", "--image_pull_secret=hub"]
+    call(monkeypatch, *BASE, *asked, *taints, "--scheduler=jobset")
+    text = (tmp_path / "b" / "jobset.yaml").read_text()
+    group = yaml.safe_load(text)["spec"]["replicatedJobs"][0]
+    pod = group["template"]["spec"]["template"]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "hub"}]
+    assert pod["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "team", "operator": "Equal", "value": "eo", "effect": "NoSchedule"},
+    ]
+    resources = pod["containers"][0]["resources"]
+    assert resources["limits"]["memory"] == resources["requests"]["memory"] == "500Gi"
+    assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "125Gi"}
+
+
+def test_a_jobset_says_what_its_pods_will_miss(monkeypatch, tmp_path, capsys):
+    asked = [f"--output={tmp_path}", "--scheduler=jobset", "--config.dataset.h5py_dir=/data/h5"]
+    call(monkeypatch, *BASE, *asked)
+    told = capsys.readouterr().err
+    assert "no --mount holds /data/h5" in told and "checkpoints are lost" in told
+    call(monkeypatch, *BASE, *asked, "--mount=data:/data/h5:ro", "--mount=runs:/app/local_output")
+    assert capsys.readouterr().err == ""
+    container = container_of(yaml.safe_load((tmp_path / "jobset.yaml").read_text()))
+    variables = {v["name"]: v["value"] for v in container["env"]}
+    assert variables["JAX_COMPILATION_CACHE_DIR"] == "/app/local_output/compilation_cache"
 
 
 @pytest.mark.parametrize("requeue", [True, False])
@@ -248,6 +319,7 @@ REFUSED = [
     (["--hosts=9", "--process_per=gpu"], "72 processes cannot share groups of 64"),
     (["--config.mesh.fsdp=3"], "does not divide 8 devices"),
     (["--config.mesh.data=4"], "needs 4 devices, but there are 8"),
+    (["--time=tomorrow"], "must be as 24:00:00"),
     (["--env=1A=2"], "must be NAME=VALUE"),
     (["--env=TOKEN", "--scheduler=jobset"], "cannot take over"),
     (["--mount=here", "--image=a"], "SOURCE:/TARGET"),
@@ -262,10 +334,27 @@ REFUSED = [
 
 @pytest.mark.parametrize(("options", "part"), REFUSED, ids=[" ".join(o) for o, _ in REFUSED])
 def test_mismatch_is_refused_and_nothing_written(options, part, monkeypatch, tmp_path):
-    with pytest.raises((ConfigError, _app.UserError)) as caught:
+    with pytest.raises(ValueError) as caught:
         call(monkeypatch, *BASE, f"--output={tmp_path}/x", *options)
     assert part in str(caught.value)
     assert not list(tmp_path.glob("x/job*"))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name"),
+    [("slurm", "job.sbatch"), ("jobset", "jobset.yaml"), ("docker", "host.sh")],
+)
+def test_job_files_replace_job_files_of_ours_only(scheduler, name, monkeypatch, tmp_path):
+    given = [*BASE, f"--scheduler={scheduler}", f"--output={tmp_path}"]
+    assert call(monkeypatch, *given) == 0
+    assert call(monkeypatch, *given) == 0
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    (tmp_path / name).write_text("#!/bin/bash\n# the image is olmoearth-jax\n")
+    with pytest.raises(ValueError, match=f"{name} exists and was not written by this program"):
+        call(monkeypatch, *given)
+    assert "the image" in (tmp_path / name).read_text()
+    assert call(monkeypatch, *given, "--overwrite") == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == written
 
 
 def test_submitting_needs_the_schedulers_program(monkeypatch, tmp_path):
@@ -297,7 +386,11 @@ def test_listed_sweeps(file, jobs, monkeypatch, capsys):
         call(monkeypatch, f"--config=configs/{file}.py", "--run_name=x", "--sweep", "--list") == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == jobs and all(line.startswith("x_") for line in lines)
+    assert len(lines) == jobs
+    for line in lines:
+        program, module, verb, *given = shlex.split(line)
+        assert (program, module, verb) == ("python", "-m", "launch.train")
+        assert any(a.startswith("--run_name=x_") for a in given)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +420,12 @@ def test_image_holds_what_the_program_needs():
     assert all((ROOT / path).exists() for path in copied)
     assert {"olmoearth_jax", "launch", "configs", "tools"} <= {p.strip("./") for p in copied}
     assert any(line.startswith("ARG CUDA") for line in lines)
+    # What changes seldom comes first: an edit of the code must not install the packages again.
+    order = [next(i for i, ln in enumerate(lines) if t in ln) for t in ("-r requirements.lock",
+             "COPY olmoearth_jax", "--no-deps -e .")]  # fmt: skip
+    assert order == sorted(order)
+    locked = {ln.partition("==")[0] for ln in (ROOT / "requirements.lock").read_text().split()}
+    assert {"jax", "flax", "optax", "grain", "rasterio", "wandb", "gcsfs", "s3fs"} <= locked
     assert any(line.startswith("USER ") and line != "USER root" for line in lines)
 
 

@@ -75,6 +75,20 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_noticed(tmp_path):
         convert(_settings(tmp_path, storage=Storage("zstd", 1, chunk_px=32)))
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 200_000, "a,b\n1,2\n", "sample_index,blake2b\nx,y\n", "\xff"]
+)
+def test_damaged_checksums_of_a_finished_dataset_are_told(tmp_path, text):
+    make_tree(tmp_path, tiles=1)
+    folder = convert(_settings(tmp_path)).folder
+    (folder / "checksums.csv").write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=r"checksums.csv cannot be read .* to convert again"):
+        convert(_settings(tmp_path))
+    (folder / "conversion.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="another dataset is in the way"):
+        convert(_settings(tmp_path))
+
+
 def test_numbers_follow_the_tiles_and_not_the_order_of_the_csv(tmp_path):
     folder = tmp_path / "a"
     make_tree(folder, tiles=3)
@@ -95,7 +109,7 @@ def test_repeated_and_unordered_rows_are_ignored_and_told(tmp_path):
     done = convert(_settings(tmp_path), say=said.append)
     assert done.samples == 4 and "12 of sentinel1" in said[0]
     path.write_text("\n".join([header, rows[1], rows[0], *rows[2:]]) + "\n")
-    with pytest.raises(ValueError, match="tiles cannot be read: .* has 24 bands, expected 2"):
+    with pytest.raises(ValueError, match="tiles cannot be used: .* has 24 bands, expected 2"):
         convert(_settings(tmp_path))
 
 
@@ -221,7 +235,7 @@ def test_damaged_rasters_are_named_and_can_be_skipped(tmp_path, damage):
         write_raster(path, np.ones((23, 64, 64), np.float32))
     else:
         path.write_text("no image")
-    with pytest.raises(ValueError, match=r"1 of 2 tiles cannot be read: .*101_-2000_10.tif"):
+    with pytest.raises(ValueError, match=r"1 of 2 tiles cannot be used: .*101_-2000_10.tif"):
         convert(_settings(tmp_path))
     assert not list(tmp_path.rglob("sample_*.h5"))
     done = convert(_settings(tmp_path), skip_unreadable=True)
@@ -330,4 +344,4 @@ def test_the_tool_reports_and_exits(tmp_path):
     assert Path(run.stdout.splitlines()[-1]).name == "1" and "1 samples" in run.stdout
     shutil.rmtree(tmp_path / "10_worldcover")
     run = subprocess.run([*command, "--num_workers=0"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1 and run.stderr.startswith("error: 1 of 1 tiles cannot be read")
+    assert run.returncode == 1 and run.stderr.startswith("error: 1 of 1 tiles cannot be used")

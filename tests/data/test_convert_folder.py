@@ -191,6 +191,6 @@ def test_a_damaged_file_is_named_before_anything_is_written(tmp_path):
     data = bytearray(path.read_bytes())
     data[9000:12_000] = b"\xff" * 3000
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="tiles cannot be read: .*sentinel2_l2a_2021-02-15.tif"):
+    with pytest.raises(ValueError, match="tiles cannot be used: .*sentinel2_l2a_2021-02-15.tif"):
         _convert(tmp_path)
     assert not list(tmp_path.rglob("sample_*.h5"))

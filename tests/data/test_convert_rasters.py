@@ -20,7 +20,7 @@ from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage
 from olmoearth_jax.data.raster_file import RasterFile
-from tests.data.trees import add_modality, make_tree, month, write_raster
+from tests.data.trees import add_modality, make_tree, month, plausible, write_raster
 
 CELL = Cell("EPSG:32633", 100, -2000)
 
@@ -266,6 +266,11 @@ def test_scale_and_offset_give_the_physical_value_or_are_refused(tmp_path, plain
     _place(_path(tmp_path, "srtm"), heights, scales=(0.1,))
     with pytest.raises(ValueError, match="scale and offset tags .0.1 and 0.*no unit of srtm"):
         _convert(tmp_path, output_dir=tmp_path / "b")
+    _place(_path(tmp_path, "srtm"), heights)
+    for scale in (0.0, -0.01, np.nan):
+        _place(_path(tmp_path, "sentinel1"), hundredths, scales=(scale,) * 24)
+        with pytest.raises(ValueError, match="no unit of sentinel1"):
+            _convert(tmp_path, output_dir=tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -297,3 +302,102 @@ def test_the_page_names_the_bands_of_every_file():
             bands = ", ".join(modality.bands[c] for c in channels)
             row = f"| {tree.stem(modality)} | {tree.resolution_text(resolution)} | {bands} |"
             assert row in page, row
+
+
+def _scene(name: str, **changes: Any) -> list[np.ndarray]:
+    """Plausible rasters [C, 64, 64] of a modality's files; `spoil` and `share` put a value in."""
+    modality, draw = registry.get(name), np.random.default_rng(3)
+    out = []
+    for bands in tree.files_of(modality).values():
+        count = len(bands) * (12 if modality.multitemporal else 1)
+        values = plausible(draw.integers(1, 200, (count, 64, 64)), name)
+        out.append(values.astype(changes.get("dtype", modality.source_dtype or "float32")))
+    if "spoil" in changes:
+        flat = out[-1].reshape(-1)
+        flat[: int(changes["share"] * flat.size)] = changes["spoil"]
+    return out
+
+
+def _write_scene(folder: Path, name: str, cell: Cell = CELL, **changes: Any) -> list[Path]:
+    files = tree.files_of(registry.get(name))
+    paths = [_path(folder, name, cell, resolution) for resolution in files]
+    for path, values in zip(paths, _scene(name, **changes), strict=True):
+        write_raster(path, values)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "spoil", "share", "says"),
+    [
+        ("sentinel2_l2a", "uint16", 65535, 0.01, "holds 65535 in 1.00%"),
+        ("sentinel2_l2a", "int16", -9999, 0.001, "holds -9999 in 0.10%"),
+        ("sentinel2_l2a", "uint16", 40000, 0.05, "-1000..30000 .* 5.00% .* such as 40000"),
+        ("sentinel2_l2a", "uint16", 65000, 0.5, "stored without a sign"),
+        ("sentinel2_l2a", "float32", 0.3, 1.0, "like reflectance in 0..1"),
+        ("landsat", "int32", -9999, 0.01, "holds -9999 in 1.00%"),
+        ("srtm", "int16", -32768, 0.01, "holds -32768 in 0.98%"),
+        ("worldcover", "uint8", 15, 0.01, "one of 10, .* 0.98% .* such as 15"),
+        ("worldcereal", "float32", 254, 0.01, "holds 254 in 1.00%"),
+        ("wri_canopy_height_map", "uint8", 255, 0.01, "holds 255 in 0.98%"),
+        ("sentinel1", "float32", -9999, 0.001, "holds -9999 in 0.10%"),
+        ("sentinel1", "uint16", 300, 0.9, "median is 300, like counts"),
+    ],
+)
+def test_values_that_cannot_be_stop_the_conversion(tmp_path, name, dtype, spoil, share, says):
+    make_tree(tmp_path, tiles=2)
+    others = {"sentinel1", "worldcover", "srtm"}
+    if name not in others:
+        starts = [month(i) for i in range(12)]
+        cells = [CELL, Cell(CELL.crs, 101, -2000)]
+        add_modality(
+            tmp_path, name, cells, starts if registry.get(name).multitemporal else starts[:1]
+        )
+    path = _write_scene(tmp_path, name, dtype=dtype, spoil=spoil, share=share)[-1]
+    with pytest.raises(ValueError, match=f"1 of 2 tiles .*{path.name}: .*{says}") as told:
+        _convert(tmp_path)
+    assert "pass --nocheck_units" in str(told.value)
+    assert not list(tmp_path.glob("out/**/*.h5"))
+    settings = Settings(tmp_path, tmp_path / "out", storage=Storage("zstd", 1))
+    assert convert(settings, check_units=False).samples == 8
+    with pytest.raises(ValueError, match=says):  # a record of a look that did not judge is none
+        convert(settings)
+    assert convert(settings, skip_unreadable=True).samples == 4
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_odd_values_are_told_once_for_each_modality(tmp_path):
+    make_tree(tmp_path, tiles=3)
+    cells = [Cell(CELL.crs, 100 + k, -2000) for k in range(3)]
+    add_modality(tmp_path, "sentinel2_l2a", cells, [month(i) for i in range(12)])
+    add_modality(tmp_path, "worldcereal", cells, [month(0)])
+    for cell in cells:
+        _write_scene(tmp_path, "worldcereal", cell)  # averages of its codes
+    for cell in cells[1:]:
+        for path in _write_scene(tmp_path, "sentinel2_l2a", cell):
+            with rasterio.open(path, "r+") as file:
+                values = file.read()
+                values[:, :20] = 0
+                file.write(values)
+    said: list[str] = []
+    settings = Settings(tmp_path, tmp_path / "out", storage=Storage("zstd", 1))
+    convert(settings, say=said.append)
+    warned = [line for line in said if line.startswith("warning: ")]
+    assert [line for line in warned if "sentinel2_l2a" in line] == [
+        f"warning: 2 of 3 tiles, such as {cells[1]}: sentinel2_l2a: 31% of the values are 0. If "
+        "that stands for missing data, declare it as the nodata value of the file"
+    ]
+    (cereal,) = [line for line in warned if "worldcereal" in line]
+    assert "lie between its codes 0 and 100" in cereal and len(warned) == 2
+    again: list[str] = []
+    convert(settings, say=again.append)
+    assert [line for line in again if line.startswith("warning: ")] == warned
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_declared_nodata_is_not_judged(tmp_path):
+    make_tree(tmp_path, tiles=1)
+    add_modality(tmp_path, "landsat", [CELL], [month(i) for i in range(12)])
+    for path in _write_scene(tmp_path, "landsat", dtype="int32", spoil=-9999, share=0.01):
+        with rasterio.open(path, "r+") as file:
+            file.nodata = -9999
+    assert _convert(tmp_path).samples == 4

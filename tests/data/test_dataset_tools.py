@@ -176,6 +176,9 @@ def test_the_tools_exit_codes_and_manifest(writable_dataset, tmp_path):
     assert second.returncode == 1 and "error: sample_2.h5 has changed" in second.stdout
     with pytest.raises(ValueError, match="cannot be read"):
         verify_dataset.compare_manifest(writable_dataset / "sample_0.h5", {})
+    manifest.write_text("sample_index,blake2b\n0," + "x" * 200_000)
+    with pytest.raises(ValueError, match="manifest"):
+        verify_dataset.compare_manifest(manifest, {})
 
 
 def test_statistics_are_those_of_the_whole_and_of_any_worker_count(dataset, tmp_path):

@@ -144,7 +144,7 @@ def test_values_that_float32_cannot_hold_make_a_sample_unreadable(tmp_path, valu
         read(good(tmp_path / "sample_0.h5", dtype=np.float64, value=value))
 
 
-@pytest.mark.parametrize("parser", ["sample", "index"])
+@pytest.mark.parametrize("parser", ["sample", "index", "csv"])
 def test_spoilt_files_end_in_a_sentence(tmp_path, parser):
     for number in range(150):
         assert fuzz.try_case(parser, 1, number, tmp_path) is None, number

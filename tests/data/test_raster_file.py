@@ -17,6 +17,7 @@ from olmoearth_jax.data.raster_file import (
     crs_difference,
     ground_pixel_size,
     same_crs,
+    transform_points,
 )
 
 NORTH = Affine(10, 0, 300000, 0, -10, 5800000)
@@ -198,3 +199,38 @@ def test_the_size_on_the_ground_is_not_the_size_on_the_map():
     assert ground_pixel_size("EPSG:4326", around, 10, 10)[0] == pytest.approx(11.13, rel=0.01)
     with pytest.raises(ValueError, match="has no size in metres"):
         ground_pixel_size(None, NORTH, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "declared"),
+    [("float32", -3.40282e38), ("float64", -1.79769e308), ("float32", -np.inf)],
+)
+def test_fills_that_are_declared_in_a_few_digits(tmp_path, dtype, declared):
+    x = np.arange(30, dtype=dtype).reshape(1, 5, 6)
+    x[0, 2, 3] = declared if np.isinf(declared) else np.finfo(dtype).min
+    with RasterFile(_write(tmp_path / "x.tif", x, nodata=declared)) as file:
+        np.testing.assert_array_equal(file.read()[1], x >= 0)
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    _write(tmp_path / "slc.tif", np.ones((2, 4, 4), np.complex64))
+    with pytest.raises(RasterError, match="holds complex numbers"):
+        RasterFile(tmp_path / "slc.tif")
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        'LOCAL_CS["site",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]',
+        'ENGCRS["site",EDATUM["peg"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],'
+        'LENGTHUNIT["metre",1]]',
+    ],
+)
+def test_local_systems_have_no_place_on_the_earth(local):
+    with pytest.raises(ValueError, match="'site' is a local one and says nothing of the place"):
+        ground_pixel_size(local, NORTH, 10, 10)
+    for pair in ((local, "EPSG:4326"), ("EPSG:4326", local)):
+        with pytest.raises(ValueError, match="is a local one"):
+            transform_points(*pair, [1.0], [2.0])
+    assert same_crs(local, local) and not same_crs(local, UTM)
+    assert crs_difference(local, UTM).startswith("'site' against EPSG:32633")

@@ -205,6 +205,7 @@ def test_scenes_of_one_date_are_put_together_in_order(tmp_path):
         (["B02", "blue"], "sentinel2_l2a", "more than once"),
         (["B02", "B2"], "landsat", "unknown band 'B02'"),
         (["B02", ""], "", "has 2 bands, of which 1 are named"),
+        (["B04"], "sentinel2", "take no sentinel2; did you mean 'sentinel2_l2a'"),
         (["vv", "vh", "angle"], "sentinel1", "take no band angle"),
     ],
 )
@@ -325,7 +326,10 @@ def test_tags_and_members_bring_values_to_the_unit_of_the_model(tmp_path):
     assert got(raw, "B02", (0.01, 0), scale=2) == [2000, 6000]
     assert got(-raw.astype(np.int16), "vv", (0.01, 1)) == [-9, -29]
     assert got(raw, "B4", (2.75e-5, -0.2), scale=1) == [1000, 3000]
-    for name, tags in (("B02", (0.01, 0)), ("B02", (2, 0)), ("B4", (2.75e-5, -0.2))):
+    for name, tags in (
+        ("B02", (0.01, 0)), ("B02", (2, 0)), ("B4", (2.75e-5, -0.2)), ("B02", (0, 0)),
+        ("B02", (-1e-4, 0)), ("vv", (0, 0)), ("vv", (np.nan, 0)), ("B02", (1e-4, np.inf)),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="scale and offset in a manifest"):
             got(raw, name, tags)
     path = write(tmp_path / "n.tif", raw, ["B02"], nodata=1000)
@@ -398,12 +402,21 @@ def test_manifests(tmp_path):
         ("path,date\na.tif,2023-06-15\nb.t", "1 fields in line 3, but 2 columns: is it cut off"),
         ("path,scale\na.tif,much\n", "scale must be a number"),
         ("path,scale\na.tif,0\n", "leaves nothing"),
+        ("path,date,path\na.tif,2023-06,b.tif\n", "two columns 'path'"),
+        ("path,nodata\na.tif,none\n", "nodata must be a number"),
+        ("path;scale\na.tif;0,5\n", "scale must be a number, got '0,5'"),
         ("path,resample\na.tif,nearest\n", "gdalwarp -r near"),
         ("path,resample\na.tif,cubic\n", "unknown resample"),
         ("date\n2023\n", "each with a 'path'"),
     ):
         with pytest.raises(ValueError, match=said):
             read(text)
+    for text in ('"sep=;"\r\npath;bands\r\na.tif;B2,B3\r\n', 'path,bands\na.tif,"B2; B3"\n'):
+        assert read(text) == [Raster(str(tmp_path / "a.tif"), bands=["B2", "B3"])]
+    assert read("path,nodata\na.tif,-inf\n")[0].nodata == -np.inf
+    twice = '[{"path": "a.tif", "date": "2023-06-15", "date": "2023-07-15"}]'
+    with pytest.raises(ValueError, match="'date' is given twice"):
+        read(twice, "m.json")
     (tmp_path / "w.csv").write_bytes("path,date\nä.tif,2023\n".encode("latin-1"))
     with pytest.raises(ValueError, match="save it as UTF-8"):
         read_manifest(tmp_path / "w.csv")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from launch import _app, _pictures, prep, visualize
+from olmoearth_jax import outputs
 from olmoearth_jax.data.index import prepare
+from olmoearth_jax.images import stretched
 from olmoearth_jax.modalities import MISSING, OFFICIAL_MODALITIES, Tokenization
 from olmoearth_jax.train.build import build_stream
 
@@ -47,6 +49,16 @@ def test_sheets_and_map_are_written(parts, tmp_path):
     assert visualize.positions_of([number], 1, index, stream) == [0]
 
 
+def test_pictures_replace_pictures_of_ours_only(parts, tmp_path):
+    index, stream = parts
+    chosen = visualize.positions_of([], 2, index, stream)
+    named = visualize.files_of(tmp_path, chosen, index, stream)
+    assert list(visualize.draw(tmp_path, chosen, index, stream)) == named
+    assert all(outputs.is_ours(path) for path in named)
+    named[0].write_bytes(b"a map of mine")
+    assert not outputs.is_ours(named[0])
+
+
 def test_wrong_numbers_are_explained(parts):
     index, stream = parts
     with pytest.raises(_app.UserError, match="takes sample numbers"):
@@ -78,7 +90,7 @@ def test_every_kind_of_map_is_drawn():
         values = np.arange(16.0 * bands).reshape(4, 4, bands) % 50
         _pictures._map(Figure().add_subplot(), name, values)
         _pictures._map(Figure().add_subplot(), name, values * 0 + MISSING)
-    grey = _pictures.colours("sentinel1", np.full((2, 2, 3, 2), MISSING))
+    grey = stretched("sentinel1", np.full((2, 2, 3, 2), MISSING), 0.93)
     assert (grey == 0.93).all()
     masks = {"srtm": np.zeros((2, 2, 1, 1), int), "era5_10": np.ones((3, 1), int)}
     masks["latlon"] = np.full((1,), 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+import rasterio.errors
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tree
@@ -65,11 +66,27 @@ def add_modality(
             size = side if modality.spatial else 1
             shape = (len(starts) * len(bands), size, size)
             dtype = np.dtype(modality.source_dtype or "float32")
-            values = draw.integers(1, 200, shape).astype(dtype)
+            values = plausible(draw.integers(1, 200, shape), name).astype(dtype)
             write_raster(tree.raster_path(folder, modality, cell, resolution), values)
             out[cell].append(values)
     write_rows(folder, name, rows)
     return out
+
+
+def plausible(numbers: np.ndarray, name: str) -> np.ndarray:
+    """Numbers 1..199 as values that a modality can have."""
+    if name == "sentinel1":
+        return numbers / 1000  # linear power
+    if name == "worldcover":
+        return np.array(registry.WORLDCOVER_CODES)[numbers % 11]
+    if name == "worldcereal":
+        return numbers % 3 * 50  # codes and averages of them
+    if name in ("openstreetmap_raster", "wri_canopy_height_map"):
+        return numbers % 2
+    if name == "era5_10":
+        per_band = np.array([280, 270, 90_000, 1, 1, 0.01])
+        return numbers / 1000 + np.resize(per_band, len(numbers))[:, None, None]
+    return numbers * 10 if name in ("sentinel2_l2a", "landsat") else numbers
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Sequence]) -> None:

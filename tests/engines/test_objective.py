@@ -11,11 +11,12 @@ from olmoearth_jax import losses
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import assemble, optimizer, targets
+from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.assemble import EngineOptions, trainable_leaves
-from olmoearth_jax.train.ema import ema_decay_at, ema_update
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.ema import ema_update
+from olmoearth_jax.train.step import TrainProgram
 from tests.engines.compare import model_of
+from tests.train.steady import steady
 
 PATCH = losses.build({"type": "patch_discrimination"})
 MODALITY = losses.build({"type": "modality_patch_discrimination_vec"})
@@ -80,8 +81,8 @@ def test_what_no_loss_reads_is_left_alone():
 def _program(objective, **changes) -> TrainProgram:
     model, mesh = model_of(), make_mesh(devices=jax.devices()[:1])
     engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
-    recipe = Recipe(optimizer.AdamWConfig(), lambda step: 1e-3, **changes)
-    return TrainProgram(model, engine, recipe, mesh, trainable_leaves(model, True, objective))
+    trained = trainable_leaves(model, True, objective)
+    return TrainProgram(steady(model, **changes), engine, mesh, trained, 10)
 
 
 def test_a_target_drawn_anew_differs_in_its_patch_embeddings():
@@ -100,9 +101,7 @@ def test_a_target_drawn_anew_differs_in_its_patch_embeddings():
 
 
 def test_the_moving_target_follows_before_the_step_and_keeps_the_old_one():
-    program = _program(
-        Objective(PATCH, moving=True), target_decay=lambda step: ema_decay_at(step, 10, (0.9, 1.0))
-    )
+    program = _program(Objective(PATCH, moving=True), ema_decay=[0.9, 1.0])
     state = program.init_state()
     state["target"] = jax.tree.map(jnp.zeros_like, state["target"])
     moved, decay = program._follow(state, 2)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.evals import embeddings
-from olmoearth_jax.evals.embeddings import EncoderModel, Pooling, RawBands
+from olmoearth_jax.evals.embeddings import EncoderModel, RawBands
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, collate, make_sample
+from olmoearth_jax.model.pooling import Pooling
 
 from .builders import tiny_model
 
-SPATIAL = Pooling(spatial=True)
+SPATIAL = Pooling(place="spatial")
 
 
 def _sample(steps=2, side=8, seed=0, bands=12, name="sentinel2_l2a"):
@@ -32,8 +33,8 @@ def test_pooling_follows_from_spatial_tokens():
     spatial = model.embed(batch, 4, SPATIAL)
     assert spatial.shape == (2, 2, 2, 32)
     assert np.allclose(model.embed(batch, 4, Pooling()), spatial.mean((1, 2)), atol=1e-5)
-    assert np.allclose(model.embed(batch, 4, Pooling(centre=True)), spatial[:, 1, 1])
-    concat = model.embed(batch, 4, Pooling(spatial=True, concat=True))
+    assert np.allclose(model.embed(batch, 4, Pooling(place="centre")), spatial[:, 1, 1])
+    concat = model.embed(batch, 4, Pooling(place="spatial_concat"))
     assert concat.shape == (2, 2, 2, 3, 32)
     assert np.allclose(concat.mean(3), spatial, atol=1e-5)
 
@@ -105,4 +106,4 @@ def test_raw_bands_keep_every_pixel():
     assert out.shape == (1, 2, 2, 16 * 12)
     assert np.array_equal(out[0, 1, 0, :12], batch["sentinel2_l2a"][0, 4, 0, 0])
     with pytest.raises(ValueError, match="no band sets"):
-        RawBands(["sentinel2_l2a"]).embed(batch, 4, Pooling(spatial=True, concat=True))
+        RawBands(["sentinel2_l2a"]).embed(batch, 4, Pooling(place="spatial_concat"))

@@ -13,7 +13,7 @@ import pytest
 from launch import _eval_report as report
 from launch import _sweep as sweep
 from launch import benchmark, evaluate
-from olmoearth_jax import overrides
+from olmoearth_jax import outputs, overrides
 from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
 from olmoearth_jax.evals import callback, models, results, runner, tasks
 from olmoearth_jax.evals.models import Loaded
@@ -215,7 +215,14 @@ def test_the_verb_evaluates_a_baseline(windows, tmp_path, capsys):
     assert _evaluate(*out) == 0
     assert "yemen_crop" in capsys.readouterr().out
     assert len(results.read_lines(tmp_path / "e")) == 1
-    assert (tmp_path / "e" / "results.png").exists()
+    picture = tmp_path / "e" / "results.png"
+    assert outputs.is_ours(picture)
+    picture.write_bytes(b"mine")
+    assert _evaluate(*out) == 0
+    assert "no plot: " in capsys.readouterr().out and picture.read_bytes() == b"mine"
+    assert _evaluate(*out, "--overwrite") == 0 and outputs.is_ours(picture)
+    assert _evaluate(*out[:-1], f"--out={picture}") == 2
+    assert "is a file, so nothing can be written" in capsys.readouterr().err
     assert _evaluate(*out, "--dry_run", "--sweep=lr") == 0
     assert capsys.readouterr().out.count("yemen_crop: ") == 8
     settings = tmp_path / "settings.json"

@@ -220,6 +220,47 @@ def test_other_grids_and_units_are_refused(folder, images, tmp_path):
         read_manifest(tmp_path / "m.csv")
 
 
+def test_one_file_in_another_unit_is_named(folder, images, tmp_path):
+    usual = images[0].astype(np.float32)
+    write(tmp_path / "june.tif", usual / 10_000, S2)
+    write(tmp_path / "picture.tif", (usual / 32).astype(np.uint8), S2)
+    write(tmp_path / "fills.tif", np.where(usual == 0, -9999, usual), S2)
+    for number in range(5):
+        write(tmp_path / f"{number}.tif", images[0], S2, 0)
+    usable = ",".join(str(tmp_path / f"{number}.tif") for number in range(5)).split(",")
+    dates = [f"2021-0{month}" for month in range(1, 7)]
+    for odd, said in (
+        ("june", "june.tif: .* like reflectance in 0..1"),
+        ("picture", "picture.tif: .* 8-bit picture"),
+        ("fills", "holds -9999 in .* declare it as the nodata value of the file"),
+    ):
+        o = options(folder, "s2.tif", "never.tif", dates=dates)
+        o = dataclasses.replace(o, input=[*usable, str(tmp_path / f"{odd}.tif")])
+        with pytest.raises(ValueError, match=f"{said}.*--nocheck_units"):
+            embed.run(o)
+
+
+def test_flags_that_would_do_nothing_are_refused(folder, images):
+    x = np.moveaxis(images[0], 0, -1)[None, :, :, None]
+    np.savez(folder / "arrays.npz", sentinel2_l2a=x, dates=["2021-04-15"], bands_sentinel2_l2a=S2)
+    for change in ({"dates": ["2021-05-15"]}, {"bands": S2}, {"modality": "landsat"}, {"tile": 8}):
+        (flag,) = change
+        with pytest.raises(ValueError, match=f"--{flag} goes with rasters"):
+            embed.run(options(folder, "arrays.npz", "never.npz", **change))
+
+
+def test_the_parts_of_a_virtual_raster_are_inputs(folder, tmp_path):
+    import rasterio.shutil
+
+    part, whole = tmp_path / "part.tif", tmp_path / "whole.vrt"
+    part.write_bytes((folder / "s2.tif").read_bytes())
+    rasterio.shutil.copy(part, whole, driver="VRT")
+    o = options(folder, whole, "map.tif", dates=["2021-04-15"], overwrite=True)
+    with pytest.raises(ValueError, match="would replace one of the inputs"):
+        embed.run(dataclasses.replace(o, output=str(part)))
+    assert part.read_bytes() == (folder / "s2.tif").read_bytes()
+
+
 def test_a_failed_map_leaves_nothing(tmp_path):
     form = {"height": 2, "width": 2, "dtype": "float32", "crs": rasterio.CRS.from_epsg(32633),
             "transform": CORNER}  # fmt: skip
@@ -250,6 +291,18 @@ def test_footprints_across_180_degrees():
         assert [max(p[0] for p in r) - min(p[0] for p in r) for r in rings] == pytest.approx(
             [180 - west, east + 180]
         )
+
+
+def test_a_map_in_a_local_system_has_no_footprint(folder, images, tmp_path):
+    local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]'
+    write(tmp_path / "site.tif", images[0], S2, 0, local)
+    o = options(folder, tmp_path / "site.tif", "site.tif", dates=["2021-04-15"])
+    with pytest.raises(ValueError, match="'site' is a local one.*--any_pixel_size if it is 10 m"):
+        embed.run(o)
+    embed.run(dataclasses.replace(o, any_pixel_size=True))
+    item = json.loads((folder / "site.json").read_text())
+    assert item["geometry"] is None and "bbox" not in item
+    assert "site" in item["properties"]["proj:wkt2"]
 
 
 def drawn_raster(path, rng, x):

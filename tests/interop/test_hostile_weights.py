@@ -216,7 +216,7 @@ def test_any_bytes_end_in_a_value_or_a_sentence(data):
         assert str(told)
 
 
-@pytest.mark.parametrize("parser", ["weights", "safetensors"])
+@pytest.mark.parametrize("parser", ["weights", "safetensors", "pickle"])
 def test_spoilt_files_end_in_a_sentence(tmp_path, parser):
     for case in range(300):
         assert fuzz.try_case(parser, 1, case, tmp_path) is None, case

@@ -25,8 +25,8 @@ from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.unet_head import conv_numbers, initial_head, unet_head
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.optimizer import AdamWConfig
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.step import TrainProgram
+from tests.train.steady import steady
 
 NAMES = ["sentinel2_l2a", "worldcover"]
 STAMPS = np.array([[[15, 0, 2021], [15, 5, 2021]]], np.int32)
@@ -160,9 +160,8 @@ def test_training_lowers_the_loss():
     objective = Objective(losses.build({"type": "patch_discrimination"}), losses.InfoNCE(0.1, 0.1))
     mesh = make_mesh(devices=jax.devices()[:1])
     engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
-    recipe = Recipe(AdamWConfig(weight_decay=0.0), lambda step: 1e-3)
     leaves = assemble.trainable_leaves(model, True, objective)
-    program = TrainProgram(model, engine, recipe, mesh, leaves)
+    program = TrainProgram(steady(model, weight_decay=0.0), engine, mesh, leaves, 20)
     rng = np.random.Generator(np.random.Philox(9))
     data, masks = inputs(4, 2)
     group = {

@@ -10,9 +10,9 @@ from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.optimizer import AdamWConfig
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
+from tests.train.steady import steady
 
 
 @pytest.mark.slow
@@ -33,9 +33,8 @@ def test_no_compilation_after_the_first_step():
     engine = assemble.stream_engine(
         config, spec, ladder, objective, mesh, assemble.EngineOptions.of(config)
     )
-    recipe = Recipe(AdamWConfig(), lambda step: 1e-3, compile_ahead=True)
     trained = assemble.trainable_leaves(config, True)
-    program = TrainProgram(config, engine, recipe, mesh, trained)
+    program = TrainProgram(steady(config), engine, mesh, trained, 10)
     state = program.init_state()
     for step, group in enumerate(groups, start=1):
         state, _ = program.step(state, [group], step)

@@ -15,10 +15,10 @@ from olmoearth_jax import losses
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble
 from olmoearth_jax.losses import Objective
-from olmoearth_jax.train.optimizer import AdamWConfig
 from olmoearth_jax.mesh import make_mesh, rules_of
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
+from tests.train.steady import steady
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(0)
@@ -41,8 +41,10 @@ def step(devices, fsdp=1, rules=(), dense=False):
         engine = assemble.stream_engine(
             config, spec, [spec.top_rung()], objective, mesh, options
         )
-    recipe = Recipe(AdamWConfig(), lambda step: 1e-3, fsdp_rules=rules)
-    program = TrainProgram(config, engine, recipe, mesh, assemble.trainable_leaves(config, True))
+    settings = steady(config)
+    settings.fsdp_rules = [list(rule) for rule in rules]
+    trained = assemble.trainable_leaves(config, True)
+    program = TrainProgram(settings, engine, mesh, trained, 10)
     state = program.init_state()
     grads, _ = program.gradients(state, [a, b])
     state, report = program.step(state, [a, b], 1)

@@ -14,8 +14,8 @@ from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from olmoearth_jax.stream.engine import Prepared
 from olmoearth_jax.train import assemble, signals, step
-from olmoearth_jax.train.optimizer import AdamWConfig
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train.step import TrainProgram
+from tests.train.steady import steady
 
 NAMES = ["sentinel2_l2a", "worldcover"]
 MODEL = ModelConfig(
@@ -39,10 +39,10 @@ class ScaledSum:
         return inputs[0] * value, {"base": value}
 
 
-def program(**recipe) -> TrainProgram:
-    settings = Recipe(AdamWConfig(lr=0.1, weight_decay=0.1), lambda step: 0.1, **recipe)
+def program(engine=None, on_compile=None, **changes) -> TrainProgram:
+    config = steady(MODEL, lr=0.1, weight_decay=0.1, **changes)
     trainable = assemble.trainable_leaves(MODEL, True)
-    return TrainProgram(MODEL, ScaledSum(), settings, make_mesh(), trainable)
+    return TrainProgram(config, engine or ScaledSum(), make_mesh(), trainable, 10, on_compile)
 
 
 def groups(*factors):
@@ -114,10 +114,8 @@ def test_inputs_are_packed_when_their_micro_step_is_due():
             self.made = made
             return made
 
-    settings = Recipe(AdamWConfig(lr=0.1, weight_decay=0.1), lambda step: 0.1)
-    trainable = assemble.trainable_leaves(MODEL, True)
     engine = Watched()
-    runner = TrainProgram(MODEL, engine, settings, make_mesh(), trainable)
+    runner = program(engine)
     state, _ = runner.step(runner.init_state(), groups(1.0, 2.0, 3.0), 1)
     events.clear()
     runner.step(state, groups(1.0, 2.0, 3.0), 2, lambda: events.append("gate"))
@@ -140,11 +138,7 @@ def test_programs_are_compiled_at_the_same_time(monkeypatch):
             return super().loss(params, target, inputs, key, program_key)
 
     monkeypatch.setattr(step, "compile_threads", lambda: 2)
-    settings = Recipe(AdamWConfig(lr=0.1, weight_decay=0.1), lambda step: 0.1)
-    trainable = assemble.trainable_leaves(MODEL, True)
     told: list[str] = []
-    runner = TrainProgram(
-        MODEL, Ladder(), settings, make_mesh(), trainable, lambda name, _: told.append(name)
-    )
+    runner = program(Ladder(), lambda name, _: told.append(name))
     runner.compile_all(runner.init_state(), groups(1.0))
     assert runner.compile_count == 3 and sorted(told) == ["large", "small", "update"]

@@ -25,7 +25,7 @@ from unittest import mock
 
 from absl import app, flags
 
-from olmoearth_jax import masking
+from olmoearth_jax import commands, masking
 from olmoearth_jax.data import group, h5, subset
 from olmoearth_jax.data.index import DatasetIndex, prepare
 from olmoearth_jax.data.pipeline import TrainStream
@@ -35,7 +35,6 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
-from olmoearth_jax.outputs import expand_home
 
 from .torch_loader import ReferenceLoader
 
@@ -221,4 +220,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

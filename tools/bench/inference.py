@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import commands
 from olmoearth_jax.inference.model import PretrainedModel, load_weights
 from olmoearth_jax.inference.prepare import prepare
 from olmoearth_jax.inference.sample import Sample
@@ -31,7 +31,6 @@ from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.modalities import get
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
-from olmoearth_jax.outputs import expand_home
 
 _MODEL = flags.DEFINE_string("model", "nano", "Size of the model.")
 _VERSION = flags.DEFINE_string("version", "v1", "Version of the model.")
@@ -159,4 +158,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

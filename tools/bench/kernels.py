@@ -9,14 +9,13 @@ up the time of equal kernels on all devices, and prints one JSON line.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from olmoearth_jax.outputs import expand_home
+from olmoearth_jax import commands
 
 _FOLDER = flags.DEFINE_string("profile_dir", None, "Folder of a profile.")
 _TOP = flags.DEFINE_integer("top", 10, "Kernels to name.", lower_bound=1)
@@ -60,4 +59,4 @@ def main(_argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("profile_dir")
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

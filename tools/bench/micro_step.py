@@ -72,9 +72,7 @@ def _options(config: ExperimentConfig) -> assemble.EngineOptions:
 
 
 def _program(config: ExperimentConfig, engine: Any, mesh: Any) -> TrainProgram:
-    recipe = build.build_recipe(config, 1000)
-    trainable = assemble.trainable_leaves(config.model, True)
-    return TrainProgram(config.model, engine, recipe, mesh, trainable)
+    return TrainProgram(config, engine, mesh, assemble.trainable_leaves(config.model, True), 1000)
 
 
 def prepare_step(

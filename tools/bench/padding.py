@@ -9,15 +9,14 @@ JSON line; `--h5py_dir` takes the gaps of a data set instead of complete samples
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.index import prepare
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
 from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.stream.token_counts import TokenCounts
@@ -96,4 +95,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

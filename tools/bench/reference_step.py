@@ -29,12 +29,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.train import estimate
 
 from .micro_step import prepare_step, random_group, stream_program
@@ -181,4 +181,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

@@ -17,7 +17,6 @@ import functools
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +25,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from olmoearth_jax import overrides
+from olmoearth_jax import commands, overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import build, estimate
 from olmoearth_jax.train.step import TrainProgram
@@ -245,4 +243,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

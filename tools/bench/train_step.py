@@ -11,18 +11,17 @@ from __future__ import annotations
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
-from olmoearth_jax.outputs import expand_home
 from olmoearth_jax.stream.stream_shape import CROSS, SELF
 from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import build, estimate
@@ -130,4 +129,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=expand_home(sys.argv))
+    commands.run(main)

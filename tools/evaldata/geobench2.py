@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax import outputs
+
 MAGIC = (b"#y", b"WX")
 HEADER = struct.Struct("<2sQQ")
 SPLITS = {"train": "train", "validation": "valid", "val": "valid", "test": "test"}
@@ -149,19 +151,22 @@ def samples(paths: list[Path]) -> Iterator[tuple[str, Path, int]]:
             yield SPLITS[split], path, row["tortilla:offset"]
 
 
-def convert(source: Path, target: Path) -> dict[str, int]:
+def convert(source: Path, target: Path, overwrite: bool = False) -> dict[str, int]:
     """Unpacks `<source>/geobench_<name>*.tortilla` into `<target>/<name>/<split>/<i>.npz`.
 
     Returns:
       Samples per data set and split, as 'name/split' -> count.
 
     Raises:
-      ValueError: no file of a known data set, or a damaged one.
+      ValueError: no file of a known data set, or a damaged one; without `overwrite`, a target that
+        holds other files.
     """
     counts: dict[str, int] = {}
     for name in LAYOUTS:
         paths = sorted([*source.glob(f"**/geobench_{name}.*"), *source.glob(f"**/{name}.tortilla")])
         for split, path, start in samples([p for p in paths if p.suffix in (".tortilla", ".taco")]):
+            if not any(key.startswith(f"{name}/") for key in counts):
+                outputs.claim(target / name, overwrite)
             number = counts.get(f"{name}/{split}", 0)
             folder = target / name / split
             folder.mkdir(parents=True, exist_ok=True)

@@ -23,12 +23,13 @@ from olmoearth_jax.evals import (
     results,
     transforms,
 )
-from olmoearth_jax.evals.embeddings import EncoderModel, Pooling
+from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import pooling
+from olmoearth_jax.model.pooling import Pooling
 
 from ..convert_evals import fit_buckets
 from . import evals_data
@@ -388,9 +389,9 @@ def encoder_of(z: Arrays) -> EncoderModel:
 _POOLS = {
     "cls_mean_p4": (Pooling("mean"), 4),
     "cls_max_p4": (Pooling("max"), 4),
-    "seg_mean_p4": (Pooling("mean", spatial=True), 4),
-    "seg_mean_p8": (Pooling("mean", spatial=True), 8),
-    "cls_center_p4": (Pooling("mean", centre=True), 4),
+    "seg_mean_p4": (Pooling("mean", "spatial"), 4),
+    "seg_mean_p8": (Pooling("mean", "spatial"), 8),
+    "cls_center_p4": (Pooling("mean", "centre"), 4),
 }
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from olmoearth_jax import losses
+from olmoearth_jax.config import OptimConfig, SchedulerConfig
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.train import ema, optimizer, schedule
 
@@ -170,12 +172,13 @@ LOSS_RUNNERS = {"mae": _mae, "InfoNCE": _info_nce, "KoLeo": _koleo, "cross_entro
 def _lr(entry: Mapping[str, Any], arrays: Arrays) -> Result:
     checks = Checks(rtol=1e-12)
     names = ("warmup", "warmup_fraction", "alpha_f", "warmup_min_lr", "t_max")
-    made = schedule.build({k: entry[k] for k in names if k in entry})
+    given: dict[str, Any] = {"warmup": None} | {k: entry[k] for k in names if k in entry}
+    plan = SchedulerConfig(**given)
     if "warmup_steps_used" in entry:
-        used = made.warmup_steps(entry["t_max"])
+        used = schedule.warmup_steps(plan, entry["t_max"])
         checks.equal("warm-up steps", used, entry["warmup_steps_used"])
     steps, rates = (arrays[f"{entry['id']}/{k}"] for k in ("steps", "lr"))
-    ours = [made.lr(entry["lr"], int(s), entry["t_max"]) for s in steps]
+    ours = [schedule.learning_rate(plan, entry["lr"], int(s), entry["t_max"]) for s in steps]
     checks.array("rates", np.array(ours), rates)
     return checks.result("1e-12 |ref|")
 
@@ -207,45 +210,47 @@ def _adamw(entry: Mapping[str, Any], arrays: Arrays) -> Result:
     checks, own = Checks(rtol=1e-6, atol=1e-7), _under(arrays, entry["id"])
     params = {k: jnp.asarray(v) for k, v in _under(own, "init").items()}
     steps = range(1, len(entry["lr_per_step"]) + 1)
-    config = optimizer.AdamWConfig(
-        **entry["adamw"],
-        max_grad_norm=entry["max_grad_norm"],
-        count_offset=entry["count_offset"],
-    )
+    config = OptimConfig(**entry["adamw"], count_offset=entry["count_offset"])
+    clip = optimizer.clip_by_norm(entry["max_grad_norm"] or math.inf)
     present = {k: tuple(f"step{s}/grad/{k}" in own for s in steps) for k in params}
-    groups: dict[tuple[bool, ...], dict] = {}
+    groups: dict[tuple[bool, ...], tuple] = {}
     for pattern in set(present.values()):
         members = {k: v for k, v in params.items() if present[k] == pattern}
-        groups[pattern] = optimizer.init(members, config=config)
-    rates = schedule.CosWithWarmup(warmup=2, t_max=5)
+        transform = optimizer.adamw(config, dict.fromkeys(members, True))
+        groups[pattern] = transform, transform.init(members)
+    plan = SchedulerConfig(warmup=2, t_max=5)
     for s in steps:
-        lr = rates.lr(config.lr, s, 5)
+        lr = schedule.learning_rate(plan, config.lr, s, 5)
         checks.array("learning rate", lr, entry["lr_per_step"][s - 1], rtol=1e-12)
         grads = {k: jnp.asarray(v) for k, v in _under(own, f"step{s}/grad").items()}
-        norm = optimizer.global_norm(grads)
-        scale = optimizer.clip_scale(norm, config.max_grad_norm)
+        norm = optax.tree.norm(grads)
+        clipped: Any = clip.update(grads, clip.init(grads))[0]
         if entry["grad_norm_before_clip"]:
             checks.array("gradient norm", norm, np.float32(entry["grad_norm_before_clip"][s - 1]))
         for k, expected in _under(own, f"step{s}/clipped").items():
-            checks.array(f"clipped {k}", grads[k] * scale, expected)
-        for pattern, state in groups.items():
+            checks.array(f"clipped {k}", clipped[k], expected)
+        for pattern, (transform, state) in groups.items():
             if pattern[s - 1]:
-                members = {k: params[k] for k in state["m"]}
-                new, groups[pattern] = optimizer.apply(grads, state, members, lr, config, scale)
+                members = {k: v for k, v in params.items() if present[k] == pattern}
+                mine = {k: clipped[k] for k in members}
+                updates, state = transform.update(mine, state, members, rate=lr)
+                groups[pattern] = transform, state
+                new: Any = optax.apply_updates(members, updates)
                 params |= new
         _check_adamw_step(checks, _under(own, f"step{s}"), params, groups, s)
     return checks.result("1e-7 + 1e-6 |ref|")
 
 
 def _check_adamw_step(checks: Checks, own: Arrays, params, groups, step: int) -> None:
-    states = {k: state for state in groups.values() for k in state["m"]}
+    adams = [optax.tree.get(s, "ScaleByAdamState") for _, s in groups.values()]
+    states = {k: adam for adam in adams for k in adam.mu}
     for k, expected in _under(own, "param").items():
         checks.array(f"{k} after step {step}", params[k], expected)
-    for field, name in (("m", "exp_avg"), ("v", "exp_avg_sq")):
+    for field, name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
         for k, expected in _under(own, name).items():
-            checks.array(f"{name} of {k} after step {step}", states[k][field][k], expected)
+            checks.array(f"{name} of {k} after step {step}", getattr(states[k], field)[k], expected)
     for k, expected in _under(own, "count").items():
-        checks.equal(f"count of {k} after step {step}", int(states[k]["count"]), int(expected))
+        checks.equal(f"count of {k} after step {step}", int(states[k].count), int(expected))
 
 
 RUNNERS = {"lr_schedule": _lr, "ema": _ema, "adamw": _adamw}

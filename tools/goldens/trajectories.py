@@ -11,6 +11,12 @@ import jax
 import numpy as np
 
 from olmoearth_jax import losses, masking, modalities
+from olmoearth_jax.config import (
+    ExperimentConfig,
+    OptimConfig,
+    SchedulerConfig,
+    TrainModuleConfig,
+)
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
 from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
 from olmoearth_jax.mesh import make_mesh
@@ -21,9 +27,8 @@ from olmoearth_jax.model.config import (
     PredictorConfig,
     ReconstructorConfig,
 )
-from olmoearth_jax.train import assemble, optimizer, schedule
-from olmoearth_jax.train.ema import ema_decay_at
-from olmoearth_jax.train.step import Recipe, TrainProgram
+from olmoearth_jax.train import assemble
+from olmoearth_jax.train.step import TrainProgram
 
 from .common import Case, Checks, Result, load_json, load_npz
 
@@ -175,15 +180,17 @@ def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainPro
         )
         built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
     optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
-    course = schedule.build(module["scheduler"])
-    decay = tuple(module.get("ema_decay", (1.0, 1.0)))
-    recipe = Recipe(
-        optimizer.AdamWConfig(**optim, max_grad_norm=module["max_grad_norm"]),
-        lambda step: course.lr(optim["lr"], step, entry["steps"]),
-        target_decay=lambda step: ema_decay_at(step, entry["steps"], decay),
+    plan = dict(module["scheduler"])
+    plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
+    settings = TrainModuleConfig(
+        optim_config=OptimConfig(**optim),
+        scheduler=SchedulerConfig(**plan),
+        max_grad_norm=module["max_grad_norm"],
+        ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
     )
+    config = ExperimentConfig(model=model, train_module=settings)
     trained = assemble.trainable_leaves(model, objective.pools, objective)
-    return TrainProgram(model, built, recipe, mesh, trained)
+    return TrainProgram(config, built, mesh, trained, entry["steps"])
 
 
 def _state_dict(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.rasters import Loaded
-from olmoearth_jax.data.convert.sources import Say, signature
+from olmoearth_jax.data.convert.sources import Part, Say, signature
 from olmoearth_jax.data.convert.tree import Cell, TileJob
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.raster_file import RasterError, transform_points
@@ -152,6 +152,16 @@ class FolderSource:
             whole = whole[:, :, days]
         missing = np.isnan(whole)
         return Loaded(_stored(whole, missing, modality), missing if missing.any() else None, "")
+
+    def parts(self, job: TileJob, name: str) -> list[Part]:
+        stack, bands = self._open(self._area(job.cell)), list(registry.get(name).bands)
+        days, out = list(self._axes(stack)[name].values()), []
+        for path, planes, _ in stack.files_of(name):
+            held = [(bands.index(band), days.index(day)) for band, day in planes if day in days]
+            steps, channels = sorted({s for _, s in held}), sorted({c for c, _ in held})
+            if held:
+                out.append((path, steps, channels))
+        return out
 
     def centre(self, cell: Cell) -> tuple[float, float]:
         stack = self._open(self._area(cell))

@@ -287,10 +287,13 @@ def _physical(raster: RasterFile, modality: Modality, values: np.ndarray) -> np.
     same = (scales == 1).all()
     if same and (offsets == 0).all():
         return values
-    counts = modality.name == "sentinel2_l2a" and (np.abs(scales) <= _REFLECTANCE).all()
-    if counts:  # the tags make reflectance of counts
+    usable = (scales > 0).all() and np.isfinite([scales, offsets]).all()
+    counts = modality.name == "sentinel2_l2a" and (scales <= _REFLECTANCE).all()
+    if usable and counts:  # the tags make reflectance of counts
         scales, offsets = 10_000 * scales, 10_000 * offsets
-    elif modality.name != "sentinel1" and not (modality.name == "sentinel2_l2a" and same):
+    elif not usable or (
+        modality.name != "sentinel1" and not (modality.name == "sentinel2_l2a" and same)
+    ):
         raise RasterError(
             raster.path,
             f"has scale and offset tags ({scales[0]:g} and {offsets[0]:g}), which give no unit of "

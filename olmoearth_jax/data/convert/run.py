@@ -76,11 +76,13 @@ def convert(
     workers: int = 0,
     say: Say | None = None,
     skip_unreadable: bool = False,
+    check_units: bool = True,
 ) -> Conversion:
     """Converts a tree, or goes on with a conversion that was stopped.
 
     It runs in `workers` processes, 0 for this one. Tiles with a file that cannot be read are
-    dropped with `skip_unreadable`; without, they stop it before anything is written.
+    dropped with `skip_unreadable`; without, they stop it before anything is written. With
+    `check_units` that goes for values that cannot be too; odd ones are told once per modality.
 
     Raises:
       FolderInUse: another conversion runs in the same output folder.
@@ -92,11 +94,11 @@ def convert(
     with lock_folder(state, "a conversion"):
         source = settings.source()
         jobs = source.jobs(say)
-        scans, problems = _scan(settings, source, jobs, workers, say)
+        scans, problems = _scan(settings, source, jobs, workers, say, check_units)
         if problems and not skip_unreadable:
             shown = "; ".join(list(problems.values())[:5])
             raise ValueError(
-                f"{len(problems)} of {len(jobs)} tiles cannot be read: {shown}. Mend them, or "
+                f"{len(problems)} of {len(jobs)} tiles cannot be used: {shown}. Mend them, or "
                 f"drop these tiles with --skip_unreadable"
             )
         kept, dropped, removed = _select(settings, jobs, scans)
@@ -108,37 +110,60 @@ def convert(
 
 
 def _scan(
-    settings: Settings, source: Source, jobs: Sequence[TileJob], workers: int, say: Say | None
+    settings: Settings,
+    source: Source,
+    jobs: Sequence[TileJob],
+    workers: int,
+    say: Say | None,
+    check_units: bool,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(per tile its signature and unusable modalities, problems of tiles that cannot be read)."""
     journal = Journal(settings.output_dir / STATE_DIR / f"{settings.scan_digest()}.scan.jsonl")
     problems: dict[str, str] = {}
-    todo = []
+    failed, todo = set(), []
     for job in jobs:
         signature = source.signature(job)
         known = journal.records.get(_key(job), {})
-        if known.get("signature") != signature or "empty" not in known:
-            todo.append((source, job, signature))
+        unseen = "empty" not in known or (check_units and not known.get("checked"))
+        if known.get("signature") != signature or unseen:
+            todo.append((source, job, signature, check_units))
     progress = Progress(len(todo), "tiles scanned", say)
     with journal:
-        for (_, job, signature), found in run_tasks(_scan_tile, todo, workers):
+        for (_, job, signature, _), found in run_tasks(_scan_tile, todo, workers):
             if isinstance(found, str):
                 problems[str(job.cell)] = found
+                failed.add(_key(job))
             else:
                 record = {"signature": signature, **dataclasses.asdict(found)}
                 journal.add(_key(job), record)
             progress.step()
-    return journal.records, dict(sorted(problems.items()))
+    # A record of a failed tile is of its files as they were.
+    scans = {key: record for key, record in journal.records.items() if key not in failed}
+    if say:
+        _warn(jobs, scans, say)
+    return scans, dict(sorted(problems.items()))
+
+
+def _warn(jobs: Sequence[TileJob], scans: Mapping[str, Any], say: Say) -> None:
+    """Says once per modality what is odd about the values of some tiles."""
+    odd: dict[str, list[tuple[TileJob, str]]] = {}
+    for job in jobs:
+        for name, text in scans.get(_key(job), {}).get("unusual", {}).items():
+            odd.setdefault(name, []).append((job, text))
+    for name, tiles_of in odd.items():
+        (first, text), count = tiles_of[0], sum(name in job.dates for job in jobs)
+        say(f"warning: {len(tiles_of)} of {count} tiles, such as {first.cell}: {text}")
 
 
 def _key(job: TileJob) -> str:
     return f"{job.cell}_{job.cell.factor}"
 
 
-def _scan_tile(task: tuple[Source, TileJob, str]) -> tiles.Findings | str:
-    """What a tile holds, or why it cannot be read."""
+def _scan_tile(task: tuple[Source, TileJob, str, bool]) -> tiles.Findings | str:
+    """What a tile holds, or why it cannot be used."""
+    source, job, _, check_units = task
     try:
-        return tiles.inspect(*task[:2])
+        return tiles.inspect(source, job, check_units)
     except ReadError as e:
         return str(e)
 
@@ -230,18 +255,25 @@ def _check_complete(folder: Path, content: str) -> None:
     """
     try:
         record = json.loads((folder / RECORD_FILE).read_text())
-    except (OSError, ValueError):
-        record = {}
-    if record.get("content") != content:
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("content") != content:
         raise ValueError(f"another dataset is in the way: {folder}; move it or delete it")
-    with (folder / CHECKSUM_FILE).open(newline="") as file:
-        for row in csv.DictReader(file):
-            path = folder / f"sample_{row['sample_index']}.h5"
-            if not path.is_file() or file_digest(path) != row["blake2b"]:
-                raise ValueError(
-                    f"{path} is missing or was changed since the conversion; delete the folder "
-                    f"{folder} to convert again"
-                )
+    try:
+        with (folder / CHECKSUM_FILE).open(newline="") as file:
+            digests = [(int(r["sample_index"]), r["blake2b"]) for r in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+        raise ValueError(
+            f"{folder / CHECKSUM_FILE} cannot be read ({e!r}); delete the folder {folder} to "
+            f"convert again"
+        ) from e
+    for number, digest in digests:
+        path = folder / f"sample_{number}.h5"
+        if not path.is_file() or file_digest(path) != digest:
+            raise ValueError(
+                f"{path} is missing or was changed since the conversion; delete the folder "
+                f"{folder} to convert again"
+            )
 
 
 def _write_samples(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tree
 from olmoearth_jax.data.convert.index_csv import read_series
 from olmoearth_jax.data.convert.rasters import Loaded, load_modality
@@ -14,6 +15,8 @@ from olmoearth_jax.data.convert.tree import Cell, TileJob
 from olmoearth_jax.data.journal import text_digest
 
 Say = Callable[[str], None]
+Part = tuple[str, Sequence[int], Sequence[int]]
+"""A file, and the timesteps and channels of a modality that it holds."""
 
 
 class Source(Protocol):
@@ -37,6 +40,10 @@ class Source(Protocol):
         Raises:
           ReadError: a raster cannot be read, or does not belong to the tile.
         """
+        ...
+
+    def parts(self, job: TileJob, name: str) -> list[Part]:
+        """The files that a modality of a tile comes from."""
         ...
 
     def centre(self, cell: Cell) -> tuple[float, float]:
@@ -68,6 +75,14 @@ class TreeSource:
 
     def load(self, job: TileJob, name: str) -> Loaded:
         return load_modality(self.folder, job, name)
+
+    def parts(self, job: TileJob, name: str) -> list[Part]:
+        modality, steps = registry.get(name), range(len(job.dates[name]))
+        cell = job.cell.coarser(modality.tile_resolution_factor)
+        return [
+            (str(tree.raster_path(self.folder, modality, cell, resolution)), steps, channels)
+            for resolution, channels in tree.files_of(modality).items()
+        ]
 
     def centre(self, cell: Cell) -> tuple[float, float]:
         return tree.centre(cell)

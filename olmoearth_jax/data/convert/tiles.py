@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.convert import check
 from olmoearth_jax.data.convert.rasters import Loaded
 from olmoearth_jax.data.convert.sources import Source
 from olmoearth_jax.data.convert.tree import TileJob
-from olmoearth_jax.data.derived import to_decibel
+from olmoearth_jax.data.derived import is_decibel, to_decibel
 from olmoearth_jax.data.series import Date, nearest_to_mid_month
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
 
@@ -60,14 +61,6 @@ def fault(name: str, values: np.ndarray) -> str | None:
     return None
 
 
-def is_decibel(values: np.ndarray) -> bool:
-    """Whether backscatter is in decibel: linear power below -1 is rare, decibel above it too.
-
-    Noise removal makes linear power slightly negative, so the sign alone says nothing.
-    """
-    return bool(values.size) and float((values < -1).mean()) > 0.1
-
-
 @dataclasses.dataclass(frozen=True)
 class Findings:
     """What a tile's rasters hold.
@@ -76,20 +69,25 @@ class Findings:
       faults: unusable modalities, with the reason.
       notes: what is done with others that is worth knowing.
       empty: per series the timesteps that are at least half missing.
+      unusual: what is odd about the values of modalities that are taken all the same.
+      checked: whether values were judged at all.
     """
 
     faults: dict[str, str]
     notes: dict[str, str]
     empty: dict[str, list[int]]
+    unusual: dict[str, str]
+    checked: bool
 
 
-def inspect(source: Source, job: TileJob) -> Findings:
-    """Reads every modality of a tile.
+def inspect(source: Source, job: TileJob, check_units: bool = True) -> Findings:
+    """Reads every modality of a tile; with `check_units`, values are held to what is possible.
 
     Raises:
-      ReadError: a raster cannot be read, or does not belong to the tile.
+      ReadError: a raster cannot be read, does not belong to the tile, or holds values that cannot
+        be.
     """
-    found = Findings({}, {}, {})
+    found = Findings({}, {}, {}, {}, check_units)
     for name in job.dates:
         loaded = source.load(job, name)
         gone = loaded.missing
@@ -111,8 +109,11 @@ def inspect(source: Source, job: TileJob) -> Findings:
                 said.append(f"has {rest} missing values, stored as {MISSING:.0f}")
         if reason is not None:
             found.faults[name] = reason
-        elif said:
+            continue
+        if said:
             found.notes[name] = "; ".join(said)
+        if check_units and (odd := check.unusual(source, job, name, loaded)):
+            found.unusual[name] = odd
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.h5 import open_sample
-from olmoearth_jax.data.index import prepare
+from olmoearth_jax.data.index import prepare, read_metadata
 from olmoearth_jax.data.subset import Choices, read_sample
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable, Reader
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample
@@ -86,9 +86,7 @@ class PretrainSubset(Reader):
 
 def prepare_numbers(folder: Path, target: str) -> list[int]:
     """Sample numbers whose column of `target` in sample_metadata.csv is above 0."""
-    with open(folder / "sample_metadata.csv") as f:
-        header = f.readline().strip().split(",")
-        table = np.loadtxt(f, delimiter=",", dtype=np.int64, ndmin=2)
+    header, table = read_metadata(folder)
     if target not in header:
         return []
     return table[table[:, header.index(target)] > 0, header.index("sample_index")].tolist()

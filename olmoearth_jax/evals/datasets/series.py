@@ -14,9 +14,16 @@ from olmoearth_jax.modalities import get
 
 
 def read_rows(path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header."""
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
+    """Rows of a CSV file with a header.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+        with open(path, newline="") as f:
+            return list(csv.DictReader(f))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"cannot read {path} as a table: {e}") from e
 
 
 class BreizhCrops(Reader):

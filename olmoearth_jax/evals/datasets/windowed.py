@@ -21,8 +21,7 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import npy_file
-from olmoearth_jax.data.convert.tiles import is_decibel
-from olmoearth_jax.data.derived import to_decibel
+from olmoearth_jax.data.derived import is_decibel, to_decibel
 from olmoearth_jax.dates import check_timestamps, parse_dates
 from olmoearth_jax.evals.datasets.base import (
     DataUnavailable,

@@ -1,0 +1,173 @@
+"""Jobs on this machine: one after another, or side by side, each on its share of the GPUs.
+
+A job is a process of `launch.train`, which goes on where it stopped; so a stopped sweep is started
+again by the same command, and jobs that are complete end at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from olmoearth_jax.files import write_atomically
+from olmoearth_jax.train import comparison
+from olmoearth_jax.train.metrics import read_metrics
+
+from ._early import AGAIN
+
+TRIES = 5
+"""Starts of a job that ends with AGAIN by itself."""
+
+_AVERAGED = 10
+_SHOWN = 5
+"""Metrics in the printed table; the file has all."""
+
+Say = Callable[[str], None]
+
+
+def gpus() -> list[str]:
+    """The GPUs that a job may use, as CUDA numbers them; none where there is no NVIDIA driver."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [n.strip() for n in named.split(",") if n.strip()]
+    try:
+        command = ("nvidia-smi", "-L")
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return []
+    return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+
+
+def shares(at_once: int) -> list[list[str]]:
+    """The GPUs of each of `at_once` jobs that run side by side.
+
+    Raises:
+      ValueError: they cannot be shared evenly.
+    """
+    found = gpus()
+    if found and len(found) % at_once:
+        raise ValueError(f"{len(found)} GPUs cannot be shared by --at_once={at_once} jobs")
+    each = len(found) // at_once
+    return [found[i * each : (i + 1) * each] for i in range(at_once)]
+
+
+class Jobs:
+    """Runs commands until all have ended or the user stops them."""
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, say: Say) -> None:
+        """
+        Args:
+          commands: name -> command.
+          logs: folder of what the jobs print, NAME.log.
+        """
+        self._waiting = dict(commands)
+        self._running: dict[int, tuple[str, subprocess.Popen]] = {}
+        self._starts = dict.fromkeys(commands, 0)
+        self._commands, self._logs, self._say = commands, logs, say
+        self.stopped = False
+        self.codes: dict[str, int] = {}
+
+    def run(self, shared: Sequence[Sequence[str]]) -> dict[str, int]:
+        """Name -> exit code of every job that ended; `shared` has the GPUs of each place."""
+        before = {n: signal.signal(n, self._stop) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while self._running or (self._waiting and not self.stopped):
+                for place, devices in enumerate(shared):
+                    if place not in self._running and self._waiting and not self.stopped:
+                        self._start(place, devices)
+                self._collect()
+                time.sleep(0.1)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self.codes
+
+    def _start(self, place: int, devices: Sequence[str]) -> None:
+        name = next(iter(self._waiting))
+        command = self._waiting.pop(name)
+        self._starts[name] += 1
+        environment = dict(os.environ)
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with (self._logs / f"{name}.log").open("ab") as log:
+            # A session of its own: Ctrl-C reaches it through us only, once.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        self._running[place] = (name, process)
+        where = f" on GPU {','.join(devices)}" if devices else ""
+        self._say(f"started {name}{where}; it prints to {self._logs / name}.log")
+
+    def _collect(self) -> None:
+        for place, (name, process) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[place]
+            if code == AGAIN and not self.stopped and self._starts[name] < TRIES:
+                self._say(f"{name} asks to be started again")
+                self._waiting = {name: self._commands[name], **self._waiting}
+                continue
+            self.codes[name] = code
+            self._say(f"ended {name}: {_told(code)}; {len(self._waiting)} waiting")
+
+    def _stop(self, number: int, frame: object) -> None:
+        del frame
+        if self.stopped:
+            return
+        self.stopped = True
+        self._say(f"{signal.Signals(number).name}: jobs save and end; the same command goes on")
+        for _, process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+
+
+def _told(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return "done" if code == 0 else f"exit code {code}"
+
+
+def report(runs: Mapping[str, Path], codes: Mapping[str, int], folder: Path) -> list[str]:
+    """Writes results.csv, and sweep.png where matplotlib is; returns the lines to print."""
+    found: comparison.Runs = {}
+    for name, path in runs.items():
+        try:
+            found[name] = read_metrics(path)
+        except ValueError:  # it has not got that far
+            found[name] = []
+    names = comparison.metric_names(found)
+    rows = []
+    for name, records in found.items():
+        values = [comparison.final(records, n, _AVERAGED) for n in names]
+        step = max((r["step"] for r in records), default=0)
+        ended = _told(codes[name]) if name in codes else "not started"
+        rows.append([name, ended, step, *("" if v is None else f"{v:.6g}" for v in values)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["run", "status", "step", *names], *rows])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "results.csv", text.getvalue())
+    shown = 3 + min(len(names), _SHOWN)
+    lines = ["| " + " | ".join(["run", "status", "step", *names][:shown]) + " |"]
+    lines.append("|---|---|" + "--:|" * (shown - 2))
+    lines += ["| " + " | ".join(str(cell) for cell in row[:shown]) + " |" for row in rows]
+    lines.append(f"all metrics, means of the last {_AVERAGED} values: {folder / 'results.csv'}")
+    try:
+        comparison.plot({k: v for k, v in found.items() if v}, names, folder / "sweep.png")
+        lines.append(f"curves: {folder / 'sweep.png'}")
+    except ValueError as e:
+        lines.append(f"no curves: {e}")
+    return lines
+
+
+def command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command of a job with this interpreter; a job that is told to stop says so."""
+    return [sys.executable, "-m", module, *arguments, f"--stopped_exit_code={AGAIN}"]

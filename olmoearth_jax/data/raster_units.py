@@ -1,0 +1,32 @@
+"""Whether every raster of a stack holds values in the unit of its modality."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from olmoearth_jax.data import values
+from olmoearth_jax.data.rasters import Stack, Window
+
+
+def check_files(stack: Stack, window: Window) -> None:
+    """Holds each raster to the unit, for one of many has no weight among all values.
+
+    Args:
+      stack: the rasters.
+      window: what it gives, thinned out or not.
+
+    Raises:
+      ValueError: a raster in another unit; it is named.
+    """
+    for name in stack.names:
+        bands, dates = stack.bands_of(name), stack.dates
+        for path, planes, dtype in stack.files_of(name):
+            held = np.stack(
+                [
+                    window.arrays[name][..., dates.index(day) if day else 0, bands.index(band)]
+                    for band, day in planes
+                ]
+            )
+            flat = held[np.isfinite(held)]
+            if flat.size and (wrong := values.wrong_unit(name, flat, dtype)):
+                raise ValueError(f"{path}: {name} {wrong[1]}; {values.FLAG_TO_SETTLE}")

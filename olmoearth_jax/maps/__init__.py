@@ -1,0 +1,1 @@
+"""Embedding archives of regions, and maps from labels."""
