@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "benchmark": ("launch.benchmark", "throughput of an encoder by size, patch and batch"),
     "embed": ("launch.embed", "embed a region for years: an archive, by any number of workers"),
     "embed_image": ("tools.embed", "embed one area: a GeoTIFF or arrays"),
+    "archive": ("tools.archive", "status, maps, points and search of an archive"),
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),
     "compare_runs": ("tools.compare_runs", "settings and metrics of runs side by side"),
