@@ -2,6 +2,7 @@
 
     python -m tools.archive status  DIR               how far it is; exit code 0 complete, 3 not yet
     python -m tools.archive verify  DIR               every object against its marker
+    python -m tools.archive preview DIR               colours: preview.zarr and preview/*.tif in it
     python -m tools.archive export  DIR --bbox=-58,-25,-57.9,-24.9 --year=2024 --width=64 \\
         --output=small.tif
     python -m tools.archive sample  DIR --points=plots.geojson --years=2023,2024 \\
@@ -18,7 +19,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def _verify(folder: Path) -> int:
     return 0 if well else 1
 
 
+def _preview(folder: Path) -> int:
+    from olmoearth_jax.maps import preview
+
+    def tell(unit: str, record: Mapping[str, Any]) -> None:
+        print(f"{unit}: {record['valid']} embeddings", flush=True)
+
+    made, found = preview.write(_open(folder), folder, tell)
+    for unit, error in found.failed.items():
+        print(f"failed: {unit}: {error}", file=sys.stderr)
+    if found.busy:
+        print(f"others work on {len(found.busy)} shards; start again for the maps")
+    _written(made)
+    return 1 if found.failed else 0
+
+
 def _export(folder: Path) -> int:
     archive, output = _open(folder), _output((".tif", ".tiff"))
     box = None if FLAGS.bbox is None else _numbers("bbox", FLAGS.bbox, 4)
@@ -108,7 +124,8 @@ def _search(folder: Path) -> int:
 
 
 VERBS: dict[str, Callable[[Path], int]] = {
-    "status": _status, "verify": _verify, "export": _export, "sample": _sample, "search": _search,
+    "status": _status, "verify": _verify, "preview": _preview, "export": _export,
+    "sample": _sample, "search": _search,
 }  # fmt: skip
 
 

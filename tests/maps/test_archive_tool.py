@@ -227,3 +227,51 @@ def test_what_is_missing_is_counted(tmp_path, capsys):
                f"--output={tmp_path / 'x.tif'}") == 0  # fmt: skip
     told = capsys.readouterr().err
     assert "3 shards are missing" in told and "widths 8, 4, not 5" in told
+
+
+def test_preview_shows_the_components_where_the_embeddings_lie(tmp_path):
+    import zarr
+
+    archive, _, _ = build(tmp_path, left_out=1)
+    assert run("preview", tmp_path) == 0
+    held = json.loads((tmp_path / "preview.json").read_text())
+    group = zarr.open_group(tmp_path / "preview.zarr", mode="r", zarr_format=3)
+    attrs = dict(group["utm33"].attrs)
+    assert attrs["multiscales"]["layout"][0]["spatial:transform"] == archive.zone(33).transform
+    assert "spatial:transform" not in attrs and "spatial:shape" not in attrs
+    for zone in map(archive.zone, archive.zones):
+        rgb = group[f"utm{zone.number}/0"][1]
+        x, valid = archive.window(zone, 1, slice(0, 32), slice(0, 48))
+        assert ((rgb > 0).all(0) == valid).all() and ((rgb == 0).all(0) == ~valid).all()
+        scores = (x[valid] - held["mean"]) @ np.array(held["components"]).T
+        want = (scores - held["lo"]) / (np.array(held["hi"]) - held["lo"])
+        assert np.abs(rgb[:, valid].T - 1 - 254 * want.clip(0, 1)).max() <= 0.51
+        with rasterio.open(tmp_path / "preview" / f"utm{zone.number}_2024.tif") as file:
+            assert np.array_equal(file.read([1, 2, 3]), rgb)
+            assert np.array_equal(file.read(4) > 0, valid)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "tif" not in p.name}
+    assert run("preview", tmp_path) == 0
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "tif" not in p.name}
+    assert before == after
+
+
+def test_overviews_are_means_of_the_valid_pixels(tmp_path, monkeypatch):
+    import zarr
+
+    from olmoearth_jax.maps import preview
+
+    monkeypatch.setattr(preview, "SMALLEST", 4)
+    build(tmp_path)
+    assert run("preview", tmp_path) == 0
+    group = zarr.open_group(tmp_path / "preview.zarr", mode="r", zarr_format=3)["utm32"]
+    assert sorted(group.array_keys()) == ["0", "1", "2"]
+    for level in (1, 2):
+        above, got = (np.moveaxis(group[str(k)][0], 0, -1) for k in (level - 1, level))
+        assert np.array_equal(preview.halve(above), got)
+
+
+def test_a_preview_of_another_job_is_refused(tmp_path, capsys):
+    build(tmp_path)
+    (tmp_path / "preview.json").write_text('{"job_digest": "other"}')
+    assert run("preview", tmp_path) == 2
+    assert "of another job" in capsys.readouterr().err
