@@ -24,7 +24,7 @@ from typing import cast
 
 from absl import flags
 
-from olmoearth_jax.maps import fine_tuning, scenes, tokens
+from olmoearth_jax.maps import fine_tuning, imagery, tokens
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.token_head import HeadOptions
@@ -50,7 +50,7 @@ _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
 _YEARS = _list("years", [], "Periods that are years.")
 _PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
-_STEP = _enum("step", "month", scenes.STEPS, "What is one timestep.")
+_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
 _ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
 _UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
 _LABELS = _string("labels", None, "File of labels, see above.")

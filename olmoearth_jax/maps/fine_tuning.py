@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
+        _check_weights(o, found.target)
+        fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": f"olmoearth-jax {olmoearth_jax.__version__}"})
         done = folder / run_folder.REPORT
         if done.is_file():
@@ -132,7 +135,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         for note in found.notes:
             say(note)
         say(_plan(o, found))
-        return _train(o, folder, model, opened, found, say)
+        return _train(o, folder, model, opened, found, fresh, say)
 
 
 def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> dict[str, Any]:
@@ -191,11 +194,7 @@ def _plan(o: Options, found: Labelled) -> str:
 
 
 def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.ndarray | None:
-    """Weight of each class in the loss, or None.
-
-    Raises:
-      ValueError: a file that lacks a class or names others.
-    """
+    """Weight of each class in the loss, or None."""
     if target.classes is None:
         return None
     kind = o.class_weights
@@ -207,10 +206,19 @@ def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.n
             )
     if kind in ("balanced", "none"):
         return None if kind == "none" else reporting.class_weights(counts.tolist())
-    held, names = read_weights(Path(kind)), [c.name for c in target.classes]
+    held = read_weights(Path(kind))
+    return np.array([held[c.name] for c in target.classes])
+
+
+def _check_weights(o: Options, target: Target) -> None:
+    """Raises ValueError if a file of weights lacks a class or names others."""
+    if o.class_weights in ("auto", "balanced", "none") or target.classes is None:
+        return
+    held, names = read_weights(Path(o.class_weights)), [c.name for c in target.classes]
     if set(held) != set(names):
-        raise ValueError(f"{kind} weights {', '.join(held)}; the classes are {', '.join(names)}")
-    return np.array([held[n] for n in names])
+        raise ValueError(
+            f"{o.class_weights} weights {', '.join(held)}; the classes are {', '.join(names)}"
+        )
 
 
 def _read(
@@ -240,13 +248,18 @@ def _read(
 
 def _train(
     o: Options, folder: Path, model: PretrainedModel, opened: Sequence[Scene], found: Labelled,
-    say: Say,
+    fresh: bool, say: Say,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, scores the map that results, and writes the folder."""
     target, log = found.target, []
     probed = o.mode == "probe"
     reader = (TokenEncoder if probed else PixelReader)(model, o.settings, o.batch)
-    tokens = _read(folder, reader, opened, found, probed, say)
+    try:
+        tokens = _read(folder, reader, opened, found, probed, say)
+    except ValueError:
+        if fresh:  # nothing is left of what cannot be
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     train, valid = tokens["train"], tokens.get("valid", tokens["train"])
     counts = np.zeros(0)
     if target.classes is not None:
