@@ -418,6 +418,9 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
     yield from _evaluator(cfg)
 
 
+_MOST_REPEATS, _LONGEST_RULE = 4, 200
+
+
 def _rule(rule: list[Any], path: str) -> Iterator[str]:
     if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], list):
         yield f"{path} must be [pattern, [axis or null, ...]], got {rule!r}"
@@ -426,6 +429,15 @@ def _rule(rule: list[Any], path: str) -> Iterator[str]:
         re.compile(rule[0])
     except re.error as e:
         yield f"{path}: {rule[0]!r} is not a regular expression: {e}"
+    else:
+        # Repeats within or after each other can take for ever to say that a path does not match.
+        plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?", "_", rule[0])
+        repeats = len(re.findall(r"[*+?{]\??", plain))
+        if len(rule[0]) > _LONGEST_RULE or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", plain):
+            yield (
+                f"{path}: {rule[0][:60]!r} could take for ever to match; at most {_MOST_REPEATS} "
+                f"of * + ? {{ are taken, none of them after a group, and {_LONGEST_RULE} characters"
+            )
     for axis in rule[1]:
         if axis not in (None, "data", "fsdp"):
             yield f"{path}: unknown mesh axis {axis!r}; {closest(str(axis), ('data', 'fsdp'))}"

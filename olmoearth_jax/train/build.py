@@ -17,15 +17,15 @@ from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import Tokenization
 from olmoearth_jax.stream.ladder import build_ladder
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.checkpoint import RunInfo
 from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 _log = logging.getLogger(__name__)

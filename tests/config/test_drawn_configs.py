@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from olmoearth_jax import check, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble, build, estimate, optimizer
 from olmoearth_jax.train.build import build_objective
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 NAMES = ["sentinel2_l2a", "latlon", "worldcover"]

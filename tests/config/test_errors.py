@@ -134,6 +134,14 @@ PROBLEMS = [
     ({"mesh.data": 0}, "mesh.data and mesh.fsdp"),
     ({"mesh.fsdp": -1}, "mesh.data and mesh.fsdp"),
     ({"fsdp_rules": [["(", ["fsdp"]]]}, "not a regular expression"),
+    ({"fsdp_rules": [["(a+)+$", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["(a|a)*$", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [[".*.*.*.*.*x", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["(?:[^)]{1,9}){9}", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["a?" * 30 + "a" * 30, ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["a" * 201, ["fsdp"]]]}, "could take for ever"),
+    ({f"{LOSS}.tau": 1e-40}, "tau must be at least 1e-12"),
+    ({"train_module.contrastive_config.loss_config.tau": 1e-40}, "tau must be at least 1e-12"),
     ({"fsdp_rules": [["kernel", ["fdsp"]]]}, "did you mean 'fsdp'?"),
     ({"ladder.max_rungs": 13}, "max_rungs must be between 1 and 12"),
     ({"ladder.row_classes": 0}, "row_classes must be between 1 and 8"),
@@ -197,3 +205,14 @@ def test_width_that_is_accepted_can_be_built(encoding, width):
     assert bool(found) == (width % (16 if encoding == "absolute" else 8) != 0), found
     if not found:
         latent_mim.graph(config.model)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["kernel", r"(query|key|value)/kernel$", r"blocks/\d+/.*/kernel", r"^encoder/.+\.\*[*+?]$",
+     r"(?:mlp|attn)?/(?P<which>fc[12])/bias", r"a\)*", "[)]*"],
+)  # fmt: skip
+def test_patterns_of_parameters_are_taken(pattern):
+    config = official("nano")
+    config.fsdp_rules = [[pattern, ["fsdp"]]]
+    assert check.problems(config) == []

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.inference import domain, missing_bands
+from olmoearth_jax.inference import domain, prepare
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import checkpoints, config_json, torch_keys
 from olmoearth_jax.model import config as model_config
@@ -262,7 +262,7 @@ def _missing_bands(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None
         for version, count in variant["number_of_warnings"].items():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                got, _ = missing_bands.fill(
+                got, _ = prepare.fill(
                     arrays[f"in/{what}"], name, version, mean - spread, mean + spread
                 )
             checks.array(f"{what}/{version}", got, arrays[f"out/{what}/{version}"])
