@@ -25,7 +25,7 @@ from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.model.versions import version_of
-from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
+from olmoearth_jax.train.runfolder import NoCheckpoint
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from olmoearth_jax import check, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.data import transforms
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble, build, estimate, optimizer
@@ -95,7 +96,7 @@ def changes(draw) -> dict:
 def build_all(cfg: ExperimentConfig) -> None:
     """Everything of a run that needs no data, as shapes only."""
     objective, mesh = build_objective(cfg), make_mesh(devices=jax.devices()[:1])
-    build.build_transform(cfg.data_loader.transform_config)
+    transforms.build(cfg.data_loader.transform_config)
     latent_mim.check(cfg.model)
     if cfg.engine == "dense":
         size = cfg.train_module.rank_microbatch_size
