@@ -9,6 +9,8 @@
         --output=plots.parquet
     python -m tools.archive search  DIR --point=-57.5,-24.2 --year=2024 --output=similar
     python -m tools.archive search  DIR --area=field.geojson --year=2024 --output=similar
+    python -m tools.archive cluster DIR --year=2024 --k=12 --output=clusters.tif
+    python -m tools.archive change  DIR --years=2023,2024 --output=change.tif
 
 DIR is the folder that launch.embed wrote. Maps are GeoTIFFs (COG) on the native grid, one file per
 UTM zone. An archive that is not complete is used as far as it is, and the missing shards counted.
@@ -52,6 +54,8 @@ _integer("width", None, "Use the first bands only.", lower_bound=1)
 _enum("dtype", "stored", extract.DTYPES, "Type of exported values.")
 _integer("top", 100, "How many places.", lower_bound=1)
 _float("min_distance", 200.0, "Metres between them.", lower_bound=0)
+_integer("k", 12, "How many clusters.")
+_integer("seed", 0, "Of the clusters.")
 _bool("complete", False, "Refuse an archive that is not complete.")
 _bool("overwrite", False, "Replace files that are not of this program.")
 
@@ -123,9 +127,24 @@ def _search(folder: Path) -> int:
     return _written(made)
 
 
+def _cluster(folder: Path) -> int:
+    from olmoearth_jax.maps import compare
+
+    archive, output = _open(folder), _output((".tif", ".tiff"))
+    period = _period(archive)
+    return _written(compare.cluster(archive, period, output, FLAGS.k, FLAGS.seed, FLAGS.width))
+
+
+def _change(folder: Path) -> int:
+    from olmoearth_jax.maps import compare
+
+    archive, output = _open(folder), _output((".tif", ".tiff"))
+    return _written(compare.change(archive, FLAGS.years, output, FLAGS.width))
+
+
 VERBS: dict[str, Callable[[Path], int]] = {
     "status": _status, "verify": _verify, "preview": _preview, "export": _export,
-    "sample": _sample, "search": _search,
+    "sample": _sample, "search": _search, "cluster": _cluster, "change": _change,
 }  # fmt: skip
 
 
