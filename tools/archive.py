@@ -2,6 +2,7 @@
 
     python -m tools.archive status  DIR               how far it is; exit code 0 complete, 3 not yet
     python -m tools.archive verify  DIR               every object against its marker
+    python -m tools.archive index   DIR               index.parquet and collection.json (STAC) in it
     python -m tools.archive preview DIR               colours: preview.zarr and preview/*.tif in it
     python -m tools.archive export  DIR --bbox=-58,-25,-57.9,-24.9 --year=2024 --width=64 \\
         --output=small.tif
@@ -75,6 +76,12 @@ def _verify(folder: Path) -> int:
     return 0 if well else 1
 
 
+def _index(folder: Path) -> int:
+    from olmoearth_jax.maps import index
+
+    return _written(index.write(folder))
+
+
 def _preview(folder: Path) -> int:
     from olmoearth_jax.maps import preview
 
@@ -143,7 +150,7 @@ def _change(folder: Path) -> int:
 
 
 VERBS: dict[str, Callable[[Path], int]] = {
-    "status": _status, "verify": _verify, "preview": _preview, "export": _export,
+    "status": _status, "verify": _verify, "index": _index, "preview": _preview, "export": _export,
     "sample": _sample, "search": _search, "cluster": _cluster, "change": _change,
 }  # fmt: skip
 
