@@ -29,8 +29,8 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.pipeline import TooManyBadSamples
 from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.evals.callback import build_evaluator
+from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train import devices, signals
-from olmoearth_jax.train.hosts import HostMissing
 from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged

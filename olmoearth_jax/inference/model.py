@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax import modalities, platforms
+from olmoearth_jax.checkpoints.folders import NoCheckpoint
 from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.prepare import ModelInput, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
@@ -25,7 +26,6 @@ from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.model.versions import version_of
-from olmoearth_jax.train.runfolder import NoCheckpoint
 
 log = logging.getLogger(__name__)
 

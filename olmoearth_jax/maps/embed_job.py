@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import olmoearth_jax
 from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, hub
@@ -20,6 +19,7 @@ from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig, official_model
+from olmoearth_jax.outputs import SOFTWARE
 
 POOLINGS = ("spatial", "location", "student")
 PIXEL = 10.0
@@ -294,7 +294,7 @@ def _given(o: Options) -> dict[str, Any]:
 
 
 def _software() -> str:
-    return f"olmoearth-jax {olmoearth_jax.__version__}"
+    return SOFTWARE
 
 
 def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import olmoearth_jax
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
@@ -35,6 +34,7 @@ from olmoearth_jax.maps.token_head import TokenHead
 from olmoearth_jax.maps.tokens import TokenEncoder
 from olmoearth_jax.maps.work_list import Outcome, WorkList, open_job
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import SOFTWARE
 
 Say = Callable[[str], None]
 _DECIDES = ("run_digest", "model_digest", "images", "window", "overlap", "block", "probabilities",
@@ -103,7 +103,7 @@ def run(o: Options, say: Say = print) -> Outcome:
         "images": image_record(o.images, rasters), "window": task.window, "overlap": overlap,
         "block": o.block, "probabilities": o.probabilities,
         "area": None if o.area is None else map_area.digest_of(Path(o.area)),
-        "software": f"olmoearth-jax {olmoearth_jax.__version__}",
+        "software": SOFTWARE,
     }  # fmt: skip
     with o.images.open(rasters) as (opened, more):
         for scene in opened:
@@ -329,7 +329,7 @@ class _Mapper:
             "RUN_DIGEST": digest_of(self.source), "JOB_DIGEST": self.digest, "MODE": task.mode,
             "MODALITIES": ",".join(task.modalities), "DATES": ",".join(scene.stack.dates),
             "PATCH_SIZE": str(task.settings.patch_size), "POOLING": task.settings.pooling,
-            "SOFTWARE": f"olmoearth-jax {olmoearth_jax.__version__}", "LICENSE": LICENSE_URL,
+            "SOFTWARE": SOFTWARE, "LICENSE": LICENSE_URL,
         }  # fmt: skip
 
 

@@ -11,17 +11,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from olmoearth_jax import masking, modalities
+from olmoearth_jax import masking
+from olmoearth_jax.checkpoints.checkpoint import RunInfo
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
+from olmoearth_jax.modalities import normalization_of
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.checkpoint import RunInfo
 from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
 from olmoearth_jax.train.step import TrainProgram
@@ -162,18 +163,6 @@ def build_program(
         last_step,
         on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
     )
-
-
-def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
-    out = {}
-    for name in names:
-        m = modalities.get(name)
-        span = m.norm_range()
-        out[name] = {"bands": list(m.bands)}
-        if span is not None:
-            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
-    return out
 
 
 def dataset_summary(

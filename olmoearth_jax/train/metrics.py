@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from olmoearth_jax.checkpoints import integrity
 from olmoearth_jax.files import json_of_line, read_json_lines, write_atomically
 from olmoearth_jax.images import png
-from olmoearth_jax.train import integrity
 from olmoearth_jax.train.runfolder import RunFolder
 
 TIMING = ("throughput/", "system/", "eval_time/")
