@@ -12,6 +12,7 @@ import sys
 
 from absl import flags
 
+from olmoearth_jax import check
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.mesh import mesh_sizes
 from olmoearth_jax.train import build, estimate
@@ -102,7 +103,7 @@ def _step(
         ),
     ]
     if steps is not None:
-        total = build.max_steps(cfg, steps, cfg.trainer.max_duration)
+        total = build.max_steps(cfg.trainer.max_duration, steps)
         lines += [_row("steps per epoch", f"{steps:,}"), _row("steps of the run", f"{total:,}")]
     return lines
 
@@ -128,7 +129,7 @@ def main(cfg: ExperimentConfig, devices: int | None = None, num_samples: int | N
     """
     print(cfg.to_json(), end="")
     sys.stdout.flush()
-    found = cfg.validate()
+    found = check.problems(cfg)
     devices = planned_devices(cfg, devices)
     if not found:
         try:

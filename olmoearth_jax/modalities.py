@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modality_record import check as check_record
 from olmoearth_jax.proposals import closest as closest
 
@@ -206,6 +207,7 @@ def register_file(path: str | Path) -> tuple[str, ...]:
       ValueError: no such file, not a JSON object, or a malformed record.
     """
     try:
+        check_file(path)
         records = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"modality file {str(path)!r} cannot be read: {e}") from e
@@ -240,6 +242,18 @@ def get(name: str) -> Modality:
         if key in _REGISTRY:
             return _REGISTRY[key]
     raise ValueError(f"unknown modality {name!r}; {closest(str(name), names())}")
+
+
+def get_of_samples(name: str) -> Modality:
+    """The modality of that name, which a sample can hold.
+
+    Raises:
+      ValueError: unknown name, or one that models do not take.
+    """
+    found = get(name)
+    if not found.in_sample:
+        raise ValueError(f"models take no {found.name}; {closest(found.name, names())}")
+    return found
 
 
 def resolve(wanted: Sequence[str]) -> tuple[str, ...]:

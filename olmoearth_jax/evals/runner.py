@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe, transforms
+from olmoearth_jax.evals import finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, pooling_of
+from olmoearth_jax.evals.embeddings import EmbeddingModel, diagnostics, extract, fit_pca, pooling_of
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.precomputed import Precomputed
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.tasks import (
     DEFAULTS,
@@ -24,6 +25,7 @@ from olmoearth_jax.evals.tasks import (
     eval_mode,
     modalities_of,
 )
+from olmoearth_jax.inference import quantize
 
 
 @dataclasses.dataclass
@@ -74,7 +76,7 @@ def run_task(
         splits = _embeddings(name, task, info, mode, model, options, cache, stop, log)
         shape = splits["train"][0].shape[1:]
         if mode == "embedding_diagnostics":
-            scores["diagnostics"] = diagnostics.diagnostics(splits["train"][0], options.seed)
+            scores["diagnostics"] = diagnostics(splits["train"][0], options.seed)
         elif mode == "knn":
             for split in ("valid", "test") if options.run_on_test else ("valid",):
                 scores[split], scores["bootstrap"] = knn.run_knn(
@@ -154,6 +156,9 @@ def _extract_all(name, task, info, mode, model, options, stop, log) -> dict[str,
     wanted = ["train"]
     if mode != "embedding_diagnostics":
         wanted += ["valid"] + (["test"] if options.run_on_test else [])
+    if isinstance(model, Precomputed):
+        splits = {split: model.split(task, info, split) for split in wanted}
+        return splits if mode == "embedding_diagnostics" else _transformed(task, splits, log)
     pool, splits = pooling_of(task, info), {}
     for split, reader in {s: open_split(name, task, s) for s in wanted}.items():
         x, y = extract(
@@ -175,8 +180,8 @@ def _quantized(task: EvalTaskConfig, x: np.ndarray) -> np.ndarray:
     if not task.quantize_embeddings:
         return x
     if task.quantize_bits is None or task.quantile_config_path is None:
-        return transforms.dequantize_int8(transforms.quantize_int8(x))
-    table = transforms.load_buckets(task.quantile_config_path, task.quantize_bits)
+        return quantize.dequantize_int8(quantize.quantize_int8(x))
+    table = quantize.load_buckets(task.quantile_config_path, task.quantize_bits)
     return table.dequantize(table.quantize(x))
 
 
@@ -188,7 +193,7 @@ def _transformed(task: EvalTaskConfig, splits: dict[str, Split], log) -> dict[st
         splits["train"] = x, y = x[rows], y[rows]
     if task.embedding_dim is None:
         return splits
-    pca = transforms.fit_pca(x, task.embedding_dim)
+    pca = fit_pca(x, task.embedding_dim)
     if log:
         log(f"PCA to {task.embedding_dim} dimensions keeps {pca.variance_retained:.1%} of variance")
     return {name: (pca(a), b) for name, (a, b) in splits.items()}

@@ -15,8 +15,20 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from olmoearth_jax.evals.normalize import METHODS, Stats
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.model.versions import VERSIONS
+
+_CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
+METHODS = (
+    "no_norm", "standardize", "norm_no_clip", "norm_no_clip_2_std", *_CLIPPED,
+    "norm_yes_clip_min_max_int",
+)  # fmt: skip
+"""Ways of normalising by a data set's own statistics."""
+
+DEFAULT_METHOD = "norm_no_clip_2_std"
+
+Stats = Mapping[str, Mapping[str, float]]
+"""Per band name: mean, std and, where known, min and max."""
 
 SPATIAL_TASKS = ("segmentation", "regression")
 """Task types with one label per pixel; classification and scalar_regression have one per sample."""
@@ -60,7 +72,7 @@ class EvalTaskConfig:
     pooling_type: Literal["mean", "max"] = "mean"
     norm_stats_from_pretrained: bool = True
     """Normalise with the pretraining statistics instead of the dataset's own."""
-    norm_method: str = "norm_no_clip_2_std"
+    norm_method: str = DEFAULT_METHOD
     input_modalities: list[str] = field(default_factory=list)
     """Modalities given to the model; empty means all that the dataset has."""
     embedding_batch_size: int = 128
@@ -246,7 +258,7 @@ def catalogue(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
 
 def official_tasks(version: str) -> dict[str, EvalTaskConfig]:
     """The in-loop tasks of the official runs of a version (spec/evals.md section 3.5)."""
-    records = _load("tasks.json")["v1" if version == "v1" else "v1_1"]
+    records = _load("tasks.json")[VERSIONS[known("version", version, VERSIONS)].tasks]
     return {name: _parse(record) for name, record in records.items()}
 
 

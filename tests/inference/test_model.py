@@ -154,6 +154,8 @@ def test_refused(model):
         ([np.zeros((8, 8, 1, 12))], "ndarray of shape"),
         ({"sentinel2_l2a": np.zeros((8, 8, 1, 12))}, "a mapping of sentinel2_l2a"),
         ("sample.h5", "str"),
+        (None, "NoneType"),
+        (5, "int"),
     ],
 )
 def test_what_is_no_sample_is_told_how_to_become_one(model, given, what):

@@ -19,11 +19,11 @@ from olmoearth_jax.masks import DECODE
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim, uniform_batch
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import model_parts, releases
 from .common import Case, Checks, Result, load_json, load_npz, skipped
-from .reference_counts import reference_counts
 
 RTOL, ATOL = 1e-4, 2e-5
 GRAD_TOLERANCE, GRAD_TOLERANCE_ROPE = 1e-4, 1e-3

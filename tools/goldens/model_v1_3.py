@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.inference import domain, missing_bands
+from olmoearth_jax.inference import domain, prepare
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import checkpoints, config_json, torch_keys
 from olmoearth_jax.masks import DECODE
@@ -23,6 +23,7 @@ from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim, searchlight, uniform_batch
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig
 from olmoearth_jax.model.pooler import AttentionPooler, GridSpec, LocationGrid
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import releases
@@ -38,7 +39,6 @@ from .model import (
     split_inputs,
     under,
 )
-from .reference_counts import reference_counts
 from .unet_head import unet_head
 
 SEARCHLIGHT_ATOL = 5e-5
@@ -264,7 +264,7 @@ def _missing_bands(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None
         for version, count in variant["number_of_warnings"].items():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                got, _ = missing_bands.fill(
+                got, _ = prepare.fill(
                     arrays[f"in/{what}"], name, version, mean - spread, mean + spread
                 )
             checks.array(f"{what}/{version}", got, arrays[f"out/{what}/{version}"])
