@@ -12,7 +12,7 @@ from typing import Any
 
 from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.model import PretrainedModel
-from olmoearth_jax.interop import config_json, hub
+from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
 from olmoearth_jax.maps import area, conventions, plan, quantise, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
@@ -165,7 +165,7 @@ def config_of(model: str) -> ModelConfig | None:
     if folder.is_dir():
         path = folder / CONFIG_FILE
         return config_json.read(path) if path.is_file() and not _is_run(folder) else None
-    known = hub.published_name(model)
+    known = weights.published_name(model)
     if known is None:
         return None
     _, version, size = known.split("-")
@@ -300,7 +300,7 @@ def _software() -> str:
 def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
     """The form of the store."""
     o, layout = job.options, job.layout
-    published = hub.published_name(o.model)
+    published = weights.published_name(o.model)
     url = f"https://huggingface.co/{hub.OWNER}/{published}"
     names = list(job.imagery.bands)
     provenance = {

@@ -23,7 +23,7 @@ from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim, searchlight, uniform_batch
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig
 from olmoearth_jax.model.pooler import AttentionPooler, GridSpec, LocationGrid
-from olmoearth_jax.model.table import reference_counts
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import releases
