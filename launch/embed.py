@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -123,6 +125,8 @@ def embed(o: Options) -> int:
     Raises:
       ValueError: flags or inputs that cannot be used.
     """
+    # By default GDAL keeps a twentieth of the machine's memory in blocks that are read once.
+    os.environ.setdefault("GDAL_CACHEMAX", "64")
     index, count = work_list.place_of(FLAGS.shard, FLAGS.of)
     config = embed_job.config_of(o.model)
     if FLAGS.plan_only and config is not None:
@@ -164,10 +168,23 @@ def _end(o: Options, found: work_list.Outcome) -> int:
     if found.busy:
         _say(f"nothing left to do here; others work on {len(found.busy)} shards")
     elif FLAGS.steal:
+        _index(Path(o.output).expanduser())
         _say(f"complete: {o.output}")
     else:
         _say("this worker's own shards are done")
     return 0
+
+
+def _index(output: Path) -> None:
+    """The catalogue, made by whoever finds the job complete; the archive does not need it."""
+    from olmoearth_jax.maps import index
+
+    if (output / "index.parquet").is_file() and (output / "collection.json").is_file():
+        return
+    try:
+        index.write(output)
+    except ValueError as e:
+        _say(f"no catalogue: {e}")
 
 
 def _teller(total: int) -> Callable[[str, Mapping[str, Any]], None]:

@@ -23,6 +23,7 @@ command again goes on where it was stopped.
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 from absl import flags
 
@@ -32,6 +33,7 @@ from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings
+from olmoearth_jax.model.pooling import PoolingType
 
 from . import _flags
 
@@ -128,7 +130,9 @@ def options() -> Options:
         _EPOCHS.value or (50 if full else 100), _PATIENCE.value,
         _LR.value or (1e-4 if full else 1e-2), _HEAD_BATCH.value, _SEED.value,
     )  # fmt: skip
-    settings = Settings(_PATCH.value, _POOLING.value, _POOLING_TYPE.value, _LOCATION.value)
+    settings = Settings(
+        _PATCH.value, _POOLING.value, cast(PoolingType, _POOLING_TYPE.value), _LOCATION.value
+    )
     return Options(
         model, images, labels, output, _MODE.value, settings, _WINDOW.value,
         _OVERLAP.value, _BATCH.value, head, _WEIGHTS.value, _SEED.value,

@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("launch.predict", "the map of a trained run on images"),
     "export_sample": ("tools.export_sample", "the packaged sample as images and labels on a map"),
     "embed_image": ("tools.embed", "embed one area: a GeoTIFF or arrays"),
+    "archive": ("tools.archive", "status, maps, points and search of an archive"),
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),
     "compare_runs": ("tools.compare_runs", "settings and metrics of runs side by side"),

@@ -16,11 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import IGNORE, TIMESTAMPS, Sample, check_split, collate
-from olmoearth_jax.evals.tasks import (
+from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     METRICS,
     DatasetInfo,
@@ -28,11 +24,15 @@ from olmoearth_jax.evals.tasks import (
     RunOptions,
     check_task,
 )
+from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
+from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
 from olmoearth_jax.files import replacing
+from olmoearth_jax.model.frozen import Call
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1
-WEIGHT_DECAY = 0.01
 THRESHOLD = 0.5
 
 
@@ -90,10 +90,6 @@ class Schedule:
 class Job:
     """The static part of a fine-tuning run."""
 
-    graph: Any
-    slots: Any
-    patch_size: int
-    pool: embeddings.Pooling
     head: heads.Head
     size: tuple[int, int] | None
     multilabel: bool
@@ -120,20 +116,17 @@ class OwnData:
     patience: int | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
-def logits(job: Job, fast, names, params, data, masks, timestamps):
-    """Logits or values of a batch, see `embeddings.embed_tokens` and `heads.at_labels`."""
-    x = embeddings.embed_tokens(
-        job.graph, job.slots, job.patch_size, job.pool, fast, names,
-        params["encoder"], data, masks, timestamps,
-    )  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("job", "call"))
+def logits(job: Job, call: Call, params: Any, batch: Any) -> jax.Array:
+    """Logits or values of a batch, see `model.frozen.embed` and `heads.at_labels`."""
+    x = embeddings.embed_tokens(call, params["encoder"], *batch)
     return heads.at_labels(job.head, heads.forward(job.head, params["head"], {}, x)[0], job.size)
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
-def _loss_and_grads(job: Job, fast, names, params, data, masks, timestamps, labels):
+@functools.partial(jax.jit, static_argnames=("job", "call"))
+def _loss_and_grads(job: Job, call: Call, params, batch, labels):
     def loss(params):
-        out = logits(job, fast, names, params, data, masks, timestamps)
+        out = logits(job, call, params, batch)
         if job.head.task_type == "regression":
             return losses.masked_mse(out, labels)
         if job.multilabel:
@@ -148,7 +141,7 @@ def _loss_and_grads(job: Job, fast, names, params, data, masks, timestamps, labe
 
 @jax.jit
 def _update(params, grads, moments, count, lr):
-    return layers.adamw_update(params, grads, moments, count, lr, WEIGHT_DECAY)
+    return layers.adamw_update(params, grads, moments, count, lr)
 
 
 class FineTuner:
@@ -170,8 +163,6 @@ class FineTuner:
         self.name, self.task, self.model = name, task, model
         names = ("train", "valid", "test") if options.run_on_test else ("train", "valid")
         self.patience = None if own is None else own.patience
-        encoder = model.config.encoder_config
-        width = encoder.output_embedding_size or encoder.embedding_size
         self.splits: Mapping[str, embeddings.Samples]
         if own is not None:
             self.info, self.splits, head = own.info, own.splits, own.head
@@ -179,14 +170,15 @@ class FineTuner:
             self.info = check_task(name, task)
             self.splits = {s: open_split(name, task, s) for s in names}
             head = heads.make_head(
-                task.ft_head_type, self.info.task_type, self.info.num_classes, width,
-                task.patch_size,
+                task.ft_head_type, self.info.task_type, self.info.num_classes,
+                model.embedding_size, task.patch_size,
             )  # fmt: skip
         label = self.splits["train"][0][1]
+        self.pool = embeddings.pooling_of(task, self.info)
+        size = tuple(label.shape[:2]) if self.info.spatial else None
         self.job = Job(
-            model.graph, model.slots, task.patch_size, embeddings.pooling_of(task, self.info), head,
-            tuple(label.shape[:2]) if self.info.spatial else None,
-            self.info.multilabel, task.use_dice_loss, None if own is None else own.class_weights,
+            head, size, self.info.multilabel, task.use_dice_loss,
+            None if own is None else own.class_weights,
         )  # fmt: skip
         head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed, 4)[0])
         self.params = {"encoder": model.params, "head": head_params}
@@ -253,10 +245,11 @@ class FineTuner:
         return total / batches
 
     def _inputs(self, batch: Sample):
-        data, masks, fast, names = self.model.inputs(batch, self.job.pool)
+        """The call, the present parameters, and the batch as `embed_tokens` takes it."""
+        call, data, *rest = self.model.inputs(batch, self.task.patch_size, self.pool)
         if self.model.dtype == jnp.bfloat16:
             data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
-        return fast, names, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
+        return call, self.params, (data, *rest)
 
     def _batches(
         self, split: str, order: np.ndarray, stop: Callable[[], bool] = lambda: False
@@ -288,7 +281,7 @@ class FineTuner:
         out, labels = np.concatenate(found)[:count], np.concatenate(truth)[:count]
         if not np.isfinite(out).all():
             raise ValueError(f"fine-tuning {self.name} diverged: predictions are not finite")
-        task, info, scores = self.task, self.info, None
+        info, scores = self.info, None
         check_split(split, out, labels, info)
         guess = out
         if info.multilabel:
@@ -297,10 +290,7 @@ class FineTuner:
         elif "regression" not in info.task_type:
             scores = np.asarray(jax.nn.softmax(out, axis=-1))
             guess = scores.argmax(-1)
-        return metrics.score(
-            info.scoring, guess, labels, info.num_classes, scores,
-            task.primary_metric, task.primary_metric_class,
-        )  # fmt: skip
+        return metrics.score(self.task, info, guess, labels, scores)
 
     def _save(self, kind: str) -> None:
         """Writes `<kind>.ckpt`: the arrays in order, and a record of all else; atomically."""

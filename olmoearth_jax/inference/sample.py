@@ -82,22 +82,12 @@ class Sample:
         Raises:
           ValueError: unknown names, shapes that do not fit together, wrong units, bad dates.
         """
-        if nan_pixels not in NAN_PIXELS:
-            raise ValueError(
-                f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
-            )
-        if not isinstance(arrays, Mapping):
-            raise ValueError(
-                "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "
-                f"...), got {type(arrays).__name__}"
-            )
-        if not arrays:
-            raise ValueError("a sample needs at least one modality")
+        _check_given(arrays, nan_pixels)
         stamps = _stamps(dates, timestamps)
         given = _bands_of(bands, arrays)
         data, absent, kinds = {}, {}, {}
         for key, value in arrays.items():
-            modality = modalities.get(key)
+            modality = modalities.get_of_samples(key)
             name = modality.name
             if name in data:
                 raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")
@@ -351,3 +341,17 @@ def _time_elsewhere(data: Mapping[str, np.ndarray], steps: int) -> str:
                 f"np.moveaxis(x, {axis - 4}, -2), since arrays are [H, W, T, C]"
             )
     return ""
+
+
+def _check_given(arrays: Any, nan_pixels: str) -> None:
+    if nan_pixels not in NAN_PIXELS:
+        raise ValueError(
+            f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
+        )
+    if not isinstance(arrays, Mapping):
+        raise ValueError(
+            "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "
+            f"...), got {type(arrays).__name__}"
+        )
+    if not arrays:
+        raise ValueError("a sample needs at least one modality")

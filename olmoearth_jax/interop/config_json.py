@@ -11,6 +11,7 @@ from typing import Any
 from olmoearth_jax.configlib import limits, schema
 from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.files import is_pointer
+from olmoearth_jax.interop import spellings
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
@@ -103,6 +104,7 @@ def from_json(doc: Mapping[str, Any]) -> ModelConfig:
     model = doc.get("model", doc) if isinstance(doc, Mapping) else None
     if not isinstance(model, Mapping) or "encoder_config" not in model:
         raise ValueError("not a model config: it has no encoder_config")
+    model = spellings.released_config(model)
     kind = _class_name(model, "LatentMIMConfig")
     if kind not in _KINDS:
         raise ValueError(f"a model cannot be of class {kind!r}; {closest(kind, _KINDS)}")

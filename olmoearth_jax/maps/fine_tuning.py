@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import olmoearth_jax
 from olmoearth_jax.data.rasters import Raster
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.maps import (
@@ -35,6 +34,7 @@ from olmoearth_jax.maps.token_cache import ImageTokens, Reader, Tokens, read_tok
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings, TokenEncoder
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import SOFTWARE
 
 MODES = ("probe", "full")
 Say = Callable[[str], None]
@@ -136,7 +136,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         found.notes[:0] = notes + more
         check_weights(o, found.target)
         fresh = not folder.exists()
-        run_folder.claim(folder, record, {"software": f"olmoearth-jax {olmoearth_jax.__version__}"})
+        run_folder.claim(folder, record, {"software": SOFTWARE})
         done = folder / run_folder.REPORT
         if done.is_file():
             say(f"{folder} is finished already")
@@ -377,7 +377,7 @@ def _task(
         "overlap": o.shared, "labels": found.counts, "training_labels": counts.tolist(),
         "class_weights": None if weights is None else weights.tolist(),
         "normalization": ranges, "block": found.split.side, "created": now,
-        "software": f"olmoearth-jax {olmoearth_jax.__version__}",
+        "software": SOFTWARE,
     }  # fmt: skip
     steps = max(len(s.stack.dates) for s in opened)
     pixel = abs(opened[0].stack.transform.a)

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import embeddings, finetune, heads
 from olmoearth_jax.evals.linear_probe import target_scale
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel
-from olmoearth_jax.inference.prepare import Prepared
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.maps.run_folder import flat_name
 from olmoearth_jax.maps.samples import NONE, Target, Window
@@ -28,7 +28,7 @@ from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings, TokenEncoder, groups_of
 from olmoearth_jax.masks import MISSING_TOKEN
-from olmoearth_jax.model import pooling
+from olmoearth_jax.model import frozen, pooling
 
 _NUMBERS = re.compile(r"(\w+) (-?[\d.]+(?:e-?\d+)?)")
 _CACHE_BYTES = 1 << 30
@@ -56,7 +56,7 @@ def _info(target: Target, names: Sequence[str], side: int) -> DatasetInfo:
     return DatasetInfo("map", kind, outputs, tuple(names), height_width=side)
 
 
-def pixel_masks(ready: Prepared, patch: int) -> dict[str, np.ndarray]:
+def pixel_masks(ready: ModelInput, patch: int) -> dict[str, np.ndarray]:
     """Token masks as masks of pixels, [B, H, W, T, S]."""
     out = {}
     for name, mask in ready.masks.items():
@@ -130,21 +130,18 @@ class FullPixels:
         ready = reader.prepare(samples)
         seen, out = reader.seen(ready), None
         masks = pixel_masks(ready, self.patch)
-        pool = embeddings.Pooling(self.settings.pooling_type, True)
-        job = finetune.Job(
-            self.base.graph, self.base.slots, self.patch, pool, self.head,
-            (seen.shape[1], seen.shape[2]), False, False,
-        )  # fmt: skip
+        pool = pooling.Pooling(self.settings.pooling_type, "spatial")
+        job = finetune.Job(self.head, (seen.shape[1], seen.shape[2]), False, False)
         for rows in groups_of(ready):
             for start in range(0, len(rows), self.batch):
                 mine = rows[start : start + self.batch]
                 padded = np.concatenate([mine, np.repeat(mine[-1:], self.batch - len(mine))])
                 part = ready.rows(padded)
-                fast, names = _how(part)
-                got = finetune.logits(
-                    job, fast, names, self.params, part.data,
-                    {n: m[padded] for n, m in masks.items()}, part.timestamps.astype(np.int32),
+                batch = (
+                    part.data, {n: m[padded] for n, m in masks.items()},
+                    part.timestamps.astype(np.int32),
                 )  # fmt: skip
+                got = finetune.logits(job, self._call(part, pool), self.params, batch)
                 values = self._values(got)[: len(mine)]
                 if out is None:
                     out = np.zeros((*seen.shape, self.channels), np.float32)
@@ -153,15 +150,15 @@ class FullPixels:
             out = np.zeros((*seen.shape, self.channels), np.float32)
         return out, seen
 
+    def _call(self, part: ModelInput, pool: pooling.Pooling) -> frozen.Call:
+        fast = not any((m == MISSING_TOKEN).any() for m in part.masks.values())
+        over = pool.over(part.masks)
+        return frozen.Call(self.base.graph, self.patch, over, fast, slots=self.base.slots)
+
     def _values(self, got: jax.Array) -> np.ndarray:
         if self.head.task_type == "regression":
             return np.asarray(got)[..., None] * self.scale[1] + self.scale[0]
         return np.asarray(jax.nn.softmax(got, axis=-1))
-
-
-def _how(part: Prepared) -> tuple[bool, tuple[str, ...]]:
-    fast = not any((m == MISSING_TOKEN).any() for m in part.masks.values())
-    return fast, pooling.spatial_names(part.masks)
 
 
 def fit(

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import olmoearth_jax
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
@@ -38,6 +37,7 @@ from olmoearth_jax.maps.token_head import TokenHead
 from olmoearth_jax.maps.tokens import TokenEncoder
 from olmoearth_jax.maps.work_list import Outcome, WorkList, open_job
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import SOFTWARE
 
 Say = Callable[[str], None]
 Maker = Callable[[int, slice, slice], tuple[np.ndarray, np.ndarray]]
@@ -142,7 +142,7 @@ def _job(o: Options, task: Task, source: Path) -> dict[str, Any]:
         "run_digest": digest_of(source), "model_digest": task.digest, "window": task.window,
         "block": o.block, "probabilities": o.probabilities,
         "area": None if o.area is None else map_area.digest_of(Path(o.area)),
-        "software": f"olmoearth-jax {olmoearth_jax.__version__}",
+        "software": SOFTWARE,
     }  # fmt: skip
 
 
@@ -372,7 +372,7 @@ class _Mapper:
             "RUN_DIGEST": digest_of(self.source), "JOB_DIGEST": self.digest, "MODE": task.mode,
             "MODALITIES": ",".join(task.modalities), "DATES": ",".join(scene.stack.dates),
             "PATCH_SIZE": str(task.settings.patch_size), "POOLING": task.settings.pooling,
-            "SOFTWARE": f"olmoearth-jax {olmoearth_jax.__version__}", "LICENSE": LICENSE_URL,
+            "SOFTWARE": SOFTWARE, "LICENSE": LICENSE_URL,
         }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.images import png
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.run_folder import Task
-from olmoearth_jax.train.pictures import png
 
 SPLIT_COLORS = {"train": "#4477aa", "valid": "#ccbb44", "test": "#ee6677"}
 _SIDE = 900

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import heads, linear_probe
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.maps.samples import Target
 
 _SMALL, _STEPS = 16, 16
@@ -51,9 +51,8 @@ class TokenHead:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 [N, K] probabilities, or [N, 1] values, of embeddings [N, D]."""
-        guess, scores = linear_probe.predict(
-            self.head, self.params, self.stats, x, batch_size=max(len(x), 1)
-        )
+        fitted = linear_probe.FittedProbe(self.head, self.params, self.stats)
+        guess, scores = linear_probe.predict(fitted, x, batch_size=max(len(x), 1))
         if scores is None:
             mean, spread = self.scale
             return (guess * spread + mean).astype(np.float32)[:, None]
@@ -98,11 +97,9 @@ def fit(
         epochs=o.epochs, linear_probe_eval_interval=1,
         primary_metric="rmse" if values else "macro_f1",
     )  # fmt: skip
-    extra = linear_probe.ProbeExtras(class_weights, o.patience, True)
+    extra = linear_probe.ProbeExtras(class_weights, o.patience, True, bf16=False)
     splits = {"train": train, "valid": valid}
-    got = linear_probe.train_probe(
-        task, info, splits, RunOptions(seed=o.seed), bf16=False, extra=extra
-    )
+    got = linear_probe.train_probe(task, info, splits, RunOptions(seed=o.seed), extra)
     if log:
         each = np.array_split(got.losses, len(got.history))
         for epoch, (part, result) in enumerate(zip(each, got.history, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,9 @@ from olmoearth_jax import modalities
 
 PoolingType = Literal["mean", "max"]
 Arrays = Mapping[str, Any]
+LOCATIONS = ("location", "student")
+PLACES = ("instance", "spatial", "spatial_concat", *LOCATIONS)
+"""What there can be one embedding of; see `Pooling`."""
 _VISIBLE = 0
 
 
@@ -125,6 +129,39 @@ def pool_spatial_concat(
     return jnp.concatenate(parts, axis=3)
 
 
-def centre_token(pooled: jax.Array) -> jax.Array:
+def centre_token(pooled: Any) -> Any:
     """The middle location of a spatial pooling, [B, h, w, ...] -> [B, ...]."""
     return pooled[:, pooled.shape[1] // 2, pooled.shape[2] // 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """How tokens become embeddings."""
+
+    how: PoolingType = "mean"
+    place: str = "instance"
+    """'instance': one per sample, [B, D]; 'spatial': one per patch, [B, h, w, D];
+    'spatial_concat': one per patch and band set, [B, h, w, S, D]; 'centre': that of the middle
+    patch, [B, D]. 'location' and 'student' are made by the encoder itself."""
+    names: tuple[str, ...] | None = None
+    """Modalities that count where space is kept; see `over`."""
+
+    def over(self, masks: Arrays) -> Pooling:
+        """The same with the modalities that count in a batch of these (concrete) masks."""
+        if self.place in ("instance", *LOCATIONS):
+            return self
+        names = concat_names(masks) if self.place == "spatial_concat" else spatial_names(masks)
+        return dataclasses.replace(self, names=names)
+
+    def __call__(self, tokens: Arrays, masks: Arrays) -> jax.Array:
+        """Pools tokens; masks are concrete unless `names` are set.
+
+        Raises:
+          ValueError: no modality qualifies.
+        """
+        if self.place == "instance":
+            return pool_instance(tokens, masks, self.how)
+        if self.place == "spatial_concat":
+            return pool_spatial_concat(tokens, masks, self.names)
+        spatial = pool_spatial(tokens, masks, self.how, self.names)
+        return centre_token(spatial) if self.place == "centre" else spatial

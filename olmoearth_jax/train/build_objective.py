@@ -7,7 +7,7 @@ from typing import Any
 
 from olmoearth_jax import losses, modalities
 from olmoearth_jax.config import ExperimentConfig, LossConfig
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
 
 
 def _loss(config: LossConfig | None, path: str, kind: Any, what: str) -> Any:
@@ -77,7 +77,7 @@ def build_objective(config: ExperimentConfig) -> Objective:
     galileo = kind == "galileo"
     return Objective(
         token_loss=token or NoTokenLoss(),
-        contrastive=None if nce is None else (nce.tau, nce.weight),
+        contrastive=nce,
         kind=kind,
         token_loss_b=token_b,
         regularizer=spread,
