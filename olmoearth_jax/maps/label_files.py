@@ -116,7 +116,10 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
     for name in EXTRAS[:-1]:
         if name in known and name != column:
             columns[name] = [_text(row.get(name)) for row in rows]
-    return Features(shapes, table.crs, values, columns, dropped, table.notes)
+    notes = list(table.notes)
+    if "weight" in known and column != "weight":
+        notes.append("the column 'weight' is not used: all labels count alike within a class")
+    return Features(shapes, table.crs, values, columns, dropped, notes)
 
 
 def _missing(value: Any) -> bool:

@@ -145,3 +145,8 @@ def test_files_that_are_no_labels(tmp_path):
     (tmp_path / "e.parquet").write_text("x")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         label_files.read(tmp_path / "e.parquet", "crop")
+
+
+def test_weights_are_told_to_be_unused(tmp_path):
+    path = _geojson(tmp_path / "a.geojson", [(SQUARE, {"c": "a", "weight": 2})])
+    assert "'weight' is not used" in label_files.read(path, "c").notes[0]
