@@ -33,7 +33,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import commands, platforms
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, imagery, plan, work_list
+from olmoearth_jax.maps import embed_job, imagery, plan, store, work_list
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from ._app import is_users
@@ -128,6 +128,8 @@ def embed(o: Options) -> int:
     # By default GDAL keeps a twentieth of the machine's memory in blocks that are read once.
     os.environ.setdefault("GDAL_CACHEMAX", "64")
     index, count = work_list.place_of(FLAGS.shard, FLAGS.of)
+    if not FLAGS.plan_only:
+        store.zarr_library()
     config = embed_job.config_of(o.model)
     if FLAGS.plan_only and config is not None:
         _say(*describe(embed_job.make_job(o, config)))
