@@ -175,7 +175,7 @@ def _centred(grid: Grid, number: int, scene: Scene, target: Target, size, step: 
     for cell, (place, name, split) in sorted(grid.points.items()):
         at = divmod(cell, width)
         row, col = (
-            min(max(p - n // 2, 0), whole - n)
+            min(max((p - n // 2) // scene.align * scene.align, 0), whole - n)
             for p, n, whole in zip(at, size, scene.stack.shape, strict=True)
         )
         kind = np.float32 if target.classes is None else np.int64
