@@ -31,7 +31,7 @@ _AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """ModelInput tiles of one shard.
+    """Prepared tiles of one shard.
 
     Attributes:
       places: int [B, 2], first row and column in tokens of what each keeps.

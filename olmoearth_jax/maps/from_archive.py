@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import olmoearth_jax
 from olmoearth_jax.maps import fine_tuning, run_folder, run_report, token_head
 from olmoearth_jax.maps import labelled as labelling
 from olmoearth_jax.maps.archive import open_archive
@@ -23,6 +22,7 @@ from olmoearth_jax.maps.archive_scenes import (
 from olmoearth_jax.maps.fine_tuning import Options, Say
 from olmoearth_jax.maps.run_folder import Task
 from olmoearth_jax.maps.tokens import Settings
+from olmoearth_jax.outputs import SOFTWARE
 
 
 def run(o: Options, say: Say = print) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         "periods": [s.period.name for s in scenes], "window": side,
     }  # fmt: skip
     fresh = not folder.exists()
-    software = f"olmoearth-jax {olmoearth_jax.__version__}"
+    software = SOFTWARE
     run_folder.claim(folder, record, {"software": software})
     if (folder / run_folder.REPORT).is_file():
         say(f"{folder} is finished already")
