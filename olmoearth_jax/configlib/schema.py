@@ -20,13 +20,13 @@ MODALITY_LISTS = frozenset((
     "training_modalities", "supported_modality_names", "only_decode_modalities",
     "decoded_modalities", "decodable_modalities", "fully_mask_modalities",
     "randomize_missing_modalities", "mask_negatives_for_modalities", "band_dropout_modalities",
-    "input_modalities",
+    "input_modalities", "token_budget_excluded_modalities",
 ))  # fmt: skip
 """Members, wherever they stand, that list modality names (upper case is accepted)."""
 
 MODALITY_DICTS = frozenset((
     "tokenization", "tokenization_overrides", "token_exit_cfg", "token_exit_cfg_b",
-    "modality_weights",
+    "modality_weights", "modality_configs",
 ))  # fmt: skip
 """Members, wherever they stand, whose keys are modality names."""
 

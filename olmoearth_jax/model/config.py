@@ -119,6 +119,42 @@ class ReconstructorConfig:
 
 
 @dataclasses.dataclass
+class SupervisedMapConfig:
+    """One map that is drawn from the location grid; spec/train_v1_3.md section 3.4."""
+
+    task_type: str = "regression"
+    """'classification', 'binary_classification' or 'regression'."""
+    num_output_channels: int = 1
+    weight: float = 1.0
+    class_values: list[float] | None = None
+    """Value of each class of a classification, in normalised units."""
+    pos_weight: bool = False
+    """Weigh the rare answer of each channel up (binary classification)."""
+    regression_loss_type: str = "mse"
+
+
+@dataclasses.dataclass
+class SupervisionHeadConfig:
+    """Heads that draw maps from the location grid, for training only."""
+
+    modality_configs: dict[str, SupervisedMapConfig] = dataclasses.field(default_factory=dict)
+    spatial_unfold: int | None = None
+    """Pixels per side that a cell is drawn with; null means the largest patch size."""
+    fix_class_values: bool = False
+    """Look classes up in the units of the data set, and leave codes off the table out (ours)."""
+
+
+@dataclasses.dataclass
+class LocationTokenDistillationHeadConfig:
+    """The student's way back to the location grid, for training only; section 4 there."""
+
+    back_projection_hidden: int | None = None
+    """Width between the two layers; null means a single layer."""
+    gram_max_tokens: int = 2048
+    """Most locations of a micro-batch that are compared with each other."""
+
+
+@dataclasses.dataclass
 class ModelConfig:
     """A whole model: kind 'latent_mim', 'mae' or 'galileo'."""
 
@@ -127,6 +163,8 @@ class ModelConfig:
     decoder_config: PredictorConfig | None = dataclasses.field(default_factory=PredictorConfig)
     reconstructor_config: ReconstructorConfig | None = None
     projection_only_target: bool = False
+    supervision_head_config: SupervisionHeadConfig | None = None
+    location_token_distillation_head_config: LocationTokenDistillationHeadConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +226,10 @@ VERSIONS = {
 """Versions and the sizes that have official scripts (spec/train.md section 8)."""
 
 PUBLISHED_VERSIONS = {**VERSIONS, "v1_3": ("base",)}
-"""Versions and sizes of all models that can be built; v1.3 has no public training script."""
+"""Versions and sizes of all published models."""
+
+TRAINED_VERSIONS = {**VERSIONS, "v1_3": ("nano", "tiny", "small", "base")}
+"""Versions and sizes that can be trained; of v1.3 only Base was published, the others are ours."""
 
 
 def official_model(
@@ -208,8 +249,8 @@ def official_model(
     Raises:
       ValueError: a pair that was never defined; the message lists the valid ones.
     """
-    if size not in PUBLISHED_VERSIONS.get(version, ()):
-        pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
+    if size not in TRAINED_VERSIONS.get(version, ()):
+        pairs = ", ".join(f"{s}:version={v}" for v, ss in TRAINED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
     dims = SIZES[OFFICIAL_SIZES[size]]
     common: dict[str, Any] = {
@@ -298,6 +339,8 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
         "decoder_config": PredictorConfig,
         "reconstructor_config": ReconstructorConfig,
         "attention_pooler_config": AttentionPoolerConfig,
+        "supervision_head_config": SupervisionHeadConfig,
+        "location_token_distillation_head_config": LocationTokenDistillationHeadConfig,
     }
     out = {}
     for key, value in values.items():
@@ -305,5 +348,7 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
             raise ValueError(f"unknown member {key!r} of {cls.__name__}; {closest(key, fields)}")
         if key in nested and isinstance(value, Mapping):
             value = from_dict(nested[key], value)
+        elif key == "modality_configs":
+            value = {name: from_dict(SupervisedMapConfig, one) for name, one in value.items()}
         out[key] = value
     return cls(**out)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from olmoearth_jax import modalities
 from olmoearth_jax.model import config as model_config
+from olmoearth_jax.model import heads
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig
 from olmoearth_jax.model.decoder import Predictor
 from olmoearth_jax.model.encoder import Encoder, slot_table
@@ -28,13 +29,18 @@ Params = dict[str, Any]
 
 
 class LatentMIM(nnx.Module):
-    """Encoder and decoder, optionally a pixel reconstructor. The target lives outside."""
+    """Encoder and decoder, optionally a pixel reconstructor and the heads of v1.3.
+
+    The target lives outside.
+    """
 
     def __init__(self, config: ModelConfig, dtype=jnp.float32):
         assert config.decoder_config is not None
         self.encoder = Encoder(config.encoder_config, dtype)
         self.decoder = Predictor(config.decoder_config, dtype)
         self.reconstructor = _reconstructor(config, dtype)
+        self.supervision_head = heads.supervision_head(config)
+        self.location_token_distillation_head = heads.distillation_head(config)
 
 
 class MAE(nnx.Module):
@@ -113,6 +119,7 @@ def check(config: ModelConfig) -> None:
     if config.decoder_config is None and config.kind != "mae":
         raise ValueError(f"a model of kind {config.kind!r} needs a decoder_config")
     check_pooler(config)
+    heads.check_heads(config)
     for part in (encoder, decoder):
         if part is None:
             continue
