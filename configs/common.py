@@ -18,7 +18,7 @@ from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official, trained_model
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
-    TRAINED_VERSIONS,
+    PUBLISHED_VERSIONS,
     ModelConfig,
     ReconstructorConfig,
 )
@@ -38,7 +38,7 @@ class Arguments:
 
 def pairs() -> str:
     """The valid sizes and versions, for error texts."""
-    return ", ".join(f"{s}:version={v}" for v, sizes in TRAINED_VERSIONS.items() for s in sizes)
+    return ", ".join(f"{s}:version={v}" for v, sizes in PUBLISHED_VERSIONS.items() for s in sizes)
 
 
 def parse_arguments(
@@ -82,9 +82,9 @@ def parse_arguments(
 
 
 def _check_pair(size: str, version: str) -> None:
-    if version not in TRAINED_VERSIONS:
-        raise ConfigError(f"unknown version {version!r}; {closest(version, TRAINED_VERSIONS)}")
-    if size not in TRAINED_VERSIONS[version]:
+    if version not in PUBLISHED_VERSIONS:
+        raise ConfigError(f"unknown version {version!r}; {closest(version, PUBLISHED_VERSIONS)}")
+    if size not in PUBLISHED_VERSIONS[version]:
         raise ConfigError(
             f"size {size!r} was never defined for version {version!r}; valid: {pairs()}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from olmoearth_jax.evals import tasks
 from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.model.versions import VERSIONS
 
 
 def get_tasks(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
@@ -16,6 +17,6 @@ def get_tasks(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
     Raises:
       ValueError: another name.
     """
-    if which in ("v1", "v1_1", "v1_2", "v1_3"):
+    if which in VERSIONS:
         return tasks.official_tasks(which)
     return tasks.catalogue(which)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from olmoearth_jax.inference.model import load_pretrained
     from olmoearth_jax.inference.sample import Sample
+    from olmoearth_jax.maps.archive import dequantize, open_archive
 
 __version__ = "0.1.0"
-__all__ = ["Sample", "load_pretrained"]
+__all__ = ["Sample", "dequantize", "load_pretrained", "open_archive"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from olmoearth_jax.inference.model import load_pretrained
 
         return load_pretrained
+    if name in ("open_archive", "dequantize"):
+        from olmoearth_jax.maps import archive
+
+        return getattr(archive, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

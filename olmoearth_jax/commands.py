@@ -32,6 +32,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "visualize": ("launch.visualize", "pictures of what a run trains on"),
     "evaluate": ("launch.evaluate", "evaluate checkpoints and baselines on the tasks"),
     "benchmark": ("launch.benchmark", "throughput of an encoder by size, patch and batch"),
+    "finetune": ("launch.finetune", "labels and images to a trained map, with its report"),
+    "predict": ("launch.predict", "the map of a trained run on images"),
     "embed_image": ("tools.embed", "embed one area: a GeoTIFF or arrays"),
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),

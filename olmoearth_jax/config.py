@@ -382,23 +382,6 @@ class ExperimentConfig:
             return loader.samples_per_shape
         return max(min(64, loader.global_batch_size) // group, 1) * group
 
-    def validate(self) -> list[str]:
-        """Every problem of the config, one sentence each; empty if it can be run."""
-        from olmoearth_jax.configlib.validate import problems
-
-        return problems(self)
-
-    def check(self) -> ExperimentConfig:
-        """This config.
-
-        Raises:
-          ConfigError: it has problems; all are listed.
-        """
-        found = self.validate()
-        if found:
-            raise ConfigError(found)
-        return self
-
     def copy(self) -> ExperimentConfig:
         return copy.deepcopy(self)
 

@@ -29,6 +29,9 @@ IMAGE_TILE_PX = 256
 STD_MULTIPLIER = 2.0
 WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
+DERIVED = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
+"""Modalities that no file holds, and what each is computed from."""
+
 Kind = Literal["space_time", "space_only", "time_only", "static"]
 
 
@@ -87,6 +90,15 @@ class Modality:
         if self.spatial:
             return "space_time" if self.multitemporal else "space_only"
         return "time_only" if self.multitemporal else "static"
+
+    def axes(self, side: int, steps: int) -> tuple[int, ...]:
+        """Axes of one sample before its channels or band sets.
+
+        (side, side, steps), (side, side, 1), (steps,) or (), where `side` counts tokens or pixels.
+        """
+        space = (side, side) if self.spatial else ()
+        time = (steps,) if self.multitemporal else (1,) if self.spatial else ()
+        return (*space, *time)
 
     @property
     def image_factor(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,11 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{above} is a file, so nothing can be written to {folder}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"the folder {above} cannot be written to")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # permissions alone do not tell
+            pass
+    except OSError as e:
+        raise ValueError(f"the folder {above} cannot be written to ({e.strerror})") from None
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -122,7 +128,7 @@ def _software(path: Path) -> Any:
     if path.suffix in (".tif", ".tiff"):
         import rasterio
 
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             return file.tags().get("SOFTWARE")
     if path.suffix == ".npz":
         import numpy as np

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import objectives, schema
 from olmoearth_jax.configlib.schema import ConfigError, set_path
@@ -104,7 +105,7 @@ def _apply(
     objectives.drop_stale(cfg, before, set_keys)
     _settle(cfg, set_keys)
     if problems:
-        raise ConfigError([*problems, *cfg.validate()])
+        raise ConfigError([*problems, *check.problems(cfg)])
     return cfg
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from olmoearth_jax.evals import models, transforms
+from olmoearth_jax.evals import models
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import extract
 from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.model.pooling import Pooling
 from olmoearth_jax.outputs import MARK, check, claim, expand_home
 
@@ -71,20 +72,20 @@ def _save(path: Path, **arrays: Any) -> None:
         np.savez(file, **arrays, software=np.array(MARK))
 
 
-def fit_buckets(x: np.ndarray, bits: int) -> transforms.Buckets:
+def fit_buckets(x: np.ndarray, bits: int) -> quantize.Buckets:
     """Buckets of equal population from embeddings [N, D].
 
     Raises:
       ValueError: a bit depth other than 1, 2, 4 or 8.
     """
-    transforms.check_bits(bits)
+    quantize.check_bits(bits)
     n = 2**bits
     edges = np.percentile(x, np.arange(n + 1) / n * 100, axis=0).T
     middles = np.percentile(x, (np.arange(n) + 0.5) / n * 100, axis=0).T
-    return transforms.Buckets(edges.astype(np.float32), middles.astype(np.float32))
+    return quantize.Buckets(edges.astype(np.float32), middles.astype(np.float32))
 
 
-def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> None:
+def save_buckets(path: str | Path, tables: dict[int, quantize.Buckets]) -> None:
     """Writes quantile tables by bit depth as HDF5 groups '8bit' ... '1bit' and the scalar 'dim'."""
     with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as f:
         f.attrs["software"] = MARK
@@ -111,7 +112,7 @@ def fit_quantiles(
         model, split, split.modalities, patch_size=4, pool=Pooling(place="spatial"), batch_size=8
     )
     flat = x.reshape(-1, x.shape[-1])
-    tables = {bits: fit_buckets(flat, bits) for bits in transforms.BITS}
+    tables = {bits: fit_buckets(flat, bits) for bits in quantize.BITS}
     save_buckets(target, tables)
     print(f"{len(flat)} embeddings of {flat.shape[1]} dimensions -> {target}")
 

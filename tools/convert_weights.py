@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
             if not given.checkpoint:
                 raise app.UsageError("export needs --checkpoint.")
             lines = export_weights(given.checkpoint, given.target, given.overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 

@@ -1,7 +1,7 @@
 """How large the numbers of a config may be: far beyond use, yet small enough to be tried out.
 
 Without these, a slip such as an additional zero fills the memory, overflows, or yields NaN long
-after the start. What a number means is judged by `configlib.validate`.
+after the start. What a number means is judged by `olmoearth_jax.check`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _up_to(most: float) -> tuple[float, float]:
-    """A bound on the size alone, where `validate` says what the sign must be."""
+    """A bound on the size alone, where `check` says what the sign must be."""
     return -most, most
 
 

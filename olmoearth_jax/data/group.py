@@ -26,7 +26,7 @@ from olmoearth_jax.data.shape_sampler import ShapeSampler
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
 from olmoearth_jax.masking import MaskContext, Tokens, missing_tokens
-from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
+from olmoearth_jax.masks import MISSING_TOKEN, living
 from olmoearth_jax.modalities import MISSING, Tokenization
 
 Group = dict[str, Any]
@@ -301,8 +301,7 @@ class GroupMaker:
             )
             masks = strategy(missing, context)
             out[key] = {n: np.asarray(masks[n], np.int8) for n in self.index.modalities}
-            encoded = [(m == VISIBLE).reshape(len(members), -1).any(1) for m in out[key].values()]
-            ok &= np.any(encoded, axis=0)
+        ok &= living(ok, (masks.values() for masks in out.values()))
         for mask in _each(out):
             mask[~ok] = MISSING_TOKEN
         return out

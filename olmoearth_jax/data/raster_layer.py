@@ -97,8 +97,12 @@ class Layer:
 
     def _check_descriptions(self, named: int) -> None:
         """Names that were given must not contradict those of the file."""
-        own = [band_names.canonical(d or "", self.modality.name) for d in self.file.descriptions]
-        if None in own or own == self.bands:
+        texts = [(d or "").strip() for d in self.file.descriptions]
+        own = [band_names.canonical(text, self.modality.name) for text in texts]
+        if None in own and band_names.only_counted(texts):
+            return
+        told = [(one, band) for one, band in zip(own, self.bands, strict=True) if one]
+        if all(one == band for one, band in told):
             return
         if named < self.file.count:
             raise self._unnamed(named)
@@ -150,11 +154,12 @@ class Layer:
             raw, valid = self.file.values(rows, cols, shape), None
         else:
             raw, valid = self.file.read(rows, cols, shape)
-        if self._unit is None:
-            values = raw.astype(np.float32)
-        else:
-            scale, offset = self._unit
-            values = (raw * scale + offset).astype(np.float32)
+        with np.errstate(over="ignore"):  # numbers too large are refused as infinite ones
+            if self._unit is None:
+                values = raw.astype(np.float32)
+            else:
+                scale, offset = self._unit
+                values = (raw * scale + offset).astype(np.float32)
         if valid is not None and not valid.all():
             values[~valid] = np.nan
         return values if len(self._kept) == len(values) else values[self._kept]

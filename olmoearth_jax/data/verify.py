@@ -55,7 +55,7 @@ class Report:
 
 def inspect(path: Path) -> FileReport:
     """Opens and decodes one file."""
-    names = tuple(n for n in registry.names() if n not in ("ndvi", "worldcover_onehot"))
+    names = tuple(n for n in registry.names() if n not in registry.DERIVED)
     content = hashlib.blake2b(digest_size=16)
     try:
         with open_sample(path, names) as file:  # first, as it refuses what is no file

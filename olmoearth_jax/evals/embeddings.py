@@ -1,7 +1,8 @@
-"""Embeddings of evaluation samples by a model (spec/evals.md section 4)."""
+"""Embeddings of evaluation samples by a model, and their projection (spec/evals.md 4 and 10)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -203,3 +204,40 @@ def extract(
         found.append(out)
         labels.append(np.stack([item[1] for item in items]))
     return np.concatenate(found), np.concatenate(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class PCA:
+    """Principal components of train embeddings, centred and not whitened."""
+
+    mean: np.ndarray
+    """[D]"""
+    components: np.ndarray
+    """[k, D]"""
+    variance_retained: float
+    """Share of the variance that is kept."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """[..., D] -> float32 [..., k]."""
+        return ((x - self.mean) @ self.components.T).astype(np.float32)
+
+
+def fit_pca(x: np.ndarray, dim: int) -> PCA:
+    """PCA of embeddings [..., D] to `dim` dimensions; all leading axes are samples.
+
+    The sign of a component makes its entry of largest magnitude positive.
+
+    Raises:
+      ValueError: more dimensions than the data has.
+    """
+    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    if not 1 <= dim <= min(flat.shape):
+        raise ValueError(f"embedding_dim {dim} must lie in 1...{min(flat.shape)}")
+    mean = flat.mean(0)
+    flat = flat - mean
+    variance, vectors = np.linalg.eigh(flat.T @ flat)
+    components = vectors[:, ::-1][:, :dim].T
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
+    variance = np.maximum(variance[::-1], 0)
+    share = float(variance[:dim].sum() / max(variance.sum(), 1e-30))
+    return PCA(mean, components * np.sign(largest), share)

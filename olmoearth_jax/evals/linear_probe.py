@@ -37,6 +37,21 @@ class ProbeOutcome:
     stats: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class ProbeExtras:
+    """Ways of training that the reference does not know.
+
+    Attributes:
+      class_weights: float [C], how much labels of a class count.
+      patience: stop after so many epochs without a better validation.
+      one_optimizer: keep its moments from one validation to the next.
+    """
+
+    class_weights: Any = None
+    patience: int | None = None
+    one_optimizer: bool = False
+
+
 def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> np.ndarray:
     """Warm-up then cosine to 1e-5; `position` is in epochs, fractions for batches within one."""
     t = np.asarray(position, np.float64)
@@ -47,17 +62,18 @@ def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> n
     return np.where(t < warmup, rise, floor + (max_lr - floor) * fall)
 
 
-def _loss(probe: heads.Head, dice: bool, unravel, flat, stats, x, y, weight):
+def _loss(probe: heads.Head, dice: bool, unravel, flat, stats, x, y, weight, class_weights):
     out, stats = heads.forward(probe, unravel(flat), stats, x, weight)
     out = heads.at_labels(probe, out, y.shape[1:3])
     if "regression" in probe.task_type:
         return losses.masked_mse(out, y), stats
-    rule = losses.dice_cross_entropy if dice else losses.cross_entropy
-    return rule(out, y), stats
+    if dice:
+        return losses.dice_cross_entropy(out, y), stats
+    return losses.cross_entropy(out, y, class_weights), stats
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "dice"))
-def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs, steps):
+def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs, steps, class_weights=None):
     """Runs batches of a table of embeddings and labels; parameters and moments are one vector each.
 
     Args:
@@ -65,6 +81,7 @@ def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs, steps):
       rows: int [batches, batch] into the table, -1 for no sample.
       lrs: rates [batches].
       steps: how many of the batches to run.
+      class_weights: float [C] or None, see `losses.cross_entropy`.
 
     Returns:
       The state afterwards, and losses [batches], 0 where none was run.
@@ -79,7 +96,8 @@ def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs, steps):
     def step(i, carry):
         (flat, stats, moments, count), found = carry
         weight = real[i].astype(jnp.float32)
-        (loss, stats), grads = grad(probe, dice, unravel, flat, stats, x[i], y[i], weight)
+        batch = x[i], y[i], weight, class_weights
+        (loss, stats), grads = grad(probe, dice, unravel, flat, stats, *batch)
         flat, moments = layers.adamw_update(flat, grads, moments, count + 1, lrs[i])
         return (flat, stats, moments, count + 1), found.at[i].set(loss)
 
@@ -114,7 +132,11 @@ def predict(probe: heads.Head, params, stats, x: np.ndarray, size=None, batch_si
 class _Trainer:
     """Feeds shuffled batches, in order, to the compiled steps."""
 
-    def __init__(self, task, info, train: Split, seed: int, bf16: bool, order: np.ndarray | None):
+    def __init__(
+        self, task, info, train: Split, seed: int, bf16: bool, order: np.ndarray | None = None,
+        extra: ProbeExtras = ProbeExtras(),
+    ):  # fmt: skip
+        self.extra, self.moments = extra, None
         self.task, self.info, self.seed, self.order = task, info, seed, order
         self.x, labels = train
         self.probe = heads.make_probe(
@@ -136,7 +158,8 @@ class _Trainer:
         """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
         # The reference makes a new optimiser for every chunk of epochs; results depend on it.
         flat = ravel_pytree(params)[0]
-        state = (params, stats, layers.adamw_init(flat), jnp.asarray(0))
+        fresh = (layers.adamw_init(flat), jnp.asarray(0))
+        state = (params, stats, *(self.moments or fresh))
         found, rates = [], []
         for epoch in epochs:
             if self.order is not None:
@@ -149,6 +172,8 @@ class _Trainer:
             for start in range(0, self.batches, self.chunk):
                 state, loss = self._steps(state, order, lrs, start)
                 found.append(loss)
+        if self.extra.one_optimizer:
+            self.moments = state[2:]
         return state[0], state[1], (np.concatenate(found), np.concatenate(rates))
 
     def _steps(self, state, order: np.ndarray, lrs: np.ndarray, start: int):
@@ -167,7 +192,9 @@ class _Trainer:
             rows[: len(mine)] = mine
         rows = rows.reshape(self.chunk, size)
         dice = self.task.use_dice_loss
-        state, loss = _train_steps(self.probe, dice, state, table, rows, rates, steps)
+        weights = self.extra.class_weights
+        weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+        state, loss = _train_steps(self.probe, dice, state, table, rows, rates, steps, weights)
         return state, np.asarray(loss)[:steps]
 
     def evaluate(self, params, stats, split: Split):
@@ -206,6 +233,7 @@ def train_probe(
     order: np.ndarray | None = None,
     start: tuple[Any, Any] | None = None,
     log: Callable[[str], None] | None = None,
+    extra: ProbeExtras | None = None,
 ) -> ProbeOutcome:
     """Trains a probe and scores it.
 
@@ -216,6 +244,7 @@ def train_probe(
       bf16: round matrix products to bfloat16, as the reference does.
       order: int [epochs, N] sample order of every epoch instead of the seeded one.
       start: (params, stats) instead of the seeded initial ones.
+      extra: what the reference has not; nothing by default.
 
     Raises:
       ValueError: empty split, no label in a split, labels out of range, NaN embeddings.
@@ -224,7 +253,8 @@ def train_probe(
         raise ValueError("the linear probe does not do multi-label classification; use kNN")
     for name, (x, y) in splits.items():
         check_split(name, x, y, info)
-    trainer = _Trainer(task, info, splits["train"], options.seed, bf16, order)
+    extra = extra or ProbeExtras()
+    trainer = _Trainer(task, info, splits["train"], options.seed, bf16, order, extra)
     params, stats = jax.tree.map(jnp.asarray, start or heads.init(trainer.probe, options.seed))
     history, traces, best = [], [], (0, math.nan, params, stats)
     interval = min(task.linear_probe_eval_interval, task.epochs)
@@ -238,6 +268,8 @@ def train_probe(
             log(f"epoch {last}: {result.primary_key} {result.primary:.4f}")
         if result.beats(best[1]):
             best = (last, result.primary, params, stats)
+        if extra.patience is not None and last - best[0] >= extra.patience:
+            break
     test, resampled = None, {}
     if "test" in splits:
         guess, scores, test = trainer.evaluate(best[2], best[3], splits["test"])

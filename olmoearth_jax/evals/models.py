@@ -12,6 +12,7 @@ from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
+from olmoearth_jax.train import checkpoint
 
 BASELINES = ("raw_bands", "random_init")
 
@@ -44,7 +45,7 @@ def load_checkpoint(path: str | Path, name: str | None = None, dtype: Any = None
     Raises:
       ValueError: no complete checkpoint there, damaged, or of a model that does not fit its config.
     """
-    folder, meta = checkpoints.open_whole(path)
+    folder, meta = checkpoint.open_whole(path)
     loaded = checkpoints.read_opened(folder, meta, with_target=False)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
     model = EncoderModel(loaded.config, loaded.params, dtype)

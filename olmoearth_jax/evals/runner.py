@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe, transforms
+from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, pooling_of
+from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, fit_pca, pooling_of
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.precomputed import Precomputed
@@ -25,6 +25,7 @@ from olmoearth_jax.evals.tasks import (
     eval_mode,
     modalities_of,
 )
+from olmoearth_jax.inference import quantize
 
 
 @dataclasses.dataclass
@@ -179,8 +180,8 @@ def _quantized(task: EvalTaskConfig, x: np.ndarray) -> np.ndarray:
     if not task.quantize_embeddings:
         return x
     if task.quantize_bits is None or task.quantile_config_path is None:
-        return transforms.dequantize_int8(transforms.quantize_int8(x))
-    table = transforms.load_buckets(task.quantile_config_path, task.quantize_bits)
+        return quantize.dequantize_int8(quantize.quantize_int8(x))
+    table = quantize.load_buckets(task.quantile_config_path, task.quantize_bits)
     return table.dequantize(table.quantize(x))
 
 
@@ -192,7 +193,7 @@ def _transformed(task: EvalTaskConfig, splits: dict[str, Split], log) -> dict[st
         splits["train"] = x, y = x[rows], y[rows]
     if task.embedding_dim is None:
         return splits
-    pca = transforms.fit_pca(x, task.embedding_dim)
+    pca = fit_pca(x, task.embedding_dim)
     if log:
         log(f"PCA to {task.embedding_dim} dimensions keeps {pca.variance_retained:.1%} of variance")
     return {name: (pca(a), b) for name, (a, b) in splits.items()}

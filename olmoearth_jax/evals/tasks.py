@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from olmoearth_jax.evals.normalize import METHODS, Stats
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.model.versions import VERSIONS
 
 SPATIAL_TASKS = ("segmentation", "regression")
 """Task types with one label per pixel; classification and scalar_regression have one per sample."""
@@ -246,7 +247,7 @@ def catalogue(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
 
 def official_tasks(version: str) -> dict[str, EvalTaskConfig]:
     """The in-loop tasks of the official runs of a version (spec/evals.md section 3.5)."""
-    records = _load("tasks.json")["v1" if version == "v1" else "v1_1"]
+    records = _load("tasks.json")[VERSIONS[known("version", version, VERSIONS)].tasks]
     return {name: _parse(record) for name, record in records.items()}
 
 

@@ -7,7 +7,6 @@ then put in place under its name.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import tempfile
@@ -17,68 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals.transforms import quantize_int8
+from olmoearth_jax.data import raster_file
+from olmoearth_jax.inference.quantize import NO_VALUE, QUANTIZATIONS, Quantizer
 from olmoearth_jax.modalities import closest
 
-NODATA = {"int8": -128, "float32": float("nan")}
-QUANTIZATIONS = ("linear", "power")
+NODATA = {"int8": NO_VALUE, "float32": float("nan")}
 _BLOCK_BYTES = 8 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """Embeddings as int8 in -127..127; -128 means no data.
+def _rasterio() -> Any:
+    """The rasterio package with the parts that writing needs; ValueError if it is missing."""
+    found = raster_file.library()
+    import rasterio.shutil  # noqa: F401
 
-    'linear': x = q * scale + offset of its band, which spread the range found over the 8 bits.
-    'power': s = q / 127.5, x = s * |s|, the same for all bands (spec/evals.md 10); clips beyond 1.
-
-    Attributes:
-      lo, hi: range of each band, float [D].
-      kind: 'linear' or 'power'.
-    """
-
-    lo: np.ndarray
-    hi: np.ndarray
-    kind: str = "linear"
-
-    @property
-    def rule(self) -> str:
-        """How to get the values back."""
-        return "x = q * scale + offset" if self.kind == "linear" else "s = q / 127.5; x = s * |s|"
-
-    @property
-    def scale(self) -> np.ndarray:
-        return np.where(self.hi > self.lo, self.hi - self.lo, 1.0) / 254
-
-    @property
-    def offset(self) -> np.ndarray:
-        return (self.hi + self.lo) / 2
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """int8 of x [..., D]; NaN becomes -128."""
-        gone, x = np.isnan(x), np.nan_to_num(x)
-        if self.kind == "power":
-            out = quantize_int8(x)
-        else:
-            out = np.clip(np.rint((x - self.offset) / self.scale), -127, 127).astype(np.int8)
-        return np.where(gone, np.int8(NODATA["int8"]), out)
-
-
-def raster_library() -> Any:
-    """The rasterio package.
-
-    Raises:
-      ValueError: it is not installed.
-    """
-    try:
-        import rasterio
-        import rasterio.shutil
-        import rasterio.warp
-    except ImportError:
-        raise ValueError(
-            "GeoTIFFs need the 'geo' extra: pip install 'olmoearth-jax[geo]'"
-        ) from None
-    return rasterio
+    return found
 
 
 def _block(bands: int, dtype: str) -> int:
@@ -103,7 +54,7 @@ class MapWriter:
         self.lo = np.minimum(self.lo, values[valid].min(0, initial=np.inf))
         self.hi = np.maximum(self.hi, values[valid].max(0, initial=-np.inf))
         out = np.where(valid[..., None], values, np.nan).astype(np.float32)
-        window = raster_library().windows.Window(col, row, width, height)
+        window = _rasterio().windows.Window(col, row, width, height)
         self._file.write(np.moveaxis(out, -1, 0), window=window)
 
 
@@ -133,7 +84,7 @@ def open_map(
     for value, known in ((form["dtype"], NODATA), (quantization, QUANTIZATIONS)):
         if value not in known:
             raise ValueError(f"{value!r} is not known for a map; {closest(str(value), known)}")
-    rasterio, path = raster_library(), Path(path)
+    rasterio, path = _rasterio(), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
         **form, "driver": "GTiff", "count": len(names), "dtype": "float32", "nodata": np.nan,
@@ -165,7 +116,7 @@ def open_map(
 
 def _quantized(raw: Path, plain: Mapping[str, Any], rule: Quantizer) -> Path:
     """An int8 file beside the float32 one."""
-    rasterio, out = raster_library(), raw.with_name("int8.tif")
+    rasterio, out = _rasterio(), raw.with_name("int8.tif")
     form = {**plain, "dtype": "int8", "nodata": NODATA["int8"]}
     with rasterio.open(raw) as source, rasterio.open(out, "w", **form) as file:
         for _, window in source.block_windows(1):
@@ -194,7 +145,7 @@ def _place(
     crs: Any, transform: Any, height: int, width: int
 ) -> tuple[list[float] | None, dict[str, Any] | None]:
     """`_footprint` of a grid; None twice where its CRS has no place on the earth."""
-    rasterio = raster_library()
+    rasterio = _rasterio()
     corners = rasterio.transform.array_bounds(height, width, transform)
     try:
         box = rasterio.warp.transform_bounds(crs, "EPSG:4326", *corners)

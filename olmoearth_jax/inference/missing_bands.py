@@ -9,8 +9,8 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import MISSING, closest
+from olmoearth_jax.model.versions import VERSIONS, Version
 
-VERSIONS = ("none", "v1", "v1_1", "v1_2", "v1_3")
 WARN_ABOVE = 0.2  # share of a pixel's bands that may be made up without a word
 
 # Central wavelengths in nm, by groups within which values may stand in for each other.
@@ -61,8 +61,8 @@ def copy_bands(values: np.ndarray, missing: np.ndarray, name: str) -> tuple[np.n
     return values, still
 
 
-def _warn(name: str, copied: np.ndarray, zeroed: np.ndarray, version: str) -> None:
-    """Warns of much filling, by the bands of the worst pixel; in v1 of any 0 at all."""
+def _warn(name: str, copied: np.ndarray, zeroed: np.ndarray, version: Version) -> None:
+    """Warns of much filling, by the bands of the worst pixel; of any 0 where models know none."""
     bands = zeroed.shape[-1]
     copies, zeros = (int(flags.sum(-1).max(initial=0)) for flags in (copied, zeroed))
     if copies / bands > WARN_ABOVE:
@@ -71,8 +71,8 @@ def _warn(name: str, copied: np.ndarray, zeroed: np.ndarray, version: str) -> No
             "their neighbours in wavelength; expect weaker embeddings",
             stacklevel=3,
         )
-    if zeros / bands > WARN_ABOVE or (version == "v1" and zeros):
-        seen = "never saw in training" if version == "v1" else "saw only for a few bands"
+    if zeros / bands > WARN_ABOVE or (version.copies_bands and zeros):
+        seen = "never saw in training" if version.copies_bands else "saw only for a few bands"
         warnings.warn(
             f"{name}: up to {zeros} of {bands} bands are missing at a pixel and were set to 0, "
             f"which this model {seen}",
@@ -104,20 +104,21 @@ def fill(
     Raises:
       ValueError: unknown version or wrong number of bands.
     """
-    if version not in VERSIONS:
-        raise ValueError(f"unknown model version {version!r}; {closest(version, VERSIONS)}")
+    if version not in ("none", *VERSIONS):
+        known = ("none", *VERSIONS)
+        raise ValueError(f"unknown model version {version!r}; {closest(version, known)}")
     bands = modalities.get(name).bands
     if values.shape[-1] != len(bands):
         raise ValueError(f"{name} has {len(bands)} bands, got {values.shape[-1]}")
     missing = np.isnan(values) | (values == MISSING)
     if version == "none":
         still = np.zeros_like(missing)
-    elif version == "v1":
+    elif VERSIONS[version].copies_bands:
         values, still = copy_bands(values, missing, name)
     else:
         still = missing
     if version != "none":
-        _warn(name, missing & ~still & ~unseen, still & ~unseen, version)
+        _warn(name, missing & ~still & ~unseen, still & ~unseen, VERSIONS[version])
     out = (values.astype(np.float64) - lo) / (hi - lo)
     out[still] = 0.0
     return out, still

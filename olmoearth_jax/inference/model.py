@@ -16,7 +16,7 @@ import numpy as np
 
 from olmoearth_jax import modalities, platforms
 from olmoearth_jax.inference import domain
-from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of, version_of
+from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, hub, weights
 from olmoearth_jax.modalities import closest
@@ -24,6 +24,7 @@ from olmoearth_jax.model import frozen, latent_mim
 from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
+from olmoearth_jax.model.versions import version_of
 from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
 
 log = logging.getLogger(__name__)

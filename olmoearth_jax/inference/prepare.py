@@ -14,7 +14,6 @@ from olmoearth_jax import modalities
 from olmoearth_jax.inference import missing_bands
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
-from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.tokens import SlotTable
 
 _BYTES = 4 << 20  # normalised at once
@@ -51,17 +50,6 @@ class Prepared:
             for m in (grids or self.masks).values()
         ]
         return np.asarray(np.stack(seen).any(0))
-
-
-def version_of(config: ModelConfig) -> str:
-    """The family a model belongs to, which decides how missing bands are filled."""
-    encoder = config.encoder_config
-    if encoder.attention_pooler_config is not None:
-        return "v1_3"
-    if encoder.position_encoding != "absolute":
-        return "v1_2"
-    later = encoder.band_dropout_rate or encoder.use_linear_patch_embed
-    return "v1_1" if later else "v1"
 
 
 def ranges_of(names: tuple[str, ...], stored: Mapping[str, Any]) -> dict[str, Any]:

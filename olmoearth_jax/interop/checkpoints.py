@@ -105,26 +105,17 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
     return step_folder
 
 
-def open_whole(path: str | Path) -> tuple[Path, Mapping[str, Any]]:
-    """(step folder, its meta record) of a checkpoint whose files are as they were written.
-
-    Raises:
-      ValueError: no checkpoint there, or damaged.
-    """
-    return checkpoint.open_whole(path)
-
-
 def read(path: str | Path, with_target: bool = True) -> Weights:
     """Reads the parameters of a run folder, a checkpoints folder or a step folder.
 
     Raises:
       ValueError: no checkpoint there, damaged, or of a model that does not fit its config.
     """
-    return read_opened(*open_whole(path), with_target)
+    return read_opened(*checkpoint.open_whole(path), with_target)
 
 
 def read_opened(folder: Path, meta: Mapping[str, Any], with_target: bool = True) -> Weights:
-    """As `read`, for what `open_whole` gave."""
+    """As `read`, for what `train.checkpoint.open_whole` gave."""
     if "model" not in meta["config"]:
         raise ValueError(f"the checkpoint {folder} does not say which model it holds")
     config, wanted = _model(folder, meta["config"]["model"])

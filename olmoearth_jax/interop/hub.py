@@ -9,20 +9,9 @@ from pathlib import Path
 from olmoearth_jax.files import no_folder
 from olmoearth_jax.interop.weights import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.model.versions import PUBLISHED
 
 OWNER = "allenai"
-PUBLISHED = tuple(
-    f"OlmoEarth-{version}-{size}"
-    for version, sizes in (
-        ("v1", ("Nano", "Tiny", "Base", "Large")),
-        ("v1_1", ("Nano", "Tiny", "Base")),
-        ("v1_2", ("Nano", "Tiny", "Small", "Base")),
-        ("v1_3", ("Base",)),
-    )
-    for size in sizes
-)
-"""Names of the published models."""
-
 ENCODED = ("sentinel2_l2a", "sentinel1", "landsat")
 """Modalities that the encoders of all published models were trained on (model_v1_3.md 5.1)."""
 

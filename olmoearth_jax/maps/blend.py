@@ -36,20 +36,19 @@ class Blend:
     order, not on the part.
     """
 
-    def __init__(self, rows: slice, cols: slice, channels: int, tile: int):
+    def __init__(self, rows: slice, cols: slice, channels: int, size: tuple[int, int]):
         """Starts with nothing.
 
         Args:
           rows, cols: the part, in pixels of the map.
           channels: values per pixel.
-          tile: side of the tiles in pixels.
+          size: (height, width) of the tiles in pixels.
         """
         self.rows, self.cols = rows, cols
         shape = rows.stop - rows.start, cols.stop - cols.start
         self.sum = np.zeros((*shape, channels))
         self.weight = np.zeros(shape)
-        line = weights(tile)
-        self._weights = np.outer(line, line)
+        self._weights = np.outer(weights(size[0]), weights(size[1]))
 
     def add(self, row: int, col: int, values: np.ndarray, valid: np.ndarray | None = None) -> None:
         """Adds a tile float [T, T, K] whose corner is this pixel of the map.

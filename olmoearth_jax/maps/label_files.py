@@ -119,6 +119,16 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
     return Features(shapes, table.crs, values, columns, dropped, table.notes)
 
 
+def read_shapes(path: Path) -> tuple[list[Any], Any]:
+    """(the geometries of a file, their CRS), whatever its columns.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    table = _read_table(path)
+    return table.shapes, table.crs
+
+
 def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import Tokenization, closest
+from olmoearth_jax.model.versions import VERSIONS
 
 POSITION_ENCODINGS = ("absolute", "rope", "rope_mixed", "rope_3d", "rope_3d_mixed", "none")
 
@@ -218,18 +219,8 @@ OFFICIAL_SIZES = {
 }
 """Size a published preset uses, by its short name."""
 
-VERSIONS = {
-    "v1": ("nano", "tiny", "base", "large"),
-    "v1_1": ("nano", "tiny", "base"),
-    "v1_2": ("nano", "tiny", "small", "base", "large"),
-}
-"""Versions and the sizes that have official scripts (spec/train.md section 8)."""
-
-PUBLISHED_VERSIONS = {**VERSIONS, "v1_3": ("base",)}
-"""Versions and sizes of all published models."""
-
-TRAINED_VERSIONS = {**VERSIONS, "v1_3": ("nano", "tiny", "small", "base")}
-"""Versions and sizes that can be trained; of v1.3 only Base was published, the others are ours."""
+PUBLISHED_VERSIONS = {name: version.sizes for name, version in VERSIONS.items()}
+"""Versions and sizes of all models that can be built."""
 
 
 def official_model(
@@ -249,21 +240,21 @@ def official_model(
     Raises:
       ValueError: a pair that was never defined; the message lists the valid ones.
     """
-    if size not in TRAINED_VERSIONS.get(version, ()):
-        pairs = ", ".join(f"{s}:version={v}" for v, ss in TRAINED_VERSIONS.items() for s in ss)
+    if size not in PUBLISHED_VERSIONS.get(version, ()):
+        pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
-    dims = SIZES[OFFICIAL_SIZES[size]]
+    dims, about = SIZES[OFFICIAL_SIZES[size]], VERSIONS[version]
     common: dict[str, Any] = {
         "supported_modality_names": list(modalities.resolve(modality_names)),
         "mlp_ratio": dims.mlp_ratio,
     }
-    if version != "v1":
+    if about.linear:
         common["tokenization_overrides"] = {
             k: v
             for k, v in modalities.SINGLE_BAND_SET_OVERRIDES.items()
             if k in common["supported_modality_names"]
         }
-    if version in ("v1_2", "v1_3"):
+    if about.rotary:
         common.update(
             position_encoding="rope_3d_mixed",
             rope_mixed_base=10000.0,
@@ -275,9 +266,9 @@ def official_model(
         depth=dims.depth,
         num_heads=dims.num_heads,
         drop_path=0.1,
-        use_linear_patch_embed=version != "v1",
+        use_linear_patch_embed=about.linear,
     )
-    if version != "v1":
+    if about.linear:
         encoder.patch_embed_hidden_sizes = [12] if size == "nano" else [64]
         encoder.band_dropout_rate = 0.2
         encoder.random_band_dropout = True
@@ -292,7 +283,7 @@ def official_model(
         depth=dims.decoder_depth,
         num_heads=dims.decoder_num_heads,
     )
-    if version == "v1_3":
+    if about.pooler:
         faster = True
         _add_pooler(encoder, decoder)
     return ModelConfig(

@@ -68,7 +68,7 @@ class PatchEmbeddings(nnx.Module):
         self.slots = slots
         self.per_modality = nnx.Dict()
         for slot_id, slot in enumerate(slots.slots):
-            pixels = int(slots.patch_pixels[slot_id]) if slots.spatial[slot_id] else None
+            pixels = slot.patch_side if slots.spatial[slot_id] else None
             embed = PatchEmbed(pixels, len(slot.channels), width, hidden or (), post or (), dtype)
             if slot.modality not in self.per_modality:
                 self.per_modality[slot.modality] = nnx.List([])

@@ -17,12 +17,19 @@ from olmoearth_jax.losses import Objective
 from olmoearth_jax.masking import Strategy, TokenBounds
 from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.stream.engine import StreamEngine, shared_bits
 from olmoearth_jax.stream.forward import StreamForward
-from olmoearth_jax.stream.ladder import band_set_counts, row_plans
-from olmoearth_jax.stream.layout import TARGET, Layout
-from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slots, token_shape
-from olmoearth_jax.stream.tables import BandDropout
+from olmoearth_jax.stream.ladder import row_plans
+from olmoearth_jax.stream.patch_tables import BandDropout
+from olmoearth_jax.stream.stream_shape import (
+    SELF,
+    TARGET,
+    RowPlan,
+    Rung,
+    StreamSpec,
+    make_slots,
+)
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
 
@@ -127,7 +134,7 @@ def stream_spec(
     loss_scope: str | Sequence[str] = "modality",
     deep_targets: bool = False,
     pixels: bool = False,
-) -> Layout:
+) -> StreamSpec:
     """The static stream of a model under its masking.
 
     Args:
@@ -142,7 +149,7 @@ def stream_spec(
     """
     encoder = model.encoder_config
     names = modalities.in_sample_order(encoder.supported_modality_names)
-    counts = band_set_counts(names, encoder.tokenization)
+    counts = {n: encoder.tokenization.num_band_sets(n) for n in names}
 
     def bounds(tokens: Mapping[str, tuple[int, int]], steps: int) -> TokenBounds:
         parts = [s.bounds(tokens, steps) for s in strategies]
@@ -155,9 +162,7 @@ def stream_spec(
     encodable = {
         n: any(n not in getattr(s, "only_decode_modalities", ()) for s in strategies) for n in names
     }
-    slots = make_slots(
-        names, encoder.tokenization, encoder.max_patch_size, grid_timesteps, encodable
-    )
+    slots = make_slots(slot_table(encoder), grid_timesteps, encodable)
     scopes = (loss_scope,) if isinstance(loss_scope, str) else loss_scope
     plans: dict[str, RowPlan] = {}
     enc = dec = 0
@@ -170,7 +175,7 @@ def stream_spec(
     if deep_targets:
         most = _most_tokens(counts, grid_timesteps) + extra
         plans[TARGET] = RowPlan(TARGET, most, most)
-    return Layout(
+    return StreamSpec(
         slots, names, tuple(plans.values()), enc + extra, dec, samples, devices, views, groups,
         encoder.max_patch_size, registers=extra, pixels=pixels,
     )  # fmt: skip
@@ -179,7 +184,7 @@ def stream_spec(
 def _most_tokens(band_sets: Mapping[str, int], grid_timesteps: Mapping[int, int]) -> int:
     """All tokens of a sample, over all grids."""
     return max(
-        sum(math.prod(token_shape(n, g, t)) * sets for n, sets in band_sets.items())
+        sum(math.prod(modalities.get(n).axes(g, t)) * sets for n, sets in band_sets.items())
         for g, t in grid_timesteps.items()
     )
 

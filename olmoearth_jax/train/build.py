@@ -1,4 +1,4 @@
-"""From a validated config to everything a run needs: program, data stream, loop settings."""
+"""From a validated config to everything a run needs: program, data stream, what is told of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,20 +13,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from olmoearth_jax import masking, modalities, registry
-from olmoearth_jax.config import Duration, ExperimentConfig
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import Tokenization
 from olmoearth_jax.stream.ladder import build_ladder
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.loop import LoopConfig
+from olmoearth_jax.train.checkpoint import RunInfo
+from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class Training:
 
     program: TrainProgram
     stream: TrainStream
-    loop: LoopConfig
+    info: RunInfo
+    extras: Extras
 
 
 def masking_strategies(config: ExperimentConfig) -> list[masking.Strategy]:
@@ -187,13 +188,6 @@ def size_ladder(
     return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1), config.ladder.row_classes)
 
 
-def max_steps(config: ExperimentConfig, steps_per_epoch: int, duration: Duration) -> int:
-    """A duration in optimiser steps."""
-    if duration.unit == "steps":
-        return duration.value
-    return duration.value * steps_per_epoch
-
-
 def build_program(
     config: ExperimentConfig,
     stream: TrainStream,
@@ -280,35 +274,19 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
     probe.check_images(index)
     stream = build_stream(config, index)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    trainer = config.trainer
-    last = max_steps(config, stream.steps_per_epoch, trainer.max_duration)
-    hard = trainer.hard_stop
+    last = max_steps(config.trainer.max_duration, stream.steps_per_epoch)
     program = build_program(config, stream, index, mesh, last, say)
-    saver, profile = trainer.callbacks.checkpointer, trainer.profile
-    loop = LoopConfig(
-        run_dir=Path(config.run_folder),
-        max_steps=last,
-        hard_stop=None if hard is None else max_steps(config, stream.steps_per_epoch, hard),
-        metrics_collect_interval=trainer.metrics_collect_interval,
-        host_timeout_s=trainer.host_timeout_s,
-        save_interval=saver.save_interval,
-        ephemeral_save_interval=saver.ephemeral_save_interval,
-        checkpoints=saver.enabled and not trainer.no_checkpoints,
-        tensorboard=trainer.callbacks.tensorboard.enabled,
-        load_strategy=trainer.load_strategy,
-        load_path=trainer.load_path,
-        load_weights_only=trainer.load_weights_only,
-        load_partial=trainer.load_partial,
-        allow_dataset_change=trainer.allow_dataset_change,
-        allow_config_change=trainer.allow_config_change,
-        seed=config.init_seed,
-        dataset_fingerprint=index.fingerprint,
-        dataset_content=index.content,
+    info = RunInfo(
         config=config.to_dict(),
         normalization=normalization_of(index.modalities),
-        image_interval=trainer.callbacks.tensorboard.image_interval,
-        pictures=Pictures(stream, config.model) if trainer.callbacks.tensorboard.enabled else None,
-        texts={"dataset": dataset_summary(config, index, stream)},
-        profile_steps=(profile.start_step, profile.num_steps) if profile.enabled else None,
+        dataset_fingerprint=index.fingerprint,
+        dataset_content=index.content,
+        seed=config.init_seed,
+        steps_per_epoch=max(stream.steps_per_epoch, 1),
     )
-    return Training(program, stream, loop)
+    draws = config.trainer.callbacks.tensorboard.enabled
+    extras = Extras(
+        pictures=Pictures(stream, config.model) if draws else None,
+        texts={"dataset": dataset_summary(config, index, stream)},
+    )
+    return Training(program, stream, info, extras)

@@ -362,6 +362,7 @@ def load_item(step_folder: Path, item: str = "params") -> dict[str, Any]:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             metadata = reader.metadata(step_folder / item)
             tree = getattr(metadata.item_metadata, "tree", metadata.item_metadata)
+            integrity.check_declared(step_folder / item, jax.tree.leaves(tree))
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             restore = ocp.args.PyTreeRestore(restore_args=kinds)
             found = reader.restore(step_folder / item, args=restore)

@@ -11,16 +11,13 @@ import numpy as np
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
-from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model import latent_mim, table
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
-from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.sharding import rules_of
-
-MONTH_ROWS = 12
-"""Rows of the frozen month table that the reference counts as parameters."""
 
 SAMPLES = 8
 """Samples of a simulated group."""
@@ -63,15 +60,7 @@ def reference_total(cfg: ExperimentConfig) -> int | None:
     """
     if cfg.model.kind != "latent_mim" or cfg.model.decoder_config is None:
         return None
-    encoder_table = MONTH_ROWS * (cfg.model.encoder_config.embedding_size // 4)
-    decoder_table = MONTH_ROWS * (cfg.model.decoder_config.decoder_embedding_size // 4)
-    rows = dict(parameter_rows(cfg))
-    trained = sum(rows.values())
-    encoder = sum(n for part, n in rows.items() if part.startswith("encoder/"))
-    target = encoder + encoder_table
-    if cfg.model.projection_only_target:
-        target = rows["encoder/patch_embeddings"]
-    return trained + encoder_table + decoder_table + target
+    return table.reference_counts(cfg.model)["total"]
 
 
 def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import shutil
 import zlib
@@ -16,9 +17,13 @@ import jax
 import numpy as np
 
 from olmoearth_jax.files import is_pointer, write_atomically
-from olmoearth_jax.train.sharding import path_text
+from olmoearth_jax.mesh import path_text
 
 CHECKSUMS_FILE = "checksums.json"
+_MOST_PACKED = 64
+_MOST_BYTES_EACH = 8
+_ROOM = 64 << 20
+"""Values that are all equal are packed well, noise is not: a model's arrays are mostly noise."""
 _SHOWN = 20  # lines of a long list that an error message shows
 
 RESUME_IGNORES = (
@@ -159,6 +164,28 @@ def damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{path[:200]} cannot be read ({error.strerror})"
     return None
+
+
+def check_declared(folder: Path, leaves: Sequence[Any]) -> None:
+    """Holds what an item's files say of their arrays to the bytes that they have.
+
+    Args:
+      folder: the item's.
+      leaves: Orbax's records of its arrays.
+
+    Raises:
+      ValueError: arrays or chunks far larger than the files can hold.
+    """
+    held = sum(path.stat().st_size for path in folder.glob("**/*") if path.is_file())
+    declared = 0
+    for leaf in leaves:
+        shape = tuple(getattr(leaf, "shape", None) or ())
+        chunk = tuple(getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ())
+        if any(c > max(n, 1) for c, n in zip(chunk, shape, strict=False)):
+            raise ValueError("an array has chunks larger than itself")
+        declared += math.prod(map(int, shape)) * _MOST_BYTES_EACH
+    if declared > _MOST_PACKED * held + _ROOM:
+        raise ValueError(f"it declares {declared} bytes of arrays, but its files have {held}")
 
 
 def meta_fault(meta: Any) -> str | None:

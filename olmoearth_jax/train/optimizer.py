@@ -20,8 +20,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from olmoearth_jax.config import OptimConfig
+from olmoearth_jax.mesh import path_text
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.train.sharding import path_text
 
 OPTIONS = ("lr", "weight_decay", "betas", "eps")
 _UNTRAINED = "untrained"

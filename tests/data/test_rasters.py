@@ -443,3 +443,15 @@ def test_folders_with_a_name_pattern(tmp_path):
         with pytest.raises(ValueError, match=said):
             read_folder(tmp_path, pattern)
     assert raster_list.name_pattern("{a}_{a}.tif").fullmatch("x_y.tif") is None
+
+
+def test_some_descriptions_that_contradict_the_names_are_enough(tmp_path):
+    path = write(tmp_path / "a.tif", np.ones((3, 4, 4), np.uint16), ["mine", "B04", "B03"])
+    with pytest.raises(ValueError, match="calls its bands mine, B04, B03, not B02, B03, B04"):
+        Stack([Raster(path, "2023-06-15", "sentinel2_l2a", ["B02", "B03", "B04"])])
+    for names in (["mine", "B03", ""], ["Band 1", "Band 2", "Band 3"]):
+        path = write(tmp_path / "b.tif", np.ones((3, 4, 4), np.uint16), names)
+        Stack([Raster(path, "2023-06-15", "sentinel2_l2a", ["B02", "B03", "B04"])]).close()
+    counted = [f"B{k}" for k in range(1, 13)]  # of a program that counts; no sensor has these
+    path = write(tmp_path / "c.tif", np.ones((12, 4, 4), np.uint16), counted)
+    Stack([Raster(path, "2023-06-15", "sentinel2_l2a", S2)]).close()

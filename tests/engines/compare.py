@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig, ReconstructorConfig
-from olmoearth_jax.stream.census import needs, take_census
 from olmoearth_jax.stream.ladder import build_ladder
+from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.sharding import make_mesh
 from tests.stream.builders import GRID_TIMESTEPS, small_model
 
 NAMES = ("sentinel2_l2a", "worldcover", "landsat")
@@ -73,7 +73,7 @@ def check(config, groups, strategies, objective: Objective, options=None) -> Non
     )  # fmt: skip
     spec = dataclasses.replace(spec, chunk=2)
     owner = np.zeros(size * len(groups), int)
-    need = needs([take_census(g, spec) for g in groups], owner, spec, 1)
+    need = needs([count_tokens(g, spec) for g in groups], owner, spec, 1)
     ladder = build_ladder(spec, [need], 2)
     options = options or EngineOptions.of(config)
     params = random_params(config, 0)

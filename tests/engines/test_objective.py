@@ -9,11 +9,11 @@ import pytest
 
 from olmoearth_jax import losses
 from olmoearth_jax.losses import NoTokenLoss, Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.assemble import EngineOptions, trainable_leaves
 from olmoearth_jax.train.ema import ema_update
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 from tests.engines.compare import model_of
 from tests.train.steady import steady

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olmoearth_jax.evals import diagnostics, knn, metrics, transforms
+from olmoearth_jax.evals import diagnostics, embeddings, knn, metrics
 from olmoearth_jax.evals.normalize import impute_stats, normalize
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.inference import quantize
 from tools.convert_evals import fit_buckets, save_buckets
 
 
@@ -115,7 +116,7 @@ def test_samples_without_a_label_neither_vote_nor_count():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(transforms.BITS))
+@given(st.integers(0, 2**31), st.sampled_from(quantize.BITS))
 def test_quantising_the_midpoints_changes_nothing(seed, bits):
     x = np.random.default_rng(seed).normal(size=(300, 3))
     table = fit_buckets(x, bits)
@@ -127,19 +128,19 @@ def test_quantile_tables_survive_a_file(tmp_path):
     x = np.random.default_rng(0).normal(size=(50, 4))
     tables = {b: fit_buckets(x, b) for b in (1, 8)}
     save_buckets(tmp_path / "q.h5", tables)
-    back = transforms.load_buckets(tmp_path / "q.h5", 8)
+    back = quantize.load_buckets(tmp_path / "q.h5", 8)
     assert np.array_equal(back.quantiles, tables[8].quantiles)
     with pytest.raises(ValueError, match="4 bits"):
-        transforms.load_buckets(tmp_path / "q.h5", 4)
+        quantize.load_buckets(tmp_path / "q.h5", 4)
     with pytest.raises(ValueError, match="one of"):
-        transforms.load_buckets(tmp_path / "q.h5", 3)
+        quantize.load_buckets(tmp_path / "q.h5", 3)
     with pytest.raises(ValueError, match="4 dimensions"):
         back.quantize(np.zeros((2, 5)))
 
 
 def test_pca_refuses_too_many_dimensions():
     with pytest.raises(ValueError, match="embedding_dim 9"):
-        transforms.fit_pca(np.zeros((20, 5)), 9)
+        embeddings.fit_pca(np.zeros((20, 5)), 9)
 
 
 def test_diagnostics_refuse_other_shapes():

@@ -37,7 +37,7 @@ def test_parts_of_a_map_agree(seed, cut):
     valid = {key: rng.random((tile, tile)) > 0.1 for key in tiles}
 
     def mapped(rows, cols):
-        part = blend.Blend(rows, cols, 2, tile)
+        part = blend.Blend(rows, cols, 2, (tile, tile))
         for (r, c), x in tiles.items():
             part.add(r, c, x, valid[r, c])
         return part.result()
@@ -55,7 +55,7 @@ def test_pixels_without_data_do_not_count():
     tile[0, 0] = np.nan
     valid = np.ones((4, 4), bool)
     valid[0, 0] = False
-    part = blend.Blend(slice(0, 5), slice(0, 5), 1, 4)
+    part = blend.Blend(slice(0, 5), slice(0, 5), 1, (4, 4))
     part.add(0, 0, tile, valid)
     got, there = part.result()
     assert there.sum() == 15 and np.allclose(got[there], 5) and not got[~there].any()

@@ -7,6 +7,7 @@ import pytest
 
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.losses import MaskedNegativesVec, NoTokenLoss, Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
@@ -18,7 +19,6 @@ from olmoearth_jax.model.config import (
     SupervisionHeadConfig,
 )
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.sharding import make_mesh
 
 NAMES = ["sentinel2_l2a", "srtm", "worldcover"]
 

@@ -10,11 +10,12 @@ import pytest
 
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim, table
+from olmoearth_jax.model.versions import PUBLISHED, VERSIONS, version_of
 from tests.model.builders import small_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden_text"
 
-PRESETS = [(s, v, False) for v, sizes in model_config.VERSIONS.items() for s in sizes]
+PRESETS = [(s, n, False) for n, v in VERSIONS.items() if not v.pooler for s in v.sizes]
 PRESETS.append(("base", "v1_2", True))
 
 
@@ -87,3 +88,11 @@ def test_frozen_parts():
     paths = [path for path, _ in latent_mim.flatten(latent_mim.graph(config)[1])]
     frozen = {path[:2] for path in paths if not is_trainable(path)}
     assert frozen == {("encoder", "patch_embeddings"), ("encoder", "encodings")}
+
+
+def test_a_model_tells_its_version():
+    for name, version in VERSIONS.items():
+        assert set(version.published) <= set(version.sizes)
+        for size in version.sizes:
+            assert version_of(model_config.official_model(size, name)) == name
+    assert len(set(PUBLISHED)) == 12 and PUBLISHED[0] == "OlmoEarth-v1-Nano"

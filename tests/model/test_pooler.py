@@ -12,6 +12,7 @@ from olmoearth_jax import losses
 from olmoearth_jax.inference import domain
 from olmoearth_jax.interop import config_json, torch_keys
 from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import dense, latent_mim, searchlight
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
@@ -24,7 +25,6 @@ from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.unet_head import conv_numbers, initial_head, unet_head
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
 

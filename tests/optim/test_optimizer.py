@@ -110,6 +110,16 @@ def test_clipping(norm, scale):
         np.testing.assert_allclose(found, given * scale, rtol=1e-6)
 
 
+def test_count_offset_shrinks_the_first_update():
+    moves = []
+    for offset in (0, 1):
+        settings = OptimConfig(lr=1.0, weight_decay=0, count_offset=offset)
+        descent = Descent(settings, {"w": jnp.zeros(1)})
+        moves.append(float(descent({"w": jnp.ones(1)}, 1.0)["w"][0]))
+        assert int(descent.stored["count"]) == offset + 1
+    assert moves[1] / moves[0] == pytest.approx(0.744, abs=1e-3)
+
+
 def test_group_overrides():
     groups = [
         {"params": ["*.norm.*", "*/bias"], "opts": {"weight_decay": 0.0}},

@@ -15,7 +15,7 @@ from olmoearth_jax import losses
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble
 from olmoearth_jax.losses import Objective
-from olmoearth_jax.train.sharding import make_mesh, rules_of
+from olmoearth_jax.mesh import make_mesh, rules_of
 from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 from tests.train.steady import steady

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.stream.census import needs, take_census
 from olmoearth_jax.stream.forward import Objective
 from olmoearth_jax.stream.ladder import build_ladder
+from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train.assemble import EngineOptions, dense_engine, stream_engine
-from olmoearth_jax.train.sharding import make_mesh
 from tests.stream.builders import make_group, make_spec, small_model
 
 V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
@@ -31,7 +31,7 @@ def _both(config, groups, strategy, loss=V1_LOSS, options=None, devices=1):
     size = len(groups[0]["position"])
     spec = make_spec(config, strategy, size * len(groups) // devices, devices, len(groups))
     owner = np.zeros(size * len(groups), int)
-    need = needs([take_census(g, spec) for g in groups], owner, spec, 1)
+    need = needs([count_tokens(g, spec) for g in groups], owner, spec, 1)
     ladder = build_ladder(spec, [need], 2) if devices == 1 else (spec.top_rung(),)
     objective = Objective(losses.build(loss), losses.InfoNCE(0.1, 0.1))
     options = options or EngineOptions.of(config)

@@ -13,8 +13,8 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.masking import MaskContext, missing_tokens
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.train import assemble, build, estimate, probe
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 

@@ -31,7 +31,7 @@ from olmoearth_jax import commands, overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.stream.census import take_census
+from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import build, estimate
 from olmoearth_jax.train.step import TrainProgram
 
@@ -92,14 +92,14 @@ def real_flops(config: ExperimentConfig, program: TrainProgram, groups: Sequence
     engine: Any = program.engine
     spec, total = engine.spec, 0.0
     for group in groups:
-        census = take_census(group, spec)
-        enc = census.enc.astype(float).ravel()
-        dec = census.dec.sum(-1).astype(float).ravel()
+        counts = count_tokens(group, spec)
+        enc = counts.enc.astype(float).ravel()
+        dec = counts.dec.sum(-1).astype(float).ravel()
         tokens = estimate.Tokens(
             enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum()), np.zeros(0)
         )
-        patches = census.need.sum(0)
-        starts = census.table.starts
+        patches = counts.need.sum(0)
+        starts = counts.table.starts
         per_slot = np.array([patches[a:b].sum() for a, b in zip(starts, starts[1:], strict=False)])
         total += 3 * estimate.forward_flops(config, tokens)
         total += (3 * spec.views + 1) * estimate.patch_flops(config, spec, per_slot)

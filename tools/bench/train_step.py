@@ -22,8 +22,8 @@ from absl import flags
 from olmoearth_jax import commands
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
-from olmoearth_jax.stream.census import take_census
-from olmoearth_jax.stream.spec import CROSS, SELF
+from olmoearth_jax.stream.stream_shape import CROSS, SELF
+from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import build, estimate
 from olmoearth_jax.train.step import TrainProgram
 
@@ -41,11 +41,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of pixels and masks.")
 def _padding(config: ExperimentConfig, program: TrainProgram, group: dict[str, Any], host: dict):
     """FLOPs computed over FLOPs of real tokens, with and without the attention rows."""
     engine: Any = program.engine
-    census = take_census(group, engine.spec)
+    counts = count_tokens(group, engine.spec)
     rows = engine.spec.rows
-    enc, dec = census.enc.sum() / rows, census.dec.sum() / rows
-    self_pairs = float((census.enc.astype(float) ** 2).sum()) / rows
-    cross = float((census.enc * census.dec.sum(-1)).sum()) / rows
+    enc, dec = counts.enc.sum() / rows, counts.dec.sum() / rows
+    self_pairs = float((counts.enc.astype(float) ** 2).sum()) / rows
+    cross = float((counts.enc * counts.dec.sum(-1)).sum()) / rows
     nothing = np.zeros(0)
     real = estimate.forward_flops(
         config, estimate.Tokens(float(enc), float(dec), self_pairs, cross, nothing)

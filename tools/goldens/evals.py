@@ -12,6 +12,7 @@ import numpy as np
 
 from olmoearth_jax.evals import (
     diagnostics,
+    embeddings,
     finetune,
     heads,
     knn,
@@ -21,11 +22,11 @@ from olmoearth_jax.evals import (
     metrics,
     normalize,
     results,
-    transforms,
 )
 from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import pooling
@@ -155,20 +156,20 @@ def _int8(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-6)
     for part in ("", "spatial_"):
         x = z["spatial" if part else "embeddings"]
-        got = transforms.quantize_int8(x).astype(int)
+        got = quantize.quantize_int8(x).astype(int)
         checks.array(f"{part}quantized", got, z[f"{part}quantized"].astype(int), 0, 1)
-        back = transforms.dequantize_int8(z[f"{part}quantized"])
+        back = quantize.dequantize_int8(z[f"{part}quantized"])
         checks.array(f"{part}dequantized", back, z[f"{part}dequantized"])
     return checks.result()
 
 
 def _percentile(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-6, atol=1e-9)
-    for bits in transforms.BITS:
+    for bits in quantize.BITS:
         fitted = fit_buckets(z["fit_embeddings"], bits)
         checks.array(f"{bits} bit quantiles", fitted.quantiles, z[f"quantiles_{bits}bit"])
         checks.array(f"{bits} bit midpoints", fitted.midpoints, z[f"midpoints_{bits}bit"])
-        table = transforms.Buckets(z[f"quantiles_{bits}bit"], z[f"midpoints_{bits}bit"])
+        table = quantize.Buckets(z[f"quantiles_{bits}bit"], z[f"midpoints_{bits}bit"])
         for x, key in (("embeddings", "quantized"), ("spatial", "spatial_quantized")):
             checks.array(f"{key} {bits} bit", table.quantize(z[x]), z[f"{key}_{bits}bit"], 0, 0)
         back = table.dequantize(z[f"quantized_{bits}bit"])
@@ -179,7 +180,7 @@ def _percentile(name: str, z: Arrays) -> Result:
 def _pca(name: str, z: Arrays) -> Result:
     checks = Checks()
     dim = z["train_out"].shape[-1]
-    pca = transforms.fit_pca(z["train"], dim)
+    pca = embeddings.fit_pca(z["train"], dim)
     checks.array("variance", pca.variance_retained, z["variance_retained"], 1e-4, 0)
     # The sign of a component is arbitrary: one factor per component for all splits.
     want = z["train_out"].reshape(-1, dim)

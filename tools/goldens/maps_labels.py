@@ -103,7 +103,7 @@ def _blend(path: Path) -> Result:
     checks.array("rows", rows, z["row_starts"])
     checks.array("columns", cols, z["col_starts"])
     checks.array("weights", blend.weights(tile), z["weights"], 0, 1e-12)
-    whole = blend.Blend(slice(0, height), slice(0, width), channels, tile)
+    whole = blend.Blend(slice(0, height), slice(0, width), channels, (tile, tile))
     for i, row in enumerate(rows):
         for j, col in enumerate(cols):
             whole.add(row, col, z["probs"][i, j])

@@ -19,6 +19,7 @@ from olmoearth_jax.config import (
 )
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
 from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model import heads
 from olmoearth_jax.model.config import (
@@ -32,7 +33,6 @@ from olmoearth_jax.model.config import (
     SupervisionHeadConfig,
 )
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 from .common import Case, Checks, Result, load_json, load_npz

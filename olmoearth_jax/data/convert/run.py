@@ -96,7 +96,7 @@ def convert(
         jobs = source.jobs(say)
         scans, problems = _scan(settings, source, jobs, workers, say, check_units)
         if problems and not skip_unreadable:
-            shown = "; ".join(list(problems.values())[:5])
+            shown = "; ".join(list(dict.fromkeys(problems.values()))[:5])
             raise ValueError(
                 f"{len(problems)} of {len(jobs)} tiles cannot be used: {shown}. Mend them, or "
                 f"drop these tiles with --skip_unreadable"

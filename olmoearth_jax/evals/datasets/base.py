@@ -1,4 +1,4 @@
-"""What all readers of evaluation data share: folders, splits, normalisation, labels."""
+"""What all readers of evaluation data share: folders, splits, rasters, normalisation, labels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.data import raster_file
 from olmoearth_jax.evals import normalize
 from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
 from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, band_stats, known, modalities_of
@@ -200,3 +202,33 @@ def month_timestamps(months: np.ndarray) -> np.ndarray:
     """Months counted from year 0 (year * 12 + 0-based month) [T] -> int64 [T, 3], first days."""
     months = np.asarray(months, np.int64)
     return np.stack([np.ones_like(months), months % 12, months // 12], -1)
+
+
+def read_raster(path: str | Path) -> np.ndarray:
+    """All bands of a raster file, [bands, H, W].
+
+    Raises:
+      ValueError: missing or unreadable file, or no rasterio.
+    """
+    return _raster(path)[0]
+
+
+def read_label(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_raster`, and bool [bands, H, W]: false where the file declares that it has no data.
+
+    A declared nodata value of a label raster is a value to be ignored; without one all counts.
+    """
+    values, flags = _raster(path)
+    return values, flags > 0
+
+
+def _raster(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(values, mask of GDAL: 0 is no data)."""
+    rasterio = raster_file.library()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, **raster_file.opening(path)) as source:
+                return source.read(), source.read_masks()
+    except rasterio.errors.RasterioIOError as e:
+        raise ValueError(f"{path} cannot be read as a raster: {e}") from e

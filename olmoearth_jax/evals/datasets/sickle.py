@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax.data import npy_file
-from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
-from olmoearth_jax.evals.datasets.rasters import read_raster
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps, read_raster
 from olmoearth_jax.evals.datasets.series import read_rows
 from olmoearth_jax.modalities import get
 

@@ -29,8 +29,9 @@ from olmoearth_jax.evals.datasets.base import (
     Raw,
     Reader,
     month_timestamps,
+    read_label,
+    read_raster,
 )
-from olmoearth_jax.evals.datasets.rasters import read_label, read_raster
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Embedding transforms: int8 and percentile quantisation, PCA (spec/evals.md section 10)."""
+"""Embeddings as small integers: of maps, and by percentiles (spec/evals.md section 10)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 
 BITS = (1, 2, 4, 8)
+QUANTIZATIONS = ("linear", "power")
+"""Rules of `Quantizer`."""
+NO_VALUE = -128
+"""The int8 of embeddings that are missing."""
 
 
 def quantize_int8(x: np.ndarray) -> np.ndarray:
@@ -26,16 +30,49 @@ def dequantize_int8(q: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Buckets:
-    """Percentile buckets of one bit depth.
+class Quantizer:
+    """Embeddings as int8 in -127..127; -128 means no data.
 
-    Attributes:
-      quantiles: float32 [D, 2^b + 1] sorted boundaries.
-      midpoints: float32 [D, 2^b] values that stand for the buckets.
+    'linear': x = q * scale + offset of its band, which spread the range found over the 8 bits.
+    'power': s = q / 127.5, x = s * |s|, the same for all bands (spec/evals.md 10); clips beyond 1.
     """
 
+    lo: np.ndarray
+    hi: np.ndarray
+    """Range of each band, float [D]."""
+    kind: str = "linear"
+
+    @property
+    def rule(self) -> str:
+        """How to get the values back."""
+        return "x = q * scale + offset" if self.kind == "linear" else "s = q / 127.5; x = s * |s|"
+
+    @property
+    def scale(self) -> np.ndarray:
+        return np.where(self.hi > self.lo, self.hi - self.lo, 1.0) / 254
+
+    @property
+    def offset(self) -> np.ndarray:
+        return (self.hi + self.lo) / 2
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """int8 of x [..., D]; NaN becomes -128."""
+        gone, x = np.isnan(x), np.nan_to_num(x)
+        if self.kind == "power":
+            out = quantize_int8(x)
+        else:
+            out = np.clip(np.rint((x - self.offset) / self.scale), -127, 127).astype(np.int8)
+        return np.where(gone, np.int8(NO_VALUE), out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Percentile buckets of one bit depth."""
+
     quantiles: np.ndarray
+    """float32 [D, 2^b + 1], sorted boundaries."""
     midpoints: np.ndarray
+    """float32 [D, 2^b], values that stand for the buckets."""
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """Bucket numbers int8 of x [..., D] (with 8 bits the upper half wraps to negative)."""
@@ -76,41 +113,3 @@ def load_buckets(path: str | Path, bits: int) -> Buckets:
 def check_bits(bits: int) -> None:
     if bits not in BITS:
         raise ValueError(f"quantize_bits must be one of {BITS}, got {bits}")
-
-
-@dataclasses.dataclass(frozen=True)
-class PCA:
-    """Principal components of train embeddings, centred and not whitened.
-
-    Attributes:
-      mean: [D]; components: [k, D]; variance_retained: share of the variance kept.
-    """
-
-    mean: np.ndarray
-    components: np.ndarray
-    variance_retained: float
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """[..., D] -> float32 [..., k]."""
-        return ((x - self.mean) @ self.components.T).astype(np.float32)
-
-
-def fit_pca(x: np.ndarray, dim: int) -> PCA:
-    """PCA of embeddings [..., D] to `dim` dimensions; all leading axes are samples.
-
-    The sign of a component makes its entry of largest magnitude positive.
-
-    Raises:
-      ValueError: more dimensions than the data has.
-    """
-    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    if not 1 <= dim <= min(flat.shape):
-        raise ValueError(f"embedding_dim {dim} must lie in 1...{min(flat.shape)}")
-    mean = flat.mean(0)
-    flat = flat - mean
-    variance, vectors = np.linalg.eigh(flat.T @ flat)
-    components = vectors[:, ::-1][:, :dim].T
-    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
-    variance = np.maximum(variance[::-1], 0)
-    share = float(variance[:dim].sum() / max(variance.sum(), 1e-30))
-    return PCA(mean, components * np.sign(largest), share)

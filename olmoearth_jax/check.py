@@ -1,4 +1,8 @@
-"""Every check of a config, so that one run of them lists all that has to be mended."""
+"""Every check of a config, so that one run of them lists all that has to be mended.
+
+Stands above all that it checks. What takes long to import is imported where it is needed, since
+every command looks at its config first.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from olmoearth_jax import modalities
-from olmoearth_jax.config import MODEL_KINDS, VIEWS, DataLoaderConfig, ExperimentConfig
+from olmoearth_jax.config import (
+    MODEL_KINDS,
+    VIEWS,
+    ConfigError,
+    DataLoaderConfig,
+    ExperimentConfig,
+)
 from olmoearth_jax.configlib import limits, objectives, texts
 from olmoearth_jax.configlib.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.configlib.schema import MODALITY_LISTS, get_path
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.evals.tasks import catalogue, check_task
 from olmoearth_jax.modalities import Tokenization, closest
-from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
-from olmoearth_jax.model.encodings import quarter_width
 
 TILE_PX = modalities.IMAGE_TILE_PX
 """Side of the tiles that bounds the drawn crops."""
@@ -92,11 +100,24 @@ def problems(cfg: ExperimentConfig) -> list[str]:
     for part in (_modalities, _model, _loader, _views, _options, _objective, _targets, _run):
         out += part(cfg)
     if not out:
+        from olmoearth_jax.model import latent_mim
         from olmoearth_jax.train.build_objective import build_objective
 
         for whole in (lambda: latent_mim.check(cfg.model), lambda: build_objective(cfg)):
             out += _says(whole)
     return out
+
+
+def checked(cfg: ExperimentConfig) -> ExperimentConfig:
+    """The config itself, if it can be run.
+
+    Raises:
+      ConfigError: it has problems; all are listed.
+    """
+    found = problems(cfg)
+    if found:
+        raise ConfigError(found)
+    return cfg
 
 
 def _says(check: Callable[[], Any], path: str = "") -> Iterator[str]:
@@ -197,6 +218,8 @@ def _encoder(encoder: EncoderConfig, path: str) -> Iterator[str]:
 
 def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iterator[str]:
     """What encoder and decoder have in common; `field` is the name of their width."""
+    from olmoearth_jax.model.encodings import quarter_width
+
     for name, low in (("depth", 0), ("num_heads", 1), ("max_sequence_length", 1)):
         if getattr(part, name) < low:
             yield f"{path}.{name} must be at least {low}, got {getattr(part, name)}"
@@ -427,6 +450,9 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
     yield from _evaluator(cfg)
 
 
+_MOST_REPEATS, _LONGEST_RULE = 4, 200
+
+
 def _rule(rule: list[Any], path: str) -> Iterator[str]:
     if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], list):
         yield f"{path} must be [pattern, [axis or null, ...]], got {rule!r}"
@@ -435,6 +461,15 @@ def _rule(rule: list[Any], path: str) -> Iterator[str]:
         re.compile(rule[0])
     except re.error as e:
         yield f"{path}: {rule[0]!r} is not a regular expression: {e}"
+    else:
+        # Repeats within or after each other can take for ever to say that a path does not match.
+        plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?", "_", rule[0])
+        repeats = len(re.findall(r"[*+?{]\??", plain))
+        if len(rule[0]) > _LONGEST_RULE or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", plain):
+            yield (
+                f"{path}: {rule[0][:60]!r} could take for ever to match; at most {_MOST_REPEATS} "
+                f"of * + ? {{ are taken, none of them after a group, and {_LONGEST_RULE} characters"
+            )
     for axis in rule[1]:
         if axis not in (None, "data", "fsdp"):
             yield f"{path}: unknown mesh axis {axis!r}; {closest(str(axis), ('data', 'fsdp'))}"

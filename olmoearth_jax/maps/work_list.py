@@ -1,0 +1,473 @@
+"""Long work on many files by any number of processes that come, go and are killed.
+
+The work is a list of units in a fixed order. A unit is done when its marker is there: the marker
+names the objects that the unit's one writer made, and is written last. Claims only save work: two
+workers on one unit do it twice and write the same. Nothing must be agreed upon, and the state is
+what lies on disk:
+
+    job.json            what determines the result; the first writer wins
+    done/<id>.json      marker
+    failed/<id>.json    the last error and the number of attempts
+    claims/<id>.json    who works on a unit; touched every minute, worthless after ten
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from olmoearth_jax.files import replacing
+
+STALE_S = 600.0
+"""Age at which a claim means nothing any more."""
+TOUCH_S = 60.0
+LEFTOVER_S = 3600.0
+"""Age at which a temporary file cannot be of a living writer."""
+STOPPED = 75
+"""Exit code of a worker that was asked to end."""
+
+_HOST = socket.gethostname()
+_ME = uuid.uuid4().hex
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Stopped(BaseException):
+    """The process was asked to end (SIGTERM)."""
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """Within it SIGTERM raises `Stopped` in the main thread."""
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def place_of(
+    shard: int | None = None, of: int | None = None, env: Mapping[str, str] | None = None
+) -> tuple[int, int]:
+    """(index, count) of this worker: the flags, else Slurm's array and tasks, else Kubernetes'.
+
+    Args:
+      shard, of: the flags --shard and --of; both or none.
+      env: the environment.
+
+    Raises:
+      ValueError: one flag without the other, an index out of range, a count that is missing.
+    """
+    env = os.environ if env is None else env
+    if (shard is None) != (of is None):
+        raise ValueError("--shard and --of go together: --shard=I --of=N with 0 <= I < N")
+    if shard is not None and of is not None:
+        return _checked(shard, of, "--shard and --of")
+    index, count = 0, 1
+    if "SLURM_ARRAY_TASK_ID" in env:
+        number = _integer(env, "SLURM_ARRAY_TASK_ID") - _integer(env, "SLURM_ARRAY_TASK_MIN")
+        index = number // _integer(env, "SLURM_ARRAY_TASK_STEP")
+        count = _integer(env, "SLURM_ARRAY_TASK_COUNT")
+    if "SLURM_PROCID" in env:
+        tasks = _integer(env, "SLURM_NTASKS")
+        index, count = index * tasks + _integer(env, "SLURM_PROCID"), count * tasks
+    if "SLURM_ARRAY_TASK_ID" in env or "SLURM_PROCID" in env:
+        return _checked(index, count, "the variables of Slurm")
+    if "JOB_COMPLETION_INDEX" in env:
+        if "OLMOEARTH_WORKERS" not in env:
+            raise ValueError(
+                "JOB_COMPLETION_INDEX is set, but Kubernetes does not say how many workers there "
+                "are: set OLMOEARTH_WORKERS to the job's completions"
+            )
+        index, count = (_integer(env, n) for n in ("JOB_COMPLETION_INDEX", "OLMOEARTH_WORKERS"))
+        return _checked(index, count, "JOB_COMPLETION_INDEX and OLMOEARTH_WORKERS")
+    return 0, 1
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except KeyError:
+        raise ValueError(f"the variable {name} is not set; give --shard and --of") from None
+    except ValueError:
+        raise ValueError(f"the variable {name} is no number: {env[name]!r}") from None
+
+
+def _checked(index: int, count: int, source: str) -> tuple[int, int]:
+    if count < 1 or not 0 <= index < count:
+        raise ValueError(f"{source} say worker {index} of {count}; it must be one of 0..{count - 1}"
+                         if count > 0 else f"{source} say {count} workers")  # fmt: skip
+    return index, count
+
+
+def order(total: int, index: int, count: int, steal: bool = True) -> Iterator[int]:
+    """Places of the list in the order in which a worker takes them.
+
+    First its own (every `count`-th), then those of the others, from its share of the list on.
+    """
+    yield from range(index, total, count)
+    if not steal:
+        return
+    start = index * total // count
+    for k in range(total):
+        at = (start + k) % total
+        if at % count != index:
+            yield at
+
+
+def digest_of(members: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON with sorted keys and no blanks."""
+    text = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's content durable."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replaces a file's content: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def write_first(path: Path, text: str) -> bool:
+    """Writes a file whole unless it is there; whether this call wrote it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return False
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        sync_file(scratch)
+        try:
+            os.link(scratch, path)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here; the names are as good, the rest nearly
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(path.parent)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def remove_old(folder: Path, pattern: str) -> None:
+    """Removes what dead writers left: files of a pattern that no living one can still need."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                path.unlink()
+
+
+def open_job(path: Path, job: Mapping[str, Any], decides: Sequence[str]) -> str:
+    """Writes job.json, or compares with the one that is there; the digest of the job.
+
+    Args:
+      path: of the file.
+      job: its members.
+      decides: names of those that determine values; they make the digest.
+
+    Raises:
+      ValueError: another job is there; the message shows the members that differ.
+    """
+    digest = digest_of({name: job[name] for name in decides})
+    text = json.dumps({**job, "job_digest": digest}, indent=1, sort_keys=True) + "\n"
+    if write_first(path, text):
+        return digest
+    held = read_json(path)
+    if held is None:
+        raise ValueError(f"{path} cannot be read; give another --output")
+    if held.get("job_digest") != digest:
+        ours = json.loads(text)
+        rows = _differences({k: held.get(k) for k in decides}, {k: ours[k] for k in decides})
+        shown = "; ".join(f"{name}: {a} there, {b} here" for name, a, b in rows[:8])
+        raise ValueError(
+            f"{path.parent.parent} holds another job ({shown or 'another version of it'}); give "
+            "another --output, or the same flags and inputs as before"
+        )
+    return digest
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        out = []
+        for key in sorted({*there, *here}):
+            out += _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+        return out
+    return [] if there == here else [(name, _short(there), _short(here))]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 70 else f"{text[:67]}..."
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is none that can be read."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) else None
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a worker saw at its end.
+
+    Attributes:
+      made: units that it finished itself.
+      failed: error by unit.
+      busy: units that others hold.
+    """
+
+    made: int = 0
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    busy: list[str] = dataclasses.field(default_factory=list)
+
+
+class WorkList:
+    """Units, their markers and claims below a folder.
+
+    Attributes:
+      folder: where done, failed and claims lie.
+      objects: folder that the keys of objects start at.
+      digest: of the job; markers of another job do not count.
+      units: the ids in plan order; they may hold slashes.
+    """
+
+    def __init__(self, folder: Path, objects: Path, digest: str, units: Sequence[str]):
+        self.folder, self.objects, self.digest, self.units = folder, objects, digest, units
+
+    def _path(self, kind: str, unit: str) -> Path:
+        return self.folder / kind / f"{unit}.json"
+
+    def marker(self, unit: str) -> dict[str, Any] | None:
+        """The marker of a unit, if it counts: of this job, and all its objects are there."""
+        held = read_json(self._path("done", unit))
+        if held is None or held.get("job_digest") != self.digest:
+            return None
+        try:
+            for key, (size, _) in held["objects"].items():
+                if (self.objects / key).stat().st_size != size:
+                    return None
+        except (KeyError, TypeError, ValueError, AttributeError, OSError):
+            return None
+        return held
+
+    def failure(self, unit: str) -> dict[str, Any] | None:
+        """What is recorded of a unit's failed attempts."""
+        held = read_json(self._path("failed", unit))
+        return held if held is not None and held.get("job_digest") == self.digest else None
+
+    def state(self, unit: str) -> str:
+        """'done', 'empty' (done, without data), 'claimed', 'failed' or 'planned'."""
+        marker = self.marker(unit)
+        if marker is not None:
+            return "done" if marker.get("valid", 1) else "empty"
+        if self._held_by_other(self._path("claims", unit)):
+            return "claimed"
+        return "failed" if self.failure(unit) else "planned"
+
+    def _held_by_other(self, path: Path) -> bool:
+        """Whether a claim still means something to this process."""
+        try:
+            age = time.time() - path.stat().st_mtime
+        except OSError:
+            return False
+        held = read_json(path) or {}
+        if held.get("token") == _ME:
+            return False
+        here = held.get("host") == _HOST and isinstance(held.get("pid"), int)
+        # Our own number with another token: the claim is of an earlier life of a container.
+        if here and (held["pid"] == os.getpid() or not _alive(held["pid"])):
+            return False
+        return age <= STALE_S
+
+    def claim(self, unit: str) -> bool:
+        """Claims a unit; False if somebody else works on it."""
+        path = self._path("claims", unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"host": _HOST, "pid": os.getpid(), "token": _ME, "time": time.time()}
+        for _ in range(3):
+            if write_first(path, json.dumps(told)):
+                return True
+            if self._held_by_other(path):
+                return False
+            path.unlink(missing_ok=True)
+        return False
+
+    def release(self, unit: str) -> None:
+        """Gives a claim back."""
+        path = self._path("claims", unit)
+        if (read_json(path) or {}).get("token") == _ME:
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _kept_fresh(self, unit: str) -> Iterator[None]:
+        ended, path = threading.Event(), self._path("claims", unit)
+
+        def touch() -> None:
+            while not ended.wait(TOUCH_S):
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+        thread = threading.Thread(target=touch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def finish(self, unit: str, record: Mapping[str, Any], objects: Sequence[str]) -> None:
+        """Makes objects durable, then the marker, then removes what was said of the unit before.
+
+        Args:
+          unit: its id.
+          record: members of the marker.
+          objects: keys of all that the unit wrote.
+        """
+        sizes = {}
+        for key in objects:
+            path = self.objects / key
+            sync_file(path)
+            with open(path, "rb") as file:
+                told = hashlib.file_digest(file, "sha256").hexdigest()
+            sizes[key] = [path.stat().st_size, told]
+        for folder in {above for key in objects for above in self._folders(key)}:
+            sync_folder(folder)
+        marker = {"id": unit, "job_digest": self.digest, "objects": sizes, **record}
+        marker["worker"] = f"{_HOST}:{os.getpid()}"
+        path = self._path("done", unit)
+        write_durably(path, json.dumps(marker, sort_keys=True) + "\n")
+        remove_old(path.parent, f".{path.name}.*.tmp")
+        self._path("failed", unit).unlink(missing_ok=True)
+
+    def _folders(self, key: str) -> Iterator[Path]:
+        folder = (self.objects / key).parent
+        while folder != self.objects:
+            yield folder
+            folder = folder.parent
+
+    def _note_failure(self, unit: str, error: BaseException) -> None:
+        attempts = (self.failure(unit) or {}).get("attempts", 0) + 1
+        told = {"id": unit, "job_digest": self.digest, "error": str(error) or repr(error),
+                "kind": type(error).__name__, "attempts": attempts}  # fmt: skip
+        write_durably(self._path("failed", unit), json.dumps(told) + "\n")
+
+    def run(
+        self,
+        work: Callable[[str], tuple[Mapping[str, Any], Sequence[str]]],
+        index: int = 0,
+        count: int = 1,
+        *,
+        steal: bool = True,
+        wait: bool = False,
+        attempts: int = 3,
+        say: Callable[[str, Mapping[str, Any]], None] = lambda unit, record: None,
+    ) -> Outcome:
+        """Works until nothing is left to do here.
+
+        Args:
+          work: writes the objects of a unit, whole ones under their final names; returns the
+            members of the marker and the keys of the objects. Its errors are those of the unit,
+            but for a disk that is full or may not be written to: that ends the run.
+          index, count: of this worker.
+          steal: take the units of others when its own are done.
+          wait: wait for what others hold, until all is done.
+          attempts: times that a unit is tried in all.
+          say: is called after each unit with its id and marker.
+
+        Raises:
+          OSError: nothing can be written.
+          Stopped: see `stopping`; the claim is given back.
+        """
+        made = 0
+        while True:
+            found, again = Outcome(made), False
+            for at in order(len(self.units), index, count, steal):
+                unit = self.units[at]
+                if self.marker(unit) is not None:
+                    continue
+                before = self.failure(unit)
+                if before is not None and before.get("attempts", 0) >= attempts:
+                    found.failed[unit] = str(before.get("error"))
+                elif not self.claim(unit):
+                    found.busy.append(unit)
+                else:
+                    again = True
+                    made += self._try(unit, work, say)
+            found.made = made
+            if not again and not (wait and found.busy):
+                return found
+            if not again:
+                time.sleep(min(TOUCH_S, 5.0))
+
+    def _try(self, unit: str, work: Any, say: Any) -> bool:
+        """One attempt at a claimed unit; whether it is done now by this."""
+        try:
+            if self.marker(unit) is not None:  # done between the look and the claim
+                return False
+            with self._kept_fresh(unit):
+                begun = time.monotonic()
+                try:
+                    record, objects = work(unit)
+                    record = {**record, "seconds": round(time.monotonic() - begun, 3)}
+                    self.finish(unit, record, objects)
+                except Exception as e:
+                    if isinstance(e, OSError) and e.errno in _REFUSED:
+                        raise
+                    self._note_failure(unit, e)
+                    return False
+        finally:
+            self.release(unit)
+        say(unit, record)
+        return True
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
