@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from olmoearth_jax import masking, modalities, registry
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
@@ -104,6 +105,7 @@ def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) ->
         patch_sizes=range(loader.min_patch_size, loader.max_patch_size + 1),
         grids=loader.sampled_hw_p_list,
         token_budget=loader.token_budget,
+        sampler=shape_sampler(config, index.tile_px),
         tokenization=tokenization,
         budget_tokenization=tokenization if loader.match_model_tokenization else Tokenization(),
         seed=loader.seed,
