@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from olmoearth_jax import modalities
@@ -21,7 +21,7 @@ from olmoearth_jax.config import (
 )
 from olmoearth_jax.configlib import limits, objectives, texts
 from olmoearth_jax.configlib.sampler import SAMPLER_OPTIONS, shape_sampler
-from olmoearth_jax.configlib.schema import MODALITY_LISTS, get_path
+from olmoearth_jax.configlib.schema import get_path
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.evals.tasks import catalogue, check_task
 from olmoearth_jax.modalities import Tokenization, closest
@@ -219,6 +219,7 @@ def _encoder(encoder: EncoderConfig, path: str) -> Iterator[str]:
 def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iterator[str]:
     """What encoder and decoder have in common; `field` is the name of their width."""
     from olmoearth_jax.model.encodings import quarter_width
+    from olmoearth_jax.model.rope import RopeConfig
 
     for name, low in (("depth", 0), ("num_heads", 1), ("max_sequence_length", 1)):
         if getattr(part, name) < low:
@@ -242,6 +243,8 @@ def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iter
         yield f"{path}.{field} must be divisible by 16 for absolute encodings, got {width}"
     elif quarter_width(width) % 2:
         yield f"{path}.{field} must be divisible by 8 ({encoding} encodings), got {width}"
+    elif (rotary := RopeConfig.of(part)) is not None and heads > 0:
+        yield from _says(lambda: rotary.check(width // heads), path)
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:
@@ -328,8 +331,9 @@ def _options(cfg: ExperimentConfig) -> Iterator[str]:
         except ValueError as e:
             yield f"{path}: {e}"
             continue
-        for key in MODALITY_LISTS & set(values):
-            for name in set(values[key] or ()) - set(trained):
+        for key in objectives.naming(path, values):
+            listed = () if isinstance(values[key], Mapping) else values[key] or ()
+            for name in set(listed) - set(trained):
                 known = ", ".join(trained)
                 yield f"{path}.{key} has {name!r}, which is not trained; trained: {known}"
         factors = getattr(built, "modality_weights", None)

@@ -1,4 +1,4 @@
-"""Embeddings of evaluation samples by a model, and their projection (spec/evals.md 4 and 10)."""
+"""Embeddings of samples by a model, their projection and diagnostics (spec/evals.md 4, 10, 9)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.samples import (
     MASK,
     TIMESTAMPS,
@@ -156,25 +157,28 @@ def _read_ahead(split: Samples, batches: list[np.ndarray], workers: int) -> Iter
             yield items
 
 
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """How embeddings are made."""
+
+    patch_size: int
+    pool: Pooling
+    batch_size: int = 128
+    workers: int = 2
+    """Threads that read samples; 0 reads them in between."""
+
+
 def extract(
     model: EmbeddingModel,
     split: Samples,
     modalities: Sequence[str],
-    *,
-    patch_size: int,
-    pool: Pooling,
-    batch_size: int = 128,
-    order: np.ndarray | None = None,
-    workers: int = 2,
+    how: Extraction,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and labels of a whole split, on the host.
 
     The last short batch is filled up with copies of its last sample, so that one program serves
     all batches.
-
-    Args:
-      order: sample order; the split's own by default.
 
     Raises:
       ValueError: an empty split, a modality the model doesn't take, NaN embeddings.
@@ -185,18 +189,18 @@ def extract(
     for name in modalities:
         if name not in model.modalities:
             raise ValueError(f"the model does not take {name!r}; {closest(name, model.modalities)}")
-    order = np.arange(len(split)) if order is None else order
-    batch_size = min(batch_size, len(order))
+    order = np.arange(len(split))
+    batch_size = min(how.batch_size, len(order))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     found, labels = [], []
-    for items in _read_ahead(split, batches, workers):
+    for items in _read_ahead(split, batches, how.workers):
         if stop():
             raise Stopped
         samples = [item[0] for item in items]
         samples += [samples[-1]] * (batch_size - len(samples))
         keep = {k for m in modalities for k in (m, m + MASK)} | {TIMESTAMPS}
         batch = collate([{k: v for k, v in s.items() if k in keep} for s in samples])
-        out = model.embed(batch, patch_size, pool)[: len(items)]
+        out = model.embed(batch, how.patch_size, how.pool)[: len(items)]
         if not np.isfinite(out).all():
             raise ValueError(
                 "the model gives NaN or infinite embeddings; was it saved from a diverged run?"
@@ -241,3 +245,94 @@ def fit_pca(x: np.ndarray, dim: int) -> PCA:
     variance = np.maximum(variance[::-1], 0)
     share = float(variance[:dim].sum() / max(variance.sum(), 1e-30))
     return PCA(mean, components * np.sign(largest), share)
+
+
+_RANK_ROWS = 4096
+_PAIR_ROWS = 2048
+_INTRA_SAMPLES = 256
+
+
+def _subset(x: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    return x if len(x) <= rows else x[rng(seed, 2, rows).permutation(len(x))[:rows]]
+
+
+def _std(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    return np.std(x, axis=axis, ddof=1)
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """exp of the entropy of the singular values of x [N, D] (not centred); 0 if all are 0."""
+    values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    # Round-off of null directions is no singular value: the float32 data carry no more digits.
+    values = values[values > values.max(initial=0) * max(x.shape) * 1e-16]
+    if not len(values):
+        return 0.0
+    p = values / values.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def _pairs(z: np.ndarray) -> np.ndarray:
+    """Cosine similarities of all pairs i < j of the rows of z."""
+    norm = np.linalg.norm(z, axis=-1, keepdims=True)
+    z = z / np.maximum(norm, 1e-12)
+    return (z @ z.T)[np.triu_indices(len(z), 1)]
+
+
+def flat_diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Metrics of embeddings [N, D]; empty for fewer than two.
+
+    Raises:
+      ValueError: not two-dimensional.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"diagnostics of flat embeddings need [N, D], got shape {x.shape}")
+    if len(x) < 2:
+        return {}
+    x = x.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1)
+    out = {
+        "effective_rank": effective_rank(_subset(x, _RANK_ROWS, seed)),
+        "embedding_dim": float(x.shape[1]),
+        "num_samples": float(len(x)),
+        "norm_mean": float(norms.mean()),
+        "norm_std": float(_std(norms)),
+        "norm_min": float(norms.min()),
+        "norm_max": float(norms.max()),
+    }
+    if len(x) >= 4:
+        cosine = _pairs(_subset(x, _PAIR_ROWS, seed))
+        out |= {
+            # Unit rows: the squared distance is 2 - 2 cos.
+            "uniformity": float(np.log(np.mean(np.exp(-2 * (2 - 2 * cosine))))),
+            "cosine_sim_mean": float(cosine.mean()),
+            "cosine_sim_std": float(_std(cosine)),
+            "cosine_sim_min": float(cosine.min()),
+            "cosine_sim_max": float(cosine.max()),
+        }
+    return out
+
+
+def spatial_diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Metrics of embeddings [N, ..., D]: over all patches, of the means, and within samples."""
+    patches = x.reshape(len(x), -1, x.shape[-1]).astype(np.float64)
+    everything = _subset(patches.reshape(-1, x.shape[-1]), _RANK_ROWS, seed)
+    out = {f"global_{k}": v for k, v in flat_diagnostics(everything, seed).items()}
+    out |= {f"inter_{k}": v for k, v in flat_diagnostics(patches.mean(1), seed).items()}
+    if patches.shape[1] < 2:
+        return out
+    chosen = _subset(patches, _INTRA_SAMPLES, seed)
+    cosines = [_pairs(sample) for sample in chosen]
+    spreads = [float(_std(c)) if len(c) > 1 else 0.0 for c in cosines]
+    norms = np.linalg.norm(chosen, axis=-1)
+    return out | {
+        "intra_cosine_sim_mean": float(np.mean([c.mean() for c in cosines])),
+        "intra_cosine_sim_std": float(np.mean(spreads)),
+        "intra_norm_std": float(np.mean(_std(norms, axis=1))),
+        "intra_num_patches": float(patches.shape[1]),
+        "intra_num_images_sampled": float(len(chosen)),
+    }
+
+
+def diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Flat metrics for [N, D], spatial ones for more axes."""
+    return flat_diagnostics(x, seed) if x.ndim == 2 else spatial_diagnostics(x, seed)

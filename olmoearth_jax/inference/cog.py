@@ -24,7 +24,7 @@ NODATA = {"int8": NO_VALUE, "float32": float("nan")}
 _BLOCK_BYTES = 8 << 20
 
 
-def _rasterio() -> Any:
+def raster_library() -> Any:
     """The rasterio package with the parts that writing needs; ValueError if it is missing."""
     found = raster_file.library()
     import rasterio.shutil  # noqa: F401
@@ -54,7 +54,7 @@ class MapWriter:
         self.lo = np.minimum(self.lo, values[valid].min(0, initial=np.inf))
         self.hi = np.maximum(self.hi, values[valid].max(0, initial=-np.inf))
         out = np.where(valid[..., None], values, np.nan).astype(np.float32)
-        window = _rasterio().windows.Window(col, row, width, height)
+        window = raster_library().windows.Window(col, row, width, height)
         self._file.write(np.moveaxis(out, -1, 0), window=window)
 
 
@@ -84,7 +84,7 @@ def open_map(
     for value, known in ((form["dtype"], NODATA), (quantization, QUANTIZATIONS)):
         if value not in known:
             raise ValueError(f"{value!r} is not known for a map; {closest(str(value), known)}")
-    rasterio, path = _rasterio(), Path(path)
+    rasterio, path = raster_library(), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
         **form, "driver": "GTiff", "count": len(names), "dtype": "float32", "nodata": np.nan,
@@ -116,7 +116,7 @@ def open_map(
 
 def _quantized(raw: Path, plain: Mapping[str, Any], rule: Quantizer) -> Path:
     """An int8 file beside the float32 one."""
-    rasterio, out = _rasterio(), raw.with_name("int8.tif")
+    rasterio, out = raster_library(), raw.with_name("int8.tif")
     form = {**plain, "dtype": "int8", "nodata": NODATA["int8"]}
     with rasterio.open(raw) as source, rasterio.open(out, "w", **form) as file:
         for _, window in source.block_windows(1):
@@ -145,7 +145,7 @@ def _place(
     crs: Any, transform: Any, height: int, width: int
 ) -> tuple[list[float] | None, dict[str, Any] | None]:
     """`_footprint` of a grid; None twice where its CRS has no place on the earth."""
-    rasterio = _rasterio()
+    rasterio = raster_library()
     corners = rasterio.transform.array_bounds(height, width, transform)
     try:
         box = rasterio.warp.transform_bounds(crs, "EPSG:4326", *corners)

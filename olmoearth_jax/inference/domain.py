@@ -12,6 +12,7 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import searchlight
+from olmoearth_jax.model.uniform_batch import UniformBatch
 
 OUTPUTS = ("student", "location")
 
@@ -157,10 +158,11 @@ def embed_domain(
     rows, cols = (crops_of(n, crop_px, overlap_px, patch_size, window_px) for n in (height, width))
     size, out = location_size or patch_size, None
     for row, col in itertools.product(rows, cols):
-        grid: Any = searchlight.encode_searchlight(
-            encoder, cut(data, row, col), cut(token_masks, row, col, patch_size), timestamps,
-            patch_size, input_res, window_px=window_px, location_size=location_size,
-        ).locations  # fmt: skip
+        batch = UniformBatch(
+            cut(data, row, col), cut(token_masks, row, col, patch_size), timestamps, patch_size,
+            input_res, location_size,
+        )  # fmt: skip
+        grid: Any = searchlight.encode_searchlight(encoder, batch, window_px).locations
         found = np.asarray((grid.student if output == "student" else grid.tokens)[0], np.float32)
         if out is None:
             out = np.empty((height // size, width // size, found.shape[-1]), np.float32)

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import numpy as np
 
 from olmoearth_jax import modalities, platforms
 from olmoearth_jax.inference import domain
-from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of
+from olmoearth_jax.inference.prepare import ModelInput, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
-from olmoearth_jax.interop import checkpoints, hub, weights
+from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import frozen, latent_mim
 from olmoearth_jax.model.frozen import FrozenEncoder
@@ -70,7 +70,7 @@ class PretrainedModel(FrozenEncoder):
 
     def embed(
         self,
-        sample: Sample | Sequence[Sample] | Prepared,
+        sample: Sample | Sequence[Sample] | ModelInput,
         patch_size: int = 8,
         pooling: str = "instance",
         pooling_type: str = "mean",
@@ -112,7 +112,7 @@ class PretrainedModel(FrozenEncoder):
 
     def embed_domain(
         self,
-        sample: Sample | Prepared,
+        sample: Sample | ModelInput,
         patch_size: int = 2,
         location_size: int | None = None,
         output: str = "student",
@@ -157,13 +157,15 @@ class PretrainedModel(FrozenEncoder):
             overlap_px=overlap, location_size=location_size, output=output, window_px=window_px,
         )  # fmt: skip
 
-    def prepare(self, sample: Sample | Sequence[Sample] | Prepared, patch_size: int) -> Prepared:
+    def prepare(
+        self, sample: Sample | Sequence[Sample] | ModelInput, patch_size: int
+    ) -> ModelInput:
         """Normalised arrays and token masks of samples of equal size; checks sizes and names.
 
         Raises:
           ValueError: sizes or modalities that do not fit.
         """
-        if isinstance(sample, Prepared):
+        if isinstance(sample, ModelInput):
             return sample
         if not isinstance(sample, Sample):
             sample = Sample.concatenate(_samples(sample))
@@ -242,7 +244,8 @@ def _samples(given: Any) -> list[Sample]:
     if isinstance(given, Mapping):
         what = f"a mapping of {', '.join(map(str, given))}"
     else:
-        members = [given] if hasattr(given, "shape") else list(given)
+        alone = hasattr(given, "shape") or not isinstance(given, Iterable)
+        members: list[Any] = [given] if alone else list(given)
         odd = [s for s in members if not isinstance(s, Sample)]
         if not odd:
             return members
@@ -255,13 +258,13 @@ def _samples(given: Any) -> list[Sample]:
     )
 
 
-def _check_visible(ready: Prepared) -> None:
+def _check_visible(ready: ModelInput) -> None:
     empty = np.flatnonzero(~ready.visible.any((1, 2)))
     if len(empty):
         raise ValueError(f"samples {empty[:10].tolist()} of the batch hold no data at all")
 
 
-def _chosen(pool: Pooling, ready: Prepared) -> Pooling:
+def _chosen(pool: Pooling, ready: ModelInput) -> Pooling:
     """With the modalities that it takes, decided over the whole batch."""
     pool = pool.over(ready.masks)
     if pool.names == ():
@@ -270,7 +273,7 @@ def _chosen(pool: Pooling, ready: Prepared) -> Pooling:
     return pool
 
 
-def _in_chunks(call: Any, ready: Prepared, batch_size: int | None) -> np.ndarray:
+def _in_chunks(call: Any, ready: ModelInput, batch_size: int | None) -> np.ndarray:
     """Runs `call` over the batch in equal chunks; the last is filled up with its last sample.
 
     Chunks have the size of a power of two, so that few programs serve batches of any size.
@@ -315,7 +318,7 @@ def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> che
     Raises:
       ValueError: nothing there, or not readable; the message says what was tried.
     """
-    folder = hub.find(path_or_hub_id, revision)
+    folder = weights.find(path_or_hub_id, revision)
     if weights.is_reference_folder(folder):
         return checkpoints.from_reference(folder, Path(path_or_hub_id).name)
     try:

@@ -97,7 +97,7 @@ class Sample:
         given = _bands_of(bands, arrays)
         data, absent, kinds = {}, {}, {}
         for key, value in arrays.items():
-            modality = modalities.get(key)
+            modality = modalities.get_of_samples(key)
             name = modality.name
             if name in data:
                 raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")

@@ -18,7 +18,7 @@ import numpy as np
 import olmoearth_jax
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
-from olmoearth_jax.maps import map_area, map_files, run_folder, tile_map, token_head
+from olmoearth_jax.maps import full_model, map_area, map_files, run_folder, tile_map, token_head
 from olmoearth_jax.maps.fine_tuning import ImageOptions, image_record
 from olmoearth_jax.maps.run_folder import Task
 from olmoearth_jax.maps.scenes import Scene
@@ -175,6 +175,9 @@ def load_model(task: Task, run: Path, o: Options) -> tile_map.PixelModel:
             f"the run was trained with the model of digest {task.digest[:12]}, but "
             f"{o.model or task.model} has {base.digest[:12]}"
         )
+    if task.mode == "full":
+        held = run_folder.load_arrays(run / "weights" / "encoder.npz")
+        return full_model.load(base, task.settings, task.target, held, task.scale, o.batch)
     held = run_folder.load_arrays(run / "weights" / "head.npz")
     encoder = TokenEncoder(base, task.settings, o.batch)
     width = len(held["params"]["linear"]["kernel"])

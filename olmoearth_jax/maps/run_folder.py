@@ -155,10 +155,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def flat_name(path: Any) -> str:
+    """The name under which `save_arrays` stores a leaf."""
+    return "/".join(str(k.key) for k in path)
+
+
 def save_arrays(path: Path, tree: Any) -> None:
     """A nested dict of arrays, whole or not at all."""
     found = jax.tree_util.tree_leaves_with_path(tree)
-    arrays = {"/".join(str(k.key) for k in keys): np.asarray(x) for keys, x in found}
+    arrays = {flat_name(keys): np.asarray(x) for keys, x in found}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

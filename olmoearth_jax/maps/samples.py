@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import labels as label_grids
 from olmoearth_jax.maps.label_files import Features
-from olmoearth_jax.maps.scenes import Period, Scene
-from olmoearth_jax.maps.split import zone_of
+from olmoearth_jax.maps.lattice import zone_of
+from olmoearth_jax.maps.plan import Period
+from olmoearth_jax.maps.scenes import Scene
 
 NONE = -1
 """Index of no class."""
@@ -300,7 +302,8 @@ def by_period(features: Features, periods: Sequence[Period]) -> dict[int, np.nda
     for i, text in enumerate(texts):
         if not text:
             continue
-        day = f"{int(float(text))}-07" if "year" in features.columns and len(text) < 7 else text
+        by_year = "date" not in features.columns
+        day = parse_date(f"{int(float(text))}-07" if by_year else text)
         mine = next((k for k, p in enumerate(periods) if p.holds(day)), None)
         if mine is not None:
             out.setdefault(mine, []).append(i)

@@ -48,9 +48,8 @@ class TokenHead:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 [N, K] probabilities, or [N, 1] values, of embeddings [N, D]."""
-        guess, scores = linear_probe.predict(
-            self.head, self.params, self.stats, x, batch_size=max(len(x), 1)
-        )
+        fitted = linear_probe.FittedProbe(self.head, self.params, self.stats)
+        guess, scores = linear_probe.predict(fitted, x, batch_size=max(len(x), 1))
         if scores is None:
             mean, spread = self.scale
             return (guess * spread + mean).astype(np.float32)[:, None]
@@ -90,11 +89,9 @@ def fit(
         epochs=o.epochs, linear_probe_eval_interval=1,
         primary_metric="rmse" if values else "macro_f1",
     )  # fmt: skip
-    extra = linear_probe.ProbeExtras(class_weights, o.patience, True)
+    extra = linear_probe.ProbeExtras(class_weights, o.patience, True, bf16=False)
     splits = {"train": train, "valid": valid}
-    got = linear_probe.train_probe(
-        task, info, splits, RunOptions(seed=o.seed), bf16=False, extra=extra
-    )
+    got = linear_probe.train_probe(task, info, splits, RunOptions(seed=o.seed), extra)
     if log:
         each = np.array_split(got.losses, len(got.history))
         for epoch, (part, result) in enumerate(zip(each, got.history, strict=True)):

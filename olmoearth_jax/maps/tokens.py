@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.inference.model import PretrainedModel
-from olmoearth_jax.inference.prepare import Prepared
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model import pooling
+from olmoearth_jax.model.pooling import PoolingType
 
 POOLINGS = ("spatial", "location", "student")
 
@@ -30,7 +31,7 @@ class Settings:
 
     patch_size: int
     pooling: str = "spatial"
-    pooling_type: str = "mean"
+    pooling_type: PoolingType = "mean"
     location_size: int | None = None
 
     @property
@@ -54,7 +55,7 @@ def drop_unknown(model: PretrainedModel, sample: Sample) -> Sample:
     return dataclasses.replace(sample, data=data)
 
 
-def groups_of(ready: Prepared) -> Iterator[np.ndarray]:
+def groups_of(ready: ModelInput) -> Iterator[np.ndarray]:
     """Numbers of the samples that one program may take together without seeing each other.
 
     Pooling and the fast pass are chosen for a whole batch; samples for which they would be chosen
@@ -84,7 +85,7 @@ class TokenEncoder:
         model.check_locations(settings.pooling, settings.patch_size, settings.location_size)
         self.model, self.settings, self.batch = model, settings, batch
 
-    def prepare(self, samples: Sequence[Sample]) -> Prepared:
+    def prepare(self, samples: Sequence[Sample]) -> ModelInput:
         """See `PretrainedModel.prepare`."""
         known = [drop_unknown(self.model, s) for s in samples]
         return self.model.prepare(known, self.settings.patch_size)
@@ -97,12 +98,12 @@ class TokenEncoder:
         """
         return self.embed(self.prepare(samples))
 
-    def seen(self, ready: Prepared) -> np.ndarray:
+    def seen(self, ready: ModelInput) -> np.ndarray:
         """bool [B, h, w]: the tokens with data."""
         factor = self.settings.patch_size // self.settings.step
         return ready.visible.repeat(factor, 1).repeat(factor, 2)
 
-    def embed(self, ready: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, ready: ModelInput) -> tuple[np.ndarray, np.ndarray]:
         """As a call, of what `prepare` gave."""
         s = self.settings
         seen, out = self.seen(ready), None
@@ -125,7 +126,7 @@ class TokenEncoder:
         return out, seen
 
 
-def raw_tokens(ready: Prepared, settings: Settings) -> np.ndarray:
+def raw_tokens(ready: ModelInput, settings: Settings) -> np.ndarray:
     """Normalised pixels of each token side by side, averaged over the timesteps with data.
 
     Returns:

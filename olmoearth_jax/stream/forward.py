@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from olmoearth_jax.losses import Objective, spread_of
-from olmoearth_jax.model.latent_mim import decoders_of, merge
+from olmoearth_jax.model.blocks import Running
+from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.stream import loss_terms
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.patch_tables import (
@@ -135,7 +136,7 @@ class StreamForward:
         attend = stream_attention(rows, rows, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 1)
         drop = self._scales(self.encoder_drop, len(encoder.blocks), batch, drop_key, batch.enc_row)
-        latent = encoder.encode(x, tokens, attend, drop=drop, remat=self.remat)
+        latent = encoder.encode(x, tokens, attend, Running(drop, self.remat))
         return encoder.project_output(latent), tokens
 
     def _with_registers(self, encoder, x: jax.Array, number: jax.Array) -> jax.Array:
@@ -153,12 +154,10 @@ class StreamForward:
         wanted = stream_tokens(self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch)
         attend = stream_attention(queries, keys, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 2)
-        depth = max(len(d.blocks) for d in decoders_of(model))
-        drop = self._scales(self.decoder_drop, depth, batch, drop_key, batch.dec_row)
+        drop = self._scales(self.decoder_drop, model.decoder_depth, batch, drop_key, batch.dec_row)
         context = decoder.context(latent, tokens)
-        out = decoder.decode(
-            decoder.queries(wanted), wanted, context, tokens, attend, drop=drop, remat=self.remat
-        )
+        running = Running(drop, self.remat)
+        out = decoder.decode(decoder.queries(wanted), wanted, (context, tokens), attend, running)
         return decoder.output(out)
 
     def _by_view(self, batch: MicroBatch, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -171,9 +170,9 @@ class StreamForward:
             return self._decode(decoder, model, maps, latent, tokens, key, cross)
 
         if self.objective.kind != "galileo":
-            return run(model.decoder)
+            return run(model.decoder_of(0))
         # Both decoders run on all tokens: views have no fixed place in the stream.
-        return self._by_view(maps.batch, run(model.decoder_a), run(model.decoder_b))
+        return self._by_view(maps.batch, run(model.decoder_of(0)), run(model.decoder_of(1)))
 
     def _targets(self, target: Any, maps: RowMaps, patches) -> jax.Array:
         """Targets [D, dec, width] of the decoded tokens, without gradient."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.resize import to_patches
+from olmoearth_jax.model.patch_embed import to_patches
 from olmoearth_jax.stream.pack import PatchRun
 from olmoearth_jax.stream.stream_shape import StreamSlot, StreamSpec
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from olmoearth_jax import masking, modalities, registry
@@ -34,8 +33,6 @@ _log = logging.getLogger(__name__)
 
 MICRO_STEPS_PER_GRID = 24
 """Simulated micro-steps per grid side when the ladder is sized."""
-
-_REMAT = {"none": "none", "dots": "dots", "block": "full"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +125,6 @@ def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) ->
     )
 
 
-def compute_dtype(config: ExperimentConfig) -> Any:
-    """Type of the matrix products: bfloat16 on accelerators, float32 on CPU, unless set."""
-    if config.precision == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.precision)
-
-
 def stream_of(
     config: ExperimentConfig,
     timesteps: dict[int, int],
@@ -198,28 +188,16 @@ def build_program(
 ) -> TrainProgram:
     """Engine, ladder and optimiser of a run."""
     objective = build_objective(config)
-    options = assemble.EngineOptions.of(
-        config.model,
-        dtype=compute_dtype(config),
-        attention=config.attention,
-        remat=_REMAT[config.remat],
-    )
     loader, group = config.data_loader, config.train_module.rank_microbatch_size
     assemble.micro_step_shape(loader.global_batch_size, group, mesh.size, config.engine)
     if config.engine == "dense":
-        engine: Any = assemble.dense_engine(
-            config.model,
-            objective,
-            mesh,
-            group,
-            options,
-        )
+        engine: Any = assemble.dense_engine(config, objective, mesh, group)
     else:
         spec = stream_of(config, stream.timesteps, mesh.size, objective)
         begun = time.perf_counter()
         ladder = size_ladder(config, spec, stream.timesteps, probe.read_presence(index))
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
-        engine = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
+        engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
     return TrainProgram(
         config,
         engine,

@@ -19,8 +19,14 @@ from olmoearth_jax.losses import Groups, Objective, spread_of
 from olmoearth_jax.losses.distillation import cell_scores
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
 from olmoearth_jax.mesh import batch_sharding
-from olmoearth_jax.model.dense import Forward, forward_dense, target_dense
-from olmoearth_jax.model.latent_mim import decoders_of, merge
+from olmoearth_jax.model.blocks import Running
+from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.model.uniform_batch import (
+    Forward,
+    UniformBatch,
+    forward_batch,
+    target_batch,
+)
 from olmoearth_jax.stream.engine import Group, Prepared
 from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, keep_scales
 
@@ -97,23 +103,15 @@ class DenseEngine:
         (batch,) = inputs
         patch_size = program_key[2]
         model = merge(self.graph, params)
-        depth = max(len(d.blocks) for d in decoders_of(model))
         out: list[Forward] = []
         for view, masks in enumerate(batch["masks"]):
-            encoder_depth = len(model.encoder.blocks)
-            out.append(
-                forward_dense(
-                    model,
-                    self._dropped(model, batch, view, key),
-                    masks,
-                    batch["timestamps"],
-                    patch_size,
-                    view="ab"[view],
-                    encoder_drop=self._drop(self.encoder_drop, encoder_depth, batch, view, key, 1),
-                    decoder_drop=self._drop(self.decoder_drop, depth, batch, view, key, 2),
-                    remat=self.remat,
-                )
-            )
+            dropped = self._dropped(model, batch, view, key)
+            depth = len(model.encoder.blocks)
+            encoder_drop = self._drop(self.encoder_drop, depth, batch, view, key, 1)
+            decoder_drop = self._drop(self.decoder_drop, model.decoder_depth, batch, view, key, 2)
+            sample = UniformBatch(dropped, masks, batch["timestamps"], patch_size)
+            encoder, decoder = (Running(x, self.remat) for x in (encoder_drop, decoder_drop))
+            out.append(forward_batch(model, sample, view, encoder, decoder))
         terms, spreads = {}, {}
         if self.objective.compares_tokens:
             targets = self._targets(params, target, batch, patch_size)
@@ -183,14 +181,12 @@ class DenseEngine:
             target = params["encoder"]
         frozen = merge(self.target_graph, jax.lax.stop_gradient(target))
         exits = [self.objective.exits_of(v, self.names) for v in range(self.views)]
+        sample = UniformBatch(batch["data"], batch["masks"][0], batch["timestamps"], patch_size)
         made: dict[tuple, dict] = {}
         for depths in exits:
             known = tuple(depths.items())
             if known not in made:
-                found = target_dense(
-                    frozen, batch["data"], batch["masks"][0], batch["timestamps"], patch_size,
-                    exits=depths,
-                )  # fmt: skip
+                found = target_batch(frozen, sample, depths)
                 made[known] = {n: _flat(jax.lax.stop_gradient(x)) for n, x in found.items()}
         return [made[tuple(depths.items())] for depths in exits]
 

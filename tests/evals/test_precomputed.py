@@ -8,10 +8,11 @@ import pytest
 from olmoearth_jax.evals import tasks
 from olmoearth_jax.evals.datasets import open_split, why_unavailable
 from olmoearth_jax.evals.datasets.similar import SimilarButDifferent, stratified
-from olmoearth_jax.evals.embeddings import Pooling, RawBands
+from olmoearth_jax.evals.embeddings import RawBands
 from olmoearth_jax.evals.precomputed import Precomputed, with_int8
 from olmoearth_jax.evals.runner import run_task
 from olmoearth_jax.evals.samples import collate
+from olmoearth_jax.model.pooling import Pooling
 
 from .builders import task
 

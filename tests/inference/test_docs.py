@@ -21,7 +21,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
     config = official_model("nano", "v1_2")
     loaded = checkpoints.Weights(config, latent_mim.initial_params(config), None, {}, ())
     checkpoints.write(loaded, tmp_path / "nano")
-    monkeypatch.setattr(inference.hub, "find", lambda name, revision=None: tmp_path / "nano")
+    monkeypatch.setattr(inference.weights, "find", lambda name, revision=None: tmp_path / "nano")
     scope = {}
     exec(code[1], scope)
     assert scope["vector"].shape == (1, 128) and scope["grid"].shape == (1, 16, 16, 128)

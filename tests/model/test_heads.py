@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.losses import MaskedNegativesVec, NoTokenLoss, Objective
 from olmoearth_jax.mesh import make_mesh
@@ -81,9 +82,8 @@ def gradients(config, group, token=True):
         distillation=heads.distillation_of(config),
     )
     mesh = make_mesh(devices=jax.devices()[:1])
-    engine = assemble.dense_engine(
-        config, objective, mesh, len(group["ok"]), assemble.EngineOptions.of(config)
-    )
+    settings = ExperimentConfig(model=config, precision="float32")
+    engine = assemble.dense_engine(settings, objective, mesh, len(group["ok"]))
     params = jax.tree.map(jnp.asarray, latent_mim.initial_params(config, 1))
     target = latent_mim.target_params(params)
     prepared = engine.prepare([group])[0]

@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES, Tokenization
 from olmoearth_jax.model import latent_mim, pooling, rope
 from olmoearth_jax.model.encodings import CompositeEncodings, month_table
-from olmoearth_jax.model.patch_embed import PatchEmbed, band_keep_mask
-from olmoearth_jax.model.resize import resize, resize_matrix, to_patches
+from olmoearth_jax.model.patch_embed import (
+    PatchEmbed,
+    band_keep_mask,
+    resize,
+    resize_matrix,
+    to_patches,
+)
 from olmoearth_jax.model.rope import RopeConfig
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
 

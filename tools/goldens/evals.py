@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax.evals import (
-    diagnostics,
     embeddings,
     finetune,
     heads,
@@ -20,12 +19,12 @@ from olmoearth_jax.evals import (
     linear_probe,
     losses,
     metrics,
-    normalize,
     results,
 )
+from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.evals.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
@@ -80,22 +79,17 @@ def _knn(name: str, z: Arrays) -> Result:
     skip = name.endswith("skip")
     for number, k in enumerate(ks):
         classes = z[f"test_scores_k{k}"].shape[1]
-        scores, guess = knn.knn_scores(*train, z["test_x"], classes, k, skip)
+        scores, guess = knn.knn_scores(train, z["test_x"], classes, k, skip)
         checks.array(f"scores k={k}", scores, z[f"test_scores_k{k}"])
         checks.array(f"predictions k={k}", guess, z[f"test_pred_k{k}"], 0, 0)
         primary = "macro_f1" if multilabel and number == 0 else None
         task = EvalTaskConfig(primary_metric=primary)
         info = DatasetInfo("knn", "classification", classes, (), multilabel)
         count, seed = (30, 7) if multilabel else (50, 42)
-        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k)
-        last = number == len(ks) - 1
-        result, resampled = knn.run_knn(
-            task, info, train, test, options, resample=last, skip_nearest=skip
-        )
+        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k, skip_nearest=skip)
+        result, resampled = knn.run_knn(task, info, train, test, options)
         _same_metrics(checks, f"test k={k}", result, _json(z, f"test_result_json_k{k}"))
-        valid, _ = knn.run_knn(
-            task, info, train, (z["val_x"], z["val_y"]), options, skip_nearest=skip
-        )
+        valid, _ = knn.run_knn(task, info, train, (z["val_x"], z["val_y"]), options)
         want = _json(z, f"val_result_json_k{k}")
         # One validation row is the zero vector: its neighbours are tied, so it may differ.
         slack = 1 / len(z["val_y"]) + 1e-9
@@ -144,7 +138,7 @@ def _regression(name: str, z: Arrays) -> Result:
 def _diagnostics(name: str, z: Arrays) -> Result:
     checks, want = Checks(rtol=1e-4, atol=1e-5), _json(z, "result_json")
     flat = name.startswith("diagnostics_flat")
-    function = diagnostics.flat_diagnostics if flat else diagnostics.spatial_diagnostics
+    function = embeddings.flat_diagnostics if flat else embeddings.spatial_diagnostics
     got = function(z["embeddings"])
     checks.equal("names", set(got), set(want))
     for key, value in want.items():
@@ -197,11 +191,12 @@ def _normalize(name: str, z: Arrays) -> Result:
     if name == "normalize_impute":
         given = _json(z, "input_json")
         pairs = [tuple(p) for p in given["imputes"]]
-        got = normalize.impute_stats(given["band_info"], pairs, given["all_bands"])
+        got = bands.impute_stats(given["band_info"], pairs, given["all_bands"])
         checks.equal("statistics", got, _json(z, "output_json"))
         return checks.result()
-    for method in normalize.METHODS:
-        got = normalize.normalize(z["image"], z["means"], z["stds"], z["mins"], z["maxs"], method)
+    stats = bands.Statistics(z["means"], z["stds"], z["mins"], z["maxs"])
+    for method in METHODS:
+        got = bands.normalize(z["image"], stats, method)
         want = z[f"out_{method}"]
         checks.equal(f"{method} dtype", got.dtype, want.dtype)
         checks.array(method, got, want, atol=1.01 / 255 if method.endswith("_int") else None)
@@ -242,9 +237,8 @@ def _probe(name: str, z: Arrays) -> Result:
     names = {"train": "train", "valid": "val", "test": "test"}
     splits = {k: (z[f"{v}_x"], z[f"{v}_y"]) for k, v in names.items()}
     start = probe_params(z, "init.")
-    out = linear_probe.train_probe(
-        task, info, splits, options, bf16=bf16, order=z["order"], start=start
-    )
+    extra = linear_probe.ProbeExtras(bf16=bf16, order=z["order"], start=start)
+    out = linear_probe.train_probe(task, info, splits, options, extra)
     checks.array("first losses", out.losses[:20], z["loss"][:20], 3e-2 if bf16 else 1e-4, 0)
     checks.array("losses", out.losses, z["loss"], 3e-2 if bf16 else 2e-3, 0)
     checks.array("learning rates", out.lrs, z["lr"], 1e-6, 1e-15)

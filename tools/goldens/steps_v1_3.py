@@ -12,7 +12,9 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.masks import DECODE
+from olmoearth_jax.model import latent_mim, uniform_batch
+from olmoearth_jax.model.uniform_batch import UniformBatch
 from olmoearth_jax.train.dense_engine import DenseEngine
 
 from . import trajectories
@@ -108,15 +110,14 @@ def _check_outputs(
     """Grid, student, predictions, targets and maps."""
     patch = int(group["patch_size"])
 
+    batch = UniformBatch(group["data"], group["mask_a"], group["timestamps"], patch)
+
     @jax.jit
     def run(params: Any) -> Any:
         model = latent_mim.merge(engine.graph, params)
-        out = dense.forward_dense(model, group["data"], group["mask_a"], group["timestamps"], patch)
+        out = uniform_batch.forward_batch(model, batch)
         frozen = latent_mim.merge(engine.target_graph, target)
-        targets = dense.target_dense(
-            frozen, group["data"], group["mask_a"], group["timestamps"], patch,
-            exits=dict.fromkeys(engine.names, 0),
-        )  # fmt: skip
+        targets = uniform_batch.target_batch(frozen, batch, dict.fromkeys(engine.names, 0))
         assert out.locations is not None
         sizes = {n: x.shape[1:3] for n, x in group["data"].items()}
         return out.locations, out.decoder, targets, model.supervision_head(
@@ -133,7 +134,7 @@ def _check_outputs(
     for name in modalities.in_sample_order(engine.names):
         mask = arrays[f"out/mask/{name}"]
         checks.array(f"mask of {name}", group["mask_a"][name], mask)
-        keep = mask == dense.DECODE
+        keep = mask == DECODE
         expected = arrays[f"out/decoder/{name}"][keep]
         checks.array(f"predictions of {name}", np.asarray(decoded[name])[keep], expected)
         seen = mask != 3

@@ -185,13 +185,27 @@ def objective_of(entry: dict[str, Any], model: ModelConfig) -> Objective:
     )
 
 
-def program_of(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+def _settings(entry: dict[str, Any], model: ModelConfig) -> ExperimentConfig:
+    """The settings that the recorded optimiser had."""
     module = entry["train_module"]
+    optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
+    plan = dict(module["scheduler"])
+    plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
+    settings = TrainModuleConfig(
+        optim_config=OptimConfig(**optim),
+        scheduler=SchedulerConfig(**plan),
+        max_grad_norm=module["max_grad_norm"],
+        ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
+    )
+    return ExperimentConfig(model=model, train_module=settings, precision="float32")
+
+
+def program_of(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
     mesh = make_mesh(devices=jax.devices()[:1])
-    objective, options = objective_of(entry, model), assemble.EngineOptions.of(model)
+    config, objective = _settings(entry, model), objective_of(entry, model)
     size = entry["microbatch"]
     if engine == "dense":
-        built: Any = assemble.dense_engine(model, objective, mesh, size, options)
+        built: Any = assemble.dense_engine(config, objective, mesh, size)
     else:
         strategy = masking.build(entry["masking"])
         grids = {entry["H"] // entry["patch_size"]: entry["T"]}
@@ -205,17 +219,7 @@ def program_of(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainP
             objective.views,
             **assemble.stream_needs(objective),
         )
-        built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
-    optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
-    plan = dict(module["scheduler"])
-    plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
-    settings = TrainModuleConfig(
-        optim_config=OptimConfig(**optim),
-        scheduler=SchedulerConfig(**plan),
-        max_grad_norm=module["max_grad_norm"],
-        ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
-    )
-    config = ExperimentConfig(model=model, train_module=settings)
+        built = assemble.stream_engine(config, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(model, objective.pools, objective)
     return TrainProgram(config, built, mesh, trained, entry["steps"])
 

@@ -1,34 +1,74 @@
-"""Normalisation of evaluation data and imputation of band statistics (spec/evals.md section 5)."""
+"""Bands of evaluation data: their order on disk and in the model, and their normalisation.
+
+Orders: spec/evals.md section 13.1; normalisation and imputed statistics: section 5.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.evals.tasks import DEFAULT_METHOD, METHODS, Stats
 from olmoearth_jax.modalities import closest
 
-_CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
-METHODS = (
-    "no_norm", "standardize", "norm_no_clip", "norm_no_clip_2_std", *_CLIPPED,
-    "norm_yes_clip_min_max_int",
-)  # fmt: skip
-DEFAULT_METHOD = "norm_no_clip_2_std"
+S2_13 = (
+    "01 - Coastal aerosol",
+    "02 - Blue",
+    "03 - Green",
+    "04 - Red",
+    "05 - Vegetation Red Edge",
+    "06 - Vegetation Red Edge",
+    "07 - Vegetation Red Edge",
+    "08 - NIR",
+    "08A - Vegetation Red Edge",
+    "09 - Water vapour",
+    "10 - SWIR - Cirrus",
+    "11 - SWIR",
+    "12 - SWIR",
+)
+"""Band names of Level-1C-like sets, in their order on disk."""
 
-Stats = Mapping[str, Mapping[str, float]]
-"""Per band name: mean, std and, where known, min and max."""
+S2_12 = tuple(b for b in S2_13 if not b.startswith("10 "))
+"""Level-2A: without the cirrus band."""
+
+LANDSAT_NAMES = (
+    "01 - Coastal aerosol",
+    "02 - Blue",
+    "03 - Green",
+    "04 - Red",
+    "05 - NIR",
+    "06 - SWIR1",
+    "07 - SWIR2",
+    "03 - Green",
+    "09 - Cirrus",
+    "10 - Tirs1",
+    "10 - Tirs1",
+)
+"""Which named band fills each of the positions B1 ... B11 (no panchromatic, one thermal band)."""
+
+S1 = ("vv", "vh")
+
+FROM_S2_13 = (1, 2, 3, 7, 4, 5, 6, 8, 11, 12, 0, 9)
+FROM_S2_12 = (1, 2, 3, 7, 4, 5, 6, 8, 10, 11, 0, 9)
+FROM_LANDSAT = (7, 0, 1, 2, 3, 4, 5, 6, 8, 9, 10)
+FROM_S1 = (0, 1)
 
 
-def normalize(
-    image: np.ndarray,
-    mean: np.ndarray,
-    std: np.ndarray,
-    lo: np.ndarray | None = None,
-    hi: np.ndarray | None = None,
-    method: str = DEFAULT_METHOD,
-) -> np.ndarray:
-    """Normalises [..., C] by per-band statistics [C] in their dtype (float64 by default).
+class Statistics(NamedTuple):
+    """Statistics per band, [C] each, in the order of the image's bands."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    lo: np.ndarray | None = None
+    """Minimum and maximum, where known."""
+    hi: np.ndarray | None = None
+
+
+def normalize(image: np.ndarray, stats: Statistics, method: str = DEFAULT_METHOD) -> np.ndarray:
+    """Normalises [..., C] by per-band statistics in their dtype (float64 by default).
 
     Raises:
       ValueError: unknown method, or a min-max method without min and max.
@@ -37,6 +77,7 @@ def normalize(
         raise ValueError(f"unknown norm_method {method!r}; {closest(method, METHODS)}")
     if method == "no_norm":
         return image
+    mean, std, lo, hi = stats
     if method == "standardize":
         return (image - mean) / std
     if "min_max" in method:
@@ -68,7 +109,7 @@ def normalize_with(image: np.ndarray, stats: Stats, bands: Sequence[str], method
 
     mean, std = table("mean"), table("std")
     assert mean is not None and std is not None
-    return normalize(image, mean, std, table("min"), table("max"), method)
+    return normalize(image, Statistics(mean, std, table("min"), table("max")), method)
 
 
 def normalize_pretrained(image: np.ndarray, modality: str) -> np.ndarray:
