@@ -16,7 +16,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.masking import Strategy, TokenBounds
-from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.stream.engine import StreamEngine, shared_bits
@@ -238,7 +238,7 @@ def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | No
 
     Left alone: channel embeddings that are not learnable, frozen patch embeddings, and what no
     loss reads (no gradient at all, hence no decay either): the pooled projection, a decoder
-    without token loss, a reconstructor without pixel loss.
+    without token loss, a reconstructor without pixel loss, a student without distillation.
 
     Args:
       model: the model.
@@ -248,6 +248,10 @@ def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | No
     encoder = model.encoder_config
     compares = objective is None or objective.compares_tokens
     paints = objective is not None and objective.mae is not None
+    read = {
+        heads.SUPERVISION: objective is not None and objective.supervision is not None,
+        heads.DISTILLATION: objective is not None and objective.distillation is not None,
+    }
     learns = {"encoder": encoder.learnable_channel_embeddings}
     if model.decoder_config is not None:
         flag = model.decoder_config.learnable_channel_embeddings
@@ -258,8 +262,12 @@ def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | No
     out = {}
     for path, _ in latent_mim.flatten(latent_mim.graph(model)[1]):
         keep = True
-        if path[0] != "encoder":
+        if path[0] in read:
+            keep = read[path[0]]
+        elif path[0] != "encoder":
             keep = paints if path[0] == "reconstructor" else compares
+        elif path[:2] == ("encoder", "attention_pooler") and path[2].startswith("student"):
+            keep = read[heads.DISTILLATION]
         if "encodings" in path:
             keep = keep and learns[path[0]]
         elif path[:2] == ("encoder", "patch_embeddings"):

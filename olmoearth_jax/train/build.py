@@ -16,6 +16,7 @@ from olmoearth_jax.checkpoints.checkpoint import RunInfo
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import normalization_of
@@ -79,7 +80,8 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
 def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) -> TrainStream:
     """The batches of a run."""
     hosts = jax.process_index(), jax.process_count()
-    return TrainStream(index, config, masking_strategies(config), *hosts)
+    sampler = shape_sampler(config, index.tile_px)
+    return TrainStream(index, config, masking_strategies(config), *hosts, sampler=sampler)
 
 
 def stream_of(

@@ -10,6 +10,7 @@ import numpy as np
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 from olmoearth_jax.model import latent_mim
@@ -64,8 +65,10 @@ def reference_total(cfg: ExperimentConfig) -> int | None:
 
 
 def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
-    """Grid side -> timesteps that the token budget leaves."""
+    """Grid side -> timesteps that the token budget leaves, or their mean where they are drawn."""
     loader = cfg.data_loader
+    if (sampler := shape_sampler(cfg, IMAGE_TILE_PX)) is not None:
+        return sampler.mean_timesteps
     counted = cfg.model.encoder_config.tokenization if loader.match_model_tokenization else None
     return check_grids(
         cfg.dataset.training_modalities,
