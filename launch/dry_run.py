@@ -14,7 +14,8 @@ from absl import flags
 
 from olmoearth_jax import check
 from olmoearth_jax.config import ConfigError, ExperimentConfig
-from olmoearth_jax.train import build, estimate, sharding
+from olmoearth_jax.mesh import mesh_sizes
+from olmoearth_jax.train import build, estimate
 
 from . import _app, _samples
 
@@ -49,7 +50,7 @@ def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> li
     usual = ladder[max(len(ladder) - 2, 0)]
     half = cfg.precision != "float32"  # 'auto' is bfloat16 on the GPUs that are planned for
     lines += ["", "memory per device (estimate, largest usual program)"]
-    _, fsdp = sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
+    _, fsdp = mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
     rows = estimate.memory_rows(cfg, spec, usual, half, fsdp)
     lines += [_row(what, _bytes(size)) for what, size in rows]
     lines.append(_row("total", _bytes(sum(size for _, size in rows))))
@@ -132,7 +133,7 @@ def main(cfg: ExperimentConfig, devices: int | None = None, num_samples: int | N
     devices = planned_devices(cfg, devices)
     if not found:
         try:
-            sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
+            mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
             samples = _samples.known(cfg, num_samples)
             print("\n".join(report(cfg, devices, samples)))
             found = list(samples.problems)

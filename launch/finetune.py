@@ -20,14 +20,16 @@ command again goes on where it was stopped.
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 from absl import flags
 
-from olmoearth_jax.maps import fine_tuning, scenes, tokens
+from olmoearth_jax.maps import fine_tuning, imagery, tokens
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings
+from olmoearth_jax.model.pooling import PoolingType
 
 from . import _flags
 
@@ -48,7 +50,7 @@ _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
 _YEARS = _list("years", [], "Periods that are years.")
 _PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
-_STEP = _enum("step", "month", scenes.STEPS, "What is one timestep.")
+_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
 _ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
 _UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
 _LABELS = _string("labels", None, "File of labels, see above.")
@@ -110,7 +112,9 @@ def options() -> Options:
         _EPOCHS.value or (50 if full else 100), _PATIENCE.value,
         _LR.value or (1e-4 if full else 1e-2), _HEAD_BATCH.value, _SEED.value,
     )  # fmt: skip
-    settings = Settings(_PATCH.value, _POOLING.value, _POOLING_TYPE.value, _LOCATION.value)
+    settings = Settings(
+        _PATCH.value, _POOLING.value, cast(PoolingType, _POOLING_TYPE.value), _LOCATION.value
+    )
     return Options(
         model, images, labels, output, _MODE.value, settings, _WINDOW.value,
         _OVERLAP.value, _BATCH.value, head, _WEIGHTS.value, _SEED.value,

@@ -19,7 +19,7 @@ import sys
 
 from absl import flags
 
-from olmoearth_jax.maps import map_files, predicting, scenes, work_list
+from olmoearth_jax.maps import imagery, map_files, predicting, work_list
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.predicting import Options
 
@@ -41,7 +41,7 @@ _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
 _YEARS = _list("years", [], "Periods that are years.")
 _PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
-_STEP = _enum("step", "month", scenes.STEPS, "What is one timestep.")
+_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
 _ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
 _UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
 _OUTPUT = _string("output", None, "Folder of the map.")

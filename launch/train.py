@@ -99,7 +99,7 @@ def _sinks(config: ExperimentConfig) -> tuple[Callable[[], Sink], ...]:
     settings = config.trainer.callbacks.wandb
     if not settings.enabled or jax.process_index():
         return ()
-    from olmoearth_jax.train.wandb_sink import WandbSink
+    from olmoearth_jax.train.metrics import WandbSink
 
     return (
         lambda: WandbSink(

@@ -35,6 +35,17 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def check_file(path: str | Path) -> None:
+    """Raises OSError if a pipe, device or folder stands in the place of a file.
+
+    Opening a pipe waits for ever, and a device may never end. What does not exist is left to
+    whoever opens it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError("it is a pipe, device or folder and no file")
+
+
 def is_pointer(path: Path) -> bool:
     """Is the file what Git leaves in a large file's place where Git LFS has not fetched it?
 

@@ -21,9 +21,9 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import check, commands
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import build, checkpoint, devices, targets
-from olmoearth_jax.train.sharding import make_mesh
 
 Losses = dict[str, float]
 

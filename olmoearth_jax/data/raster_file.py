@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.files import check_file
+
 _TILT = 0.01
 """Pixels by which a row or column may slant over the whole raster and still be called straight."""
 
@@ -92,6 +94,7 @@ class RasterFile:
         """
         self._rasterio, self.path = library(), path
         try:
+            check_file(path)
             with _no_place_is_fine(self._rasterio):
                 self._file = self._rasterio.open(path, **opening(path))
         except (self._rasterio.errors.RasterioError, OSError) as e:
@@ -124,10 +127,8 @@ class RasterFile:
         chosen = [b - 1 for b in self._bands]
         self.count = len(chosen)
         self.dtypes = tuple(file.dtypes[k] for k in chosen)
-        if odd := [d for d in self.dtypes if d.startswith("complex")]:
-            raise RasterError(
-                self.path, f"holds complex numbers ({odd[0]}): calibrate it, or take their power"
-            )
+        if any(d.startswith("complex") for d in self.dtypes):
+            raise RasterError(self.path, "holds complex numbers: calibrate it, or take their power")
         self.descriptions = tuple(file.descriptions[k] for k in chosen)
         self.nodata = tuple(file.nodatavals[k] for k in chosen)
         self.scales = tuple(file.scales[k] for k in chosen)
@@ -478,12 +479,10 @@ def transform_points(
     Raises:
       ValueError: an unknown CRS, a local one, or places where one of them is not defined.
     """
-    for crs in (_parsed(source), _parsed(target)):
-        if crs is not None and re.match("LOCAL_CS|ENG", crs.to_wkt()):
-            raise ValueError(
-                f"the coordinate system {_title(crs)} is a local one and says nothing of the place "
-                "on the earth"
-            )
+    for crs in filter(None, (_parsed(source), _parsed(target))):
+        if re.match("LOCAL_CS|ENG", crs.to_wkt()):
+            what = "is a local one and says nothing of the place on the earth"
+            raise ValueError(f"the coordinate system {_title(crs)} {what}")
     nowhere = f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS"
     try:
         found = np.array(library().warp.transform(source, target, list(xs), list(ys)))

@@ -11,7 +11,6 @@ import numpy as np
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.raster_file import RasterFile
 from olmoearth_jax.data.raster_list import Raster
-from olmoearth_jax.modalities import closest
 
 
 class Layer:
@@ -184,12 +183,10 @@ def _identify(raster: Raster, names: Sequence[str]) -> tuple[Any, list[str]]:
             )
     else:
         fits = [raster.modality]
-        if not modalities.get(raster.modality).in_sample:
-            known = [n for n in modalities.names() if modalities.get(n).in_sample]
-            raise ValueError(
-                f"{raster.path}: the models take no {raster.modality}; "
-                f"{closest(raster.modality, known)}"
-            )
+        try:
+            modalities.get_of_samples(raster.modality)
+        except ValueError as e:
+            raise ValueError(f"{raster.path}: {e}") from None
     modality, out = modalities.get(fits[0]), []
     for name in names:
         band = band_names.canonical(name, modality.name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax import modalities
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import closest
 
 _NUMBERS = ("offset", "scale", "nodata")
@@ -31,7 +32,8 @@ class Raster:
       bands: names of its bands in the file's order, those of one timestep if it holds several.
       offset, scale: value = raw * scale + offset; one of them replaces the tags of the file.
       nodata: replaces the fill value that the file declares.
-      resample: what to do if it does not fit the grid; only 'refuse' is possible.
+      resample: what to do if it does not fit the grid: 'refuse', 'nearest' or 'bilinear'. Only
+        rasters on the lattice of a UTM zone can be resampled (`raster_lattice`).
       period: name of the time that a map shows.
     """
 
@@ -55,13 +57,18 @@ class Raster:
 FIELDS = tuple(field.name for field in dataclasses.fields(Raster))
 
 
-def read_manifest(path: Path) -> list[Raster]:
+def read_manifest(path: Path, resample: bool = False) -> list[Raster]:
     """The rasters of a JSON or CSV manifest; relative paths start at its folder.
+
+    Args:
+      path: of the manifest.
+      resample: take rasters that ask to be resampled.
 
     Raises:
       ValueError: it cannot be read, is cut off, or holds other members or values.
     """
     try:
+        check_file(path)
         text = path.read_text(encoding="utf-8-sig")
         rows = None
         if path.suffix.lower() == ".json":
@@ -74,7 +81,7 @@ def read_manifest(path: Path) -> list[Raster]:
         rows = _csv_rows(path, text)
     if not isinstance(rows, list) or not all(isinstance(r, dict) and r.get("path") for r in rows):
         raise ValueError(f"the manifest {path} must list rasters, each with a 'path'")
-    return [_raster(path, row) for row in rows]
+    return [_raster(path, row, resample) for row in rows]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _raster(manifest: Path, row: Mapping[str, Any]) -> Raster:
+def _raster(manifest: Path, row: Mapping[str, Any], resample: bool) -> Raster:
     for key in row:
         if key not in FIELDS:
             raise ValueError(f"{manifest}: unknown member {key!r}; {closest(str(key), FIELDS)}")
@@ -132,7 +139,7 @@ def _raster(manifest: Path, row: Mapping[str, Any]) -> Raster:
     way = known.get("resample", "refuse")
     if way not in RESAMPLE:
         raise ValueError(f"{where}: unknown resample {way!r}; {closest(way, RESAMPLE)}")
-    if way != "refuse":
+    if way != "refuse" and not resample:
         raise ValueError(
             f"{where}: resample {way!r} is not possible here; warp the raster, for example with "
             f"gdalwarp -r {'near' if way == 'nearest' else way}"

@@ -19,6 +19,7 @@ from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pi
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
 from olmoearth_jax.data.series import nearest_to_mid_month
+from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
@@ -26,6 +27,7 @@ __all__ = [
     "Raster",
     "Stack",
     "Window",
+    "locate",
     "name_pattern",
     "read_folder",
     "read_manifest",
@@ -220,7 +222,7 @@ class Stack:
         width, height = (min(size) for size in zip(*sizes, strict=True))
         anchor = self._layers[sizes.index(min(sizes))]
         t = anchor.file.transform
-        boxes = [_locate(x, anchor, (t.c, t.f), (width, height)) for x in self._layers]
+        boxes = [locate(x, anchor, (t.c, t.f), (width, height)) for x in self._layers]
         top, left = (min(int(np.floor(b[k])) for b in boxes) for k in (0, 1))
         bottom, right = (max(int(np.ceil(b[k])) for b in boxes) for k in (2, 3))
         self.shape = bottom - top, right - left
@@ -392,12 +394,13 @@ def _other_grid(layer: Layer, other: Layer, what: str) -> ValueError:
     )
 
 
-def _locate(
+def locate(
     layer: Layer, anchor: Layer, corner: tuple[float, float], size: tuple[float, float]
 ) -> tuple[float, float, float, float]:
     """Sets a layer's place on the grid; (top, left, bottom, right) in pixels of 10 m.
 
     Args:
+      anchor: the layer that the grid is of, for messages.
       corner: x and y of the grid's first pixel.
       size: width and height of its pixels.
     """
@@ -483,6 +486,10 @@ def _assign_dates(layers: Sequence[Layer], dates: Sequence[str]) -> list[datetim
             layer.dates = [parse_date(text) for text in own]
         except ValueError as e:
             raise ValueError(f"{layer.path}: {e}") from None
+        first, last = DATE_RANGE[2]
+        for day in layer.dates:
+            if not first <= day.year <= last:
+                raise ValueError(f"{layer.path}: no image is of {day}: years are {first}..{last}")
         if len(set(layer.dates)) < len(layer.dates):
             raise ValueError(f"{layer.path} holds a date twice: {', '.join(own)}")
     return sorted({day for x in layers for day in x.dates})

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,14 @@ from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
-from olmoearth_jax.evals.tasks import DEFAULTS, METRICS, EvalTaskConfig, RunOptions, check_task
+from olmoearth_jax.evals.tasks import (
+    DEFAULTS,
+    METRICS,
+    DatasetInfo,
+    EvalTaskConfig,
+    RunOptions,
+    check_task,
+)
 from olmoearth_jax.files import replacing
 from olmoearth_jax.model.frozen import Call
 
@@ -80,31 +87,54 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
     """The static part of a fine-tuning run."""
 
     head: heads.Head
     size: tuple[int, int] | None
     multilabel: bool
     dice: bool
+    class_weights: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnData:
+    """Data that is in no catalogue, and ways of training that the reference does not know.
+
+    Attributes:
+      info: what is known of it.
+      splits: 'train' and 'valid'.
+      head: on top of the encoder.
+      class_weights: see `losses.cross_entropy`.
+      patience: stop after so many epochs without a better validation, all of the model training.
+    """
+
+    info: DatasetInfo
+    splits: Mapping[str, embeddings.Samples]
+    head: heads.Head
+    class_weights: tuple[float, ...] | None = None
+    patience: int | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("job", "call"))
-def _logits(job: _Job, call: Call, params, batch):
+def logits(job: Job, call: Call, params: Any, batch: Any) -> jax.Array:
+    """Logits or values of a batch, see `model.frozen.embed` and `heads.at_labels`."""
     x = embeddings.embed_tokens(call, params["encoder"], *batch)
     return heads.at_labels(job.head, heads.forward(job.head, params["head"], {}, x)[0], job.size)
 
 
 @functools.partial(jax.jit, static_argnames=("job", "call"))
-def _loss_and_grads(job: _Job, call: Call, params, batch, labels):
+def _loss_and_grads(job: Job, call: Call, params, batch, labels):
     def loss(params):
-        out = _logits(job, call, params, batch)
+        out = logits(job, call, params, batch)
         if job.head.task_type == "regression":
             return losses.masked_mse(out, labels)
         if job.multilabel:
             return losses.multilabel_soft_margin(out, labels)
-        rule = losses.dice_cross_entropy if job.dice else losses.cross_entropy
-        return rule(out, labels)
+        if job.dice:
+            return losses.dice_cross_entropy(out, labels)
+        weights = None if job.class_weights is None else jnp.asarray(job.class_weights)
+        return losses.cross_entropy(out, labels, weights)
 
     return jax.value_and_grad(loss)(params)
 
@@ -118,20 +148,38 @@ class FineTuner:
     """One fine-tuning run of one model on one task."""
 
     def __init__(
-        self, name: str, task: EvalTaskConfig, model: embeddings.EncoderModel, options: RunOptions
+        self,
+        name: str,
+        task: EvalTaskConfig,
+        model: embeddings.EncoderModel,
+        options: RunOptions,
+        own: OwnData | None = None,
     ):
+        """Opens the data of the task, or takes one's own.
+
+        Raises:
+          ValueError: settings or data that cannot work.
+        """
         self.name, self.task, self.model = name, task, model
-        self.info = check_task(name, task)
         names = ("train", "valid", "test") if options.run_on_test else ("train", "valid")
-        self.splits = {s: open_split(name, task, s) for s in names}
+        self.patience = None if own is None else own.patience
+        self.splits: Mapping[str, embeddings.Samples]
+        if own is not None:
+            self.info, self.splits, head = own.info, own.splits, own.head
+        else:
+            self.info = check_task(name, task)
+            self.splits = {s: open_split(name, task, s) for s in names}
+            head = heads.make_head(
+                task.ft_head_type, self.info.task_type, self.info.num_classes,
+                model.embedding_size, task.patch_size,
+            )  # fmt: skip
         label = self.splits["train"][0][1]
-        head = heads.make_head(
-            task.ft_head_type, self.info.task_type, self.info.num_classes, model.embedding_size,
-            task.patch_size,
-        )  # fmt: skip
         self.pool = embeddings.pooling_of(task, self.info)
         size = tuple(label.shape[:2]) if self.info.spatial else None
-        self.job = _Job(head, size, self.info.multilabel, task.use_dice_loss)
+        self.job = Job(
+            head, size, self.info.multilabel, task.use_dice_loss,
+            None if own is None else own.class_weights,
+        )  # fmt: skip
         head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed, 4)[0])
         self.params = {"encoder": model.params, "head": head_params}
         primary = task.primary_metric or METRICS[self.info.scoring][0]
@@ -142,20 +190,25 @@ class FineTuner:
         self.best: tuple[float, Any] = (math.nan, self.params)
         root = options.save_folder
         self.folder = None if root is None else root / name / f"lr{task.ft_lr}"
-        self.epoch = 0
+        self.epoch, self.best_epoch = 0, 0
+
+    def _stale(self) -> bool:
+        """Whether nothing got better for longer than patience lasts."""
+        began = max(self.best_epoch, self.schedule.frozen_epochs)
+        return self.patience is not None and self.epoch - began >= self.patience
 
     def train(self, stop: Callable[[], bool], log: Callable[[str], None] | None) -> None:
         """Runs the epochs that are left; keeps the best state by the validation metric."""
         if self._load("best"):
             return
         self._load("last")
-        while self.epoch < self.task.epochs:
+        while self.epoch < self.task.epochs and not self._stale():
             lr, frozen = self.schedule.start_epoch(self.epoch)
             loss = self._epoch(lr, frozen, stop)
             result = self.evaluate("valid")
             self.schedule.finish_epoch(result.primary)
             if result.beats(self.best[0]):
-                self.best = (result.primary, self.params)
+                self.best, self.best_epoch = (result.primary, self.params), self.epoch + 1
             self.epoch += 1
             if log:
                 log(
@@ -223,7 +276,7 @@ class FineTuner:
         count = len(self.splits[split])
         found, truth = [], []
         for batch, labels in self._batches(split, np.arange(count)):
-            found.append(np.asarray(_logits(self.job, *self._inputs(batch))))
+            found.append(np.asarray(logits(self.job, *self._inputs(batch))))
             truth.append(labels)
         out, labels = np.concatenate(found)[:count], np.concatenate(truth)[:count]
         if not np.isfinite(out).all():
@@ -247,6 +300,7 @@ class FineTuner:
         about = {
             "epoch": self.epoch, "counts": self.counts, "best_val_metric": self.best[0],
             "scheduler_state": dataclasses.asdict(self.schedule), "task": repr(self.task),
+            "best_epoch": self.best_epoch,
             "backbone_unfrozen": self.epoch > self.schedule.frozen_epochs,
         }  # fmt: skip
         leaves = jax.tree.leaves(self._state(kind))
@@ -277,6 +331,7 @@ class FineTuner:
         self.params = state["model_state"]
         self.moments = state.get("optimizer_state", self.moments)
         self.epoch, self.counts = about["epoch"], about["counts"]
+        self.best_epoch = about.get("best_epoch", self.epoch)
         self.schedule = Schedule(**about["scheduler_state"])
         self.best = (about["best_val_metric"], state.get("best_state", self.params))
         return True

@@ -15,7 +15,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.modalities import ModalityName, closest
 from olmoearth_jax.model.versions import VERSIONS
 
 _CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
@@ -73,7 +73,7 @@ class EvalTaskConfig:
     norm_stats_from_pretrained: bool = True
     """Normalise with the pretraining statistics instead of the dataset's own."""
     norm_method: str = DEFAULT_METHOD
-    input_modalities: list[str] = field(default_factory=list)
+    input_modalities: list[ModalityName] = field(default_factory=list)
     """Modalities given to the model; empty means all that the dataset has."""
     embedding_batch_size: int = 128
     probe_lr: float | None = None

@@ -12,6 +12,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import searchlight
+from olmoearth_jax.model.uniform_batch import UniformBatch
 
 OUTPUTS = ("student", "location")
 
@@ -157,11 +158,11 @@ def embed_domain(encoder: Any, domain: ModelInput, plan: DomainPlan) -> np.ndarr
     rows, cols = (crops_of(n, *cuts) for n in (height, width))
     size, out = plan.location_size or patch_size, None
     for row, col in itertools.product(rows, cols):
-        grid: Any = searchlight.encode_searchlight(
-            encoder, _cut(data, row, col), _cut(domain.masks, row, col, patch_size),
-            domain.timestamps, patch_size, plan.input_res, window_px=plan.window_px,
-            location_size=plan.location_size,
-        ).locations  # fmt: skip
+        batch = UniformBatch(
+            _cut(data, row, col), _cut(domain.masks, row, col, patch_size), domain.timestamps,
+            patch_size, plan.input_res, plan.location_size,
+        )  # fmt: skip
+        grid: Any = searchlight.encode_searchlight(encoder, batch, plan.window_px).locations
         found = np.asarray((grid.student if output == "student" else grid.tokens)[0], np.float32)
         if out is None:
             out = np.empty((height // size, width // size, found.shape[-1]), np.float32)

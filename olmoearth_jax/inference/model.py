@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.model.versions import version_of
-from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
+from olmoearth_jax.train.runfolder import NoCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,8 @@ def _samples(given: Any) -> list[Sample]:
     if isinstance(given, Mapping):
         what = f"a mapping of {', '.join(map(str, given))}"
     else:
-        members = [given] if hasattr(given, "shape") else list(given)
+        alone = hasattr(given, "shape") or not isinstance(given, Iterable)
+        members: list[Any] = [given] if alone else list(given)
         odd = [s for s in members if not isinstance(s, Sample)]
         if not odd:
             return members

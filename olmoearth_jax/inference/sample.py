@@ -140,7 +140,7 @@ def _values(
     """Of each modality its values in the models' order, the bands it lacks, and its dtype."""
     data, absent, kinds = {}, {}, {}
     for key, value in arrays.items():
-        modality = modalities.get(key)
+        modality = modalities.get_of_samples(key)
         name = modality.name
         if name in data:
             raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")

@@ -6,7 +6,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import olmoearth_jax
 from olmoearth_jax.data.rasters import Raster
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
+from olmoearth_jax.maps import full_model, run_folder, run_report, scenes, tile_map, token_head
 from olmoearth_jax.maps import labelled as labelling
 from olmoearth_jax.maps import report as reporting
-from olmoearth_jax.maps import run_folder, run_report, scenes, tile_map, token_head
+from olmoearth_jax.maps.full_model import PixelReader
 from olmoearth_jax.maps.labelled import Labelled, LabelOptions
 from olmoearth_jax.maps.samples import Target
 from olmoearth_jax.maps.scenes import Scene
@@ -110,8 +112,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     """
     if o.mode not in MODES:
         raise ValueError(f"unknown mode {o.mode!r}; {closest(o.mode, MODES)}")
-    if o.mode == "full":
-        raise ValueError("--mode=full is not there yet; take --mode=probe")
+    if o.mode == "full" and o.settings.pooling != "spatial":
+        raise ValueError("--mode=full goes with --pooling=spatial")
     folder = Path(o.output).expanduser()
     rasters, notes = o.images.rasters()
     if not Path(o.labels.path).expanduser().is_file():
@@ -120,9 +122,11 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     record = record_of(o, model, rasters)
     with o.images.open(rasters) as (opened, more):
         step = o.settings.step if o.mode == "probe" else 1
-        encoder = TokenEncoder(model, o.settings, o.batch)
+        model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
+        _check_weights(o, found.target)
+        fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": f"olmoearth-jax {olmoearth_jax.__version__}"})
         done = folder / run_folder.REPORT
         if done.is_file():
@@ -131,7 +135,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         for note in found.notes:
             say(note)
         say(_plan(o, found))
-        return _probe(o, folder, encoder, opened, found, say)
+        return _train(o, folder, model, opened, found, fresh, say)
 
 
 def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> dict[str, Any]:
@@ -190,11 +194,7 @@ def _plan(o: Options, found: Labelled) -> str:
 
 
 def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.ndarray | None:
-    """Weight of each class in the loss, or None.
-
-    Raises:
-      ValueError: a file that lacks a class or names others.
-    """
+    """Weight of each class in the loss, or None."""
     if target.classes is None:
         return None
     kind = o.class_weights
@@ -206,20 +206,32 @@ def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.n
             )
     if kind in ("balanced", "none"):
         return None if kind == "none" else reporting.class_weights(counts.tolist())
-    held, names = read_weights(Path(kind)), [c.name for c in target.classes]
+    held = read_weights(Path(kind))
+    return np.array([held[c.name] for c in target.classes])
+
+
+def _check_weights(o: Options, target: Target) -> None:
+    """Raises ValueError if a file of weights lacks a class or names others."""
+    if o.class_weights in ("auto", "balanced", "none") or target.classes is None:
+        return
+    held, names = read_weights(Path(o.class_weights)), [c.name for c in target.classes]
     if set(held) != set(names):
-        raise ValueError(f"{kind} weights {', '.join(held)}; the classes are {', '.join(names)}")
-    return np.array([held[n] for n in names])
+        raise ValueError(
+            f"{o.class_weights} weights {', '.join(held)}; the classes are {', '.join(names)}"
+        )
 
 
-def _probe(
-    o: Options, folder: Path, encoder: TokenEncoder, opened: Sequence[Scene], found: Labelled,
+def _read(
+    folder: Path, reader: TokenEncoder, opened: Sequence[Scene], found: Labelled, embed: bool,
     say: Say,
-) -> dict[str, Any]:  # fmt: skip
-    """Embeds, trains the head, scores the map that it makes, and writes the folder."""
-    target = found.target
+) -> dict[str, Tokens]:  # fmt: skip
+    """The labelled tokens of every split that has any; those without data are counted.
+
+    Raises:
+      ValueError: more than half have no data, or all of a split.
+    """
     tokens = {
-        s: read_tokens(encoder, opened, found, s, folder / "cache", s != "test", say)
+        s: read_tokens(reader, opened, found, s, folder / "cache", embed and s != "test", say)
         for s in ("train", "valid", "test")
         if len(found.split.rows(s))
     }
@@ -231,31 +243,76 @@ def _probe(
     for name, part in tokens.items():
         if not len(part.labels):
             raise ValueError(f"the {name} split has no label with image data")
-    valid = tokens.get("valid", tokens["train"])
-    counts = np.bincount(tokens["train"].labels, minlength=len(target.classes or ())) if (
-        target.classes is not None) else np.zeros(0)  # fmt: skip
+    return tokens
+
+
+def _train(
+    o: Options, folder: Path, model: PretrainedModel, opened: Sequence[Scene], found: Labelled,
+    fresh: bool, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains, scores the map that results, and writes the folder."""
+    target, log = found.target, []
+    probed = o.mode == "probe"
+    reader = (TokenEncoder if probed else PixelReader)(model, o.settings, o.batch)
+    try:
+        tokens = _read(folder, reader, opened, found, probed, say)
+    except ValueError:
+        if fresh:  # nothing is left of what cannot be
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    train, valid = tokens["train"], tokens.get("valid", tokens["train"])
+    counts = np.zeros(0)
+    if target.classes is not None:
+        counts = np.bincount(train.labels, minlength=len(target.classes))
     weights = weights_of(o, target, counts, say)
-    log: list[Mapping[str, Any]] = []
-    head = token_head.fit(
-        target, (tokens["train"].x, tokens["train"].labels), (valid.x, valid.labels), o.head,
-        weights, log.append,
-    )  # fmt: skip
+    if probed:
+        pairs = (train.x, train.labels), (valid.x, valid.labels)
+        head = token_head.fit(target, *pairs, o.head, weights, log.append)
+        pixels: tile_map.PixelModel = tile_map.ProbedPixels(reader, head, _channels(target))
+        stored, scale = {"params": head.params, "stats": head.stats}, head.scale
+        guesses = {s: head(t.x) for s, t in tokens.items() if s != "test"}
+    else:
+        parts = {"train": train, "valid": valid}
+        windows = {s: [found.windows[i] for i in np.unique(t.window)] for s, t in parts.items()}
+        pixels = full_model.fit(
+            model, o.settings, opened, target, windows, o.head, weights, o.batch,
+            folder / "cache", log.append,
+        )  # fmt: skip
+        stored, scale = pixels.params, pixels.scale
+        guesses = {
+            s: window_guesses(pixels, opened, found, t) for s, t in tokens.items() if s != "test"
+        }
+    say(f"trained for {len(log)} epochs")
+    plain = o.head if probed else HeadOptions(seed=o.seed)
     raw = token_head.fit(
-        target, (tokens["train"].raw, tokens["train"].labels), (valid.raw, valid.labels), o.head,
-        weights,
-    )  # fmt: skip
-    say(f"head trained for {len(log)} epochs")
-    model = tile_map.ProbedPixels(encoder, head, _channels(target))
-    mapped = score_map(o, model, opened, found, tokens.get("test"))
-    run_folder.save_arrays(folder / "weights" / "head.npz", {"params": head.params,
-                                                             "stats": head.stats})  # fmt: skip
-    task = _task(o, encoder.model, opened, target, head.scale, found, weights, counts)
+        target, (train.raw, train.labels), (valid.raw, valid.labels), plain, weights
+    )
+    mapped = score_map(o, pixels, opened, found, tokens.get("test"))
+    name = "head" if probed else "encoder"
+    run_folder.save_arrays(folder / "weights" / f"{name}.npz", stored)
+    task = _task(o, model, opened, target, scale, found, weights, counts)
     run_folder.write_json(folder / run_folder.TASK, task.to_json())
     baselines = {"raw bands": raw(tokens["test"].raw)} if "test" in tokens else {}
-    guesses = {s: head(t.x) for s, t in tokens.items() if s != "test"}
     if mapped is not None:
         guesses["test"] = mapped
     return run_report.write(folder, o, found, tokens, guesses, baselines, counts, log, opened, say)
+
+
+def window_guesses(
+    model: tile_map.PixelModel, opened: Sequence[Scene], found: Labelled, tokens: Tokens
+) -> np.ndarray:
+    """What a model gives at labelled pixels within their own windows, float32 [N, K]."""
+    out = np.zeros((len(tokens.labels), model.channels), np.float32)
+    numbers = np.unique(tokens.window)
+    for start in range(0, len(numbers), model.batch):
+        part = numbers[start : start + model.batch]
+        windows = [found.windows[i] for i in part]
+        samples = [opened[w.scene].sample(w.row, w.col, *w.size) for w in windows]
+        values, _ = model([s for s in samples if s is not None])
+        for i, w, x in zip(part, windows, values, strict=True):
+            mine = np.flatnonzero(tokens.window == i)
+            out[mine] = x[tokens.row[mine] - w.row, tokens.col[mine] - w.col]
+    return out
 
 
 def _channels(target: Target) -> int:

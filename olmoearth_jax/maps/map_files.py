@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data import raster_file
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference import cog
 from olmoearth_jax.maps.labels import Class, nodata_of
@@ -95,7 +96,7 @@ def writing(path: Path, form: Mapping[str, Any], band: Band, tags: Mapping[str, 
       form: height, width, crs and transform as rasterio has them.
       classes: for the colour table and the names, of a file of classes.
     """
-    rasterio = cog.raster_library()
+    rasterio = raster_file.library()
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
         **form, "driver": "GTiff", "count": len(band.bands), "dtype": band.dtype,

@@ -16,9 +16,18 @@ from typing import Any
 import numpy as np
 
 import olmoearth_jax
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
-from olmoearth_jax.maps import map_area, map_files, run_folder, tile_map, token_head
+from olmoearth_jax.maps import (
+    full_model,
+    map_area,
+    map_files,
+    report_html,
+    run_folder,
+    tile_map,
+    token_head,
+)
 from olmoearth_jax.maps.fine_tuning import ImageOptions, image_record
 from olmoearth_jax.maps.run_folder import Task
 from olmoearth_jax.maps.scenes import Scene
@@ -175,6 +184,9 @@ def load_model(task: Task, run: Path, o: Options) -> tile_map.PixelModel:
             f"the run was trained with the model of digest {task.digest[:12]}, but "
             f"{o.model or task.model} has {base.digest[:12]}"
         )
+    if task.mode == "full":
+        held = run_folder.load_arrays(run / "weights" / "encoder.npz")
+        return full_model.load(base, task.settings, task.target, held, task.scale, o.batch)
     held = run_folder.load_arrays(run / "weights" / "head.npz")
     encoder = TokenEncoder(base, task.settings, o.batch)
     width = len(held["params"]["linear"]["kernel"])
@@ -295,7 +307,8 @@ class _Mapper:
         path = out / f"{self.folder.name}.json"
         period = {"olmoearth:period": scene.period.name} if scene.period.name else {}
         map_files.item(path, form, self.bands, target, tags, stack.dates, period)
-        made.append(path)
+        made += [path, out / "report.html"]
+        write_atomically(made[-1], report_html.page(self.source, out))
         keys = [p.relative_to(self.folder).as_posix() for p in made]
         return {"written": ", ".join(str(p) for p in made)}, keys
 

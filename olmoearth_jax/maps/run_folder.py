@@ -69,13 +69,13 @@ class Task:
         }  # fmt: skip
 
 
-def read_task(folder: Path) -> Task:
-    """The task of a finished run.
+def read_task(folder: Path, finished: bool = True) -> Task:
+    """The task of a run, which must be finished unless said otherwise.
 
     Raises:
       ValueError: there is none, it is not finished, or it is of a newer version.
     """
-    if not (folder / TASK).is_file() or not (folder / REPORT).is_file():
+    if not (folder / TASK).is_file() or (finished and not (folder / REPORT).is_file()):
         why = "is not finished: run launch.finetune again" if (folder / JOB).exists() else (
             "holds no run of launch.finetune")  # fmt: skip
         raise ValueError(f"{folder} {why}")
@@ -155,10 +155,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def flat_name(path: Any) -> str:
+    """The name under which `save_arrays` stores a leaf."""
+    return "/".join(str(k.key) for k in path)
+
+
 def save_arrays(path: Path, tree: Any) -> None:
     """A nested dict of arrays, whole or not at all."""
     found = jax.tree_util.tree_leaves_with_path(tree)
-    arrays = {"/".join(str(k.key) for k in keys): np.asarray(x) for keys, x in found}
+    arrays = {flat_name(keys): np.asarray(x) for keys, x in found}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

@@ -13,6 +13,7 @@ from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model import pooling
+from olmoearth_jax.model.pooling import PoolingType
 
 POOLINGS = ("spatial", "location", "student")
 
@@ -30,7 +31,7 @@ class Settings:
 
     patch_size: int
     pooling: str = "spatial"
-    pooling_type: str = "mean"
+    pooling_type: PoolingType = "mean"
     location_size: int | None = None
 
     @property

@@ -19,6 +19,7 @@ from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBound
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masking.space_time import space_mask
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
+from olmoearth_jax.modalities import ModalityName
 
 BandSet = tuple[str, int]
 BandSets = set[BandSet]
@@ -40,7 +41,7 @@ class ModalityCross(Strategy):
     max_encoded_bandsets: int | None = None
     min_decoded_bandsets: int | None = None
     max_decoded_bandsets: int | None = None
-    only_decode_modalities: tuple[str, ...] = ()
+    only_decode_modalities: tuple[ModalityName, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

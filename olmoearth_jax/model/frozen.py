@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.model import latent_mim, uniform_batch
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.model.pooling import LOCATIONS, Pooling
@@ -81,11 +81,12 @@ def embed(call: Call, params: Any, data: Any, masks: Any, timestamps: Any) -> ja
       Embeddings of the form that `Pooling` tells.
     """
     if call.slots is not None:
-        masks = dense.token_masks_from_pixels(call.slots, masks, call.patch_size)
-    encoded = dense.encode_dense(
-        latent_mim.merge(call.graph, params), data, masks, timestamps, call.patch_size,
-        fast_pass=call.fast, location_size=call.location_size,
-    )  # fmt: skip
+        masks = uniform_batch.token_masks_from_pixels(call.slots, masks, call.patch_size)
+    batch = uniform_batch.UniformBatch(
+        data, masks, timestamps, call.patch_size, location_size=call.location_size
+    )
+    encoder = latent_mim.merge(call.graph, params)
+    encoded = uniform_batch.encode_batch(encoder, batch, fast_pass=call.fast)
     grid: Any = encoded.locations
     if grid is not None and call.pool.place in LOCATIONS:
         return grid.tokens if call.pool.place == "location" else grid.student

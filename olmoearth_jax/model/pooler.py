@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.blocks import Attend, Block
+from olmoearth_jax.model.blocks import Attend, Block, BlockShape, Reading
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig, ModelConfig
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
 from olmoearth_jax.model.rope import ROPE_MODES, RopeConfig, coordinates
@@ -37,7 +37,7 @@ class GridSpec:
     def of(
         cls, layout: Any, patch_size: int, input_res: float, location_size: int | None
     ) -> GridSpec:
-        """Grid over the largest patch grid of a layout (`dense.Layout`).
+        """Grid over the largest patch grid of a layout (`uniform_batch.Layout`).
 
         Raises:
           ValueError: no modality with a grid, or a location size that doesn't divide the patch.
@@ -112,10 +112,11 @@ class AttentionPooler(nnx.Module):
         rope = RopeConfig("rope", config.rope_base)
 
         def block(context_width: int) -> Block:
-            return Block(
-                width, heads, config.mlp_ratio, config.qk_norm, rope, dtype=dtype, inner=inner,
+            shape = BlockShape(
+                width, heads, config.mlp_ratio, config.qk_norm, rope, inner=inner,
                 context_width=context_width,
             )  # fmt: skip
+            return Block(shape, dtype)
 
         context = width if project else tokens
         self.read_blocks = nnx.List([block(context) for _ in range(depth)])
@@ -167,8 +168,8 @@ class AttentionPooler(nnx.Module):
             self.learned_query[...], (batch, rows * cols, self.norm.scale.shape[0])
         )
         for layer, (read, mix) in enumerate(zip(self.read_blocks, self.self_blocks, strict=True)):
-            q = read(q, at, attend_read, self._context(x, layer), places)
-            q = mix(q, at, attend_self)
+            q = read(q, Reading(attend_read, at, self._context(x, layer), places))
+            q = mix(q, Reading(attend_self, at))
         q = self.norm(q)
         if order is not None:
             q = q[:, np.argsort(order)]  # sorted on the host, not by the compiler

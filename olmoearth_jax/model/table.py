@@ -1,4 +1,4 @@
-"""Parameter tables, counts, and which parameters are trained."""
+"""Parameters as the reference counts them."""
 
 from __future__ import annotations
 

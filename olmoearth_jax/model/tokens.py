@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -60,12 +60,22 @@ class Tokens:
         return Tokens(ints - 1, ints, ints, ints, ints, floats, floats)
 
 
-class Slot(NamedTuple):
-    """One band set of one modality."""
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One band set of one modality: one token per patch and timestep."""
 
     modality: str
     band_set: int
+    """Its number among the modality's band sets."""
     channels: tuple[int, ...]
+    """Channel indices."""
+    patch_side: int
+    """Pixels per side of an embedded patch; 1 where the modality has no pixel grid."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of one embedded patch."""
+        return self.patch_side * self.patch_side * len(self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +103,14 @@ class SlotTable:
     @functools.cached_property
     def slots(self) -> tuple[Slot, ...]:
         return tuple(
-            Slot(name, i, channels)
+            Slot(name, i, channels, self._patch_side(name))
             for name in self.names
             for i, channels in enumerate(self.tokenization.band_sets(name))
         )
+
+    def _patch_side(self, name: str) -> int:
+        modality = modalities.get(name)
+        return self.base_patch_size * modality.image_factor if modality.spatial else 1
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -122,6 +136,21 @@ class SlotTable:
             )
         return self._ranges[modality]
 
+    def numbers(self, slots: Iterable[Slot]) -> list[int]:
+        """The numbers that slots of another table have in this one.
+
+        Raises:
+          ValueError: this table cuts a modality into other band sets.
+        """
+        out = []
+        for slot in slots:
+            own = self.of(slot.modality)
+            number = own[slot.band_set] if slot.band_set < len(own) else None
+            if number is None or self.slots[number].channels != slot.channels:
+                raise ValueError(f"model and stream use different band sets for {slot.modality!r}")
+            out.append(number)
+        return out
+
     def _per_slot(self, values, dtype) -> np.ndarray:
         return np.array([values(modalities.get(s.modality)) for s in self.slots], dtype)
 
@@ -134,12 +163,6 @@ class SlotTable:
     def spatial(self) -> np.ndarray:
         """bool [slots]: the modality has a pixel grid."""
         return self._per_slot(lambda m: m.spatial, bool)
-
-    @functools.cached_property
-    def patch_pixels(self) -> np.ndarray:
-        """int32 [slots]: side in pixels of the embedded patch, 1 where not spatial."""
-        base = self.base_patch_size
-        return self._per_slot(lambda m: base * m.image_factor if m.spatial else 1, np.int32)
 
 
 def days_since_2000(timestamps: Any) -> Any:

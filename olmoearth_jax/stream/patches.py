@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.resize import to_patches
+from olmoearth_jax.model.patch_embed import to_patches
 from olmoearth_jax.stream.pack import PatchRun
-from olmoearth_jax.stream.spec import Slot, StreamSpec
+from olmoearth_jax.stream.stream_shape import StreamSlot, StreamSpec
 
 
-def buffer_rows(spec: StreamSpec, slot: Slot) -> int:
+def _buffer_rows(spec: StreamSpec, slot: StreamSlot) -> int:
     """Rows of a slot's buffer: the hard bound, and room for the tail of the last call."""
     return slot.max_tokens * (spec.samples + spec.chunk)
 
@@ -54,7 +54,7 @@ def _fill_chunk(
     sources: tuple[jax.Array, ...],
     offsets: jax.Array,
     *,
-    slots: tuple[Slot, ...],
+    slots: tuple[StreamSlot, ...],
     patch_size: int,
     base: int,
     cut: Cut,
@@ -95,13 +95,13 @@ def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut =
 
 def fill_on_device(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut):
     """Per slot [buffer_rows, slot.width], resized and written by compiled programs."""
-    shapes = tuple((buffer_rows(spec, s), s.width) for s in spec.slots)
+    shapes = tuple((_buffer_rows(spec, s), s.width) for s in spec.slots)
     with jax.default_device(device):
         buffers = _zeros(shapes)
         for run, members, offsets in _chunks(spec, runs):
             inputs = _padded_inputs(spec, run, members)
             inputs = jax.device_put((*inputs, offsets.astype(np.int32)), device)
-            size, base = int(run.census.group["patch_size"]), spec.max_patch_size
+            size, base = int(run.counts.group["patch_size"]), spec.max_patch_size
             buffers = _fill_chunk(
                 buffers, *inputs, slots=spec.slots, patch_size=size, base=base, cut=cut
             )
@@ -110,12 +110,12 @@ def fill_on_device(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut
 
 def fill_on_host(spec: StreamSpec, runs: list[PatchRun], cut: Cut) -> list[np.ndarray]:
     """Per slot [buffer_rows, slot.width], resized and written by NumPy."""
-    buffers = [np.zeros((buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
+    buffers = [np.zeros((_buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
     for run, members, offsets in _chunks(spec, runs):
-        size, base = int(run.census.group["patch_size"]), spec.max_patch_size
+        size, base = int(run.counts.group["patch_size"]), spec.max_patch_size
         patches = {}
         for name in spec.modalities:
-            images = run.census.group["data"][name][members]
+            images = run.counts.group["data"][name][members]
             cut_up = _of_image(cut, images, name, size, base, np)
             pixels = cut_up.shape[-3:] if modalities.get(name).spatial else cut_up.shape[-1:]
             patches[name] = np.ascontiguousarray(cut_up).reshape(-1, *pixels)
@@ -135,14 +135,14 @@ def _chunks(spec: StreamSpec, runs: list[PatchRun]) -> Iterator[tuple[PatchRun, 
 
 def _needed(run: PatchRun, members: np.ndarray, slot: int) -> np.ndarray:
     """Which patches of a slot are needed: bool [members, tokens]."""
-    starts = run.census.table.starts
-    return run.census.need[members, starts[slot] : starts[slot + 1]]
+    starts = run.counts.table.starts
+    return run.counts.need[members, starts[slot] : starts[slot + 1]]
 
 
 def _padded_inputs(spec: StreamSpec, run: PatchRun, members: np.ndarray):
     """Images [chunk, ...] and per slot the rows to keep, padded to fixed shapes."""
     padded = np.concatenate([members, np.repeat(members[:1], spec.chunk - len(members))])
-    images = {name: run.census.group["data"][name][padded] for name in spec.modalities}
+    images = {name: run.counts.group["data"][name][padded] for name in spec.modalities}
     sources = []
     for s in range(len(spec.slots)):
         need = _needed(run, members, s)

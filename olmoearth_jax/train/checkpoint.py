@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from olmoearth_jax.train import integrity, optimizer
-from olmoearth_jax.train.checkpoint_folders import complete_steps, find_checkpoint
 from olmoearth_jax.train.hosts import HostMissing
+from olmoearth_jax.train.runfolder import complete_steps, find_checkpoint
 
 log = logging.getLogger(__name__)
 

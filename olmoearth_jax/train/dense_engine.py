@@ -16,13 +16,18 @@ from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses import Groups, Objective, spread_of
-from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
-from olmoearth_jax.model.dense import Forward, forward_dense, target_dense
-from olmoearth_jax.model.latent_mim import decoders_of, merge
-from olmoearth_jax.stream.tables import BandDropout, band_keeps
-from olmoearth_jax.stream.tokens import keep_scales
-from olmoearth_jax.train.engine import Group, Prepared
-from olmoearth_jax.train.sharding import batch_sharding
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
+from olmoearth_jax.mesh import batch_sharding
+from olmoearth_jax.model.blocks import Running
+from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.model.uniform_batch import (
+    Forward,
+    UniformBatch,
+    forward_batch,
+    target_batch,
+)
+from olmoearth_jax.stream.engine import Group, Prepared
+from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, keep_scales
 
 
 @dataclasses.dataclass
@@ -59,10 +64,7 @@ class DenseEngine:
 
     def _prepare(self, group: Group) -> Prepared:
         masks = [group[k] for k in ("mask_a", "mask_b")[: self.views]]
-        alive = np.asarray(group["ok"], bool)
-        for view in masks:
-            seen = [(view[n] == VISIBLE).reshape(len(alive), -1).any(1) for n in self.names]
-            alive = alive & np.any(seen, axis=0)
+        alive = living(group["ok"], ([view[n] for n in self.names] for view in masks))
         kept = [
             {n: np.where(_like(alive, v[n]), v[n], np.int8(MISSING_TOKEN)) for n in self.names}
             for v in masks
@@ -83,43 +85,32 @@ class DenseEngine:
         decoded = sum(int((v[n] == DECODE).sum()) for v in kept for n in self.names)
         total = self.views * sum(int(np.prod(kept[0][n].shape)) for n in self.names)
         host = {
-            "samples": float(alive.sum()),
-            "holes": float((~alive).sum()),
-            "encoded_tokens": float(encoded),
-            "decoded_tokens": float(decoded),
-            "stream_tokens": float(2 * total),
-            "overflowed_tokens": 0.0,
+            "encoded_tokens": encoded,
+            "decoded_tokens": decoded,
+            "stream_tokens": 2 * total,
+            "overflowed_tokens": 0,
         }
-        bad = [f"sample_{int(i)}" for i, ok in zip(group["index"], alive, strict=True) if not ok]
         shape = (int(group["grid"]), int(group["patch_size"]), group["timestamps"].shape[1])
 
         def pack() -> tuple:
             return (jax.device_put(inputs, batch_sharding(self.mesh)),)
 
-        return Prepared(("dense", *shape), pack, host, bad)
+        return Prepared.of(("dense", *shape), pack, alive, group["index"], host)
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Any):
-        """See `train.step.Engine`."""
+        """See `stream.engine.Engine`."""
         (batch,) = inputs
         patch_size = program_key[2]
         model = merge(self.graph, params)
-        depth = max(len(d.blocks) for d in decoders_of(model))
         out: list[Forward] = []
         for view, masks in enumerate(batch["masks"]):
-            encoder_depth = len(model.encoder.blocks)
-            out.append(
-                forward_dense(
-                    model,
-                    self._dropped(model, batch, view, key),
-                    masks,
-                    batch["timestamps"],
-                    patch_size,
-                    view="ab"[view],
-                    encoder_drop=self._drop(self.encoder_drop, encoder_depth, batch, view, key, 1),
-                    decoder_drop=self._drop(self.decoder_drop, depth, batch, view, key, 2),
-                    remat=self.remat,
-                )
-            )
+            dropped = self._dropped(model, batch, view, key)
+            depth = len(model.encoder.blocks)
+            encoder_drop = self._drop(self.encoder_drop, depth, batch, view, key, 1)
+            decoder_drop = self._drop(self.decoder_drop, model.decoder_depth, batch, view, key, 2)
+            sample = UniformBatch(dropped, masks, batch["timestamps"], patch_size)
+            encoder, decoder = (Running(x, self.remat) for x in (encoder_drop, decoder_drop))
+            out.append(forward_batch(model, sample, view, encoder, decoder))
         terms, spreads = {}, {}
         if self.objective.compares_tokens:
             targets = self._targets(params, target, batch, patch_size)
@@ -160,14 +151,12 @@ class DenseEngine:
             target = params["encoder"]
         frozen = merge(self.target_graph, jax.lax.stop_gradient(target))
         exits = [self.objective.exits_of(v, self.names) for v in range(self.views)]
+        sample = UniformBatch(batch["data"], batch["masks"][0], batch["timestamps"], patch_size)
         made: dict[tuple, dict] = {}
         for depths in exits:
             known = tuple(depths.items())
             if known not in made:
-                found = target_dense(
-                    frozen, batch["data"], batch["masks"][0], batch["timestamps"], patch_size,
-                    exits=depths,
-                )  # fmt: skip
+                found = target_batch(frozen, sample, depths)
                 made[known] = {n: _flat(jax.lax.stop_gradient(x)) for n, x in found.items()}
         return [made[tuple(depths.items())] for depths in exits]
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 from olmoearth_jax.model import latent_mim, table
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
-from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.sharding import rules_of
 
 SAMPLES = 8
 """Samples of a simulated group."""

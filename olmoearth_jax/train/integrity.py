@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.files import is_pointer, write_atomically
-from olmoearth_jax.train.sharding import path_text
+from olmoearth_jax.mesh import path_text
 
 CHECKSUMS_FILE = "checksums.json"
 _MOST_PACKED = 64
@@ -143,6 +143,9 @@ def damage(folder: Path) -> str | None:
 
     A checkpoint without checksums.json is taken as whole: reading it will show.
     """
+    for path in folder.glob("**/*"):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return f"{str(path.relative_to(folder))[:200]} is a pipe or device and no file"
     try:
         sums = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         entries = {str(path): (int(size), int(crc)) for path, (size, crc) in sums.items()}

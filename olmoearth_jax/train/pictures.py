@@ -18,9 +18,10 @@ from olmoearth_jax import modalities
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.images import stretched
 from olmoearth_jax.masks import CODES, MISSING_TOKEN
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.frozen import encoder_graph
+from olmoearth_jax.model.uniform_batch import UniformBatch, encode_batch
 
 COLOURS = np.array([code.rgb for code in CODES], np.uint8)
 """Of the mask codes."""
@@ -36,7 +37,7 @@ class Pictures:
 
     def __init__(self, stream: TrainStream, model: ModelConfig):
         # A stream of its own: what it reads does not count as training data.
-        self._stream = dataclasses.replace(stream, num_workers=0, host_index=0, host_count=1)
+        self._stream = dataclasses.replace(stream, host_index=0, host_count=1)
         self._graph = encoder_graph(model)
         self._names = [n for n in stream.index.modalities if modalities.get(n).spatial]
         self._sample: dict[str, Any] | None = None
@@ -104,9 +105,8 @@ class Pictures:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(graph, patch_size, params, data, masks, timestamps):
-    return dense.encode_dense(
-        latent_mim.merge(graph, params), data, masks, timestamps, patch_size
-    ).tokens
+    batch = UniformBatch(data, masks, timestamps, patch_size)
+    return encode_batch(latent_mim.merge(graph, params), batch).tokens
 
 
 def _whole(x: Any) -> np.ndarray:

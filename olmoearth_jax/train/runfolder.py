@@ -1,4 +1,5 @@
-"""The run folder: where a run keeps its files, and the lock that keeps a second run out.
+"""The run folder: where a run keeps its files, the lock that keeps a second run out, and which
+checkpoint is meant by a folder.
 
 Layout::
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -16,7 +18,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import no_folder, write_atomically
 
 HEARTBEAT_S = 5.0
 # A lock that we cannot judge by its process is watched for this long: no heartbeat means dead.
@@ -261,3 +263,57 @@ def _first_line(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a `checkpoints` folder, ascending."""
+    if not folder.is_dir():
+        return []
+    steps = [path for path in folder.iterdir() if _is_number(path.name) and path.is_dir()]
+    return sorted(int(path.name) for path in steps if (path / "meta").is_dir())
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+class NoCheckpoint(ValueError):
+    """There is no complete checkpoint at a place."""
+
+
+_PUBLISHED = re.compile(r"(allenai/)?olmoearth[-_. ]?v\d", re.IGNORECASE)
+_REFERENCE_FILES = ("weights.pth", "model.safetensors")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
+
+    Raises NoCheckpoint, which names what is there instead.
+    """
+    name, path = str(path), Path(path).expanduser().absolute()
+    if path.name in _REFERENCE_FILES and path.is_file():
+        path = path.parent
+    if (path / "meta").is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        if steps := complete_steps(folder):
+            return folder / str(steps[-1])
+    if any((path / name).exists() for name in _REFERENCE_FILES):
+        raise NoCheckpoint(
+            f"{path} holds weights in the reference's layout and no checkpoint: make one of them "
+            f"with python -m tools.convert_weights import --source={path} --target=DIR, and give "
+            "DIR."
+        )
+    if not path.exists():
+        why = no_folder(path)
+        if _PUBLISHED.match(name):
+            why = (
+                f"{name} is no folder here; to start from a published model, make a checkpoint of "
+                f"it with python -m tools.convert_weights import --source={name} --target=DIR, "
+                "and give DIR"
+            )
+        raise NoCheckpoint(f"No complete checkpoint: {why}")
+    raise NoCheckpoint(
+        f"No complete checkpoint in {path}. Give a run folder, its checkpoints folder, or one "
+        "checkpoints/<step> folder."
+    )

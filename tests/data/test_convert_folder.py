@@ -235,6 +235,9 @@ def test_what_cannot_be_taken_is_refused(tmp_path):
     for changes, message in cases:
         with pytest.raises(ValueError, match=message):
             _convert(tmp_path, **changes)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file, so nothing can be written"):
+        _convert(tmp_path, output_dir=tmp_path / "file")
     few = tmp_path / "few"
     _write(few / "sentinel2_l2a_2021-01-01.tif", _scene(0, bands=3), BANDS[:3])
     with pytest.raises(ValueError, match="lack the bands B08, B05.* of sentinel2_l2a"):

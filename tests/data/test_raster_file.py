@@ -297,3 +297,12 @@ def test_pixels_are_thinned_out_alike_with_and_without_versions_elsewhere(tmp_pa
         (tmp_path / "tile.tif.ovr").unlink()
         np.testing.assert_array_equal(plain[0], own[0])
         np.testing.assert_array_equal(plain[1], own[1])
+
+
+def test_a_raster_for_evaluation_holds_what_it_declares(tmp_path):
+    form = {"width": 60_000, "height": 60_000, "count": 3, "dtype": "uint8", "tiled": True}
+    more = {"crs": "EPSG:32633", "transform": NORTH, "sparse_ok": True}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **form, **more):
+        pass
+    with pytest.raises(ValueError, match="far more pixels than it can hold"):
+        evals_rasters.read_raster(tmp_path / "a.tif")

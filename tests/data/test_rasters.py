@@ -426,6 +426,13 @@ def test_manifests(tmp_path):
         Stack(rasters)
 
 
+@pytest.mark.parametrize("date", ["0023-06-15", "2223-06-15"])
+def test_years_without_images_are_refused(tmp_path, date):
+    path = write(tmp_path / "a.tif", np.ones((1, 4, 4), np.uint16), ["B02"])
+    with pytest.raises(ValueError, match=f"no image is of {date}: years are 1970..2100"):
+        Stack([Raster(path, date)])
+
+
 def test_folders_with_a_name_pattern(tmp_path):
     for name in ("sentinel2_l2a_20230615_T33UUU.tif", "SENTINEL1_2023-06-15_b_c.tif", "notes.txt",
                  ".hidden", "other_20230615_x.tif"):  # fmt: skip

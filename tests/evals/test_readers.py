@@ -17,7 +17,7 @@ from olmoearth_jax.evals.datasets import (
     tensors,
     why_unavailable,
 )
-from olmoearth_jax.evals.datasets.base import partition_name
+from olmoearth_jax.evals.datasets.base import partition_name, read_json
 from olmoearth_jax.evals.samples import MASK
 from olmoearth_jax.interop import torch_file
 from olmoearth_jax.interop.plain_pickle import PickleRefused
@@ -390,3 +390,17 @@ def test_the_highest_unsigned_label_is_what_minus_one_became(monkeypatch, tmp_pa
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match="holds label 200, outside"):
         [split[i] for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("[" * 100_000, "cannot be read as JSON"), ("{", "cannot be read as JSON"), ("[]", "a dict"),
+     ("\udcff", "cannot be read as JSON"), ("null", "a dict"), ("{}", "a dict with counts"),
+     ("1" * 5000, "cannot be read as JSON"), (None, "cannot be read as JSON")],
+)  # fmt: skip
+def test_json_of_evaluation_data_that_is_damaged_is_named(tmp_path, text, said):
+    path = tmp_path / "manifest.json"
+    if text is not None:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"manifest.json .*{said}"):
+        read_json(path, dict, "counts")

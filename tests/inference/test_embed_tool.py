@@ -321,24 +321,24 @@ def draw_raster(path, rng, x, names, top, fault):
     crs = "EPSG:32733" if fault == "other system" else crs[rng.integers(2)]
     kind = str(rng.choice(["uint16", "int16", "int32", "float32", "float64"]))
     way = str(rng.choice(["zero", "value", "mask", "alpha", *(["nan"] if kind[0] == "f" else [])]))
-    gone, form, kinds = x == 0, {"dtype": kind}, None
+    gone, kinds, form = x == 0, None, {}
     y = x.astype(np.float64)
     y[gone] = {"value": -9999 if kind != "uint16" else 65535, "nan": np.nan}.get(way, 0)
     if way in ("zero", "value", "nan"):
-        form["nodata"] = float(y[gone][0]) if gone.any() else None
+        form = {"nodata": float(y[gone][0]) if gone.any() else None}
     if way == "alpha":
         y = np.concatenate([y, 255.0 * ~gone[:1]])
         kinds = [ColorInterp.undefined] * len(x) + [ColorInterp.alpha]
-    form["dtype"] = "complex64" if fault == "complex" else kind
+    kind = "complex64" if fault == "complex" else kind
     t = t @ rasterio.Affine.rotation(2) if fault == "rotated" else t
     t = t @ rasterio.Affine.translation(0.4, 0) if fault == "elsewhere" else t
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(
         path, "w", driver="GTiff", crs=crs, transform=t, count=len(y), height=y.shape[1],
-        width=y.shape[2], **form,
+        width=y.shape[2], dtype=kind, **form,
     ) as file:  # fmt: skip
         if kinds:
             file.colorinterp = kinds
-        file.write(y.astype(form["dtype"]))
+        file.write(y.astype(kind))
         file.descriptions = (*names, None) if way == "alpha" else tuple(names)
         if fault == "scaled" or rng.random() < 0.4:
             file.scales = (0.5 if fault == "scaled" else 1e-4,) * len(y)

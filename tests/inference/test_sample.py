@@ -294,3 +294,12 @@ def test_every_form_of_a_day_is_the_same_day(day):
     forms = [day.isoformat(), day.strftime("%Y%m%d").zfill(8), f"{day.isoformat()}T12:00:00Z", day]
     got = {tuple(parse_dates([form])[0].tolist()) for form in forms}
     assert got == {(day.day, day.month - 1, day.year)}
+
+
+def test_modalities_that_models_do_not_take_are_never_dropped_in_silence():
+    with pytest.raises(ValueError, match="take no sentinel2; did you mean 'sentinel2_l2a'"):
+        Sample.from_arrays(
+            {"sentinel2": s2(), "sentinel1": np.full((8, 8, 1, 2), -12.0)},
+            ["2024-06-15"],
+            bands={"sentinel1": ["vv", "vh"]},
+        )

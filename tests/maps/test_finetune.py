@@ -167,3 +167,51 @@ def test_labels_that_blocks_alone_decide_are_not_learnt(folder):
     assert max(score("blocks")) < 0.7
     mixed = [str(s) for s in rng.choice(["train", "val", "test"], len(values), p=[0.6, 0.2, 0.2])]
     assert score("mixed", split=mixed)[1] > 0.75  # as a split of single labels would have it
+
+
+@pytest.mark.slow
+def test_a_whole_encoder_learns(folder, monkeypatch):
+    """--mode=full, stopped after an epoch and started again, and the map of its run."""
+    from olmoearth_jax.evals import finetune
+    from olmoearth_jax.maps import predicting
+
+    o = options(
+        folder, folder / "full", mode="full", head=HeadOptions(6, 10, 0.01),
+        settings=Settings(2),
+    )  # fmt: skip
+    save, calls = finetune.FineTuner._save, []
+
+    def killed(self, kind):
+        save(self, kind)
+        calls.append(kind)
+        if len(calls) == 2:
+            raise Killed
+
+    monkeypatch.setattr(finetune.FineTuner, "_save", killed)
+    with pytest.raises(Killed):
+        fine_tuning.run(o, quiet)
+    report = fine_tuning.run(o, quiet)
+    assert calls == ["last"] * 6 + ["best"]
+    assert report["splits"]["test"]["macro_f1"] > 0.5
+    lines = (folder / "full" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {p.name for p in (folder / "full" / "weights").iterdir()} == {"encoder.npz"}
+    monkeypatch.undo()
+    again = fine_tuning.run(dataclasses.replace(o, output=str(folder / "full2")), quiet)
+    assert again == report
+    images = ImageOptions(str(folder / "imagery.csv"))
+    predicting.run(predicting.Options(str(folder / "full"), images, str(folder / "fullmap")), quiet)
+    _same_at_test_samples(folder / "full", folder / "fullmap")
+
+
+def _same_at_test_samples(run, made):
+    import rasterio
+    import rasterio.warp
+
+    table = pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict()
+    with rasterio.open(made / "classes.tif") as file:
+        xs, ys = rasterio.warp.transform("EPSG:4326", file.crs, table["lon"], table["lat"])
+        found = [int(v[0]) for v in file.sample(zip(xs, ys, strict=True))]
+    numbers = {"field": 1, "forest": 2, "water": 3}
+    wanted = [numbers[name] for name in table["predicted"]]
+    assert np.mean(np.array(found) == wanted) > 0.999

@@ -9,7 +9,9 @@ import numpy as np
 from olmoearth_jax import masking, modalities
 from olmoearth_jax.modalities import MISSING, Tokenization
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
-from olmoearth_jax.stream.spec import StreamSpec
+from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
+from olmoearth_jax.stream.stream_shape import StreamSpec
+from olmoearth_jax.stream.token_counts import Need
 from olmoearth_jax.train.assemble import stream_spec
 
 NAMES = ("sentinel2_l2a", "sentinel1", "worldcover", "landsat")
@@ -65,12 +67,7 @@ def make_group(
     for name in modalities.in_sample_order(names):
         m = modalities.get(name)
         side = grid * patch_size * m.image_factor
-        shape = {
-            "space_time": (size, side, side, steps, m.num_bands),
-            "space_only": (size, side, side, 1, m.num_bands),
-            "time_only": (size, steps, m.num_bands),
-            "static": (size, m.num_bands),
-        }[m.kind]
+        shape = (size, *m.axes(side, steps), m.num_bands)
         x = rng.standard_normal(shape).astype(np.float32)
         if m.multitemporal:
             gone = rng.random((size, steps)) < missing
@@ -101,6 +98,11 @@ def make_group(
     for key, seed in zip(("mask_a", "mask_b"), seeds, strict=True):
         group[key] = strategy(missing_map, masking.MaskContext.whole_group(int(seed), size))
     return group, strategy
+
+
+def pick_rung(ladder, need: Need) -> int:
+    """Number of the cheapest rung that holds a need."""
+    return cheapest(fitting_rungs(ladder, need))
 
 
 def make_spec(

@@ -19,6 +19,7 @@ from olmoearth_jax.config import (
 )
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
 from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model.config import (
     EncoderConfig,
@@ -27,7 +28,6 @@ from olmoearth_jax.model.config import (
     ReconstructorConfig,
 )
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 from .common import Case, Checks, Result, load_json, load_npz
@@ -158,13 +158,27 @@ def _objective(entry: dict[str, Any]) -> Objective:
     )
 
 
-def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+def _settings(entry: dict[str, Any], model: ModelConfig) -> ExperimentConfig:
+    """The settings that the recorded optimiser had."""
     module = entry["train_module"]
+    optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
+    plan = dict(module["scheduler"])
+    plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
+    settings = TrainModuleConfig(
+        optim_config=OptimConfig(**optim),
+        scheduler=SchedulerConfig(**plan),
+        max_grad_norm=module["max_grad_norm"],
+        ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
+    )
+    return ExperimentConfig(model=model, train_module=settings, precision="float32")
+
+
+def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
     mesh = make_mesh(devices=jax.devices()[:1])
-    objective, options = _objective(entry), assemble.EngineOptions.of(model)
+    config, objective = _settings(entry, model), _objective(entry)
     size = entry["microbatch"]
     if engine == "dense":
-        built: Any = assemble.dense_engine(model, objective, mesh, size, options)
+        built: Any = assemble.dense_engine(config, objective, mesh, size)
     else:
         strategy = masking.build(entry["masking"])
         grids = {entry["H"] // entry["patch_size"]: entry["T"]}
@@ -178,17 +192,7 @@ def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainPro
             objective.views,
             **assemble.stream_needs(objective),
         )
-        built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
-    optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
-    plan = dict(module["scheduler"])
-    plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
-    settings = TrainModuleConfig(
-        optim_config=OptimConfig(**optim),
-        scheduler=SchedulerConfig(**plan),
-        max_grad_norm=module["max_grad_norm"],
-        ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
-    )
-    config = ExperimentConfig(model=model, train_module=settings)
+        built = assemble.stream_engine(config, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(model, objective.pools, objective)
     return TrainProgram(config, built, mesh, trained, entry["steps"])
 

@@ -25,6 +25,7 @@ from olmoearth_jax.evals.tasks import (
     known,
     modalities_of,
 )
+from olmoearth_jax.files import check_file
 
 SPLITS = ("train", "valid", "test")
 LOW_LABEL_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -32,6 +33,28 @@ FRACTION_SEED = 42
 
 Bands = tuple[Sequence[str], Sequence[int]]
 """Names of bands in their order on disk, and the positions that give the model's order."""
+
+
+def read_json(path: Path, form: type, *members: str) -> Any:
+    """What a JSON file of evaluation data holds.
+
+    Args:
+      path: the file.
+      form: `dict` or `list`.
+      members: keys that a dict must have.
+
+    Raises:
+      ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        check_file(path)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ValueError(f"{path} cannot be read as JSON: {e}") from e
+    if not isinstance(found, form) or any(m not in found for m in members):
+        named = " with " + ", ".join(members) if members else ""
+        raise ValueError(f"{path} must hold a {form.__name__}{named}")
+    return found
 
 
 class DataUnavailable(ValueError):
@@ -179,7 +202,7 @@ class Reader(abc.ABC):
         location = location or self.location
         name = f"{partition_name(self.task.label_fraction)}_partition.json"
         path = location.either(location.folder() / name)
-        kept = np.asarray(json.loads(path.read_text()), int)
+        kept = np.asarray(read_json(path, list), int)
         if kept.size and (kept.min() < 0 or kept.max() >= len(rows)):
             raise ValueError(f"{name} names row {kept.max()}, but there are {len(rows)}")
         return rows[kept]
@@ -211,6 +234,10 @@ def month_timestamps(months: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(months), months % 12, months // 12], -1)
 
 
+_ROOM, _MOST_PACKED = 1 << 26, 2000
+"""Pixels that any file may declare, and how well those of larger ones may be packed per byte."""
+
+
 def read_raster(path: str | Path) -> np.ndarray:
     """All bands of a raster file, [bands, H, W].
 
@@ -233,9 +260,13 @@ def _raster(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(values, mask of GDAL: 0 is no data)."""
     rasterio = raster_file.library()
     try:
+        check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, **raster_file.opening(path)) as source:
+                pixels = source.count * source.height * source.width
+                if pixels > max(_ROOM, _MOST_PACKED * Path(path).stat().st_size):
+                    raise ValueError(f"{path} declares far more pixels than it can hold")
                 return source.read(), source.read_masks()
-    except rasterio.errors.RasterioIOError as e:
+    except (rasterio.errors.RasterioIOError, OSError) as e:
         raise ValueError(f"{path} cannot be read as a raster: {e}") from e

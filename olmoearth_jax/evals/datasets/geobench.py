@@ -7,7 +7,6 @@ Of v2 the published tortilla files are unpacked once by `tools.convert_evals geo
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals.datasets import archives
 from olmoearth_jax.evals.datasets import bands as order
-from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, partition_name
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, partition_name, read_json
 from olmoearth_jax.evals.tasks import Stats
 
 _SO2SAT_SCALE = 10_000.0
@@ -60,7 +59,7 @@ class GeoBench(Reader):
         full = self.task.label_fraction == 1
         name = "default" if full else partition_name(self.task.label_fraction)
         path = self.location.either(self.folder / f"{name}_partition.json")
-        return json.loads(path.read_text()).get(self.split) or []
+        return read_json(path, dict).get(self.split) or []
 
     def _stats(self) -> Stats:
         """Statistics of the bands on disk and of the copied ones, by name."""
@@ -68,7 +67,7 @@ class GeoBench(Reader):
         keys = ("mean", "std", "min", "max")
         own = {
             band: {k: float(v[k]) * self.scale for k in keys if k in v}
-            for band, v in json.loads(path.read_text()).items()
+            for band, v in read_json(path, dict).items()
             if band in self.bands
         }
         return order.impute_stats(own, self.info.imputes, list(dict.fromkeys(self.names)))

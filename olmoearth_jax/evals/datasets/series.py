@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import json
 import re
 from pathlib import Path
 
@@ -17,7 +16,15 @@ import numpy as np
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals.datasets import bands
-from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps, read_raster
+from olmoearth_jax.evals.datasets.base import (
+    Location,
+    Raw,
+    Reader,
+    month_timestamps,
+    read_json,
+    read_raster,
+)
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import get
 
 
@@ -28,6 +35,7 @@ def read_rows(path) -> list[dict[str, str]]:
       ValueError: it cannot be read.
     """
     try:
+        check_file(path)
         with open(path, newline="") as f:
             return list(csv.DictReader(f))
     except (OSError, UnicodeDecodeError, csv.Error) as e:
@@ -101,7 +109,7 @@ class CropHarvest(Reader):
             path = self.location.either(self.folder / "test_features" / f"{self.area}-eval.h5")
             with open_hdf5(path) as f:
                 return list(zip(stored_array(f, "x"), stored_array(f, "y"), strict=True))
-        rows = json.loads((self.folder / "labels.geojson").read_text())["features"]
+        rows = read_json(self.folder / "labels.geojson", dict, "features")["features"]
         about = [r["properties"] for r in rows]
         mine = [p for p in about if p["dataset"] == self.area and not p.get("is_test")]
         arrays = self.folder / "features" / "arrays"

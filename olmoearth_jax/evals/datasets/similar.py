@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax.evals.datasets import bands
-from olmoearth_jax.evals.datasets.base import FRACTION_SEED, Location, Raw, Reader
+from olmoearth_jax.evals.datasets.base import FRACTION_SEED, Location, Raw, Reader, read_json
 from olmoearth_jax.evals.datasets.tensors import load_table
 from olmoearth_jax.evals.samples import check_label_range
 from olmoearth_jax.evals.tasks import Stats
@@ -60,7 +59,7 @@ class SimilarButDifferent(Reader):
         """The bands' figures, from a table by band or by figure."""
         path = self.location.either(self.folder / "norm_stats.json")
         try:
-            table = json.loads(path.read_text())
+            table = read_json(path, dict)
             return {name: _figures(table, i) for i, name in enumerate(bands.S2_12)}
         except (ValueError, KeyError, IndexError, TypeError) as e:
             raise ValueError(

@@ -6,7 +6,6 @@ Every file may be a torch archive (`.pt`) or what `tools.convert_evals` writes (
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.datasets.archives import load_torch
-from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps
+from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps, read_json
 from olmoearth_jax.evals.samples import check_label_range
 from olmoearth_jax.evals.tasks import known
 
@@ -209,7 +208,7 @@ class FiftyCities(Reader):
     parts = {"sentinel2_l2a": "s2", "sentinel1": "s1"}
 
     def open(self):
-        counts = json.loads((self.folder / "manifest.json").read_text())["counts"]
+        counts = read_json(self.folder / "manifest.json", dict, "counts")["counts"]
         mode = self.info.name.removeprefix("fifty_cities").removeprefix("_") or "random"
         return self.seeded_subset(split_units(counts, mode)[self.split])
 

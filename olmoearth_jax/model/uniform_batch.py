@@ -1,6 +1,6 @@
-"""The dense engine: every token of a uniform batch, masks as attention masks.
+"""Models on a uniform batch: samples of one shape, every token in place, masks at the attention.
 
-It is the oracle that other engines are held to: no token is removed, sorted or packed. Masks are
+Nothing is removed, sorted or packed, so this is also what the packed stream is held to. Masks are
 at token level (spec section 1.2).
 """
 
@@ -17,29 +17,57 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model.attention import row_attention
-from olmoearth_jax.model.blocks import Drop
+from olmoearth_jax.model.blocks import PLAIN, Running
 from olmoearth_jax.model.encoder import Encoder
-from olmoearth_jax.model.patch_embed import PatchEmbeddings
+from olmoearth_jax.model.patch_embed import PatchEmbeddings, grid_size, to_patches
 from olmoearth_jax.model.pooler import GridSpec, LocationGrid
-from olmoearth_jax.model.resize import grid_size, to_patches
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
 
 Arrays = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the tokens of each modality lie in the flattened axis of a uniform batch.
+class UniformBatch:
+    """Samples of one shape and patch size, as a model takes them."""
 
-    Attributes:
-      shapes: modality -> token shape without the batch axis, (h, w, T, S), (T, S) or (S,).
-      slices: modality -> slice of the token axis, row-major over its shape.
-      total: tokens of a sample.
-    """
+    data: Arrays
+    """{modality: raster}; those that the model does not support are ignored."""
+    masks: Arrays
+    """{modality: int8 [B, *token shape]}"""
+    timestamps: Any
+    """int [B, T, 3] of day 1..31, month 0..11, year"""
+    patch_size: int
+    input_res: float = 10.0
+    """Metres per pixel."""
+    location_size: int | None = None
+    """Pixels per side of a location of the attention pooler; must divide the patch size, which is
+    the default."""
+
+    def layout(self, slots: SlotTable) -> tuple[dict[str, Any], Layout]:
+        """The rasters that a model with these slots takes, and where their tokens lie.
+
+        Raises:
+          ValueError: there is none, or sides that the patch size does not divide.
+        """
+        data = {name: self.data[name] for name in slots.names if name in self.data}
+        if not data:
+            raise ValueError(
+                f"the sample holds none of the model's modalities ({', '.join(slots.names)})"
+            )
+        shapes = {name: _token_shape(slots, name, x, self.patch_size) for name, x in data.items()}
+        return data, layout_of(slots, shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the tokens of each modality lie in the flattened axis of a uniform batch."""
 
     shapes: dict[str, tuple[int, ...]]
+    """Modality -> token shape without the batch axis, (h, w, T, S), (T, S) or (S,)."""
     slices: dict[str, slice]
+    """Modality -> slice of the token axis, row-major over its shape."""
     total: int
+    """Tokens of a sample."""
 
     def join(self, per_modality: Arrays) -> jax.Array:
         """{modality: [B, *shape, ...]} -> [B, N, ...]."""
@@ -69,7 +97,7 @@ def layout_of(slots: SlotTable, token_shapes: Mapping[str, tuple[int, ...]]) -> 
     return Layout(shapes, slices, start)
 
 
-def token_shape(slots: SlotTable, name: str, array: Any, patch_size: int) -> tuple[int, ...]:
+def _token_shape(slots: SlotTable, name: str, array: Any, patch_size: int) -> tuple[int, ...]:
     """Token shape, without batch, of a raster [B, H, W, T, C], [B, T, C] or [B, C]."""
     modality = modalities.get(name)
     sets = len(slots.of(name))
@@ -87,14 +115,9 @@ def tokens_from_grid(
     patch_size: Any,
     input_res: float = 10.0,
 ) -> Tokens:
-    """Coordinates [B, N] of all tokens of a uniform batch.
+    """Coordinates [B, N] of all tokens of a uniform batch, from its members (see there).
 
-    Args:
-      slots: the model's slots.
-      layout: token shapes of the modalities present.
-      timestamps: int [B, T, 3] of day 1..31, month 0..11, year.
-      patch_size: pixels of 10 m per patch side (a number, traced or not).
-      input_res: metres per pixel.
+    `patch_size` may be traced.
     """
     timestamps = jnp.asarray(timestamps)
     batch = timestamps.shape[0]
@@ -176,10 +199,7 @@ def attend_masked(key_mask: jax.Array | None, implementation: Any = "auto") -> C
 
 @dataclasses.dataclass
 class Encoded:
-    """What the encoder gives: tokens and masks per modality, and the pooled projection.
-
-    `locations` is the grid of the attention pooler, where the encoder has one.
-    """
+    """What the encoder gives: tokens and masks per modality, and the pooled projection."""
 
     tokens: dict[str, jax.Array]
     masks: dict[str, jax.Array]
@@ -187,15 +207,7 @@ class Encoded:
     coordinates: Tokens
     layout: Layout
     locations: LocationGrid | None = None
-
-
-def _check_modalities(slots: SlotTable, data: Arrays) -> dict[str, Any]:
-    present = {name: data[name] for name in slots.names if name in data}
-    if not present:
-        raise ValueError(
-            f"the sample holds none of the model's modalities ({', '.join(slots.names)})"
-        )
-    return present
+    """Grid of the attention pooler, where the encoder has one."""
 
 
 def _with_registers(
@@ -214,64 +226,44 @@ def _with_registers(
     return x, tokens, keys, count
 
 
-def encode_dense(
+def encode_batch(
     encoder: Encoder,
-    data: Arrays,
-    token_masks: Arrays,
-    timestamps: Any,
-    patch_size: int,
-    input_res: float = 10.0,
-    *,
+    batch: UniformBatch,
+    running: Running = PLAIN,
     exits: Mapping[str, int] | None = None,
     fast_pass: bool = False,
-    drop: Drop | None = None,
-    remat: str | None = None,
-    attention: Any = "auto",
-    location_size: int | None = None,
 ) -> Encoded:
     """The encoder on a uniform batch (spec section 7).
 
     Args:
-      data: {modality: raster}; modalities the model does not support are ignored.
-      token_masks: {modality: int8 [B, *token shape]}.
-      timestamps: int [B, T, 3].
-      patch_size: static.
+      running: drop path, rematerialisation and attention.
       exits: token exit depths; all zero gives raw patch embeddings of all tokens.
       fast_pass: attend to all tokens whatever the masks, and pool nothing.
-      drop, remat, attention: see `Encoder.encode` and `row_attention`.
-      location_size: pixels per side of a location of the attention pooler; must divide the patch
-        size, which is the default.
 
     Returns:
       `Encoded`; tokens are exactly 0 where the mask is not 0 (before the output projection),
       except with `fast_pass` or all exits 0.
     """
-    slots = encoder.slots
-    data = _check_modalities(slots, data)
-    layout = layout_of(
-        slots, {name: token_shape(slots, name, x, patch_size) for name, x in data.items()}
-    )
+    slots, attention = encoder.slots, running.attention
+    data, layout = batch.layout(slots)
     _check_exits(exits, layout, fast_pass)
-    masks = {name: jnp.asarray(token_masks[name]) for name in layout.shapes}
-    tokens = tokens_from_grid(slots, layout, timestamps, patch_size, input_res)
-    x0 = layout.join(embed_patches(encoder.patch_embeddings, data, patch_size))
+    masks = {name: jnp.asarray(batch.masks[name]) for name in layout.shapes}
+    patch_size, input_res = batch.patch_size, batch.input_res
+    tokens = tokens_from_grid(slots, layout, batch.timestamps, patch_size, input_res)
+    x = layout.join(embed_patches(encoder.patch_embeddings, data, patch_size))
     visible = layout.join(masks) == VISIBLE
-
     raw = exits is not None and not any(exits[name] for name in layout.shapes)
-    if raw:
-        x = x0
-    else:
+    if not raw:
         keys = None if fast_pass else visible
-        x, where, keys, count = _with_registers(encoder, x0, tokens, keys)
-        attend = attend_masked(keys, attention)
-        x = encoder.encode(x, where, attend, drop=drop, exits=exits, remat=remat)[:, count:]
+        x, where, keys, count = _with_registers(encoder, x, tokens, keys)
+        x = encoder.encode(x, where, attend_masked(keys, attention), running, exits)[:, count:]
         if not fast_pass:
             x = jnp.where(visible[..., None], x, 0.0)
     locations = None
-    if location_size is not None and encoder.attention_pooler is None:
+    if batch.location_size is not None and encoder.attention_pooler is None:
         raise ValueError("location_size is for encoders with an attention pooler (v1.3)")
     if encoder.attention_pooler is not None and not raw:
-        grid = GridSpec.of(layout, patch_size, input_res, location_size)
+        grid = GridSpec.of(layout, patch_size, input_res, batch.location_size)
         read = attend_masked(None if fast_pass else visible, attention)
         locations = encoder.attention_pooler(x, tokens, grid, read, attend_masked(None, attention))
     x = encoder.project_output(x)
@@ -301,14 +293,7 @@ def _check_exits(exits: Mapping[str, int] | None, layout: Layout, fast_pass: boo
         raise ValueError(f"token exits need a depth for every modality; missing: {absent}")
 
 
-def decode_dense(
-    decoder: Any,
-    encoded: Encoded,
-    *,
-    drop: Drop | None = None,
-    remat: str | None = None,
-    attention: Any = "auto",
-) -> dict[str, jax.Array]:
+def decode_batch(decoder: Any, encoded: Encoded, running: Running = PLAIN) -> dict[str, jax.Array]:
     """The predictor on a uniform batch: outputs at all positions (spec section 8.6)."""
     layout = encoded.layout
     mask = layout.join(encoded.masks)
@@ -324,11 +309,9 @@ def decode_dense(
     x = decoder.decode(
         decoder.queries(tokens),
         tokens,
-        read,
-        places,
-        attend_masked(keys, attention),
-        drop=drop,
-        remat=remat,
+        (read, places),
+        attend_masked(keys, running.attention),
+        running,
     )
     out = jnp.where(decoded, x, jnp.where(visible, context, 0.0))
     return layout.cut(decoder.output(out))
@@ -336,79 +319,54 @@ def decode_dense(
 
 @dataclasses.dataclass
 class Forward:
-    """Output of a whole model on one view.
-
-    Attributes:
-      encoder: tokens per modality, [B, *token shape, D_out].
-      decoder: predictions per modality at all positions, or None without a decoder.
-      reconstructed: pixels per modality, or None without a reconstructor.
-      project_aggregated: [B, D_out].
-      masks: token masks per modality.
-      locations: grid of the attention pooler, or None.
-    """
+    """Output of a whole model on one view."""
 
     encoder: dict[str, jax.Array]
+    """Tokens per modality, [B, *token shape, D_out]."""
     decoder: dict[str, jax.Array] | None
+    """Predictions per modality at all positions, or None without a decoder."""
     reconstructed: dict[str, jax.Array] | None
+    """Pixels per modality, or None without a reconstructor."""
     project_aggregated: jax.Array | None
+    """[B, D_out]"""
     masks: dict[str, jax.Array]
+    """Token masks per modality."""
     locations: LocationGrid | None = None
+    """Grid of the attention pooler, if there is one."""
 
 
-def forward_dense(
+def forward_batch(
     model: Any,
-    data: Arrays,
-    token_masks: Arrays,
-    timestamps: Any,
-    patch_size: int,
-    input_res: float = 10.0,
-    *,
-    view: str = "a",
-    encoder_drop: Drop | None = None,
-    decoder_drop: Drop | None = None,
-    remat: str | None = None,
-    attention: Any = "auto",
-    location_size: int | None = None,
+    batch: UniformBatch,
+    view: int = 0,
+    encoder: Running = PLAIN,
+    decoder: Running = PLAIN,
 ) -> Forward:
-    """Encoder, decoder and reconstructor of a model on one view; arguments as `encode_dense`.
+    """Encoder, decoder and reconstructor of a model on one view.
 
     Args:
-      view: 'a' or 'b', picks the decoder of a Galileo model.
+      model: a `latent_mim.Model`.
+      view: 0 or 1, picks the decoder of a Galileo model.
+      encoder, decoder: how their blocks run.
     """
-    encoded = encode_dense(
-        model.encoder,
-        data,
-        token_masks,
-        timestamps,
-        patch_size,
-        input_res,
-        drop=encoder_drop,
-        remat=remat,
-        attention=attention,
-        location_size=location_size,
-    )
-    decoder = getattr(model, "decoder", None) or getattr(model, f"decoder_{view}", None)
-    options = {"drop": decoder_drop, "remat": remat, "attention": attention}
-    decoded = None if decoder is None else decode_dense(decoder, encoded, **options)
-    pixels = None
+    encoded = encode_batch(model.encoder, batch, encoder)
+    predictor, pixels = model.decoder_of(view), None
+    decoded = None if predictor is None else decode_batch(predictor, encoded, decoder)
     if model.reconstructor is not None:
-        inner = decode_dense(model.reconstructor.decoder, encoded, **options)
+        inner = decode_batch(model.reconstructor.decoder, encoded, decoder)
         pixels = {
-            name: model.reconstructor.reconstruct(name, x, patch_size) for name, x in inner.items()
+            name: model.reconstructor.reconstruct(name, x, batch.patch_size)
+            for name, x in inner.items()
         }
     pooled, grid = encoded.project_aggregated, encoded.locations
     return Forward(encoded.tokens, decoded, pixels, pooled, encoded.masks, grid)
 
 
-def target_dense(
+def target_batch(
     target: Any,
-    data: Arrays,
-    token_masks: Arrays,
-    timestamps: Any,
-    patch_size: int,
-    input_res: float = 10.0,
+    batch: UniformBatch,
     exits: Mapping[str, int] | None = None,
-    attention: Any = "auto",
+    running: Running = PLAIN,
 ) -> dict[str, jax.Array]:
     """Targets per modality on the unmasked sample: mask 3 stays missing, the rest is seen.
 
@@ -422,19 +380,10 @@ def target_dense(
     if not isinstance(target, Encoder):
         if exits is not None and any(exits.values()):
             raise ValueError("a projection-only target needs all token exit depths to be 0")
-        tokens = embed_patches(target.patch_embeddings, data, patch_size)
+        tokens = embed_patches(target.patch_embeddings, batch.data, batch.patch_size)
         return {name: target.project_output(x) for name, x in tokens.items()}
     seen = {
         name: jnp.where(jnp.asarray(mask) == MISSING_TOKEN, MISSING_TOKEN, VISIBLE)
-        for name, mask in token_masks.items()
+        for name, mask in batch.masks.items()
     }
-    return encode_dense(
-        target,
-        data,
-        seen,
-        timestamps,
-        patch_size,
-        input_res,
-        exits=exits,
-        attention=attention,
-    ).tokens
+    return encode_batch(target, dataclasses.replace(batch, masks=seen), running, exits).tokens

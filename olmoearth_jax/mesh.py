@@ -14,6 +14,7 @@ BATCH_AXES = ("data", "fsdp")
 """Mesh axes over which samples are split."""
 
 Rules = Sequence[tuple[str, Sequence[Any]]]
+"""(regular expression searched in 'encoder/blocks/0/mlp/fc1/kernel', mesh axis per dimension)."""
 
 DEFAULT_RULES: Rules = (
     (r"(query|key|value|fc1)/kernel$", (None, "fsdp")),
@@ -27,9 +28,6 @@ def rules_of(given: Sequence[Sequence[Any]], fsdp: int) -> Rules:
     if not given and fsdp > 1:
         return DEFAULT_RULES
     return [(pattern, tuple(axes)) for pattern, axes in given]
-
-
-"""(regular expression searched in 'encoder/blocks/0/mlp/fc1/kernel', mesh axis per dimension)."""
 
 
 def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:

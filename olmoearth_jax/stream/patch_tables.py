@@ -1,4 +1,7 @@
-"""Device side: projected patches, online and target, as one table per device."""
+"""Device side: coordinates of stream tokens, drop path, and the tables of projected patches.
+
+A table holds the patches of one device, projected by the online encoder or by the target.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,116 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.model.patch_embed import band_keep_mask
+from olmoearth_jax.model.tokens import Slot, SlotTable, Tokens, days_since_2000
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.rows import take_rows
-from olmoearth_jax.stream.spec import Rung, Slot, StreamSpec
-from olmoearth_jax.stream.tokens import model_slots
+from olmoearth_jax.stream.stream_shape import REGISTER_SLOT, Rung, StreamSpec
+
+
+def stream_tokens(
+    spec: StreamSpec,
+    table: SlotTable,
+    coord: jax.Array,
+    row: jax.Array,
+    batch,
+    input_res: float = 10.0,
+) -> Tokens:
+    """Coordinates of stream tokens, every field [D, N].
+
+    Args:
+      spec: the stream.
+      table: the model's slots (its numbering may cover more modalities than are trained).
+      coord: uint32 [D, N], see `stream_shape.pack_coordinates`; registers have no slot, hence -1.
+      row: int32 [D, N], attention row; the number of rows marks padding.
+      batch: the `MicroBatch`.
+      input_res: metres per pixel of the input.
+    """
+    slot = (coord >> 24).astype(jnp.int32)
+    time = ((coord >> 16) & 0xFF).astype(jnp.int32)
+    sample = take_rows(batch.row_sample[..., None], row)[..., 0]
+    blank = (row >= batch.row_sample.shape[1]) | (slot == REGISTER_SLOT)
+    stamps = batch.timestamps
+    steps = stamps.shape[2]
+    months, days = stamps[..., 1], days_since_2000(stamps)
+    at = sample * steps + time
+
+    def by_time(x):
+        flat = x.reshape(x.shape[0], -1, 1)
+        return take_rows(flat, at)[..., 0]
+
+    numbers = np.array(table.numbers(spec.slots), np.int32)
+    timed = np.array([table.spatial[n] or table.multitemporal[n] for n in numbers])
+    lookup = jnp.clip(slot, 0, len(numbers) - 1)
+    model_slot = jnp.take(jnp.asarray(numbers), lookup)
+    # Static maps have a time axis of size 1 and so carry timestep 0's date; scalars carry none.
+    has_date = jnp.take(jnp.asarray(timed), lookup)
+    scale = take_rows(batch.patch_size[..., None].astype(jnp.float32), sample)[..., 0]
+    return Tokens(
+        slot=jnp.where(blank, -1, model_slot),
+        time=time,
+        month=by_time(months),
+        row=((coord >> 8) & 0xFF).astype(jnp.int32),
+        col=(coord & 0xFF).astype(jnp.int32),
+        gsd=scale * np.float32(input_res / 10.0),
+        days=jnp.where(has_date & ~blank, by_time(days), 0.0),
+    )
+
+
+def keep_scales(
+    key: jax.Array, rate: float, depth: int, position: jax.Array, view: jax.Array
+) -> jax.Array | None:
+    """Drop-path factors keyed by (step, view, position): float32 [depth, 2, D, rows].
+
+    A branch is kept with probability 1 - rate and then scaled by 1 / (1 - rate), one draw per
+    (layer, branch, sample and view). The rate is the same in every layer (spec section 6).
+
+    Args:
+      key: PRNG key of the step.
+      rate: drop probability; 0 gives None.
+      depth: transformer blocks.
+      position, view: int32 [D, rows].
+    """
+    if rate <= 0.0:
+        return None
+
+    def draw(position, view):
+        own = jax.random.fold_in(jax.random.fold_in(key, view), position)
+        return jax.random.uniform(own, (depth, 2))
+
+    u = jax.vmap(jax.vmap(draw))(position, view)
+    return jnp.where(u >= rate, 1.0 / (1.0 - rate), 0.0).transpose(2, 3, 0, 1)
+
+
+def drop_fn(scales: jax.Array | None, row: jax.Array):
+    """Turns `keep_scales` into the per-token factors an encoder asks for.
+
+    Returns:
+      None, or a function (layer, branch) -> float32 [D, N, 1].
+    """
+    if scales is None:
+        return None
+    per_row = scales
+
+    def scale(layer: int, branch: int) -> jax.Array:
+        return take_rows(per_row[layer, branch][..., None], row)
+
+    return scale
 
 
 @dataclasses.dataclass(frozen=True)
 class BandDropout:
-    """Band dropout of the online encoder (spec/model.md section 3.3).
-
-    Attributes:
-      rate: drop rate, or its upper end when random.
-      random: draw the rate itself uniformly below `rate`.
-      modalities: those it applies to; None means all.
-    """
+    """Band dropout of the online encoder (spec/model.md section 3.3)."""
 
     rate: float
+    """Drop rate, or its upper end when random."""
     random: bool
+    """Draw the rate itself uniformly below `rate`."""
     modalities: tuple[str, ...] | None
+    """Those it applies to; None means all."""
 
 
 def _shaped(slot: Slot, rows: jax.Array) -> jax.Array:
@@ -61,7 +152,7 @@ def online_table(
         if not slot.encodable:
             rows = take_rows(rows, next(sparse))
         sections.append((i, slot, rows))
-    numbers = model_slots(spec, encoder.slots)
+    numbers = encoder.slots.numbers(spec.slots)
     if dropout is None or dropout.rate <= 0:
         table = _project(encoder, numbers, sections)
         return table, batch.enc_patch, batch.enc_inverse
@@ -128,10 +219,9 @@ def band_keeps(
 
 def _drop_bands(spec, dropout, slot, number, view, rows, sample, batch, key) -> jax.Array:
     """Zeroes dropped bands of patch rows [D, n, width] whose samples are `sample` [D, n]."""
-    size = spec.samples * spec.devices // spec.groups
     bands = len(slot.channels)
     flat = batch.position.reshape(-1)
-    keep = band_keeps(dropout, slot.modality, bands, number, view, flat, size, key)
+    keep = band_keeps(dropout, slot.modality, bands, number, view, flat, spec.group_size, key)
     if keep is None:
         return rows
     keep = take_rows(keep.reshape(*batch.position.shape, bands), sample)
@@ -142,7 +232,7 @@ def _drop_bands(spec, dropout, slot, number, view, rows, sample, batch, key) -> 
 def target_table(target, spec: StreamSpec, rung: Rung, patches) -> jax.Array:
     """Patch embeddings [D, sum of patches, width] of every needed patch by the target."""
     embeddings = target.patch_embeddings
-    numbers = model_slots(spec, embeddings.slots)
+    numbers = embeddings.slots.numbers(spec.slots)
     parts = [
         embeddings.project(numbers[i], _shaped(slot, patches[i][:, : rung.patches[i]]))
         for i, slot in enumerate(spec.slots)

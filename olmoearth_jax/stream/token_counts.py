@@ -7,41 +7,45 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
-from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of
-from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, GridTable, StreamSpec, grid_table
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
+from olmoearth_jax.stream.stream_shape import (
+    CROSS,
+    SAMPLE,
+    SELF,
+    TARGET,
+    GridTable,
+    StreamSpec,
+    grid_table,
+)
 
 
 @dataclasses.dataclass
-class Census:
-    """Token roles of one group (the samples a host holds of it).
-
-    Attributes:
-      group: the group (see `olmoearth_jax.data.pipeline`).
-      table: coordinates of the N tokens of every sample.
-      masks: int8 [views, B, N]; holes are all MISSING_TOKEN.
-      need: bool [B, N], tokens whose patch some view encodes or decodes; where the target
-        encoder runs, all tokens that aren't missing.
-      rank: int32 [B, N], running number of a needed token within (sample, slot).
-      patches: int [B, slots], needed patches.
-      sparse: int [B, slots], visible patches of slots that are not encodable as a rule.
-      enc: int [views, B], visible tokens.
-      dec: int [views, B, modalities], decoded tokens.
-      lengths: int [plans, views, B, 2], queries and keys of the row in each plan; 0 for holes.
-      alive: bool [B], False for holes.
-    """
+class TokenCounts:
+    """Token roles of one group (the samples a host holds of it)."""
 
     group: dict[str, Any]
+    """See `olmoearth_jax.data.pipeline`."""
     table: GridTable
+    """Coordinates of the N tokens of every sample."""
     masks: np.ndarray
+    """int8 [views, B, N]; holes are all MISSING_TOKEN"""
     need: np.ndarray
+    """bool [B, N], tokens whose patch some view encodes or decodes; where the target encoder runs,
+    all tokens that aren't missing"""
     rank: np.ndarray
+    """int32 [B, N], running number of a needed token within (sample, slot)"""
     patches: np.ndarray
+    """int [B, slots], needed patches"""
     sparse: np.ndarray
+    """int [B, slots], visible patches of slots that are not encodable as a rule"""
     enc: np.ndarray
+    """int [views, B], visible tokens"""
     dec: np.ndarray
+    """int [views, B, modalities], decoded tokens"""
     lengths: np.ndarray
+    """int [plans, views, B, 2], queries and keys of the row in each plan; 0 for holes"""
     alive: np.ndarray
+    """bool [B], False for holes"""
 
     @property
     def loads(self) -> np.ndarray:
@@ -49,7 +53,7 @@ class Census:
         return np.stack([self.enc.sum(0), self.dec.sum((0, 2))], axis=1)
 
 
-def flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray:
+def _flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray:
     """int8 [B, N]: the token masks of one view, slot-major as in `grid_table`."""
     size = len(group["position"])
     parts = []
@@ -59,7 +63,7 @@ def flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
+def count_tokens(group: dict[str, Any], spec: StreamSpec) -> TokenCounts:
     """Counts the tokens of a group.
 
     A sample that is marked bad, or has no visible token in some view, becomes a hole: all of its
@@ -70,16 +74,16 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
     """
     table = grid_table(spec.slots, int(group["grid"]), group["timestamps"].shape[1])
     keys = ["mask_a", "mask_b"][: spec.views]
-    masks = np.stack([flat_masks(group, k, spec) for k in keys])
+    masks = np.stack([_flat_masks(group, k, spec) for k in keys])
     if masks.shape[-1] != len(table.slot):
         raise ValueError(
             f"masks hold {masks.shape[-1]} tokens per sample, the grid has {len(table.slot)}: "
             "masking and model use different band sets"
         )
-    alive = np.asarray(group["ok"], bool) & (masks == VISIBLE).any(-1).all(0)
+    alive = living(group["ok"], ([view] for view in masks))
     masks = np.where(alive[None, :, None], masks, np.int8(MISSING_TOKEN))
     visible, decoded = masks == VISIBLE, masks == DECODE
-    need = ((masks != MISSING_TOKEN) if is_deep(spec) else (visible | decoded)).any(0)
+    need = ((masks != MISSING_TOKEN) if spec.deep else (visible | decoded)).any(0)
     starts = table.starts[:-1]
     patches = np.add.reduceat(need, starts, axis=1, dtype=np.int64)
     before = np.cumsum(patches, axis=1) - patches
@@ -90,7 +94,7 @@ def take_census(group: dict[str, Any], spec: StreamSpec) -> Census:
     per_slot = np.add.reduceat(decoded, starts, axis=2, dtype=np.int64)
     owner = np.arange(len(spec.modalities))[:, None] == spec.slot_modality[None]
     dec = per_slot @ owner.T
-    return Census(
+    return TokenCounts(
         group, table, masks, need, rank, patches, sparse, enc, dec,
         _row_lengths(spec, enc, dec, need.sum(1)), alive,
     )  # fmt: skip
@@ -108,10 +112,10 @@ def _row_lengths(
       present: [B] tokens that the target encoder sees.
     """
     total = dec.sum(-1)
-    own = enc + registers_of(spec) * (enc > 0)
+    own = enc + spec.registers * (enc > 0)
     seen = np.zeros_like(enc)
     # A sample's one target row stands where its first view's row does.
-    seen[0] = present + registers_of(spec) * (present > 0)
+    seen[0] = present + spec.registers * (present > 0)
     known = {SELF: (own, own), CROSS: (total, enc), SAMPLE: (total, total), TARGET: (seen, seen)}
     out = np.empty((len(spec.plans), *enc.shape, 2), np.int64)
     for p, plan in enumerate(spec.plans):
@@ -129,7 +133,7 @@ def _row_lengths(
     return out
 
 
-def deal(loads: np.ndarray, devices: int) -> np.ndarray:
+def balance_devices(loads: np.ndarray, devices: int) -> np.ndarray:
     """int [n]: device of each sample; equal counts, greedily balanced, deterministic.
 
     Equal counts make the per-sample bounds hard bounds per device. Samples go, heaviest first, to
@@ -160,30 +164,27 @@ def deal(loads: np.ndarray, devices: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a micro-step asks of a rung.
-
-    Attributes:
-      totals: int64 [2 slots + 2] as in `Rung.totals`, the most of any device.
-      lengths: int [plans, devices, rows, 2], queries and keys; 0 where a device has fewer rows.
-    """
+    """What a micro-step asks of a rung."""
 
     totals: np.ndarray
+    """int64 [2 slots + 2] as in `Rung.totals`, the most of any device"""
     lengths: np.ndarray
+    """int [plans, devices, rows, 2], queries and keys; 0 where a device has fewer rows"""
 
 
-def needs(censuses: list[Census], devices: np.ndarray, spec: StreamSpec, count: int) -> Need:
+def needs(counts: list[TokenCounts], devices: np.ndarray, spec: StreamSpec, count: int) -> Need:
     """What the samples of a micro-step need of their `count` devices.
 
     Args:
-      censuses: the groups of a micro-step.
+      counts: the groups of a micro-step.
       devices: int [n], device of each sample, samples in group order.
     """
-    patches = np.concatenate([c.patches for c in censuses])
-    sparse = np.concatenate([c.sparse for c in censuses])
+    patches = np.concatenate([c.patches for c in counts])
+    sparse = np.concatenate([c.sparse for c in counts])
     # Rows of holes have no visible token and no registers either.
-    enc = np.concatenate([c.enc + registers_of(spec) * (c.enc > 0) for c in censuses], axis=1)
-    dec = np.concatenate([c.dec.sum(-1) for c in censuses], axis=1)
-    lengths = np.concatenate([c.lengths for c in censuses], axis=2)
+    enc = np.concatenate([c.enc + spec.registers * (c.enc > 0) for c in counts], axis=1)
+    dec = np.concatenate([c.dec.sum(-1) for c in counts], axis=1)
+    lengths = np.concatenate([c.lengths for c in counts], axis=2)
     totals = np.zeros(2 * len(spec.slots) + 2, np.int64)
     rows = np.zeros((len(spec.plans), count, spec.rows, 2), np.int64)
     for d in range(count):

@@ -1,30 +1,29 @@
-"""Row maps of each purpose, from the extents that a micro-batch carries."""
+"""Row maps of each purpose, from the extents of a micro-batch, and attention through them."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from olmoearth_jax.stream.layout import TARGET, registers_of
+from olmoearth_jax.mesh import BATCH_AXES
+from olmoearth_jax.model.attention import row_attention
+from olmoearth_jax.model.blocks import Attend
 from olmoearth_jax.stream.pack import MicroBatch
-from olmoearth_jax.stream.rows import RowMap, row_map
-from olmoearth_jax.stream.spec import CROSS, SAMPLE, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.rows import RowMap, gather_rows, row_map, scatter_rows
+from olmoearth_jax.stream.stream_shape import CROSS, SAMPLE, SELF, TARGET, Rung, StreamSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Maps:
-    """Builds row maps of one micro-batch.
-
-    Attributes:
-      spec: the stream.
-      rung: capacities the batch was packed for.
-      batch: index arrays.
-    """
+class RowMaps:
+    """The row maps of one micro-batch."""
 
     spec: StreamSpec
     rung: Rung
+    """Capacities the batch was packed for."""
     batch: MicroBatch
 
     def _map(self, name: str, offset, length, member, keys: bool = False) -> RowMap:
@@ -42,7 +41,7 @@ class Maps:
 
     def context(self) -> RowMap:
         """Keys of the decoder: visible tokens without registers."""
-        b, extra = self.batch, registers_of(self.spec)
+        b, extra = self.batch, self.spec.registers
         length = b.enc_length - extra if extra else b.enc_length
         offset = b.enc_offset + extra
         # Unused rows have no registers either.
@@ -86,4 +85,47 @@ class Maps:
         total = self.spec.rows
         first = jnp.take_along_axis(offset, jnp.minimum(row, total - 1), axis=1)
         place = jnp.arange(row.shape[1])[None] - first
-        return jnp.where((row < total) & (place < registers_of(self.spec)), place, -1)
+        return jnp.where((row < total) & (place < self.spec.registers), place, -1)
+
+
+def stream_attention(
+    queries: RowMap, keys: RowMap, mesh: Mesh | None, implementation: Any = "auto"
+) -> Attend:
+    """An attention callable for the model's blocks, on streams [D, N, heads, head_dim].
+
+    Args:
+      queries: rows of the query stream.
+      keys: rows of the key stream, same classes.
+      mesh: devices the leading axis is split over; None or one device needs no shard_map.
+      implementation: see `row_attention`.
+    """
+
+    def rows(q, k, v, q_lengths, k_lengths):
+        # Local shards: the leading axis is this device's alone and merges into the rows.
+        def merge(x):
+            return x.reshape(-1, *x.shape[2:])
+
+        out = row_attention(
+            merge(q),
+            merge(k),
+            merge(v),
+            kv_lengths=merge(k_lengths),
+            q_lengths=merge(q_lengths),
+            implementation=implementation,
+        )
+        return out.reshape(q.shape)
+
+    call = rows
+    if mesh is not None and mesh.size > 1:
+        spec = PartitionSpec(BATCH_AXES)
+        call = jax.shard_map(rows, mesh=mesh, in_specs=(spec,) * 5, out_specs=spec, check_vma=False)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        parts = []
+        gathered = (gather_rows(q, queries), gather_rows(k, keys), gather_rows(v, keys))
+        for qc, kc, vc, nq, nk in zip(*gathered, queries.lengths, keys.lengths, strict=True):
+            # A class without rows costs nothing but must keep its (empty) place.
+            parts.append(call(qc, kc, vc, nq, nk) if qc.shape[1] else qc)
+        return scatter_rows(parts, queries)
+
+    return attend
