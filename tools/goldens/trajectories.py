@@ -27,6 +27,7 @@ from olmoearth_jax.model.config import (
     PredictorConfig,
     ReconstructorConfig,
 )
+from olmoearth_jax.stream.stream_shape import MicroStepSize
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.step import TrainProgram
 
@@ -168,16 +169,8 @@ def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainPro
     else:
         strategy = masking.build(entry["masking"])
         grids = {entry["H"] // entry["patch_size"]: entry["T"]}
-        spec = assemble.stream_spec(
-            model,
-            [strategy],
-            grids,
-            size,
-            1,
-            1,
-            objective.views,
-            **assemble.stream_needs(objective),
-        )
+        needs, step = assemble.StreamNeeds.of(objective), MicroStepSize(size)
+        spec = assemble.stream_spec(model, [strategy], grids, step, needs)
         built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
     optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
     plan = dict(module["scheduler"])
