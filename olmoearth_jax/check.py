@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from olmoearth_jax import modalities
 from olmoearth_jax.config import MODEL_KINDS, VIEWS, ConfigError, ExperimentConfig
 from olmoearth_jax.configlib import limits, objectives, texts
-from olmoearth_jax.configlib.schema import MODALITY_LISTS, get_path
+from olmoearth_jax.configlib.schema import get_path
+from olmoearth_jax.configlib.tasks import catalogue, check_task
+from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
-from olmoearth_jax.evals.tasks import catalogue, check_task
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
@@ -210,6 +211,7 @@ def _encoder(encoder: EncoderConfig, path: str) -> Iterator[str]:
 def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iterator[str]:
     """What encoder and decoder have in common; `field` is the name of their width."""
     from olmoearth_jax.model.encodings import quarter_width
+    from olmoearth_jax.model.rope import RopeConfig
 
     for name, low in (("depth", 0), ("num_heads", 1), ("max_sequence_length", 1)):
         if getattr(part, name) < low:
@@ -233,11 +235,11 @@ def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iter
         yield f"{path}.{field} must be divisible by 16 for absolute encodings, got {width}"
     elif quarter_width(width) % 2:
         yield f"{path}.{field} must be divisible by 8 ({encoding} encodings), got {width}"
+    elif (rotary := RopeConfig.of(part)) is not None and heads > 0:
+        yield from _says(lambda: rotary.check(width // heads), path)
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:
-    from olmoearth_jax.train.build import build_transform
-
     loader, encoder, group = (
         cfg.data_loader,
         cfg.model.encoder_config,
@@ -271,7 +273,7 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
             lambda: check_grids(names, sizes, grids, budget, TILE_PX, counted), "data_loader"
         )
     yield from _says(
-        lambda: build_transform(loader.transform_config), "data_loader.transform_config"
+        lambda: transforms.build(loader.transform_config), "data_loader.transform_config"
     )
 
 
@@ -299,8 +301,9 @@ def _options(cfg: ExperimentConfig) -> Iterator[str]:
         except ValueError as e:
             yield f"{path}: {e}"
             continue
-        for key in MODALITY_LISTS & set(values):
-            for name in set(values[key] or ()) - set(trained):
+        for key in objectives.naming(path, values):
+            listed = () if isinstance(values[key], Mapping) else values[key] or ()
+            for name in set(listed) - set(trained):
                 known = ", ".join(trained)
                 yield f"{path}.{key} has {name!r}, which is not trained; trained: {known}"
         factors = getattr(built, "modality_weights", None)

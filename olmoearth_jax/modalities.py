@@ -11,13 +11,19 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from olmoearth_jax.files import check_file
 from olmoearth_jax.modality_record import check as check_record
 from olmoearth_jax.proposals import closest as closest
+
+ModalityName = Annotated[str, "the name of a modality"]
+"""Type of a setting that names a modality; upper case is accepted where one is given."""
+
+BandSets = dict[ModalityName, list[list[str]]]
+"""Modality -> the bands of each of its tokens."""
 
 MISSING = -99999.0
 """Fill value of missing pixels, timesteps and modalities; exact in float32, never normalised."""
@@ -338,3 +344,15 @@ SINGLE_BAND_SET_OVERRIDES: dict[str, list[list[str]]] = {
     name: [list(_REGISTRY[name].bands)] for name in ("sentinel2_l2a", "landsat")
 }
 """Tokenisation of v1.1 and later: all Sentinel-2 bands in one token, all Landsat bands in one."""
+
+
+def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
+    out = {}
+    for name in names:
+        m = get(name)
+        span = m.norm_range()
+        out[name] = {"bands": list(m.bands)}
+        if span is not None:
+            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
+    return out

@@ -19,10 +19,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals import models
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import extract
-from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.evals.embeddings import Extraction, extract
 from olmoearth_jax.files import replacing
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.model.pooling import Pooling
@@ -108,9 +108,8 @@ def fit_quantiles(
         input_modalities=[m for m in ("sentinel2_l2a",) if m in model.modalities],
     )  # fmt: skip
     split = open_split("quantiles", task, "train")
-    x, _ = extract(
-        model, split, split.modalities, patch_size=4, pool=Pooling(place="spatial"), batch_size=8
-    )
+    how = Extraction(4, Pooling(place="spatial"), 8)
+    x, _ = extract(model, split, split.modalities, how)
     flat = x.reshape(-1, x.shape[-1])
     tables = {bits: fit_buckets(flat, bits) for bits in quantize.BITS}
     save_buckets(target, tables)

@@ -6,7 +6,7 @@ import copy
 
 from olmoearth_jax import config as c
 from olmoearth_jax import modalities
-from olmoearth_jax.evals.tasks import official_tasks
+from olmoearth_jax.configlib.tasks import official_tasks
 from olmoearth_jax.model.config import official_model
 
 DECODE_ONLY = list(modalities.OFFICIAL_DECODE_ONLY)

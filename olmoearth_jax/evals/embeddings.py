@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.samples import (
     MASK,
@@ -18,7 +19,6 @@ from olmoearth_jax.evals.samples import (
     collate,
     modalities_in,
 )
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import frozen
@@ -157,25 +157,28 @@ def _read_ahead(split: Samples, batches: list[np.ndarray], workers: int) -> Iter
             yield items
 
 
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """How embeddings are made."""
+
+    patch_size: int
+    pool: Pooling
+    batch_size: int = 128
+    workers: int = 2
+    """Threads that read samples; 0 reads them in between."""
+
+
 def extract(
     model: EmbeddingModel,
     split: Samples,
     modalities: Sequence[str],
-    *,
-    patch_size: int,
-    pool: Pooling,
-    batch_size: int = 128,
-    order: np.ndarray | None = None,
-    workers: int = 2,
+    how: Extraction,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and labels of a whole split, on the host.
 
     The last short batch is filled up with copies of its last sample, so that one program serves
     all batches.
-
-    Args:
-      order: sample order; the split's own by default.
 
     Raises:
       ValueError: an empty split, a modality the model doesn't take, NaN embeddings.
@@ -186,18 +189,18 @@ def extract(
     for name in modalities:
         if name not in model.modalities:
             raise ValueError(f"the model does not take {name!r}; {closest(name, model.modalities)}")
-    order = np.arange(len(split)) if order is None else order
-    batch_size = min(batch_size, len(order))
+    order = np.arange(len(split))
+    batch_size = min(how.batch_size, len(order))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     found, labels = [], []
-    for items in _read_ahead(split, batches, workers):
+    for items in _read_ahead(split, batches, how.workers):
         if stop():
             raise Stopped
         samples = [item[0] for item in items]
         samples += [samples[-1]] * (batch_size - len(samples))
         keep = {k for m in modalities for k in (m, m + MASK)} | {TIMESTAMPS}
         batch = collate([{k: v for k, v in s.items() if k in keep} for s in samples])
-        out = model.embed(batch, patch_size, pool)[: len(items)]
+        out = model.embed(batch, how.patch_size, how.pool)[: len(items)]
         if not np.isfinite(out).all():
             raise ValueError(
                 "the model gives NaN or infinite embeddings; was it saved from a diverged run?"

@@ -16,11 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
-from olmoearth_jax.evals.tasks import (
+from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     METRICS,
     DatasetInfo,
@@ -28,12 +24,15 @@ from olmoearth_jax.evals.tasks import (
     RunOptions,
     check_task,
 )
+from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
+from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
 from olmoearth_jax.files import replacing
 from olmoearth_jax.model.frozen import Call
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1
-WEIGHT_DECAY = 0.01
 THRESHOLD = 0.5
 
 
@@ -142,7 +141,7 @@ def _loss_and_grads(job: Job, call: Call, params, batch, labels):
 
 @jax.jit
 def _update(params, grads, moments, count, lr):
-    return layers.adamw_update(params, grads, moments, count, lr, WEIGHT_DECAY)
+    return layers.adamw_update(params, grads, moments, count, lr)
 
 
 class FineTuner:
@@ -282,7 +281,7 @@ class FineTuner:
         out, labels = np.concatenate(found)[:count], np.concatenate(truth)[:count]
         if not np.isfinite(out).all():
             raise ValueError(f"fine-tuning {self.name} diverged: predictions are not finite")
-        task, info, scores = self.task, self.info, None
+        info, scores = self.info, None
         check_split(split, out, labels, info)
         guess = out
         if info.multilabel:
@@ -291,10 +290,7 @@ class FineTuner:
         elif "regression" not in info.task_type:
             scores = np.asarray(jax.nn.softmax(out, axis=-1))
             guess = scores.argmax(-1)
-        return metrics.score(
-            info.scoring, guess, labels, info.num_classes, scores,
-            task.primary_metric, task.primary_metric_class,
-        )  # fmt: skip
+        return metrics.score(self.task, info, guess, labels, scores)
 
     def _save(self, kind: str) -> None:
         """Writes `<kind>.ckpt`: the arrays in order, and a record of all else; atomically."""

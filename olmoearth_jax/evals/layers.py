@@ -16,6 +16,7 @@ Params = dict
 BN_MOMENTUM = 0.1
 BN_EPS = 1e-5
 _ADAM: Any = optax.scale_by_adam()
+_DECAY = 0.01
 
 
 def rng(seed: int, *purpose: int) -> np.random.Generator:
@@ -118,9 +119,9 @@ def adamw_init(params: Any) -> tuple[Any, Any]:
     return state.mu, state.nu
 
 
-def adamw_update(params, grads, moments, step, lr, weight_decay=0.01):
+def adamw_update(params, grads, moments, step, lr):
     """One AdamW step (betas 0.9/0.999, eps 1e-8) on all parameters; `step` counts from 1."""
     state = optax.ScaleByAdamState(jnp.asarray(step - 1, jnp.int32), *moments)
     direction, state = _ADAM.update(grads, state)
-    params = jax.tree.map(lambda p, d: p * (1 - lr * weight_decay) - lr * d, params, direction)
+    params = jax.tree.map(lambda p, d: p * (1 - lr * _DECAY) - lr * d, params, direction)
     return params, (state.mu, state.nu)

@@ -25,6 +25,7 @@ from olmoearth_jax.losses.numerics import (
     products,
 )
 from olmoearth_jax.losses.rows import Rows, Scope, TokenLoss
+from olmoearth_jax.modalities import ModalityName
 
 
 def _token_losses(scores: jax.Array, keep: jax.Array, tau: float) -> jax.Array:
@@ -74,7 +75,7 @@ class PatchDiscrimination(TokenLoss):
 class ModalityPatchDiscrimination(PatchDiscrimination):
     """Negatives are the sample's decoded tokens of the same modality; summed over modalities."""
 
-    modality_weights: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+    modality_weights: dict[ModalityName, Any] | tuple[tuple[str, float], ...] | None = None
     """Factor per modality; one that is present but not listed is an error."""
 
     name: ClassVar[str] = "ModalityPatchDisc"
@@ -113,7 +114,7 @@ class MaskedNegatives(ModalityPatchDiscrimination):
     """
 
     same_target_threshold: float = 0.999
-    mask_negatives_for_modalities: tuple[str, ...] | None = None
+    mask_negatives_for_modalities: tuple[ModalityName, ...] | None = None
 
     name: ClassVar[str] = "ModalityPatchDiscMasked"
 

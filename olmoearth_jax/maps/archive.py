@@ -327,6 +327,23 @@ class Archive:
                 values[chosen[members], p] = x[r, c]
                 valid[chosen[members], p] = seen[r, c]
 
+    def search(
+        self, point: Any, period: Any = None, top: int = 100, width: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The places most like one or several points (lon, lat), best first.
+
+        Returns:
+          lon, lat, score (cosine), zone, row and col of each.
+
+        Raises:
+          ValueError: no embedding there, or a period or width that the archive has not.
+        """
+        from olmoearth_jax.maps import similar
+
+        when = self.periods[self._only_step(period)]
+        query = similar.query_of_points(self, point, when, width)
+        return similar.search(self, query, when, top)
+
     def dataset(self, zone: int) -> Any:
         """A zone as an xarray Dataset, values as stored and read when they are used.
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
 from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.maps.lattice import LONLAT
 
-LONLAT = "OGC:CRS84"
 EXTRAS = ("split", "date", "year", "id")
 """Columns that mean something if they are there."""
 SUFFIXES = (".geojson", ".json", ".csv", ".parquet", ".geoparquet", ".gpkg")
@@ -117,16 +117,6 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
         if name in known and name != column:
             columns[name] = [_text(row.get(name)) for row in rows]
     return Features(shapes, table.crs, values, columns, dropped, table.notes)
-
-
-def read_shapes(path: Path) -> tuple[list[Any], Any]:
-    """(the geometries of a file, their CRS), whatever its columns.
-
-    Raises:
-      ValueError: it cannot be read.
-    """
-    table = _read_table(path)
-    return table.shapes, table.crs
 
 
 def _missing(value: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.maps.label_files import Features, read_shapes, shapely_library
-from olmoearth_jax.maps.labels import project
+from olmoearth_jax.maps.area import DENSE, project, read_area, shapely_library
+from olmoearth_jax.maps.lattice import LONLAT
 from olmoearth_jax.maps.scenes import Scene
 
 
@@ -34,28 +34,20 @@ class Area:
         Raises:
           ValueError: no polygons, or no scene that they touch; shows where both lie.
         """
-        shapely = shapely_library()
-        shapes, crs = read_shapes(path.expanduser())
-        odd = [i for i, s in enumerate(shapes) if s is None or s.is_empty or
-               "Polygon" not in s.geom_type]  # fmt: skip
-        if odd or not shapes:
-            which = f"feature {odd[0]} is none" if odd else "it holds nothing"
-            raise ValueError(f"the area {path} must be polygons: {which}")
-        features = Features(shapes, crs, [1] * len(shapes), {"id": []})
+        shapely, whole = shapely_library(), read_area(path.expanduser())
         self._grids, self._shapes = [s.stack for s in scenes], []
         for scene in scenes:
             t: Any = scene.stack.transform
             height, width = scene.stack.shape
             box = shapely.box(t.c, t.f + t.e * height, t.c + t.a * width, t.f)
-            whole = shapely.union_all(project(features, scene.stack.crs)[0])
-            self._shapes.append(whole if whole.intersection(box).area > 0 else None)
+            mine = project(shapely.segmentize(whole, DENSE), LONLAT, scene.stack.crs)
+            self._shapes.append(mine if mine.intersection(box).area > 0 else None)
         if not any(s is not None for s in self._shapes):
-            lonlat = shapely.total_bounds(np.array(project(features, "OGC:CRS84")[0], object))
             stack = scenes[0].stack
             x, y = scenes[0].lonlat([0, stack.shape[0]], [0, stack.shape[1]])
             raise ValueError(
-                f"no raster touches the area {path}: it lies within {_box(*lonlat)}, the rasters "
-                f"within {_box(min(x), min(y), max(x), max(y))} (west, south, east, north)"
+                f"no raster touches the area {path}: it lies within {_box(*whole.bounds)}, the "
+                f"rasters within {_box(min(x), min(y), max(x), max(y))} (west, south, east, north)"
             )
 
     def touches(self, scene: int, rows: slice, cols: slice) -> bool:

@@ -4,107 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
+import datetime
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data.raster_file import RasterFile, same_crs, transform_points
-from olmoearth_jax.data.rasters import Raster, Stack, read_folder, read_manifest, spread_bands
+from olmoearth_jax.data.rasters import Raster, Stack
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.maps import imagery, plan
+from olmoearth_jax.maps.plan import Period
 
-STEPS = ("month", "date")
 _OVERVIEW = 256
 """Pixels per side that the units are judged by."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Period:
-    """A span of whole months, both included; None for no bound.
-
-    Attributes:
-      name: what files of it are called; '' where there is only one without bounds.
-      first, last: (year, month 1..12).
-    """
-
-    name: str = ""
-    first: tuple[int, int] | None = None
-    last: tuple[int, int] | None = None
-
-    def holds(self, text: str) -> bool:
-        """Whether a date lies in it.
-
-        Raises:
-          ValueError: the text is no date.
-        """
-        day = parse_date(text)
-        month = (day.year, day.month)
-        return (self.first or month) <= month <= (self.last or month)
-
-
 def periods_of(years: Sequence[str] = (), spans: Sequence[str] = ()) -> list[Period]:
-    """The periods that --years or --periods name; one without bounds if neither does.
-
-    Args:
-      years: such as '2023'.
-      spans: such as '2023-04/2024-03', months included.
+    """The periods that --years or --periods name; one that holds all dates if neither does.
 
     Raises:
-      ValueError: both are given, or texts of another form.
+      ValueError: see `plan.periods_of`.
     """
-    if years and spans:
-        raise ValueError("give --years or --periods, not both")
-    out = []
-    for text in years:
-        if not re.fullmatch(r"\d{4}", text):
-            raise ValueError(f"--years are numbers such as 2023, got {text!r}")
-        out.append(Period(text, (int(text), 1), (int(text), 12)))
-    for text in spans:
-        found = re.fullmatch(r"(\d{4})-(\d\d)/(\d{4})-(\d\d)", text)
-        parts = [int(p) for p in found.groups()] if found else []
-        if not parts or not (1 <= parts[1] <= 12 and 1 <= parts[3] <= 12):
-            raise ValueError(f"--periods are spans such as 2023-04/2024-03, got {text!r}")
-        first, last = (parts[0], parts[1]), (parts[2], parts[3])
-        if last < first:
-            raise ValueError(f"the period {text} ends before it begins")
-        out.append(Period(text.replace("/", "_"), first, last))
-    names = [p.name for p in out]
-    if len(set(names)) < len(names):
-        raise ValueError(f"a period is named twice: {', '.join(names)}")
-    return out or [Period()]
+    if not years and not spans:
+        return [Period("", datetime.date.min, datetime.date.max)]
+    return plan.periods_of(years, spans)
 
 
 def list_rasters(
     source: str, name: str | None = None, modality: str | None = None, bands: Sequence[str] = ()
 ) -> tuple[list[Raster], list[str]]:
-    """(the rasters of a manifest, a folder with a name pattern, or one file; notes).
+    """The rasters and notes of `imagery.list_rasters`; a map keeps the grid of its rasters.
 
     Raises:
-      ValueError: there is no such file, or it cannot be read.
+      ValueError: see there; or a raster that asks to be resampled.
     """
-    path, notes = Path(source).expanduser(), []
-    if not path.exists():
-        raise ValueError(f"there is no file {source}")
-    if path.is_dir():
-        if not name:
-            raise ValueError(
-                f"{source} is a folder: say how its rasters are named, for example with "
-                "--name='{modality}_{date}_{tile}.tif'"
-            )
-        found, others = read_folder(path, name)
-        if others:
-            shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
-            notes = [f"{len(others)} files are not named like {name}: {shown}"]
-    elif path.suffix.lower() in (".json", ".csv"):
-        found = read_manifest(path)
-    else:
-        found = [Raster(str(path))]
+    found, notes = imagery.list_rasters(source, name, modality, bands)
     for raster in found:
-        raster.modality = raster.modality or modality or ""
-    if bands:
-        spread_bands(found, bands)
+        if raster.resample != "refuse":
+            raise ValueError(
+                f"{raster.path}: a map has the grid of its rasters, so none is resampled; warp it "
+                "first, for example with gdalwarp"
+            )
     return found, notes
 
 
@@ -121,6 +62,11 @@ class Scene:
     period: Period
     stack: Stack
     zone: str = ""
+
+    @property
+    def align(self) -> int:
+        """Pixels whose multiples windows begin at."""
+        return 1
 
     def sample(self, row: int, col: int, height: int, width: int) -> Sample | None:
         """The images of a window in raw units; None where there is no value at all."""
@@ -184,7 +130,7 @@ def open_scenes(
                 zone = "" if len(groups) == 1 else ("_".join(code or ("grid",))).lower()
                 scenes.append(Scene(period, stack, zone))
         left = len(rasters) * len(periods) - used
-        if periods[0].first and left and len(periods) == 1:
+        if periods[0].name and left and len(periods) == 1:
             notes.append(f"{left} rasters lie outside of the period {periods[0].name}: not used")
         if check_units:
             for scene in scenes:
@@ -200,7 +146,7 @@ def _within(raster: Raster, period: Period, step: str) -> Raster | None:
         if period.name and raster.period != period.name:
             return None
     elif raster.dates:
-        inside = [period.holds(d) for d in raster.dates]
+        inside = [period.holds(parse_date(d)) for d in raster.dates]
         if not any(inside):
             return None
         if not all(inside):

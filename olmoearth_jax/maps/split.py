@@ -27,11 +27,6 @@ Block = tuple[int, int, int]
 """Zone, column and row of a block."""
 
 
-def zone_of(lon: Any) -> np.ndarray:
-    """UTM zone of longitudes in degrees, by the 6 degrees alone; int of their shape."""
-    return (np.floor(np.mod(np.asarray(lon, np.float64) + 180, 360) / 6) + 1).astype(int)
-
-
 def blocks_of(zone: Any, easting: Any, northing: Any, side: float) -> list[Block]:
     """The block of each sample.
 

@@ -12,6 +12,7 @@ from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masking.random_tokens import RandomRange, random_mask
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN
+from olmoearth_jax.modalities import ModalityName
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class RandomFixedModality(Strategy):
     a random number, all but one at most. (The reference looks for gaps in the whole batch, Q8.)
     """
 
-    decoded_modalities: tuple[str, ...] = ()
-    randomize_missing_modalities: tuple[str, ...] = ()
+    decoded_modalities: tuple[ModalityName, ...] = ()
+    randomize_missing_modalities: tuple[ModalityName, ...] = ()
     key: ClassVar[str] = "random_fixed_modality"
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
@@ -79,8 +80,8 @@ class SelectableModality(Strategy):
     Unlike in the reference, missing tokens stay missing (quirk Q9).
     """
 
-    decodable_modalities: tuple[str, ...] = ()
-    fully_mask_modalities: tuple[str, ...] = ()
+    decodable_modalities: tuple[ModalityName, ...] = ()
+    fully_mask_modalities: tuple[ModalityName, ...] = ()
     max_to_mask: int = 1
     key: ClassVar[str] = "selectable_modality"
 
@@ -101,8 +102,8 @@ class SelectableModality(Strategy):
 class SelectableRandomRangeModality(RandomRange):
     """`random_range`, then up to `max_to_mask` modalities of each sample are decoded or hidden."""
 
-    decodable_modalities: tuple[str, ...] = ()
-    fully_mask_modalities: tuple[str, ...] = ()
+    decodable_modalities: tuple[ModalityName, ...] = ()
+    fully_mask_modalities: tuple[ModalityName, ...] = ()
     max_to_mask: int = 1
     key: ClassVar[str] = "selectable_random_range_modality"
 

@@ -19,6 +19,7 @@ from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBound
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masking.space_time import space_mask
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
+from olmoearth_jax.modalities import ModalityName
 
 BandSet = tuple[str, int]
 BandSets = set[BandSet]
@@ -38,7 +39,7 @@ class ModalityCross(Strategy):
     """Size range of X (only if band sets may be both)."""
     max_decoded_bandsets: int | None = None
     """Likewise."""
-    only_decode_modalities: tuple[str, ...] = ()
+    only_decode_modalities: tuple[ModalityName, ...] = ()
     """Never encoded, unless just two band sets are present (quirk Q6)."""
 
     def __post_init__(self) -> None:

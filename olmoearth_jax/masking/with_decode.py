@@ -16,6 +16,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
 from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
+from olmoearth_jax.modalities import ModalityName
 
 BandSet = tuple[str, int]
 
@@ -29,7 +30,7 @@ class RandomWithDecode(Strategy):
     gets both, and a band set with a single token always encodes it (quirk Q3).
     """
 
-    only_decode_modalities: tuple[str, ...] = ()
+    only_decode_modalities: tuple[ModalityName, ...] = ()
     key: ClassVar[str] = "random_with_decode"
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from olmoearth_jax import modalities
-from olmoearth_jax.modalities import Tokenization, closest
+from olmoearth_jax.modalities import BandSets, ModalityName, Tokenization, closest
 from olmoearth_jax.model.versions import VERSIONS
 
 POSITION_ENCODINGS = ("absolute", "rope", "rope_mixed", "rope_3d", "rope_3d_mixed", "none")
@@ -33,7 +33,7 @@ class AttentionPoolerConfig:
 class EncoderConfig:
     """Online (and target) encoder; see spec/model.md section 13 for every member."""
 
-    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    supported_modality_names: list[ModalityName] = dataclasses.field(default_factory=list)
     embedding_size: int = 16
     max_patch_size: int = 8
     min_patch_size: int = 1
@@ -50,11 +50,11 @@ class EncoderConfig:
     frozen_patch_embeddings: bool = False
     qk_norm: bool = False
     output_embedding_size: int | None = None
-    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    tokenization_overrides: BandSets = dataclasses.field(default_factory=dict)
     use_linear_patch_embed: bool = True
     band_dropout_rate: float = 0.0
     random_band_dropout: bool = False
-    band_dropout_modalities: list[str] | None = None
+    band_dropout_modalities: list[ModalityName] | None = None
     patch_embed_hidden_sizes: list[int] | None = None
     post_proj_hidden_sizes: list[int] | None = None
     position_encoding: str = "absolute"
@@ -76,7 +76,7 @@ class EncoderConfig:
 class PredictorConfig:
     """Cross-attention decoder; see spec/model.md sections 8 and 13."""
 
-    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    supported_modality_names: list[ModalityName] = dataclasses.field(default_factory=list)
     encoder_embedding_size: int = 16
     decoder_embedding_size: int = 16
     depth: int = 2
@@ -88,7 +88,7 @@ class PredictorConfig:
     random_channel_embeddings: bool = False
     output_embedding_size: int | None = None
     qk_norm: bool = False
-    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    tokenization_overrides: BandSets = dataclasses.field(default_factory=dict)
     position_encoding: str = "absolute"
     rope_base: float = 10000.0
     rope_coordinate_scale: float = 1.0
@@ -110,9 +110,9 @@ class ReconstructorConfig:
     """Pixel decoder of the MAE model; spec/model.md section 9."""
 
     decoder_config: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
-    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    supported_modality_names: list[ModalityName] = dataclasses.field(default_factory=list)
     max_patch_size: int = 8
-    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    tokenization_overrides: BandSets = dataclasses.field(default_factory=dict)
 
     @property
     def tokenization(self) -> Tokenization:
@@ -206,22 +206,7 @@ def official_model(
         pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
     dims, about = SIZES[OFFICIAL_SIZES[size]], VERSIONS[version]
-    common: dict[str, Any] = {
-        "supported_modality_names": list(modalities.resolve(modality_names)),
-        "mlp_ratio": dims.mlp_ratio,
-    }
-    if about.linear:
-        common["tokenization_overrides"] = {
-            k: v
-            for k, v in modalities.SINGLE_BAND_SET_OVERRIDES.items()
-            if k in common["supported_modality_names"]
-        }
-    if about.rotary:
-        common.update(
-            position_encoding="rope_3d_mixed",
-            rope_mixed_base=10000.0,
-            rope_temporal_coordinate_scale=1 / 30,
-        )
+    common = _common(version, list(modalities.resolve(modality_names)), dims.mlp_ratio)
     encoder = EncoderConfig(
         **common,
         embedding_size=dims.embedding_size,
@@ -251,6 +236,22 @@ def official_model(
     return ModelConfig(
         encoder_config=encoder, decoder_config=decoder, projection_only_target=faster
     )
+
+
+def _common(version: str, names: list[str], mlp_ratio: float) -> dict[str, Any]:
+    """What encoder and decoder of a version share."""
+    about = VERSIONS[version]
+    common: dict[str, Any] = {"supported_modality_names": names, "mlp_ratio": mlp_ratio}
+    if about.linear:
+        overrides = modalities.SINGLE_BAND_SET_OVERRIDES
+        common["tokenization_overrides"] = {k: v for k, v in overrides.items() if k in names}
+    if about.rotary:
+        common.update(
+            position_encoding="rope_3d_mixed",
+            rope_mixed_base=10000.0,
+            rope_temporal_coordinate_scale=1 / 30,
+        )
+    return common
 
 
 def _add_pooler(encoder: EncoderConfig, decoder: PredictorConfig) -> None:

@@ -175,6 +175,7 @@ class MicroStepSize:
 
 
 def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
 
 

@@ -8,11 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.masking import Strategy, TokenBounds
 from olmoearth_jax.model import latent_mim
@@ -34,47 +36,38 @@ from olmoearth_jax.stream.stream_shape import (
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
 
+_REMAT = {"none": "none", "dots": "dots", "block": "full"}
 
-@dataclasses.dataclass(frozen=True)
-class EngineOptions:
-    """What the engines share besides the model.
 
-    Attributes:
-      dtype: compute dtype of matrix products.
-      attention: 'auto', 'xla' or 'cudnn'.
-      remat: 'none', 'dots' or 'full'.
-      encoder_drop, decoder_drop: drop-path rates.
-      band_dropout: band dropout of the online encoder, or None.
-    """
+def compute_dtype(config: ExperimentConfig) -> Any:
+    """Type of the matrix products: bfloat16 on accelerators, float32 on CPU, unless set."""
+    if config.precision == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.precision)
 
-    dtype: Any = jnp.float32
-    attention: str = "auto"
-    remat: str = "none"
-    encoder_drop: float = 0.0
-    decoder_drop: float = 0.0
-    band_dropout: BandDropout | None = None
 
-    @classmethod
-    def of(cls, model: ModelConfig, **changes: Any) -> EngineOptions:
-        """The drop rates of a model config, and `changes`."""
-        encoder = model.encoder_config
-        dropout = None
-        if encoder.band_dropout_rate > 0:
-            names = encoder.band_dropout_modalities
-            dropout = BandDropout(
-                encoder.band_dropout_rate,
-                encoder.random_band_dropout,
-                None if names is None else tuple(names),
-            )
-        decoder = model.decoder_config
-        if decoder is None and model.reconstructor_config is not None:
-            decoder = model.reconstructor_config.decoder_config
-        return cls(
-            encoder_drop=encoder.drop_path,
-            decoder_drop=0.0 if decoder is None else decoder.drop_path,
-            band_dropout=dropout,
-            **changes,
+def _shared(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
+    """What both engines are given: module structures, losses, what is dropped and recomputed."""
+    model, dtype, dropout = config.model, compute_dtype(config), None
+    encoder, decoder = model.encoder_config, model.decoder_config
+    if encoder.band_dropout_rate > 0:
+        names = encoder.band_dropout_modalities
+        dropout = BandDropout(
+            encoder.band_dropout_rate,
+            encoder.random_band_dropout,
+            None if names is None else tuple(names),
         )
+    if decoder is None and model.reconstructor_config is not None:
+        decoder = model.reconstructor_config.decoder_config
+    return {
+        "graph": latent_mim.graph(model, dtype)[0],
+        "target_graph": latent_mim.target_graph(model, objective.full_target, dtype)[0],
+        "objective": objective,
+        "remat": _REMAT[config.remat],
+        "encoder_drop": encoder.drop_path,
+        "decoder_drop": 0.0 if decoder is None else decoder.drop_path,
+        "band_dropout": dropout,
+    }
 
 
 def micro_step_shape(
@@ -201,12 +194,11 @@ def _most_tokens(band_sets: Mapping[str, int], grid_timesteps: Mapping[int, int]
 
 
 def stream_engine(
-    model: ModelConfig,
+    config: ExperimentConfig,
     spec: StreamSpec,
     ladder: Sequence[Rung],
     objective: Objective,
     mesh: Mesh,
-    options: EngineOptions,
 ) -> StreamEngine:
     """The packed engine.
 
@@ -219,16 +211,7 @@ def stream_engine(
             "train_module.mae_loss_config.loss_config.only_decode=False use --config.engine=dense"
         )
     forward = StreamForward(
-        graph=latent_mim.graph(model, options.dtype)[0],
-        target_graph=latent_mim.target_graph(model, objective.full_target, options.dtype)[0],
-        spec=spec,
-        objective=objective,
-        mesh=mesh,
-        attention=options.attention,
-        remat=options.remat,
-        encoder_drop=options.encoder_drop,
-        decoder_drop=options.decoder_drop,
-        band_dropout=options.band_dropout,
+        spec=spec, mesh=mesh, attention=config.attention, **_shared(config, objective)
     )
     return StreamEngine(
         forward, ladder, mesh, functools.partial(hosts.current().agree, join=shared_bits)
@@ -236,26 +219,20 @@ def stream_engine(
 
 
 def dense_engine(
-    model: ModelConfig,
+    config: ExperimentConfig,
     objective: Objective,
     mesh: Mesh,
     group_size: int,
-    options: EngineOptions,
     views: int | None = None,
 ) -> DenseEngine:
     """The oracle engine."""
+    names = config.model.encoder_config.supported_modality_names
     return DenseEngine(
-        graph=latent_mim.graph(model, options.dtype)[0],
-        target_graph=latent_mim.target_graph(model, objective.full_target, options.dtype)[0],
-        objective=objective,
-        names=modalities.in_sample_order(model.encoder_config.supported_modality_names),
+        names=modalities.in_sample_order(names),
         mesh=mesh,
         group_size=group_size,
         views=objective.views if views is None else views,
-        encoder_drop=options.encoder_drop,
-        decoder_drop=options.decoder_drop,
-        band_dropout=options.band_dropout,
-        remat=options.remat,
+        **_shared(config, objective),
     )
 
 

@@ -7,7 +7,6 @@ from olmoearth_jax import losses, masking
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.masking import MaskContext
 from olmoearth_jax.modalities import Tokenization
-from olmoearth_jax.train.assemble import EngineOptions
 from tests.engines.compare import NAMES, SINGLE, check, model_of
 from tests.stream.builders import make_group
 
@@ -65,7 +64,7 @@ def test_v1_2_model_with_band_dropout_and_a_strategy_per_view():
     }
     koleo = losses.build({"type": "KoLeo"})
     objective = Objective(losses.build(loss), losses.InfoNCE(0.1, 0.05), regularizer=koleo)
-    check(config, groups, [first, second], objective, EngineOptions.of(config))
+    check(config, groups, [first, second], objective)
 
 
 @pytest.mark.slow

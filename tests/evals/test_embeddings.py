@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.evals import embeddings
-from olmoearth_jax.evals.embeddings import EncoderModel, RawBands
+from olmoearth_jax.evals.embeddings import EncoderModel, Extraction, RawBands
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, collate, make_sample
 from olmoearth_jax.model.pooling import Pooling
 
@@ -50,14 +50,16 @@ def test_extraction_fills_the_last_batch():
             return self.items[index], np.asarray(index)
 
     model = tiny_model()
-    options = {"patch_size": 4, "pool": Pooling()}
-    x, y = embeddings.extract(model, Split(), ["sentinel2_l2a"], batch_size=2, **options)
-    z, _ = embeddings.extract(model, Split(), ["sentinel2_l2a"], batch_size=5, workers=0, **options)
+    how = Extraction(4, Pooling(), 2)
+    x, y = embeddings.extract(model, Split(), ["sentinel2_l2a"], how)
+    z, _ = embeddings.extract(
+        model, Split(), ["sentinel2_l2a"], Extraction(4, Pooling(), 5, workers=0)
+    )
     assert y.tolist() == [0, 1, 2, 3, 4] and np.allclose(x, z, atol=1e-5)
     with pytest.raises(embeddings.Stopped):
-        embeddings.extract(model, Split(), ["sentinel2_l2a"], stop=lambda: True, **options)
+        embeddings.extract(model, Split(), ["sentinel2_l2a"], how, lambda: True)
     with pytest.raises(ValueError, match="does not take 'landsat'"):
-        embeddings.extract(model, Split(), ["landsat"], **options)
+        embeddings.extract(model, Split(), ["landsat"], how)
 
 
 def test_a_diverged_model_is_refused():
@@ -73,7 +75,7 @@ def test_a_diverged_model_is_refused():
             return _sample(), np.asarray(0)
 
     with pytest.raises(ValueError, match="NaN or infinite embeddings"):
-        embeddings.extract(model, Split(), ["sentinel2_l2a"], patch_size=4, pool=Pooling())
+        embeddings.extract(model, Split(), ["sentinel2_l2a"], Extraction(4, Pooling()))
 
 
 def test_bad_batches_are_refused():

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import embeddings, knn, metrics
 from olmoearth_jax.evals.datasets.bands import Statistics, impute_stats, normalize
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from tools.convert_evals import fit_buckets, save_buckets
 
@@ -83,9 +83,9 @@ def test_knn_of_several_labels_is_one_vote_per_label():
     rng = np.random.default_rng(3)
     train, query = rng.normal(size=(40, 5)), rng.normal(size=(9, 5))
     labels = rng.integers(0, 2, (40, 3))
-    scores, hard = knn.knn_scores(train, labels, query, 3, k=5)
+    scores, hard = knn.knn_scores((train, labels), query, 3, k=5)
     for c in range(3):
-        single, guess = knn.knn_scores(train, labels[:, c], query, 2, k=5)
+        single, guess = knn.knn_scores((train, labels[:, c]), query, 2, k=5)
         assert np.allclose(scores[:, c], single[:, 1], atol=1e-6)
         assert np.array_equal(hard[:, c], guess)
 
@@ -93,9 +93,9 @@ def test_knn_of_several_labels_is_one_vote_per_label():
 def test_knn_refuses_bad_input():
     x, y = np.eye(4), np.zeros(4, int)
     with pytest.raises(ValueError, match="at least 20 train samples"):
-        knn.knn_scores(x, y, x, 2)
+        knn.knn_scores((x, y), x, 2)
     with pytest.raises(ValueError, match="NaN"):
-        knn.knn_scores(x * np.nan, y, x, 2, k=2)
+        knn.knn_scores((x * np.nan, y), x, 2, k=2)
     info, options = DatasetInfo("t", "classification", 2, ()), RunOptions(k=2)
     for train, query, message in (
         ((x, y + 7), (x, y), "train split holds label 7, outside 0...1"),

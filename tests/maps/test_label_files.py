@@ -10,6 +10,7 @@ import shapely
 
 from olmoearth_jax.data.raster_file import same_crs
 from olmoearth_jax.maps import label_files
+from olmoearth_jax.maps.lattice import LONLAT
 
 SQUARE = shapely.box(13.0, 52.0, 13.01, 52.01)
 
@@ -43,7 +44,7 @@ def test_geojson_with_what_is_no_label(tmp_path):
     assert got.values == ["wheat", "maize", "rye"] and not got.points_only
     assert got.columns == {"id": ["f1", "f2", "f7"], "split": ["train", "test", ""]}
     assert got.dropped == {"null label": 1, "line": 1, "empty geometry": 2}
-    assert got.crs == label_files.LONLAT and not got.notes
+    assert got.crs == LONLAT and not got.notes
 
 
 def test_a_crs_of_geojson_is_honoured_and_told(tmp_path):
@@ -87,7 +88,7 @@ def test_geoparquet(tmp_path):
 
     got = write({"encoding": "WKB"})
     assert got.values == ["a", "b"] and got.columns["year"] == ["2023", "2024"]
-    assert got.crs == label_files.LONLAT
+    assert got.crs == LONLAT
     got = write({"encoding": "WKB", "crs": {"id": {"authority": "EPSG", "code": 32633}}})
     assert same_crs(got.crs, "EPSG:32633")
     with pytest.raises(ValueError, match="CRS is not known"):

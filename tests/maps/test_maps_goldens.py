@@ -18,7 +18,13 @@ def test_golden(case):
 
 
 def test_nothing_is_missing():
-    assert {c.name.split("/")[0] for c in CASES} >= {"quantise", "plan", "lookup", "workers"}
+    assert {c.name.split("/")[0] for c in CASES} >= {
+        "quantise",
+        "plan",
+        "lookup",
+        "workers",
+        "preview",
+    }
 
 
 def test_the_recorded_stores(tmp_path):

@@ -113,9 +113,3 @@ def test_an_uneven_split_is_told():
     got = split.split_blocks(zone, east, np.zeros(3), [{"a": 100}, {"a": 1}, {"b": 1}], SIDE, 0)
     assert any("instead of" in note for note in got.notes)
     assert any("fewer than 3 blocks" in note for note in got.notes)
-
-
-def test_zones():
-    assert split.zone_of([-180, -174.0001, -174, 0, 179.9, 180, 12, 5.9]).tolist() == [
-        1, 1, 2, 31, 60, 1, 33, 31,
-    ]  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from olmoearth_jax import losses
 from olmoearth_jax.inference import domain
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.interop import config_json, torch_keys
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
@@ -24,7 +25,6 @@ from olmoearth_jax.model.config import (
 from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.uniform_batch import Layout, UniformBatch, decode_batch, encode_batch
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.assemble import EngineOptions
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
 from tools.goldens.unet_head import conv_numbers, initial_head, unet_head
@@ -160,9 +160,10 @@ def test_training_lowers_the_loss():
     model = config(student_output_norm=True)
     objective = Objective(losses.build({"type": "patch_discrimination"}), losses.InfoNCE(0.1, 0.1))
     mesh = make_mesh(devices=jax.devices()[:1])
-    engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
+    settings = steady(model, weight_decay=0.0)
+    engine = assemble.dense_engine(settings, objective, mesh, 4)
     leaves = assemble.trainable_leaves(model, True, objective)
-    program = TrainProgram(steady(model, weight_decay=0.0), engine, mesh, leaves, 20)
+    program = TrainProgram(settings, engine, mesh, leaves, 20)
     rng = np.random.Generator(np.random.Philox(9))
     data, masks = inputs(4, 2)
     group = {
@@ -253,14 +254,11 @@ def test_safe_halo_leaves_no_trace():
     model, _ = encoder_of(config())
     data, masks = inputs(20, 2)
     halo = domain.safe_halo(config().encoder_config, 2, 4)
-    options = {"window_px": 4, "location_size": 1}
-    whole = domain.embed_domain(
-        model.encoder, data, masks, STAMPS, 2, crop_px=20, overlap_px=0, **options
-    )
+    ready = ModelInput(data, masks, STAMPS)
+    whole = domain.embed_domain(model.encoder, ready, domain.DomainPlan(2, 20, 0, 4, 1))
     assert whole.shape == (20, 20, 6)
-    tiled = domain.embed_domain(
-        model.encoder, data, masks, STAMPS, 2, crop_px=2 * halo + 12, overlap_px=2 * halo, **options
-    )
+    plan = domain.DomainPlan(2, 2 * halo + 12, 2 * halo, 4, 1)
+    tiled = domain.embed_domain(model.encoder, ready, plan)
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
     with pytest.raises(ValueError, match="whole patches of 2"):
         domain.crops_of(20, 10, 6, 2, 4)

@@ -30,11 +30,10 @@ def test_no_compilation_after_the_first_step():
         losses.build({"type": "modality_patch_discrimination"}), losses.InfoNCE(0.1, 0.1)
     )
     mesh = make_mesh(devices=jax.devices()[:1])
-    engine = assemble.stream_engine(
-        config, spec, ladder, objective, mesh, assemble.EngineOptions.of(config)
-    )
+    settings = steady(config)
+    engine = assemble.stream_engine(settings, spec, ladder, objective, mesh)
     trained = assemble.trainable_leaves(config, True)
-    program = TrainProgram(steady(config), engine, mesh, trained, 10)
+    program = TrainProgram(settings, engine, mesh, trained, 10)
     state = program.init_state()
     for step, group in enumerate(groups, start=1):
         state, _ = program.step(state, [group], step)

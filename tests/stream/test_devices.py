@@ -32,17 +32,14 @@ RULES = rules_of([], 2)
 
 def step(devices, fsdp=1, rules=(), dense=False):
     mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
-    options = assemble.EngineOptions.of(config)
+    settings = steady(config)
+    settings.fsdp_rules = [list(rule) for rule in rules]
     if dense:
-        engine = assemble.dense_engine(config, objective, mesh, 4, options)
+        engine = assemble.dense_engine(settings, objective, mesh, 4)
     else:
         k, samples = assemble.micro_step_shape(8, 4, devices)
         spec = make_spec(config, strategy, samples, devices, k)
-        engine = assemble.stream_engine(
-            config, spec, [spec.top_rung()], objective, mesh, options
-        )
-    settings = steady(config)
-    settings.fsdp_rules = [list(rule) for rule in rules]
+        engine = assemble.stream_engine(settings, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(config, True)
     program = TrainProgram(settings, engine, mesh, trained, 10)
     state = program.init_state()

@@ -32,7 +32,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.stream.token_counts import count_tokens
-from olmoearth_jax.train import build, estimate
+from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .kernels import top_kernels
@@ -190,7 +190,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 def measure(case: Case) -> dict[str, Any]:
     """Figures of one setting whose programs are compiled."""
     config, engine = case.config, case.program.engine
-    rate = matrix_rate(build.compute_dtype(config))
+    rate = matrix_rate(assemble.compute_dtype(config))
     metrics = case.one_pass()
     seconds = [_seconds(case.one_pass) for _ in range(_REPEATS.value)]
     case.whole_steps(1)
@@ -207,7 +207,7 @@ def measure(case: Case) -> dict[str, Any]:
     return {
         "micro_batch": size,
         "attention": config.attention,
-        "dtype": np.dtype(build.compute_dtype(config)).name,
+        "dtype": np.dtype(assemble.compute_dtype(config)).name,
         "micro_steps_per_update": case.per_update,
         "samples_per_s": samples / median,
         "fastest_and_slowest_s": [min(seconds), max(seconds)],

@@ -24,7 +24,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.stream.stream_shape import CROSS, SELF
 from olmoearth_jax.stream.token_counts import count_tokens
-from olmoearth_jax.train import build, estimate
+from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .micro_step import dense_program, prepare_step, random_group, stream_program
@@ -116,7 +116,7 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
         "batch": _BATCH.value,
         "patch_size": _PATCH.value,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "dtype": np.dtype(build.compute_dtype(config)).name,
+        "dtype": np.dtype(assemble.compute_dtype(config)).name,
         "programs": {k: p.compile_count for k, p in programs.items()},
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "results": results,

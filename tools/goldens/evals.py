@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import (
     embeddings,
     finetune,
@@ -24,7 +25,6 @@ from olmoearth_jax.evals import (
 from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
-from olmoearth_jax.evals.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
@@ -79,22 +79,17 @@ def _knn(name: str, z: Arrays) -> Result:
     skip = name.endswith("skip")
     for number, k in enumerate(ks):
         classes = z[f"test_scores_k{k}"].shape[1]
-        scores, guess = knn.knn_scores(*train, z["test_x"], classes, k, skip)
+        scores, guess = knn.knn_scores(train, z["test_x"], classes, k, skip)
         checks.array(f"scores k={k}", scores, z[f"test_scores_k{k}"])
         checks.array(f"predictions k={k}", guess, z[f"test_pred_k{k}"], 0, 0)
         primary = "macro_f1" if multilabel and number == 0 else None
         task = EvalTaskConfig(primary_metric=primary)
         info = DatasetInfo("knn", "classification", classes, (), multilabel)
         count, seed = (30, 7) if multilabel else (50, 42)
-        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k)
-        last = number == len(ks) - 1
-        result, resampled = knn.run_knn(
-            task, info, train, test, options, resample=last, skip_nearest=skip
-        )
+        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k, skip_nearest=skip)
+        result, resampled = knn.run_knn(task, info, train, test, options)
         _same_metrics(checks, f"test k={k}", result, _json(z, f"test_result_json_k{k}"))
-        valid, _ = knn.run_knn(
-            task, info, train, (z["val_x"], z["val_y"]), options, skip_nearest=skip
-        )
+        valid, _ = knn.run_knn(task, info, train, (z["val_x"], z["val_y"]), options)
         want = _json(z, f"val_result_json_k{k}")
         # One validation row is the zero vector: its neighbours are tied, so it may differ.
         slack = 1 / len(z["val_y"]) + 1e-9
@@ -242,9 +237,8 @@ def _probe(name: str, z: Arrays) -> Result:
     names = {"train": "train", "valid": "val", "test": "test"}
     splits = {k: (z[f"{v}_x"], z[f"{v}_y"]) for k, v in names.items()}
     start = probe_params(z, "init.")
-    out = linear_probe.train_probe(
-        task, info, splits, options, bf16=bf16, order=z["order"], start=start
-    )
+    extra = linear_probe.ProbeExtras(bf16=bf16, order=z["order"], start=start)
+    out = linear_probe.train_probe(task, info, splits, options, extra)
     checks.array("first losses", out.losses[:20], z["loss"][:20], 3e-2 if bf16 else 1e-4, 0)
     checks.array("losses", out.losses, z["loss"], 3e-2 if bf16 else 2e-3, 0)
     checks.array("learning rates", out.lrs, z["lr"], 1e-6, 1e-15)

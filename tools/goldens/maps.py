@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.maps import archive, area, conventions, lattice, plan, quantise, store, work_list
+from olmoearth_jax.maps import (
+    archive,
+    area,
+    conventions,
+    lattice,
+    plan,
+    preview,
+    quantise,
+    store,
+    work_list,
+)
 
 from .common import Case, Checks, Result, load_json, load_npz, skipped
 
@@ -97,6 +107,22 @@ def _lookup(folder: Path) -> Iterator[Case]:
         return checks.result()
 
     yield Case("lookup", run)
+
+
+def _preview(folder: Path) -> Iterator[Case]:
+    def run() -> Result:
+        g, checks = load_npz(folder / "preview.npz"), Checks()
+        got = preview.to_rgb(g["scores"], g["valid"], g["lo"], g["hi"])
+        exact = (g["scores"] - g["lo"]) / (g["hi"] - g["lo"]) * 254
+        near = np.abs(np.abs(exact - np.floor(exact)) - 0.5) < 1e-3
+        off = np.abs(got.astype(int) - g["level0"])
+        checks.true("level 0 differs", (off[~near] == 0).all() and (off <= 1).all())
+        for level in (1, 2):
+            below = preview.halve(g[f"level{level - 1}"])
+            checks.array(f"level {level}", below, g[f"level{level}"])
+        return checks.result("exact but at ties")
+
+    yield Case("preview", run)
 
 
 def _workers(folder: Path) -> Iterator[Case]:
@@ -206,4 +232,5 @@ _MADE = {
     "plan.json": _plans,
     "lookup.json": _lookup,
     "workers.json": _workers,
+    "preview.npz": _preview,
 }

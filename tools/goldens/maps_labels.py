@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax.evals import metrics
-from olmoearth_jax.maps import blend, label_files, labels, report, split
+from olmoearth_jax.maps import blend, label_files, labels, lattice, report, split
 
 from .common import Case, Checks, Result, load_json, load_npz
 
@@ -68,7 +68,7 @@ def _split_cases(folder: Path) -> Iterator[Case]:
 def _split(record: dict) -> Result:
     checks, samples = Checks(), record["samples"]
     zone, east, north = (np.array([s[k] for s in samples]) for k in ("zone", "E", "N"))
-    checks.array("zones", split.zone_of([s["lon"] for s in samples]), zone)
+    checks.array("zones", lattice.zone_of([s["lon"] for s in samples]), zone)
     own = split.blocks_of(zone, east, north, record["block_m"])
     checks.equal("blocks", own, [tuple(s["block"]) for s in samples])
     got = split.split_blocks(

@@ -159,19 +159,9 @@ def _objective(entry: dict[str, Any]) -> Objective:
     )
 
 
-def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+def _settings(entry: dict[str, Any], model: ModelConfig) -> ExperimentConfig:
+    """The settings that the recorded optimiser had."""
     module = entry["train_module"]
-    mesh = make_mesh(devices=jax.devices()[:1])
-    objective, options = _objective(entry), assemble.EngineOptions.of(model)
-    size = entry["microbatch"]
-    if engine == "dense":
-        built: Any = assemble.dense_engine(model, objective, mesh, size, options)
-    else:
-        strategy = masking.build(entry["masking"])
-        grids = {entry["H"] // entry["patch_size"]: entry["T"]}
-        needs, step = assemble.StreamNeeds.of(objective), MicroStepSize(size)
-        spec = assemble.stream_spec(model, [strategy], grids, step, needs)
-        built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
     optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
     plan = dict(module["scheduler"])
     plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
@@ -181,7 +171,21 @@ def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainPro
         max_grad_norm=module["max_grad_norm"],
         ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
     )
-    config = ExperimentConfig(model=model, train_module=settings)
+    return ExperimentConfig(model=model, train_module=settings, precision="float32")
+
+
+def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+    mesh = make_mesh(devices=jax.devices()[:1])
+    config, objective = _settings(entry, model), _objective(entry)
+    size = entry["microbatch"]
+    if engine == "dense":
+        built: Any = assemble.dense_engine(config, objective, mesh, size)
+    else:
+        strategy = masking.build(entry["masking"])
+        grids = {entry["H"] // entry["patch_size"]: entry["T"]}
+        needs, step = assemble.StreamNeeds.of(objective), MicroStepSize(size)
+        spec = assemble.stream_spec(model, [strategy], grids, step, needs)
+        built = assemble.stream_engine(config, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(model, objective.pools, objective)
     return TrainProgram(config, built, mesh, trained, entry["steps"])
 

@@ -15,7 +15,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.modalities import ModalityName, closest
 from olmoearth_jax.model.versions import VERSIONS
 
 _CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
@@ -73,7 +73,7 @@ class EvalTaskConfig:
     norm_stats_from_pretrained: bool = True
     """Normalise with the pretraining statistics instead of the dataset's own."""
     norm_method: str = DEFAULT_METHOD
-    input_modalities: list[str] = field(default_factory=list)
+    input_modalities: list[ModalityName] = field(default_factory=list)
     """Modalities given to the model; empty means all that the dataset has."""
     embedding_batch_size: int = 128
     probe_lr: float | None = None
@@ -117,33 +117,29 @@ class EvalTaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before any file is opened.
-
-    Attributes:
-      name: dataset key.
-      task_type: classification, segmentation, regression or scalar_regression.
-      num_classes: 1 for the regression types.
-      modalities: what it can give to a model.
-      multilabel: several labels per sample (classification).
-      height_width: pixels per side that spatial tasks are declared with.
-      timeseries: several dates per sample.
-      windowed: read through the windowed-raster format.
-      imputes: pairs (source band, target band) for absent bands.
-      sources: sensors the images really come from (GeoBench v2).
-      target: mean and standard deviation that regression targets are scaled by.
-    """
+    """What is known of a data set before any file is opened."""
 
     name: str
     task_type: str
+    """classification, segmentation, regression or scalar_regression."""
     num_classes: int
+    """1 for the regression types."""
     modalities: tuple[str, ...]
+    """What it can give to a model."""
     multilabel: bool = False
+    """Several labels per sample (classification)."""
     height_width: int | None = None
+    """Pixels per side that spatial tasks are declared with."""
     timeseries: bool = False
+    """Several dates per sample."""
     windowed: bool = False
+    """Read through the windowed-raster format."""
     imputes: tuple[tuple[str, str], ...] = ()
+    """Pairs (source band, target band) for absent bands."""
     sources: tuple[str, ...] = ()
+    """Sensors the images really come from (GeoBench v2)."""
     target: tuple[float, float] | None = None
+    """Mean and standard deviation that regression targets are scaled by."""
 
     @property
     def spatial(self) -> bool:
@@ -157,23 +153,21 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What holds for all tasks of an evaluation.
-
-    Attributes:
-      run_on_test: score the test split too.
-      n_bootstrap: resamples of the test score; 0 for none.
-      bootstrap_seed: their seed.
-      seed: of probe initialisation, sample order and subsets.
-      k: neighbours of kNN.
-      save_folder: where fine-tuning keeps its state; None keeps none.
-    """
+    """What holds for all tasks of an evaluation."""
 
     run_on_test: bool = False
+    """Score the test split too."""
     n_bootstrap: int = 0
+    """Resamples of the test score; 0 for none."""
     bootstrap_seed: int = 42
     seed: int = 42
+    """Of probe initialisation, sample order and subsets."""
     k: int = 20
+    """Neighbours of kNN."""
     save_folder: Path | None = None
+    """Where fine-tuning keeps its state; None keeps none."""
+    skip_nearest: bool = False
+    """kNN of samples that are in the train split themselves."""
 
 
 DEFAULTS = RunOptions()

@@ -1,0 +1,247 @@
+"""Embeds a region for one or many periods into an archive that Zarr, xarray and QGIS tools read.
+
+    python -m launch.embed --model=OlmoEarth-v1_3-Base --pooling=student --patch_size=1 \\
+        --inputs=imagery.csv --area=region.geojson --years=2023,2024 --output=/data/region
+    python -m launch.embed ...same flags... --shard=3 --of=64       one of 64 workers
+    python -m launch.embed ...same flags... --plan_only             sizes and memory, no model
+
+--inputs is a CSV or JSON list of GeoTIFFs with the columns path, date, modality, bands, and if need
+be offset, scale, nodata, resample (refuse, nearest, bilinear) and period; or a folder of them with
+--name='{modality}_{date}_{tile}.tif'. They may overlap and lie in several UTM zones, on pixels of
+10 m that are counted from E = N = 0. --area is GeoJSON, GeoParquet or .gpkg of polygons; by default
+what the rasters cover. Tokens outside of it have no embedding.
+
+The same command again goes on where it was stopped. Workers need not know of each other: any number
+may be started, in any order, and killed. Read the result with olmoearth_jax.open_archive(OUTPUT),
+see it with tools.archive. Exit codes: 0 nothing is left to do here, 1 some shards failed, 2 a
+mistake in the flags or inputs, 75 stopped by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from absl import logging as absl_logging
+
+from olmoearth_jax import commands, platforms
+from olmoearth_jax.data.progress import duration
+from olmoearth_jax.maps import embed_job, imagery, plan, store, work_list
+from olmoearth_jax.maps.embed_job import Job, Options
+
+from ._app import is_users
+
+FLAGS = flags.FlagValues()
+"""This program's own flags; other programs have flags of the same names."""
+
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
+_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+
+_string("model", None, "Folder or published name.")
+_string("inputs", None, "Manifest or folder of GeoTIFFs.")
+_string("output", None, "Folder of the archive.")
+_string("area", None, "Polygons to embed; default: what the rasters cover.")
+_list("years", [], "Periods that are years.")
+_list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+_string("name", None, "Form of the names in a folder, with {modality}, {date} and others.")
+_string("modality", None, "Modality of the rasters, if they do not say it.")
+_list("bands", [], "Names of a raster's bands, in its order.")
+_enum("step", "month", imagery.STEPS, "What is one timestep.")
+_bool("check_units", True, "Stop at values that look like another unit.")
+_integer("patch_size", 4, "Side of a patch in pixels of 10 m.", lower_bound=1)
+_enum("pooling", "spatial", embed_job.POOLINGS, "How patches become embeddings.")
+_enum("pooling_type", "mean", ["mean", "max"], "How tokens are pooled.")
+_integer("location_size", None, "Pixels per location (v1.3).", lower_bound=1)
+_integer("tile", None, "Side of a tile in pixels, about 80 by default.", lower_bound=1)
+_integer("overlap", None, "Pixels that tiles share, about 16 by default.", lower_bound=0)
+_integer("block", 256, "Tokens per side that are read at once.", lower_bound=1)
+_integer("batch_size", 16, "Tiles per call.", lower_bound=1)
+_string("dtype", "int8", "int8, float16 or float32.")
+_string("quantization", None, "signed_power, per_pixel_scale or linear.")
+_enum("normalize", None, ["l2", "none"], "Follows the quantization by default.")
+_float("scale", None, "Of --quantization=linear: value = q * scale + offset.")
+_float("offset", None, "Of --quantization=linear.")
+_integer("shard_side", None, "Tokens per side of a shard.", lower_bound=1)
+_integer("chunk", 64, "Tokens per side of a chunk.", lower_bound=1)
+_enum("extent", "region", plan.EXTENTS, "Arrays span the plan, or their whole zone.")
+_integer("shard", None, "Number of this worker, from 0.")
+_integer("of", None, "How many workers there are.")
+_bool("steal", True, "Take the shards of others when the own ones are done.")
+_bool("wait", False, "Wait for shards that others hold.")
+_integer("attempts", 3, "Times that a shard is tried.", lower_bound=1)
+_integer("device", None, "Number of the device to use.", lower_bound=0)
+_bool("plan_only", False, "Print the plan and stop.")
+
+
+def options() -> Options:
+    """The options of the command line.
+
+    Raises:
+      ValueError: a flag that is needed is missing.
+    """
+    for name in ("model", "inputs", "output"):
+        if not FLAGS[name].value:
+            raise ValueError(f"give --{name}")
+    given: dict[str, Any] = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Options)}
+    return Options(**given)
+
+
+def describe(job: Job) -> list[str]:
+    """What the job will do."""
+    layout, rule = job.layout, job.layout.rule
+    side, count = layout.lattice.side, len(job.shards)
+    itemsize = {"int8": 1, "float16": 2, "float32": 4}[rule.dtype]
+    raw = count * layout.dimensions * side**2 * itemsize
+    zones = ", ".join(f"{g.name} {g.shape[0]} x {g.shape[1]}" for g in job.grids.values())
+    periods = ", ".join(
+        f"{p.name} ({len(job.imagery.steps[p.name])} timesteps)" for p in job.imagery.periods
+    )
+    tokens = f"{side} x {side} tokens of {layout.lattice.token:g} m"
+    form = f"{layout.dimensions} bands, {rule.dtype} {rule.method}".strip()
+    return [
+        f"{count} shards of {tokens}, {form}",
+        f"zones: {zones}; periods: {periods}",
+        f"at most {raw / 1e9:.2f} GB before compression, "
+        f"{count * (side * job.options.pixels // layout.core) ** 2} tiles of {layout.tile} pixels",
+        f"memory per worker: the model and at most {embed_job.memory_of(job) / 2**30:.1f} GiB",
+        *job.notes,
+    ]
+
+
+def embed(o: Options) -> int:
+    """Does this worker's share; the exit code.
+
+    Raises:
+      ValueError: flags or inputs that cannot be used.
+    """
+    # By default GDAL keeps a twentieth of the machine's memory in blocks that are read once.
+    os.environ.setdefault("GDAL_CACHEMAX", "64")
+    index, count = work_list.place_of(FLAGS.shard, FLAGS.of)
+    if not FLAGS.plan_only:
+        store.zarr_library()
+    config = embed_job.config_of(o.model)
+    if FLAGS.plan_only and config is not None:
+        _say(*describe(embed_job.make_job(o, config)))
+        return 0
+    if config is not None:
+        embed_job.layout_of(o, config)  # settings that do not fit are told before weights are read
+    model = _load(o)
+    job = embed_job.make_job(o, model.config, model.modalities)
+    _say(*describe(job))
+    if FLAGS.plan_only:
+        return 0
+    if o.check_units:
+        job.imagery.check_units()
+    work, form = embed_job.open_job(job, model)
+    from olmoearth_jax.maps.embed_shards import ShardWorker
+
+    try:
+        with work_list.stopping():
+            found = work.run(
+                ShardWorker(job, model, form), index, count, steal=FLAGS.steal, wait=FLAGS.wait,
+                attempts=FLAGS.attempts, say=_teller(len(job.shards)),
+            )  # fmt: skip
+    except work_list.Stopped:
+        _say("stopped; the same command goes on")
+        return work_list.STOPPED
+    return _end(o, found)
+
+
+def _end(o: Options, found: work_list.Outcome) -> int:
+    for unit, error in found.failed.items():
+        print(f"failed: {unit}: {error}", file=sys.stderr)
+    if found.failed:
+        _say(
+            f"{len(found.failed)} shards failed {FLAGS.attempts} times: mend their inputs and "
+            f"start again with --attempts={2 * FLAGS.attempts}"
+        )
+        return 1
+    if found.busy:
+        _say(f"nothing left to do here; others work on {len(found.busy)} shards")
+    elif FLAGS.steal:
+        _index(Path(o.output).expanduser())
+        _say(f"complete: {o.output}")
+    else:
+        _say("this worker's own shards are done")
+    return 0
+
+
+def _index(output: Path) -> None:
+    """The catalogue, made by whoever finds the job complete; the archive does not need it."""
+    from olmoearth_jax.maps import index
+
+    if (output / "index.parquet").is_file() and (output / "collection.json").is_file():
+        return
+    try:
+        index.write(output)
+    except ValueError as e:
+        _say(f"no catalogue: {e}")
+
+
+def _teller(total: int) -> Callable[[str, Mapping[str, Any]], None]:
+    begun, done = time.monotonic(), 0
+
+    def tell(unit: str, record: Mapping[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        each = (time.monotonic() - begun) / done
+        _say(
+            f"{unit}: {record['valid']} embeddings in {duration(record['seconds'])} "
+            f"(all {total} shards by this worker alone: {duration(each * total)})"
+        )
+
+    return tell
+
+
+def _load(o: Options) -> Any:
+    import jax
+
+    from olmoearth_jax.inference.model import load_pretrained
+
+    platforms.check()
+    if FLAGS.device is not None:
+        devices = jax.devices()
+        if FLAGS.device >= len(devices):
+            raise ValueError(f"there is no device {FLAGS.device}; there are {len(devices)}")
+        jax.config.update("jax_default_device", devices[FLAGS.device])
+    model = load_pretrained(o.model)
+    model.check_locations(o.pooling, o.patch_size, o.location_size)
+    return model
+
+
+def _say(*lines: str) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def main(rest: list[str]) -> int:
+    """The exit code of the program."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}")
+        return embed(options())
+    except (ValueError, OSError) as e:
+        if not is_users(e):
+            raise
+        told = str(e)
+    except RuntimeError as e:
+        told = platforms.problem(e)
+        if told is None:
+            raise
+    print(f"error: {told}", file=sys.stderr, flush=True)
+    return commands.USER_ERROR
+
+
+if __name__ == "__main__":
+    commands.run(main, FLAGS)

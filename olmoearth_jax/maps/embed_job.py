@@ -1,0 +1,363 @@
+"""The job of an archive: what its values depend on, its plan, and what lies on disk of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from olmoearth_jax.inference import domain
+from olmoearth_jax.inference.model import PretrainedModel
+from olmoearth_jax.interop import config_json, weights
+from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
+from olmoearth_jax.maps import area, conventions, plan, quantise, store, work_list
+from olmoearth_jax.maps.imagery import Imagery, list_rasters
+from olmoearth_jax.maps.lattice import Grid, Lattice
+from olmoearth_jax.modalities import closest
+from olmoearth_jax.model.config import ModelConfig, official_model
+from olmoearth_jax.outputs import SOFTWARE
+
+POOLINGS = ("spatial", "location", "student")
+PIXEL = 10.0
+DECIDES = (
+    "model_digest", "pooling", "pooling_type", "patch_size", "location_size", "tile", "overlap",
+    "dtype", "quantization", "normalize", "scale", "offset", "periods", "timesteps", "inputs",
+    "bands", "area", "token", "shard_side", "chunk", "extent", "store_version",
+)  # fmt: skip
+"""Members of job.json that determine values; they make its digest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is embedded, and how; the flags of `launch.embed`."""
+
+    model: str
+    inputs: str
+    output: str
+    area: str | None = None
+    years: Sequence[str] = ()
+    periods: Sequence[str] = ()
+    name: str | None = None
+    modality: str | None = None
+    bands: Sequence[str] = ()
+    step: str = "month"
+    check_units: bool = True
+    patch_size: int = 4
+    pooling: str = "spatial"
+    pooling_type: str = "mean"
+    location_size: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    block: int = 256
+    batch_size: int = 16
+    dtype: str = "int8"
+    quantization: str | None = None
+    normalize: str | None = None
+    scale: float | None = None
+    offset: float | None = None
+    shard_side: int | None = None
+    chunk: int = 64
+    extent: str = "region"
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per side of a token."""
+        return self.location_size or self.patch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes that follow from the options and the model.
+
+    Attributes:
+      dimensions: D.
+      widths: Matryoshka widths, descending; none for most.
+      tile, overlap: of a tile in pixels.
+      rule: of the values.
+      lattice: of the shards.
+    """
+
+    dimensions: int
+    widths: tuple[int, ...]
+    tile: int
+    overlap: int
+    rule: quantise.Rule
+    lattice: Lattice
+
+    @property
+    def core(self) -> int:
+        """Pixels that a tile keeps."""
+        return self.tile - self.overlap
+
+    @property
+    def halo(self) -> int:
+        return self.overlap // 2
+
+
+def layout_of(o: Options, config: ModelConfig) -> Layout:
+    """Sizes and rules of an archive.
+
+    Raises:
+      ValueError: sizes or choices that do not go together; the nearest that do are named.
+    """
+    if o.pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {o.pooling!r}; {closest(o.pooling, POOLINGS)}")
+    encoder, widths = config.encoder_config, ()
+    pooler = encoder.attention_pooler_config
+    least, most = encoder.min_patch_size, encoder.max_patch_size
+    if not least <= o.patch_size <= most:
+        raise ValueError(f"patch_size must be {least}..{most} for this model, not {o.patch_size}")
+    dimensions = encoder.output_embedding_size or encoder.embedding_size
+    if o.pooling != "spatial":
+        if pooler is None:
+            raise ValueError(
+                f"pooling {o.pooling!r} needs an attention pooler, which only models of v1.3 "
+                "have; take 'spatial'"
+            )
+        dimensions = pooler.pooler_dim
+        if o.pooling == "student":
+            if not pooler.student_dims:
+                raise ValueError("this model has no student embeddings; take --pooling=location")
+            widths = tuple(sorted(pooler.student_dims, reverse=True))
+            dimensions = widths[0]
+    elif o.location_size is not None:
+        raise ValueError("--location_size goes with --pooling=location or student")
+    if o.location_size is not None and o.patch_size % o.location_size:
+        raise ValueError(
+            f"a location_size of {o.location_size} does not divide the patch size {o.patch_size}"
+        )
+    rule = quantise.rule_of(o.dtype, o.quantization, o.normalize, o.scale, o.offset,
+                            o.pooling == "student")  # fmt: skip
+    tile, overlap = _tile_of(o)
+    itemsize = {"int8": 1, "float16": 2, "float32": 4}[rule.dtype]
+    side = o.shard_side or plan.side_of(dimensions, itemsize)
+    core = tile - overlap
+    if core % o.pixels or core < 1:
+        raise ValueError(f"a tile's core of {core} pixels is not whole tokens of {o.pixels}")
+    if not o.shard_side:
+        # A core that is no power of two needs a multiple of its own.
+        fits = math.lcm(o.chunk, core // o.pixels)
+        side = max(1, side // fits) * fits
+    plan.check_sides(side, o.chunk, core // o.pixels)
+    return Layout(dimensions, widths, tile, overlap, rule, Lattice(PIXEL * o.pixels, side))
+
+
+def _tile_of(o: Options) -> tuple[int, int]:
+    """(tile, overlap) in pixels; by default a core that halves down to a patch."""
+    patch = o.patch_size
+    halo = -(-8 // patch) * patch
+    overlap = 2 * halo if o.overlap is None else o.overlap
+    core = patch
+    while 2 * core <= 64:
+        core *= 2
+    tile = o.tile or overlap + core
+    domain.tiles_of(4 * tile, tile, overlap, patch)  # says what does not fit
+    return tile, overlap
+
+
+def config_of(model: str) -> ModelConfig | None:
+    """The config of a model that need not be loaded for it; None if it must be."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        path = folder / CONFIG_FILE
+        return config_json.read(path) if path.is_file() and not _is_run(folder) else None
+    known = weights.published_name(model)
+    if known is None:
+        return None
+    _, version, size = known.split("-")
+    try:
+        return official_model(size.lower(), version)
+    except ValueError:
+        return None
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / part).is_dir() for part in ("checkpoints", "meta"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An archive to be: everything but the model.
+
+    Attributes:
+      options, layout: see there.
+      imagery: the rasters.
+      zones: zone -> area in its CRS; tokens outside have no embedding.
+      shards: the plan.
+      grids: zone -> the grid of its arrays.
+      area_digest: of the area's outline.
+      notes: sentences to print.
+    """
+
+    options: Options
+    layout: Layout
+    imagery: Imagery
+    zones: dict[int, Any]
+    shards: list[plan.Shard]
+    grids: dict[int, Grid]
+    area_digest: str
+    notes: list[str]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.options.output).expanduser()
+
+    @property
+    def store(self) -> Path:
+        return self.output / store.NAME
+
+    @property
+    def folder(self) -> Path:
+        return self.output / "job"
+
+
+def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None) -> Job:
+    """Looks at the inputs and plans the work; nothing is written.
+
+    Args:
+      o: the options.
+      config: of the model.
+      names: modalities that the model takes; None: not known yet.
+
+    Raises:
+      ValueError: inputs or settings that cannot be used.
+    """
+    layout = layout_of(o, config)
+    rasters, notes = list_rasters(o.inputs, o.name, o.modality, o.bands)
+    imagery = Imagery(rasters, plan.periods_of(o.years, o.periods), o.step)
+    if names is not None:
+        imagery.keep(names)
+    if o.area:
+        shape = area.read_area(Path(o.area).expanduser())
+        zones = area.by_zone(shape)
+        digest = hashlib.sha256(area.shapely_library().to_wkb(shape.normalize())).hexdigest()
+    else:
+        zones, digest = imagery.area(), ""
+    lattice = layout.lattice
+
+    def seen(zone: int, period: plan.Period, box: tuple[float, float, float, float]) -> bool:
+        return bool(imagery.touching(zone, period.name, box))
+
+    shards = plan.make(zones, lattice, imagery.periods, seen)
+    _check_touched(o, imagery, shards, zones)
+    for zone in zones:
+        if all(s.zone != zone for s in shards):
+            notes.append(
+                f"no raster lies on the lattice of zone {zone}, which holds a part of the area; "
+                "resample 'nearest' in the manifest brings others to it"
+            )
+    grids = plan.grids_of(shards, lattice, o.extent)
+    return Job(o, layout, imagery, zones, shards, grids, digest, [*notes, *imagery.notes])
+
+
+def _check_touched(o: Options, imagery: Imagery, shards: list[plan.Shard], zones: Any) -> None:
+    for period in imagery.periods:
+        if any(s.period == period.name for s in shards):
+            continue
+        boxes = [s.lonlat for s in imagery.sources(period.name)]
+        held = [f(b[k] for b in boxes) for f, k in ((min, 0), (min, 1), (max, 2), (max, 3))]
+        shown = ", ".join(f"{v:.4f}" for v in held)
+        wanted = "what they cover"
+        if o.area:
+            bounds = area.read_area(Path(o.area).expanduser()).bounds
+            wanted = "the area of " + ", ".join(f"{v:.4f}" for v in bounds)
+        raise ValueError(
+            f"no raster of the period {period.name} touches {wanted}: the rasters reach over "
+            f"{shown} (west, south, east, north)"
+        )
+
+
+def members_of(job: Job, model: PretrainedModel) -> dict[str, Any]:
+    """What job.json holds."""
+    o, layout, rule = job.options, job.layout, job.layout.rule
+    return {
+        "model_digest": model.digest, "pooling": o.pooling,
+        "pooling_type": o.pooling_type if o.pooling == "spatial" else "",
+        "patch_size": o.patch_size, "location_size": o.pixels, "tile": layout.tile,
+        "overlap": layout.overlap, "dtype": rule.dtype, "quantization": rule.method,
+        "normalize": rule.normalize, "scale": rule.scale, "offset": rule.offset,
+        "periods": {p.name: p.days for p in job.imagery.periods}, "timesteps": job.imagery.steps,
+        "inputs": {f"{k:06d}": row for k, row in enumerate(job.imagery.rows())},
+        "bands": job.imagery.bands, "area": job.area_digest, "token": layout.lattice.token,
+        "shard_side": layout.lattice.side, "chunk": o.chunk, "extent": o.extent,
+        "store_version": conventions.STORE_VERSION,
+        "software": _software(), "model": model.name, "options": _given(o),
+    }  # fmt: skip
+
+
+def _given(o: Options) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(o).items()}
+
+
+def _software() -> str:
+    return SOFTWARE
+
+
+def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
+    """The form of the store."""
+    o, layout = job.options, job.layout
+    published = weights.published_name(o.model)
+    url = f"https://huggingface.co/{weights.OWNER}/{published}"
+    names = list(job.imagery.bands)
+    provenance = {
+        "model_digest": model.digest, "job_digest": digest, "patch_size": o.patch_size,
+        "location_size": o.pixels, "pooling": o.pooling, "normalize": layout.rule.normalize,
+        "modalities": names, "dequantize": layout.rule.formula, "license": LICENSE_URL,
+    }  # fmt: skip
+    attrs = conventions.root_attributes(
+        layout.rule, layout.dimensions, layout.lattice.token,
+        url if published else f"urn:sha256:{model.digest}", names, _software(), layout.widths,
+        provenance,
+    )  # fmt: skip
+    bands = store.band_chunk(layout.dimensions, layout.widths)
+    return store.Form(layout.dimensions, layout.rule, job.imagery.periods, layout.lattice.side,
+                      o.chunk, bands, attrs)  # fmt: skip
+
+
+def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, store.Form]:
+    """Writes what describes the job, unless it is there; its work list and the store's form.
+
+    Raises:
+      ValueError: the output holds another job; the members that differ are named.
+      OSError: it cannot be written.
+    """
+    digest = work_list.open_job(job.folder / "job.json", members_of(job, model), DECIDES)
+    form = form_of(job, model, digest)
+    lines = "".join(json.dumps({"id": s.id}) + "\n" for s in job.shards)
+    path = job.folder / "plan.jsonl"
+    if not path.is_file() or path.read_text(encoding="utf-8") != lines:
+        work_list.write_durably(path, lines)
+    store.make_store(job.store, form, job.grids)
+    units = [s.id for s in job.shards]
+    return work_list.WorkList(job.folder, job.store, digest, units), form
+
+
+def read_plan(output: Path) -> work_list.WorkList:
+    """The work list of an archive that was begun.
+
+    Raises:
+      ValueError: there is none.
+    """
+    held = work_list.read_json(output / "job" / "job.json")
+    path = output / "job" / "plan.jsonl"
+    if held is None or not path.is_file():
+        raise ValueError(f"{output} is no archive that launch.embed made: it has no job folder")
+    with path.open(encoding="utf-8") as file:
+        units = [json.loads(line)["id"] for line in file]
+    digest = str(held.get("job_digest"))
+    return work_list.WorkList(output / "job", output / store.NAME, digest, units)
+
+
+def memory_of(job: Job) -> int:
+    """Bytes of host memory that a worker needs beside the model's weights, at most."""
+    o, layout = job.options, job.layout
+    side = layout.lattice.side
+    raw = layout.dimensions * side**2 * {"int8": 1, "float16": 2, "float32": 4}[layout.rule.dtype]
+    steps = max(len(s) for s in job.imagery.steps.values()) or 1
+    bands = sum(len(b) for b in job.imagery.bands.values())
+    block = (min(o.block, side) * o.pixels + 2 * layout.halo) ** 2 * steps * bands * 4
+    return int(1.5 * 2**30 + 2.6 * raw + 3 * block)

@@ -1,0 +1,310 @@
+"""Embedding the shards of an archive: reading, encoding, quantising and writing side by side.
+
+Tiles lie on the lattice, so a value depends neither on the shard's size nor on who computes it.
+All calls of the encoder have one shape: at most two programs, with and without missing tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax import modalities
+from olmoearth_jax.inference.model import PretrainedModel
+from olmoearth_jax.inference.prepare import ModelInput
+from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.maps import area, quantise, store
+from olmoearth_jax.maps.embed_job import PIXEL, Job
+from olmoearth_jax.maps.plan import Shard, shard_of
+from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
+from olmoearth_jax.model import pooling
+
+_AHEAD = 2
+"""Batches of tiles that are read and prepared before they are needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Prepared tiles of one shard.
+
+    Attributes:
+      places: int [B, 2], first row and column in tokens of what each keeps.
+      ready: what the model takes.
+      counts: uint8 [B, h, w] of the kept tokens: timesteps with data.
+    """
+
+    places: np.ndarray
+    ready: ModelInput
+    counts: np.ndarray
+
+
+class ShardWorker:
+    """Computes and writes shards; what `WorkList.run` calls."""
+
+    def __init__(self, job: Job, model: PretrainedModel, form: store.Form):
+        self._job, self._model, self._form = job, model, form
+        self._writer = store.Writer(job.store, form, job.grids)
+        self._core = job.layout.core // job.options.pixels
+        self._halo = job.layout.halo // job.options.pixels
+
+    def __call__(self, unit: str) -> tuple[dict[str, Any], list[str]]:
+        """Writes a shard; (members of its marker, keys of its objects).
+
+        Raises:
+          ValueError: a raster that cannot be read, or a model that gives no numbers.
+        """
+        shard = shard_of(unit)
+        self._writer.clear(shard)
+        made = _Arrays(self._form)
+        inside = self._inside(shard)
+        with ThreadPoolExecutor(1) as pool:
+            waiting: Future | None = None
+            for tiles in self._batches(shard, inside):
+                got = self._encode(tiles.ready)
+                if waiting is not None:
+                    waiting.result()
+                waiting = pool.submit(made.put, tiles, got, inside, self._core)
+            if waiting is not None:
+                waiting.result()
+        keys = self._writer.write(shard, made.values, made.scales, made.coverage)
+        valid = int((made.coverage > 0).sum())
+        record = {
+            "valid": valid, "nodata": made.coverage.size - valid, "clipped": made.clipped,
+            "largest": made.largest, "software": self._form.attrs["geoemb:build_version"],
+        }  # fmt: skip
+        return record, keys
+
+    def _inside(self, shard: Shard) -> np.ndarray:
+        """bool [S, S]: tokens that the area touches."""
+        shape, lattice = self._job.zones[shard.zone], self._job.layout.lattice
+        square = area.shapely_library().box(*lattice.box(shard.row, shard.col))
+        out = np.zeros((lattice.side, lattice.side), bool)
+        if shape.contains(square):
+            return ~out
+        part = shape.intersection(square.buffer(lattice.token))
+        if not part.is_empty:
+            from rasterio.features import rasterize
+            from rasterio.transform import Affine
+
+            place = Affine(*lattice.place(shard.row, shard.col))
+            burnt = rasterize([(part, 1)], out.shape, transform=place, all_touched=True)
+            out = np.asarray(burnt) > 0
+        return out
+
+    def _batches(self, shard: Shard, inside: np.ndarray) -> Iterator[Tiles]:
+        """Groups of `batch_size` tiles that one program takes, prepared in another thread."""
+        held: dict[Any, list[Tiles]] = {}
+        size = self._job.options.batch_size
+        for tiles in _ahead(self._tiles(shard, inside), _AHEAD):
+            for key, rows in _groups(tiles.ready):
+                group = held.setdefault(key, [])
+                group.append(_rows(tiles, rows))
+                if sum(len(t.places) for t in group) >= size:
+                    whole = _joined(group)
+                    group[:] = [_rows(whole, np.arange(size, len(whole.places)))]
+                    yield _rows(whole, np.arange(size))
+        for key in sorted(held, key=str):
+            rest = _joined(held[key])
+            if len(rest.places):
+                yield rest
+
+    def _tiles(self, shard: Shard, inside: np.ndarray) -> Iterator[Tiles]:
+        """The tiles of a shard that hold data, in the order of its blocks."""
+        job, o, side = self._job, self._job.options, self._job.layout.lattice.side
+        west, south, east, north = job.layout.lattice.box(shard.row, shard.col)
+        margin = job.layout.halo * PIXEL
+        box = (west - margin, south - margin, east + margin, north + margin)
+        top, left = round(-north / PIXEL), round(west / PIXEL)
+        block = max(self._core, min(o.block, side) // self._core * self._core)
+        with job.imagery.stack(shard.zone, shard.period, box) as stack:
+            for row in range(0, side, block):
+                for col in range(0, side, block):
+                    places = self._places(inside, row, col, block)
+                    if not places:
+                        continue
+                    rows, cols = (
+                        _span(at, min(at + block, side), self._halo, o.pixels, start)
+                        for at, start in ((row, top), (col, left))
+                    )
+                    window = stack.read(rows, cols)
+                    yield from self._cut(window, stack.dates, places, row, col)
+
+    def _places(self, inside: np.ndarray, row: int, col: int, block: int) -> list[tuple[int, int]]:
+        """First tokens of the tiles of a block that the area touches."""
+        core, side = self._core, len(inside)
+        return [
+            (r, c)
+            for r in range(row, min(row + block, side), core)
+            for c in range(col, min(col + block, side), core)
+            if inside[r : r + core, c : c + core].any()
+        ]
+
+    def _cut(
+        self, window: Any, dates: Sequence[str], places: list[tuple[int, int]], row: int, col: int
+    ) -> Iterator[Tiles]:
+        o, extent = self._job.options, self._core + 2 * self._halo
+        for start in range(0, len(places), o.batch_size):
+            samples, kept = [], []
+            for r, c in places[start : start + o.batch_size]:
+                at = [(v * o.pixels, (v + extent) * o.pixels) for v in (r - row, c - col)]
+                arrays = {}
+                for name, x in window.arrays.items():
+                    f = modalities.get(name).image_factor
+                    (y0, y1), (x0, x1) = at
+                    arrays[name] = x[y0 * f : y1 * f, x0 * f : x1 * f]
+                if not any(np.isfinite(x).any() for x in arrays.values()):
+                    continue
+                samples.append(
+                    Sample.from_arrays(arrays, dates, bands=window.bands, nan_pixels="mask",
+                                       check_units=False)
+                )  # fmt: skip
+                kept.append((r, c))
+            if not samples:
+                continue
+            ready = self._model.prepare(samples, o.patch_size)
+            counts = self._counts(ready)
+            seen = np.flatnonzero(ready.visible.any((1, 2)) & counts.any((1, 2)))
+            if len(seen):
+                yield Tiles(np.array(kept)[seen], ready.rows(seen), counts[seen])
+
+    def _counts(self, ready: ModelInput) -> np.ndarray:
+        """uint8 [B, core, core]: timesteps with data of the tokens that tiles keep."""
+        moving, still = [], []
+        for name, mask in ready.masks.items():
+            if modalities.get(name).spatial:
+                seen = (mask == VISIBLE).any(-1)
+                (moving if modalities.get(name).multitemporal else still).append(seen)
+        count = np.zeros(ready.visible.shape, np.int64)
+        if moving:
+            count = np.logical_or.reduce(moving).sum(-1)
+        for seen in still:
+            count = np.maximum(count, seen.any(-1))
+        factor = self._job.options.patch_size // self._job.options.pixels
+        count = count.repeat(factor, 1).repeat(factor, 2)
+        kept = slice(self._halo, self._halo + self._core)
+        return np.minimum(count, store.MOST_COVERAGE).astype(np.uint8)[:, kept, kept]
+
+    def _encode(self, ready: ModelInput) -> np.ndarray:
+        """Embeddings float32 [B, core, core, D] of the tokens that tiles keep."""
+        o, count = self._job.options, len(ready.timestamps)
+        # Always as many rows: one program, whatever is left of a shard.
+        rows = np.minimum(np.arange(o.batch_size), count - 1)
+        got = self._model.embed(
+            ready.rows(rows), o.patch_size, o.pooling, o.pooling_type,
+            location_size=o.location_size,
+        )  # fmt: skip
+        kept = slice(self._halo, self._halo + self._core)
+        return got[:count, kept, kept]
+
+
+class _Arrays:
+    """What is stored of a shard, filled tile by tile."""
+
+    def __init__(self, form: store.Form):
+        side, self._rule = form.side, form.rule
+        fill = np.array(form.rule.fill, form.rule.dtype)
+        self.values = np.full((form.dimensions, side, side), fill, form.rule.dtype)
+        self.coverage = np.zeros((side, side), np.uint8)
+        self.scales = None
+        if form.rule.method == "per_pixel_scale":
+            self.scales = np.full((side, side), np.inf, np.float32)
+        self.clipped, self.largest = 0, 0.0
+
+    def put(self, tiles: Tiles, got: np.ndarray, inside: np.ndarray, core: int) -> None:
+        """Quantises what tiles keep."""
+        for (row, col), x, count in zip(tiles.places, got, tiles.counts, strict=True):
+            at = slice(row, row + core), slice(col, col + core)
+            valid = (count > 0) & inside[at]
+            q, scales, clipped = quantise.quantise(x, valid, self._rule)
+            self.values[(slice(None), *at)] = np.moveaxis(q, -1, 0)
+            self.coverage[at] = np.where(valid, count, 0)
+            if self.scales is not None and scales is not None:
+                self.scales[at] = scales
+            self.clipped += clipped
+            if valid.any():
+                self.largest = max(self.largest, float(np.abs(x[valid]).max()))
+
+
+def _span(first: int, last: int, halo: int, pixels: int, start: int) -> slice:
+    """Pixels on the lattice of the tokens first..last of a shard and the halo around them."""
+    return slice(start + (first - halo) * pixels, start + (last + halo) * pixels)
+
+
+def _rows(tiles: Tiles, rows: np.ndarray) -> Tiles:
+    return Tiles(tiles.places[rows], tiles.ready.rows(rows), tiles.counts[rows])
+
+
+def _joined(parts: Sequence[Tiles]) -> Tiles:
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0].ready
+    data, masks = (
+        {
+            n: np.concatenate([getattr(p.ready, what)[n] for p in parts])
+            for n in getattr(first, what)
+        }
+        for what in ("data", "masks")
+    )
+    stamps = np.concatenate([p.ready.timestamps for p in parts])
+    places = np.concatenate([p.places for p in parts])
+    counts = np.concatenate([p.counts for p in parts])
+    return Tiles(places, ModelInput(data, masks, stamps), counts)
+
+
+def _groups(ready: ModelInput) -> Iterator[tuple[Any, np.ndarray]]:
+    """Tiles that one program takes together without seeing each other.
+
+    Pooling and the fast pass are chosen for a whole call; tiles for which they would be chosen
+    differently are kept apart, so that values do not depend on neighbours in a batch.
+    """
+    keys: dict[Any, list[int]] = {}
+    for i in range(len(ready.timestamps)):
+        masks = {n: m[i : i + 1] for n, m in ready.masks.items()}
+        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
+        keys.setdefault((tuple(pooling.spatial_names(masks)), fast), []).append(i)
+    for key, rows in keys.items():
+        yield key, np.array(rows)
+
+
+def _ahead(items: Iterator[Any], most: int) -> Iterator[Any]:
+    """The items, made in another thread, at most so many before they are asked for."""
+    ready: queue.Queue = queue.Queue(most)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, None))
+        except BaseException as e:
+            put((None, e))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

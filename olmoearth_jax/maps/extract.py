@@ -1,0 +1,184 @@
+"""Parts of an archive as files of others: maps for QGIS and GDAL, and tables of points."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.maps import cogs
+from olmoearth_jax.maps.archive import Archive, Zone
+from olmoearth_jax.maps.quantise import NODATA
+from olmoearth_jax.maps.store import NOT_PROCESSED
+
+DTYPES = ("stored", "float32")
+
+
+def tags_of(archive: Archive, period: Any) -> dict[str, str]:
+    """What a reader of a map of an archive must know."""
+    attrs = archive.attrs
+    kept = ("model_digest", "job_digest", "patch_size", "location_size", "pooling", "normalize")
+    out = {k.upper(): str(attrs[f"olmoearth:{k}"]) for k in kept if f"olmoearth:{k}" in attrs}
+    return {
+        "SOFTWARE": str(attrs.get("geoemb:build_version", "olmoearth-jax")),
+        "MODEL": str(attrs.get("geoemb:model", "")), "PERIOD": str(period), **out,
+    }  # fmt: skip
+
+
+def export(
+    archive: Archive,
+    bbox: Sequence[float] | None,
+    period: Any,
+    output: Path,
+    width: int | None = None,
+    dtype: str = "stored",
+) -> list[Path]:
+    """Writes embeddings as COGs on the native grid, one per zone.
+
+    Args:
+      archive: to read.
+      bbox: west, south, east, north in degrees; None for all.
+      period: one of its periods.
+      output: the file; its zone is added to the name where there are several.
+      width: the first bands only.
+      dtype: 'stored' or 'float32'. Values that need the scale of each pixel become float32.
+
+    Raises:
+      ValueError: a box, period or width that the archive has not.
+    """
+    step, d = archive.step_of(period), archive.width_of(width)
+    if bbox is None:
+        windows = [
+            (z, slice(0, z.shape[0]), slice(0, z.shape[1]))
+            for z in map(archive.zone, archive.zones)
+        ]
+    else:
+        windows = archive.windows(bbox)
+    stored = dtype == "stored" and archive.rule.method != "per_pixel_scale"
+    kind = archive.rule.dtype if stored else "float32"
+    kind = "float32" if kind == "float16" else kind
+    files = cogs.named(output, [zone.number for zone, _, _ in windows])
+    rule = archive.rule
+    scale = (rule.scale, rule.offset) if kind == "int8" and rule.method == "linear" else None
+    for zone, rows, cols in windows:
+        tags = tags_of(archive, period)
+        if kind == "int8":
+            tags["QUANTIZATION"] = rule.formula
+        with cogs.writing(
+            files[zone.number], crs=zone.crs, transform=zone.place(rows, cols),
+            shape=(rows.stop - rows.start, cols.stop - cols.start), dtype=kind,
+            names=[f"e{i:03d}" for i in range(d)], tags=tags, rule=scale,
+            nodata=NODATA if kind == "int8" else np.nan,
+        ) as file:  # fmt: skip
+            for r, c in pieces(zone, rows, cols):
+                x, seen = _values(archive, zone, step, r, c, d, kind)
+                if seen:
+                    file.put(r.start - rows.start, c.start - cols.start, np.moveaxis(x, -1, 0))
+    return list(files.values())
+
+
+def _values(
+    archive: Archive, zone: Zone, step: int, rows: slice, cols: slice, width: int, kind: str
+) -> tuple[np.ndarray, bool]:
+    if kind != "int8":
+        x, valid = archive.window(zone, step, rows, cols, width)
+        return x, bool(valid.any())
+    q, _, coverage = archive.stored(zone, step, rows, cols, width)
+    valid = (coverage > 0) & (coverage < NOT_PROCESSED)
+    return np.where(valid[..., None], q, np.int8(NODATA)), bool(valid.any())
+
+
+def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
+    """The parts of a window that lie in one shard each."""
+    for r, c in zone.shards():
+        y = slice(max(r.start, rows.start), min(r.stop, rows.stop))
+        x = slice(max(c.start, cols.start), min(c.stop, cols.stop))
+        if y.start < y.stop and x.start < x.stop:
+            yield y, x
+
+
+def read_points(path: Path) -> tuple[np.ndarray, dict[str, list[Any]]]:
+    """(float [N, 2] of lon and lat, columns) of GeoJSON points, or of a CSV with lon and lat.
+
+    Raises:
+      ValueError: it cannot be read, or holds something else than points.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+            lonlat = [[float(row.pop("lon")), float(row.pop("lat"))] for row in rows]
+        else:
+            features = json.loads(text)["features"]
+            odd = [f["geometry"]["type"] for f in features if f["geometry"]["type"] != "Point"]
+            if odd:
+                raise ValueError(f"it holds a {odd[0]}, but points are needed")
+            lonlat = [f["geometry"]["coordinates"][:2] for f in features]
+            rows = [f.get("properties") or {} for f in features]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        told = f"there is no {e}" if isinstance(e, KeyError) else str(e)
+        raise ValueError(f"{path} cannot be read as points: {told}") from None
+    if not lonlat:
+        raise ValueError(f"{path} holds no points")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return np.array(lonlat, np.float64), {n: [row.get(n) for row in rows] for n in names}
+
+
+def sample(
+    archive: Archive, points: Path, periods: Sequence[Any], output: Path, width: int | None = None
+) -> tuple[int, int]:
+    """Writes the embeddings at points as Parquet, a row per point and period; (valid, rows).
+
+    Columns: those of the points, then lon, lat, zone, row, col (of the token that answers, -1 for
+    none), period, valid, and `embedding`, a list of float32 that is null where there is none.
+
+    Raises:
+      ValueError: points, periods or a width that do not fit; pyarrow is missing.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("Parquet needs the 'geo' extra: pip install 'olmoearth-jax[geo]'"
+                         ) from None  # fmt: skip
+    lonlat, columns = read_points(points)
+    names = [archive.periods[archive.step_of(p)] for p in (periods or archive.periods)]
+    values, valid, places = archive.locate(lonlat, names, width)
+    each = len(names)
+    table: dict[str, Any] = {
+        name: pyarrow.array(_alike(held)).take(np.repeat(np.arange(len(held)), each))
+        for name, held in columns.items()
+    }
+    for k, name in enumerate(("lon", "lat")):
+        table[name] = lonlat[:, k].repeat(each)
+    for k, name in enumerate(("zone", "row", "col")):
+        table[name] = places[:, k].repeat(each)
+    table["period"] = [str(n) for n in names] * len(lonlat)
+    table["valid"] = valid.reshape(-1)
+    flat, seen = values.reshape(-1, values.shape[-1]), valid.reshape(-1)
+    kind = pyarrow.list_(pyarrow.float32())
+    table["embedding"] = pyarrow.array(
+        [x if ok else None for x, ok in zip(flat, seen, strict=True)], kind
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    from olmoearth_jax.files import replacing
+
+    made = pyarrow.table(table).replace_schema_metadata(
+        {k.lower(): v for k, v in tags_of(archive, ",".join(map(str, names))).items()}
+    )
+    with replacing(output) as scratch:
+        pyarrow.parquet.write_table(made, scratch)
+    return int(seen.sum()), len(seen)
+
+
+def _alike(held: list[Any]) -> list[Any]:
+    """Values of one type, as texts where they are of several."""
+    kinds = {type(v) for v in held if v is not None}
+    plain = kinds <= {int, float} or len(kinds) <= 1 and not kinds & {dict, list}
+    return held if plain else [None if v is None else json.dumps(v) for v in held]

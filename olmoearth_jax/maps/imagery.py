@@ -1,0 +1,358 @@
+"""The images that an archive is made from: by zone, period and timestep."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from olmoearth_jax import modalities
+from olmoearth_jax.data import values
+from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack, Placed, look_at
+from olmoearth_jax.data.raster_list import Raster, read_folder, read_manifest
+from olmoearth_jax.data.raster_units import check_files
+from olmoearth_jax.data.rasters import spread_bands
+from olmoearth_jax.dates import parse_date
+from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.maps import area
+from olmoearth_jax.maps.lattice import LONLAT, crs_of, zone_bounds, zone_of
+from olmoearth_jax.maps.plan import Period
+
+STEPS = ("month", "date")
+_OVERVIEW = 256
+"""Pixels per side that the units are judged by."""
+_LOOKED_AT = 8
+"""Rasters per modality that the units are judged by."""
+
+Box = tuple[float, float, float, float]
+
+
+def list_rasters(
+    source: str, name: str | None = None, modality: str | None = None, bands: Sequence[str] = ()
+) -> tuple[list[Raster], list[str]]:
+    """(the rasters of a manifest, of a folder with a name pattern, or one file; notes).
+
+    Raises:
+      ValueError: there is no such file, or it cannot be read.
+    """
+    path, notes = Path(source).expanduser(), []
+    if not path.exists():
+        raise ValueError(f"there is no file {source}")
+    if path.is_dir():
+        if not name:
+            raise ValueError(
+                f"{source} is a folder: say how its rasters are named, for example with "
+                "--name='{modality}_{date}_{tile}.tif'"
+            )
+        found, others = read_folder(path, name)
+        if others:
+            shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+            notes = [f"{len(others)} files are not named like {name}: {shown}"]
+    elif path.suffix.lower() in (".json", ".csv"):
+        found = read_manifest(path, resample=True)
+    else:
+        found = [Raster(str(path))]
+    for raster in found:
+        raster.modality = raster.modality or modality or ""
+    if bands:
+        spread_bands(found, bands)
+    return found, notes
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A raster of one period.
+
+    Attributes:
+      placed: what is known of it; its raster has the day of each timestep.
+      days: of its timesteps; none where nothing varies in time.
+      lonlat: bounds in degrees.
+    """
+
+    placed: Placed
+    days: tuple[datetime.date, ...]
+    lonlat: Box
+
+
+class Imagery:
+    """Rasters by period, looked at once and opened where they are needed.
+
+    Attributes:
+      periods: ascending.
+      bands: modality -> bands of every window, in sample order.
+      steps: period -> the texts of its timesteps, ascending.
+      notes: sentences on what was done with the rasters.
+    """
+
+    def __init__(self, rasters: Sequence[Raster], periods: Sequence[Period], step: str = "month"):
+        """Looks at all rasters.
+
+        Args:
+          rasters: in the order in which overlapping ones count.
+          periods: those outside of all are counted and not used.
+          step: what is one timestep: 'month' or 'date'.
+
+        Raises:
+          ValueError: rasters that cannot be used, or not together; too many timesteps.
+        """
+        self.periods, self.notes = list(periods), []
+        self._of: dict[str, list[Source]] = {p.name: [] for p in periods}
+        days: dict[str, set[datetime.date]] = {p.name: set() for p in periods}
+        bands: dict[str, list[str]] = {}
+        unused = 0
+        for raster in rasters:
+            placed = look_at(raster)
+            sources = self._sources(placed, step)
+            unused += not sources
+            for period, source in sources.items():
+                self._of[period].append(source)
+                days[period].update(source.days)
+            if sources:
+                held = bands.setdefault(placed.modality, [])
+                held += [b for b in placed.bands if b not in held]
+        if unused:
+            self.notes.append(f"{unused} of {len(rasters)} rasters lie outside of every period: "
+                              "not used")  # fmt: skip
+        for period in periods:
+            if not self._of[period.name]:
+                raise ValueError(self._nothing(period, rasters))
+        for name, found in self._of.items():
+            _check_bands(found)
+            _check_repeats(found)
+            _check_steps(name, days[name])
+        self.bands = {n: bands[n] for n in modalities.in_sample_order(bands)}
+        self._days = {name: sorted(found) for name, found in days.items()}
+        form = "%Y-%m" if step == "month" else "%Y-%m-%d"
+        self.steps = {n: [d.strftime(form) for d in ds] for n, ds in self._days.items()}
+
+    def _nothing(self, period: Period, rasters: Sequence[Raster]) -> str:
+        dates = sorted({d for r in rasters for d in r.dates})
+        shown = f"their dates are {dates[0]} to {dates[-1]}" if dates else "they have no dates"
+        return f"no raster lies in the period {period.name}: {shown}"
+
+    def _sources(self, placed: Placed, step: str) -> dict[str, Source]:
+        """Period -> the raster as it is used there."""
+        raster, bounds = placed.raster, _lonlat_of(placed)
+        if raster.period and raster.period not in self._of:
+            named = raster.period.replace("/", "_")
+            if named not in self._of:
+                return {}
+            raster = dataclasses.replace(raster, period=named)
+        if not placed.multitemporal:
+            names = [raster.period] if raster.period else list(self._of)
+            return {name: Source(placed, (), bounds) for name in names}
+        try:
+            dates = [parse_date(text) for text in raster.dates]
+        except ValueError as e:
+            raise ValueError(f"{raster.path}: {e}") from None
+        if not dates:
+            raise ValueError(f"{raster.path} has no date: give one in the manifest")
+        inside = {p.name: all(p.holds(d) for d in dates) for p in self.periods}
+        mixed = [p.name for p in self.periods
+                 if any(p.holds(d) for d in dates) and not inside[p.name]]  # fmt: skip
+        if raster.period:
+            inside = {name: name == raster.period for name in inside}
+        elif mixed:
+            raise ValueError(
+                f"{raster.path} holds dates inside and outside of the period {mixed[0]}: cut it "
+                "in two, or name its period in the manifest"
+            )
+        if step == "month":
+            dates = [d.replace(day=15) for d in dates]
+        texts = [d.isoformat() for d in dates]
+        shown = dataclasses.replace(placed, raster=dataclasses.replace(raster, date=texts))
+        return {n: Source(shown, tuple(dates), bounds) for n, so in inside.items() if so}
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Uses only these modalities.
+
+        Raises:
+          ValueError: there are none of them.
+        """
+        left = [n for n in self.bands if n not in names]
+        if len(left) == len(self.bands):
+            raise ValueError(
+                f"the rasters show {', '.join(left)}, but the model takes {', '.join(names)}"
+            )
+        if left:
+            self.notes.append(f"left out {', '.join(left)}: the model was not trained to see them")
+        self.bands = {n: b for n, b in self.bands.items() if n in names}
+        for name, found in self._of.items():
+            self._of[name] = [s for s in found if s.placed.modality in names]
+
+    def days(self, period: str) -> list[datetime.date]:
+        """One day per timestep of a window, as many in every period.
+
+        Shorter periods repeat their last day, for which there is no raster.
+        """
+        most = max(len(d) for d in self._days.values()) or 1
+        own = self._days[period] or [next(p.first for p in self.periods if p.name == period)]
+        return own + own[-1:] * (most - len(own))
+
+    def sources(self, period: str) -> list[Source]:
+        """The rasters of a period in manifest order."""
+        return self._of[period]
+
+    def touching(self, zone: int, period: str, box: Box) -> list[Raster]:
+        """The rasters of a period that overlap a box of a zone, in manifest order."""
+        wanted = None
+        out = []
+        for source in self._of[period]:
+            placed = source.placed
+            if placed.zone is not None:
+                hit = placed.zone == zone and _overlap(placed.box, box)
+            else:
+                wanted = wanted or _bounds(crs_of(zone), box)
+                hit = _overlap(source.lonlat, wanted)
+            if hit:
+                out.append(placed.raster)
+        return out
+
+    def stack(self, zone: int, period: str, box: Box) -> LatticeStack:
+        """Open rasters that touch a box of a zone."""
+        return LatticeStack(self.touching(zone, period, box), zone, self.bands, self.days(period))
+
+    def area(self) -> dict[int, Any]:
+        """Zone -> what the rasters cover of its 6 degrees, in its CRS."""
+        shapely = area.shapely_library()
+        boxes: dict[int, list[Any]] = {}
+        for source in {id(s): s for found in self._of.values() for s in found}.values():
+            placed, out = source.placed, {}
+            if placed.zone is not None:
+                out = {placed.zone: shapely.box(*placed.box)}
+            else:
+                out = area.by_zone(shapely.box(*source.lonlat))
+            for zone, shape in out.items():
+                boxes.setdefault(zone, []).append(shape)
+        found = {}
+        for zone in sorted(boxes):
+            whole = shapely.union_all(boxes[zone])
+            cut = whole.intersection(_strip(zone, whole))
+            if cut.area < 0.999 * whole.area:
+                part = 100 * (1 - cut.area / whole.area)
+                self.notes.append(
+                    f"{part:.0f} % of what the rasters of zone {zone} cover lies in its neighbours "
+                    "and is not used; resample 'nearest' in the manifest brings it to their lattice"
+                )
+            if cut.area > 0:
+                found[zone] = cut
+        return found
+
+    def check_units(self) -> None:
+        """Looks at the values of some rasters of each modality, thinned out.
+
+        Raises:
+          ValueError: values in another unit than the model's.
+        """
+        for name in self.bands:
+            of = [s for found in self._of.values() for s in found if s.placed.modality == name]
+            for source in of[:: max(1, -(-len(of) // _LOOKED_AT))]:
+                placed = source.placed
+                zone = placed.zone or zone_of(sum(source.lonlat[::2]) / 2)
+                days = list(source.days) or [datetime.date(2000, 1, 1)]
+                bands = {name: list(placed.bands)}
+                with LatticeStack([placed.raster], zone, bands, days) as stack:
+                    west, south, east, north = (
+                        placed.box if placed.zone else _bounds(LONLAT, source.lonlat, crs_of(zone))
+                    )
+                    window = stack.read(
+                        slice(int(-north // PIXEL), int(-south // PIXEL)),
+                        slice(int(west // PIXEL), int(east // PIXEL)), _OVERVIEW,
+                    )  # fmt: skip
+                    check_files(stack, window)
+                    try:
+                        if window.valid[name].any():
+                            Sample.from_arrays(window.arrays, stack.dates, bands=window.bands,
+                                               nan_pixels="mask")  # fmt: skip
+                    except ValueError as e:
+                        told = values.for_rasters(str(e))
+                        raise ValueError(f"{placed.raster.path}: {told}") from None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What is said of each raster, and its size, without its path: for the job's digest."""
+        out = []
+        for period, found in self._of.items():
+            for s in found:
+                r = s.placed.raster
+                path = Path(r.path)
+                out.append({
+                    "period": period, "modality": s.placed.modality, "bands": list(s.placed.bands),
+                    "dates": [d.isoformat() for d in s.days], "offset": r.offset,
+                    "scale": r.scale, "nodata": None if r.nodata is None else str(r.nodata),
+                    "resample": r.resample, "box": list(s.placed.box), "zone": s.placed.zone,
+                    "bytes": path.stat().st_size if path.is_file() else None,
+                })  # fmt: skip
+        return out
+
+
+def _lonlat_of(placed: Placed) -> Box:
+    return _bounds(placed.crs, placed.box)
+
+
+def _bounds(source: Any, box: Any, crs: Any = LONLAT) -> Box:
+    """Bounds of a box in another CRS, edges followed."""
+    west, south, east, north = box
+    xs, ys = [], []
+    for k in range(9):
+        x, y = west + (east - west) * k / 8, south + (north - south) * k / 8
+        xs += [x, x, west, east]
+        ys += [south, north, y, y]
+    px, py = transform_points(source, crs, xs, ys)
+    return float(px.min()), float(py.min()), float(px.max()), float(py.max())
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _strip(zone: int, shape: Any) -> Any:
+    """The 6 degrees of a zone around a shape of its CRS."""
+    shapely, (west, east) = area.shapely_library(), zone_bounds(zone)
+    _, south, _, north = _bounds(crs_of(zone), shape.bounds)
+    south, north = max(south - 0.1, -89.0), min(north + 0.1, 89.0)
+    box = shapely.segmentize(shapely.box(west, south, east, north), area.DENSE)
+    return area.project(box, LONLAT, crs_of(zone))
+
+
+def _check_bands(sources: Sequence[Source]) -> None:
+    """Rasters of one modality and timestep hold the same bands, or share none."""
+    held: dict[Any, list[tuple[str, frozenset[str]]]] = {}
+    for source in sources:
+        placed = source.placed
+        mine = frozenset(placed.bands)
+        for day in source.days or (None,):
+            others = held.setdefault((placed.modality, day), [])
+            for path, bands in others:
+                if bands != mine and bands & mine:
+                    when = f" of {day:%Y-%m}" if day else ""
+                    raise ValueError(
+                        f"{path} and {placed.raster.path} are both {placed.modality}{when}, but "
+                        f"hold different bands ({', '.join(sorted(bands ^ mine))} only in one)"
+                    )
+            if all(bands != mine for _, bands in others):
+                others.append((placed.raster.path, mine))
+
+
+def _check_repeats(sources: Sequence[Source]) -> None:
+    """Coarse pixels are repeated only beside fine ones of the same modality."""
+    fine = {s.placed.modality for s in sources if s.placed.repeat == 1}
+    for source in sources:
+        placed = source.placed
+        asked = placed.raster.resample != "refuse"
+        if placed.repeat > 1 and placed.modality not in fine and not asked:
+            raise ValueError(
+                f"{placed.raster.path} has pixels of {PIXEL * placed.repeat:g} m, but the models "
+                "were trained on 10 m: warp it to 10 m, or give resample 'nearest' in the manifest"
+            )
+
+
+def _check_steps(period: str, days: set[datetime.date]) -> None:
+    if len(days) > modalities.MAX_TIMESTEPS:
+        shown = ", ".join(str(d) for d in sorted(days))
+        raise ValueError(
+            f"the rasters of the period {period} have {len(days)} timesteps, but the models take "
+            f"at most {modalities.MAX_TIMESTEPS}: take --step=month, or a shorter period ({shown})"
+        )
