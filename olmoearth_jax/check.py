@@ -12,12 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from olmoearth_jax import modalities
-from olmoearth_jax.config import MODEL_KINDS, VIEWS, ConfigError, ExperimentConfig
+from olmoearth_jax.config import (
+    MODEL_KINDS,
+    VIEWS,
+    ConfigError,
+    DataLoaderConfig,
+    ExperimentConfig,
+)
 from olmoearth_jax.configlib import limits, objectives, texts
 from olmoearth_jax.configlib.schema import get_path
 from olmoearth_jax.configlib.tasks import catalogue, check_task
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.data.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
@@ -47,6 +54,8 @@ _RULES = {
     "data_loader.repeats": "greater than 0",
     "data_loader.num_workers": "0 or more",
     "data_loader.max_bad_fraction": "between 0 and 1",
+    "data_loader.min_tokens_per_instance": "0 or more",
+    "data_loader.time_priority_prob": "between 0 and 1",
     "train_module.rank_microbatch_size": "greater than 0",
     "train_module.max_grad_norm": "greater than 0 or null",
     "train_module.ema_decay": "two numbers between 0 and 1",
@@ -265,6 +274,8 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
         )
     if not 1 <= low <= high:
         yield f"data_loader: 1 <= min_patch_size <= max_patch_size must hold, got {low} and {high}"
+    elif loader.sample_timesteps:
+        yield from _says(lambda: shape_sampler(cfg, TILE_PX), "data_loader")
     else:  # a grid must fit the budget as it is counted: by the registry's band sets, or our own
         counted = encoder.tokenization if loader.match_model_tokenization else None
         sizes, names = range(low, high + 1), cfg.dataset.training_modalities
@@ -275,6 +286,24 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
     yield from _says(
         lambda: transforms.build(loader.transform_config), "data_loader.transform_config"
     )
+    yield from _drawn_timesteps(cfg)
+
+
+def _drawn_timesteps(cfg: ExperimentConfig) -> Iterator[str]:
+    loader, usual = cfg.data_loader, DataLoaderConfig()
+    if loader.sample_timesteps:
+        if cfg.engine != "dense":
+            yield "data_loader.sample_timesteps (v1.3) goes with engine=dense only"
+        for name in loader.token_budget_excluded_modalities:
+            if name not in cfg.dataset.training_modalities:
+                yield (
+                    f"data_loader.token_budget_excluded_modalities has {name!r}, which is not "
+                    "trained"
+                )
+        return
+    for name in SAMPLER_OPTIONS:
+        if getattr(loader, name) != getattr(usual, name):
+            yield f"data_loader.{name} needs data_loader.sample_timesteps=true (v1.3)"
 
 
 def _views(cfg: ExperimentConfig) -> Iterator[str]:
@@ -349,6 +378,13 @@ def _objective(cfg: ExperimentConfig) -> Iterator[str]:
         yield f"train_module.{needed} must be given for train_module.kind {kind!r}"
     if VIEWS[kind] == 1 and module.contrastive_config is not None:
         yield f"train_module.contrastive_config needs two views; set it to null for kind {kind!r}"
+    heads = cfg.model.supervision_head_config
+    for name in heads.modality_configs if heads is not None else ():
+        if name not in cfg.dataset.training_modalities:
+            yield (
+                f"model.supervision_head_config.modality_configs has {name!r}, which is not "
+                "trained; add it to common.training_modalities"
+            )
     if module.mae_loss_config is not None and cfg.model.reconstructor_config is None:
         yield "train_module.mae_loss_config needs model.reconstructor_config"
     for name in ("loss_config_b", "token_exit_cfg_b"):

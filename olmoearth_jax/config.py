@@ -111,6 +111,20 @@ class DataLoaderConfig:
     """The run stops if a larger share of the samples read so far is unusable."""
     match_model_tokenization: bool = False
     """Count the token budget with the model's own tokens; false counts as the reference does."""
+    sample_timesteps: bool = False
+    """Draw the timesteps too (v1.3); false takes as many as the token budget leaves."""
+    min_tokens_per_instance: int = 0
+    """Fewest tokens of a sample where timesteps are drawn."""
+    temporal_bias: float = 0.0
+    """Timesteps T are drawn with weight T ** temporal_bias."""
+    time_priority_prob: float = 0.0
+    """How often the timesteps are drawn before the grid."""
+    patch_size_probs: list[float] | None = None
+    """Probability of each patch size where timesteps are drawn; null draws all alike."""
+    exclude_only_decode_from_budget: bool = False
+    """Leave only-decoded modalities out of the token budget where timesteps are drawn."""
+    token_budget_excluded_modalities: list[ModalityName] = field(default_factory=list)
+    """Further modalities that the token budget does not count where timesteps are drawn."""
 
 
 TrainKind = Literal["contrastive_latent_mim", "latent_mim", "mae", "galileo"]

@@ -150,6 +150,16 @@ class ShapeSampler:
         """Most timesteps of every grid that can be drawn."""
         return {g: most for p in self.patch_sizes for g, _, most in self.candidates(p)}
 
+    @property
+    def mean_timesteps(self) -> dict[int, int]:
+        """Mean timesteps of every grid that can be drawn, to the nearest whole number."""
+        total: dict[int, float] = {}
+        weight: dict[int, float] = {}
+        for (_, grid, steps), p in self.probabilities().items():
+            total[grid] = total.get(grid, 0.0) + p * steps
+            weight[grid] = weight.get(grid, 0.0) + p
+        return {g: max(1, round(total[g] / weight[g])) for g in sorted(total)}
+
     def draw(self, rng: np.random.Generator) -> Shape:
         """Draws one shape."""
         probs = self.patch_size_probs or [1.0] * len(self.patch_sizes)

@@ -19,7 +19,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.files import is_pointer, no_folder, remove_leftovers, replacing
-from olmoearth_jax.interop import config_json, spellings, torch_file
+from olmoearth_jax.interop import config_json, spellings, torch_file, torch_keys
 from olmoearth_jax.interop.plain_pickle import PickleRefused
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig
@@ -60,7 +60,7 @@ class Reference:
 
     config: ModelConfig
     state: dict[str, np.ndarray]
-    """float32 tensors by the reference's keys, training-only heads left out."""
+    """float32 tensors by the reference's keys; of training-only heads only those in `config`."""
     decode_only: tuple[str, ...] | None
     """Modalities that the encoder never saw; None if the folder does not say."""
 
@@ -129,10 +129,14 @@ def read_folder(folder: str | Path) -> Reference:
     raw = _read_torch(path) if held[0] == TORCH_FILE else _read_safetensors(path)
     if odd := [key for key in raw if len(key) > _LONGEST_KEY or not key.isprintable()]:
         raise ValueError(f"{path} is not a plain state dict: {_shown(odd)} is no name of a tensor")
+    if raw and all(key.startswith("model.") for key in raw):
+        raw = {key.removeprefix("model."): value for key, value in raw.items()}
     try:
-        state = _clean(raw)
+        raw = spellings.released_state(raw)
+        config, kept = _heads_that_fit(config, raw)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
+    state = _clean(raw, kept)
     broken = [key for key, value in state.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
@@ -163,12 +167,32 @@ def _plain(text: Any, most: int) -> str:
     return str(text)[:most].encode("unicode_escape").decode()
 
 
-def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """float32 tensors by their released names, without training-only heads."""
-    if raw and all(key.startswith("model.") for key in raw):
-        raw = {key.removeprefix("model."): value for key, value in raw.items()}
-    raw = spellings.released_state(raw)
-    dropped = [key for key in raw if key.startswith(_TRAINING_ONLY)]
+def _heads_that_fit(
+    config: ModelConfig, raw: Mapping[str, np.ndarray]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The config less the heads whose tensors are not there as it says, and the heads that are.
+
+    Nothing but training needs them, and how releases name their tensors is not known for sure.
+    """
+    kept = []
+    for head in _TRAINING_ONLY:
+        member = head[:-1] + "_config"
+        if getattr(config, member) is None:
+            continue
+        wanted = {
+            k: v for k, v in torch_keys.state_dict_shapes(config).items() if k.startswith(head)
+        }
+        held = {k: tuple(v.shape) for k, v in raw.items() if k.startswith(head)}
+        if held == wanted:
+            kept.append(head)
+        else:
+            config = dataclasses.replace(config, **{member: None})
+    return config, tuple(kept)
+
+
+def _clean(raw: Mapping[str, np.ndarray], kept: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """float32 tensors by their released names, without training-only heads but the `kept` ones."""
+    dropped = [key for key in raw if key.startswith(_TRAINING_ONLY) and not key.startswith(kept)]
     if dropped:
         log.info("Left out %d tensors of training-only heads: %s", len(dropped), dropped[:4])
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused

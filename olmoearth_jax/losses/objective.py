@@ -9,9 +9,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from olmoearth_jax.losses.distillation import Distillation
 from olmoearth_jax.losses.mae import MAE
 from olmoearth_jax.losses.pooled import InfoNCE, KoLeo
 from olmoearth_jax.losses.rows import TokenLoss
+from olmoearth_jax.losses.supervision import Supervision
 
 Exits = tuple[tuple[str, int], ...]
 """(modality, depth) pairs; a modality that is not listed has depth 0."""
@@ -48,6 +50,10 @@ class Objective:
     """The target follows the online encoder, so all of its parameters are kept."""
     view_metrics: tuple[str, ...] = ()
     """A name per view under which its token loss is reported too."""
+    supervision: Supervision | None = None
+    """On maps drawn from the location grid."""
+    distillation: Distillation | None = None
+    """On the student beside the location grid."""
 
     @property
     def compares_tokens(self) -> bool:
@@ -105,13 +111,16 @@ class Objective:
         pixels = [] if self.mae is None else [self.mae.name]
         extra = [] if self.regularizer is None else [self.regularizer.name]
         parts = [*pixels, *latent, *extra] if self.kind == "mae" else [*latent, *extra, *pixels]
+        parts += [] if self.supervision is None else ["supervision"]
+        parts += [] if self.distillation is None else ["projection"]
         return "+".join(parts)
 
     def total(self, terms: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss, metrics) from the terms that are there.
 
         Args:
-          terms: 'base' and 'mae' [views, groups]; 'regularizer' and 'contrastive' [groups].
+          terms: 'base' and 'mae' [views, groups]; 'regularizer', 'contrastive', 'supervision' and
+            'projection' [groups].
 
         Returns:
           The mean over groups (float32 scalar), and the terms under their metric names.

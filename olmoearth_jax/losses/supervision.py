@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from olmoearth_jax.losses.numerics import safe_divide, segment_sum
+from olmoearth_jax.losses.numerics import safe_divide
+from olmoearth_jax.losses.rows import Groups
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.supervision_maps import MapTask, spacing
 
@@ -174,10 +175,7 @@ class Supervision:
         self,
         predictions: Mapping[str, jax.Array],
         targets: Mapping[str, jax.Array],
-        *,
-        segment: jax.Array | None = None,
-        num_segments: int = 1,
-        sample_weight: jax.Array | None = None,
+        groups: Groups | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(weighted sum [groups], metrics).
 
@@ -185,41 +183,31 @@ class Supervision:
           predictions: per map float32 [B, H, W, 1, C] (`draw_map`).
           targets: per map float [B, H, W, 1, bands], as the data set delivers them; a map may be
             absent.
-          segment: int [B], group of each sample; None: one group.
-          num_segments: groups.
-          sample_weight: float [B], 0 for holes; None: all 1.
+          groups: the samples' groups; None: one without holes.
 
         Returns:
           Metrics by name, [groups] each: 'supervision/<map>', its unweighted loss, and
           'supervision/<map>_off_table', the share of valid pixels of no class.
         """
-        total, metrics = jnp.zeros(num_segments, jnp.float32), {}
+        if groups is None:
+            groups = Groups.given(None, len(next(iter(predictions.values()))))
+        total, metrics = jnp.zeros(groups.count, jnp.float32), {}
         for task in self.tasks:
             if task.name not in targets or task.name not in predictions:
-                metrics[f"supervision/{task.name}"] = jnp.zeros(num_segments, jnp.float32)
+                metrics[f"supervision/{task.name}"] = jnp.zeros(groups.count, jnp.float32)
                 continue
             sums = pixel_sums(task, predictions[task.name], targets[task.name])
-            grouped = {
-                k: _by_group(v, segment, num_segments, sample_weight) for k, v in sums.items()
-            }
-            loss = map_loss(task, grouped)
+            sums = {k: _by_group(v, groups) for k, v in sums.items()}
+            loss = map_loss(task, sums)
             metrics[f"supervision/{task.name}"] = loss
-            if "unknown" in grouped:
-                seen = grouped["count"] + grouped["unknown"] * float(task.ignore_unknown)
-                metrics[f"supervision/{task.name}_off_table"] = safe_divide(
-                    grouped["unknown"], seen
-                )
+            if "unknown" in sums:
+                seen = sums["count"] + sums["unknown"] * float(task.ignore_unknown)
+                metrics[f"supervision/{task.name}_off_table"] = safe_divide(sums["unknown"], seen)
             total = total + task.weight * loss
         return total, metrics
 
 
-def _by_group(
-    x: jax.Array, segment: jax.Array | None, groups: int, weight: jax.Array | None
-) -> jax.Array:
+def _by_group(x: jax.Array, groups: Groups) -> jax.Array:
     """Sums [groups, ...] of x [B, ...] over the samples that count."""
-    if weight is not None:
-        real = (weight > 0).reshape(-1, *(1,) * (x.ndim - 1))
-        x = jnp.where(real, x, 0.0)
-    if segment is None:
-        segment = jnp.zeros(len(x), jnp.int32)
-    return segment_sum(x, segment, groups)
+    real = (groups.weight > 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return groups.sum(jnp.where(real, x, 0.0))

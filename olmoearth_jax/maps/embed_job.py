@@ -301,7 +301,7 @@ def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
     """The form of the store."""
     o, layout = job.options, job.layout
     published = weights.published_name(o.model)
-    url = f"https://huggingface.co/{hub.OWNER}/{published}"
+    url = f"https://huggingface.co/{weights.OWNER}/{published}"
     names = list(job.imagery.bands)
     provenance = {
         "model_digest": model.digest, "job_digest": digest, "patch_size": o.patch_size,

@@ -120,6 +120,44 @@ class ReconstructorConfig:
 
 
 @dataclasses.dataclass
+class SupervisedMapConfig:
+    """One map that is drawn from the location grid; spec/train_v1_3.md section 3.4."""
+
+    task_type: str = "regression"
+    """'classification', 'binary_classification' or 'regression'."""
+    num_output_channels: int = 1
+    weight: float = 1.0
+    class_values: list[float] | None = None
+    """Value of each class of a classification, in normalised units."""
+    pos_weight: bool = False
+    """Weigh the rare answer of each channel up (binary classification)."""
+    regression_loss_type: str = "mse"
+
+
+@dataclasses.dataclass
+class SupervisionHeadConfig:
+    """Heads that draw maps from the location grid, for training only."""
+
+    modality_configs: dict[ModalityName, SupervisedMapConfig] = dataclasses.field(
+        default_factory=dict
+    )
+    spatial_unfold: int | None = None
+    """Pixels per side that a cell is drawn with; null means the largest patch size."""
+    fix_class_values: bool = False
+    """Look classes up in the units of the data set, and leave codes off the table out (ours)."""
+
+
+@dataclasses.dataclass
+class LocationTokenDistillationHeadConfig:
+    """The student's way back to the location grid, for training only; section 4 there."""
+
+    back_projection_hidden: int | None = None
+    """Width between the two layers; null means a single layer."""
+    gram_max_tokens: int = 2048
+    """Most locations of a micro-batch that are compared with each other."""
+
+
+@dataclasses.dataclass
 class ModelConfig:
     """A whole model: kind 'latent_mim', 'mae' or 'galileo'."""
 
@@ -128,6 +166,8 @@ class ModelConfig:
     decoder_config: PredictorConfig | None = dataclasses.field(default_factory=PredictorConfig)
     reconstructor_config: ReconstructorConfig | None = None
     projection_only_target: bool = False
+    supervision_head_config: SupervisionHeadConfig | None = None
+    location_token_distillation_head_config: LocationTokenDistillationHeadConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +333,8 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
         "decoder_config": PredictorConfig,
         "reconstructor_config": ReconstructorConfig,
         "attention_pooler_config": AttentionPoolerConfig,
+        "supervision_head_config": SupervisionHeadConfig,
+        "location_token_distillation_head_config": LocationTokenDistillationHeadConfig,
     }
     out = {}
     for key, value in values.items():
@@ -300,5 +342,7 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
             raise ValueError(f"unknown member {key!r} of {cls.__name__}; {closest(key, fields)}")
         if key in nested and isinstance(value, Mapping):
             value = from_dict(nested[key], value)
+        elif key == "modality_configs":
+            value = {name: from_dict(SupervisedMapConfig, one) for name, one in value.items()}
         out[key] = value
     return cls(**out)

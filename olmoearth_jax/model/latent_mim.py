@@ -12,6 +12,7 @@ from flax import nnx
 
 from olmoearth_jax import modalities
 from olmoearth_jax.model import config as model_config
+from olmoearth_jax.model import heads
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig
 from olmoearth_jax.model.decoder import Predictor, Reconstructor
 from olmoearth_jax.model.encoder import Encoder, slot_table
@@ -25,10 +26,10 @@ Params = dict[str, Any]
 
 
 class Model(nnx.Module):
-    """An encoder, decoders and a pixel reconstructor. The target lives outside.
+    """An encoder, decoders, a pixel reconstructor and the heads of v1.3. The target lives outside.
 
     'latent_mim' has one decoder, 'galileo' one per view, which start equal, and 'mae' one or none;
-    all may have a reconstructor.
+    all may have a reconstructor, and 'latent_mim' the heads.
     """
 
     def __init__(self, config: ModelConfig, dtype=jnp.float32):
@@ -39,6 +40,8 @@ class Model(nnx.Module):
         self.decoder_a = None if own is None else Predictor(own, dtype)
         self.decoder_b = None if own is None else Predictor(own, dtype)
         self.reconstructor = None if pixels is None else Reconstructor(pixels, dtype)
+        self.supervision_head = heads.supervision_head(config)
+        self.location_token_distillation_head = heads.distillation_head(config)
 
     def decoder_of(self, view: int) -> Predictor | None:
         """The predictor of view 0 or 1."""
@@ -93,6 +96,7 @@ def check(config: ModelConfig) -> None:
     if config.decoder_config is None and config.kind != "mae":
         raise ValueError(f"a model of kind {config.kind!r} needs a decoder_config")
     check_pooler(config)
+    heads.check_heads(config)
     for part in (encoder, decoder):
         if part is None:
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encodings import quarter_width
+from olmoearth_jax.model.heads import map_tasks
 from olmoearth_jax.model.latent_mim import flatten, graph, target_graph
 
 Path = tuple[str, ...]
@@ -74,7 +75,9 @@ def reference_counts(config: ModelConfig) -> dict[str, int]:
         "blocks": count(shapes["encoder"]["blocks"]),
         **counts,
     }
-    keys = len(flatten(shapes)) + len(months)
+    heads = config.supervision_head_config
+    tables = 0 if heads is None else sum(bool(t.class_values) for t in map_tasks(heads))
+    keys = len(flatten(shapes)) + len(months) + tables
     target = 0
     if config.kind != "mae":
         only = config.projection_only_target

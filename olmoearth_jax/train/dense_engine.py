@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses import Groups, Objective, spread_of
+from olmoearth_jax.losses.distillation import cell_scores
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
 from olmoearth_jax.mesh import batch_sharding
 from olmoearth_jax.model.blocks import Running
@@ -124,8 +125,37 @@ class DenseEngine:
         if self.objective.contrastive is not None:
             pooled: list[Any] = [o.project_aggregated for o in out]
             terms["contrastive"] = self.objective.contrastive(pooled[0], pooled[1], _group(batch))
-        total, aux = self.objective.total(terms)
-        return total, {**aux, **spreads}
+        on_grid, metrics = self._grid_terms(model, out[0], batch, key)
+        total, aux = self.objective.total(terms | on_grid)
+        return total, {**aux, **spreads, **metrics}
+
+    def _grid_terms(
+        self, model: Any, out: Forward, batch: dict, key: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """(terms, metrics) of the losses on the location grid, [1] each."""
+        terms, metrics = {}, {}
+        supervision, distillation = self.objective.supervision, self.objective.distillation
+        if supervision is not None:
+            assert out.locations is not None
+            targets = {t.name: batch["data"][t.name] for t in supervision.tasks}
+            sizes = {n: (x.shape[1], x.shape[2]) for n, x in targets.items()}
+            drawn = model.supervision_head(out.locations.tokens, sizes)
+            terms["supervision"], found = supervision(drawn, targets, _group(batch))
+            metrics |= found
+        if distillation is not None:
+            grid = out.locations
+            assert grid is not None and grid.student is not None
+            rows, cols = grid.tokens.shape[1:3]
+            loss, found = distillation(
+                grid.tokens,
+                grid.student,
+                model.location_token_distillation_head.by_width,
+                scores=cell_scores(jax.random.fold_in(key, 3), batch["position"], rows * cols),
+                sample_weight=batch["weight"],
+            )
+            terms["projection"] = loss[None]
+            metrics |= {k: v[None] for k, v in found.items()}
+        return terms, metrics
 
     def _spreads(self, out: list[Forward], targets: list[dict], batch: dict) -> dict:
         """`spread_of` all decoded tokens and their targets, both views together."""

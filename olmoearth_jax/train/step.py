@@ -422,7 +422,8 @@ class TrainProgram:
             "train/dropped_micro_steps": total["seen"] - good,
         }
         for key, value in total["aux"].items():
-            out["train/InfoNCE" if key == "contrastive" else f"train/{key}"] = mean(value)
+            name = key if "/" in key else f"train/{key}"
+            out["train/InfoNCE" if key == "contrastive" else name] = mean(value)
         return out
 
 

@@ -8,7 +8,12 @@ import pytest
 
 from olmoearth_jax.interop import checkpoints, config_json, spellings, torch_file, weights
 from olmoearth_jax.interop.spellings import from_released, released_config, to_released
-from olmoearth_jax.model.config import AttentionPoolerConfig
+from olmoearth_jax.model.config import (
+    AttentionPoolerConfig,
+    LocationTokenDistillationHeadConfig,
+    SupervisedMapConfig,
+    SupervisionHeadConfig,
+)
 from tests.interop.test_weights import loaded, tiny
 
 POOLER = {
@@ -180,3 +185,53 @@ def test_released_documents_stay_as_they_are():
     for config in (small(), tiny()):
         model = config_json.to_json(config)["model"]
         assert released_config(model) == model
+
+
+def with_heads():
+    config = small()
+    maps = {
+        "worldcover": SupervisedMapConfig("classification", 2, 0.1, [0.1, 0.2]),
+    }
+    config.supervision_head_config = SupervisionHeadConfig(maps, spatial_unfold=2)
+    config.location_token_distillation_head_config = LocationTokenDistillationHeadConfig(5)
+    return config
+
+
+@pytest.mark.parametrize("spelling", [*OLD, "attention_pooler"])
+def test_heads_travel_with_the_weights(spelling, tmp_path):
+    first = loaded(with_heads())
+    checkpoints.to_reference(first, tmp_path / "out")
+    state = weights.read_folder(tmp_path / "out").state
+    assert "supervision_head.heads.worldcover.weight" in state
+    assert "supervision_head._class_values_worldcover" in state
+    assert "location_token_distillation_head.back_projections.3.3.bias" in state
+    old = {from_released(k, spelling): v for k, v in state.items()}
+    torch_file.write(old, tmp_path / "out" / weights.TORCH_FILE)
+    second = checkpoints.from_reference(tmp_path / "out")
+    assert second.config == first.config and second.digest == first.digest
+
+
+def test_heads_that_do_not_fit_their_config_are_left_out(tmp_path):
+    first = loaded(with_heads())
+    checkpoints.to_reference(first, tmp_path / "out")
+    state = dict(weights.read_folder(tmp_path / "out").state)
+    name = "location_token_distillation_head."
+    state = {k.replace("back_projections", "projections"): v for k, v in state.items()}
+    torch_file.write(state, tmp_path / "out" / weights.TORCH_FILE)
+    second = checkpoints.from_reference(tmp_path / "out")
+    assert second.config.location_token_distillation_head_config is None
+    assert second.config.supervision_head_config == first.config.supervision_head_config
+    assert not any(k.startswith(name) for k in weights.read_folder(tmp_path / "out").state)
+
+
+def test_head_configs_that_can_not_be_are_refused():
+    doc = config_json.to_json(with_heads())
+    one = doc["model"]["supervision_head_config"]["modality_configs"]["worldcover"]
+    one["a_member_of_tomorrow"] = 1
+    assert config_json.from_json(doc) == with_heads()
+    one["norm_pix_loss"] = True
+    with pytest.raises(ValueError, match=r"worldcover\.norm_pix_loss"):
+        config_json.from_json(doc)
+    doc["model"]["supervision_head_config"] = [1]
+    with pytest.raises(ValueError, match="supervision_head_config must be an object"):
+        config_json.from_json(doc)

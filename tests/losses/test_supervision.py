@@ -7,6 +7,7 @@ import pytest
 
 from olmoearth_jax import modalities, supervision_maps
 from olmoearth_jax.losses import supervision
+from olmoearth_jax.losses.rows import Groups
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.supervision_maps import MapTask, task_of
 
@@ -75,10 +76,10 @@ def drawn_for(task, rng, shape=(3, 4, 4)):
     return jnp.asarray(rng.normal(size=(*shape, 1, task.channels)), jnp.float32)
 
 
-def value_and_grad(task, drawn, target, **kwargs):
+def value_and_grad(task, drawn, target, groups=None):
     def loss(drawn):
         judge = supervision.Supervision((task,))
-        return judge({task.name: drawn}, {task.name: jnp.asarray(target)}, **kwargs)[0].sum()
+        return judge({task.name: drawn}, {task.name: jnp.asarray(target)}, groups)[0].sum()
 
     return jax.value_and_grad(loss)(drawn)
 
@@ -108,7 +109,8 @@ def test_nothing_valid_gives_zero(name):
     assert value == 0 and not np.any(grad)
     total, metrics = supervision.Supervision((task,))({name: drawn}, {})
     assert total == 0 and metrics[f"supervision/{name}"] == 0
-    value, grad = value_and_grad(task, drawn, target, sample_weight=jnp.zeros(3))
+    holes = Groups(jnp.zeros(3, jnp.int32), jnp.zeros(3))
+    value, grad = value_and_grad(task, drawn, target, holes)
     assert value == 0 and not np.any(grad)
 
 
@@ -117,9 +119,8 @@ def test_groups_are_judged_apart(name):
     rng, task = np.random.default_rng(3), task_of(name)
     drawn, target = drawn_for(task, rng), target_of(task, rng)
     judge = supervision.Supervision((task,))
-    got, _ = judge(
-        {name: drawn}, {name: jnp.asarray(target)}, segment=jnp.asarray([0, 1, 1]), num_segments=2
-    )
+    groups = Groups(jnp.asarray([0, 1, 1]), jnp.ones(3), 2)
+    got, _ = judge({name: drawn}, {name: jnp.asarray(target)}, groups)
     for group, mine in enumerate((slice(0, 1), slice(1, 3))):
         alone, _ = judge({name: drawn[mine]}, {name: jnp.asarray(target[mine])})
         np.testing.assert_allclose(got[group], alone[0], rtol=1e-5)

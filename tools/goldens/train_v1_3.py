@@ -16,13 +16,14 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import supervision_maps
-from olmoearth_jax.interop import spellings
+from olmoearth_jax.configlib import official
+from olmoearth_jax.interop import spellings, torch_keys
 from olmoearth_jax.losses import distillation, supervision
-from olmoearth_jax.model import heads, latent_mim
+from olmoearth_jax.model import heads, latent_mim, reference_counts
 from olmoearth_jax.model.layers import LayerNorm
 from olmoearth_jax.supervision_maps import MapTask
 
-from . import balanced, shape_draws
+from . import balanced, shape_draws, steps_v1_3
 from .common import Case, Checks, Result, load_json, load_npz, skipped
 from .model import under
 
@@ -39,10 +40,13 @@ def cases(folder: Path) -> Iterator[Case]:
     """
     for file in load_json(folder / "manifest.json")["files"]:
         make = _FILES.get(file["name"])
+        if file["name"].startswith(("forward_", "traj_")):
+            continue
         if make is None:
             yield skipped(file["name"], "not built yet")
             continue
         yield from make(folder, file)
+    yield from steps_v1_3.cases(folder)
 
 
 def _entries(run: Callable[[dict[str, Any], Arrays], Result]) -> Callable[..., Iterator[Case]]:
@@ -239,6 +243,7 @@ def _sampler(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
 def _keys(folder: Path, file: dict[str, Any]) -> Iterator[Case]:
     path = folder / file["file"]
     yield Case("key_renaming/base", lambda: _renamed(load_json(path)))
+    yield Case("key_renaming/counts", lambda: _counted(load_json(path)))
 
 
 def _renamed(doc: dict[str, Any]) -> Result:
@@ -257,6 +262,31 @@ def _renamed(doc: dict[str, Any]) -> Result:
             released = spellings.to_released(row[number], spelling)
             checks.equal(f"released name of {row[number]}", released, row[2])
     checks.equal("members", spellings.POOLER_MEMBERS, doc["config_members"]["encoder"])
+    return checks.result()
+
+
+def _counted(doc: dict[str, Any]) -> Result:
+    checks = Checks()
+    for depth, name in ((4, "counts_depth4"), (1, "counts_depth1_release")):
+        model = official.trained_model("base", "v1_3")
+        assert model.encoder_config.attention_pooler_config is not None
+        model.encoder_config.attention_pooler_config.pooler_depth = depth
+        ours = reference_counts.reference_counts(model)
+        shapes = latent_mim.graph(model)[1]
+        pooler = shapes["encoder"]["attention_pooler"]
+        student = [pooler[part] for part in ("student", "student_norm")]
+        got = {k: ours[k] for k in ("total", "trainable", "encoder", "decoder", "target")}
+        got |= {
+            "pooler": reference_counts.count(pooler),
+            "student": sum(reference_counts.count(part) for part in student),
+            "supervision_head": ours[heads.SUPERVISION],
+            "distillation_head": ours[heads.DISTILLATION],
+            "state_dict_keys": ours["keys"],
+        }
+        checks.equal(name, got, {k: doc[name][k] for k in got})
+        if depth == 4:
+            rows = {r[2]: tuple(r[3]) for r in doc["v1_3_base_depth4"]}
+            checks.equal("shapes", torch_keys.state_dict_shapes(model), rows)
     return checks.result()
 
 
