@@ -22,8 +22,9 @@ from olmoearth_jax.config import (
 from olmoearth_jax.configlib import limits, objectives, texts
 from olmoearth_jax.configlib.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.configlib.schema import get_path
+from olmoearth_jax.configlib.tasks import catalogue, check_task
+from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
-from olmoearth_jax.evals.tasks import catalogue, check_task
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
@@ -248,8 +249,6 @@ def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iter
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:
-    from olmoearth_jax.train.build import build_transform
-
     loader, encoder, group = (
         cfg.data_loader,
         cfg.model.encoder_config,
@@ -285,7 +284,7 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
             lambda: check_grids(names, sizes, grids, budget, TILE_PX, counted), "data_loader"
         )
     yield from _says(
-        lambda: build_transform(loader.transform_config), "data_loader.transform_config"
+        lambda: transforms.build(loader.transform_config), "data_loader.transform_config"
     )
     yield from _drawn_timesteps(cfg)
 

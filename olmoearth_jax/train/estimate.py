@@ -13,8 +13,9 @@ from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
-from olmoearth_jax.model import latent_mim, table
+from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
@@ -60,7 +61,7 @@ def reference_total(cfg: ExperimentConfig) -> int | None:
     """
     if cfg.model.kind != "latent_mim" or cfg.model.decoder_config is None:
         return None
-    return table.reference_counts(cfg.model)["total"]
+    return reference_counts(cfg.model)["total"]
 
 
 def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
