@@ -20,11 +20,11 @@ from olmoearth_jax.config import (
     ExperimentConfig,
 )
 from olmoearth_jax.configlib import limits, objectives, texts
-from olmoearth_jax.configlib.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.configlib.schema import get_path
 from olmoearth_jax.configlib.tasks import catalogue, check_task
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.data.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 

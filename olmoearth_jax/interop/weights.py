@@ -60,7 +60,7 @@ class Reference:
 
     config: ModelConfig
     state: dict[str, np.ndarray]
-    """float32 tensors by the reference's keys; of training-only heads those that fit the config."""
+    """float32 tensors by the reference's keys; of training-only heads only those in `config`."""
     decode_only: tuple[str, ...] | None
     """Modalities that the encoder never saw; None if the folder does not say."""
 

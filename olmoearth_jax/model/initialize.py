@@ -45,8 +45,7 @@ def _plain_bound(path: tuple[str, ...], kernel_shape: tuple[int, ...]) -> float 
     """1 / sqrt(fan_in) for layers outside the Xavier rule, else None.
 
     These are the layers of spatial patch embeddings, the reconstruction heads, and the heads of
-    v1.3. A transposed
-    convolution counts its outputs (channels times pixels) as fan-in.
+    v1.3. A transposed convolution counts its outputs (channels times pixels) as fan-in.
     """
     if path[0] in HEADS:
         return kernel_shape[0] ** -0.5

@@ -26,10 +26,10 @@ Params = dict[str, Any]
 
 
 class Model(nnx.Module):
-    """An encoder, decoders and a pixel reconstructor. The target lives outside.
+    """An encoder, decoders, a pixel reconstructor and the heads of v1.3. The target lives outside.
 
     'latent_mim' has one decoder, 'galileo' one per view, which start equal, and 'mae' one or none;
-    all may have a reconstructor.
+    all may have a reconstructor, and 'latent_mim' the heads.
     """
 
     def __init__(self, config: ModelConfig, dtype=jnp.float32):

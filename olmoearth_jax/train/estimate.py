@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
 from olmoearth_jax.model.reference_counts import reference_counts
-from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import CROSS, SELF, MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
 
@@ -101,8 +101,9 @@ class Tokens:
 def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Tokens:
     """Draws masks for samples of every grid and counts their tokens."""
     strategies = build.masking_strategies(cfg)
-    views = cfg.data_loader.num_masked_views
-    spec = assemble.stream_spec(cfg.model, strategies, timesteps, SAMPLES, 1, 1, views)
+    needs = assemble.StreamNeeds(cfg.data_loader.num_masked_views)
+    size = MicroStepSize(SAMPLES)
+    spec = assemble.stream_spec(cfg.model, strategies, timesteps, size, needs)
     drawn = probe.simulate_needs(
         spec, [probe.complete(spec.modalities)], strategies, timesteps, 0, 4 * len(timesteps)
     )

@@ -9,7 +9,7 @@ import pytest
 from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.configlib.sampler import shape_sampler
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.model.config import PUBLISHED_VERSIONS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -13,8 +13,8 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries
 from olmoearth_jax.masks import DECODE
-from olmoearth_jax.model import latent_mim, uniform_batch
-from olmoearth_jax.model.uniform_batch import UniformBatch
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.uniform_batch import UniformBatch, forward_batch, target_batch
 from olmoearth_jax.train.dense_engine import DenseEngine
 
 from . import trajectories
@@ -82,6 +82,15 @@ def _forward(folder: Path, file: dict[str, Any], entry: dict[str, Any]) -> Resul
     for name, expected in file["distillation"].items():
         checks.array(name, grid[name][0], np.float32(expected), **VALUE)
     flat = dict(latent_mim.flatten(grads))
+    _check_gradients(checks, model, file, flat, arrays)
+    every = np.sqrt(sum(float(np.sum(np.square(g[-1]))) for g in flat.values()))
+    checks.array("gradient norm", every, file["total_grad_norm"], **NORM)
+    return checks.result("outputs 1e-4, terms 1e-4 |ref|, norms 1e-3 |ref|, zeros exact")
+
+
+def _check_gradients(checks: Checks, model: Any, file: Any, flat: Any, arrays: Any) -> None:
+    """The norm of each part's gradient of each parameter, and some gradients whole."""
+    names = [*PARTS, "total"]
     for item in model_entries(model):
         by_part = dict(zip(names, flat[item.path], strict=True))
         for part in PARTS:
@@ -99,25 +108,22 @@ def _forward(folder: Path, file: dict[str, Any], entry: dict[str, Any]) -> Resul
                 limit *= 10
             got = item.to_torch(by_part["total"])
             checks.array(f"gradient of {item.key}", got, whole, rtol=0.0, atol=limit)
-    every = np.sqrt(sum(float(np.sum(np.square(g[-1]))) for g in flat.values()))
-    checks.array("gradient norm", every, file["total_grad_norm"], **NORM)
-    return checks.result("outputs 1e-4, terms 1e-4 |ref|, norms 1e-3 |ref|, zeros exact")
 
 
 def _check_outputs(
     checks: Checks, engine: DenseEngine, params: Any, target: Any, group: dict, arrays: Any
 ) -> None:
     """Grid, student, predictions, targets and maps."""
-    patch = int(group["patch_size"])
-
-    batch = UniformBatch(group["data"], group["mask_a"], group["timestamps"], patch)
+    batch = UniformBatch(
+        group["data"], group["mask_a"], group["timestamps"], int(group["patch_size"])
+    )
 
     @jax.jit
     def run(params: Any) -> Any:
         model = latent_mim.merge(engine.graph, params)
-        out = uniform_batch.forward_batch(model, batch)
+        out = forward_batch(model, batch)
         frozen = latent_mim.merge(engine.target_graph, target)
-        targets = uniform_batch.target_batch(frozen, batch, dict.fromkeys(engine.names, 0))
+        targets = target_batch(frozen, batch, dict.fromkeys(engine.names, 0))
         assert out.locations is not None
         sizes = {n: x.shape[1:3] for n, x in group["data"].items()}
         return out.locations, out.decoder, targets, model.supervision_head(
