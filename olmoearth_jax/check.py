@@ -297,10 +297,7 @@ def _drawn_timesteps(cfg: ExperimentConfig) -> Iterator[str]:
             yield "data_loader.sample_timesteps (v1.3) goes with engine=dense only"
         for name in loader.token_budget_excluded_modalities:
             if name not in cfg.dataset.training_modalities:
-                yield (
-                    f"data_loader.token_budget_excluded_modalities has {name!r}, which is not "
-                    "trained"
-                )
+                yield f"data_loader.token_budget_excluded_modalities: {name!r} is not trained"
         return
     for name in SAMPLER_OPTIONS:
         if getattr(loader, name) != getattr(usual, name):
