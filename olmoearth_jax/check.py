@@ -57,6 +57,7 @@ _RULES = {
     "data_loader.min_tokens_per_instance": "0 or more",
     "data_loader.time_priority_prob": "between 0 and 1",
     "train_module.rank_microbatch_size": "greater than 0",
+    "train_module.max_location_queries": "greater than 0",
     "train_module.max_grad_norm": "greater than 0 or null",
     "train_module.ema_decay": "two numbers between 0 and 1",
     "train_module.optim_config.lr": "0 or more",
@@ -296,10 +297,7 @@ def _drawn_timesteps(cfg: ExperimentConfig) -> Iterator[str]:
             yield "data_loader.sample_timesteps (v1.3) goes with engine=dense only"
         for name in loader.token_budget_excluded_modalities:
             if name not in cfg.dataset.training_modalities:
-                yield (
-                    f"data_loader.token_budget_excluded_modalities has {name!r}, which is not "
-                    "trained"
-                )
+                yield f"data_loader.token_budget_excluded_modalities: {name!r} is not trained"
         return
     for name in SAMPLER_OPTIONS:
         if getattr(loader, name) != getattr(usual, name):
@@ -378,6 +376,8 @@ def _objective(cfg: ExperimentConfig) -> Iterator[str]:
         yield f"train_module.{needed} must be given for train_module.kind {kind!r}"
     if VIEWS[kind] == 1 and module.contrastive_config is not None:
         yield f"train_module.contrastive_config needs two views; set it to null for kind {kind!r}"
+    if module.random_query_stride and cfg.model.encoder_config.attention_pooler_config is None:
+        yield "train_module.random_query_stride needs a model with an attention pooler (v1.3)"
     heads = cfg.model.supervision_head_config
     for name in heads.modality_configs if heads is not None else ():
         if name not in cfg.dataset.training_modalities:

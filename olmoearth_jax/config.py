@@ -203,6 +203,10 @@ class TrainModuleConfig:
     """The same for the second view, kind galileo only."""
     reinit_targets: bool = False
     """Initialise the target anew instead of copying the encoder."""
+    random_query_stride: bool = False
+    """Draw how many pixels a location spans instead of one location per patch (v1.3)."""
+    max_location_queries: int = 512
+    """Most locations of a sample where they are drawn."""
 
 
 @dataclasses.dataclass

@@ -35,6 +35,7 @@ from olmoearth_jax.stream.stream_shape import (
 )
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
+from olmoearth_jax.train.query_stride import query_stride
 
 _REMAT = {"none": "none", "dots": "dots", "block": "full"}
 
@@ -232,6 +233,7 @@ def dense_engine(
         mesh=mesh,
         group_size=group_size,
         views=objective.views if views is None else views,
+        query_stride=query_stride(config),
         **_shared(config, objective),
     )
 

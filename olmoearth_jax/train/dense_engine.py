@@ -29,6 +29,7 @@ from olmoearth_jax.model.uniform_batch import (
 )
 from olmoearth_jax.stream.engine import Group, Prepared
 from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, dropout_key, keep_scales
+from olmoearth_jax.train.query_stride import QueryStride
 
 
 @dataclasses.dataclass
@@ -45,6 +46,7 @@ class DenseEngine:
       encoder_drop, decoder_drop: drop-path rates.
       band_dropout: band dropout of the online encoder, or None.
       remat: rematerialisation policy of the blocks.
+      query_stride: draws how fine the location grid is; None: one location per patch.
     """
 
     graph: Any
@@ -58,6 +60,7 @@ class DenseEngine:
     decoder_drop: float = 0.0
     band_dropout: BandDropout | None = None
     remat: str = "none"
+    query_stride: QueryStride | None = None
 
     def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
         """One micro-step per group; holes keep their place with weight 0."""
@@ -91,7 +94,11 @@ class DenseEngine:
             "stream_tokens": 2 * total,
             "overflowed_tokens": 0,
         }
-        shape = (int(group["grid"]), int(group["patch_size"]), group["timestamps"].shape[1])
+        grid, patch = int(group["grid"]), int(group["patch_size"])
+        shape = (grid, patch, group["timestamps"].shape[1])
+        if self.query_stride is not None:
+            place = int(group["epoch"]), int(group["group"])
+            shape = (*shape, self.query_stride.draw(patch, grid, *place))
 
         def pack() -> tuple:
             return (jax.device_put(inputs, batch_sharding(self.mesh)),)
@@ -102,6 +109,7 @@ class DenseEngine:
         """See `stream.engine.Engine`."""
         (batch,) = inputs
         patch_size = program_key[2]
+        location_size = program_key[4] if self.query_stride is not None else None
         model = merge(self.graph, params)
         out: list[Forward] = []
         for view, masks in enumerate(batch["masks"]):
@@ -109,7 +117,9 @@ class DenseEngine:
             depth = len(model.encoder.blocks)
             encoder_drop = self._drop(self.encoder_drop, depth, batch, view, key, 1)
             decoder_drop = self._drop(self.decoder_drop, model.decoder_depth, batch, view, key, 2)
-            sample = UniformBatch(dropped, masks, batch["timestamps"], patch_size)
+            sample = UniformBatch(
+                dropped, masks, batch["timestamps"], patch_size, location_size=location_size
+            )
             encoder, decoder = (Running(x, self.remat) for x in (encoder_drop, decoder_drop))
             out.append(forward_batch(model, sample, view, encoder, decoder))
         terms, spreads = {}, {}
