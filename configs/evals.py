@@ -1,13 +1,13 @@
 """The catalogue of downstream tasks, as config files and the command line name them.
 
-Records: olmoearth_jax/evals/tasks.json (tasks) and datasets.json (data sets). A new task is one
+Records: olmoearth_jax/configlib/tasks.json (tasks) and datasets.json (data sets). A new task is one
 record there; its data is found by the environment variable that `launch.evaluate --list` names.
 """
 
 from __future__ import annotations
 
-from olmoearth_jax.evals import tasks
-from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.model.versions import VERSIONS
 
 

@@ -186,9 +186,7 @@ def job_name(name: str) -> str:
     return f"run-{plain}"[:33].rstrip("-") + f"-{digest}"
 
 
-def _refuse_breakouts(
-    name: str, arguments: Sequence[str], settings: Settings, folder: Path
-) -> None:
+def refuse_breakouts(name: str, arguments: Sequence[str], settings: Settings, folder: Path) -> None:
     """Refuses texts that would end the line of a job file on which they stand.
 
     Quoting does not help in a comment (`#SBATCH ...`): what follows a line break there is run.
@@ -242,7 +240,7 @@ def files(
       ValueError: a text that can't stand on one line of these files.
     """
     arguments = [*arguments, f"--stopped_exit_code={STOPPED if settings.requeue else 0}"]
-    _refuse_breakouts(name, arguments, settings, folder)
+    refuse_breakouts(name, arguments, settings, folder)
     values = {
         "job": shlex.quote(name) if scheduler == "slurm" else job_name(name),
         "command": shlex.join(["python", "-m", f"{__package__}.train", *arguments]),
@@ -283,12 +281,7 @@ def preflight(cfg: ExperimentConfig, topology: Topology) -> str:
 
 
 def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
-    container = ""
-    if settings.image is not None:  # srun's container options are those of the pyxis plugin
-        container = f" --container-image={shlex.quote(settings.image)}"
-        container += f" --container-workdir={shlex.quote(settings.workdir)}"
-        mounts = ",".join(map(str, settings.mounts))
-        container += f" --container-mounts={shlex.quote(mounts)}" if mounts else ""
+    container = pyxis(settings)
     gpus_per_process = topology.gpus_per_host // len(topology.device_sets)
     given = {k: v for k, v in settings.environment.items() if v is not None}
     values |= {
@@ -296,7 +289,7 @@ def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path)
         "log": shlex.quote(f"{folder}/slurm-%j.out"),
         "task_log": shlex.quote(f"{folder}/slurm-%j-%t.out"),
         "quoted_preflight": shlex.quote(values["preflight"]),
-        "limits": "\n".join(f"#SBATCH {option}" for option in _limits(settings)),
+        "limits": "\n".join(f"#SBATCH {option}" for option in limits(settings)),
         "requeue": "--requeue" if settings.requeue else "--no-requeue",
         "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
         "submit_dir": shlex.quote(str(Path.cwd())),
@@ -309,7 +302,17 @@ def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path)
     return {"job.sbatch": fill("slurm.sbatch", values)}
 
 
-def _limits(settings: Settings) -> list[str]:
+def pyxis(settings: Settings) -> str:
+    """Options of srun for a container, which are those of the pyxis plugin."""
+    if settings.image is None:
+        return ""
+    container = f" --container-image={shlex.quote(settings.image)}"
+    container += f" --container-workdir={shlex.quote(settings.workdir)}"
+    mounts = ",".join(map(str, settings.mounts))
+    return container + (f" --container-mounts={shlex.quote(mounts)}" if mounts else "")
+
+
+def limits(settings: Settings) -> list[str]:
     """Options of sbatch that say what the job may take."""
     given = {"time": settings.time, "account": settings.account}
     if settings.memory is not None:
@@ -340,21 +343,12 @@ def _docker(values: Values, topology: Topology, settings: Settings, folder: Path
 
 
 def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
-    names = {m.source: f"mount-{i}" for i, m in enumerate(settings.mounts)}
-    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
-    mounts += [
-        {"name": names[m.source], "mountPath": m.target, "readOnly": m.read_only}
-        for m in settings.mounts
-    ]
+    mounts, claims = volumes(settings)
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}, *mounts]
     memory = settings.memory or MEMORY_PER_GPU * topology.gpus_per_host
     # Readers hand samples over in shared memory, which counts as memory of the pod.
     shared = {"medium": "Memory", "sizeLimit": f"{max(memory // 4, 1)}Gi"}
-    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": shared}]
-    for source, name in names.items():
-        claim = {"persistentVolumeClaim": {"claimName": source}}
-        volumes.append(
-            {"name": name, **({"hostPath": {"path": source}} if source.startswith("/") else claim)}
-        )
+    every = [{"name": "shm", "emptyDir": shared}, *claims]
     job = values["job"]
     head = f'HOST_INDEX="$JOB_COMPLETION_INDEX"\nCOORDINATOR={job}-host-0-0.{job}:{PORT}\n'
     script = head + fill("host.sh", values)
@@ -367,24 +361,40 @@ def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path
         "script": "".join(f"{'':22}{line}\n" for line in script.rstrip("\n").split("\n")).rstrip(
             "\n"
         ),
-        "environment": _items(environment, 20),
+        "environment": items(environment, 20),
         "cpus": settings.cpus_per_gpu * topology.gpus_per_host,
         "memory": f"{memory}Gi",
-        "pull_secrets": _items([{"name": name} for name in settings.pull_secrets], 16),
-        "tolerations": _items([_toleration(text) for text in settings.tolerations], 16),
-        "mounts": _items(mounts, 20),
-        "volumes": _items(volumes, 16),
+        "pull_secrets": items([{"name": name} for name in settings.pull_secrets], 16),
+        "tolerations": items([toleration(text) for text in settings.tolerations], 16),
+        "mounts": items(mounts, 20),
+        "volumes": items(every, 16),
     }
     return {"jobset.yaml": fill("jobset.yaml", values)}
 
 
-def _toleration(text: str) -> dict[str, str]:
+def volumes(settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(mounts of a container, volumes of its pod) on Kubernetes."""
+    names = {m.source: f"mount-{i}" for i, m in enumerate(settings.mounts)}
+    mounts = [
+        {"name": names[m.source], "mountPath": m.target, "readOnly": m.read_only}
+        for m in settings.mounts
+    ]
+    out = []
+    for source, name in names.items():
+        claim = {"persistentVolumeClaim": {"claimName": source}}
+        path = {"hostPath": {"path": source}}
+        out.append({"name": name, **(path if source.startswith("/") else claim)})
+    return mounts, out
+
+
+def toleration(text: str) -> dict[str, str]:
+    """A taint, KEY or KEY=VALUE, that a pod tolerates."""
     key, equals, value = text.partition("=")
     if equals:
         return {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
     return {"key": key, "operator": "Exists", "effect": "NoSchedule"}
 
 
-def _items(items: Sequence[Mapping[str, Any]], indent: int) -> str:
+def items(items: Sequence[Mapping[str, Any]], indent: int) -> str:
     """YAML text of a list, one item a line."""
     return "".join(f"\n{'':{indent}}- {json.dumps(item)}" for item in items) or "[]"

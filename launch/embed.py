@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -31,7 +33,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import commands, platforms
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, imagery, plan, work_list
+from olmoearth_jax.maps import embed_job, imagery, plan, store, work_list
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from ._app import is_users
@@ -123,7 +125,11 @@ def embed(o: Options) -> int:
     Raises:
       ValueError: flags or inputs that cannot be used.
     """
+    # By default GDAL keeps a twentieth of the machine's memory in blocks that are read once.
+    os.environ.setdefault("GDAL_CACHEMAX", "64")
     index, count = work_list.place_of(FLAGS.shard, FLAGS.of)
+    if not FLAGS.plan_only:
+        store.zarr_library()
     config = embed_job.config_of(o.model)
     if FLAGS.plan_only and config is not None:
         _say(*describe(embed_job.make_job(o, config)))
@@ -164,10 +170,23 @@ def _end(o: Options, found: work_list.Outcome) -> int:
     if found.busy:
         _say(f"nothing left to do here; others work on {len(found.busy)} shards")
     elif FLAGS.steal:
+        _index(Path(o.output).expanduser())
         _say(f"complete: {o.output}")
     else:
         _say("this worker's own shards are done")
     return 0
+
+
+def _index(output: Path) -> None:
+    """The catalogue, made by whoever finds the job complete; the archive does not need it."""
+    from olmoearth_jax.maps import index
+
+    if (output / "index.parquet").is_file() and (output / "collection.json").is_file():
+        return
+    try:
+        index.write(output)
+    except ValueError as e:
+        _say(f"no catalogue: {e}")
 
 
 def _teller(total: int) -> Callable[[str, Mapping[str, Any]], None]:

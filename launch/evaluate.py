@@ -29,14 +29,14 @@ from absl import flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
-from olmoearth_jax.configlib import values
-from olmoearth_jax.evals import models, results, tasks
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.configlib import tasks, values
+from olmoearth_jax.configlib.tasks import EvalTaskConfig, RunOptions, change_all
+from olmoearth_jax.evals import models, results
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.precomputed import Precomputed, with_int8
-from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
 from olmoearth_jax.outputs import check, check_folder
-from olmoearth_jax.train import checkpoint
 
 from . import _eval_report as report
 from . import _sweep as sweep

@@ -4,13 +4,16 @@
         --labels=fields.geojson --label_column=crop --output=runs/crops
     python -m launch.finetune ... --labels=plots.csv --value_column=biomass --unit=t/ha
     python -m launch.finetune ... --labels=landuse.tif --classes=water,forest,field
+    python -m launch.finetune --archive=/data/paraguay --year=2024 --labels=fields.geojson \\
+        --label_column=crop --output=runs/crops
 
 --labels is GeoJSON, GeoParquet, .gpkg or a CSV with lon and lat, of points or polygons with a
 column of classes (--label_column) or values (--value_column), or a GeoTIFF of one band. The columns
 split (train, valid, test), date or year, and id are used if they are there.
 
 --inputs is a manifest of GeoTIFFs as `tools.embed` takes it, or a folder with --name. Labels are
-split by blocks on the ground, so that no test label lies beside training labels.
+split by blocks on the ground, so that no test label lies beside training labels. With --archive
+the embeddings of `launch.embed` are taken instead, and no model is needed.
 
 The folder --output then holds report.md, report.json, confusion.png, predictions.parquet,
 split.geojson, task.json, log.jsonl and the weights; `launch.predict --run` makes the map. The same
@@ -24,7 +27,8 @@ from typing import cast
 
 from absl import flags
 
-from olmoearth_jax.maps import fine_tuning, imagery, tokens
+from olmoearth_jax.maps import fine_tuning, from_archive, imagery, tokens
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.token_head import HeadOptions
@@ -45,6 +49,9 @@ _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
 _MODEL = _string("model", None, "Folder or published name.")
 _INPUTS = _string("inputs", None, "Manifest or folder of GeoTIFFs, or one of them.")
+_ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
+_YEAR = _string("year", None, "As --years, for one.")
+_WIDTH = _integer("width", None, "The first bands of an archive only.", lower_bound=1)
 _NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
 _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
@@ -78,9 +85,24 @@ _BATCH = _integer("batch_size", 16, "Windows per call.", lower_bound=1)
 _EPOCHS = _integer("epochs", None, "Most epochs: 100, or 50 with --mode=full.", lower_bound=1)
 _PATIENCE = _integer("patience", 10, "Epochs without a better validation.", lower_bound=1)
 _LR = _float("lr", None, "Learning rate: 0.01, or 0.0001 with --mode=full.")
-_HEAD_BATCH = _integer("head_batch_size", 256, "Tokens per step of the head.", lower_bound=1)
+_HEAD_BATCH = _integer("head_batch_size", 256, "Most tokens per step of the head.", lower_bound=1)
 _WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json file.")
 _SEED = _integer("seed", 0, "Seed of the split and the training.")
+
+
+def _images(years: list[str]) -> tuple[ImageOptions | ArchiveOptions, str]:
+    """(what to learn from, the model)."""
+    if _ARCHIVE.value:
+        for flag in (_INPUTS, _MODEL):
+            if flag.value:
+                raise ValueError(f"--{flag.name} does not go with --archive")
+        return ArchiveOptions(_ARCHIVE.value, years, _PERIODS.value, _WIDTH.value), ""
+    model, inputs = (_flags.needed(FLAGS, name) for name in ("model", "inputs"))
+    images = ImageOptions(
+        inputs, _NAME.value, _MODALITY.value, _BANDS.value, years, _PERIODS.value, _STEP.value,
+        _ANY_SIZE.value, _UNITS.value,
+    )  # fmt: skip
+    return images, model
 
 
 def options() -> Options:
@@ -89,19 +111,15 @@ def options() -> Options:
     Raises:
       ValueError: a flag is missing, or not of its form.
     """
-    model, inputs, path, output = (
-        _flags.needed(FLAGS, n) for n in ("model", "inputs", "labels", "output")
-    )
+    path, output = (_flags.needed(FLAGS, name) for name in ("labels", "output"))
+    years = [_YEAR.value] if _YEAR.value else _YEARS.value
     if len(_SPLIT.value) != 3:
         raise ValueError("--split takes three shares: training, validation, test")
     try:
         ignore = [float(v) for v in _IGNORE.value]
     except ValueError:
         raise ValueError(f"--ignore_values are numbers, got {','.join(_IGNORE.value)}") from None
-    images = ImageOptions(
-        inputs, _NAME.value, _MODALITY.value, _BANDS.value, _YEARS.value, _PERIODS.value,
-        _STEP.value, _ANY_SIZE.value, _UNITS.value,
-    )  # fmt: skip
+    images, model = _images(years)
     labels = LabelOptions(
         path, _LABEL.value, _VALUE.value, None, _CLASSES.value, _COLORS.value,
         _RARE.value, _TOUCHED.value, ignore, _RESAMPLE.value, _BLOCK.value, _GAP.value,
@@ -123,7 +141,9 @@ def options() -> Options:
 
 def main() -> int:
     """Runs the program with the flags of the command line."""
-    fine_tuning.run(options(), lambda line: print(line, flush=True))
+    o = options()
+    run = from_archive.run if isinstance(o.images, ArchiveOptions) else fine_tuning.run
+    run(o, lambda line: print(line, flush=True))
     return 0
 
 

@@ -1,6 +1,8 @@
 """Makes the map of a run of `launch.finetune` on images.
 
     python -m launch.predict --run=runs/crops --inputs=imagery_2024.csv --output=maps/crops_2024
+    python -m launch.predict --run=runs/crops --archive=/data/paraguay --years=2023,2024 \\
+        --output=maps/crops
     python -m launch.predict ...same flags... --shard=$I --of=64      any number of workers
 
 The images must fit those of the training: modalities, bands, size of pixels, number of timesteps.
@@ -20,6 +22,7 @@ import sys
 from absl import flags
 
 from olmoearth_jax.maps import imagery, map_files, predicting, work_list
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.predicting import Options
 
@@ -36,6 +39,7 @@ _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
 _RUN = _string("run", None, "Folder of a finished launch.finetune.")
 _INPUTS = _string("inputs", None, "Manifest or folder of GeoTIFFs, or one of them.")
+_ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
 _NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
 _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
@@ -63,12 +67,17 @@ def options() -> Options:
     Raises:
       ValueError: a flag is missing, or not of its form.
     """
-    run, inputs, output = (_flags.needed(FLAGS, n) for n in ("run", "inputs", "output"))
+    run, output = (_flags.needed(FLAGS, n) for n in ("run", "output"))
     index, count = work_list.place_of(_SHARD.value, _OF.value)
-    images = ImageOptions(
-        inputs, _NAME.value, _MODALITY.value, _BANDS.value, _YEARS.value, _PERIODS.value,
-        _STEP.value, _ANY_SIZE.value, _UNITS.value,
-    )  # fmt: skip
+    if _ARCHIVE.value:
+        if _INPUTS.value:
+            raise ValueError("--inputs does not go with --archive")
+        images = ArchiveOptions(_ARCHIVE.value, _YEARS.value, _PERIODS.value)
+    else:
+        images = ImageOptions(
+            _flags.needed(FLAGS, "inputs"), _NAME.value, _MODALITY.value, _BANDS.value,
+            _YEARS.value, _PERIODS.value, _STEP.value, _ANY_SIZE.value, _UNITS.value,
+        )  # fmt: skip
     return Options(
         run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,
         _PROBABILITIES.value, _AREA.value, index, count, not _NOSTEAL.value, _WAIT.value,

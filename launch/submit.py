@@ -6,6 +6,7 @@
     --scheduler=slurm    job.sbatch   in the virtual environment at hand, or --image (pyxis)
     --scheduler=jobset   jobset.yaml  Kubernetes JobSet, one pod per host
     --scheduler=docker   docker.sh    one container per host; run it on each of several hosts
+    --job=embed          many workers of launch.embed: --job=embed --workers=N -- FLAGS
     --sweep              one job for each item of the config file's `sweep()`; --list shows them
 
 The config is checked for these hosts and GPUs first: a batch that does not divide, a mesh that
@@ -27,12 +28,12 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import check, config_files, outputs, overrides
+from olmoearth_jax import check, commands, config_files, outputs, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
 
-from . import _app, _local, _render, _samples
+from . import _app, _local, _render, _samples, _workers
 
 _SCHEDULER = flags.DEFINE_string("scheduler", "slurm", "slurm, jobset, docker or local.")
 _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of the job.")
@@ -406,4 +407,6 @@ def main(first: ExperimentConfig) -> int:
 
 
 if __name__ == "__main__":
+    if _workers.asked(sys.argv):
+        commands.run(_workers.main, _workers.FLAGS)
     _app.run(main, require_valid=False)

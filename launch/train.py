@@ -29,8 +29,8 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.pipeline import TooManyBadSamples
 from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.evals.callback import build_evaluator
+from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train import devices, signals
-from olmoearth_jax.train.hosts import HostMissing
 from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged
@@ -99,7 +99,7 @@ def _sinks(config: ExperimentConfig) -> tuple[Callable[[], Sink], ...]:
     settings = config.trainer.callbacks.wandb
     if not settings.enabled or jax.process_index():
         return ()
-    from olmoearth_jax.train.wandb_sink import WandbSink
+    from olmoearth_jax.train.metrics import WandbSink
 
     return (
         lambda: WandbSink(

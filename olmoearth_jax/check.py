@@ -20,10 +20,11 @@ from olmoearth_jax.config import (
     ExperimentConfig,
 )
 from olmoearth_jax.configlib import limits, objectives, texts
-from olmoearth_jax.configlib.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.configlib.schema import get_path
+from olmoearth_jax.configlib.tasks import catalogue, check_task
+from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
-from olmoearth_jax.evals.tasks import catalogue, check_task
+from olmoearth_jax.data.shape_sampler import SAMPLER_OPTIONS, sampler_of
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
@@ -248,8 +249,6 @@ def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iter
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:
-    from olmoearth_jax.train.build import build_transform
-
     loader, encoder, group = (
         cfg.data_loader,
         cfg.model.encoder_config,
@@ -276,7 +275,7 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
     if not 1 <= low <= high:
         yield f"data_loader: 1 <= min_patch_size <= max_patch_size must hold, got {low} and {high}"
     elif loader.sample_timesteps:
-        yield from _says(lambda: shape_sampler(cfg, TILE_PX), "data_loader")
+        yield from _says(lambda: sampler_of(cfg, TILE_PX), "data_loader")
     else:  # a grid must fit the budget as it is counted: by the registry's band sets, or our own
         counted = encoder.tokenization if loader.match_model_tokenization else None
         sizes, names = range(low, high + 1), cfg.dataset.training_modalities
@@ -285,7 +284,7 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
             lambda: check_grids(names, sizes, grids, budget, TILE_PX, counted), "data_loader"
         )
     yield from _says(
-        lambda: build_transform(loader.transform_config), "data_loader.transform_config"
+        lambda: transforms.build(loader.transform_config), "data_loader.transform_config"
     )
     yield from _drawn_timesteps(cfg)
 

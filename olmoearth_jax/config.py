@@ -19,7 +19,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.configlib import schema
 from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.configlib.schema import ConfigError
-from olmoearth_jax.evals.tasks import EvalMode, EvalTaskConfig
+from olmoearth_jax.configlib.tasks import EvalMode, EvalTaskConfig
 from olmoearth_jax.modalities import BandSets, ModalityName
 from olmoearth_jax.model.config import ModelConfig
 

@@ -344,3 +344,15 @@ SINGLE_BAND_SET_OVERRIDES: dict[str, list[list[str]]] = {
     name: [list(_REGISTRY[name].bands)] for name in ("sentinel2_l2a", "landsat")
 }
 """Tokenisation of v1.1 and later: all Sentinel-2 bands in one token, all Landsat bands in one."""
+
+
+def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
+    out = {}
+    for name in names:
+        m = get(name)
+        span = m.norm_range()
+        out[name] = {"bands": list(m.bands)}
+        if span is not None:
+            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
+    return out

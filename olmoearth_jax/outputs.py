@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 MARK = "olmoearth-jax"
-"""What our files say of the software that made them."""
+VERSION = "0.1.0"
+SOFTWARE = f"{MARK} {VERSION}"
+"""What our files say of the software that made them; they are known by its first word."""
 
 NOTICE = "converted by olmoearth-jax"
 """What the attribution beside our exports says; it is a text without members."""

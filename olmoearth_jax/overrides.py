@@ -197,7 +197,7 @@ def _add_catalogue_tasks(cfg: ExperimentConfig) -> None:
     evaluator = cfg.trainer.callbacks.downstream_evaluator
     missing = [t for t in evaluator.tasks_to_run or () if t not in evaluator.tasks]
     if missing:
-        from olmoearth_jax.evals.tasks import catalogue
+        from olmoearth_jax.configlib.tasks import catalogue
 
         known = catalogue()
         evaluator.tasks.update({t: known[t] for t in missing if t in known})

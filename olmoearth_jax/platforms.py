@@ -19,6 +19,10 @@ FEWEST_FILES = 64
 """Open files without which the libraries below crash while they write a checkpoint."""
 
 
+class HostMissing(RuntimeError):
+    """A process kept the others waiting for too long; the message names it."""
+
+
 def check_open_files() -> None:
     """Lifts a low limit of open files as far as the system lets it.
 

@@ -3,7 +3,7 @@
 import pytest
 
 from olmoearth_jax import modalities
-from olmoearth_jax.evals import tasks
+from olmoearth_jax.configlib import tasks
 from olmoearth_jax.interop import weights
 from olmoearth_jax.proposals import closest, nearest
 

@@ -2,6 +2,7 @@
 
     python -m tools.archive status  DIR               how far it is; exit code 0 complete, 3 not yet
     python -m tools.archive verify  DIR               every object against its marker
+    python -m tools.archive index   DIR               index.parquet and collection.json (STAC) in it
     python -m tools.archive preview DIR               colours: preview.zarr and preview/*.tif in it
     python -m tools.archive export  DIR --bbox=-58,-25,-57.9,-24.9 --year=2024 --width=64 \\
         --output=small.tif
@@ -9,6 +10,8 @@
         --output=plots.parquet
     python -m tools.archive search  DIR --point=-57.5,-24.2 --year=2024 --output=similar
     python -m tools.archive search  DIR --area=field.geojson --year=2024 --output=similar
+    python -m tools.archive cluster DIR --year=2024 --k=12 --output=clusters.tif
+    python -m tools.archive change  DIR --years=2023,2024 --output=change.tif
 
 DIR is the folder that launch.embed wrote. Maps are GeoTIFFs (COG) on the native grid, one file per
 UTM zone. An archive that is not complete is used as far as it is, and the missing shards counted.
@@ -52,6 +55,8 @@ _integer("width", None, "Use the first bands only.", lower_bound=1)
 _enum("dtype", "stored", extract.DTYPES, "Type of exported values.")
 _integer("top", 100, "How many places.", lower_bound=1)
 _float("min_distance", 200.0, "Metres between them.", lower_bound=0)
+_integer("k", 12, "How many clusters.")
+_integer("seed", 0, "Of the clusters.")
 _bool("complete", False, "Refuse an archive that is not complete.")
 _bool("overwrite", False, "Replace files that are not of this program.")
 
@@ -69,6 +74,12 @@ def _verify(folder: Path) -> int:
     lines, well = archive_check.verify(folder)
     print("\n".join(lines))
     return 0 if well else 1
+
+
+def _index(folder: Path) -> int:
+    from olmoearth_jax.maps import index
+
+    return _written(index.write(folder))
 
 
 def _preview(folder: Path) -> int:
@@ -123,9 +134,24 @@ def _search(folder: Path) -> int:
     return _written(made)
 
 
+def _cluster(folder: Path) -> int:
+    from olmoearth_jax.maps import compare
+
+    archive, output = _open(folder), _output((".tif", ".tiff"))
+    period = _period(archive)
+    return _written(compare.cluster(archive, period, output, FLAGS.k, FLAGS.seed, FLAGS.width))
+
+
+def _change(folder: Path) -> int:
+    from olmoearth_jax.maps import compare
+
+    archive, output = _open(folder), _output((".tif", ".tiff"))
+    return _written(compare.change(archive, FLAGS.years, output, FLAGS.width))
+
+
 VERBS: dict[str, Callable[[Path], int]] = {
-    "status": _status, "verify": _verify, "preview": _preview, "export": _export,
-    "sample": _sample, "search": _search,
+    "status": _status, "verify": _verify, "index": _index, "preview": _preview, "export": _export,
+    "sample": _sample, "search": _search, "cluster": _cluster, "change": _change,
 }  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals import models
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import Extraction, extract
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.files import replacing
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.model.pooling import Pooling

@@ -20,10 +20,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import check, commands
+from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import build, checkpoint, devices, targets
+from olmoearth_jax.train import build, devices, targets
 
 Losses = dict[str, float]
 

@@ -15,9 +15,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.model.config import to_dict
-from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import parameter_table
 
 _CHECKPOINT = flags.DEFINE_string(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from olmoearth_jax import config as c
 from olmoearth_jax import modalities, supervision_maps
-from olmoearth_jax.evals.tasks import official_tasks
+from olmoearth_jax.configlib.tasks import official_tasks
 from olmoearth_jax.model.config import (
     LocationTokenDistillationHeadConfig,
     ModelConfig,

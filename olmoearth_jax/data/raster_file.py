@@ -26,12 +26,7 @@ _HORIZONTAL_ONLY = {"no_defs", "wktext", "type", "vunits", "geoidgrids", "towgs8
 
 
 class RasterError(ValueError):
-    """A raster cannot be used.
-
-    Attributes:
-      path: of the file.
-      reason: why, without the path.
-    """
+    """A raster, of a `path`, cannot be used; `reason` says why, without the path."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(str(path), reason)

@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.evals import results, tasks
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.evals import results
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
 from olmoearth_jax.evals.runner import Hooks, run_task

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.samples import (
     MASK,
@@ -18,7 +19,6 @@ from olmoearth_jax.evals.samples import (
     collate,
     modalities_in,
 )
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import frozen

@@ -16,11 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
-from olmoearth_jax.evals.tasks import (
+from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     METRICS,
     DatasetInfo,
@@ -28,6 +24,10 @@ from olmoearth_jax.evals.tasks import (
     RunOptions,
     check_task,
 )
+from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
+from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
 from olmoearth_jax.files import replacing
 from olmoearth_jax.model.frozen import Call
 

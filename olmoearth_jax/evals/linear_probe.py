@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from olmoearth_jax.configlib.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import heads, layers, losses, metrics
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
-from olmoearth_jax.evals.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
 
 CHUNK_BYTES = 256 << 20
 """Embeddings kept on the device at once while training."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import METRICS, DatasetInfo, EvalTaskConfig
 from olmoearth_jax.evals.samples import IGNORE
-from olmoearth_jax.evals.tasks import METRICS, DatasetInfo, EvalTaskConfig
 from olmoearth_jax.modalities import closest
 
 EPS = 1e-8

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.configlib.tasks import known
 from olmoearth_jax.evals.embeddings import EmbeddingModel, EncoderModel, RawBands
-from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import checkpoint
 
 BASELINES = ("raw_bands", "random_init")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets.base import DataUnavailable
 from olmoearth_jax.evals.samples import Split, check_split
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
 
 SPLITS = ("train", "valid", "test")
 PARTS = ("embeddings", "labels")

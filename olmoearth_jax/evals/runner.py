@@ -9,6 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import (
+    DEFAULTS,
+    DatasetInfo,
+    EvalTaskConfig,
+    RunOptions,
+    check_task,
+    eval_mode,
+    modalities_of,
+)
 from olmoearth_jax.evals import finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import (
@@ -23,15 +32,6 @@ from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.precomputed import Precomputed
 from olmoearth_jax.evals.samples import Split
-from olmoearth_jax.evals.tasks import (
-    DEFAULTS,
-    DatasetInfo,
-    EvalTaskConfig,
-    RunOptions,
-    check_task,
-    eval_mode,
-    modalities_of,
-)
 from olmoearth_jax.inference import quantize
 
 

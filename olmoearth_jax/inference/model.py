@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from olmoearth_jax import modalities, platforms
+from olmoearth_jax.checkpoints.folders import NoCheckpoint
 from olmoearth_jax.inference import domain
-from olmoearth_jax.inference.prepare import ModelInput, prepare, ranges_of
+from olmoearth_jax.inference.prepare import ModelInput, Rules, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.modalities import closest
@@ -25,7 +26,6 @@ from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.model.versions import version_of
-from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class PretrainedModel(FrozenEncoder):
         self.decode_only = tuple(decode_only or ()) if restrict_inputs else ()
         self.modalities = tuple(n for n in self.slots.names if n not in self.decode_only)
         self.ranges = ranges_of(self.modalities, loaded.normalization)
+        self.rules = Rules(self.slots, self.version, self.ranges)
 
     def embed(
         self,
@@ -152,10 +153,8 @@ class PretrainedModel(FrozenEncoder):
         if crop >= side:
             crop, overlap = side, 0
         encoder = latent_mim.merge(self.graph, self.params)
-        return domain.embed_domain(
-            encoder, ready.data, ready.masks, ready.timestamps, patch_size, crop_px=crop,
-            overlap_px=overlap, location_size=location_size, output=output, window_px=window_px,
-        )  # fmt: skip
+        plan = domain.DomainPlan(patch_size, crop, overlap, window_px, location_size, output)
+        return domain.embed_domain(encoder, ready, plan)
 
     def prepare(
         self, sample: Sample | Sequence[Sample] | ModelInput, patch_size: int
@@ -171,7 +170,7 @@ class PretrainedModel(FrozenEncoder):
             sample = Sample.concatenate(_samples(sample))
         names = self._names(sample)
         self._check_size(sample, names, patch_size)
-        return prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
+        return prepare(sample, names, patch_size, self.rules)
 
     def check_locations(self, pooling: str, patch_size: int, location_size: int | None) -> None:
         """Checks that the model has what a pooling asks for, at that size.

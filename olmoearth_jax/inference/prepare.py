@@ -89,19 +89,23 @@ def ranges_of(names: tuple[str, ...], stored: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def prepare(
-    sample: Sample,
-    names: tuple[str, ...],
-    slots: SlotTable,
-    patch_size: int,
-    version: str,
-    ranges: Ranges,
-) -> ModelInput:
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a model asks of its inputs."""
+
+    slots: SlotTable
+    version: str
+    """Decides how missing bands are filled."""
+    ranges: Ranges
+
+
+def prepare(sample: Sample, names: tuple[str, ...], patch_size: int, rules: Rules) -> ModelInput:
     """Normalises, fills and masks the modalities `names` of a sample; warns of much filling."""
+    slots, version = rules.slots, rules.version
     data, masks = {}, {}
     for name in names:
         raw, modality = sample.data[name], modalities.get(name)
-        lo, hi = ranges[name]
+        lo, hi = rules.ranges[name]
         if sample.normalized:
             lo, hi, version = np.zeros_like(lo), np.ones_like(hi), "v1_1"
         sets = [list(slots.slots[i].channels) for i in slots.of(name)]
@@ -113,7 +117,7 @@ def prepare(
             absent = gone.all((*area, -1), keepdims=True)
             single = gone & ~gone.all(area, keepdims=True) & (sample.nan_pixels == "mask")
             source = np.where(absent, np.float32(0), raw)
-            values, empty = fill(source, name, version, lo, hi, single)
+            values, empty = fill(source, name, version, (lo, hi), single)
             data[name] = np.where(absent, np.float32(0), values.astype(np.float32))
             lost = [
                 _tokens((empty | absent)[..., bands].all(-1), single[..., bands].any(-1), pixels)
@@ -223,8 +227,7 @@ def fill(
     values: np.ndarray,
     name: str,
     version: str,
-    lo: np.ndarray,
-    hi: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
     unseen: np.ndarray | bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalises raw values and fills what is missing; warns if that is much.
@@ -234,7 +237,7 @@ def fill(
       name: modality.
       version: 'v1' copies from neighbouring bands, then sets to 0; later versions set to 0 (what
         band dropout showed them); 'none' fills nothing.
-      lo, hi: range per band that becomes 0..1.
+      ends: (lo, hi) per band, which become 0 and 1.
       unseen: bool of that shape, elements that are masked anyway and call for no warning.
 
     Returns:
@@ -258,6 +261,7 @@ def fill(
         still = missing
     if version != "none":
         _warn(name, missing & ~still & ~unseen, still & ~unseen, VERSIONS[version])
+    lo, hi = ends
     out = (values.astype(np.float64) - lo) / (hi - lo)
     out[still] = 0.0
     return out, still

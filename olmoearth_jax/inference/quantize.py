@@ -111,5 +111,6 @@ def load_buckets(path: str | Path, bits: int) -> Buckets:
 
 
 def check_bits(bits: int) -> None:
+    """Raises ValueError for a number of bits that nothing is quantised to."""
     if bits not in BITS:
         raise ValueError(f"quantize_bits must be one of {BITS}, got {bits}")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.configlib import limits, schema
 from olmoearth_jax.interop import torch_keys, weights
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.train import checkpoint, integrity
 
 _INERT = "inert"
 """Item with the tensors that no part of ours uses, kept so that an export is exact."""
@@ -74,7 +74,7 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
     if checkpoint.complete_steps(folder / "checkpoints"):
         raise ValueError(f"{folder} already holds a checkpoint; give another target")
     # Imported here: it needs the whole training stack.
-    from olmoearth_jax.train.build import normalization_of
+    from olmoearth_jax.modalities import normalization_of
 
     names = loaded.config.encoder_config.supported_modality_names
     config: dict[str, Any] = {

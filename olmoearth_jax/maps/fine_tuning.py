@@ -13,20 +13,28 @@ from typing import Any
 
 import numpy as np
 
-import olmoearth_jax
 from olmoearth_jax.data.rasters import Raster
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
-from olmoearth_jax.maps import full_model, run_folder, run_report, scenes, tile_map, token_head
+from olmoearth_jax.maps import (
+    full_model,
+    run_folder,
+    run_report,
+    scenes,
+    tile_map,
+    token_head,
+)
 from olmoearth_jax.maps import labelled as labelling
 from olmoearth_jax.maps import report as reporting
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.full_model import PixelReader
 from olmoearth_jax.maps.labelled import Labelled, LabelOptions
 from olmoearth_jax.maps.samples import Target
 from olmoearth_jax.maps.scenes import Scene
-from olmoearth_jax.maps.token_cache import Tokens, read_tokens
+from olmoearth_jax.maps.token_cache import ImageTokens, Reader, Tokens, read_tokens
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings, TokenEncoder
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import SOFTWARE
 
 MODES = ("probe", "full")
 Say = Callable[[str], None]
@@ -82,7 +90,7 @@ class Options:
     """
 
     model: str
-    images: ImageOptions
+    images: ImageOptions | ArchiveOptions
     labels: LabelOptions
     output: str
     mode: str = "probe"
@@ -115,9 +123,10 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     if o.mode == "full" and o.settings.pooling != "spatial":
         raise ValueError("--mode=full goes with --pooling=spatial")
     folder = Path(o.output).expanduser()
-    rasters, notes = o.images.rasters()
     if not Path(o.labels.path).expanduser().is_file():
         raise ValueError(f"there is no label file {o.labels.path}")
+    assert isinstance(o.images, ImageOptions)  # see `from_archive` for the other kind
+    rasters, notes = o.images.rasters()
     model = load_pretrained(o.model)
     record = record_of(o, model, rasters)
     with o.images.open(rasters) as (opened, more):
@@ -125,9 +134,9 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
-        _check_weights(o, found.target)
+        check_weights(o, found.target)
         fresh = not folder.exists()
-        run_folder.claim(folder, record, {"software": f"olmoearth-jax {olmoearth_jax.__version__}"})
+        run_folder.claim(folder, record, {"software": SOFTWARE})
         done = folder / run_folder.REPORT
         if done.is_file():
             say(f"{folder} is finished already")
@@ -140,6 +149,15 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
 
 def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> dict[str, Any]:
     """What determines the result of a run."""
+    assert isinstance(o.images, ImageOptions)
+    return settings_record(o) | {
+        "model_digest": model.digest, "images": image_record(o.images, rasters),
+        "embedding": dataclasses.asdict(o.settings), "window": o.window, "overlap": o.shared,
+    }  # fmt: skip
+
+
+def settings_record(o: Options) -> dict[str, Any]:
+    """What determines the result of a run, but for its images."""
     labels = dataclasses.asdict(o.labels)
     path = Path(labels.pop("path")).expanduser()
     labels["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -149,10 +167,8 @@ def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> 
     if weights not in ("auto", "balanced", "none"):
         weights = read_weights(Path(weights))
     return {
-        "model_digest": model.digest, "mode": o.mode, "labels": labels,
-        "images": image_record(o.images, rasters),
-        "embedding": dataclasses.asdict(o.settings), "window": o.window, "overlap": o.shared,
-        "head": dataclasses.asdict(o.head), "class_weights": weights, "seed": o.seed,
+        "mode": o.mode, "labels": labels, "head": dataclasses.asdict(o.head),
+        "class_weights": weights, "seed": o.seed,
     }  # fmt: skip
 
 
@@ -210,7 +226,7 @@ def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.n
     return np.array([held[c.name] for c in target.classes])
 
 
-def _check_weights(o: Options, target: Target) -> None:
+def check_weights(o: Options, target: Target) -> None:
     """Raises ValueError if a file of weights lacks a class or names others."""
     if o.class_weights in ("auto", "balanced", "none") or target.classes is None:
         return
@@ -221,29 +237,42 @@ def _check_weights(o: Options, target: Target) -> None:
         )
 
 
-def _read(
-    folder: Path, reader: TokenEncoder, opened: Sequence[Scene], found: Labelled, embed: bool,
-    say: Say,
+def read_splits(
+    folder: Path, reader: Reader, opened: Sequence[Scene], found: Labelled,
+    embed: Callable[[str], bool], fresh: bool, say: Say,
 ) -> dict[str, Tokens]:  # fmt: skip
     """The labelled tokens of every split that has any; those without data are counted.
+
+    Args:
+      embed: whether the embeddings of a split are needed.
+      fresh: the folder was made just now; it goes if there is an error.
 
     Raises:
       ValueError: more than half have no data, or all of a split.
     """
     tokens = {
-        s: read_tokens(reader, opened, found, s, folder / "cache", embed and s != "test", say)
+        s: read_tokens(reader, opened, found, s, folder / "cache", embed(s), say)
         for s in ("train", "valid", "test")
         if len(found.split.rows(s))
     }
     lost = sum(t.lost for t in tokens.values())
     total = lost + sum(len(t.labels) for t in tokens.values())
     found.counts["on_nodata"] = lost
-    if 2 * lost > total:
-        raise ValueError(f"{lost} of {total} labelled places have no image data in this period")
-    for name, part in tokens.items():
-        if not len(part.labels):
-            raise ValueError(f"the {name} split has no label with image data")
+    empty = [s for s, t in tokens.items() if not len(t.labels)]
+    if 2 * lost > total or empty:
+        if fresh:  # nothing is left of what cannot be
+            shutil.rmtree(folder, ignore_errors=True)
+        if 2 * lost > total:
+            raise ValueError(f"{lost} of {total} labelled places have no image data in this period")
+        raise ValueError(f"the {empty[0]} split has no label with image data")
     return tokens
+
+
+def class_counts(target: Target, train: Tokens) -> np.ndarray:
+    """Labels of each class in training; none of values."""
+    if target.classes is None:
+        return np.zeros(0)
+    return np.bincount(train.labels, minlength=len(target.classes))
 
 
 def _train(
@@ -253,22 +282,17 @@ def _train(
     """Trains, scores the map that results, and writes the folder."""
     target, log = found.target, []
     probed = o.mode == "probe"
-    reader = (TokenEncoder if probed else PixelReader)(model, o.settings, o.batch)
-    try:
-        tokens = _read(folder, reader, opened, found, probed, say)
-    except ValueError:
-        if fresh:  # nothing is left of what cannot be
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    encoder = (TokenEncoder if probed else PixelReader)(model, o.settings, o.batch)
+    tokens = read_splits(
+        folder, ImageTokens(encoder), opened, found, lambda s: probed and s != "test", fresh, say
+    )
     train, valid = tokens["train"], tokens.get("valid", tokens["train"])
-    counts = np.zeros(0)
-    if target.classes is not None:
-        counts = np.bincount(train.labels, minlength=len(target.classes))
+    counts = class_counts(target, train)
     weights = weights_of(o, target, counts, say)
     if probed:
         pairs = (train.x, train.labels), (valid.x, valid.labels)
         head = token_head.fit(target, *pairs, o.head, weights, log.append)
-        pixels: tile_map.PixelModel = tile_map.ProbedPixels(reader, head, _channels(target))
+        pixels: tile_map.PixelModel = tile_map.ProbedPixels(encoder, head, _channels(target))
         stored, scale = {"params": head.params, "stats": head.stats}, head.scale
         guesses = {s: head(t.x) for s, t in tokens.items() if s != "test"}
     else:
@@ -353,7 +377,7 @@ def _task(
         "overlap": o.shared, "labels": found.counts, "training_labels": counts.tolist(),
         "class_weights": None if weights is None else weights.tolist(),
         "normalization": ranges, "block": found.split.side, "created": now,
-        "software": f"olmoearth-jax {olmoearth_jax.__version__}",
+        "software": SOFTWARE,
     }  # fmt: skip
     steps = max(len(s.stack.dates) for s in opened)
     pixel = abs(opened[0].stack.transform.a)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import embeddings, finetune, heads
 from olmoearth_jax.evals.linear_probe import target_scale
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput

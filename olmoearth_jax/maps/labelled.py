@@ -192,13 +192,13 @@ def _by_split(
     texts = features.columns.get("split")
     if texts is None or grid.points is not None:
         return [(number, grid)]
-    nothing, out = np.nan if target.classes is None else samples.NONE, []
+    out = []
     for text in sorted(set(texts)):
         rows = np.flatnonzero(np.array(texts) == text)
         part, _, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
         # What contradicts a label of another split is none here either.
-        same = part.codes == grid.codes
-        out.append((number, Grid(np.where(same, grid.codes, nothing), None, text)))
+        kept = np.isin(grid.cells, part.cells)
+        out.append((number, Grid(grid.cells[kept], grid.codes[kept], None, text)))
     return out
 
 
@@ -219,11 +219,11 @@ def _from_raster(o: LabelOptions, scenes: Sequence[Scene]):
     is_float = any(x.dtype.kind == "f" for x in found.values())
     if is_float and o.values is not False:
         target = Target(None, o.unit)
-        return target, [(i, Grid(x.astype(np.float32))) for i, x in found.items()], []
+        return target, _grids(found, target), []
     if o.values:
         values = {i: np.where(x == samples.NONE, np.nan, x) for i, x in found.items()}
-        grids = [(i, Grid(x.astype(np.float32))) for i, x in values.items()]
-        return Target(None, o.unit), grids, []
+        target = Target(None, o.unit)
+        return target, _grids(values, target), []
     numbers = sorted({int(v) for x in found.values() for v in np.unique(x[x >= 0])})
     if not numbers:
         raise ValueError(f"no label of {o.path} lies on the images")
@@ -239,7 +239,12 @@ def _from_raster(o: LabelOptions, scenes: Sequence[Scene]):
     else:
         classes = label_grids.classes_of(numbers, o.classes, colors)
     target = Target(classes, o.unit)
-    return target, [(i, Grid(target.index(x))) for i, x in found.items()], []
+    return target, _grids(found, target), []
+
+
+def _grids(found: Mapping[int, np.ndarray], target: Target) -> list[tuple[int, Grid]]:
+    """The labelled pixels of rasters by scene."""
+    return [(i, samples.dense_grid(target.index(x), target)) for i, x in found.items()]
 
 
 def _check_classes(o, target: Target, windows, counts, notes) -> list[Window]:

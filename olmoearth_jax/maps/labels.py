@@ -141,6 +141,63 @@ def project(features: Features, crs: Any) -> tuple[list[Any], int]:
     return out, repaired
 
 
+@dataclasses.dataclass
+class Cells:
+    """Labels of the pixels of a grid that have one.
+
+    Attributes:
+      cells: their flat numbers, int64 ascending.
+      codes: number of the class, or value, of each, float64.
+      pixels, report, empty_ids: see `Burnt`.
+    """
+
+    cells: np.ndarray
+    codes: np.ndarray
+    pixels: list[np.ndarray]
+    report: dict[str, int]
+    empty_ids: list[str]
+
+
+def burn_cells(
+    features: Features,
+    codes: Sequence[float],
+    crs: Any,
+    transform: Any,
+    shape: tuple[int, int],
+    slack: float = 0.0,
+    all_touched: bool = False,
+) -> Cells:
+    """Puts features on a grid of any size; memory is that of what they cover.
+
+    Args:
+      codes: number of the class, or value, of each feature.
+      crs, transform, shape: of the grid; its pixels are axis-aligned and north-up.
+      slack: codes that differ by more contradict each other.
+      all_touched: take all pixels that a polygon touches, not those whose centre is inside.
+    """
+    places, repaired = project(features, crs)
+    report = {"outside": 0, "empty": 0, "repaired": repaired}
+    pixels, empty = [], []
+    for number, place in enumerate(places):
+        cells, outside = _cells(place, transform, shape, all_touched)
+        if not len(cells):
+            report["outside" if outside else "empty"] += 1
+            if not outside:
+                empty.append(features.columns["id"][number])
+        pixels.append(cells)
+    every = np.concatenate(pixels) if pixels else np.zeros(0, np.int64)
+    given = np.repeat(np.asarray(codes, np.float64), [len(c) for c in pixels])
+    order = np.argsort(every, kind="stable")
+    cells, first = np.unique(every[order], return_index=True)
+    low = high = given[order]
+    if len(cells):
+        low, high = (f.reduceat(given[order], first) for f in (np.minimum, np.maximum))
+    good = high - low <= slack
+    report["conflict_pixels"] = int((~good).sum())
+    report["labelled_pixels"] = int(good.sum())
+    return Cells(cells[good], low[good], pixels, report, empty)
+
+
 def burn(
     features: Features,
     codes: Sequence[float],
@@ -150,39 +207,19 @@ def burn(
     nodata: int | None = 255,
     all_touched: bool = False,
 ) -> Burnt:
-    """Puts features on a grid.
+    """As `burn_cells`, with an array of the whole grid.
 
     Args:
-      codes: number of the class, or value, of each feature.
-      crs, transform, shape: of the grid; its pixels are axis-aligned and north-up.
       nodata: of classes; None for values, where NaN means none.
-      all_touched: take all pixels that a polygon touches, not those whose centre is inside.
     """
-    places, repaired = project(features, crs)
-    size = shape[0] * shape[1]
-    low, high = np.full(size, np.inf), np.full(size, -np.inf)
-    report = {"outside": 0, "empty": 0, "repaired": repaired}
-    pixels, empty = [], []
-    for number, (place, code) in enumerate(zip(places, codes, strict=True)):
-        cells, outside = _cells(place, transform, shape, all_touched)
-        if not len(cells):
-            report["outside" if outside else "empty"] += 1
-            if not outside:
-                empty.append(features.columns["id"][number])
-        low[cells] = np.minimum(low[cells], code)
-        high[cells] = np.maximum(high[cells], code)
-        pixels.append(cells)
-    labelled = np.isfinite(low)
-    conflict = labelled & (high - np.where(labelled, low, 0) > (0 if nodata is not None else SAME))
-    report["conflict_pixels"] = int(conflict.sum())
-    good = labelled & ~conflict
-    report["labelled_pixels"] = int(good.sum())
+    slack = SAME if nodata is None else 0.0
+    got = burn_cells(features, codes, crs, transform, shape, slack, all_touched)
     if nodata is None:
-        out = np.where(good, low, np.nan).astype(np.float32)
+        out = np.full(shape[0] * shape[1], np.nan, np.float32)
     else:
-        kind = np.uint8 if nodata == 255 else np.uint16
-        out = np.where(good, low, nodata).astype(kind)
-    return Burnt(out.reshape(shape), pixels, report, empty)
+        out = np.full(shape[0] * shape[1], nodata, np.uint8 if nodata == 255 else np.uint16)
+    out[got.cells] = got.codes
+    return Burnt(out.reshape(shape), got.pixels, got.report, got.empty_ids)
 
 
 def _cells(

@@ -15,10 +15,21 @@ from typing import Any
 
 import numpy as np
 
-import olmoearth_jax
+from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
-from olmoearth_jax.maps import full_model, map_area, map_files, run_folder, tile_map, token_head
+from olmoearth_jax.maps import (
+    archive_scenes,
+    full_model,
+    map_area,
+    map_files,
+    report_html,
+    run_folder,
+    tile_map,
+    token_head,
+)
+from olmoearth_jax.maps.archive import open_archive
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions, image_record
 from olmoearth_jax.maps.run_folder import Task
 from olmoearth_jax.maps.scenes import Scene
@@ -26,8 +37,11 @@ from olmoearth_jax.maps.token_head import TokenHead
 from olmoearth_jax.maps.tokens import TokenEncoder
 from olmoearth_jax.maps.work_list import Outcome, WorkList, open_job
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import SOFTWARE
 
 Say = Callable[[str], None]
+Maker = Callable[[int, slice, slice], tuple[np.ndarray, np.ndarray]]
+"""Gives values [H, W, K] and valid [H, W] of a part of a scene."""
 _DECIDES = ("run_digest", "model_digest", "images", "window", "overlap", "block", "probabilities",
             "area")  # fmt: skip
 
@@ -51,7 +65,7 @@ class Options:
     """
 
     run: str
-    images: ImageOptions
+    images: ImageOptions | ArchiveOptions
     output: str
     model: str | None = None
     overlap: int | None = None
@@ -87,29 +101,62 @@ def run(o: Options, say: Say = print) -> Outcome:
         )
     source, folder = Path(o.run).expanduser(), Path(o.output).expanduser()
     task = run_folder.read_task(source)
+    if isinstance(o.images, ArchiveOptions):
+        return _from_archive(o, o.images, task, source, folder, say)
+    if "archive" in task.about:
+        raise ValueError("the run was trained on an archive, not on images: give --archive")
     rasters, notes = o.images.rasters()
     overlap = int(task.about["overlap"]) if o.overlap is None else o.overlap
-    job = {
-        "run_digest": digest_of(source), "model_digest": task.digest,
-        "images": image_record(o.images, rasters), "window": task.window, "overlap": overlap,
-        "block": o.block, "probabilities": o.probabilities,
-        "area": None if o.area is None else map_area.digest_of(Path(o.area)),
-        "software": f"olmoearth-jax {olmoearth_jax.__version__}",
-    }  # fmt: skip
+    job = _job(o, task, source) | {"images": image_record(o.images, rasters), "overlap": overlap}
     with o.images.open(rasters) as (opened, more):
         for scene in opened:
             check_images(task, scene)
         model = load_model(task, source, o)
-        area = None if o.area is None else map_area.Area(Path(o.area), opened)
         tilings = [
             tile_map.tiling_of(s.stack.shape, task.window, overlap, model.patch) for s in opened
         ]
-        _check_folder(folder)
-        digest = open_job(folder / "job" / "job.json", job, _DECIDES)
-        for note in [*notes, *more]:
-            say(note)
-        mapper = _Mapper(o, task, source, folder, digest, opened, tilings, model, area, say)
-        return mapper.run()
+
+        def make(number: int, rows: slice, cols: slice) -> tuple[np.ndarray, np.ndarray]:
+            return tile_map.map_block(model, opened[number], tilings[number], rows, cols)
+
+        return _mapped(o, task, source, folder, job, opened, make, [*notes, *more], say)
+
+
+def _from_archive(
+    o: Options, images: ArchiveOptions, task: Task, source: Path, folder: Path, say: Say
+) -> Outcome:
+    """The map of an archive's tokens."""
+    archive = open_archive(images.path)
+    archive_scenes.check(task, archive, images.width)
+    opened, notes = archive_scenes.open_scenes(images, archive, True)
+    record = {"archive": archive.attrs.get("olmoearth:job_digest"),
+              "periods": [s.period.name for s in opened]}  # fmt: skip
+    job = _job(o, task, source) | {"images": record, "overlap": 0}
+    head = load_head(task, source)
+    make = archive_scenes.block_maker(opened, head, task.about["archive"]["width"], task.channels)
+    return _mapped(o, task, source, folder, job, opened, make, notes, say)
+
+
+def _job(o: Options, task: Task, source: Path) -> dict[str, Any]:
+    return {
+        "run_digest": digest_of(source), "model_digest": task.digest, "window": task.window,
+        "block": o.block, "probabilities": o.probabilities,
+        "area": None if o.area is None else map_area.digest_of(Path(o.area)),
+        "software": SOFTWARE,
+    }  # fmt: skip
+
+
+def _mapped(
+    o: Options, task: Task, source: Path, folder: Path, job: dict[str, Any],
+    opened: Sequence[Scene], make: Maker, notes: Sequence[str], say: Say,
+) -> Outcome:  # fmt: skip
+    """Opens the job and does this worker's share."""
+    area = None if o.area is None else map_area.Area(Path(o.area), opened)
+    _check_folder(folder)
+    digest = open_job(folder / "job" / "job.json", job, _DECIDES)
+    for note in notes:
+        say(note)
+    return _Mapper(o, task, source, folder, digest, opened, make, area, say).run()
 
 
 def _check_folder(folder: Path) -> None:
@@ -178,12 +225,19 @@ def load_model(task: Task, run: Path, o: Options) -> tile_map.PixelModel:
     if task.mode == "full":
         held = run_folder.load_arrays(run / "weights" / "encoder.npz")
         return full_model.load(base, task.settings, task.target, held, task.scale, o.batch)
-    held = run_folder.load_arrays(run / "weights" / "head.npz")
     encoder = TokenEncoder(base, task.settings, o.batch)
-    width = len(held["params"]["linear"]["kernel"])
-    form = token_head.head_of(task.target, width)
-    head = TokenHead(form, held["params"], held["stats"], task.scale)
-    return tile_map.ProbedPixels(encoder, head, task.channels)
+    return tile_map.ProbedPixels(encoder, load_head(task, run), task.channels)
+
+
+def load_head(task: Task, run: Path) -> TokenHead:
+    """The linear head of a run.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    held = run_folder.load_arrays(run / "weights" / "head.npz")
+    form = token_head.head_of(task.target, len(held["params"]["linear"]["kernel"]))
+    return TokenHead(form, held["params"], held["stats"], task.scale)
 
 
 @dataclasses.dataclass
@@ -196,8 +250,7 @@ class _Mapper:
     folder: Path
     digest: str
     scenes: Sequence[Scene]
-    tilings: Sequence[tile_map.Tiling]
-    model: tile_map.PixelModel
+    make: Maker
     area: map_area.Area | None
     say: Say
 
@@ -257,8 +310,7 @@ class _Mapper:
     def _block(self, name: str) -> tuple[dict[str, Any], list[str]]:
         """Makes one block."""
         unit = self.units[name]
-        scene, tiling = self.scenes[unit.scene], self.tilings[unit.scene]
-        mean, valid = tile_map.map_block(self.model, scene, tiling, unit.rows, unit.cols)
+        mean, valid = self.make(unit.scene, unit.rows, unit.cols)
         if self.area is not None:
             valid &= self.area.mask(unit.scene, unit.rows, unit.cols)
         layers = map_files.layers_of(self.task.target, self.bands, mean, valid)
@@ -298,7 +350,8 @@ class _Mapper:
         path = out / f"{self.folder.name}.json"
         period = {"olmoearth:period": scene.period.name} if scene.period.name else {}
         map_files.item(path, form, self.bands, target, tags, stack.dates, period)
-        made.append(path)
+        made += [path, out / "report.html"]
+        write_atomically(made[-1], report_html.page(self.source, out))
         keys = [p.relative_to(self.folder).as_posix() for p in made]
         return {"written": ", ".join(str(p) for p in made)}, keys
 
@@ -319,7 +372,7 @@ class _Mapper:
             "RUN_DIGEST": digest_of(self.source), "JOB_DIGEST": self.digest, "MODE": task.mode,
             "MODALITIES": ",".join(task.modalities), "DATES": ",".join(scene.stack.dates),
             "PATCH_SIZE": str(task.settings.patch_size), "POOLING": task.settings.pooling,
-            "SOFTWARE": f"olmoearth-jax {olmoearth_jax.__version__}", "LICENSE": LICENSE_URL,
+            "SOFTWARE": SOFTWARE, "LICENSE": LICENSE_URL,
         }  # fmt: skip
 
 

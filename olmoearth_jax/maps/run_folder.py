@@ -69,13 +69,13 @@ class Task:
         }  # fmt: skip
 
 
-def read_task(folder: Path) -> Task:
-    """The task of a finished run.
+def read_task(folder: Path, finished: bool = True) -> Task:
+    """The task of a run, which must be finished unless said otherwise.
 
     Raises:
       ValueError: there is none, it is not finished, or it is of a newer version.
     """
-    if not (folder / TASK).is_file() or not (folder / REPORT).is_file():
+    if not (folder / TASK).is_file() or (finished and not (folder / REPORT).is_file()):
         why = "is not finished: run launch.finetune again" if (folder / JOB).exists() else (
             "holds no run of launch.finetune")  # fmt: skip
         raise ValueError(f"{folder} {why}")

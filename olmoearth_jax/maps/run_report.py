@@ -14,7 +14,7 @@ from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.evals import metrics
 from olmoearth_jax.files import replacing, write_atomically
 from olmoearth_jax.maps import report as reporting
-from olmoearth_jax.maps import run_folder, samples
+from olmoearth_jax.maps import report_html, run_folder, samples
 from olmoearth_jax.maps.labelled import Labelled
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_cache import Tokens
@@ -58,6 +58,7 @@ def write(
         except ImportError:
             report["notes"].append("no confusion.png: it needs the 'viz' extra")
     write_atomically(folder / "report.md", reporting.markdown(report))
+    write_atomically(folder / "report.html", report_html.page(folder, report=report))
     run_folder.write_json(folder / run_folder.REPORT, report)  # last: it says that all is there
     shutil.rmtree(folder / "cache", ignore_errors=True)
     say(reporting.markdown(report))

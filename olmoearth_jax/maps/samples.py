@@ -79,17 +79,26 @@ class Window:
 
 @dataclasses.dataclass
 class Grid:
-    """Labels of one scene by pixel, and which pixel came from which point feature.
+    """The labelled pixels of one scene, and which of them came from which point feature.
 
     Attributes:
-      codes: int of `Target.index`, or float32, [H, W].
+      cells: flat numbers of the pixels, int64 ascending.
+      codes: see `Target.index`, of each.
       points: per labelled pixel of points its (x, y), id and split; None if not all are points.
       split: that all its labels are of, or ''.
     """
 
+    cells: np.ndarray
     codes: np.ndarray
     points: dict[int, tuple[tuple[float, float], str, str]] | None = None
     split: str = ""
+
+
+def dense_grid(codes: np.ndarray, target: Target) -> Grid:
+    """The grid of an array of `Target.index` for every pixel."""
+    flat = codes.ravel()
+    cells = np.flatnonzero(target.labelled(flat))
+    return Grid(cells, flat[cells])
 
 
 def burn_scene(
@@ -97,25 +106,25 @@ def burn_scene(
 ) -> tuple[Grid, dict[str, int], list[str]]:
     """Labels of features on the grid of a scene; also the report, and ids that burn nothing."""
     classes = target.classes
-    nodata = None if classes is None else label_grids.nodata_of(classes)
     numbers = {} if classes is None else {c.name: c.value for c in classes}
     codes = [v if classes is None else numbers[str(v)] for v in features.values]
-    stack = scene.stack
-    got = label_grids.burn(
-        features, codes, stack.crs, stack.transform, stack.shape, nodata, all_touched
+    stack, slack = scene.stack, label_grids.SAME if classes is None else 0.0
+    got = label_grids.burn_cells(
+        features, codes, stack.crs, stack.transform, stack.shape, slack, all_touched
     )
-    found, points = target.index(got.labels), None
+    grid = Grid(got.cells, target.index(got.codes))
     if features.points_only:
         places, _ = label_grids.project(features, stack.crs)
-        points, good = {}, target.labelled(found).ravel()
+        grid.points, good = {}, set(got.cells.tolist())
         splits = features.columns.get("split", [""] * len(places))
         t: Any = stack.transform
         for number, cells in enumerate(got.pixels):
             known = dict(_points_by_pixel(places[number], t, stack.shape[1]))
-            for cell in cells[good[cells]].tolist():
+            for cell in good.intersection(cells.tolist()):
                 mine = known[cell], features.columns["id"][number], splits[number]
-                points[cell] = min(points.get(cell, mine), mine)  # whatever the order of rows
-    return Grid(found, points), got.report, got.empty_ids
+                # Whatever the order of rows.
+                grid.points[cell] = min(grid.points.get(cell, mine), mine)
+    return grid, got.report, got.empty_ids
 
 
 def _points_by_pixel(shape: Any, t: Any, width: int):
@@ -155,7 +164,7 @@ def windows_of(
     """
     size = window_size(scene.stack.shape, side, patch)
     if grid.points is None:
-        found = list(_lattice(grid.codes, number, scene, target, size, step))
+        found = list(_lattice(grid, number, scene, target, size, step))
         return [dataclasses.replace(w, split=grid.split) for w in found]
     return list(_centred(grid, number, scene, target, size, step))
 
@@ -166,50 +175,52 @@ def _centred(grid: Grid, number: int, scene: Scene, target: Target, size, step: 
     for cell, (place, name, split) in sorted(grid.points.items()):
         at = divmod(cell, width)
         row, col = (
-            min(max(p - n // 2, 0), whole - n)
+            min(max((p - n // 2) // scene.align * scene.align, 0), whole - n)
             for p, n, whole in zip(at, size, scene.stack.shape, strict=True)
         )
         kind = np.float32 if target.classes is None else np.int64
         found = np.full([n // step for n in size], np.nan if kind is np.float32 else NONE, kind)
         token = (at[0] - row) // step, (at[1] - col) // step
-        found[token] = grid.codes[at]
+        found[token] = grid.codes[np.searchsorted(grid.cells, cell)]
         yield Window(number, row, col, size, found, place, {token: (name, at)}, split)
 
 
-def _lattice(codes: np.ndarray, number: int, scene: Scene, target: Target, size, step: int):
+def _edges(scene: Scene, size) -> list[int]:
+    """The first pixel, at most 0, of a window of the lattice along either axis."""
     t: Any = scene.stack.transform
     epsg = scene.stack.crs.to_epsg() or 0
     # Southern zones count from 10,000 km: blocks count from the equator.
     zero = 10_000_000 if 32701 <= epsg <= 32760 else 0
-    starts = []
-    for origin, pixel, n, whole in (
-        (t.f - zero, t.e, size[0], codes.shape[0]), (t.c, t.a, size[1], codes.shape[1])
-    ):  # fmt: skip
+    out = []
+    for origin, pixel, n in ((t.f - zero, t.e, size[0]), (t.c, t.a, size[1])):
         edge = abs(pixel) * n
         first = math.floor(origin / edge) * edge if pixel > 0 else math.ceil(origin / edge) * edge
         # A pixel belongs to the window that holds its centre.
-        at = math.ceil((first - origin) / pixel - 0.5)
-        starts.append(range(at, whole, n))
-    for top in starts[0]:
-        for left in starts[1]:
-            cell = np.s_[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
-            if not target.labelled(codes[cell]).any():
-                continue
-            row, col = (
-                min(max(a, 0), whole - n)
-                for a, n, whole in zip((top, left), size, codes.shape, strict=True)
-            )
-            part = np.full(size, np.nan if target.classes is None else NONE, codes.dtype)
-            here = np.s_[
-                max(top, 0) - row : min(top + size[0], codes.shape[0]) - row,
-                max(left, 0) - col : min(left + size[1], codes.shape[1]) - col,
-            ]
-            part[here] = codes[cell]
-            found = tokens_of(part, target, step)
-            if target.labelled(found).any():
-                y = t.f + t.e * (top + size[0] / 2)
-                x = t.c + t.a * (left + size[1] / 2)
-                yield Window(number, row, col, size, found, (x, y))
+        out.append(math.ceil((first - origin) / pixel - 0.5))
+    return out
+
+
+def _lattice(grid: Grid, number: int, scene: Scene, target: Target, size, step: int):
+    t: Any = scene.stack.transform
+    shape, edges = scene.stack.shape, _edges(scene, size)
+    rows, cols = np.divmod(grid.cells, shape[1])
+    at = (rows - edges[0]) // size[0], (cols - edges[1]) // size[1]
+    order = np.lexsort(at[::-1])
+    marks = np.stack(at)[:, order]
+    cuts = np.flatnonzero((np.diff(marks) != 0).any(0)) + 1
+    for mine in np.split(order, cuts) if len(order) else ():
+        top = int(at[0][mine[0]]) * size[0] + edges[0]
+        left = int(at[1][mine[0]]) * size[1] + edges[1]
+        row, col = (
+            min(max(a, 0), whole - n) for a, n, whole in zip((top, left), size, shape, strict=True)
+        )
+        part = np.full(size, np.nan if target.classes is None else NONE, grid.codes.dtype)
+        part[rows[mine] - row, cols[mine] - col] = grid.codes[mine]
+        found = tokens_of(part, target, step)
+        if target.labelled(found).any():
+            y = t.f + t.e * (top + size[0] / 2)
+            x = t.c + t.a * (left + size[1] / 2)
+            yield Window(number, row, col, size, found, (x, y))
 
 
 def tokens_of(part: np.ndarray, target: Target, step: int) -> np.ndarray:

@@ -63,6 +63,11 @@ class Scene:
     stack: Stack
     zone: str = ""
 
+    @property
+    def align(self) -> int:
+        """Pixels whose multiples windows begin at."""
+        return 1
+
     def sample(self, row: int, col: int, height: int, width: int) -> Sample | None:
         """The images of a window in raw units; None where there is no value at all."""
         window = self.stack.read(slice(row, row + height), slice(col, col + width))

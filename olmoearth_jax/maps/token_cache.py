@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.labelled import Labelled
-from olmoearth_jax.maps.samples import Window
+from olmoearth_jax.maps.samples import Target, Window
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.tokens import TokenEncoder, raw_tokens
 
@@ -44,8 +44,23 @@ class Tokens:
     lost: int = 0
 
 
+class Reader(Protocol):
+    """What gives the embeddings of labelled tokens."""
+
+    @property
+    def step(self) -> int:
+        """Pixels per side of what carries a label."""
+        ...
+
+    def labelled_tokens(
+        self, scenes: Sequence[Any], target: Target, windows: Sequence[Window], embed: bool
+    ) -> dict[str, Any]:
+        """Arrays x, raw and seen of `Tokens`, for every labelled token of some windows."""
+        ...
+
+
 def read_tokens(
-    encoder: TokenEncoder,
+    reader: Reader,
     scenes: Sequence[Scene],
     found: Labelled,
     split: str,
@@ -68,44 +83,53 @@ def read_tokens(
             chunks.append(run_folder.load_arrays(path))
             continue
         windows = [found.windows[i] for i in part]
-        chunk = _embed(encoder, scenes, found, windows, embed)
+        chunk = reader.labelled_tokens(scenes, found.target, windows, embed)
         run_folder.save_arrays(path, chunk)
         chunks.append(chunk)
         say(f"{split}: {min((number + 1) * _CHUNK, len(rows))} of {len(rows)} windows")
-    return _collect(chunks, rows, found, encoder.settings.step)
+    return _collect(chunks, rows, found, reader.step)
 
 
-def _embed(
-    encoder: TokenEncoder, scenes: Sequence[Scene], found: Labelled, windows: Sequence[Window],
-    embed: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """x, raw and seen of the labelled tokens of some windows, in their order."""
-    out: list[Any] = [None] * len(windows)
-    groups: dict[Any, list[tuple[int, Any]]] = {}
-    for i, w in enumerate(windows):
-        sample = scenes[w.scene].sample(w.row, w.col, *w.size)
-        if sample is not None:
-            steps = tuple(sample.data), sample.timestamps.shape
-            groups.setdefault((w.size, steps), []).append((i, sample))
-    for group in groups.values():
-        for start in range(0, len(group), encoder.batch):
-            part = group[start : start + encoder.batch]
-            ready = encoder.prepare([s for _, s in part])
-            x, seen = encoder.embed(ready) if embed else (None, encoder.seen(ready))
-            raw = raw_tokens(ready, encoder.settings)
-            for k, (i, _) in enumerate(part):
-                there = found.target.labelled(windows[i].labels)
-                own = x[k][there] if x is not None else np.zeros((there.sum(), 0), np.float32)
-                out[i] = own, raw[k][there], seen[k][there]
-    width = next((o[0].shape[-1] for o in out if o is not None and o[0].shape[-1]), 0)
-    pixels = next((o[1].shape[-1] for o in out if o is not None), 0)
-    for i, w in enumerate(windows):
-        count = int(found.target.labelled(w.labels).sum())
-        if out[i] is None or out[i][0].shape[-1] != width:
-            empty = np.zeros((count, width), np.float32), np.zeros((count, pixels), np.float32)
-            out[i] = *empty, np.zeros(count, bool)
-    keys = ("x", "raw", "seen")
-    return {k: np.concatenate([o[j] for o in out]) for j, k in enumerate(keys)}
+@dataclasses.dataclass(frozen=True)
+class ImageTokens:
+    """Embeds windows of images."""
+
+    encoder: TokenEncoder
+
+    @property
+    def step(self) -> int:
+        return self.encoder.settings.step
+
+    def labelled_tokens(
+        self, scenes: Sequence[Scene], target: Target, windows: Sequence[Window], embed: bool
+    ) -> dict[str, Any]:
+        """See `Reader`."""
+        out: list[Any] = [None] * len(windows)
+        groups: dict[Any, list[tuple[int, Any]]] = {}
+        for i, w in enumerate(windows):
+            sample = scenes[w.scene].sample(w.row, w.col, *w.size)
+            if sample is not None:
+                steps = tuple(sample.data), sample.timestamps.shape
+                groups.setdefault((w.size, steps), []).append((i, sample))
+        for group in groups.values():
+            for start in range(0, len(group), self.encoder.batch):
+                part = group[start : start + self.encoder.batch]
+                ready = self.encoder.prepare([s for _, s in part])
+                x, seen = self.encoder.embed(ready) if embed else (None, self.encoder.seen(ready))
+                raw = raw_tokens(ready, self.encoder.settings)
+                for k, (i, _) in enumerate(part):
+                    there = target.labelled(windows[i].labels)
+                    own = x[k][there] if x is not None else np.zeros((there.sum(), 0), np.float32)
+                    out[i] = own, raw[k][there], seen[k][there]
+        width = next((o[0].shape[-1] for o in out if o is not None and o[0].shape[-1]), 0)
+        pixels = next((o[1].shape[-1] for o in out if o is not None), 0)
+        for i, w in enumerate(windows):
+            count = int(target.labelled(w.labels).sum())
+            if out[i] is None or out[i][0].shape[-1] != width:
+                empty = np.zeros((count, width), np.float32), np.zeros((count, pixels), np.float32)
+                out[i] = *empty, np.zeros(count, bool)
+        keys = ("x", "raw", "seen")
+        return {k: np.concatenate([o[j] for o in out]) for j, k in enumerate(keys)}
 
 
 def _collect(

@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import heads, linear_probe
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.maps.samples import Target
+
+_SMALL, _STEPS = 16, 16
+"""Least tokens per step, and least steps per epoch where there are more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,7 @@ class HeadOptions:
 
     Attributes:
       epochs, patience: at most so many, and stop after so many without a better validation.
-      lr, batch: learning rate and tokens per step.
+      lr, batch: learning rate and most tokens per step.
       seed: of initial values and order.
     """
 
@@ -63,6 +66,11 @@ def head_of(target: Target, width: int) -> heads.Head:
     return heads.make_probe("linear", "classification", len(target.classes), (1, width), bf16=False)
 
 
+def _batch(o: HeadOptions, count: int) -> int:
+    """Tokens per step: less than asked for where an epoch would have only a few steps."""
+    return max(1, min(o.batch, max(_SMALL, count // _STEPS), count))
+
+
 def fit(
     target: Target,
     train: tuple[np.ndarray, np.ndarray],
@@ -85,7 +93,7 @@ def fit(
     kind = "scalar_regression" if values else "classification"
     info = DatasetInfo("map", kind, 1 if values else len(target.classes or ()), ())
     task = EvalTaskConfig(
-        dataset="map", probe_lr=o.lr, probe_batch_size=min(o.batch, len(train[0])),
+        dataset="map", probe_lr=o.lr, probe_batch_size=_batch(o, len(train[0])),
         epochs=o.epochs, linear_probe_eval_interval=1,
         primary_metric="rmse" if values else "macro_f1",
     )  # fmt: skip

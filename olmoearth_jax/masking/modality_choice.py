@@ -53,16 +53,15 @@ class RandomFixedModality(Strategy):
 
 
 def _overwrite(
+    strategy: SelectableModality | SelectableRandomRangeModality,
     masks: Tokens,
     rows: slice,
-    decodable: tuple[str, ...],
-    hidden: tuple[str, ...],
-    most: int,
     rng: np.random.Generator,
 ) -> None:
     """Decodes or hides a random number of modalities in these rows; missing stays missing."""
-    names = [m for m in (*decodable, *hidden) if m in masks]
-    count = min(blocks.uniform_int(rng, 0, most), len(names))
+    decodable = strategy.decodable_modalities
+    names = [m for m in (*decodable, *strategy.fully_mask_modalities) if m in masks]
+    count = min(blocks.uniform_int(rng, 0, strategy.max_to_mask), len(names))
     for i in rng.permutation(len(names))[:count]:
         part = masks[names[i]][rows]
         role = DECODE if names[i] in decodable else MISSING_TOKEN
@@ -92,8 +91,7 @@ class SelectableModality(Strategy):
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
-        lists = (self.decodable_modalities, self.fully_mask_modalities)
-        _overwrite(masks, slice(None), *lists, self.max_to_mask, ctx.group_rng)
+        _overwrite(self, masks, slice(None), ctx.group_rng)
         return masks
 
     def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
@@ -115,9 +113,8 @@ class SelectableRandomRangeModality(RandomRange):
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = super().__call__(missing, ctx)
-        lists = (self.decodable_modalities, self.fully_mask_modalities)
         for b, rng in enumerate(ctx.rngs):
-            _overwrite(masks, slice(b, b + 1), *lists, self.max_to_mask, rng)
+            _overwrite(self, masks, slice(b, b + 1), rng)
         return masks
 
     def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:

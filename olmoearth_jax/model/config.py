@@ -246,22 +246,7 @@ def official_model(
         pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
     dims, about = SIZES[OFFICIAL_SIZES[size]], VERSIONS[version]
-    common: dict[str, Any] = {
-        "supported_modality_names": list(modalities.resolve(modality_names)),
-        "mlp_ratio": dims.mlp_ratio,
-    }
-    if about.linear:
-        common["tokenization_overrides"] = {
-            k: v
-            for k, v in modalities.SINGLE_BAND_SET_OVERRIDES.items()
-            if k in common["supported_modality_names"]
-        }
-    if about.rotary:
-        common.update(
-            position_encoding="rope_3d_mixed",
-            rope_mixed_base=10000.0,
-            rope_temporal_coordinate_scale=1 / 30,
-        )
+    common = _common(version, list(modalities.resolve(modality_names)), dims.mlp_ratio)
     encoder = EncoderConfig(
         **common,
         embedding_size=dims.embedding_size,
@@ -291,6 +276,22 @@ def official_model(
     return ModelConfig(
         encoder_config=encoder, decoder_config=decoder, projection_only_target=faster
     )
+
+
+def _common(version: str, names: list[str], mlp_ratio: float) -> dict[str, Any]:
+    """What encoder and decoder of a version share."""
+    about = VERSIONS[version]
+    common: dict[str, Any] = {"supported_modality_names": names, "mlp_ratio": mlp_ratio}
+    if about.linear:
+        overrides = modalities.SINGLE_BAND_SET_OVERRIDES
+        common["tokenization_overrides"] = {k: v for k, v in overrides.items() if k in names}
+    if about.rotary:
+        common.update(
+            position_encoding="rope_3d_mixed",
+            rope_mixed_base=10000.0,
+            rope_temporal_coordinate_scale=1 / 30,
+        )
+    return common
 
 
 def _add_pooler(encoder: EncoderConfig, decoder: PredictorConfig) -> None:

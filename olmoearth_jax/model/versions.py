@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from olmoearth_jax.model.config import ModelConfig
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +51,10 @@ PUBLISHED = tuple(f"OlmoEarth-{name}-{size}" for name, v in VERSIONS.items() for
 """Names of the published models."""
 
 
-def version_of(config: ModelConfig) -> str:
+def version_of(config: Any) -> str:
     """The version that a model belongs to, told by the newest part that it has.
 
-    Published configs do not name it.
+    Published configs do not name it. `config` is a `ModelConfig`, which stands above.
     """
     encoder = config.encoder_config
     if encoder.attention_pooler_config is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from olmoearth_jax.losses import Objective, spread_of
 from olmoearth_jax.model.blocks import Running
 from olmoearth_jax.model.latent_mim import merge
+from olmoearth_jax.model.tokens import Tokens
 from olmoearth_jax.stream import loss_terms
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.patch_tables import (
@@ -25,6 +26,16 @@ from olmoearth_jax.stream.patch_tables import (
 from olmoearth_jax.stream.row_maps import RowMaps, stream_attention
 from olmoearth_jax.stream.rows import RowMap, permute, take_rows
 from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
+
+
+class _Seen(NamedTuple):
+    """What the decoders read."""
+
+    latent: jax.Array
+    tokens: Tokens
+    cross: tuple[RowMap, RowMap]
+    """Rows of the decoders' queries and of their keys."""
+    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +93,10 @@ class StreamForward:
         model, maps = merge(self.graph, params), RowMaps(self.spec, rung, batch)
         objective, rows = self.objective, maps.encoder()
         latent, tokens = self._encode(model, maps, patches, key, rows)
-        cross = (maps.decoder(), maps.context())
+        seen = _Seen(latent, tokens, (maps.decoder(), maps.context()), key)
         terms, parts = {}, {}
         if objective.compares_tokens:
-            predictions = self._predict(model, maps, latent, tokens, key, cross)
+            predictions = self._predict(model, maps, seen)
             if not objective.keeps_target:
                 target = params["encoder"]
             targets = self._targets(jax.lax.stop_gradient(target), maps, patches)
@@ -93,7 +104,7 @@ class StreamForward:
             parts = {**parts, **self._spreads(maps, predictions, targets)}
         if objective.mae is not None:
             inner = model.reconstructor.decoder
-            out = self._decode(inner, model, maps, latent, tokens, key, cross)
+            out = self._decode(inner, model, maps, seen)
             terms["mae"] = loss_terms.pixel_terms(
                 objective.mae, model.reconstructor, maps, out, pixels
             )
@@ -129,9 +140,7 @@ class StreamForward:
     def _encode(self, model, maps: RowMaps, patches, key, rows: RowMap):
         encoder, batch = model.encoder, maps.batch
         tokens = stream_tokens(self.spec, encoder.slots, batch.enc_coord, batch.enc_row, batch)
-        table, index, inverse = online_table(
-            encoder, self.spec, maps.rung, batch, patches, self.band_dropout, key
-        )
+        table, index, inverse = online_table(encoder, maps, patches, self.band_dropout, key)
         x = self._with_registers(encoder, permute(table, index, inverse), maps.register_number())
         attend = stream_attention(rows, rows, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 1)
@@ -148,16 +157,18 @@ class StreamForward:
         registers = encoder.register_tokens[...]
         return x + jnp.matmul(one_hot, registers, precision=jax.lax.Precision.HIGHEST)
 
-    def _decode(self, decoder, model, maps: RowMaps, latent, tokens, key, cross) -> jax.Array:
+    def _decode(self, decoder, model, maps: RowMaps, seen: _Seen) -> jax.Array:
         """Predictions [D, dec, width] of one decoder."""
-        batch, (queries, keys) = maps.batch, cross
+        batch, (queries, keys) = maps.batch, seen.cross
         wanted = stream_tokens(self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch)
         attend = stream_attention(queries, keys, self.mesh, self.attention)
-        drop_key = jax.random.fold_in(key, 2)
+        drop_key = jax.random.fold_in(seen.key, 2)
         drop = self._scales(self.decoder_drop, model.decoder_depth, batch, drop_key, batch.dec_row)
-        context = decoder.context(latent, tokens)
+        context = decoder.context(seen.latent, seen.tokens)
         running = Running(drop, self.remat)
-        out = decoder.decode(decoder.queries(wanted), wanted, (context, tokens), attend, running)
+        out = decoder.decode(
+            decoder.queries(wanted), wanted, (context, seen.tokens), attend, running
+        )
         return decoder.output(out)
 
     def _by_view(self, batch: MicroBatch, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -165,9 +176,9 @@ class StreamForward:
         view = take_rows(batch.row_view[..., None], batch.dec_row)
         return jnp.where(view == 0, a, b)
 
-    def _predict(self, model, maps: RowMaps, latent, tokens, key, cross) -> jax.Array:
+    def _predict(self, model, maps: RowMaps, seen: _Seen) -> jax.Array:
         def run(decoder):
-            return self._decode(decoder, model, maps, latent, tokens, key, cross)
+            return self._decode(decoder, model, maps, seen)
 
         if self.objective.kind != "galileo":
             return run(model.decoder_of(0))

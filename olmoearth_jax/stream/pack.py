@@ -19,37 +19,32 @@ Array = Any
 
 @flax.struct.dataclass
 class TargetStream:
-    """Per sample the registers and all tokens that aren't missing, as many as target patches.
-
-    Attributes:
-      patch: int32 [table + registers], row of the target patch table of each token.
-      coord: uint32, as long.
-      row: int32, as long: attention row (that of the sample's first view).
-      offset, length: int32 [rows].
-      dec_token: int32 [dec], the token that each decoded token has to predict.
-    """
+    """Per sample the registers and all tokens that aren't missing, as many as target patches."""
 
     patch: Array
+    """int32 [table + registers], row of the target patch table of each token"""
     coord: Array
+    """uint32, as long"""
     row: Array
+    """int32, as long: attention row (that of the sample's first view)"""
     offset: Array
+    """int32 [rows]"""
     length: Array
+    """int32 [rows]"""
     dec_token: Array
+    """int32 [dec], the token that each decoded token has to predict"""
 
 
 @flax.struct.dataclass
 class PixelIndex:
-    """Which decoded token predicts each patch.
-
-    Attributes:
-      token: int32 [views, table], position in the decoder stream.
-      inverse: int32 [1, dec], place of each decoded token in the flattened `token`.
-      sample: int32 [table], sample of each patch.
-    """
+    """Which decoded token predicts each patch."""
 
     token: Array
+    """int32 [views, table], position in the decoder stream"""
     inverse: Array
+    """int32 [1, dec], place of each decoded token in the flattened `token`"""
     sample: Array
+    """int32 [table], sample of each patch"""
 
 
 @flax.struct.dataclass
@@ -57,74 +52,70 @@ class MicroBatch:
     """Index arrays of one micro-step; every array has a leading device axis.
 
     Positions equal to an array's length mean "nothing" (a gather there yields zeros).
-
-    Attributes:
-      sparse: per non-encodable slot, int32 [sparse capacity] rows of that slot's patches.
-      enc_patch: int32 [enc], row of the online patch table of each visible token.
-      enc_inverse: int32 [views, table], stream position of each table row.
-      table_sample: int32 [table], sample of each table row (band dropout).
-      enc_coord: uint32 [enc], packed (slot, time, row, column).
-      enc_row: int32 [enc], attention row.
-      dec_patch: int32 [dec], row of the target patch table.
-      dec_coord: uint32 [dec].
-      dec_row: int32 [dec].
-      order: int32 [plans, rows], rows in the class order of each plan.
-      rank: int32 [plans, rows], the inverse: place of each row in that order.
-      row_sample, row_view: int32 [rows], sample and view of each row.
-      enc_offset, enc_length, dec_offset, dec_length: int32 [rows], extents in the streams.
-      mod_offset, mod_length: int32 [rows, modalities], decoded extents per modality.
-      sample_row: int32 [views, samples], row of each (view, sample).
-      timestamps: int32 [samples, 12, 3].
-      patch_size: int32 [samples].
-      segment: int32 [samples], group within the micro-step.
-      weight: float32 [samples], 0 for holes.
-      position: int32 [samples], position in the epoch, the key of drop path.
-      target: the stream of the target encoder, if it runs.
-      pixels: which token predicts each patch, if pixels are compared.
     """
 
     sparse: tuple[Array, ...]
+    """per non-encodable slot, int32 [sparse capacity] rows of that slot's patches"""
     enc_patch: Array
+    """int32 [enc], row of the online patch table of each visible token"""
     enc_inverse: Array
+    """int32 [views, table], stream position of each table row"""
     table_sample: Array
+    """int32 [table], sample of each table row (band dropout)"""
     enc_coord: Array
+    """uint32 [enc], packed (slot, time, row, column)"""
     enc_row: Array
+    """int32 [enc], attention row"""
     dec_patch: Array
+    """int32 [dec], row of the target patch table"""
     dec_coord: Array
+    """uint32 [dec]"""
     dec_row: Array
+    """int32 [dec]"""
     order: Array
+    """int32 [plans, rows], rows in the class order of each plan"""
     rank: Array
+    """int32 [plans, rows], the inverse: place of each row in that order"""
     row_sample: Array
+    """int32 [rows]"""
     row_view: Array
+    """int32 [rows]"""
     enc_offset: Array
+    """int32 [rows], extents in the streams, as the next three"""
     enc_length: Array
     dec_offset: Array
     dec_length: Array
     mod_offset: Array
+    """int32 [rows, modalities], decoded extents per modality"""
     mod_length: Array
+    """likewise"""
     sample_row: Array
+    """int32 [views, samples], row of each (view, sample)"""
     timestamps: Array
+    """int32 [samples, 12, 3]"""
     patch_size: Array
+    """int32 [samples]"""
     segment: Array
+    """int32 [samples], group within the micro-step"""
     weight: Array
+    """float32 [samples], 0 for holes"""
     position: Array
+    """int32 [samples], position in the epoch, the key of drop path"""
     target: TargetStream | None
+    """the stream of the target encoder, if it runs"""
     pixels: PixelIndex | None
+    """which token predicts each patch, if pixels are compared"""
 
 
 @dataclasses.dataclass
 class PatchRun:
-    """Samples of one group whose patches one device makes: input of `patches.fill`.
-
-    Attributes:
-      counts: the group.
-      members: int [n], samples within the group, in patch-buffer order.
-      offsets: int [n, slots], first buffer row of each sample per slot.
-    """
+    """Samples of one group whose patches one device makes: input of `patches.fill_buffers`."""
 
     counts: TokenCounts
     members: np.ndarray
+    """int [n], samples within the group, in patch-buffer order"""
     offsets: np.ndarray
+    """int [n, slots], first buffer row of each sample per slot"""
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ A table holds the patches of one device, projected by the online encoder or by t
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,12 @@ from olmoearth_jax import modalities
 from olmoearth_jax.model.patch_embed import band_keep_mask
 from olmoearth_jax.model.tokens import Slot, SlotTable, Tokens, days_since_2000
 from olmoearth_jax.stream.pack import MicroBatch
+from olmoearth_jax.stream.row_maps import RowMaps
 from olmoearth_jax.stream.rows import take_rows
 from olmoearth_jax.stream.stream_shape import REGISTER_SLOT, Rung, StreamSpec
+
+INPUT_RES_M = 10.0
+"""Metres per pixel of what is trained on."""
 
 
 def stream_tokens(
@@ -24,8 +29,7 @@ def stream_tokens(
     table: SlotTable,
     coord: jax.Array,
     row: jax.Array,
-    batch,
-    input_res: float = 10.0,
+    batch: MicroBatch,
 ) -> Tokens:
     """Coordinates of stream tokens, every field [D, N].
 
@@ -35,7 +39,6 @@ def stream_tokens(
       coord: uint32 [D, N], see `stream_shape.pack_coordinates`; registers have no slot, hence -1.
       row: int32 [D, N], attention row; the number of rows marks padding.
       batch: the `MicroBatch`.
-      input_res: metres per pixel of the input.
     """
     slot = (coord >> 24).astype(jnp.int32)
     time = ((coord >> 16) & 0xFF).astype(jnp.int32)
@@ -63,7 +66,7 @@ def stream_tokens(
         month=by_time(months),
         row=((coord >> 8) & 0xFF).astype(jnp.int32),
         col=(coord & 0xFF).astype(jnp.int32),
-        gsd=scale * np.float32(input_res / 10.0),
+        gsd=scale * np.float32(INPUT_RES_M / 10.0),
         days=jnp.where(has_date & ~blank, by_time(days), 0.0),
     )
 
@@ -130,14 +133,8 @@ def _shaped(slot: Slot, rows: jax.Array) -> jax.Array:
 
 
 def online_table(
-    encoder,
-    spec: StreamSpec,
-    rung: Rung,
-    batch: MicroBatch,
-    patches,
-    dropout: BandDropout | None,
-    key,
-):
+    encoder: Any, maps: RowMaps, patches: tuple, dropout: BandDropout | None, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Online projections of every patch some view may encode.
 
     With band dropout the two views see different pixels, so each has its own copy of the table.
@@ -145,6 +142,7 @@ def online_table(
     Returns:
       (table [D, T, width], index [D, enc], inverse [D, n, T]) for `rows.permute`.
     """
+    spec, rung, batch = maps.spec, maps.rung, maps.batch
     sections = []
     sparse = iter(batch.sparse)
     for i, slot in enumerate(spec.slots):
@@ -162,7 +160,13 @@ def online_table(
         for i, slot, rows in sections:
             stop = start + rows.shape[1]
             mine = batch.table_sample[:, start:stop]
-            rows = _drop_bands(spec, dropout, slot, i, view, rows, mine, batch, key)
+            position = batch.position.reshape(-1)
+            own = dropout_key(key, view, i)
+            keep = band_keeps(dropout, slot, position, spec.group_size, own)
+            if keep is not None:
+                keep = take_rows(keep.reshape(*batch.position.shape, -1), mine)
+                shape = (*rows.shape[:2], -1, keep.shape[-1])
+                rows = (rows.reshape(shape) * keep[:, :, None, :]).reshape(rows.shape)
             kept.append((i, slot, rows))
             start = stop
         views.append(_project(encoder, numbers, kept))
@@ -189,24 +193,22 @@ def _join(parts: list[jax.Array], width: int, like: jax.Array) -> jax.Array:
     return jnp.concatenate(parts or [empty], axis=1)
 
 
+def dropout_key(key: jax.Array, view: int, number: int) -> jax.Array:
+    """The key of band dropout of one view and slot, from that of the step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 3), view), number)
+
+
 def band_keeps(
-    dropout: BandDropout,
-    modality: str,
-    bands: int,
-    number: int,
-    view: int,
-    position: jax.Array,
-    group_size: int,
-    key: jax.Array,
+    dropout: BandDropout, slot: Slot, position: jax.Array, group_size: int, key: jax.Array
 ) -> jax.Array | None:
     """float32 [n, bands] of 0 and 1 for samples at `position` [n]; None where nothing drops.
 
-    One rate per (group, view, slot) and one draw per (sample, band), keyed by position.
+    One rate per group and one draw per (sample, band), keyed by position; see `dropout_key`.
     """
-    if bands == 1 or (dropout.modalities is not None and modality not in dropout.modalities):
+    bands = len(slot.channels)
+    if bands == 1 or (dropout.modalities is not None and slot.modality not in dropout.modalities):
         return None
-    base = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 3), view), number)
-    rates, own = jax.random.fold_in(base, 0), jax.random.fold_in(base, 1)
+    rates, own = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
     def draw(position):
         rate = jax.random.uniform(jax.random.fold_in(rates, position // group_size))
@@ -215,18 +217,6 @@ def band_keeps(
         return band_keep_mask(dropout.rate, dropout.random, rate, *own_draws)[0]
 
     return jax.vmap(draw)(position)
-
-
-def _drop_bands(spec, dropout, slot, number, view, rows, sample, batch, key) -> jax.Array:
-    """Zeroes dropped bands of patch rows [D, n, width] whose samples are `sample` [D, n]."""
-    bands = len(slot.channels)
-    flat = batch.position.reshape(-1)
-    keep = band_keeps(dropout, slot.modality, bands, number, view, flat, spec.group_size, key)
-    if keep is None:
-        return rows
-    keep = take_rows(keep.reshape(*batch.position.shape, bands), sample)
-    shape = (*rows.shape[:2], -1, bands)
-    return (rows.reshape(shape) * keep[:, :, None, :]).reshape(rows.shape)
 
 
 def target_table(target, spec: StreamSpec, rung: Rung, patches) -> jax.Array:

@@ -8,6 +8,7 @@ a finite patch; nothing reads them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -43,24 +44,36 @@ def embedded_patches(x: Any, name: str, patch_size: int, base: int, xp: ModuleTy
     return to_patches(x, patch_size * m.image_factor, base * m.image_factor, xp)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("slots", "patch_size", "base", "cut"),
-    donate_argnames=("buffers",),
-)
+@dataclasses.dataclass(frozen=True)
+class _Cutting:
+    """How the images of a group become patches; a static argument of programs."""
+
+    cut: Cut
+    patch_size: int
+    base: int
+
+    @classmethod
+    def of(cls, spec: StreamSpec, run: PatchRun, cut: Cut) -> _Cutting:
+        return cls(cut, int(run.counts.group["patch_size"]), spec.max_patch_size)
+
+    def __call__(self, x: Any, name: str, xp: ModuleType) -> Any:
+        if not modalities.get(name).spatial:
+            return x
+        return self.cut(x, name, self.patch_size, self.base, xp)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "cutting"), donate_argnames=("buffers",))
 def _fill_chunk(
     buffers: tuple[jax.Array, ...],
-    images: dict[str, jax.Array],
-    sources: tuple[jax.Array, ...],
+    inputs: tuple[dict[str, jax.Array], tuple[jax.Array, ...]],
     offsets: jax.Array,
     *,
     slots: tuple[StreamSlot, ...],
-    patch_size: int,
-    base: int,
-    cut: Cut,
+    cutting: _Cutting,
 ) -> tuple[jax.Array, ...]:
-    """Writes one chunk's patches; `sources` picks and orders the needed ones."""
-    patches = {n: _of_image(cut, x, n, patch_size, base, jnp) for n, x in images.items()}
+    """Writes one chunk's patches, from `_padded_inputs`."""
+    images, sources = inputs
+    patches = {n: cutting(x, n, jnp) for n, x in images.items()}
     out = []
     for i, (slot, buffer, source) in enumerate(zip(slots, buffers, sources, strict=True)):
         x = patches[slot.modality][..., np.asarray(slot.channels)]
@@ -68,10 +81,6 @@ def _fill_chunk(
         at = (offsets[i], jnp.zeros((), offsets.dtype))
         out.append(jax.lax.dynamic_update_slice(buffer, rows, at))
     return tuple(out)
-
-
-def _of_image(cut: Cut, x: Any, name: str, patch_size: int, base: int, xp: ModuleType) -> Any:
-    return cut(x, name, patch_size, base, xp) if modalities.get(name).spatial else x
 
 
 def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut = embedded_patches):
@@ -100,11 +109,9 @@ def fill_on_device(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut
         buffers = _zeros(shapes)
         for run, members, offsets in _chunks(spec, runs):
             inputs = _padded_inputs(spec, run, members)
-            inputs = jax.device_put((*inputs, offsets.astype(np.int32)), device)
-            size, base = int(run.counts.group["patch_size"]), spec.max_patch_size
-            buffers = _fill_chunk(
-                buffers, *inputs, slots=spec.slots, patch_size=size, base=base, cut=cut
-            )
+            inputs = jax.device_put((inputs, offsets.astype(np.int32)), device)
+            cutting = _Cutting.of(spec, run, cut)
+            buffers = _fill_chunk(buffers, *inputs, slots=spec.slots, cutting=cutting)
     return buffers
 
 
@@ -112,11 +119,10 @@ def fill_on_host(spec: StreamSpec, runs: list[PatchRun], cut: Cut) -> list[np.nd
     """Per slot [buffer_rows, slot.width], resized and written by NumPy."""
     buffers = [np.zeros((_buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
     for run, members, offsets in _chunks(spec, runs):
-        size, base = int(run.counts.group["patch_size"]), spec.max_patch_size
-        patches = {}
+        cutting, patches = _Cutting.of(spec, run, cut), {}
         for name in spec.modalities:
             images = run.counts.group["data"][name][members]
-            cut_up = _of_image(cut, images, name, size, base, np)
+            cut_up = cutting(images, name, np)
             pixels = cut_up.shape[-3:] if modalities.get(name).spatial else cut_up.shape[-1:]
             patches[name] = np.ascontiguousarray(cut_up).reshape(-1, *pixels)
         for i, slot in enumerate(spec.slots):

@@ -164,6 +164,7 @@ class StreamSpec:
 
 
 def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
 
 

@@ -11,20 +11,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from olmoearth_jax import masking, modalities, registry
+from olmoearth_jax import masking
+from olmoearth_jax.checkpoints.checkpoint import RunInfo
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data import index as dataset_index
-from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.shape_sampler import sampler_of
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
-from olmoearth_jax.modalities import Tokenization
+from olmoearth_jax.modalities import normalization_of
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.checkpoint import RunInfo
 from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
 from olmoearth_jax.train.step import TrainProgram
@@ -78,51 +77,11 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
     return parts[0] if len(parts) == 1 else dataset_index.concat(parts)
 
 
-_TRANSFORMS: dict[str, Any] = {
-    "flip_and_rotate": transforms.FlipAndRotate,
-    "mixup": transforms.Mixup,
-}
-
-
-def build_transform(options: dict[str, Any] | None) -> Any:
-    """Augmentation of {'type': 'flip_and_rotate'} or {'type': 'mixup', 'alpha': ...}; or None."""
-    return None if options is None else registry.build(_TRANSFORMS, options, "augmentation")
-
-
 def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) -> TrainStream:
     """The batches of a run."""
-    loader = config.data_loader
-    strategies = masking_strategies(config)
-    tokenization = config.model.encoder_config.tokenization
-    return TrainStream(
-        index,
-        modalities=config.dataset.training_modalities,
-        mask_a=strategies[0],
-        mask_b=strategies[1] if len(strategies) > 1 else None,
-        global_batch_size=loader.global_batch_size,
-        group_size=config.train_module.rank_microbatch_size,
-        samples_per_shape=config.samples_per_shape,
-        patch_sizes=range(loader.min_patch_size, loader.max_patch_size + 1),
-        grids=loader.sampled_hw_p_list,
-        token_budget=loader.token_budget,
-        sampler=shape_sampler(config, index.tile_px),
-        tokenization=tokenization,
-        budget_tokenization=tokenization if loader.match_model_tokenization else Tokenization(),
-        seed=loader.seed,
-        num_workers=loader.num_workers,
-        prefetch=loader.prefetch_factor,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-        max_bad_fraction=loader.max_bad_fraction,
-        repeats=loader.repeats,
-        shuffle=loader.shuffle,
-        use_cutmix=config.dataset.apply_cutmix,
-        transform=build_transform(loader.transform_config),
-        normalized=config.dataset.normalize,
-        cache_dir=config.dataset.cache_dir,
-        cache_size_gb=config.dataset.cache_size_gb,
-        samples_per_sec=config.dataset.samples_per_sec,
-    )
+    hosts = jax.process_index(), jax.process_count()
+    sampler = sampler_of(config, index.tile_px)
+    return TrainStream(index, config, masking_strategies(config), *hosts, sampler)
 
 
 def stream_of(
@@ -206,18 +165,6 @@ def build_program(
         last_step,
         on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
     )
-
-
-def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
-    out = {}
-    for name in names:
-        m = modalities.get(name)
-        span = m.norm_range()
-        out[name] = {"bands": list(m.bands)}
-        if span is not None:
-            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
-    return out
 
 
 def dataset_summary(

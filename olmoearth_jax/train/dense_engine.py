@@ -28,7 +28,7 @@ from olmoearth_jax.model.uniform_batch import (
     target_batch,
 )
 from olmoearth_jax.stream.engine import Group, Prepared
-from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, keep_scales
+from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, dropout_key, keep_scales
 
 
 @dataclasses.dataclass
@@ -233,10 +233,8 @@ class DenseEngine:
         numbers = [i for n in self.names for i in slots.of(n)]
         for number, slot_id in enumerate(numbers):
             slot = slots.slots[slot_id]
-            keep = band_keeps(
-                dropout, slot.modality, len(slot.channels), number, view,
-                batch["position"], self.group_size, key,
-            )  # fmt: skip
+            own = dropout_key(key, view, number)
+            keep = band_keeps(dropout, slot, batch["position"], self.group_size, own)
             if keep is None:
                 continue
             x = out[slot.modality]

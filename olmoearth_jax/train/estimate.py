@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.configlib.sampler import shape_sampler
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.data.shape_sampler import sampler_of
 from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
-from olmoearth_jax.model import latent_mim, table
+from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
@@ -60,13 +61,13 @@ def reference_total(cfg: ExperimentConfig) -> int | None:
     """
     if cfg.model.kind != "latent_mim" or cfg.model.decoder_config is None:
         return None
-    return table.reference_counts(cfg.model)["total"]
+    return reference_counts(cfg.model)["total"]
 
 
 def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
     """Grid side -> timesteps that the token budget leaves, or their mean where they are drawn."""
     loader = cfg.data_loader
-    if (sampler := shape_sampler(cfg, IMAGE_TILE_PX)) is not None:
+    if (sampler := sampler_of(cfg, IMAGE_TILE_PX)) is not None:
         return sampler.mean_timesteps
     counted = cfg.model.encoder_config.tokenization if loader.match_model_tokenization else None
     return check_grids(

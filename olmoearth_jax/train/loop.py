@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
 from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
-from olmoearth_jax.train import checkpoint, hosts, partial
-from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo, State
+from olmoearth_jax.train import hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
     Batches,
@@ -96,11 +97,8 @@ def train(
     checkpoint that doesn't fit, RunFolderInUse, RunFolderLost, TrainingDiverged, HostMissing; and
     `signals.Abandoned` when a signal came before the first step could begin.
     """
-    begun, evaluation, board = (
-        time.monotonic(),
-        extras.evaluation,
-        config.trainer.callbacks.tensorboard,
-    )
+    begun, board = time.monotonic(), config.trainer.callbacks.tensorboard
+    evaluation = extras.evaluation
     run = _begin(config, info, extras, stream.steps_per_epoch)
     with ExitStack() as stack:
         cancel, device, guard = _occupy(stack, run)

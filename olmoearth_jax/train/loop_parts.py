@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import jax
 
+from olmoearth_jax.checkpoints.checkpoint import State
 from olmoearth_jax.config import ProfileConfig
-from olmoearth_jax.train.checkpoint import State
 from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import Recorder, Report

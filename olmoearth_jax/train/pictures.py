@@ -37,7 +37,7 @@ class Pictures:
 
     def __init__(self, stream: TrainStream, model: ModelConfig):
         # A stream of its own: what it reads does not count as training data.
-        self._stream = dataclasses.replace(stream, num_workers=0, host_index=0, host_count=1)
+        self._stream = dataclasses.replace(stream, host_index=0, host_count=1)
         self._graph = encoder_graph(model)
         self._names = [n for n in stream.index.modalities if modalities.get(n).spatial]
         self._sample: dict[str, Any] | None = None

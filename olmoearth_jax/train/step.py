@@ -24,9 +24,9 @@ from olmoearth_jax.mesh import global_array, local_devices, rules_of, shardings
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.stream.engine import Engine, Group, Prepared
 from olmoearth_jax.train import optimizer, targets
-from olmoearth_jax.train.ema import ema_decay_at, ema_update
-from olmoearth_jax.train.schedule import learning_rate
+from olmoearth_jax.train.optimizer import learning_rate
 from olmoearth_jax.train.signals import THREADS
+from olmoearth_jax.train.targets import ema_decay_at, ema_update
 
 State = dict[str, Any]
 MASK_NAMES = tuple(code.name for code in CODES)

@@ -7,11 +7,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from olmoearth_jax import check, overrides
+from olmoearth_jax.checkpoints import optimizer_state
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.data import transforms
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import assemble, build, estimate, optimizer
+from olmoearth_jax.train import assemble, build, estimate
 from olmoearth_jax.train.build import build_objective
 from olmoearth_jax.train.step import TrainProgram
 
@@ -95,7 +97,7 @@ def changes(draw) -> dict:
 def build_all(cfg: ExperimentConfig) -> None:
     """Everything of a run that needs no data, as shapes only."""
     objective, mesh = build_objective(cfg), make_mesh(devices=jax.devices()[:1])
-    build.build_transform(cfg.data_loader.transform_config)
+    transforms.build(cfg.data_loader.transform_config)
     latent_mim.check(cfg.model)
     if cfg.engine == "dense":
         size = cfg.train_module.rank_microbatch_size
@@ -105,7 +107,7 @@ def build_all(cfg: ExperimentConfig) -> None:
         engine = assemble.stream_engine(cfg, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(cfg.model, objective.pools, objective)
     state = TrainProgram(cfg, engine, mesh, trained, 10).abstract_state()
-    assert optimizer.stored(state["opt_state"])["m"]
+    assert optimizer_state.stored(state["opt_state"])["m"]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

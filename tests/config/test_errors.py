@@ -215,4 +215,4 @@ def test_width_that_is_accepted_can_be_built(encoding, width):
 def test_patterns_of_parameters_are_taken(pattern):
     config = official("nano")
     config.fsdp_rules = [[pattern, ["fsdp"]]]
-    assert config.validate() == []
+    assert check.problems(config) == []

@@ -17,6 +17,7 @@ from olmoearth_jax.modalities import (
     SINGLE_BAND_SET_OVERRIDES,
     Tokenization,
 )
+from tests.data.streams import make_config
 
 V1_3 = ShapeSampler(
     tuple(range(1, 9)),
@@ -125,11 +126,8 @@ def test_groups_take_the_drawn_timesteps(dataset):
     )
 
     def stream(sampler):
-        return TrainStream(
-            index.prepare(dataset, OFFICIAL_MODALITIES), modalities=OFFICIAL_MODALITIES,
-            mask_a=strategy, global_batch_size=8, group_size=4, samples_per_shape=4,
-            sampler=sampler,
-        )  # fmt: skip
+        found = index.prepare(dataset, OFFICIAL_MODALITIES)
+        return TrainStream(found, make_config(), [strategy], sampler=sampler)
 
     made = stream(sampler)
     assert made.timesteps == sampler.timesteps

@@ -13,8 +13,8 @@ from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.assemble import trainable_leaves
-from olmoearth_jax.train.ema import ema_update
 from olmoearth_jax.train.step import TrainProgram
+from olmoearth_jax.train.targets import ema_update
 from tests.engines.compare import model_of
 from tests.train.steady import steady
 

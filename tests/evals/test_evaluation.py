@@ -15,9 +15,10 @@ from launch import _sweep as sweep
 from launch import benchmark, evaluate
 from olmoearth_jax import outputs, overrides
 from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
-from olmoearth_jax.evals import callback, models, results, runner, tasks
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.configlib.tasks import EvalInterval
+from olmoearth_jax.evals import callback, models, results, runner
 from olmoearth_jax.evals.models import Loaded
-from olmoearth_jax.evals.tasks import EvalInterval
 from olmoearth_jax.model import latent_mim
 
 from .builders import task, tiny_config, tiny_model, write_windows

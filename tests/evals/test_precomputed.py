@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from olmoearth_jax.evals import tasks
+from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals.datasets import open_split, why_unavailable
 from olmoearth_jax.evals.datasets.similar import SimilarButDifferent, stratified
 from olmoearth_jax.evals.embeddings import RawBands

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from olmoearth_jax.evals import tasks
+from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals.datasets import (
     DataUnavailable,
     archives,

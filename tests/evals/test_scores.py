@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import embeddings, knn, metrics
 from olmoearth_jax.evals.datasets.bands import Statistics, impute_stats, normalize
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from tools.convert_evals import fit_buckets, save_buckets
 

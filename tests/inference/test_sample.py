@@ -162,17 +162,17 @@ def test_fill_rules():
     lo, hi = np.zeros(12), np.full(12, 2.0)
     x = np.full((1, 12), 1.0)
     x[0, S2.index("B01")] = np.nan
-    later, lost = prepare.fill(x, "sentinel2_l2a", "v1_2", lo, hi)
+    later, lost = prepare.fill(x, "sentinel2_l2a", "v1_2", (lo, hi))
     assert later[0, S2.index("B01")] == 0 and lost.sum() == 1
-    first, lost = prepare.fill(x, "sentinel2_l2a", "v1", lo, hi)
+    first, lost = prepare.fill(x, "sentinel2_l2a", "v1", (lo, hi))
     assert first[0, S2.index("B01")] == 0.5 and not lost.any()
     x[0, :5] = np.nan
     with pytest.warns(UserWarning, match="were set to 0"):
-        prepare.fill(x, "sentinel2_l2a", "v1_1", lo, hi)
+        prepare.fill(x, "sentinel2_l2a", "v1_1", (lo, hi))
     with pytest.warns(UserWarning, match="were copied"):
-        prepare.fill(x, "sentinel2_l2a", "v1", lo, hi)
+        prepare.fill(x, "sentinel2_l2a", "v1", (lo, hi))
     with pytest.raises(ValueError, match="unknown model version"):
-        prepare.fill(x, "sentinel2_l2a", "v9", lo, hi)
+        prepare.fill(x, "sentinel2_l2a", "v9", (lo, hi))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import tensorstore
 
 from olmoearth_jax import load_pretrained
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.evals import models
 from olmoearth_jax.interop import checkpoints, weights
-from olmoearth_jax.train import checkpoint, integrity
 from tools import eval_loss, inspect_checkpoint
 
 from .test_weights import loaded, tiny

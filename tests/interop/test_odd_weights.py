@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import files, load_pretrained
+from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.checkpoints.folders import NoCheckpoint
 from olmoearth_jax.evals import models
 from olmoearth_jax.interop import checkpoints, torch_file, weights
-from olmoearth_jax.train import checkpoint, integrity
-from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
 from tools import convert_weights, inspect_checkpoint
 
 from .test_hostile_weights import OP, archive, storage, tensor, text

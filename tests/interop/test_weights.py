@@ -191,7 +191,7 @@ def test_training_starts_from_converted_weights(folder, tmp_path):
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from olmoearth_jax.train import checkpoint
+    from olmoearth_jax.checkpoints import checkpoint
 
     first = checkpoints.from_reference(folder)
     step = checkpoints.write(first, tmp_path / "ours")

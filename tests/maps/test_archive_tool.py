@@ -208,6 +208,10 @@ def test_search_by_a_polygon(tmp_path):
     (["export", "DIR", "--output=a.tif", "--year=2023", "--complete"], "1 shards are missing"),
     (["sample", "DIR", "--output=a.parquet"], "give --points"),
     (["sample", "DIR", "--output=a.parquet", "--points=no.csv"], "no file no.csv"),
+    (["change", "DIR", "--output=a.tif", "--years=2023"], "two different periods"),
+    (["change", "DIR", "--output=a.tif", "--years=2023,2023"], "two different periods"),
+    (["change", "DIR", "--output=a.tif", "--years=2023,2025"], "2023, 2024"),
+    (["cluster", "DIR", "--output=a.tif", "--year=2023", "--k=1"], "2..255"),
     (["search", "DIR", "--output=a", "--year=2023"], "--point=LON,LAT or --area"),
     (["search", "DIR", "--output=a", "--year=2023", "--point=1"], "LON,LAT"),
     (["search", "DIR", "--output=a", "--year=2023", "--point=1,2"], "no embedding of 2023 at 1 2"),
@@ -275,3 +279,60 @@ def test_a_preview_of_another_job_is_refused(tmp_path, capsys):
     (tmp_path / "preview.json").write_text('{"job_digest": "other"}')
     assert run("preview", tmp_path) == 2
     assert "of another job" in capsys.readouterr().err
+
+
+def test_clusters_are_numbered_by_size_and_the_same_again(tmp_path):
+    archive, _, _ = build(tmp_path / "a")
+    maps = []
+    for name in ("one.tif", "two.tif"):
+        assert run("cluster", tmp_path / "a", "--year=2024", "--k=5", "--seed=3",
+                   f"--output={tmp_path / name}") == 0  # fmt: skip
+        found = []
+        for zone in (32, 33):
+            with rasterio.open(tmp_path / name.replace(".tif", f"_utm{zone}.tif")) as file:
+                assert file.nodata == 255 and file.colormap(1)[0] != file.colormap(1)[1]
+                found.append(file.read(1))
+        maps.append(np.stack(found))
+    assert np.array_equal(*maps)
+    valid = np.stack([
+        archive.window(archive.zone(z), 1, slice(0, 32), slice(0, 48))[1] for z in (32, 33)
+    ])  # fmt: skip
+    assert ((maps[0] == 255) == ~valid).all()
+    sizes = np.bincount(maps[0][valid], minlength=5)
+    assert len(sizes) == 5 and (np.diff(sizes) <= 0).all()
+
+
+def test_k_means_finds_groups_and_refuses_too_few():
+    from olmoearth_jax.maps import compare
+
+    draw = np.random.default_rng(0)
+    groups = np.eye(4, 8).repeat(50, 0) + draw.normal(0, 0.05, (200, 8))
+    x = quantise.unit(groups.astype(np.float32))
+    centres = compare.k_means(x, 4, 1)
+    label = compare.nearest(x, centres).reshape(4, 50)
+    assert (label == label[:, :1]).all() and len(set(label[:, 0])) == 4
+    with pytest.raises(ValueError, match="smaller --k"):
+        compare.k_means(np.ones((9, 8), np.float32), 2, 0)
+
+
+@pytest.mark.parametrize("rule", ["signed_power", "per_pixel_scale"])
+def test_change_is_one_minus_the_cosine(tmp_path, rule):
+    archive, _, _ = build(tmp_path / "a", rule)
+    assert run("change", tmp_path / "a", "--years=2023,2024", f"--output={tmp_path / 'c.tif'}") == 0
+    every, scores = [], []
+    for zone in map(archive.zone, archive.zones):
+        (a, one), (b, two) = (
+            archive.window(zone, t, slice(0, 32), slice(0, 48)) for t in (0, 1)
+        )  # fmt: skip
+        both = one & two
+        a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+        with rasterio.open(tmp_path / f"c_utm{zone.number}.tif") as file:
+            c, score = file.read()
+        assert np.array_equal(np.isfinite(c), both) and np.array_equal(np.isfinite(score), both)
+        np.testing.assert_allclose(c[both], 1 - (a * b).sum(-1)[both], atol=1e-5)
+        every.append(c[both])
+        scores.append(score[both])
+    c, score = np.concatenate(every), np.concatenate(scores)
+    median = np.median(c)
+    want = (c - median) / (1.4826 * np.median(np.abs(c - median)))
+    np.testing.assert_allclose(score, want, atol=1e-2)

@@ -146,6 +146,55 @@ def test_another_job_in_the_folder_is_refused_with_what_differs(world, capsys):
     assert objects(folder / "undisturbed") == want
 
 
+def test_the_catalogue_has_an_item_per_shard(world):
+    import pyarrow.parquet
+    import shapely
+
+    out = world[0] / "undisturbed"
+    table = pyarrow.parquet.read_table(out / "index.parquet")
+    plan = [json.loads(x)["id"] for x in (out / "job" / "plan.jsonl").read_text().splitlines()]
+    assert table["id"].to_pylist() == plan
+    shapes = shapely.from_wkb(table["geometry"].to_pylist())
+    place = shapely.Point(9.03, 50.55)
+    assert sum(s.contains(place) for s in shapes) == 2  # one of each year
+    assert table["start_datetime"].to_pylist()[0] == "2023-01-01T00:00:00Z"
+    assert sum(table["olmoearth:valid"].to_pylist()) > 10_000
+    collection = json.loads((out / "collection.json").read_text())
+    west, south, east, north = collection["extent"]["spatial"]["bbox"][0]
+    assert west < 9.03 < east and south < 50.55 < north
+
+
+def test_tools_embed_agrees_where_its_tiles_lie_alike(world, tmp_path):
+    """Of one raster, apart from its edges: the same tiles, so the same values."""
+    from rasterio.transform import Affine
+
+    from tools import embed as one_area
+
+    folder, given, _ = world
+    # tools.embed keeps 8 pixels more of the first tile; its next cores begin at pixel 40.
+    top, left = 32 * -17_500 - 40, 32 * 1_564 - 40
+    x = region.image(5, 200, 232)
+    corner = Affine(10, 0, 10 * left, 0, -10, -10 * top)
+    path = region.write_raster(tmp_path / "x.tif", x, corner)
+    (tmp_path / "m.csv").write_text("path,date,modality\nx.tif,2024-05-15,sentinel2_l2a\n")
+    flags = [a for a in given if not a.startswith(("--inputs", "--years"))]
+    assert run(*flags, f"--inputs={tmp_path / 'm.csv'}", "--years=2024", "--dtype=float32",
+               f"--output={tmp_path / 'out'}") == 0  # fmt: skip
+    o = one_area.Options(str(folder / "model"), [path], str(tmp_path / "map.tif"), patch_size=4,
+                         tile=48, overlap=16, dates=["2024-05-15"])  # fmt: skip
+    one_area.run(o)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        want = np.moveaxis(file.read(), 0, -1)
+    archive = olmoearth_jax.open_archive(tmp_path / "out")
+    zone = archive.zone(32)
+    row = round((zone.transform[5] + 10 * top) / 40)
+    col = round((10 * left - zone.transform[2]) / 40)
+    got, valid = archive.window(zone, 0, slice(row, row + 50), slice(col, col + 58))
+    inner = np.s_[10:34, 10:42]
+    assert valid[inner].all()
+    np.testing.assert_allclose(got[inner], want[inner], atol=1e-5)
+
+
 def _start(given, out, *more):
     return subprocess.Popen(
         [sys.executable, "-m", "launch.embed", *given, f"--output={out}", *more], cwd=ROOT,

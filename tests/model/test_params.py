@@ -10,7 +10,7 @@ import pytest
 
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.model.table import param_table, reference_counts, trainable
+from olmoearth_jax.model.reference_counts import param_table, reference_counts, trainable
 from olmoearth_jax.model.versions import PUBLISHED, VERSIONS, version_of
 from tests.model.builders import small_config
 

@@ -10,6 +10,7 @@ import pytest
 
 from olmoearth_jax import losses
 from olmoearth_jax.inference import domain
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.interop import config_json, torch_keys
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
@@ -253,14 +254,11 @@ def test_safe_halo_leaves_no_trace():
     model, _ = encoder_of(config())
     data, masks = inputs(20, 2)
     halo = domain.safe_halo(config().encoder_config, 2, 4)
-    options = {"window_px": 4, "location_size": 1}
-    whole = domain.embed_domain(
-        model.encoder, data, masks, STAMPS, 2, crop_px=20, overlap_px=0, **options
-    )
+    ready = ModelInput(data, masks, STAMPS)
+    whole = domain.embed_domain(model.encoder, ready, domain.DomainPlan(2, 20, 0, 4, 1))
     assert whole.shape == (20, 20, 6)
-    tiled = domain.embed_domain(
-        model.encoder, data, masks, STAMPS, 2, crop_px=2 * halo + 12, overlap_px=2 * halo, **options
-    )
+    plan = domain.DomainPlan(2, 2 * halo + 12, 2 * halo, 4, 1)
+    tiled = domain.embed_domain(model.encoder, ready, plan)
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
     with pytest.raises(ValueError, match="whole patches of 2"):
         domain.crops_of(20, 10, 6, 2, 4)

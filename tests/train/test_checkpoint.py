@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from olmoearth_jax.train import checkpoint, integrity
-from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo
+from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 

@@ -16,8 +16,9 @@ import pytest
 from launch import _early, train
 from olmoearth_jax.data.pipeline import TooManyBadSamples
 from olmoearth_jax.data.pool import WorkerDied
+from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train import hosts, loop_parts
-from olmoearth_jax.train.hosts import HostMissing, Hosts
+from olmoearth_jax.train.hosts import Hosts
 from olmoearth_jax.train.signals import CancelFlag, Worker
 from tests.train import test_program
 

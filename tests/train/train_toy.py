@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from olmoearth_jax.checkpoints.checkpoint import RunInfo
 from olmoearth_jax.config import CommonConfig, Duration, ExperimentConfig, ProfileConfig
-from olmoearth_jax.train.checkpoint import RunInfo
-from olmoearth_jax.train.hosts import HostMissing
+from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train.loop import Extras, Summary, train
 from olmoearth_jax.train.metrics import read_metrics, without_timing
 from olmoearth_jax.train.signals import Abandoned

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import (
     embeddings,
     finetune,
@@ -24,7 +25,6 @@ from olmoearth_jax.evals import (
 from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
-from olmoearth_jax.evals.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, dataset_info, modalities_of
 from olmoearth_jax.evals.datasets import base, open_split, pretrain, tensors, windowed
 from olmoearth_jax.evals.datasets.base import Reader
 from olmoearth_jax.evals.datasets.geobench import SLOTS, GeoBench2
 from olmoearth_jax.evals.datasets.series import BreizhCrops
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample, collate
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, dataset_info, modalities_of
 from olmoearth_jax.modalities import get
 
 from ..evaldata import mados, pastis

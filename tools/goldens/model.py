@@ -19,7 +19,7 @@ from olmoearth_jax.masks import DECODE
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim, uniform_batch
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.model.table import reference_counts
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import model_parts, releases

@@ -23,7 +23,7 @@ from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim, searchlight, uniform_batch
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig
 from olmoearth_jax.model.pooler import AttentionPooler, GridSpec, LocationGrid
-from olmoearth_jax.model.table import reference_counts
+from olmoearth_jax.model.reference_counts import reference_counts
 from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import releases
@@ -246,11 +246,12 @@ def _searchlight(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
     _check_grid(checks, "stock", stock.locations, under(arrays, "out/stock/"))
     checks.array("stock", stock.project_aggregated, arrays["out/stock/project_aggregated"])
     for entry in case["embed_domain"]:
-        got = domain.embed_domain(
-            encoder, data, {k: np.asarray(v) for k, v in masks.items()}, timestamps, patch_size,
-            crop_px=entry["crop_px"], overlap_px=entry["overlap_px"], window_px=window,
-            location_size=entry["location_query_patch_size"],
+        ready = prepare.ModelInput(data, {k: np.asarray(v) for k, v in masks.items()}, timestamps)
+        plan = domain.DomainPlan(
+            patch_size, entry["crop_px"], entry["overlap_px"], window,
+            entry["location_query_patch_size"],
         )  # fmt: skip
+        got = domain.embed_domain(encoder, ready, plan)
         checks.array(entry["key"], got, arrays[entry["key"]])
 
 
@@ -264,9 +265,8 @@ def _missing_bands(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None
         for version, count in variant["number_of_warnings"].items():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                got, _ = prepare.fill(
-                    arrays[f"in/{what}"], name, version, mean - spread, mean + spread
-                )
+                ends = mean - spread, mean + spread
+                got, _ = prepare.fill(arrays[f"in/{what}"], name, version, ends)
             checks.array(f"{what}/{version}", got, arrays[f"out/{what}/{version}"])
             checks.equal(f"{what}/{version} warnings", len(caught), count)
 

@@ -19,7 +19,7 @@ from olmoearth_jax import supervision_maps
 from olmoearth_jax.configlib import official
 from olmoearth_jax.interop import spellings, torch_keys
 from olmoearth_jax.losses import distillation, supervision
-from olmoearth_jax.model import heads, latent_mim, table
+from olmoearth_jax.model import heads, latent_mim, reference_counts
 from olmoearth_jax.model.layers import LayerNorm
 from olmoearth_jax.supervision_maps import MapTask
 
@@ -271,14 +271,14 @@ def _counted(doc: dict[str, Any]) -> Result:
         model = official.trained_model("base", "v1_3")
         assert model.encoder_config.attention_pooler_config is not None
         model.encoder_config.attention_pooler_config.pooler_depth = depth
-        ours = table.reference_counts(model)
+        ours = reference_counts.reference_counts(model)
         shapes = latent_mim.graph(model)[1]
         pooler = shapes["encoder"]["attention_pooler"]
         student = [pooler[part] for part in ("student", "student_norm")]
         got = {k: ours[k] for k in ("total", "trainable", "encoder", "decoder", "target")}
         got |= {
-            "pooler": table.count(pooler),
-            "student": sum(table.count(part) for part in student),
+            "pooler": reference_counts.count(pooler),
+            "student": sum(reference_counts.count(part) for part in student),
             "supervision_head": ours[heads.SUPERVISION],
             "distillation_head": ours[heads.DISTILLATION],
             "state_dict_keys": ours["keys"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from olmoearth_jax.configlib.tasks import EvalTaskConfig, check_task, modalities_of
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
 from olmoearth_jax.evals.datasets.pretrain import Brandenburg, PretrainSubset
@@ -11,7 +12,6 @@ from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest, Sickle
 from olmoearth_jax.evals.datasets.similar import SimilarButDifferent
 from olmoearth_jax.evals.datasets.tensors import FiftyCities, Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
-from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, modalities_of
 
 __all__ = ["DataUnavailable", "Reader", "open_split", "split_available", "why_unavailable"]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.evals.tasks import DEFAULT_METHOD, METHODS, Stats
+from olmoearth_jax.configlib.tasks import DEFAULT_METHOD, METHODS, Stats
 from olmoearth_jax.modalities import closest
 
 S2_13 = (

@@ -14,10 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.data import raster_file
-from olmoearth_jax.evals.datasets import bands as by_band
-from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
-from olmoearth_jax.evals.tasks import (
+from olmoearth_jax.configlib.tasks import (
     DatasetInfo,
     EvalTaskConfig,
     Stats,
@@ -25,6 +22,9 @@ from olmoearth_jax.evals.tasks import (
     known,
     modalities_of,
 )
+from olmoearth_jax.data import raster_file
+from olmoearth_jax.evals.datasets import bands as by_band
+from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
 from olmoearth_jax.files import check_file
 
 SPLITS = ("train", "valid", "test")

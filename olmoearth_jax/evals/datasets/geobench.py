@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.configlib.tasks import Stats
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.evals.datasets import archives
 from olmoearth_jax.evals.datasets import bands as order
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, partition_name, read_json
-from olmoearth_jax.evals.tasks import Stats
 
 _SO2SAT_SCALE = 10_000.0
 

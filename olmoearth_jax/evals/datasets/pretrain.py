@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.configlib.tasks import known
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.data.index import prepare, read_metadata
@@ -20,7 +21,6 @@ from olmoearth_jax.data.sample import IGNORE_LABEL, sample_dataset_dir, sample_l
 from olmoearth_jax.data.subset import Choices, read_sample
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable, Raw, Reader
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample
-from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
 

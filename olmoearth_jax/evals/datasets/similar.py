@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import Stats
 from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.datasets.base import FRACTION_SEED, Location, Raw, Reader, read_json
 from olmoearth_jax.evals.datasets.tensors import load_table
 from olmoearth_jax.evals.samples import check_label_range
-from olmoearth_jax.evals.tasks import Stats
 
 DATE = (1, 6, 2021)
 """Day, 0-based month and year of every patch."""

@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from olmoearth_jax.train import integrity, optimizer
-from olmoearth_jax.train.checkpoint_folders import complete_steps, find_checkpoint
-from olmoearth_jax.train.hosts import HostMissing
+from olmoearth_jax.checkpoints import integrity, optimizer_state
+from olmoearth_jax.checkpoints.folders import complete_steps, find_checkpoint
+from olmoearth_jax.platforms import HostMissing
 
 log = logging.getLogger(__name__)
 
@@ -339,7 +339,7 @@ def restore_state(step_folder: Path, abstract: State) -> State:
         elif not jax.tree.leaves(tree):
             state[name] = tree
         else:
-            wanted = optimizer.stored(tree) if name == OPTIMIZER else tree
+            wanted = optimizer_state.stored(tree) if name == OPTIMIZER else tree
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
                 restore = ocp.args.StandardRestore(wanted)
                 found = reader.restore(step_folder / name, args=restore)
@@ -349,7 +349,7 @@ def restore_state(step_folder: Path, abstract: State) -> State:
 
 def _own_counts(found: Any, tree: Any) -> Any:
     """The optimiser's state; each count is an array of its own, since the state is donated."""
-    found = optimizer.from_stored(found, tree)
+    found = optimizer_state.from_stored(found, tree)
     return jax.tree.map(lambda x, to: _scalar(int(x), to) if x.ndim == 0 else x, found, tree)
 
 
@@ -453,7 +453,7 @@ def _check_trees(meta: Meta, abstract: State, changed: list[str] | None = None) 
 def _items(state: State) -> State:
     items = {name: tree for name, tree in state.items() if name != STEP and jax.tree.leaves(tree)}
     if OPTIMIZER in items:
-        items[OPTIMIZER] = optimizer.stored(items[OPTIMIZER])
+        items[OPTIMIZER] = optimizer_state.stored(items[OPTIMIZER])
     return items
 
 

@@ -1,0 +1,186 @@
+"""Job files of many workers that need not know of each other: `launch.submit --job=embed`.
+
+    python -m launch.submit --job=embed --scheduler=slurm --workers=64 [--at_once=16] -- FLAGS
+
+FLAGS are those of launch.embed. --scheduler=slurm writes an array, --scheduler=k8s an Indexed Job
+of Kubernetes. Each worker takes one GPU, and finds its number in the environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from olmoearth_jax import commands, outputs
+from olmoearth_jax.files import write_atomically
+from olmoearth_jax.modalities import closest
+
+from . import _render
+
+FLAGS = flags.FlagValues()
+"""The flags before `--`; other programs have flags of the same names."""
+
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_multi_string = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+
+JOBS = ("embed",)
+"""Programs whose workers share a list of work."""
+SCHEDULERS = ("slurm", "k8s")
+APP = "/app"
+_RESTARTS = 6
+
+_string("job", None, "embed.")
+_string("scheduler", "slurm", "slurm or k8s.")
+_string("run_name", None, "Name of the job; default: that of the output folder.")
+_integer("workers", 1, "How many workers there are.", lower_bound=1)
+_integer("at_once", None, "How many run side by side; default: all.", lower_bound=1)
+_integer("gpus", 1, "GPUs of a worker; 0 for none.", lower_bound=0, upper_bound=1)
+_integer("cpus", 8, "CPU cores of a worker.", lower_bound=1)
+_integer("memory", 32, "GiB of memory of a worker.", lower_bound=1)
+_string("output", None, "Folder of the job file; default: ./local_output/NAME/submit.")
+_string("image", None, "Container image; olmoearth-jax on Kubernetes.")
+_string("venv", None, "Virtual environment (Slurm); default: the one at hand.")
+_multi_string("mount", [], "SOURCE:/TARGET[:ro]: a host folder, or a Kubernetes claim.")
+_multi_string("env", [], "NAME=VALUE.")
+_string("time", None, "Time limit of a Slurm job, as 24:00:00.")
+_string("account", None, "Account that a Slurm job is charged to.")
+_multi_string("sbatch", [], "Option of sbatch, as --sbatch=--partition=gpu.")
+_string("namespace", "default", "Kubernetes namespace.")
+_multi_string("toleration", ["nvidia.com/gpu"], "Taint, KEY or KEY=VALUE, of nodes.")
+_multi_string("image_pull_secret", [], "Kubernetes secret with which the image is fetched.")
+_bool("overwrite", False, "Replace a file that is not of this program.")
+
+
+def asked(argv: Sequence[str]) -> bool:
+    """Whether a command line of launch.submit is for this module."""
+    own = argv[: list(argv).index("--")] if "--" in argv else argv
+    return any(re.match("--?job(=|$)", a) for a in own[1:])
+
+
+def main(argv: list[str]) -> int:
+    """Writes the job file; the exit code."""
+    try:
+        path = write(argv[1:])
+    except (ValueError, OSError, flags.Error) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return commands.USER_ERROR
+    start = "sbatch" if FLAGS.scheduler == "slurm" else "kubectl apply -f"
+    print(f"wrote {path} for {FLAGS.workers} workers; start them with: {start} {path}")
+    return 0
+
+
+def write(given: list[str]) -> Path:
+    """Writes the job file of the flags; its path.
+
+    Args:
+      given: the flags of the workers.
+
+    Raises:
+      ValueError: flags that do not fit.
+    """
+    if FLAGS.job not in JOBS:
+        raise ValueError(f"unknown --job={FLAGS.job}; {closest(str(FLAGS.job), JOBS)}")
+    if FLAGS.scheduler not in SCHEDULERS:
+        near = closest(FLAGS.scheduler, SCHEDULERS)
+        raise ValueError(f"unknown --scheduler={FLAGS.scheduler} of --job; {near}")
+    output = _check(given)
+    name = FLAGS.run_name or Path(output).name or "embed"
+    folder = Path(FLAGS.output or Path("local_output", name, "submit")).absolute()
+    settings = _settings()
+    _render.refuse_breakouts(name, given, settings, folder)
+    command = ["python", "-m", f"{__package__}.{FLAGS.job}", *given]
+    file, text = (_slurm if FLAGS.scheduler == "slurm" else _k8s)(name, command, settings, folder)
+    outputs.check(folder / file, overwrite=FLAGS.overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / file, text)
+    return folder / file
+
+
+def _check(given: list[str]) -> str:
+    """Parses the workers' flags as they will; what they write to."""
+    program = importlib.import_module(f"{__package__}.{FLAGS.job}")
+    for flag in ("shard", "of"):
+        if any(re.match(f"--?{flag}(=|$)", a) for a in given):
+            raise ValueError(f"leave out --{flag}: each worker finds its number itself")
+    rest = program.FLAGS([FLAGS.job, *given])
+    if len(rest) > 1:
+        raise ValueError(f"unexpected argument {rest[1]!r} after --")
+    return program.options().output
+
+
+def _settings() -> _render.Settings:
+    image = FLAGS.image or (None if FLAGS.scheduler == "slurm" else "olmoearth-jax")
+    if image is not None and FLAGS.venv is not None:
+        raise ValueError("--image and --venv exclude each other: the image has Python itself")
+    venv = (FLAGS.venv or sys.prefix) if image is None else None
+    if venv is not None and not Path(venv, "bin", "activate").is_file():
+        if FLAGS.venv:
+            raise ValueError(f"--venv={venv} is not a virtual environment")
+        venv = None
+    environment: dict[str, str | None] = {"PYTHONUNBUFFERED": "1"}
+    for text in FLAGS.env:
+        name, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"--env={text} must be NAME=VALUE")
+        environment[name] = value
+    if FLAGS.scheduler == "k8s":
+        environment["OLMOEARTH_WORKERS"] = str(FLAGS.workers)
+    return _render.Settings(
+        image=image, venv=venv, workdir=str(Path.cwd()) if image is None else APP,
+        mounts=[_render.Mount.parse(text) for text in FLAGS.mount], environment=environment,
+        cpus_per_gpu=FLAGS.cpus, namespace=FLAGS.namespace, sbatch=FLAGS.sbatch,
+        memory=FLAGS.memory, time=FLAGS.time, account=FLAGS.account, tolerations=FLAGS.toleration,
+        pull_secrets=FLAGS.image_pull_secret,
+    )  # fmt: skip
+
+
+def _slurm(
+    name: str, command: list[str], settings: _render.Settings, folder: Path
+) -> tuple[str, str]:
+    last, most = FLAGS.workers - 1, FLAGS.at_once
+    given = settings.environment.items()
+    values: dict[str, Any] = {
+        "job": shlex.quote(name), "array": f"0-{last}" + (f"%{most}" if most else ""),
+        "gpus": FLAGS.gpus, "cpus": FLAGS.cpus, "log": shlex.quote(f"{folder}/slurm-%A_%a.out"),
+        "grace": _render.GRACE_S, "stopped": _render.STOPPED, "mark": outputs.SCRIPT_MARK,
+        "limits": "\n".join(f"#SBATCH {option}" for option in _render.limits(settings)),
+        "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
+        "submit_dir": shlex.quote(str(Path.cwd())),
+        "activate": f"source {shlex.quote(f'{settings.venv}/bin/activate')}"
+        if settings.venv else "",
+        "environment": "\n".join(f"export {k}={shlex.quote(v or '')}" for k, v in given),
+        "srun": _render.pyxis(settings), "command": shlex.join(command),
+    }  # fmt: skip
+    text = _render.fill("workers.sbatch", values)
+    return "job.sbatch", text.replace("#SBATCH --gpus=0\n", "")
+
+
+def _k8s(
+    name: str, command: list[str], settings: _render.Settings, folder: Path
+) -> tuple[str, str]:
+    mounts, volumes = _render.volumes(settings)
+    environment = [{"name": k, "value": v} for k, v in settings.environment.items()]
+    values: dict[str, Any] = {
+        "job": _render.job_name(name), "namespace": settings.namespace,
+        "workers": FLAGS.workers, "at_once": FLAGS.at_once or FLAGS.workers,
+        "restarts": _RESTARTS, "user_error": commands.USER_ERROR, "stopped": _render.STOPPED,
+        "image": json.dumps(settings.image), "workdir": json.dumps(settings.workdir),
+        "command": json.dumps(command), "environment": _render.items(environment, 12),
+        "gpus": FLAGS.gpus, "cpus": FLAGS.cpus, "memory": f"{FLAGS.memory}Gi",
+        "pull_secrets": _render.items([{"name": n} for n in settings.pull_secrets], 8),
+        "tolerations": _render.items([_render.toleration(t) for t in settings.tolerations], 8),
+        "mounts": _render.items(mounts, 12), "volumes": _render.items(volumes, 8),
+        "grace": _render.GRACE_S, "mark": outputs.SCRIPT_MARK,
+    }  # fmt: skip
+    return "job.yaml", _render.fill("workers.yaml", values)
