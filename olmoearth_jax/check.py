@@ -24,7 +24,7 @@ from olmoearth_jax.configlib.schema import get_path
 from olmoearth_jax.configlib.tasks import catalogue, check_task
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
-from olmoearth_jax.data.shape_sampler import SAMPLER_OPTIONS, sampler_of
+from olmoearth_jax.data.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
@@ -275,7 +275,7 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
     if not 1 <= low <= high:
         yield f"data_loader: 1 <= min_patch_size <= max_patch_size must hold, got {low} and {high}"
     elif loader.sample_timesteps:
-        yield from _says(lambda: sampler_of(cfg, TILE_PX), "data_loader")
+        yield from _says(lambda: shape_sampler(cfg, TILE_PX), "data_loader")
     else:  # a grid must fit the budget as it is counted: by the registry's band sets, or our own
         counted = encoder.tokenization if loader.match_model_tokenization else None
         sizes, names = range(low, high + 1), cfg.dataset.training_modalities

@@ -73,13 +73,10 @@ class PatchDiscrimination(TokenLoss):
 
 @dataclasses.dataclass(frozen=True)
 class ModalityPatchDiscrimination(PatchDiscrimination):
-    """Negatives are the sample's decoded tokens of the same modality; summed over modalities.
-
-    Attributes:
-      modality_weights: factor per modality; one that is present but not listed is an error.
-    """
+    """Negatives are the sample's decoded tokens of the same modality; summed over modalities."""
 
     modality_weights: dict[ModalityName, Any] | tuple[tuple[str, float], ...] | None = None
+    """Factor per modality; one that is present but not listed is an error."""
 
     name: ClassVar[str] = "ModalityPatchDisc"
     scope: ClassVar[Scope] = "modality"

@@ -97,6 +97,8 @@ def writing(path: Path, form: Mapping[str, Any], band: Band, tags: Mapping[str, 
       classes: for the colour table and the names, of a file of classes.
     """
     rasterio = raster_file.library()
+    from rasterio.shutil import copy
+
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
         **form, "driver": "GTiff", "count": len(band.bands), "dtype": band.dtype,
@@ -117,7 +119,7 @@ def writing(path: Path, form: Mapping[str, Any], band: Band, tags: Mapping[str, 
             about = {f"CLASS_{c.value}": c.name for c in named}
             file.update_tags(**tags, **about)
             yield file
-        rasterio.shutil.copy(
+        copy(
             raw, done, driver="COG", compress="deflate", overview_resampling=band.overviews,
             blocksize=512, bigtiff="IF_SAFER",
         )  # fmt: skip

@@ -24,21 +24,19 @@ class MaskContext:
 
     A draw about one sample uses only that sample's generator, and a draw about the whole group
     only `group_rng`, so a mask never depends on which other samples are masked beside it.
-
-    Attributes:
-      rngs: one generator per sample of this call, keyed by (view, position).
-      group_rng: generator of the group, the same wherever a part of the group is masked.
-      group_size: samples in the whole group (`rank_microbatch_size`).
-      members: int64 [B], index of each sample of this call within its group.
-      step: number of groups masked before this one since training began; only
-        `random_increasing` reads it (None counts as 0).
     """
 
     rngs: Sequence[np.random.Generator]
+    """One generator per sample of this call, keyed by (view, position)."""
     group_rng: np.random.Generator
+    """Generator of the group, the same wherever a part of the group is masked."""
     group_size: int
+    """Samples in the whole group (`rank_microbatch_size`)."""
     members: np.ndarray
+    """int64 [B], index of each sample of this call within its group."""
     step: int | None = None
+    """Number of groups masked before this one since training began; only
+    `random_increasing` reads it (None counts as 0)."""
 
     @classmethod
     def whole_group(cls, seed: int, size: int, step: int | None = None) -> MaskContext:
@@ -132,18 +130,16 @@ class Strategy(abc.ABC):
     `MaskContext` returns int8 masks of the same shapes: 0 encode, 1 target only, 2 decode,
     3 missing (exactly where `missing`). `missing` isn't changed. Fields that are tuples hold
     modality names, upper case accepted.
-
-    Attributes:
-      key: its name in configs.
-      needs_whole_group: the masks depend on what is missing in the *other* samples of the group,
-        so all of them have to be masked in one call.
     """
 
     encode_ratio: float = 0.5
     decode_ratio: float = 0.5
 
     key: ClassVar[str] = ""
+    """Its name in configs."""
     needs_whole_group: ClassVar[bool] = False
+    """The masks depend on what is missing in the *other* samples of the group,
+    so all of them have to be masked in one call."""
 
     def __post_init__(self) -> None:
         check_ratios(self.encode_ratio, self.decode_ratio)

@@ -27,21 +27,20 @@ BandSets = set[BandSet]
 
 @dataclass(frozen=True)
 class ModalityCross(Strategy):
-    """Common part of the cross strategies (spec/train.md section 2.2).
-
-    Attributes:
-      allow_encoding_decoding_same_bandset: whether a band set may be both encoded and decoded.
-      min_encoded_bandsets, max_encoded_bandsets: size range of E; None means all candidates.
-      min_decoded_bandsets, max_decoded_bandsets: size range of X (only if band sets may be both).
-      only_decode_modalities: never encoded, unless just two band sets are present (quirk Q6).
-    """
+    """Common part of the cross strategies (spec/train.md section 2.2)."""
 
     allow_encoding_decoding_same_bandset: bool = False
+    """Whether a band set may be both encoded and decoded."""
     min_encoded_bandsets: int | None = 2
+    """Size range of E; None means all candidates."""
     max_encoded_bandsets: int | None = None
+    """Likewise."""
     min_decoded_bandsets: int | None = None
+    """Size range of X (only if band sets may be both)."""
     max_decoded_bandsets: int | None = None
+    """Likewise."""
     only_decode_modalities: tuple[ModalityName, ...] = ()
+    """Never encoded, unless just two band sets are present (quirk Q6)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

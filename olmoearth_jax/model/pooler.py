@@ -20,18 +20,16 @@ from olmoearth_jax.model.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class GridSpec:
-    """Where the locations lie.
-
-    Attributes:
-      rows, cols: patches per axis.
-      per_patch: locations per side of a patch.
-      gsd: side of a patch in units of 10 m (a number, traced or not).
-    """
+    """Where the locations lie."""
 
     rows: int
+    """Patches per axis."""
     cols: int
+    """Likewise."""
     per_patch: int
+    """Locations per side of a patch."""
     gsd: Any
+    """Side of a patch in units of 10 m (a number, traced or not)."""
 
     @classmethod
     def of(
@@ -70,17 +68,14 @@ class GridSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LocationGrid:
-    """What the pooler gives.
-
-    Attributes:
-      tokens: float32 [B, rows, cols, pooler_dim].
-      positions: float32 [B, rows * cols, 2].
-      student: float32 [B, rows, cols, largest student width], or None.
-    """
+    """What the pooler gives."""
 
     tokens: jax.Array
+    """float32 [B, rows, cols, pooler_dim]."""
     positions: jax.Array
+    """float32 [B, rows * cols, 2]."""
     student: jax.Array | None
+    """float32 [B, rows, cols, largest student width], or None."""
 
     @property
     def flat(self) -> jax.Array:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.masks import VISIBLE
 
 PoolingType = Literal["mean", "max"]
 Arrays = Mapping[str, Any]
 LOCATIONS = ("location", "student")
 PLACES = ("instance", "spatial", "spatial_concat", *LOCATIONS)
 """What there can be one embedding of; see `Pooling`."""
-_VISIBLE = 0
 
 
 def _reduce(x: jax.Array, visible: jax.Array, how: PoolingType) -> jax.Array:
@@ -57,7 +57,7 @@ def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> ja
     for name in _names(tokens):
         x, mask = jnp.asarray(tokens[name]), jnp.asarray(masks[name])
         flat.append(x.reshape(x.shape[0], -1, x.shape[-1]))
-        seen.append((mask == _VISIBLE).reshape(mask.shape[0], -1))
+        seen.append((mask == VISIBLE).reshape(mask.shape[0], -1))
     visible = jnp.concatenate(seen, axis=1)
     if not isinstance(visible, jax.core.Tracer) and not bool(visible.any(axis=1).all()):
         raise ValueError("cannot pool a sample that has no visible token")
@@ -69,7 +69,7 @@ def spatial_names(masks: Arrays) -> tuple[str, ...]:
     return tuple(
         name
         for name in _names(masks)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).any()
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == VISIBLE).any()
     )
 
 
@@ -78,7 +78,7 @@ def concat_names(masks: Arrays) -> tuple[str, ...]:
     return tuple(
         name
         for name in _names(masks)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).all()
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == VISIBLE).all()
     )
 
 
@@ -104,7 +104,7 @@ def pool_spatial(
     for name in spatial_names(masks) if names is None else names:
         x = jnp.asarray(tokens[name])
         x = x.reshape(*x.shape[:3], -1, x.shape[-1])
-        visible = jnp.asarray(masks[name]) == _VISIBLE
+        visible = jnp.asarray(masks[name]) == VISIBLE
         parts.append(_reduce(x, visible.reshape(x.shape[:4]), how))
     if not parts:
         raise ValueError("no spatial modality has a visible token to pool")

@@ -25,24 +25,22 @@ class Tokens:
 
     A slot of -1 marks a token without any encoding (registers, padding); its other fields must
     be 0, so that rotary encodings leave it unrotated.
-
-    Attributes:
-      slot: int32 band-set slot id, an index into `SlotTable.slots`, or -1.
-      time: int32 timestep index, 0 for tokens whose modality does not vary in time.
-      month: int32 0..11 of that timestep.
-      row: int32 row in the patch grid, 0 for non-spatial modalities.
-      col: int32 column in the patch grid, 0 for non-spatial modalities.
-      gsd: float32 patch side in units of 10 m: input_res * patch_size / 10.
-      days: float32 days since 2000; static maps take timestep 0's, static scalars take 0.
     """
 
     slot: Any
+    """int32 band-set slot id, an index into `SlotTable.slots`, or -1."""
     time: Any
+    """int32 timestep index, 0 for tokens whose modality does not vary in time."""
     month: Any
+    """int32 0..11 of that timestep."""
     row: Any
+    """int32 row in the patch grid, 0 for non-spatial modalities."""
     col: Any
+    """int32 column in the patch grid, 0 for non-spatial modalities."""
     gsd: Any
+    """float32 patch side in units of 10 m: input_res * patch_size / 10."""
     days: Any
+    """float32 days since 2000; static maps take timestep 0's, static scalars take 0."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,17 +78,14 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class SlotTable:
-    """All band sets a model supports, numbered in sample order; hashable.
-
-    Attributes:
-      names: supported modalities in sample order.
-      tokenization: which bands make one token.
-      base_patch_size: P, the side in base pixels of an embedded patch.
-    """
+    """All band sets a model supports, numbered in sample order; hashable."""
 
     names: tuple[str, ...]
+    """Supported modalities in sample order."""
     tokenization: Tokenization = Tokenization()
+    """Which bands make one token."""
     base_patch_size: int = 8
+    """P, the side in base pixels of an embedded patch."""
 
     @classmethod
     def build(

@@ -40,30 +40,28 @@ class _Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StreamForward:
-    """The loss function of one rung family.
-
-    Attributes:
-      graph: module structure of the model (`olmoearth_jax.model.params.split`).
-      target_graph: module structure of the frozen target projection.
-      spec: the stream.
-      objective: the losses.
-      mesh: devices of the leading axis.
-      attention: 'auto', 'xla' or 'cudnn'.
-      remat: rematerialisation policy of the blocks.
-      encoder_drop, decoder_drop: drop-path rates.
-      band_dropout: band dropout of the online encoder, or None.
-    """
+    """The loss function of one rung family."""
 
     graph: Any
+    """Module structure of the model (`olmoearth_jax.model.params.split`)."""
     target_graph: Any
+    """Module structure of the frozen target projection."""
     spec: StreamSpec
+    """The stream."""
     objective: Objective
+    """The losses."""
     mesh: Mesh | None = None
+    """Devices of the leading axis."""
     attention: str = "auto"
+    """'auto', 'xla' or 'cudnn'."""
     remat: str = "none"
+    """Rematerialisation policy of the blocks."""
     encoder_drop: float = 0.0
+    """Drop-path rates."""
     decoder_drop: float = 0.0
+    """Likewise."""
     band_dropout: BandDropout | None = None
+    """Band dropout of the online encoder, or None."""
 
     def __call__(
         self,

@@ -163,6 +163,17 @@ class StreamSpec:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class MicroStepSize:
+    """How many samples a micro-step has."""
+
+    samples: int
+    """Per device."""
+    devices: int = 1
+    groups: int = 1
+    """Groups that the samples of all devices belong to."""
+
+
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from olmoearth_jax.stream.patch_tables import BandDropout
 from olmoearth_jax.stream.stream_shape import (
     SELF,
     TARGET,
+    MicroStepSize,
     RowPlan,
     Rung,
     StreamSpec,
@@ -115,29 +117,40 @@ def _groups_at_once(global_batch: int, group: int, devices: int, engine: str) ->
     return max(n for n in range(1, min(groups, devices) + 1) if groups % n == 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamNeeds:
+    """What an objective asks of a stream."""
+
+    views: int = 2
+    """Masked views."""
+    scopes: tuple[str, ...] = ("modality",)
+    """What the token losses' rows are (`losses.TokenLoss.scope`)."""
+    deep: bool = False
+    """Whether the target encoder runs."""
+    pixels: bool = False
+    """Whether decoded tokens are compared with their pixels."""
+
+    @classmethod
+    def of(cls, objective: Objective) -> StreamNeeds:
+        """Those of an objective."""
+        pixels = objective.mae is not None
+        return cls(objective.views, objective.scopes, objective.deep, pixels)
+
+
 def stream_spec(
     model: ModelConfig,
     strategies: Sequence[Strategy],
     grid_timesteps: Mapping[int, int],
-    samples: int,
-    devices: int,
-    groups: int,
-    views: int = 2,
-    loss_scope: str | Sequence[str] = "modality",
-    deep_targets: bool = False,
-    pixels: bool = False,
+    size: MicroStepSize,
+    needs: StreamNeeds,
 ) -> StreamSpec:
     """The static stream of a model under its masking.
 
     Args:
       strategies: masking of each distinct view.
       grid_timesteps: grid side -> timesteps the token budget allows.
-      samples: per device and micro-step.
-      devices, groups: per micro-step.
-      views: masked views.
-      loss_scope: what the token losses' rows are (`losses.TokenLoss.scope`), one or several.
-      deep_targets: whether the target encoder runs.
-      pixels: whether decoded tokens are compared with their pixels.
+      size: of a micro-step.
+      needs: of the objective.
     """
     encoder = model.encoder_config
     names = modalities.in_sample_order(encoder.supported_modality_names)
@@ -155,21 +168,20 @@ def stream_spec(
         n: any(n not in getattr(s, "only_decode_modalities", ()) for s in strategies) for n in names
     }
     slots = make_slots(slot_table(encoder), grid_timesteps, encodable)
-    scopes = (loss_scope,) if isinstance(loss_scope, str) else loss_scope
     plans: dict[str, RowPlan] = {}
     enc = dec = 0
-    for whole in sorted({scope in ("sample", "batch") for scope in scopes}) or [False]:
+    for whole in sorted({scope in ("sample", "batch") for scope in needs.scopes}) or [False]:
         found, enc, dec = row_plans(names, counts, grid_timesteps, bounds, whole)
         plans |= {p.name: p for p in found}
     extra = encoder.num_register_tokens
     most = plans[SELF].queries + extra
     plans[SELF] = RowPlan(SELF, most, most)
-    if deep_targets:
+    if needs.deep:
         most = _most_tokens(counts, grid_timesteps) + extra
         plans[TARGET] = RowPlan(TARGET, most, most)
     return StreamSpec(
-        slots, names, tuple(plans.values()), enc + extra, dec, samples, devices, views, groups,
-        encoder.max_patch_size, registers=extra, pixels=pixels,
+        slots, names, tuple(plans.values()), enc + extra, dec, size.samples, size.devices,
+        needs.views, size.groups, encoder.max_patch_size, registers=extra, pixels=needs.pixels,
     )  # fmt: skip
 
 
@@ -179,15 +191,6 @@ def _most_tokens(band_sets: Mapping[str, int], grid_timesteps: Mapping[int, int]
         sum(math.prod(modalities.get(n).axes(g, t)) * sets for n, sets in band_sets.items())
         for g, t in grid_timesteps.items()
     )
-
-
-def stream_needs(objective: Objective) -> dict[str, Any]:
-    """What an objective asks of `stream_spec`."""
-    return {
-        "loss_scope": objective.scopes,
-        "deep_targets": objective.deep,
-        "pixels": objective.mae is not None,
-    }
 
 
 def stream_engine(

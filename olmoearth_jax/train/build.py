@@ -16,12 +16,12 @@ from olmoearth_jax.checkpoints.checkpoint import RunInfo
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data import index as dataset_index
 from olmoearth_jax.data.pipeline import TrainStream
-from olmoearth_jax.data.shape_sampler import sampler_of
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import normalization_of
 from olmoearth_jax.stream.ladder import build_ladder
-from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.loop import Extras, max_steps
@@ -80,8 +80,8 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
 def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) -> TrainStream:
     """The batches of a run."""
     hosts = jax.process_index(), jax.process_count()
-    sampler = sampler_of(config, index.tile_px)
-    return TrainStream(index, config, masking_strategies(config), *hosts, sampler)
+    sampler = shape_sampler(config, index.tile_px)
+    return TrainStream(index, config, masking_strategies(config), *hosts, sampler=sampler)
 
 
 def stream_of(
@@ -101,20 +101,13 @@ def stream_of(
     k, samples = assemble.micro_step_shape(
         config.data_loader.global_batch_size, config.train_module.rank_microbatch_size, devices
     )
+    views = config.data_loader.num_masked_views
     if isinstance(objective, str):
-        needs: dict[str, Any] = {"loss_scope": objective}
+        needs = assemble.StreamNeeds(views, (objective,))
     else:
-        needs = assemble.stream_needs(objective)
-    return assemble.stream_spec(
-        config.model,
-        masking_strategies(config),
-        timesteps,
-        samples,
-        devices,
-        k,
-        config.data_loader.num_masked_views,
-        **needs,
-    )
+        needs = dataclasses.replace(assemble.StreamNeeds.of(objective), views=views)
+    size = MicroStepSize(samples, devices, k)
+    return assemble.stream_spec(config.model, masking_strategies(config), timesteps, size, needs)
 
 
 def size_ladder(

@@ -10,13 +10,13 @@ import numpy as np
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.budget import check_grids
-from olmoearth_jax.data.shape_sampler import sampler_of
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
 from olmoearth_jax.model.reference_counts import reference_counts
-from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import CROSS, SELF, MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
 
@@ -67,7 +67,7 @@ def reference_total(cfg: ExperimentConfig) -> int | None:
 def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
     """Grid side -> timesteps that the token budget leaves, or their mean where they are drawn."""
     loader = cfg.data_loader
-    if (sampler := sampler_of(cfg, IMAGE_TILE_PX)) is not None:
+    if (sampler := shape_sampler(cfg, IMAGE_TILE_PX)) is not None:
         return sampler.mean_timesteps
     counted = cfg.model.encoder_config.tokenization if loader.match_model_tokenization else None
     return check_grids(
@@ -101,8 +101,9 @@ class Tokens:
 def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Tokens:
     """Draws masks for samples of every grid and counts their tokens."""
     strategies = build.masking_strategies(cfg)
-    views = cfg.data_loader.num_masked_views
-    spec = assemble.stream_spec(cfg.model, strategies, timesteps, SAMPLES, 1, 1, views)
+    needs = assemble.StreamNeeds(cfg.data_loader.num_masked_views)
+    size = MicroStepSize(SAMPLES)
+    spec = assemble.stream_spec(cfg.model, strategies, timesteps, size, needs)
     drawn = probe.simulate_needs(
         spec, [probe.complete(spec.modalities)], strategies, timesteps, 0, 4 * len(timesteps)
     )

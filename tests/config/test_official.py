@@ -9,7 +9,7 @@ import pytest
 from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.data.shape_sampler import sampler_of
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.model.config import PUBLISHED_VERSIONS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -90,7 +90,7 @@ def test_the_newest_recipe(size):
     assert list(weights.values()) == [0.1, 1.0, 0.1, 1.0, 0.1, 0.1]
     back = model.location_token_distillation_head_config
     assert back is not None and back.back_projection_hidden == 256
-    sampler = sampler_of(config, 256)
+    sampler = shape_sampler(config, 256)
     assert sampler is not None and sampler.rates == (3, 0, 0, 0) and sampler.tile_px == 128
     assert sampler.grids[-1] == 32 and sampler.min_tokens == 228
 

@@ -16,6 +16,7 @@ from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig, ReconstructorConfig
 from olmoearth_jax.stream.ladder import build_ladder
+from olmoearth_jax.stream.stream_shape import MicroStepSize
 from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble, targets
 from tests.stream.builders import GRID_TIMESTEPS, small_model
@@ -67,10 +68,9 @@ def check(config, groups, strategies, objective: Objective) -> None:
     """Asserts that stream and dense agree in loss, terms and gradients."""
     mesh = make_mesh(devices=jax.devices()[:1])
     size = len(groups[0]["position"])
-    spec = assemble.stream_spec(
-        config, strategies, GRID_TIMESTEPS, size * len(groups), 1, len(groups), objective.views,
-        **assemble.stream_needs(objective),
-    )  # fmt: skip
+    step = MicroStepSize(size * len(groups), 1, len(groups))
+    needed = assemble.StreamNeeds.of(objective)
+    spec = assemble.stream_spec(config, strategies, GRID_TIMESTEPS, step, needed)
     spec = dataclasses.replace(spec, chunk=2)
     owner = np.zeros(size * len(groups), int)
     need = needs([count_tokens(g, spec) for g in groups], owner, spec, 1)

@@ -10,9 +10,9 @@ from olmoearth_jax import masking, modalities
 from olmoearth_jax.modalities import MISSING, Tokenization
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
-from olmoearth_jax.stream.stream_shape import StreamSpec
+from olmoearth_jax.stream.stream_shape import MicroStepSize, StreamSpec
 from olmoearth_jax.stream.token_counts import Need
-from olmoearth_jax.train.assemble import stream_spec
+from olmoearth_jax.train.assemble import StreamNeeds, stream_spec
 
 NAMES = ("sentinel2_l2a", "sentinel1", "worldcover", "landsat")
 ONLY_DECODE = ("worldcover",)
@@ -113,5 +113,6 @@ def make_spec(
     groups: int = 1,
 ) -> StreamSpec:
     """The stream of a small model."""
-    spec = stream_spec(config, [strategy], GRID_TIMESTEPS, samples, devices, groups)
+    size = MicroStepSize(samples, devices, groups)
+    spec = stream_spec(config, [strategy], GRID_TIMESTEPS, size, StreamNeeds())
     return dataclasses.replace(spec, chunk=2)

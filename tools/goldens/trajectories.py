@@ -32,6 +32,7 @@ from olmoearth_jax.model.config import (
     SupervisedMapConfig,
     SupervisionHeadConfig,
 )
+from olmoearth_jax.stream.stream_shape import MicroStepSize
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.step import TrainProgram
 
@@ -210,16 +211,8 @@ def program_of(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainP
     else:
         strategy = masking.build(entry["masking"])
         grids = {entry["H"] // entry["patch_size"]: entry["T"]}
-        spec = assemble.stream_spec(
-            model,
-            [strategy],
-            grids,
-            size,
-            1,
-            1,
-            objective.views,
-            **assemble.stream_needs(objective),
-        )
+        needs, step = assemble.StreamNeeds.of(objective), MicroStepSize(size)
+        spec = assemble.stream_spec(model, [strategy], grids, step, needs)
         built = assemble.stream_engine(config, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(model, objective.pools, objective)
     return TrainProgram(config, built, mesh, trained, entry["steps"])
