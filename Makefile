@@ -44,7 +44,7 @@ test: env
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not torch"
 
 test-slow: env
-	$(BIN)/python -m pytest -q -n 2 -m "slow and not torch"
+	$(BIN)/python -m pytest -q -n 2 --durations=40 -m "slow and not torch"
 
 lint: env
 	$(BIN)/ruff check .

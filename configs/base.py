@@ -8,7 +8,8 @@ Hardware: 8 x 40 GB GPUs in the reference's guide; fewer or smaller devices take
 Expect 300 epochs of 512-sample steps (667,200 steps on the published 1,138,828 samples).
 
 Argument after the colon: `version=` one of v1, v1_1, v1_2, v1_3 (default v1), `faster`, `smoke`.
-The recipe of v1_3 is not public: its model is trained with the recipe of v1_2, on the dense engine.
+The recipe of v1_3 is that of its public branch, which no release holds. Its pooler has depth 4; the
+published one has `--config.model.encoder_config.attention_pooler_config.pooler_depth=1`.
 `configs/base.py:smoke` runs 20 steps of a nano model on the packaged sample, on a CPU, with the
 rest of this recipe unchanged.
 """

@@ -15,14 +15,12 @@ from ml_collections import ConfigDict
 
 from olmoearth_jax import overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
-from olmoearth_jax.configlib.official import official
+from olmoearth_jax.configlib.official import official, trained_model
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
     PUBLISHED_VERSIONS,
-    SIZES,
     ModelConfig,
     ReconstructorConfig,
-    official_model,
 )
 
 SMOKE_STEPS = 20
@@ -104,10 +102,7 @@ def smoke(cfg: ExperimentConfig, arguments: Arguments) -> ExperimentConfig:
 
     cfg.common.recipe += " smoke"
     cfg.common.run_name += "_smoke"
-    if arguments.version == "v1_3":
-        _shrink(cfg.model)
-    else:
-        cfg.model = official_model("nano", arguments.version, faster=arguments.faster)
+    cfg.model = trained_model("nano", arguments.version, arguments.faster)
     cfg.dataset.h5py_dir = str(sample_dataset_dir())
     loader = cfg.data_loader
     loader.global_batch_size = 8
@@ -115,6 +110,8 @@ def smoke(cfg: ExperimentConfig, arguments: Arguments) -> ExperimentConfig:
     loader.sampled_hw_p_list = [1, 2, 3, 4]
     loader.samples_per_shape = 4
     loader.token_budget = 300  # with one small program, nearly all of the time is training
+    if loader.sample_timesteps:
+        loader.min_tokens_per_instance = 20
     cfg.ladder.max_rungs = 2
     cfg.ladder.row_classes = 1
     cfg.train_module.rank_microbatch_size = 4
@@ -129,18 +126,6 @@ def smoke(cfg: ExperimentConfig, arguments: Arguments) -> ExperimentConfig:
     trainer.callbacks.checkpointer.save_interval = SMOKE_STEPS
     trainer.callbacks.checkpointer.ephemeral_save_interval = SMOKE_STEPS // 2
     return cfg
-
-
-def _shrink(model: ModelConfig) -> None:
-    """Nano's width and depth for a model that has no nano size (in place)."""
-    nano, encoder, decoder = SIZES["nano"], model.encoder_config, model.decoder_config
-    assert decoder is not None and encoder.attention_pooler_config is not None
-    encoder.embedding_size = decoder.decoder_embedding_size = nano.embedding_size
-    decoder.encoder_embedding_size = decoder.pooler_dim = nano.embedding_size
-    encoder.attention_pooler_config.pooler_dim = nano.embedding_size
-    encoder.attention_pooler_config.attn_dim = nano.embedding_size
-    encoder.depth, encoder.num_heads = nano.depth, nano.num_heads
-    decoder.depth, decoder.num_heads = nano.decoder_depth, nano.decoder_num_heads
 
 
 def mae_model(model: ModelConfig) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The catalogue of downstream tasks, as config files and the command line name them.
 
-Records: olmoearth_jax/evals/tasks.json (tasks) and datasets.json (data sets). A new task is one
+Records: olmoearth_jax/configlib/tasks.json (tasks) and datasets.json (data sets). A new task is one
 record there; its data is found by the environment variable that `launch.evaluate --list` names.
 """
 
 from __future__ import annotations
 
-from olmoearth_jax.evals import tasks
-from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.model.versions import VERSIONS
 
 
 def get_tasks(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
@@ -16,6 +17,6 @@ def get_tasks(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
     Raises:
       ValueError: another name.
     """
-    if which in ("v1", "v1_1", "v1_2", "v1_3"):
+    if which in VERSIONS:
         return tasks.official_tasks(which)
     return tasks.catalogue(which)

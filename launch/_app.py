@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import commands, config_files, overrides, platforms
+from olmoearth_jax import check, commands, config_files, overrides, platforms
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.outputs import expand_home
 
@@ -104,7 +104,7 @@ def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) 
     try:
         cfg = load(_CONFIG.value, _CONFIG_JSON.value, _RUN_NAME.value, changes)
         if require_valid:
-            cfg.check()
+            check.checked(cfg)
         return verb(cfg) or 0
     except ConfigError as e:
         _fail(e.problems)

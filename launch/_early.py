@@ -1,7 +1,7 @@
-"""SIGTERM while a run still starts: imported first, before anything that takes seconds.
+"""SIGTERM and Ctrl-C while a run still starts: imported first, before anything that takes seconds.
 
 Until the training loop catches signals itself there is nothing to save, so the process ends at
-once, with the code upon which schedulers start a run again.
+once: after SIGTERM with the code upon which schedulers start a run again.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from types import FrameType
 AGAIN = 75
 """Exit code of a run that ended before its time through no fault of its own (EX_TEMPFAIL)."""
 
+ABORTED = 130
+"""What shells report for Ctrl-C."""
+
 
 def leave(number: int, frame: FrameType | None) -> None:
     """Ends the process and the readers that it has started."""
-    del number, frame
-    os.write(2, b"SIGTERM: ended at once; nothing is lost. Run it again to go on.\n")
+    del frame
+    name = b"Ctrl-C" if number == signal.SIGINT else b"SIGTERM"
+    os.write(2, name + b": ended at once; nothing is lost. Run it again to go on.\n")
     multiprocessing = sys.modules.get("multiprocessing")
     for child in multiprocessing.active_children() if multiprocessing else ():
         child.kill()
-    os._exit(AGAIN)
+    os._exit(ABORTED if number == signal.SIGINT else AGAIN)
 
 
 def is_program(verb: str) -> bool:
@@ -33,3 +37,5 @@ def is_program(verb: str) -> bool:
 
 if is_program("train"):
     signal.signal(signal.SIGTERM, leave)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells ignore it for "&"
+        signal.signal(signal.SIGINT, leave)

@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.images import RGB, stretched
 from olmoearth_jax.masks import CODES
 from olmoearth_jax.modalities import MISSING, Tokenization
 
-RGB = {
-    "sentinel2_l2a": ("B04", "B03", "B02"),
-    "landsat": ("B4", "B3", "B2"),
-    "naip": ("R", "G", "B"),
-    "naip_10": ("R", "G", "B"),
-}
 WORLDCOVER = {
     10: ("trees", "#006400"),
     20: ("shrubs", "#ffbb22"),
@@ -32,6 +27,7 @@ WORLDCOVER = {
     100: ("moss and lichen", "#fae6a0"),
 }
 MASKS = {code: (about.words, about.colour) for code, about in enumerate(CODES)}
+_GREY = 0.93
 _ABSENT = "#f2f2f2"
 
 
@@ -108,25 +104,9 @@ def sample_map(latlon: np.ndarray, title: str) -> Any:
     return figure
 
 
-def colours(name: str, values: np.ndarray) -> np.ndarray:
-    """[..., bands] as float RGB [..., 3] in 0..1, stretched by percentiles; missing is grey."""
-    modality = registry.get(name)
-    wanted = RGB.get(name, modality.bands[:3] if modality.num_bands >= 3 else modality.bands[:1])
-    picked = values[..., [modality.bands.index(b) for b in wanted]].astype(np.float64)
-    gone = (picked == MISSING).any(axis=-1)
-    known = picked[~gone]
-    if len(known):
-        low, high = np.percentile(known, (2, 98))
-        picked = np.clip((picked - low) / max(high - low, 1e-9), 0, 1)
-    if picked.shape[-1] == 1:
-        picked = np.repeat(picked, 3, axis=-1)
-    picked[gone] = 0.93
-    return picked
-
-
 def _series(figure: Any, place: Any, name: str, picture: Picture) -> None:
     values = picture.arrays[name]
-    image = colours(name, values)
+    image = stretched(name, values, _GREY)
     inner = place.subgridspec(1, len(picture.dates), wspace=0.03)
     for step, date in enumerate(picture.dates):
         axes = figure.add_subplot(inner[step])
@@ -158,7 +138,7 @@ def _map(axes: Any, name: str, values: np.ndarray) -> None:
         axes.text(0.5, 0.5, "absent", transform=axes.transAxes, ha="center")
         return
     if name in RGB or name == "gse":
-        axes.imshow(colours(name, values), interpolation="nearest")
+        axes.imshow(stretched(name, values, _GREY), interpolation="nearest")
     elif values.shape[-1] > 1:
         _classes(axes, *_layers(name, values))
     elif name == "worldcover":

@@ -14,10 +14,10 @@ from typing import Any
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.texts import shown, unprintable
+from olmoearth_jax.mesh import mesh_sizes
 from olmoearth_jax.outputs import SCRIPT_MARK
 from olmoearth_jax.train.assemble import micro_step_shape
 from olmoearth_jax.train.build import masking_strategies
-from olmoearth_jax.train.sharding import mesh_sizes
 
 from ._app import USER_ERROR
 

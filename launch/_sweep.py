@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.evals import results
-from olmoearth_jax.evals.models import Loaded
-from olmoearth_jax.evals.runner import describe, run_task
-from olmoearth_jax.evals.tasks import (
+from olmoearth_jax.configlib.tasks import (
     EvalTaskConfig,
     RunOptions,
     change_all,
@@ -19,6 +16,9 @@ from olmoearth_jax.evals.tasks import (
     has_own_stats,
     known,
 )
+from olmoearth_jax.evals import results
+from olmoearth_jax.evals.models import Loaded
+from olmoearth_jax.evals.runner import Hooks, describe, run_task
 
 PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
 FINETUNE_LRS = (1e-4, 5e-4, 1e-3)
@@ -93,7 +93,7 @@ def evaluate(
       RuntimeError: at the end, if tasks failed; it names them.
     """
     done = {results.identity(r): r for r in results.read_lines(folder)}
-    out, failed, cache = [], [], {}
+    out, failed, hooks = [], [], Hooks(stop, cache={})
     for number, (name, task) in enumerate(plan):
         about = {"model": loaded.name, "checkpoint_step": loaded.step}
         info = check_task(name, task)
@@ -107,7 +107,7 @@ def evaluate(
             continue
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
         try:
-            result = run_task(name, task, loaded.model, options, cache=cache, stop=stop)
+            result = run_task(name, task, loaded.model, options, hooks)
         except (ValueError, TypeError, OSError) as e:
             failed.append(name)
             say(f"error: {name}: {e}")

@@ -29,11 +29,12 @@ import numpy as np
 from absl import flags
 
 from olmoearth_jax import commands, modalities
-from olmoearth_jax.evals.embeddings import Pooling, embed_tokens
+from olmoearth_jax.evals.embeddings import embed_tokens
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
-from olmoearth_jax.model.encoder import slot_table
+from olmoearth_jax.model.frozen import Call, FrozenEncoder
+from olmoearth_jax.model.pooling import Pooling
 
 WARM_UP = 5
 MODALITIES = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -149,25 +150,22 @@ def measure(run: Run) -> dict[str, Any]:
     run.check()
     dtype = jnp.bfloat16 if run.bf16 else jnp.float32
     config = official_model(run.model_size, run.version, run.modalities)
-    graph = latent_mim.split(latent_mim.abstract(config, dtype).encoder)[0]
-    params = jax.tree.map(jnp.asarray, latent_mim.initial_params(config)["encoder"])
-    slots = slot_table(config.encoder_config)
+    model = FrozenEncoder(config, latent_mim.initial_params(config), dtype)
     rng = np.random.default_rng(0)
     shape = (run.batch_size, run.image_size, run.image_size, run.num_timesteps)
     data, masks, tokens = {}, {}, 0
     for name in run.modalities:
         bands = modalities.get(name).num_bands
         data[name] = jnp.asarray(rng.standard_normal((*shape, bands), dtype=np.float32))
-        masks[name] = jnp.zeros((*shape, len(slots.of(name))), jnp.int8)
+        masks[name] = jnp.zeros((*shape, len(model.slots.of(name))), jnp.int8)
         grid = run.image_size // run.patch_size
-        tokens += run.batch_size * grid**2 * run.num_timesteps * len(slots.of(name))
+        tokens += run.batch_size * grid**2 * run.num_timesteps * len(model.slots.of(name))
     timestamps = jnp.ones((run.batch_size, run.num_timesteps, 3), jnp.int32)
 
+    call = Call(model.graph, run.patch_size, Pooling(), fast=True, slots=model.slots)
+
     def once() -> None:
-        out = embed_tokens(
-            graph, slots, run.patch_size, Pooling(), True, None, params, data, masks, timestamps
-        )
-        jax.block_until_ready(out)
+        jax.block_until_ready(embed_tokens(call, model.params, data, masks, timestamps))
 
     for _ in range(WARM_UP):
         once()

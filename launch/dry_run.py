@@ -12,8 +12,10 @@ import sys
 
 from absl import flags
 
+from olmoearth_jax import check
 from olmoearth_jax.config import ConfigError, ExperimentConfig
-from olmoearth_jax.train import build, estimate, sharding
+from olmoearth_jax.mesh import mesh_sizes
+from olmoearth_jax.train import build, estimate
 
 from . import _app, _samples
 
@@ -48,7 +50,7 @@ def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> li
     usual = ladder[max(len(ladder) - 2, 0)]
     half = cfg.precision != "float32"  # 'auto' is bfloat16 on the GPUs that are planned for
     lines += ["", "memory per device (estimate, largest usual program)"]
-    _, fsdp = sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
+    _, fsdp = mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
     rows = estimate.memory_rows(cfg, spec, usual, half, fsdp)
     lines += [_row(what, _bytes(size)) for what, size in rows]
     lines.append(_row("total", _bytes(sum(size for _, size in rows))))
@@ -101,7 +103,7 @@ def _step(
         ),
     ]
     if steps is not None:
-        total = build.max_steps(cfg, steps, cfg.trainer.max_duration)
+        total = build.max_steps(cfg.trainer.max_duration, steps)
         lines += [_row("steps per epoch", f"{steps:,}"), _row("steps of the run", f"{total:,}")]
     return lines
 
@@ -127,11 +129,11 @@ def main(cfg: ExperimentConfig, devices: int | None = None, num_samples: int | N
     """
     print(cfg.to_json(), end="")
     sys.stdout.flush()
-    found = cfg.validate()
+    found = check.problems(cfg)
     devices = planned_devices(cfg, devices)
     if not found:
         try:
-            sharding.mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
+            mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, devices)
             samples = _samples.known(cfg, num_samples)
             print("\n".join(report(cfg, devices, samples)))
             found = list(samples.problems)

@@ -6,6 +6,7 @@
     python -m launch.evaluate --run_name=my_run --watch                checkpoints as they appear
     python -m launch.evaluate --run_name=my_run --sweep=full           rates, normalisation, pooling
     python -m launch.evaluate --baseline=raw_bands                     no model at all
+    python -m launch.evaluate --embeddings=DIR                         arrays another program made
 
 Every result is a line of `<run folder>/evals/results.jsonl` and an entry of `evals/<step>.json`,
 with all settings that change a model's rank. What is there already is not run again. Settings of
@@ -28,13 +29,14 @@ from absl import flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
-from olmoearth_jax.configlib import values
-from olmoearth_jax.evals import models, results, tasks
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.configlib import tasks, values
+from olmoearth_jax.configlib.tasks import EvalTaskConfig, RunOptions, change_all
+from olmoearth_jax.evals import models, results
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
-from olmoearth_jax.evals.tasks import EvalTaskConfig, RunOptions, change_all
+from olmoearth_jax.evals.precomputed import Precomputed, with_int8
 from olmoearth_jax.outputs import check, check_folder
-from olmoearth_jax.train import checkpoint
 
 from . import _eval_report as report
 from . import _sweep as sweep
@@ -54,6 +56,7 @@ _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _RUN_NAME = _string("run_name", None, "Run under local_output.")
 _CHECKPOINT = _string("checkpoint", None, "Run, checkpoints or step folder.")
 _BASELINE = _enum("baseline", None, models.BASELINES, "Evaluate without a checkpoint.")
+_EMBEDDINGS = _string("embeddings", None, "Folder or .npz file of precomputed embeddings.")
 _SIZE = _string("baseline_size", "nano", "Model size of --baseline=random_init.")
 _VERSION = _string("baseline_version", "v1", "Model version of --baseline=random_init.")
 _TASKS = _list("tasks", None, "Task names; default: all whose data is there.")
@@ -62,6 +65,7 @@ _CATALOGUE = _enum("catalogue", "knn_lp", tasks.CATALOGUES, "List of known tasks
 _SET = _multi_string("set", [], "[<task>.]<field>=<value> for the tasks.")
 _JSON = _string("settings_json", None, "JSON file of settings: task name -> field -> value.")
 _SWEEP = _enum("sweep", "none", sweep.SWEEPS, "Runs per task.")
+_INT8 = _bool("int8_arm", False, "Every task again on embeddings stored as int8.")
 _BEST = _bool("select_best_val", False, "Best of validations every 5 epochs.")
 _DATASET_NORM = _bool("use_dataset_normalizer", False, "Datasets' own statistics.")
 _H5 = _string("h5py_dir", None, "Pretraining H5 folder of the pretrain_* tasks.")
@@ -124,7 +128,11 @@ def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, Eva
 def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     """The runs on a model; tasks that cannot run are listed (an error if they were asked for)."""
     picked, named = chosen_tasks()
-    able, skipped = split_available(picked, loaded.model.modalities)
+    if isinstance(loaded.model, Precomputed):
+        able, skipped = loaded.model.able(picked, _TEST.value)
+    else:
+        able, skipped = split_available(picked, loaded.model.modalities)
+        able = with_int8(able) if _INT8.value else able
     if named and skipped:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     if skipped and not _LIST.value:
@@ -142,7 +150,9 @@ def source_folder() -> Path:
     """Run folder, checkpoints folder or step folder that the flags name."""
     run_name = _RUN_NAME.value
     if (_CHECKPOINT.value is None) == (run_name is None):
-        raise UserError("give --run_name=NAME, --checkpoint=DIR or --baseline=... (one of them)")
+        raise UserError(
+            "give --run_name=NAME, --checkpoint=DIR, --baseline=... or --embeddings=DIR"
+        )
     if run_name is None:
         return Path(str(_CHECKPOINT.value))
     folder = Path("local_output") / run_name
@@ -239,6 +249,15 @@ def _checked(folder: Path) -> Path:
 
 def execute(stop: threading.Event) -> None:
     """Does what the flags say."""
+    if _EMBEDDINGS.value is not None:
+        given = [_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value]
+        if _WATCH.value or any(v is not None for v in given):
+            raise UserError("--embeddings stands alone: give no run, checkpoint or baseline")
+        model = Precomputed(_EMBEDDINGS.value)
+        folder = results_folder(None)
+        loaded = models.Loaded(model, model.path.stem, 0, {})
+        _show(folder, run_model(loaded, folder, stop.is_set))
+        return
     if _BASELINE.value is not None:
         folder = _checked(results_folder(None))
         loaded = models.baseline(

@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import commands, config_files, outputs, overrides
+from olmoearth_jax import check, commands, config_files, outputs, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
@@ -91,7 +91,7 @@ class Job:
 
     def load(self) -> ExperimentConfig:
         """The config, checked. Raises ConfigError."""
-        return _app.load(self.config, self.config_json, self.name, self.changes).check()
+        return check.checked(_app.load(self.config, self.config_json, self.name, self.changes))
 
     @property
     def arguments(self) -> list[str]:

@@ -24,12 +24,13 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import platforms
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.pipeline import TooManyBadSamples
 from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.evals.callback import build_evaluator
+from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train import devices, signals
-from olmoearth_jax.train.hosts import HostMissing
 from olmoearth_jax.train.loop import Summary, train
 from olmoearth_jax.train.metrics import Sink
 from olmoearth_jax.train.progress import TrainingDiverged
@@ -49,8 +50,6 @@ _STOPPED = flags.DEFINE_integer(
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs between runs.")
 
-_ABORTED = 130  # what shells report for Ctrl-C
-
 
 def run(config: ExperimentConfig) -> Summary:
     """Builds the training of a checked config and runs it to its end.
@@ -59,6 +58,7 @@ def run(config: ExperimentConfig) -> Summary:
     """
     from olmoearth_jax.train.build import build_training
 
+    platforms.check_open_files()
     devices.start_distributed(
         _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _local_devices(_LOCAL.value)
     )
@@ -67,10 +67,12 @@ def run(config: ExperimentConfig) -> Summary:
     if cache is not None:
         _say(f"compilation cache: {cache}")
     training = build_training(config, say=_say)
-    loop = dataclasses.replace(training.loop, sinks=_sinks(config))
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
+    extras = dataclasses.replace(
+        training.extras, sinks=_sinks(config), evaluation=evaluation, say=_say
+    )
     try:
-        return train(training.program, training.stream, loop, evaluation=evaluation, say=_say)
+        return train(training.program, training.stream, config, training.info, extras)
     except Exception as error:
         advice = devices.memory_advice(error, training.program.memory())
         if advice is None:
@@ -97,7 +99,7 @@ def _sinks(config: ExperimentConfig) -> tuple[Callable[[], Sink], ...]:
     settings = config.trainer.callbacks.wandb
     if not settings.enabled or jax.process_index():
         return ()
-    from olmoearth_jax.train.wandb_sink import WandbSink
+    from olmoearth_jax.train.metrics import WandbSink
 
     return (
         lambda: WandbSink(
@@ -130,7 +132,7 @@ def main(config: ExperimentConfig) -> int:
         return _STOPPED.value
     except KeyboardInterrupt:
         print("Aborted; the newest checkpoint is untouched.", file=sys.stderr, flush=True)
-        return _ABORTED
+        return _early.ABORTED
     except Exception as error:
         if isinstance(error, RunFolderInUse):
             error = _app.UserError(str(error))

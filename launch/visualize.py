@@ -93,7 +93,7 @@ def picture(position: int, group: Group, index: DatasetIndex, stream: TrainStrea
             masks[view] = {n: m[member] for n, m in group[key].items()}
     hole = "" if group["ok"][member] else ", left out of training"
     title = f"sample {number}{place}: patch size {patch}, {grid} x {grid} patches{hole}"
-    shown = None if stream.use_cutmix else crop
+    shown = None if stream.config.dataset.apply_cutmix else crop
     return number, _pictures.Picture(title, whole.arrays, dates, shown, masks)
 
 

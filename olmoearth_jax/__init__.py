@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from olmoearth_jax.outputs import VERSION as __version__
+
 if TYPE_CHECKING:
     from olmoearth_jax.inference.model import load_pretrained
     from olmoearth_jax.inference.sample import Sample
     from olmoearth_jax.maps.archive import dequantize, open_archive
 
-__version__ = "0.1.0"
-__all__ = ["Sample", "dequantize", "load_pretrained", "open_archive"]
+__all__ = ["__version__", "Sample", "dequantize", "load_pretrained", "open_archive"]
 
 
 def __getattr__(name: str) -> Any:

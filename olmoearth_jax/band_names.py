@@ -89,3 +89,11 @@ def propose(name: str, modality: str | None = None) -> str:
         (found, band) = fits.pop()
         return f"did you mean {band!r} of {found}?"
     return ""
+
+
+def only_counted(names: Sequence[str]) -> bool:
+    """Whether descriptions number the bands of the file: 'Band 1', 'Band 2', ..."""
+    ends = [str(k) for k in range(1, len(names) + 1)]
+    heads = {n.removesuffix(e).rstrip(" _-").lower() for n, e in zip(names, ends, strict=True)}
+    counted = all(n.endswith(e) for n, e in zip(names, ends, strict=True))
+    return counted and heads in ({"band"}, {"layer"}, {""}, {"b"})

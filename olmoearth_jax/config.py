@@ -19,7 +19,8 @@ from olmoearth_jax import modalities
 from olmoearth_jax.configlib import schema
 from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.configlib.schema import ConfigError
-from olmoearth_jax.evals.tasks import EvalMode, EvalTaskConfig
+from olmoearth_jax.configlib.tasks import EvalMode, EvalTaskConfig
+from olmoearth_jax.modalities import BandSets, ModalityName
 from olmoearth_jax.model.config import ModelConfig
 
 
@@ -31,14 +32,14 @@ class CommonConfig:
     """Names the run's folder and its logs."""
     save_folder: str | None = None
     """The run's folder; null means ./local_output/<run_name>."""
-    training_modalities: list[str] = field(
+    training_modalities: list[ModalityName] = field(
         default_factory=lambda: list(modalities.OFFICIAL_MODALITIES)
     )
     """Modalities of model, dataset, loader, masking and losses, in config order."""
     extra_modalities: dict[str, Any] = field(default_factory=dict)
     """Records of your own modalities by name, or the JSON file that holds them
     (docs/new_sensor.md)."""
-    tokenization: dict[str, list[list[str]]] = field(default_factory=dict)
+    tokenization: BandSets = field(default_factory=dict)
     """Per modality, the bands of each token; a modality not named keeps its own band sets."""
     recipe: str = ""
     """Which size and version the config was made from; for the reader only."""
@@ -52,7 +53,7 @@ class DatasetConfig:
     """Folder with sample_<i>.h5; its last component is the number of samples."""
     more_h5py_dirs: dict[str, float] = field(default_factory=dict)
     """Further folders to train on, each with the share of its samples to keep, in (0, 1]."""
-    training_modalities: list[str] = field(
+    training_modalities: list[ModalityName] = field(
         default_factory=lambda: list(modalities.OFFICIAL_MODALITIES)
     )
     dtype: Literal["float32", "float16"] = "float32"
@@ -110,6 +111,20 @@ class DataLoaderConfig:
     """The run stops if a larger share of the samples read so far is unusable."""
     match_model_tokenization: bool = False
     """Count the token budget with the model's own tokens; false counts as the reference does."""
+    sample_timesteps: bool = False
+    """Draw the timesteps too (v1.3); false takes as many as the token budget leaves."""
+    min_tokens_per_instance: int = 0
+    """Fewest tokens of a sample where timesteps are drawn."""
+    temporal_bias: float = 0.0
+    """Timesteps T are drawn with weight T ** temporal_bias."""
+    time_priority_prob: float = 0.0
+    """How often the timesteps are drawn before the grid."""
+    patch_size_probs: list[float] | None = None
+    """Probability of each patch size where timesteps are drawn; null draws all alike."""
+    exclude_only_decode_from_budget: bool = False
+    """Leave only-decoded modalities out of the token budget where timesteps are drawn."""
+    token_budget_excluded_modalities: list[ModalityName] = field(default_factory=list)
+    """Further modalities that the token budget does not count where timesteps are drawn."""
 
 
 TrainKind = Literal["contrastive_latent_mim", "latent_mim", "mae", "galileo"]
@@ -182,9 +197,9 @@ class TrainModuleConfig:
     regularizer_config: LossConfig | None = None
     ema_decay: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """Decay of the target at the start and the end of the run; [1, 1] never updates it."""
-    token_exit_cfg: dict[str, int] = field(default_factory=dict)
+    token_exit_cfg: dict[ModalityName, int] = field(default_factory=dict)
     """Per modality, the block after which the target is taken; 0 is the patch projection."""
-    token_exit_cfg_b: dict[str, int] | None = None
+    token_exit_cfg_b: dict[ModalityName, int] | None = None
     """The same for the second view, kind galileo only."""
     reinit_targets: bool = False
     """Initialise the target anew instead of copying the encoder."""
@@ -367,23 +382,6 @@ class ExperimentConfig:
         if loader.samples_per_shape is not None:
             return loader.samples_per_shape
         return max(min(64, loader.global_batch_size) // group, 1) * group
-
-    def validate(self) -> list[str]:
-        """Every problem of the config, one sentence each; empty if it can be run."""
-        from olmoearth_jax.configlib.validate import problems
-
-        return problems(self)
-
-    def check(self) -> ExperimentConfig:
-        """This config.
-
-        Raises:
-          ConfigError: it has problems; all are listed.
-        """
-        found = self.validate()
-        if found:
-            raise ConfigError(found)
-        return self
 
     def copy(self) -> ExperimentConfig:
         return copy.deepcopy(self)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from olmoearth_jax.proposals import nearest
 
@@ -31,6 +33,17 @@ def remove_leftovers(path: Path) -> None:
     """
     for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
         left.unlink(missing_ok=True)
+
+
+def check_file(path: str | Path) -> None:
+    """Raises OSError if a pipe, device or folder stands in the place of a file.
+
+    Opening a pipe waits for ever, and a device may never end. What does not exist is left to
+    whoever opens it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError("it is a pipe, device or folder and no file")
 
 
 def is_pointer(path: Path) -> bool:
@@ -60,3 +73,27 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def append_json(path: Path, item: Any) -> None:
+    """Adds one line of JSON to a file; half a line that a crash has left is ended first."""
+    with open(path, "ab+") as file:
+        file.seek(max(file.seek(0, 2) - 1, 0))
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * cut + json.dumps(item) + "\n").encode())
+
+
+def json_of_line(line: str) -> Any:
+    """The value of a line; None if a crash has cut it short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file's lines, without those that a crash has cut short; [] without file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [value for line in lines if (value := json_of_line(line)) is not None]

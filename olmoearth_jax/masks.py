@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import numpy as np
 
 
 class MaskCode(NamedTuple):
@@ -29,3 +32,17 @@ CODES = (
     MaskCode("missing", "missing", "#d9d9d9"),
 )
 """By code."""
+
+
+def living(ok: np.ndarray, views: Iterable[Iterable[np.ndarray]]) -> np.ndarray:
+    """bool [B]: the good samples with a token to encode in every view; the others are holes.
+
+    Args:
+      ok: [B], what could be read.
+      views: per view its masks, each [B, ...].
+    """
+    out = np.array(ok, bool)
+    for masks in views:
+        seen = [(m == VISIBLE).reshape(len(out), -1).any(1) for m in masks]
+        out &= np.any(seen, axis=0)
+    return out

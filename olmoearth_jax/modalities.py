@@ -11,12 +11,19 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modality_record import check as check_record
 from olmoearth_jax.proposals import closest as closest
+
+ModalityName = Annotated[str, "the name of a modality"]
+"""Type of a setting that names a modality; upper case is accepted where one is given."""
+
+BandSets = dict[ModalityName, list[list[str]]]
+"""Modality -> the bands of each of its tokens."""
 
 MISSING = -99999.0
 """Fill value of missing pixels, timesteps and modalities; exact in float32, never normalised."""
@@ -28,6 +35,9 @@ BASE_RESOLUTION_M = 0.625
 IMAGE_TILE_PX = 256
 STD_MULTIPLIER = 2.0
 WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
+
+DERIVED = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
+"""Modalities that no file holds, and what each is computed from."""
 
 Kind = Literal["space_time", "space_only", "time_only", "static"]
 
@@ -87,6 +97,15 @@ class Modality:
         if self.spatial:
             return "space_time" if self.multitemporal else "space_only"
         return "time_only" if self.multitemporal else "static"
+
+    def axes(self, side: int, steps: int) -> tuple[int, ...]:
+        """Axes of one sample before its channels or band sets.
+
+        (side, side, steps), (side, side, 1), (steps,) or (), where `side` counts tokens or pixels.
+        """
+        space = (side, side) if self.spatial else ()
+        time = (steps,) if self.multitemporal else (1,) if self.spatial else ()
+        return (*space, *time)
 
     @property
     def image_factor(self) -> int:
@@ -194,6 +213,7 @@ def register_file(path: str | Path) -> tuple[str, ...]:
       ValueError: no such file, not a JSON object, or a malformed record.
     """
     try:
+        check_file(path)
         records = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"modality file {str(path)!r} cannot be read: {e}") from e
@@ -228,6 +248,18 @@ def get(name: str) -> Modality:
         if key in _REGISTRY:
             return _REGISTRY[key]
     raise ValueError(f"unknown modality {name!r}; {closest(str(name), names())}")
+
+
+def get_of_samples(name: str) -> Modality:
+    """The modality of that name, which a sample can hold.
+
+    Raises:
+      ValueError: unknown name, or one that models do not take.
+    """
+    found = get(name)
+    if not found.in_sample:
+        raise ValueError(f"models take no {found.name}; {closest(found.name, names())}")
+    return found
 
 
 def resolve(wanted: Sequence[str]) -> tuple[str, ...]:
@@ -312,3 +344,15 @@ SINGLE_BAND_SET_OVERRIDES: dict[str, list[list[str]]] = {
     name: [list(_REGISTRY[name].bands)] for name in ("sentinel2_l2a", "landsat")
 }
 """Tokenisation of v1.1 and later: all Sentinel-2 bands in one token, all Landsat bands in one."""
+
+
+def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
+    out = {}
+    for name in names:
+        m = get(name)
+        span = m.norm_range()
+        out[name] = {"bands": list(m.bands)}
+        if span is not None:
+            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
+    return out

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 MARK = "olmoearth-jax"
-"""What our files say of the software that made them."""
+VERSION = "0.1.0"
+SOFTWARE = f"{MARK} {VERSION}"
+"""What our files say of the software that made them; they are known by its first word."""
 
 NOTICE = "converted by olmoearth-jax"
 """What the attribution beside our exports says; it is a text without members."""
@@ -98,6 +101,11 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{above} is a file, so nothing can be written to {folder}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"the folder {above} cannot be written to")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # permissions alone do not tell
+            pass
+    except OSError as e:
+        raise ValueError(f"the folder {above} cannot be written to ({e.strerror})") from None
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -122,7 +130,7 @@ def _software(path: Path) -> Any:
     if path.suffix in (".tif", ".tiff"):
         import rasterio
 
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             return file.tags().get("SOFTWARE")
     if path.suffix == ".npz":
         import numpy as np

@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import objectives, schema
 from olmoearth_jax.configlib.schema import ConfigError, set_path
-from olmoearth_jax.configlib.values import format_value, parse, parse_value
+from olmoearth_jax.configlib.values import format_value, parse, parse_value, plain
 from olmoearth_jax.model.config import exit_depths
 
 __all__ = ["apply", "apply_values", "format_value", "parse_value", "take", "ALIASES"]
@@ -42,7 +43,7 @@ _EXITS = ("token_exit_cfg", "token_exit_cfg_b")
 class _Override:
     path: str  # canonical, aliases resolved
     written: str
-    value: Any
+    value: Any  # texts for what the annotation makes of them, or plain values
     stage: int  # 0 alias, 1 common, 2 explicit
 
 
@@ -66,7 +67,7 @@ def apply(cfg: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
             parsed.append((written, parse(raw) if equals else True))
         except ValueError as e:
             problems.append(f"config path {schema.canonical(written, type(cfg))!r}: {e}")
-    return _apply(cfg, parsed, problems)
+    return _apply(cfg, parsed, problems, written=True)
 
 
 def apply_values(cfg: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
@@ -75,11 +76,11 @@ def apply_values(cfg: ExperimentConfig, changes: Mapping[str, Any]) -> Experimen
     Raises:
       ConfigError: unknown paths or values of the wrong type, all listed.
     """
-    return _apply(cfg, list(changes.items()), [])
+    return _apply(cfg, list(changes.items()), [], written=False)
 
 
 def _apply(
-    cfg: ExperimentConfig, parsed: list[tuple[str, Any]], problems: list[str]
+    cfg: ExperimentConfig, parsed: list[tuple[str, Any]], problems: list[str], written: bool
 ) -> ExperimentConfig:
     cfg = cfg.copy()
     before = {path: values.get("type") for path, values in objectives.options(cfg).items()}
@@ -91,7 +92,7 @@ def _apply(
     for stage in range(3):
         for override in (o for o in overrides if o.stage == stage):
             try:
-                _set_one(cfg, override)
+                _set_one(cfg, override, written)
             except ConfigError as e:
                 problems += [p.replace(override.path, override.written) for p in e.problems]
             if override.path == _TASKS_TO_RUN:
@@ -102,9 +103,10 @@ def _apply(
         if any(k.startswith("common.") for k in set_keys) and stage == 1:
             spread_common(cfg)
     objectives.drop_stale(cfg, before, set_keys)
+    problems += objectives.resolve_names(cfg)
     _settle(cfg, set_keys)
     if problems:
-        raise ConfigError([*problems, *cfg.validate()])
+        raise ConfigError([*problems, *check.problems(cfg)])
     return cfg
 
 
@@ -124,17 +126,17 @@ def _classify(written: str, value: Any) -> list[_Override]:
     return [_Override(path, path, value, stage)]
 
 
-def _set_one(cfg: ExperimentConfig, override: _Override) -> None:
+def _set_one(cfg: ExperimentConfig, override: _Override, written: bool) -> None:
     value = override.value
     if override.path == _OWN_MODALITIES:
-        value = schema.register_modalities(schema.plain(value))
-    elif override.path.endswith(_EXITS) and isinstance(schema.plain(value), str):
+        value, written = schema.register_modalities(plain(value) if written else value), False
+    elif override.path.endswith(_EXITS) and isinstance(plain(value) if written else value, str):
         names, depth = cfg.common.training_modalities, cfg.model.encoder_config.depth
         try:
             value = exit_depths(str(value), names, depth)
         except ValueError as e:
             raise ConfigError(f"config path {override.path!r}: {e}") from e
-    set_path(cfg, override.path, value, ALIASES)
+    set_path(cfg, override.path, value, ALIASES, written=written)
 
 
 def spread_common(cfg: ExperimentConfig) -> None:
@@ -156,12 +158,14 @@ def spread_common(cfg: ExperimentConfig) -> None:
     dropped = model.encoder_config.band_dropout_modalities
     if dropped is not None:
         model.encoder_config.band_dropout_modalities = [m for m in dropped if m in names]
-    for values in objectives.options(cfg).values():
-        for key, value in values.items():
-            if key in schema.MODALITY_LISTS and value is not None:
-                values[key] = [m for m in value if m in names]
-            elif key in schema.MODALITY_DICTS and value is not None:
+    objectives.resolve_names(cfg)  # what is wrong with them is told later
+    for path, values in objectives.options(cfg).items():
+        for key in objectives.naming(path, values):
+            value = values[key]
+            if isinstance(value, Mapping):
                 values[key] = {m: v for m, v in value.items() if m in names}
+            elif value is not None:
+                values[key] = [m for m in value if m in names]
     module.token_exit_cfg = {m: module.token_exit_cfg.get(m, 0) for m in names}
     if module.token_exit_cfg_b is not None:
         module.token_exit_cfg_b = {m: module.token_exit_cfg_b.get(m, 0) for m in names}
@@ -193,7 +197,7 @@ def _add_catalogue_tasks(cfg: ExperimentConfig) -> None:
     evaluator = cfg.trainer.callbacks.downstream_evaluator
     missing = [t for t in evaluator.tasks_to_run or () if t not in evaluator.tasks]
     if missing:
-        from olmoearth_jax.evals.tasks import catalogue
+        from olmoearth_jax.configlib.tasks import catalogue
 
         known = catalogue()
         evaluator.tasks.update({t: known[t] for t in missing if t in known})

@@ -1,4 +1,5 @@
-"""Whether JAX finds the devices that it was told to use, in words."""
+"""Whether JAX finds the devices that it was told to use, and the system gives what runs need, in
+words."""
 
 from __future__ import annotations
 
@@ -6,7 +7,41 @@ import traceback
 
 import jax
 
+try:
+    import resource
+except ImportError:  # not everywhere
+    resource = None
+
 _ACCELERATORS = {"cuda": "cuda12 or cuda13", "gpu": "cuda12 or cuda13"}
+
+
+FEWEST_FILES = 64
+"""Open files without which the libraries below crash while they write a checkpoint."""
+
+
+class HostMissing(RuntimeError):
+    """A process kept the others waiting for too long; the message names it."""
+
+
+def check_open_files() -> None:
+    """Lifts a low limit of open files as far as the system lets it.
+
+    Raises:
+      ValueError: it is still too low for a run.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 16 * FEWEST_FILES
+    if soft == resource.RLIM_INFINITY or soft >= enough:
+        return
+    wanted = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < FEWEST_FILES:
+        raise ValueError(
+            f"this process may open {wanted} files at a time, and a run needs {FEWEST_FILES}: "
+            f"raise the limit (ulimit -n {enough})"
+        )
 
 
 def given() -> str:

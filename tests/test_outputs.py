@@ -87,6 +87,9 @@ def test_folders_are_looked_at_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file, so nothing can be written"):
         outputs.check(tmp_path / "file" / "map.tif")
+    with pytest.raises(ValueError, match="/proc cannot be written to"):
+        outputs.check(Path("/proc/map.tif"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="cannot be written to"):
         outputs.check(tmp_path / "map.tif")

@@ -3,8 +3,8 @@
 import pytest
 
 from olmoearth_jax import modalities
-from olmoearth_jax.evals import tasks
-from olmoearth_jax.interop import hub
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.interop import weights
 from olmoearth_jax.proposals import closest, nearest
 
 METRICS = sorted({m for names in tasks.METRICS.values() for m in names})
@@ -68,18 +68,18 @@ def test_metrics_and_tasks():
     ],
 )
 def test_models(name, meant):
-    assert nearest(name, hub.PUBLISHED) == meant
+    assert nearest(name, weights.PUBLISHED) == meant
 
 
 def test_constants_of_other_packages_name_models():
-    for name in hub.PUBLISHED:
-        assert hub.published_name(name.upper().replace("-", "_")) == name
-        assert hub.repository(name.replace("_", ".").lower()) == f"allenai/{name}"
+    for name in weights.PUBLISHED:
+        assert weights.published_name(name.upper().replace("-", "_")) == name
+        assert weights.repository(name.replace("_", ".").lower()) == f"allenai/{name}"
 
 
 def test_what_exists_elsewhere_is_never_taken_for_a_slip():
     bands = [modalities.get(n).bands for n in modalities.names()]
-    for known in (modalities.names(), METRICS, hub.PUBLISHED, list(tasks.catalogue()), *bands):
+    for known in (modalities.names(), METRICS, weights.PUBLISHED, list(tasks.catalogue()), *bands):
         for name in known:
             others = [k for k in known if k != name]
             near = nearest(name, others)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax import overrides
+from olmoearth_jax import check, overrides
 from olmoearth_jax.config import load_json
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.data import chunk_index
@@ -239,7 +239,7 @@ def _spoilt_config(random: random.Random, folder: Path) -> Path:
 
 
 def _read_config(path: Path) -> Any:
-    return load_json(path).validate()
+    return check.problems(load_json(path))
 
 
 _PIECES = (

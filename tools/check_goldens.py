@@ -1,6 +1,8 @@
 """Checks this code against recorded outputs of the reference.
 
-  python -m tools.check_goldens --goldens=DIR [--area=model|model_v1_3|data|train|evals|maps]
+  python -m tools.check_goldens --goldens=DIR [--area=AREA]
+
+AREA is one of model, model_v1_3, data, train, train_v1_3, evals, maps.
 
 DIR holds one folder per area, or is itself the folder of one area. Prints one line per case (name,
 status, worst error, tolerance, reason) and last 'N passed, N failed, N skipped'. Exits 1 if any
@@ -23,7 +25,7 @@ from olmoearth_jax.modalities import closest
 
 from .goldens.common import Case, Result, load_json, skipped
 
-AREAS = ("model", "model_v1_3", "data", "train", "evals", "maps")
+AREAS = ("model", "model_v1_3", "data", "train", "train_v1_3", "evals", "maps")
 
 _GOLDENS = flags.DEFINE_string("goldens", None, "Folder of all areas, or of one.")
 _AREA = flags.DEFINE_string("area", None, f"Only this area: {', '.join(AREAS)}.")
@@ -43,8 +45,8 @@ def area_of(folder: Path) -> str | None:
         raise ValueError(f"golden manifest is not an object: {folder / 'manifest.json'}")
     if "h5_dirs" in manifest:
         return "data"
-    if manifest.get("suite") == "train":
-        return "train"
+    if manifest.get("suite") in ("train", "train_v1_3"):
+        return manifest["suite"]
     if manifest.get("area") in ("evals", "maps"):
         return manifest["area"]
     if "cases" in manifest:

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         if _PNG.value:
             plot(runs, names, Path(_PNG.value))
             print(f"curves: {_PNG.value}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

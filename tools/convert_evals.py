@@ -19,11 +19,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from olmoearth_jax.evals import models, transforms
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
+from olmoearth_jax.evals import models
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import Pooling, extract
-from olmoearth_jax.evals.tasks import EvalTaskConfig
+from olmoearth_jax.evals.embeddings import Extraction, extract
 from olmoearth_jax.files import replacing
+from olmoearth_jax.inference import quantize
+from olmoearth_jax.model.pooling import Pooling
 from olmoearth_jax.outputs import MARK, check, claim, expand_home
 
 from .evaldata import floods, geobench2, mados, pastis
@@ -70,20 +72,20 @@ def _save(path: Path, **arrays: Any) -> None:
         np.savez(file, **arrays, software=np.array(MARK))
 
 
-def fit_buckets(x: np.ndarray, bits: int) -> transforms.Buckets:
+def fit_buckets(x: np.ndarray, bits: int) -> quantize.Buckets:
     """Buckets of equal population from embeddings [N, D].
 
     Raises:
       ValueError: a bit depth other than 1, 2, 4 or 8.
     """
-    transforms.check_bits(bits)
+    quantize.check_bits(bits)
     n = 2**bits
     edges = np.percentile(x, np.arange(n + 1) / n * 100, axis=0).T
     middles = np.percentile(x, (np.arange(n) + 0.5) / n * 100, axis=0).T
-    return transforms.Buckets(edges.astype(np.float32), middles.astype(np.float32))
+    return quantize.Buckets(edges.astype(np.float32), middles.astype(np.float32))
 
 
-def save_buckets(path: str | Path, tables: dict[int, transforms.Buckets]) -> None:
+def save_buckets(path: str | Path, tables: dict[int, quantize.Buckets]) -> None:
     """Writes quantile tables by bit depth as HDF5 groups '8bit' ... '1bit' and the scalar 'dim'."""
     with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as f:
         f.attrs["software"] = MARK
@@ -106,11 +108,10 @@ def fit_quantiles(
         input_modalities=[m for m in ("sentinel2_l2a",) if m in model.modalities],
     )  # fmt: skip
     split = open_split("quantiles", task, "train")
-    x, _ = extract(
-        model, split, split.modalities, patch_size=4, pool=Pooling(spatial=True), batch_size=8
-    )
+    how = Extraction(4, Pooling(place="spatial"), 8)
+    x, _ = extract(model, split, split.modalities, how)
     flat = x.reshape(-1, x.shape[-1])
-    tables = {bits: fit_buckets(flat, bits) for bits in transforms.BITS}
+    tables = {bits: fit_buckets(flat, bits) for bits in quantize.BITS}
     save_buckets(target, tables)
     print(f"{len(flat)} embeddings of {flat.shape[1]} dimensions -> {target}")
 

@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands, outputs
-from olmoearth_jax.interop import checkpoints, hub
+from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.interop.weights import (
     CONFIG_FILE,
     NOTICE_FILE,
@@ -33,7 +33,7 @@ VERBS = ("import", "export")
 def import_weights(source: str, target: str, overwrite: bool = False) -> list[str]:
     """Writes a checkpoint from reference weights; returns the lines to print."""
     outputs.check(Path(target).expanduser() / NOTICE_FILE, overwrite=overwrite)
-    loaded = checkpoints.from_reference(hub.find(source), Path(source).name)
+    loaded = checkpoints.from_reference(weights.find(source), Path(source).name)
     step_folder = checkpoints.write(loaded, target, Path(source).name)
     return [f"checkpoint: {step_folder}", *_lines(loaded)]
 
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
             if not given.checkpoint:
                 raise app.UsageError("export needs --checkpoint.")
             lines = export_weights(given.checkpoint, given.target, given.overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 

@@ -53,7 +53,7 @@ from olmoearth_jax.data.rasters import (
     spread_bands,
 )
 from olmoearth_jax.files import replacing
-from olmoearth_jax.inference import cog, domain
+from olmoearth_jax.inference import cog, domain, quantize
 from olmoearth_jax.inference.model import POOLINGS, PretrainedModel, load_pretrained
 from olmoearth_jax.inference.sample import NAN_PIXELS
 from olmoearth_jax.interop.weights import LICENSE_URL
@@ -106,7 +106,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("pooling_type", "mean", ["mean", "max"], "How tokens are pooled.")
     flags.DEFINE_integer("location_size", None, "Pixels per location (v1.3).", lower_bound=1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "int8"], "Type of the file's values.")
-    flags.DEFINE_enum("quantization", "linear", cog.QUANTIZATIONS,
+    flags.DEFINE_enum("quantization", "linear", quantize.QUANTIZATIONS,
                       "Rule of int8: 'linear' (scale and offset per band) or 'power' (s = q / "
                       "127.5, x = s * |s|, which clips beyond 1).")  # fmt: skip
     flags.DEFINE_integer("tile", None, "Side of a tile in pixels, about 64 by default.")
@@ -365,7 +365,7 @@ def embed_samples(
     tags, arrays = tags_of(o, model, model.modalities), {}
     values[~valid] = np.nan
     if o.dtype == "int8":
-        rule = cog.Quantizer(values[valid].min(0), values[valid].max(0), o.quantization)
+        rule = quantize.Quantizer(values[valid].min(0), values[valid].max(0), o.quantization)
         values, tags["QUANTIZATION"] = rule(values), rule.rule
         if rule.kind == "linear":
             arrays |= {"scale": rule.scale.astype("f4"), "offset": rule.offset.astype("f4")}
@@ -481,7 +481,7 @@ def main(argv: list[str]) -> None:
         print(
             "\n".join(run(Options(**{f.name: given[f.name] for f in dataclasses.fields(Options)})))
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         told = str(error).replace(values.HOW_TO_SETTLE, values.FLAG_TO_SETTLE)
         raise SystemExit(f"error: {told}") from None
 

@@ -19,11 +19,12 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax import commands
+from olmoearth_jax import check, commands
+from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import build, checkpoint, devices, targets
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train import build, devices, targets
 
 Losses = dict[str, float]
 
@@ -38,7 +39,7 @@ def fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> Ex
     config.model.encoder_config.band_dropout_rate = 0.0
     if config.model.decoder_config is not None:
         config.model.decoder_config.drop_path = 0.0
-    config.check()
+    check.checked(config)
     return config
 
 
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> None:
     try:
         folders = step_folders(given.checkpoint, given.all_steps)
         results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(table(results)))
     print(json.dumps({"batches": given.batches, "seed": given.seed, "losses": results}))

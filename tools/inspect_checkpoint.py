@@ -15,9 +15,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.model.config import to_dict
-from olmoearth_jax.train import checkpoint, integrity
 from olmoearth_jax.train.metrics import parameter_table
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -28,7 +28,7 @@ _CONFIG = flags.DEFINE_bool("show_config", True, "Print the config of the run.")
 
 def report(step_folder: Path, show_config: bool = True) -> list[str]:
     """Lines that describe a checkpoint; the last is `digest: <hex>` of the parameters."""
-    step_folder, meta = checkpoints.open_whole(step_folder)
+    step_folder, meta = checkpoint.open_whole(step_folder)
     params = checkpoint.load_item(step_folder, "params")
     saved_on = meta["saved_on"]
     lines = [
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
             lines = report_reference(folder, _CONFIG.value)
         else:
             lines = report(checkpoint.find_checkpoint(folder), _CONFIG.value)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 

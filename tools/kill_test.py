@@ -23,7 +23,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
-from olmoearth_jax.train import checkpoint, integrity
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.train.comparison import first_difference
 from olmoearth_jax.train.metrics import read_metrics
 

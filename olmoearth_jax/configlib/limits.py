@@ -1,7 +1,7 @@
 """How large the numbers of a config may be: far beyond use, yet small enough to be tried out.
 
 Without these, a slip such as an additional zero fills the memory, overflows, or yields NaN long
-after the start. What a number means is judged by `configlib.validate`.
+after the start. What a number means is judged by `olmoearth_jax.check`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _up_to(most: float) -> tuple[float, float]:
-    """A bound on the size alone, where `validate` says what the sign must be."""
+    """A bound on the size alone, where `check` says what the sign must be."""
     return -most, most
 
 
@@ -35,6 +35,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "data_loader.num_workers": _up_to(1024),
     "data_loader.prefetch_factor": _up_to(1024),
     "data_loader.token_budget": _up_to(10**9),
+    "data_loader.min_tokens_per_instance": _up_to(10**9),
+    "data_loader.temporal_bias": _up_to(100),
     "data_loader.repeats": _up_to(10**6),
     "train_module.rank_microbatch_size": _up_to(2**20),
     "train_module.max_grad_norm": _up_to(1e30),
@@ -46,6 +48,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     # ... or by the name of the member, wherever it stands.
     "alpha": _up_to(1e6),
     "attn_dim": (0, 2**16),
+    "back_projection_hidden": _up_to(2**16),
     "bootstrap_seed": _SEED,
     "decoder_embedding_size": _up_to(2**16),
     "depth": _up_to(1000),
@@ -53,6 +56,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "encoder_embedding_size": _up_to(2**16),
     "ephemeral_save_interval": _STEPS,
     "eps": _RATE,
+    "gram_max_tokens": _up_to(2**20),
     "image_interval": _STEPS,
     "layer_scale_init": _RATE,
     "lr": _RATE,
@@ -65,6 +69,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "num_heads": _up_to(1024),
     "num_projection_layers": _up_to(1000),
     "num_register_tokens": _up_to(10**4),
+    "num_output_channels": _up_to(2**16),
     "output_embedding_size": (0, 2**16),
     "patch_embed_hidden_sizes": (1, 2**16),
     "pooler_depth": (0, 1000),
@@ -76,6 +81,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rope_temporal_coordinate_scale": _RATE,
     "sampled_hw_p_list": _SIDE,
     "save_interval": _STEPS,
+    "spatial_unfold": _SIDE,
     "start_step": _STEPS,
     "student_dims": (1, 2**16),
     "t_max": _STEPS,

@@ -8,6 +8,7 @@ from typing import Any
 
 from olmoearth_jax import losses, masking
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.configlib import schema
 
 LOSSES = (
     "loss_config", "loss_config_b", "contrastive_config", "mae_loss_config", "regularizer_config",
@@ -37,6 +38,33 @@ def registered(path: str) -> Mapping[str, type]:
 def build(path: str, values: Mapping[str, Any]) -> Any:
     """The strategy or loss of an options mapping. Raises ValueError where it has none."""
     return (masking if path.startswith("data_loader.") else losses).build(values)
+
+
+def naming(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters that name modalities, of those that an options mapping has -> their type."""
+    key = values.get("type")
+    cls = registered(path).get(key) if isinstance(key, str) else None
+    known = {} if cls is None else schema.hints(cls)
+    parts = {name: schema.naming_part(known[name]) for name in values if name in known}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def resolve_names(cfg: ExperimentConfig) -> list[str]:
+    """Writes modality names in options as the registry has them (in place).
+
+    Returns:
+      One sentence per parameter whose value cannot be read.
+    """
+    problems = []
+    for path, values in options(cfg).items():
+        for name, hint in naming(path, values).items():
+            if values[name] is None:
+                continue
+            try:
+                values[name] = schema.convert(hint, values[name], f"{path}.{name}")
+            except schema.ConfigError as e:
+                problems += e.problems
+    return problems
 
 
 def drop_stale(cfg: ExperimentConfig, before: Mapping[str, Any], set_keys: set[str]) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 from olmoearth_jax import config as c
-from olmoearth_jax import modalities
-from olmoearth_jax.evals.tasks import official_tasks
-from olmoearth_jax.model.config import official_model
+from olmoearth_jax import modalities, supervision_maps
+from olmoearth_jax.configlib.tasks import official_tasks
+from olmoearth_jax.model.config import (
+    LocationTokenDistillationHeadConfig,
+    ModelConfig,
+    SupervisedMapConfig,
+    SupervisionHeadConfig,
+    official_model,
+)
+from olmoearth_jax.supervision_maps import task_of
 
 DECODE_ONLY = list(modalities.OFFICIAL_DECODE_ONLY)
 
@@ -32,6 +40,9 @@ LATER_LOSS = {
     "same_target_threshold": 0.999,
     "mask_negatives_for_modalities": DECODE_ONLY,
 }
+V1_3_POOLER_DEPTH = 4
+"""Of the recipe; the published model has a depth of 1."""
+
 FAST = ("nano", "tiny", "small")
 """Sizes that learn at twice the rate from v1.1 on."""
 
@@ -41,14 +52,15 @@ def official(size: str, version: str = "v1", faster: bool = False) -> c.Experime
 
     Args:
       size: 'nano', 'tiny', 'small', 'base' or 'large'.
-      version: 'v1', 'v1_1', 'v1_2' or 'v1_3'. The recipe of v1.3 is not public: its model with
-        the losses, masking and optimizer of v1.2, on the dense engine, which alone can train it.
+      version: 'v1', 'v1_1', 'v1_2' or 'v1_3'. The recipe of v1.3 is that of its public branch
+        (spec/train_v1_3.md), on the dense engine, which alone can train it; all of its sizes but
+        'base' are ours.
       faster: targets from a projection instead of a copy of the encoder.
 
     Raises:
       ValueError: a pair that was never defined; the valid ones are listed.
     """
-    model = official_model(size, version, faster=faster)
+    model = trained_model(size, version, faster)
     first, names = version == "v1", list(modalities.OFFICIAL_MODALITIES)
     masking, loss = (V1_MASKING, V1_LOSS) if first else (LATER_MASKING, LATER_LOSS)
     contrastive = {"type": "InfoNCE", "weight": 0.1 if first else 0.05, "tau": 0.1}
@@ -80,4 +92,51 @@ def official(size: str, version: str = "v1", faster: bool = False) -> c.Experime
         engine="dense" if version == "v1_3" else "stream",
     )
     cfg.trainer.callbacks.downstream_evaluator.tasks = official_tasks(version)
+    if version == "v1_3":
+        _bottleneck_recipe(cfg)
     return cfg
+
+
+def trained_model(size: str, version: str = "v1", faster: bool = False) -> ModelConfig:
+    """The model that a recipe trains: the published one, and for v1.3 what the recipe adds.
+
+    Raises:
+      ValueError: a pair that was never defined; the valid ones are listed.
+    """
+    model = official_model(size, version, faster=faster)
+    pooler = model.encoder_config.attention_pooler_config
+    if version == "v1_3" and pooler is not None:
+        pooler.pooler_depth = V1_3_POOLER_DEPTH
+        model.supervision_head_config = supervision_heads()
+        model.location_token_distillation_head_config = LocationTokenDistillationHeadConfig(256)
+    return model
+
+
+def supervision_heads(names: Sequence[str] = DECODE_ONLY) -> SupervisionHeadConfig:
+    """Heads for the maps `names`, in the order of their records."""
+    tasks = [task_of(n) for n in supervision_maps.names() if n in names]
+    return SupervisionHeadConfig(
+        {
+            t.name: SupervisedMapConfig(
+                t.task_type,
+                t.channels,
+                t.weight,
+                list(t.class_values) or None,
+                t.pos_weight,
+                t.regression_loss_type,
+            )
+            for t in tasks
+        }
+    )
+
+
+def _bottleneck_recipe(cfg: c.ExperimentConfig) -> None:
+    """What v1.3 changes of v1.2's recipe besides the model (spec/train_v1_3.md section 2)."""
+    cfg.train_module.kind, cfg.train_module.contrastive_config = "latent_mim", None
+    loader = cfg.data_loader
+    loader.num_masked_views = 1
+    loader.sampled_hw_p_list = [*range(1, 17), 18, 20, 24, 28, 32]
+    loader.token_budget, loader.min_tokens_per_instance = 3072, 228
+    loader.sample_timesteps = True
+    loader.temporal_bias, loader.time_priority_prob = 2.75, 0.5
+    loader.match_model_tokenization = loader.exclude_only_decode_from_budget = True

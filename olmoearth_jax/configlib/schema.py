@@ -14,21 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from olmoearth_jax import modalities
 from olmoearth_jax.configlib.nesting import DEEPEST, too_deep
-from olmoearth_jax.modalities import closest
-
-MODALITY_LISTS = frozenset((
-    "training_modalities", "supported_modality_names", "only_decode_modalities",
-    "decoded_modalities", "decodable_modalities", "fully_mask_modalities",
-    "randomize_missing_modalities", "mask_negatives_for_modalities", "band_dropout_modalities",
-    "input_modalities",
-))  # fmt: skip
-"""Members, wherever they stand, that list modality names (upper case is accepted)."""
-
-MODALITY_DICTS = frozenset((
-    "tokenization", "tokenization_overrides", "token_exit_cfg", "token_exit_cfg_b",
-    "modality_weights",
-))  # fmt: skip
-"""Members, wherever they stand, whose keys are modality names."""
+from olmoearth_jax.configlib.values import plain, scalar, unquoted
+from olmoearth_jax.modalities import ModalityName, closest
 
 
 class ConfigError(ValueError):
@@ -39,36 +26,10 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-class Text(str):
-    """A scalar from the command line that still knows how it was written."""
-
-    value: Any
-
-    def __new__(cls, raw: str, value: Any) -> Text:
-        self = super().__new__(cls, raw)
-        self.value = value
-        return self
-
-
-class Below(dict[str, Any]):
-    """The one member that a dotted path names below its parent."""
-
-
-def plain(value: Any) -> Any:
-    """`value` with every `Text` replaced by what it stands for."""
-    if isinstance(value, Text):
-        return value.value
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    return value
-
-
 @functools.lru_cache(maxsize=256)
 def hints(cls: type) -> dict[str, Any]:
     """Field name -> type of a config dataclass, in order."""
-    known = typing.get_type_hints(cls)
+    known = typing.get_type_hints(cls, include_extras=True)
     return {f.name: known[f.name] for f in dataclasses.fields(cls)}
 
 
@@ -78,6 +39,17 @@ def strip_optional(hint: Any) -> tuple[Any, bool]:
         (inner,) = (a for a in get_args(hint) if a is not type(None))
         return inner, True
     return hint, False
+
+
+def names_modalities(hint: Any) -> bool:
+    """Whether a list lists modalities by name, or the keys of a dict are such names."""
+    return naming_part(hint) is not None
+
+
+def naming_part(hint: Any) -> Any:
+    """What of a type, or of a union of types, names modalities; None if nothing does."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((part for part in parts if get_args(part)[:1] == (ModalityName,)), None)
 
 
 def item_type(inner: Any) -> Any:
@@ -129,14 +101,18 @@ def canonical(path: str, root: Any) -> str:
     return ".".join(out)
 
 
-def set_path(cfg: Any, path: str, value: Any, aliases: Iterable[str] = ()) -> None:
+def set_path(
+    cfg: Any, path: str, value: Any, aliases: Iterable[str] = (), *, written: bool = False
+) -> None:
     """Sets one canonical path in place; mappings merge key by key, everything else replaces.
 
     Args:
       cfg: root of the tree.
       path: dotted path.
-      value: plain value, perhaps with `Text` scalars.
+      value: plain value.
       aliases: further valid paths, for the error text.
+      written: `value` is as `values.parse` gives it, and its texts stand for what the annotation
+        makes of them.
 
     Raises:
       ConfigError: unknown path, or a value of the wrong type.
@@ -144,14 +120,42 @@ def set_path(cfg: Any, path: str, value: Any, aliases: Iterable[str] = ()) -> No
     parts = path.split(".")
     if len(parts) > DEEPEST or too_deep(value):
         raise ConfigError(f"config path {path[:60]!r} lies, or has values, too deep in each other")
-    for part in reversed(parts):
-        value = Below({part: value})
     try:
-        new = convert(type(cfg), value, base=cfg)
+        _set_below(type(cfg), cfg, parts, _Given(value, written), "")
     except _UnknownPath as e:
         raise ConfigError(unknown_path(path, [*valid_paths(type(cfg)), *aliases])) from e
-    for f in dataclasses.fields(cfg):
-        setattr(cfg, f.name, getattr(new, f.name))
+
+
+class _Given(typing.NamedTuple):
+    value: Any
+    written: bool
+
+
+def _set_below(hint: Any, node: Any, parts: Sequence[str], given: _Given, path: str) -> Any:
+    """`node`, of type `hint` and at `path`, with a value set at `parts` below it."""
+    if not parts:
+        return convert(hint, given.value, path, node, written=given.written)
+    (inner, _), (name, *rest) = strip_optional(hint), parts
+    prefix = path + "." if path else ""
+    if dataclasses.is_dataclass(inner):
+        known = hints(typing.cast(type, inner))
+        if name not in known:
+            raise _UnknownPath(f"unknown config path {prefix + name!r}")
+        node = typing.cast(type, inner)() if node is None else node
+        kept = getattr(node, name)
+        setattr(node, name, _set_below(known[name], kept, rest, given, prefix + name))
+        return node
+    if get_origin(inner) is not dict and inner is not Any:
+        raise _UnknownPath(f"unknown config path below {path!r}")
+    node, item = dict(node) if isinstance(node, dict) else {}, item_type(inner) or Any
+    if name.replace("-", "_") in node:
+        name = name.replace("-", "_")
+    if names_modalities(inner) and name not in node:
+        (name,) = _modality_names([name], path)
+    if dataclasses.is_dataclass(item) and name not in node:
+        raise ConfigError(f"unknown config path {prefix + name!r}; {closest(name, node)}")
+    node[name] = _set_below(item, node.get(name), rest, given, prefix + name)
+    return node
 
 
 def get_path(cfg: Any, path: str) -> Any:
@@ -174,10 +178,11 @@ class _UnknownPath(ConfigError):
 def describe(hint: Any) -> str:
     """A type in words, for error texts."""
     inner, optional = strip_optional(hint)
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    words: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false"}
+    words |= dict.fromkeys((str, ModalityName), "text")
     if get_origin(inner) is Literal:
         text = "one of: " + ", ".join(map(str, get_args(inner)))
-    elif get_origin(inner) is list:
+    elif get_origin(inner) in (list, tuple):
         text = "a list, such as [a, b]"
     elif get_origin(inner) is dict or dataclasses.is_dataclass(inner):
         text = "a mapping, such as {a: 1}"
@@ -187,60 +192,68 @@ def describe(hint: Any) -> str:
 
 
 def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
-    if isinstance(value, Below):
-        return _UnknownPath(f"unknown config path below {path!r}")
-    got = json.dumps(plain(value), ensure_ascii=False, default=str)
+    got = json.dumps(value, ensure_ascii=False, default=str)
     return ConfigError(f"config path {path!r} takes {describe(hint)}; got {got}")
 
 
-def convert(hint: Any, value: Any, path: str = "", base: Any = None) -> Any:
+def convert(
+    hint: Any, value: Any, path: str = "", base: Any = None, *, written: bool = False
+) -> Any:
     """`value` as type `hint`.
 
     Args:
       hint: the field's type.
-      value: plain Python value, perhaps holding `Text` scalars.
-      path: dotted path, for error texts and to recognise modality names.
+      value: plain Python value.
+      path: dotted path, for error texts.
       base: present value; mappings are merged into it key by key (a copy is returned).
+      written: see `set_path`.
 
     Raises:
       ConfigError: the value does not fit; names path, value and what is expected.
     """
     inner, optional = strip_optional(hint)
-    if plain(value) is None:
+    if written and isinstance(value, str):
+        value, written = _read(inner, value), False
+    if value is None:
         if optional or inner is Any:
             return None
         raise _wrong(path, hint, value)
     origin = get_origin(inner)
     is_tree = dataclasses.is_dataclass(inner)
     if (is_tree or origin is dict) and not isinstance(value, Mapping):
-        raise _wrong(path, hint, value)
+        raise _wrong(path, hint, plain(value) if written else value)
     if is_tree:
-        return _dataclass(typing.cast(type, inner), value, path, base)
-    if origin is dict:
-        return _dict(item_type(inner), value, path, base)
-    if inner is Any and isinstance(value, Mapping):
-        return _dict(Any, value, path, base if isinstance(base, dict) else {})
-    if origin is list or (inner is Any and path.rpartition(".")[2] in MODALITY_LISTS):
-        return _list(hint, inner, value, path)
-    return plain(value) if inner is Any else _scalar(hint, inner, value, path)
+        return _dataclass(typing.cast(type, inner), value, path, base, written)
+    if origin is dict or (inner is Any and isinstance(value, Mapping)):
+        return _dict(inner, value, path, base if isinstance(base, dict) else {}, written)
+    if origin in (list, tuple):
+        return _list(hint, inner, value, path, written)
+    value = plain(value) if written else value
+    return value if inner is Any else _scalar(hint, inner, value, path)
 
 
-def _dataclass(cls: type, value: Mapping[str, Any], path: str, base: Any) -> Any:
+def _read(inner: Any, text: str) -> Any:
+    """What a text from the command line stands for where a value of type `inner` is wanted."""
+    choices = get_args(inner) if get_origin(inner) is Literal else ()
+    for choice in choices:
+        if text.lower() == str(choice):
+            return choice
+    value = scalar(text)
+    stays = inner in (str, ModalityName) and value is not None and unquoted(text) is None
+    return text if stays else value
+
+
+def _dataclass(cls: type, value: Mapping[str, Any], path: str, base: Any, written: bool) -> Any:
     known, prefix = hints(cls), path + "." if path else ""
     out = cls() if base is None else dataclasses.replace(base)
     problems: list[str] = []
     for key, item in value.items():
         if key not in known:
-            text = f"unknown config path {prefix + key!r}; {closest(key, known)}"
-            if isinstance(value, Below):
-                raise _UnknownPath(text)
-            problems.append(text)
+            problems.append(f"unknown config path {prefix + key!r}; {closest(key, known)}")
             continue
         try:
             kept = getattr(out, key) if base is not None else None
-            setattr(out, key, convert(known[key], item, prefix + key, kept))
-        except _UnknownPath:
-            raise
+            setattr(out, key, convert(known[key], item, prefix + key, kept, written=written))
         except ConfigError as e:
             problems += e.problems
     if problems:
@@ -248,29 +261,22 @@ def _dataclass(cls: type, value: Mapping[str, Any], path: str, base: Any) -> Any
     return out
 
 
-def _list(hint: Any, inner: Any, value: Any, path: str) -> list[Any]:
+def _list(hint: Any, inner: Any, value: Any, path: str, written: bool) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise _wrong(path, hint if inner is not Any else list[str], value)
-    item = get_args(inner)[0] if inner is not Any else str
-    out = [convert(item, v, f"{path}[{i}]") for i, v in enumerate(value)]
-    return _modality_names(out, path) if path.rpartition(".")[2] in MODALITY_LISTS else out
+        raise _wrong(path, hint, value)
+    item = get_args(inner)[0]
+    out = [convert(item, v, f"{path}[{i}]", written=written) for i, v in enumerate(value)]
+    return _modality_names(out, path) if names_modalities(inner) else out
 
 
-def _dict(item: Any, value: Mapping[str, Any], path: str, base: Any) -> dict[str, Any]:
-    out = dict(base or {})
+def _dict(
+    inner: Any, value: Mapping[str, Any], path: str, base: dict[str, Any], written: bool
+) -> dict[str, Any]:
+    out, item = dict(base), item_type(inner) or Any
     for key, v in value.items():
-        if isinstance(value, Below) and key.replace("-", "_") in out:
-            key = key.replace("-", "_")
-        if path.rpartition(".")[2] in MODALITY_DICTS and key not in out:
+        if names_modalities(inner) and key not in out:
             (key,) = _modality_names([key], path)
-        if isinstance(v, Below) and dataclasses.is_dataclass(item) and key not in out:
-            raise ConfigError(f"unknown config path '{path}.{key}'; {closest(key, out)}")
-        own = isinstance(v, Mapping) and not isinstance(v, Below) and item is Any
-        kept = out.get(key)
-        new = (
-            _dict(Any, v, f"{path}.{key}", kept if isinstance(kept, dict) else {}) if own else None
-        )
-        out[str(key)] = new if own else convert(item, v, f"{path}.{key}", kept)
+        out[str(key)] = convert(item, v, f"{path}.{key}", out.get(key), written=written)
     return out
 
 
@@ -282,26 +288,25 @@ def _modality_names(names: list[Any], path: str) -> list[str]:
 
 
 def _scalar(hint: Any, inner: Any, value: Any, path: str) -> Any:
-    raw = plain(value)
-    number = isinstance(raw, int | float) and not isinstance(raw, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if get_origin(inner) is Literal:
         for choice in get_args(inner):
-            if raw == choice or str(value).lower() == str(choice):
+            if value == choice or str(value).lower() == str(choice):
                 return choice
         if not isinstance(value, Mapping):
-            near = closest(str(raw), map(str, get_args(inner)))
-            raise ConfigError(f"config path {path!r} has no value {json.dumps(raw)}; {near}")
-    elif inner is str and isinstance(value, str):
-        return str(value)
-    elif inner is bool and (isinstance(raw, bool) or (number and raw in (0, 1))):
-        return bool(raw)
-    elif inner is int and number and (isinstance(raw, int) or raw.is_integer()):
-        return int(raw)
+            near = closest(str(value), map(str, get_args(inner)))
+            raise ConfigError(f"config path {path!r} has no value {json.dumps(value)}; {near}")
+    elif inner in (str, ModalityName) and isinstance(value, str):
+        return value
+    elif inner is bool and (isinstance(value, bool) or (number and value in (0, 1))):
+        return bool(value)
+    elif inner is int and number and (isinstance(value, int) or value.is_integer()):
+        return int(value)
     elif inner is float and number:
         try:
-            return float(raw)
+            return float(value)
         except OverflowError:
-            return math.inf if raw > 0 else -math.inf  # which no setting takes
+            return math.inf if value > 0 else -math.inf  # which no setting takes
     raise _wrong(path, hint, value)
 
 
@@ -311,7 +316,7 @@ def register_modalities(records: Any) -> dict[str, Any]:
     Raises:
       ConfigError: no such file, or a malformed record.
     """
-    records, path = plain(records), "common.extra_modalities"
+    path = "common.extra_modalities"
     whole = isinstance(records, dict) and all(isinstance(r, dict) for r in records.values())
     if not whole and not isinstance(records, str):
         raise ConfigError(f"config path {path!r} takes records {{name: record}} or a JSON file")

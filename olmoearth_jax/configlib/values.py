@@ -1,13 +1,15 @@
-"""The value grammar of overrides: a small part of YAML (spec/train.md section 7.1)."""
+"""The value grammar of overrides: a small part of YAML (spec/train.md section 7.1).
+
+It gives lists, mappings and texts. What a text stands for depends on the setting that it is given
+to: `configlib.schema` decides it by the annotation, with `scalar` and `unquoted`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from olmoearth_jax.configlib.schema import Text, plain
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
@@ -19,8 +21,18 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _CLOSE = {"[": "]", "(": ")", "{": "}"}
 
 
+def unquoted(text: str) -> str | None:
+    """What stands between the quotes of a quoted text; None for any other."""
+    if text[:1] == '"':
+        return _JSON.decode(text)
+    return text[1:-1].replace("''", "'") if text[:1] == "'" else None
+
+
 def scalar(text: str) -> Any:
-    """Python value of an unquoted word: null, bool, int, float or the text itself."""
+    """Python value of a text: null, bool, int, float, or text if it is quoted or nothing else."""
+    inside = unquoted(text)
+    if inside is not None:
+        return inside
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     if _INT.fullmatch(text):
@@ -52,8 +64,7 @@ class _Reader:
             return self.items(_CLOSE[start], self.value)
         if start == "{":
             return dict(self.items("}", self.pair))
-        word = self.word(",])}")
-        return word if isinstance(word, Text) else Text(word, scalar(word))
+        return self.word(",])}")
 
     def items(self, close: str, read: Callable[[], Any]) -> list[Any]:
         self.at += 1
@@ -71,24 +82,24 @@ class _Reader:
         if self.peek() != ":":
             raise self.fail("expected ':'")
         self.at += 1
-        return str(key), self.value()
+        inside = unquoted(key)
+        return key if inside is None else inside, self.value()
 
     def word(self, stops: str) -> str:
-        """Text up to one of `stops`, or a quoted text (a `Text` that stands for itself)."""
-        start, quote = self.at, self.peek()
+        """Text up to one of `stops`, or a quoted text with its quotes."""
+        quote, start = self.peek(), self.at
         if quote == '"':
             try:
-                word, self.at = _JSON.raw_decode(self.text, self.at)
+                self.at = _JSON.raw_decode(self.text, self.at)[1]
             except json.JSONDecodeError as e:
                 raise self.fail("unfinished quoted text") from e
-            return Text(word, word)
+            return self.text[start : self.at]
         if quote == "'":
             found = _SINGLE.match(self.text, self.at)
             if not found:
                 raise self.fail("unfinished quoted text")
             self.at = found.end()
-            word = found[1].replace("''", "'")
-            return Text(word, word)
+            return found[0]
         while self.at < len(self.text) and self.text[self.at] not in stops:
             self.at += 1
         word = self.text[start : self.at].strip()
@@ -98,7 +109,7 @@ class _Reader:
 
 
 def parse(text: str) -> Any:
-    """The value written as `text`; scalars come as `Text`, so that a name like `on` stays one.
+    """The value written as `text`: nested lists and mappings of texts, quoted ones as they are.
 
     Lists are [a, b] or (a, b), mappings {k: v}; quoted text is never read as a number or a bool.
 
@@ -107,7 +118,7 @@ def parse(text: str) -> Any:
     """
     text = text.strip()
     if text[:1] not in (*_CLOSE, "'", '"'):
-        return Text(text, scalar(text))
+        return text
     reader = _Reader(text)
     try:
         value = reader.value()
@@ -115,6 +126,17 @@ def parse(text: str) -> Any:
         raise ValueError("its lists or mappings lie too deep in each other") from None
     if reader.peek():
         raise reader.fail("unexpected text")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """What `parse` gave as plain Python values: None, bool, int, float, str, list or dict."""
+    if isinstance(value, str):
+        return scalar(value)
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
     return value
 
 

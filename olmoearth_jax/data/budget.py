@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from olmoearth_jax import modalities as registry
@@ -21,15 +22,12 @@ def token_costs(
         if name == "latlon":
             continue
         sets = tokenization.num_band_sets(name)
-        kind = registry.get(name).kind
-        if kind == "space_time":
-            per_step += grid * grid * sets
-        elif kind == "time_only":
-            per_step += sets
-        elif kind == "space_only":
-            fixed += grid * grid * sets
+        modality = registry.get(name)
+        tokens = math.prod(modality.axes(grid, 1)) * sets
+        if modality.multitemporal:
+            per_step += tokens
         else:
-            fixed += sets
+            fixed += tokens
     return per_step, fixed
 
 

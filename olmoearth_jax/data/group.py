@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import cutmix
+from olmoearth_jax.config import DataLoaderConfig, ExperimentConfig
+from olmoearth_jax.data import cutmix, transforms
 from olmoearth_jax.data.budget import check_grids, usable_grids
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.errors import ReadError
@@ -22,11 +23,11 @@ from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.order import epoch_order, steps_per_pass
 from olmoearth_jax.data.remote import AnyPath
+from olmoearth_jax.data.shape_sampler import ShapeSampler
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
-from olmoearth_jax.masking.context import MaskContext, Tokens
-from olmoearth_jax.masking.tokens import missing_tokens
-from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
+from olmoearth_jax.masking import MaskContext, Tokens, missing_tokens
+from olmoearth_jax.masks import MISSING_TOKEN, living
 from olmoearth_jax.modalities import MISSING, Tokenization
 
 Group = dict[str, Any]
@@ -54,95 +55,93 @@ Transform = Callable[[Arrays, np.ndarray, np.random.Generator], tuple[Arrays, np
 class GroupMaker:
     """Everything a worker needs to make any group; picklable.
 
-    Args:
-      index: the data set (`index.prepare`).
-      modalities: training modalities; must be those of the index.
-      mask_a: masking of the first view, `strategy(missing, MaskContext) -> masks`; picklable.
-      mask_b: masking of the second view; None for one view.
-      global_batch_size: samples per optimiser step, over all hosts.
-      group_size: samples per group, over all hosts.
-      samples_per_shape: contiguous samples that share a patch size and a grid.
-      patch_sizes: patch sizes to draw from (10 m pixels).
-      grids: grid sides to draw from (patches); each draw is limited to what fits the tiles.
-      token_budget: tokens per sample, which sets the timesteps of each grid; None for no limit.
-      tokenization: the model's band sets, for the masks.
-      budget_tokenization: band sets by which the budget is counted; the registry's by default,
-        whatever the model's (as in the published v1.1 and v1.2 runs, spec/data.md Q8).
-      seed: of order, shapes, crops and masks.
-      host_index, host_count: this host makes the members j with j % host_count == host_index.
-      repeats, shuffle: see `epoch_order`.
-      use_cutmix: crops of scattered patches.
-      transform: augmentation of whole groups (`transforms`), or None.
-      normalized: False yields raw values.
-      cache_dir, cache_size_gb, samples_per_sec: see `SampleStore`.
-
     Attributes:
       steps_per_epoch: optimiser steps per epoch.
       groups_per_step: groups per optimiser step.
-      timesteps: timesteps of a crop, per grid side.
+      patch_sizes: patch sizes to draw from (10 m pixels).
+      timesteps: timesteps of a crop, per grid side; with a sampler the most there can be.
 
     Raises:
-      ValueError: sizes that do not divide, a budget or tile too small, or hosts that would split
-        what has to stay together.
+      ValueError: a budget or tile too small, other modalities than those of the index, or hosts
+        that would split what has to stay together.
     """
 
     index: DatasetIndex
-    _: dataclasses.KW_ONLY
-    modalities: Sequence[str]
-    mask_a: MaskStrategy
-    mask_b: MaskStrategy | None = None
-    global_batch_size: int
-    group_size: int
-    samples_per_shape: int = 64
-    patch_sizes: Sequence[int] = range(1, 9)
-    grids: Sequence[int] = range(1, 13)
-    token_budget: int | None = 2250
-    tokenization: Tokenization = Tokenization()
-    budget_tokenization: Tokenization = Tokenization()
-    seed: int = 3622
+    """The data set (`index.prepare`)."""
+    config: ExperimentConfig
+    """A checked config: its dataset, its loader, its group size and its tokenization are used."""
+    masks: Sequence[MaskStrategy]
+    """Masking per view, `strategy(missing, MaskContext) -> masks`; picklable."""
     host_index: int = 0
     host_count: int = 1
-    repeats: int = 1
-    shuffle: bool = True
-    use_cutmix: bool = False
-    transform: Transform | None = None
-    normalized: bool = True
-    cache_dir: str | Path | None = None
-    cache_size_gb: float | None = None
-    samples_per_sec: float | None = None
+    """This host makes the members j with j % host_count == host_index."""
+    sampler: ShapeSampler | None = None
+    """Draws patch size, grid and timesteps together, instead of by the loader's settings."""
 
     def __post_init__(self) -> None:
-        names = registry.in_sample_order(registry.resolve(self.modalities))
+        loader, data = self.loader, self.config.dataset
+        names = registry.in_sample_order(registry.resolve(data.training_modalities))
         if names != self.index.modalities:
             raise ValueError(
                 f"the index was prepared for {', '.join(self.index.modalities)}, "
                 f"not for {', '.join(names)}"
             )
-        self._check_sizes()
-        self.timesteps = check_grids(
-            names,
-            self.patch_sizes,
-            self.grids,
-            self.token_budget,
-            self.index.tile_px,
-            self.budget_tokenization,
-        )
+        self.patch_sizes = range(loader.min_patch_size, loader.max_patch_size + 1)
+        self._transform = transforms.build(loader.transform_config)
+        self._check_hosts()
+        if self.sampler is not None:
+            self.timesteps = self._check_sampler(self.sampler)
+        else:
+            # By the registry's band sets, whatever the model's, as in the published v1.1 and v1.2
+            # runs (spec/data.md Q8).
+            counted = self.tokenization if loader.match_model_tokenization else Tokenization()
+            self.timesteps = check_grids(
+                names,
+                self.patch_sizes,
+                loader.sampled_hw_p_list,
+                loader.token_budget,
+                self.index.tile_px,
+                counted,
+            )
         passes = steps_per_pass(len(self.index), self.global_batch_size)
-        self.steps_per_epoch = passes * self.repeats
+        self.steps_per_epoch = passes * loader.repeats
         self.groups_per_step = self.global_batch_size // self.group_size
-        cache = None if self.cache_dir is None else Path(self.cache_dir)
-        self._store = SampleStore(cache, self.samples_per_sec, self.cache_size_gb)
+        cache = Path(data.cache_dir) if data.cache_dir else None
+        self._store = SampleStore(cache, data.samples_per_sec, data.cache_size_gb)
 
-    def _check_sizes(self) -> None:
-        for name in ("global_batch_size", "group_size", "samples_per_shape", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("global_batch_size", "samples_per_shape"):
-            if getattr(self, name) % self.group_size:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must be a multiple of the micro-batch size "
-                    f"{self.group_size} (train_module.rank_microbatch_size)"
-                )
+    @property
+    def loader(self) -> DataLoaderConfig:
+        return self.config.data_loader
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """The model's band sets, which the masks are for."""
+        return self.config.model.encoder_config.tokenization
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimiser step, over all hosts."""
+        return self.loader.global_batch_size
+
+    @property
+    def group_size(self) -> int:
+        """Samples per group, over all hosts."""
+        return self.config.train_module.rank_microbatch_size
+
+    @property
+    def seed(self) -> int:
+        """Seed of order, shapes, crops and masks."""
+        return self.loader.seed
+
+    def _check_sampler(self, sampler: ShapeSampler) -> dict[int, int]:
+        if sampler.tile_px > self.index.tile_px:
+            raise ValueError(
+                f"the crops may be as large as {sampler.tile_px} px, but the tiles of the dataset "
+                f"have {self.index.tile_px} px"
+            )
+        return sampler.timesteps
+
+    def _check_hosts(self) -> None:
         hosts = self.host_count
         if not 0 <= self.host_index < hosts:
             raise ValueError(f"host {self.host_index} is not one of {hosts} hosts")
@@ -151,7 +150,7 @@ class GroupMaker:
                 f"{hosts} hosts cannot share groups of {self.group_size} samples; use larger "
                 f"micro-batches (train_module.rank_microbatch_size)"
             )
-        for part in (self.mask_a, self.mask_b, self.transform):
+        for part in (*self.masks, self._transform):
             if hosts > 1 and getattr(part, "needs_whole_group", False):
                 raise ValueError(
                     f"{type(part).__name__} needs all samples of a group on one host, "
@@ -175,15 +174,23 @@ class GroupMaker:
         """Index of the sample at each position of an epoch; epochs count from 1."""
         size = len(self.index)
         return epoch_order(
-            size, self.global_batch_size, self.seed, epoch, self.repeats, self.shuffle
+            size,
+            self.global_batch_size,
+            self.seed,
+            epoch,
+            self.loader.repeats,
+            self.loader.shuffle,
         )
 
     def shape(self, number: int) -> tuple[int, int, int]:
         """(patch size, grid, timesteps) of the group with that running number, from 0."""
         epoch, group = self._epoch_of(number)
-        draw = rng(self.seed, "shape", epoch, group * self.group_size // self.samples_per_shape)
+        block = group * self.group_size // self.config.samples_per_shape
+        draw = rng(self.seed, "shape", epoch, block)
+        if self.sampler is not None:
+            return self.sampler.draw(draw)
         patch = self.patch_sizes[int(draw.integers(len(self.patch_sizes)))]
-        fitting = usable_grids(patch, self.grids, self.index.tile_px)
+        fitting = usable_grids(patch, self.loader.sampled_hw_p_list, self.index.tile_px)
         grid = fitting[draw.integers(len(fitting))]
         return patch, grid, self.timesteps[grid]
 
@@ -207,8 +214,8 @@ class GroupMaker:
             except ReadError as e:
                 problems.append((e.path, e.problem))
                 _clear(views)
-        if self.transform is not None:
-            data, stamps = self.transform(data, stamps, rng(self.seed, "transform", epoch, group))
+        if self._transform is not None:
+            data, stamps = self._transform(data, stamps, rng(self.seed, "transform", epoch, group))
         out: Group = {
             "position": positions.astype(np.int64),
             "index": numbers,
@@ -253,9 +260,9 @@ class GroupMaker:
     ) -> np.ndarray:
         names, draw = self.index.modalities, rng(self.seed, "crop", *place)
         patch, grid, steps = shape
-        how = {"normalized": self.normalized, "out": views}
+        how = {"normalized": self.config.dataset.normalize, "out": views}
         with open_sample(self._store.local(path), names) as file:
-            if self.use_cutmix:
+            if self.config.dataset.apply_cutmix:
                 pieces = cutmix.draw_pieces(draw, grid)
                 return cutmix.read_pieces(file, names, patch, steps, pieces, **how).timestamps
             choose = draw_offsets(draw)
@@ -274,9 +281,7 @@ class GroupMaker:
         missing = missing_tokens(data, patch, self.tokenization)
         epoch, group, number = place
         out: dict[str, Tokens] = {}
-        for key, strategy in (("mask_a", self.mask_a), ("mask_b", self.mask_b)):
-            if strategy is None:
-                continue
+        for key, strategy in zip(("mask_a", "mask_b"), self.masks, strict=False):
             context = MaskContext(
                 rngs=[rng(self.seed, key, epoch, int(p)) for p in positions],
                 group_rng=rng(self.seed, f"{key} of group", epoch, group),
@@ -286,8 +291,7 @@ class GroupMaker:
             )
             masks = strategy(missing, context)
             out[key] = {n: np.asarray(masks[n], np.int8) for n in self.index.modalities}
-            encoded = [(m == VISIBLE).reshape(len(members), -1).any(1) for m in out[key].values()]
-            ok &= np.any(encoded, axis=0)
+        ok &= living(ok, (masks.values() for masks in out.values()))
         for mask in _each(out):
             mask[~ok] = MISSING_TOKEN
         return out

@@ -69,10 +69,7 @@ class Header:
 
 def stored_names(modalities: Sequence[str]) -> tuple[str, ...]:
     """Datasets that samples of `modalities` are made from (derived ones map to their source)."""
-    out = [m for m in modalities if m not in ("worldcover_onehot", "ndvi")]
-    if "worldcover_onehot" in modalities and "worldcover" not in out:
-        out.append("worldcover")
-    return registry.in_sample_order(out)
+    return registry.in_sample_order(registry.DERIVED.get(m, m) for m in modalities)
 
 
 class SampleFile:

@@ -44,26 +44,11 @@ class TrainStream(GroupMaker):
 
     The stream is bit for bit the same for any number of workers, may be entered at any step, and
     the parts that several hosts receive are together what one host would.
-
-    Args:
-      num_workers: reader processes; 0 reads in a thread of this process.
-      prefetch: groups each worker prepares ahead.
-      max_bad_fraction: largest share of unreadable samples, judged from 20 samples on.
-
-    All others, and the attributes, are those of `GroupMaker`.
     """
-
-    _: dataclasses.KW_ONLY
-    num_workers: int = 0
-    prefetch: int = 2
-    max_bad_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("num_workers", 0), ("prefetch", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        self._health = _Health(self.max_bad_fraction)
+        self._health = _Health(self.loader.max_bad_fraction)
 
     @property
     def samples_read(self) -> int:
@@ -109,7 +94,7 @@ class TrainStream(GroupMaker):
         try:
             step: list[Group] = []
             while (group := self._next(iterator)) is not None:
-                step.append(self._receive(group, copy=self.num_workers > 0))
+                step.append(self._receive(group, copy=self.loader.num_workers > 0))
                 if len(step) == self.groups_per_step:
                     yield step
                     step = []
@@ -121,7 +106,7 @@ class TrainStream(GroupMaker):
         try:
             return next(iterator, None)
         except RuntimeError as e:
-            if not self.num_workers:
+            if not self.loader.num_workers:
                 raise
             raise WorkerDied(
                 f"a reader process was killed, perhaps for lack of memory; lower "
@@ -138,17 +123,16 @@ class TrainStream(GroupMaker):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, also where no absl app runs
         groups = grain.MapDataset.range(first, last).map(self._make)
-        if not self.num_workers:
-            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.prefetch)
-            return groups.to_iter_dataset(options)
+        workers, ahead = self.loader.num_workers, self.loader.prefetch_factor
+        if not workers:
+            alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+            return groups.to_iter_dataset(alone)
         dataset = groups.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         dataset = grain.experimental.WithOptionsIterDataset(
             dataset, grain.experimental.DatasetOptions(min_shm_size=self._shared_bytes())
         )
         return dataset.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=self.num_workers, per_worker_buffer_size=self.prefetch
-            ),
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
             worker_init_fn=_start_worker,
         )
 
@@ -158,7 +142,8 @@ class TrainStream(GroupMaker):
         if not os.path.isdir(folder):
             return _MIN_SHARED_BYTES
         room = os.statvfs(folder)
-        ahead = self.num_workers * (self.prefetch + 2) + 2 * self.groups_per_step
+        each = self.loader.prefetch_factor + 2
+        ahead = self.loader.num_workers * each + 2 * self.groups_per_step
         if ahead * self._largest_group() < room.f_bavail * room.f_frsize:
             return _MIN_SHARED_BYTES
         _log.warning(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from olmoearth_jax.files import check_file
 
 _TILT = 0.01
 """Pixels by which a row or column may slant over the whole raster and still be called straight."""
@@ -24,12 +26,7 @@ _HORIZONTAL_ONLY = {"no_defs", "wktext", "type", "vunits", "geoidgrids", "towgs8
 
 
 class RasterError(ValueError):
-    """A raster cannot be used.
-
-    Attributes:
-      path: of the file.
-      reason: why, without the path.
-    """
+    """A raster, of a `path`, cannot be used; `reason` says why, without the path."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(str(path), reason)
@@ -56,6 +53,12 @@ def library() -> Any:
             "reading GeoTIFFs needs the 'geo' extra: pip install 'olmoearth-jax[geo]'"
         ) from None
     return rasterio
+
+
+def opening(path: str | Path) -> dict[str, Any]:
+    """What rasterio is told beside the path, so that a GeoTIFF is nothing else: GDAL goes by the
+    content, and a list of other files (a VRT) may be called .tif."""
+    return {"driver": "GTiff"} if str(path).lower().endswith((".tif", ".tiff")) else {}
 
 
 class RasterFile:
@@ -86,8 +89,9 @@ class RasterFile:
         """
         self._rasterio, self.path = library(), path
         try:
+            check_file(path)
             with _no_place_is_fine(self._rasterio):
-                self._file = self._rasterio.open(path)
+                self._file = self._rasterio.open(path, **opening(path))
         except (self._rasterio.errors.RasterioError, OSError) as e:
             raise RasterError(path, f"cannot be read as a raster: {e}") from e
         try:
@@ -118,10 +122,8 @@ class RasterFile:
         chosen = [b - 1 for b in self._bands]
         self.count = len(chosen)
         self.dtypes = tuple(file.dtypes[k] for k in chosen)
-        if odd := [d for d in self.dtypes if d.startswith("complex")]:
-            raise RasterError(
-                self.path, f"holds complex numbers ({odd[0]}): calibrate it, or take their power"
-            )
+        if any(d.startswith("complex") for d in self.dtypes):
+            raise RasterError(self.path, "holds complex numbers: calibrate it, or take their power")
         self.descriptions = tuple(file.descriptions[k] for k in chosen)
         self.nodata = tuple(file.nodatavals[k] for k in chosen)
         self.scales = tuple(file.scales[k] for k in chosen)
@@ -213,12 +215,35 @@ class RasterFile:
 
     def _data(self, how: dict[str, Any]) -> np.ndarray:
         if len(set(self.dtypes)) == 1:
-            return self._file.read(self._bands, **how)
+            return self._thinned(self._file.read, self._bands, how)
         # rasterio reads bands of several types one by one only.
+        return np.stack([self._one(self._file.read, band, how) for band in self._bands])
+
+    def _one(self, read: Callable[..., np.ndarray], band: int, how: dict[str, Any]) -> np.ndarray:
         shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
-        return np.stack(
-            [self._file.read(band, window=how["window"], **shape) for band in self._bands]
+        return self._thinned(read, band, {"window": how["window"], **shape})
+
+    def _thinned(
+        self, read: Callable[..., np.ndarray], bands: int | list[int], how: dict[str, Any]
+    ) -> np.ndarray:
+        """Reads with GDAL; where smaller versions of the pixels may come from another file, only
+        the pixels themselves."""
+        if "out_shape" not in how or not self._has_versions_elsewhere():
+            return read(bands, **how)
+        whole = read(bands, window=how["window"])
+        rows, cols = (
+            ((np.arange(n) + 0.5) * size / n).astype(int)
+            for n, size in zip(how["out_shape"][-2:], whole.shape[-2:], strict=True)
         )
+        return whole[..., rows[:, None], cols]
+
+    def _has_versions_elsewhere(self) -> bool:
+        """Whether the file, or what lies beside it, may name other files as its overviews."""
+        beside = [Path(f"{self.path}{end}") for end in (".ovr", ".OVR", ".aux", ".AUX")]
+        beside.append(Path(self.path).with_suffix(".aux"))
+        known = bool(opening(self.path)) and Path(self.path).is_file()
+        named = bool(self._file.tags(ns="OVERVIEWS")) or any(p.exists() for p in beside)
+        return known and named
 
     def _masked(self) -> set[int]:
         """Data bands with a mask of their own; nodata values and alpha are no such masks."""
@@ -232,8 +257,7 @@ class RasterFile:
         valid = np.ones(values.shape, bool)
         for k, band in enumerate(self._bands):
             if band in self._own_masks:
-                shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
-                mask = self._file.read_masks(band, window=how["window"], **shape)
+                mask = self._one(self._file.read_masks, band, how)
                 valid[k] &= mask > 0
         alike = len({str(v) for v in self.nodata}) == 1  # then all bands at once
         for k in [slice(None)] if alike else range(self.count):
@@ -241,8 +265,7 @@ class RasterFile:
             if missing is not None:
                 valid[k] &= ~_equal(values[k], missing)
         if self._alpha is not None:
-            shape = {"out_shape": how["out_shape"][1:]} if "out_shape" in how else {}
-            valid &= self._file.read(self._alpha, window=how["window"], **shape) > 0
+            valid &= self._one(self._file.read, self._alpha, how) > 0
         return valid
 
 
@@ -451,12 +474,10 @@ def transform_points(
     Raises:
       ValueError: an unknown CRS, a local one, or places where one of them is not defined.
     """
-    for crs in (_parsed(source), _parsed(target)):
-        if crs is not None and re.match("LOCAL_CS|ENG", crs.to_wkt()):
-            raise ValueError(
-                f"the coordinate system {_title(crs)} is a local one and says nothing of the place "
-                "on the earth"
-            )
+    for crs in filter(None, (_parsed(source), _parsed(target))):
+        if re.match("LOCAL_CS|ENG", crs.to_wkt()):
+            what = "is a local one and says nothing of the place on the earth"
+            raise ValueError(f"the coordinate system {_title(crs)} {what}")
     nowhere = f"the place {xs[0]}, {ys[0]} has no coordinates in the CRS"
     try:
         found = np.array(library().warp.transform(source, target, list(xs), list(ys)))

@@ -11,7 +11,6 @@ import numpy as np
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.raster_file import RasterFile
 from olmoearth_jax.data.raster_list import Raster
-from olmoearth_jax.modalities import closest
 
 
 class Layer:
@@ -97,8 +96,12 @@ class Layer:
 
     def _check_descriptions(self, named: int) -> None:
         """Names that were given must not contradict those of the file."""
-        own = [band_names.canonical(d or "", self.modality.name) for d in self.file.descriptions]
-        if None in own or own == self.bands:
+        texts = [(d or "").strip() for d in self.file.descriptions]
+        own = [band_names.canonical(text, self.modality.name) for text in texts]
+        if None in own and band_names.only_counted(texts):
+            return
+        told = [(one, band) for one, band in zip(own, self.bands, strict=True) if one]
+        if all(one == band for one, band in told):
             return
         if named < self.file.count:
             raise self._unnamed(named)
@@ -150,11 +153,12 @@ class Layer:
             raw, valid = self.file.values(rows, cols, shape), None
         else:
             raw, valid = self.file.read(rows, cols, shape)
-        if self._unit is None:
-            values = raw.astype(np.float32)
-        else:
-            scale, offset = self._unit
-            values = (raw * scale + offset).astype(np.float32)
+        with np.errstate(over="ignore"):  # numbers too large are refused as infinite ones
+            if self._unit is None:
+                values = raw.astype(np.float32)
+            else:
+                scale, offset = self._unit
+                values = (raw * scale + offset).astype(np.float32)
         if valid is not None and not valid.all():
             values[~valid] = np.nan
         return values if len(self._kept) == len(values) else values[self._kept]
@@ -179,12 +183,10 @@ def _identify(raster: Raster, names: Sequence[str]) -> tuple[Any, list[str]]:
             )
     else:
         fits = [raster.modality]
-        if not modalities.get(raster.modality).in_sample:
-            known = [n for n in modalities.names() if modalities.get(n).in_sample]
-            raise ValueError(
-                f"{raster.path}: the models take no {raster.modality}; "
-                f"{closest(raster.modality, known)}"
-            )
+        try:
+            modalities.get_of_samples(raster.modality)
+        except ValueError as e:
+            raise ValueError(f"{raster.path}: {e}") from None
     modality, out = modalities.get(fits[0]), []
     for name in names:
         band = band_names.canonical(name, modality.name)

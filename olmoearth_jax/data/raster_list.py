@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax import modalities
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import closest
 
 _NUMBERS = ("offset", "scale", "nodata")
@@ -67,6 +68,7 @@ def read_manifest(path: Path, resample: bool = False) -> list[Raster]:
       ValueError: it cannot be read, is cut off, or holds other members or values.
     """
     try:
+        check_file(path)
         text = path.read_text(encoding="utf-8-sig")
         rows = None
         if path.suffix.lower() == ".json":

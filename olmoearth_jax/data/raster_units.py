@@ -21,12 +21,10 @@ def check_files(stack: Stack, window: Window) -> None:
     for name in stack.names:
         bands, dates = stack.bands_of(name), stack.dates
         for path, planes, dtype in stack.files_of(name):
-            held = np.stack(
-                [
-                    window.arrays[name][..., dates.index(day) if day else 0, bands.index(band)]
-                    for band, day in planes
-                ]
-            )
-            flat = held[np.isfinite(held)]
-            if flat.size and (wrong := values.wrong_unit(name, flat, dtype)):
-                raise ValueError(f"{path}: {name} {wrong[1]}; {values.FLAG_TO_SETTLE}")
+            for day in dict.fromkeys(day for _, day in planes):
+                step = dates.index(day) if day else 0
+                channels = [bands.index(band) for band, of in planes if of == day]
+                held = window.arrays[name][..., step, :][..., channels]
+                flat = held[np.isfinite(held)]
+                if flat.size and (wrong := values.wrong_unit(name, flat, dtype)):
+                    raise ValueError(f"{path}: {name} {wrong[1]}; {values.FLAG_TO_SETTLE}")

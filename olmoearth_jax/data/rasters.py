@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pi
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
 from olmoearth_jax.data.series import nearest_to_mid_month
+from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.modalities import MAX_TIMESTEPS
 
@@ -93,8 +94,8 @@ class Stack:
           any_pixel_size: take pixels of another size than 10 m.
           dates: of the rasters without one: one each, or one per timestep of each, or all
             timesteps of all rasters in a row.
-          over: what to do with more dates than the models take: 'refuse', or 'select' the one of
-            each month that is nearest its middle.
+          over: what to do with more dates than the models take: 'refuse', 'select' the one of each
+            month that is nearest its middle, or 'keep' them all, for `select`.
 
         Raises:
           ValueError: rasters that cannot be used, or not together.
@@ -107,7 +108,7 @@ class Stack:
                 self._layers.append(Layer(raster))
             _check_periods(rasters)
             self._days, self.notes = _assign_dates(self._layers, dates), []
-            if len(self._days) > MAX_TIMESTEPS:
+            if len(self._days) > MAX_TIMESTEPS and over != "keep":
                 self._shorten(over)
             self._place(any_pixel_size)
         except BaseException:
@@ -139,7 +140,8 @@ class Stack:
 
     def dates_of(self, name: str) -> list[str]:
         """The distinct days of a modality's images, ascending, as yyyy-mm-dd."""
-        return sorted({day.isoformat() for x in self._of(name) for day in x.dates})
+        days = {day for x in self._of(name) for _, day in x.planes()}
+        return sorted(day.isoformat() for day in days if day)
 
     def bands_of(self, name: str) -> list[str]:
         """The bands of a modality that any of its rasters holds."""
@@ -183,8 +185,19 @@ class Stack:
                 f"{MAX_TIMESTEPS} dates: leave some out"
             )
         self.notes = [f"{len(self._days)} of {every} dates kept, the nearest to mid-month each"]
+        self._drop(dict.fromkeys(of, self._days))
+
+    def select(self, days: Mapping[str, Sequence[str]]) -> None:
+        """Keeps these days (yyyy-mm-dd) of each modality whose images have days."""
+        kept = {n: [datetime.date.fromisoformat(day) for day in own] for n, own in days.items()}
+        self._drop(kept)
+        self._days = sorted({day for own in kept.values() for day in own})
+        self.dates = [day.isoformat() for day in self._days]
+
+    def _drop(self, days: Mapping[str, Sequence[datetime.date]]) -> None:
+        """Closes and forgets what was taken on other days than these, per modality."""
         for layer in list(self._layers):
-            layer.keep(self._days)
+            layer.keep(days.get(layer.modality.name, ()))
             if not layer.planes():
                 layer.file.close()
                 self._layers.remove(layer)
@@ -473,6 +486,10 @@ def _assign_dates(layers: Sequence[Layer], dates: Sequence[str]) -> list[datetim
             layer.dates = [parse_date(text) for text in own]
         except ValueError as e:
             raise ValueError(f"{layer.path}: {e}") from None
+        first, last = DATE_RANGE[2]
+        for day in layer.dates:
+            if not first <= day.year <= last:
+                raise ValueError(f"{layer.path}: no image is of {day}: years are {first}..{last}")
         if len(set(layer.dates)) < len(layer.dates):
             raise ValueError(f"{layer.path} holds a date twice: {', '.join(own)}")
     return sorted({day for x in layers for day in x.dates})

@@ -61,3 +61,16 @@ def sample_labels() -> SampleLabels:
         {part: np.asarray(split[part], np.int64) for part in ("train", "val", "test")},
         tuple(c["name"] for c in sorted(classes, key=lambda c: c["index"])),
     )
+
+
+def sample_places() -> list[tuple[int, int]]:
+    """The first (row, column) of each sample in the scene that they were cut from, in pixels.
+
+    Raises:
+      ValueError: the package was installed without its sample data.
+    """
+    path = _ROOT / "labels" / "samples.json"
+    if not path.is_file():
+        raise ValueError(f"the sample labels are missing from this installation: {path.parent}")
+    held = sorted(json.loads(path.read_text()), key=lambda s: s["sample"])
+    return [(s["pixel_row"], s["pixel_col"]) for s in held]

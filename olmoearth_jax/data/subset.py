@@ -64,13 +64,7 @@ class Sample:
 def array_shape(name: str, side: int, steps: int) -> tuple[int, ...]:
     """Shape of one sample's array: [side f, side f, steps or 1, C], [steps, C] or [C]."""
     modality = registry.get(name)
-    px, bands = side * modality.image_factor, modality.num_bands
-    return {
-        "space_time": (px, px, steps, bands),
-        "space_only": (px, px, 1, bands),
-        "time_only": (steps, bands),
-        "static": (bands,),
-    }[modality.kind]
+    return (*modality.axes(side * modality.image_factor, steps), modality.num_bands)
 
 
 def empty_arrays(names: Sequence[str], side: int, steps: int, batch: int | None = None):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.modalities import MISSING
+from olmoearth_jax.registry import build as build_named
 
 FLIPS = (
     "no_transform",
@@ -86,3 +88,15 @@ class Mixup:
 
     def __call__(self, arrays, timestamps, rng: np.random.Generator):
         return mixup(arrays, timestamps, float(rng.beta(self.alpha, self.alpha)))
+
+
+TRANSFORMS: dict[str, type] = {"flip_and_rotate": FlipAndRotate, "mixup": Mixup}
+
+
+def build(options: Mapping[str, Any] | None) -> Any:
+    """Augmentation of {'type': 'flip_and_rotate'} or {'type': 'mixup', 'alpha': ...}; or None.
+
+    Raises:
+      ValueError: unknown type or argument, or a value that does not fit.
+    """
+    return None if options is None else build_named(TRANSFORMS, options, "augmentation")

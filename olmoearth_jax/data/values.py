@@ -31,6 +31,7 @@ FLAG_TO_SETTLE = "pass --nocheck_units if the values are right as they are"
 HOW_TO_SETTLE = "pass check_units=False if the values are right as they are"
 GIVE_MISSING = f"give NaN or {MISSING:.0f} there"
 _SAMPLED = 200_000
+_PER_TIMESTEP = 20_000
 _SOME_FILLS = {"sentinel1": (-100.0,)}
 """Fills that single pixels may hold: -100 dB is what conversion makes of a power of zero."""
 
@@ -64,6 +65,7 @@ def check_values(
     normalized: bool = False,
     dtype: Any = None,
     settle: str = HOW_TO_SETTLE,
+    each_timestep: bool = True,
 ) -> None:
     """Looks at raw values of a modality; says at most one thing about what is merely unusual.
 
@@ -75,6 +77,7 @@ def check_values(
       normalized: they are said to be normalised.
       dtype: type in which the values came.
       settle: how a user says that the values are right, for messages.
+      each_timestep: hold every timestep of [..., T, bands] to the unit by itself.
 
     Raises:
       ValueError: values in another unit, impossible ones, or fill values that were not declared.
@@ -91,12 +94,29 @@ def check_values(
     if normalized:
         _normalized(name, flat, off)
         return
-    if wrong := wrong_unit(name, flat, dtype):
+    wrong = wrong_unit(name, flat, dtype)
+    if wrong is None and each_timestep:
+        wrong = _odd_timestep(values, name, dtype)
+    if wrong:
         raise ValueError(f"{name} {wrong[1]}{off}")
     counts = Tally.of(name, x, real)
     if told := counts.problem(name):
         raise ValueError(f"{name} {told}{off}")
     _unusual(name, few, flat, counts, newest)
+
+
+def _odd_timestep(values: np.ndarray, name: str, dtype: Any) -> tuple[str, str] | None:
+    """`wrong_unit` of the first timestep of [..., T, bands] that is in another unit than the rest,
+    which has no weight among all values."""
+    modality = modalities.get(name)
+    if not modality.multitemporal or values.ndim < 3 or values.shape[-1] != modality.num_bands:
+        return None
+    for step in range(values.shape[-2] if values.shape[-2] > 1 else 0):
+        few = _thinned(values[..., step, :], modality.num_bands, _PER_TIMESTEP)
+        flat = few[np.isfinite(few) & (few != np.float32(MISSING))]
+        if flat.size and (wrong := wrong_unit(name, flat, dtype)):
+            return wrong[0], f"{wrong[1]} (in timestep {step + 1} of {values.shape[-2]})"
+    return None
 
 
 def _table_of(values: np.ndarray, name: str) -> np.ndarray:
@@ -107,11 +127,11 @@ def _table_of(values: np.ndarray, name: str) -> np.ndarray:
     return values.ravel(order="K").reshape(-1, 1)
 
 
-def _thinned(values: np.ndarray, bands: int) -> np.ndarray:
+def _thinned(values: np.ndarray, bands: int, most: int = _SAMPLED) -> np.ndarray:
     """Some rows of the table [n, bands] of values, or of that [n, 1] where bands are not told."""
     banded = values.shape[-1:] == (bands,)
     lead = values.shape[:-1] if banded else values.shape
-    rows = np.arange(0, math.prod(lead), stride(values.size // _SAMPLED))
+    rows = np.arange(0, math.prod(lead), stride(values.size // most))
     found = values[np.unravel_index(rows, lead)] if lead else values
     return found.reshape(-1, bands if banded else 1)
 

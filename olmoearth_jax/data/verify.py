@@ -21,7 +21,7 @@ from olmoearth_jax.data.index import LATLON_FILE, read_metadata
 from olmoearth_jax.data.journal import file_digest
 from olmoearth_jax.data.pool import run_tasks
 from olmoearth_jax.data.progress import Progress
-from olmoearth_jax.files import replacing
+from olmoearth_jax.files import check_file, replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Report:
 
 def inspect(path: Path) -> FileReport:
     """Opens and decodes one file."""
-    names = tuple(n for n in registry.names() if n not in ("ndvi", "worldcover_onehot"))
+    names = tuple(n for n in registry.names() if n not in registry.DERIVED)
     content = hashlib.blake2b(digest_size=16)
     try:
         with open_sample(path, names) as file:  # first, as it refuses what is no file
@@ -233,6 +233,7 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
       ValueError: the manifest cannot be read.
     """
     try:
+        check_file(path)
         with path.open(newline="") as file:
             recorded = {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:

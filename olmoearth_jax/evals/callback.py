@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
-from olmoearth_jax.evals import results, tasks
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.evals import results
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
-from olmoearth_jax.evals.runner import run_task
-from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.evals.runner import Hooks, run_task
 from olmoearth_jax.train import hosts
 
 
@@ -32,13 +31,9 @@ class DownstreamEvaluator:
     construction and left out.
 
     Args:
-      config: the evaluator's settings, with its tasks.
-      model: config of the model that is trained.
+      run: config of the run: its model, its evaluator with the tasks, its folder (`<step>.json` and
+        `results.jsonl` go to evals/ there), and its data, for pretrain_subset tasks without any.
       steps_per_epoch: for intervals in epochs.
-      folder: where `<step>.json` and `results.jsonl` are written (the run's evals folder).
-      run_name: names the model in records.
-      h5py_dir: pretraining data, for pretrain_subset tasks that name none.
-      dtype: type of the matrix products; None picks it by device.
       say: takes progress lines.
 
     Raises:
@@ -46,28 +41,21 @@ class DownstreamEvaluator:
     """
 
     def __init__(
-        self,
-        config: DownstreamEvaluatorConfig,
-        model: ModelConfig,
-        *,
-        steps_per_epoch: int,
-        folder: Path,
-        run_name: str = "",
-        h5py_dir: str | None = None,
-        dtype: Any = None,
-        say: Callable[[str], None] = print,
+        self, run: ExperimentConfig, steps_per_epoch: int, say: Callable[[str], None] = print
     ):
-        self.config, self.model, self.dtype = config, model, dtype
-        self.folder, self.run_name, self._say = Path(folder), run_name, say
+        config = run.trainer.callbacks.downstream_evaluator
+        self.config, self.model = config, run.model
+        self.dtype = None if run.precision == "auto" else run.precision
+        self.folder, self.run_name, self._say = run.run_folder / "evals", run.common.run_name, say
         known = {**tasks.catalogue(), **config.tasks} if config.tasks_to_run else config.tasks
         chosen = tasks.select(known, config.tasks_to_run)
         for name, task in chosen.items():
             if task.dataset.startswith(tasks.PRETRAIN_PREFIX) and not task.h5py_dir:
-                chosen[name] = dataclasses.replace(task, h5py_dir=h5py_dir)
+                chosen[name] = dataclasses.replace(task, h5py_dir=run.dataset.h5py_dir)
         if config.filter_for_eval_mode:
             mode = config.filter_for_eval_mode
             chosen = {n: t for n, t in chosen.items() if t.eval_mode == mode}
-        names = model.encoder_config.supported_modality_names
+        names = run.model.encoder_config.supported_modality_names
         self.tasks, self.skipped = split_available(chosen, names)
         spans = {n: t.eval_interval for n, t in self.tasks.items()}
         unit = {"steps": 1, "epochs": steps_per_epoch}
@@ -113,7 +101,7 @@ class DownstreamEvaluator:
         Returns:
           Values to log by name (spec/evals.md section 3.4).
         """
-        params = host_copy(state["params"]["encoder"])
+        params = _host_copy(state["params"]["encoder"])
         values: dict[str, float] | None = {}
         if jax.process_index() == 0:
             values = self._run({"encoder": params}, step, stop)
@@ -127,11 +115,11 @@ class DownstreamEvaluator:
         model = EncoderModel(self.model, params, self.dtype)
         values: dict[str, float] = {"checkpoint_step": float(step)}
         found: list[dict[str, Any]] = []
-        begun, cache = time.perf_counter(), {}
+        begun, hooks = time.perf_counter(), Hooks(stop, cache={})
         for name in self.due_tasks(step):
             try:
                 task = self.tasks[name]
-                result = run_task(name, task, model, self.options, cache=cache, stop=stop)
+                result = run_task(name, task, model, self.options, hooks)
             except Stopped:
                 return None
             except (ValueError, TypeError, OSError) as e:
@@ -147,7 +135,7 @@ class DownstreamEvaluator:
         return values
 
 
-def host_copy(tree: Any) -> Any:
+def _host_copy(tree: Any) -> Any:
     """NumPy copies of arrays, gathered from other processes where they are spread over them."""
 
     def copy(x: Any) -> np.ndarray:
@@ -169,14 +157,5 @@ def build_evaluator(
     settings = config.trainer.callbacks.downstream_evaluator
     if config.trainer.no_evals or not settings.enabled:
         return None
-    evaluator = DownstreamEvaluator(
-        settings,
-        config.model,
-        steps_per_epoch=steps_per_epoch,
-        folder=config.run_folder / "evals",
-        run_name=config.common.run_name,
-        h5py_dir=config.dataset.h5py_dir,
-        dtype=None if config.precision == "auto" else config.precision,
-        say=say,
-    )
+    evaluator = DownstreamEvaluator(config, steps_per_epoch, say)
     return evaluator if evaluator.tasks else None

@@ -1,17 +1,17 @@
-"""Embeddings of evaluation samples by a model (spec/evals.md section 4)."""
+"""Embeddings of samples by a model, their projection and diagnostics (spec/evals.md 4, 10, 9)."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig
+from olmoearth_jax.evals.layers import rng
 from olmoearth_jax.evals.samples import (
     MASK,
     TIMESTAMPS,
@@ -19,29 +19,11 @@ from olmoearth_jax.evals.samples import (
     collate,
     modalities_in,
 )
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.model import dense, latent_mim, pooling
-from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.model.encoder import slot_table
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooling:
-    """How tokens become embeddings.
-
-    Attributes:
-      kind: 'mean' or 'max'.
-      spatial: one embedding per patch instead of one per sample.
-      centre: only the patch in the middle (classification, scalar regression).
-      concat: keep the band sets of all modalities apart (attention-pool probe).
-    """
-
-    kind: str = "mean"
-    spatial: bool = False
-    centre: bool = False
-    concat: bool = False
+from olmoearth_jax.model import frozen
+from olmoearth_jax.model.frozen import FrozenEncoder
+from olmoearth_jax.model.pooling import Pooling, centre_token
 
 
 class Stopped(Exception):
@@ -60,8 +42,10 @@ def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
         )
     if task.use_center_token and info.spatial:
         raise ValueError(f"use_center_token does not fit a {info.task_type} task")
-    concat = info.spatial and task.probe_type == "attnpool"
-    return Pooling(task.pooling_type, info.spatial, task.use_center_token, concat)
+    place = "centre" if task.use_center_token else "instance"
+    if info.spatial:
+        place = "spatial_concat" if task.probe_type == "attnpool" else "spatial"
+    return Pooling(task.pooling_type, place)
 
 
 class EmbeddingModel(Protocol):
@@ -73,28 +57,12 @@ class EmbeddingModel(Protocol):
         ...
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """Embeddings float32 of a batch: [B, D], [B, h, w, D] or, with concat, [B, h, w, S, D]."""
+        """Embeddings float32 of a batch, of the form that `Pooling` tells."""
         ...
 
 
-class EncoderModel:
-    """The encoder of a pretrained model, in evaluation mode.
-
-    Args:
-      config: model config.
-      params: the model's parameters, or only {'encoder': ...}.
-      dtype: type of the matrix products.
-    """
-
-    def __init__(self, config: ModelConfig, params: Mapping[str, Any], dtype: Any = None):
-        self.config = config
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        self.dtype = jnp.dtype(dtype)
-        module = latent_mim.abstract(config, self.dtype).encoder
-        self.graph = latent_mim.split(module)[0]
-        self.params = jax.tree.map(jnp.asarray, params["encoder"])
-        self.slots = slot_table(config.encoder_config)
+class EncoderModel(FrozenEncoder):
+    """The encoder of a pretrained model, as the evaluator needs it."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -106,15 +74,11 @@ class EncoderModel:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
-        data, masks, fast, names = self.inputs(batch, pool)
-        out = embed_tokens(
-            self.graph, self.slots, patch_size, pool, fast, names,
-            self.params, data, masks, batch[TIMESTAMPS].astype(np.int32),
-        )  # fmt: skip
-        return np.asarray(out)
+        call, data, masks, timestamps = self.inputs(batch, patch_size, pool)
+        return np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
 
-    def inputs(self, batch: Sample, pool: Pooling):
-        """What `embed_tokens` needs of a batch: images, masks, `fast` and `names`.
+    def inputs(self, batch: Sample, patch_size: int, pool: Pooling):
+        """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
 
         Raises:
           ValueError: the model takes none of the modalities, or a sample has no online token.
@@ -131,40 +95,12 @@ class EncoderModel:
         empty = np.flatnonzero(~np.any(seen, axis=0))
         if len(empty):
             raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
-        names = (pooling.concat_names if pool.concat else pooling.spatial_names)(masks)
-        return {n: batch[n] for n in there}, masks, fast, names
+        call = frozen.Call(self.graph, patch_size, pool.over(masks), fast, slots=self.slots)
+        return call, {n: batch[n] for n in there}, masks, batch[TIMESTAMPS].astype(np.int32)
 
 
-def pool_tokens(tokens: pooling.Arrays, masks: pooling.Arrays, pool: Pooling, names):
-    """Applies `pool` to tokens; `names` are the modalities that count where space is kept."""
-    kind: Any = pool.kind
-    if pool.concat:
-        return pooling.pool_spatial_concat(tokens, masks, names)
-    if not (pool.spatial or pool.centre):
-        return pooling.pool_instance(tokens, masks, kind)
-    spatial = pooling.pool_spatial(tokens, masks, kind, names)
-    return pooling.centre_token(spatial) if pool.centre else spatial
-
-
-@functools.partial(
-    jax.jit, static_argnames=("graph", "slots", "patch_size", "pool", "fast", "names")
-)
-def embed_tokens(graph, slots, patch_size, pool, fast, names, params, data, masks, timestamps):
-    """Encoder and pooling of one batch, compiled per shape; see `EncoderModel.embed`.
-
-    Args:
-      graph, slots: of the encoder.
-      fast: no token is missing.
-      names: modalities that count where space is kept (see `pool_tokens`).
-      params: encoder parameters.
-      data, masks: per modality [B, H, W, T, C] and pixel masks of that form.
-      timestamps: int32 [B, T, 3].
-    """
-    encoder = latent_mim.merge(graph, params)
-    token_masks = dense.token_masks_from_pixels(slots, masks, patch_size)
-    encoded = dense.encode_dense(encoder, data, token_masks, timestamps, patch_size, fast_pass=fast)
-    tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
-    return pool_tokens(tokens, token_masks, pool, names)
+embed_tokens = jax.jit(frozen.embed, static_argnames="call")
+"""Encoder and pooling of one batch, compiled per shape; see `EncoderModel.inputs`."""
 
 
 class RawBands:
@@ -180,7 +116,7 @@ class RawBands:
 
     def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
         """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
-        if pool.concat:
+        if pool.place == "spatial_concat":
             raise ValueError("raw bands have no band sets to pool; choose another probe_type")
         parts = []
         for name in modalities_in(batch):
@@ -191,9 +127,9 @@ class RawBands:
             x = x.reshape(b, h, patch_size, w, patch_size, c).transpose(0, 1, 3, 2, 4, 5)
             parts.append(x.reshape(b, h, w, -1))
         out = np.concatenate(parts, -1)
-        if pool.centre:
-            return out[:, out.shape[1] // 2, out.shape[2] // 2]
-        return out if pool.spatial else getattr(out, pool.kind)((1, 2))
+        if pool.place == "instance":
+            return getattr(out, pool.how)((1, 2))
+        return out if pool.place == "spatial" else centre_token(out)
 
 
 class Samples(Protocol):
@@ -221,25 +157,28 @@ def _read_ahead(split: Samples, batches: list[np.ndarray], workers: int) -> Iter
             yield items
 
 
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """How embeddings are made."""
+
+    patch_size: int
+    pool: Pooling
+    batch_size: int = 128
+    workers: int = 2
+    """Threads that read samples; 0 reads them in between."""
+
+
 def extract(
     model: EmbeddingModel,
     split: Samples,
     modalities: Sequence[str],
-    *,
-    patch_size: int,
-    pool: Pooling,
-    batch_size: int = 128,
-    order: np.ndarray | None = None,
-    workers: int = 2,
+    how: Extraction,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and labels of a whole split, on the host.
 
     The last short batch is filled up with copies of its last sample, so that one program serves
     all batches.
-
-    Args:
-      order: sample order; the split's own by default.
 
     Raises:
       ValueError: an empty split, a modality the model doesn't take, NaN embeddings.
@@ -250,18 +189,18 @@ def extract(
     for name in modalities:
         if name not in model.modalities:
             raise ValueError(f"the model does not take {name!r}; {closest(name, model.modalities)}")
-    order = np.arange(len(split)) if order is None else order
-    batch_size = min(batch_size, len(order))
+    order = np.arange(len(split))
+    batch_size = min(how.batch_size, len(order))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     found, labels = [], []
-    for items in _read_ahead(split, batches, workers):
+    for items in _read_ahead(split, batches, how.workers):
         if stop():
             raise Stopped
         samples = [item[0] for item in items]
         samples += [samples[-1]] * (batch_size - len(samples))
         keep = {k for m in modalities for k in (m, m + MASK)} | {TIMESTAMPS}
         batch = collate([{k: v for k, v in s.items() if k in keep} for s in samples])
-        out = model.embed(batch, patch_size, pool)[: len(items)]
+        out = model.embed(batch, how.patch_size, how.pool)[: len(items)]
         if not np.isfinite(out).all():
             raise ValueError(
                 "the model gives NaN or infinite embeddings; was it saved from a diverged run?"
@@ -269,3 +208,131 @@ def extract(
         found.append(out)
         labels.append(np.stack([item[1] for item in items]))
     return np.concatenate(found), np.concatenate(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class PCA:
+    """Principal components of train embeddings, centred and not whitened."""
+
+    mean: np.ndarray
+    """[D]"""
+    components: np.ndarray
+    """[k, D]"""
+    variance_retained: float
+    """Share of the variance that is kept."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """[..., D] -> float32 [..., k]."""
+        return ((x - self.mean) @ self.components.T).astype(np.float32)
+
+
+def fit_pca(x: np.ndarray, dim: int) -> PCA:
+    """PCA of embeddings [..., D] to `dim` dimensions; all leading axes are samples.
+
+    The sign of a component makes its entry of largest magnitude positive.
+
+    Raises:
+      ValueError: more dimensions than the data has.
+    """
+    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    if not 1 <= dim <= min(flat.shape):
+        raise ValueError(f"embedding_dim {dim} must lie in 1...{min(flat.shape)}")
+    mean = flat.mean(0)
+    flat = flat - mean
+    variance, vectors = np.linalg.eigh(flat.T @ flat)
+    components = vectors[:, ::-1][:, :dim].T
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
+    variance = np.maximum(variance[::-1], 0)
+    share = float(variance[:dim].sum() / max(variance.sum(), 1e-30))
+    return PCA(mean, components * np.sign(largest), share)
+
+
+_RANK_ROWS = 4096
+_PAIR_ROWS = 2048
+_INTRA_SAMPLES = 256
+
+
+def _subset(x: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    return x if len(x) <= rows else x[rng(seed, 2, rows).permutation(len(x))[:rows]]
+
+
+def _std(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    return np.std(x, axis=axis, ddof=1)
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """exp of the entropy of the singular values of x [N, D] (not centred); 0 if all are 0."""
+    values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    # Round-off of null directions is no singular value: the float32 data carry no more digits.
+    values = values[values > values.max(initial=0) * max(x.shape) * 1e-16]
+    if not len(values):
+        return 0.0
+    p = values / values.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def _pairs(z: np.ndarray) -> np.ndarray:
+    """Cosine similarities of all pairs i < j of the rows of z."""
+    norm = np.linalg.norm(z, axis=-1, keepdims=True)
+    z = z / np.maximum(norm, 1e-12)
+    return (z @ z.T)[np.triu_indices(len(z), 1)]
+
+
+def flat_diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Metrics of embeddings [N, D]; empty for fewer than two.
+
+    Raises:
+      ValueError: not two-dimensional.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"diagnostics of flat embeddings need [N, D], got shape {x.shape}")
+    if len(x) < 2:
+        return {}
+    x = x.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1)
+    out = {
+        "effective_rank": effective_rank(_subset(x, _RANK_ROWS, seed)),
+        "embedding_dim": float(x.shape[1]),
+        "num_samples": float(len(x)),
+        "norm_mean": float(norms.mean()),
+        "norm_std": float(_std(norms)),
+        "norm_min": float(norms.min()),
+        "norm_max": float(norms.max()),
+    }
+    if len(x) >= 4:
+        cosine = _pairs(_subset(x, _PAIR_ROWS, seed))
+        out |= {
+            # Unit rows: the squared distance is 2 - 2 cos.
+            "uniformity": float(np.log(np.mean(np.exp(-2 * (2 - 2 * cosine))))),
+            "cosine_sim_mean": float(cosine.mean()),
+            "cosine_sim_std": float(_std(cosine)),
+            "cosine_sim_min": float(cosine.min()),
+            "cosine_sim_max": float(cosine.max()),
+        }
+    return out
+
+
+def spatial_diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Metrics of embeddings [N, ..., D]: over all patches, of the means, and within samples."""
+    patches = x.reshape(len(x), -1, x.shape[-1]).astype(np.float64)
+    everything = _subset(patches.reshape(-1, x.shape[-1]), _RANK_ROWS, seed)
+    out = {f"global_{k}": v for k, v in flat_diagnostics(everything, seed).items()}
+    out |= {f"inter_{k}": v for k, v in flat_diagnostics(patches.mean(1), seed).items()}
+    if patches.shape[1] < 2:
+        return out
+    chosen = _subset(patches, _INTRA_SAMPLES, seed)
+    cosines = [_pairs(sample) for sample in chosen]
+    spreads = [float(_std(c)) if len(c) > 1 else 0.0 for c in cosines]
+    norms = np.linalg.norm(chosen, axis=-1)
+    return out | {
+        "intra_cosine_sim_mean": float(np.mean([c.mean() for c in cosines])),
+        "intra_cosine_sim_std": float(np.mean(spreads)),
+        "intra_norm_std": float(np.mean(_std(norms, axis=1))),
+        "intra_num_patches": float(patches.shape[1]),
+        "intra_num_images_sampled": float(len(chosen)),
+    }
+
+
+def diagnostics(x: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Flat metrics for [N, D], spatial ones for more axes."""
+    return flat_diagnostics(x, seed) if x.ndim == 2 else spatial_diagnostics(x, seed)

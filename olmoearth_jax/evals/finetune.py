@@ -9,23 +9,30 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import (
+    DEFAULTS,
+    METRICS,
+    DatasetInfo,
+    EvalTaskConfig,
+    RunOptions,
+    check_task,
+)
 from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import IGNORE, TIMESTAMPS, Sample, check_split, collate
-from olmoearth_jax.evals.tasks import DEFAULTS, METRICS, EvalTaskConfig, RunOptions, check_task
+from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
 from olmoearth_jax.files import replacing
+from olmoearth_jax.model.frozen import Call
 
 FREEZE_SHARE = 0.2
 UNFREEZE_FACTOR = 0.1
-WEIGHT_DECAY = 0.01
 THRESHOLD = 0.5
 
 
@@ -80,67 +87,98 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
     """The static part of a fine-tuning run."""
 
-    graph: Any
-    slots: Any
-    patch_size: int
-    pool: embeddings.Pooling
     head: heads.Head
     size: tuple[int, int] | None
     multilabel: bool
     dice: bool
+    class_weights: tuple[float, ...] | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
-def _logits(job: _Job, fast, names, params, data, masks, timestamps):
-    x = embeddings.embed_tokens(
-        job.graph, job.slots, job.patch_size, job.pool, fast, names,
-        params["encoder"], data, masks, timestamps,
-    )  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class OwnData:
+    """Data that is in no catalogue, and ways of training that the reference does not know.
+
+    Attributes:
+      info: what is known of it.
+      splits: 'train' and 'valid'.
+      head: on top of the encoder.
+      class_weights: see `losses.cross_entropy`.
+      patience: stop after so many epochs without a better validation, all of the model training.
+    """
+
+    info: DatasetInfo
+    splits: Mapping[str, embeddings.Samples]
+    head: heads.Head
+    class_weights: tuple[float, ...] | None = None
+    patience: int | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("job", "call"))
+def logits(job: Job, call: Call, params: Any, batch: Any) -> jax.Array:
+    """Logits or values of a batch, see `model.frozen.embed` and `heads.at_labels`."""
+    x = embeddings.embed_tokens(call, params["encoder"], *batch)
     return heads.at_labels(job.head, heads.forward(job.head, params["head"], {}, x)[0], job.size)
 
 
-@functools.partial(jax.jit, static_argnames=("job", "fast", "names"))
-def _loss_and_grads(job: _Job, fast, names, params, data, masks, timestamps, labels):
+@functools.partial(jax.jit, static_argnames=("job", "call"))
+def _loss_and_grads(job: Job, call: Call, params, batch, labels):
     def loss(params):
-        out = _logits(job, fast, names, params, data, masks, timestamps)
+        out = logits(job, call, params, batch)
         if job.head.task_type == "regression":
             return losses.masked_mse(out, labels)
         if job.multilabel:
             return losses.multilabel_soft_margin(out, labels)
-        rule = losses.dice_cross_entropy if job.dice else losses.cross_entropy
-        return rule(out, labels)
+        if job.dice:
+            return losses.dice_cross_entropy(out, labels)
+        weights = None if job.class_weights is None else jnp.asarray(job.class_weights)
+        return losses.cross_entropy(out, labels, weights)
 
     return jax.value_and_grad(loss)(params)
 
 
 @jax.jit
 def _update(params, grads, moments, count, lr):
-    return layers.adamw_update(params, grads, moments, count, lr, WEIGHT_DECAY)
+    return layers.adamw_update(params, grads, moments, count, lr)
 
 
 class FineTuner:
     """One fine-tuning run of one model on one task."""
 
     def __init__(
-        self, name: str, task: EvalTaskConfig, model: embeddings.EncoderModel, options: RunOptions
+        self,
+        name: str,
+        task: EvalTaskConfig,
+        model: embeddings.EncoderModel,
+        options: RunOptions,
+        own: OwnData | None = None,
     ):
+        """Opens the data of the task, or takes one's own.
+
+        Raises:
+          ValueError: settings or data that cannot work.
+        """
         self.name, self.task, self.model = name, task, model
-        self.info = check_task(name, task)
         names = ("train", "valid", "test") if options.run_on_test else ("train", "valid")
-        self.splits = {s: open_split(name, task, s) for s in names}
+        self.patience = None if own is None else own.patience
+        self.splits: Mapping[str, embeddings.Samples]
+        if own is not None:
+            self.info, self.splits, head = own.info, own.splits, own.head
+        else:
+            self.info = check_task(name, task)
+            self.splits = {s: open_split(name, task, s) for s in names}
+            head = heads.make_head(
+                task.ft_head_type, self.info.task_type, self.info.num_classes,
+                model.embedding_size, task.patch_size,
+            )  # fmt: skip
         label = self.splits["train"][0][1]
-        encoder = model.config.encoder_config
-        width = encoder.output_embedding_size or encoder.embedding_size
-        head = heads.make_head(
-            task.ft_head_type, self.info.task_type, self.info.num_classes, width, task.patch_size
-        )
-        self.job = _Job(
-            model.graph, model.slots, task.patch_size, embeddings.pooling_of(task, self.info), head,
-            tuple(label.shape[:2]) if self.info.spatial else None,
-            self.info.multilabel, task.use_dice_loss,
+        self.pool = embeddings.pooling_of(task, self.info)
+        size = tuple(label.shape[:2]) if self.info.spatial else None
+        self.job = Job(
+            head, size, self.info.multilabel, task.use_dice_loss,
+            None if own is None else own.class_weights,
         )  # fmt: skip
         head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed, 4)[0])
         self.params = {"encoder": model.params, "head": head_params}
@@ -152,20 +190,25 @@ class FineTuner:
         self.best: tuple[float, Any] = (math.nan, self.params)
         root = options.save_folder
         self.folder = None if root is None else root / name / f"lr{task.ft_lr}"
-        self.epoch = 0
+        self.epoch, self.best_epoch = 0, 0
+
+    def _stale(self) -> bool:
+        """Whether nothing got better for longer than patience lasts."""
+        began = max(self.best_epoch, self.schedule.frozen_epochs)
+        return self.patience is not None and self.epoch - began >= self.patience
 
     def train(self, stop: Callable[[], bool], log: Callable[[str], None] | None) -> None:
         """Runs the epochs that are left; keeps the best state by the validation metric."""
         if self._load("best"):
             return
         self._load("last")
-        while self.epoch < self.task.epochs:
+        while self.epoch < self.task.epochs and not self._stale():
             lr, frozen = self.schedule.start_epoch(self.epoch)
             loss = self._epoch(lr, frozen, stop)
             result = self.evaluate("valid")
             self.schedule.finish_epoch(result.primary)
             if result.beats(self.best[0]):
-                self.best = (result.primary, self.params)
+                self.best, self.best_epoch = (result.primary, self.params), self.epoch + 1
             self.epoch += 1
             if log:
                 log(
@@ -202,10 +245,11 @@ class FineTuner:
         return total / batches
 
     def _inputs(self, batch: Sample):
-        data, masks, fast, names = self.model.inputs(batch, self.job.pool)
+        """The call, the present parameters, and the batch as `embed_tokens` takes it."""
+        call, data, *rest = self.model.inputs(batch, self.task.patch_size, self.pool)
         if self.model.dtype == jnp.bfloat16:
             data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
-        return fast, names, self.params, data, masks, batch[TIMESTAMPS].astype(np.int32)
+        return call, self.params, (data, *rest)
 
     def _batches(
         self, split: str, order: np.ndarray, stop: Callable[[], bool] = lambda: False
@@ -232,12 +276,12 @@ class FineTuner:
         count = len(self.splits[split])
         found, truth = [], []
         for batch, labels in self._batches(split, np.arange(count)):
-            found.append(np.asarray(_logits(self.job, *self._inputs(batch))))
+            found.append(np.asarray(logits(self.job, *self._inputs(batch))))
             truth.append(labels)
         out, labels = np.concatenate(found)[:count], np.concatenate(truth)[:count]
         if not np.isfinite(out).all():
             raise ValueError(f"fine-tuning {self.name} diverged: predictions are not finite")
-        task, info, scores = self.task, self.info, None
+        info, scores = self.info, None
         check_split(split, out, labels, info)
         guess = out
         if info.multilabel:
@@ -246,10 +290,7 @@ class FineTuner:
         elif "regression" not in info.task_type:
             scores = np.asarray(jax.nn.softmax(out, axis=-1))
             guess = scores.argmax(-1)
-        return metrics.score(
-            info.scoring, guess, labels, info.num_classes, scores,
-            task.primary_metric, task.primary_metric_class,
-        )  # fmt: skip
+        return metrics.score(self.task, info, guess, labels, scores)
 
     def _save(self, kind: str) -> None:
         """Writes `<kind>.ckpt`: the arrays in order, and a record of all else; atomically."""
@@ -259,6 +300,7 @@ class FineTuner:
         about = {
             "epoch": self.epoch, "counts": self.counts, "best_val_metric": self.best[0],
             "scheduler_state": dataclasses.asdict(self.schedule), "task": repr(self.task),
+            "best_epoch": self.best_epoch,
             "backbone_unfrozen": self.epoch > self.schedule.frozen_epochs,
         }  # fmt: skip
         leaves = jax.tree.leaves(self._state(kind))
@@ -289,6 +331,7 @@ class FineTuner:
         self.params = state["model_state"]
         self.moments = state.get("optimizer_state", self.moments)
         self.epoch, self.counts = about["epoch"], about["counts"]
+        self.best_epoch = about.get("best_epoch", self.epoch)
         self.schedule = Schedule(**about["scheduler_state"])
         self.best = (about["best_val_metric"], state.get("best_state", self.params))
         return True

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import PROBE_TYPES, SPATIAL_TASKS, known
 from olmoearth_jax.evals import layers
 from olmoearth_jax.evals.layers import Params
-from olmoearth_jax.evals.tasks import PROBE_TYPES, SPATIAL_TASKS, known
 
 HEAD_TYPES = ("linear", "unet")
 HEAD_WIDTH = 64

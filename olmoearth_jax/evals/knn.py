@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals.metrics import EvalResult, average_precision, bootstrap, score
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 
 TEMPERATURE = 0.07
 QUERY_BLOCK = 2048
@@ -106,8 +106,7 @@ def _share(rows: int, parts: int, multiple: int) -> int:
 
 
 def knn_scores(
-    train: np.ndarray,
-    labels: np.ndarray,
+    train: Split,
     query: np.ndarray,
     num_classes: int,
     k: int = 20,
@@ -116,13 +115,15 @@ def knn_scores(
     """Class scores float32 [Q, C] and predictions int64 ([Q] or, multi-label, [Q, C]).
 
     Args:
-      train, query: embeddings float [N, D] and [Q, D].
-      labels: class numbers int [N], or 0/1 [N, C] for several labels per sample.
+      train: embeddings float [N, D], and class numbers int [N], or 0/1 [N, C] for several labels
+        per sample.
+      query: embeddings float [Q, D].
 
     Raises:
       ValueError: see `neighbours`.
     """
-    sims, index = neighbours(train, query, k, skip_nearest)
+    labels = train[1]
+    sims, index = neighbours(train[0], query, k, skip_nearest)
     weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
     total = np.maximum(weights.sum(1, keepdims=True), 1e-8)
     if labels.ndim == 2:
@@ -136,37 +137,33 @@ def knn_scores(
 
 
 def run_knn(
-    task: EvalTaskConfig, info: DatasetInfo, train: Split, query: Split, options: RunOptions, *,
-    resample: bool = False, skip_nearest: bool = False,
-) -> tuple[EvalResult, dict]:  # fmt: skip
+    task: EvalTaskConfig, info: DatasetInfo, train: Split, query: Split, options: RunOptions
+) -> tuple[EvalResult, dict]:
     """kNN of a query split (embeddings, labels) against a train split.
 
     Samples without a label neither vote nor count. For segmentation a patch takes, for all its
     pixels, the class of similar train patches, which count with their most frequent class; it is
     scored per pixel, as a probe is.
 
-    Args:
-      resample: also bootstrap the accuracy (multi-label: micro mAP).
-
     Returns:
-      The result, and the bootstrap or {}.
+      The result, and what `options` ask to resample (accuracy or, of several labels per sample,
+      micro mAP) or {}.
     """
     for name, (x, y) in (("train", train), ("query", query)):
         check_split(name, x, y, info)
     x, y = train
     if info.spatial:
-        y = patch_labels(y, x.shape[1], x.shape[2], info.num_classes)
+        y = _patch_labels(y, x.shape[1], x.shape[2], info.num_classes)
     rows = (y != IGNORE).all(1) if info.multilabel else y != IGNORE
     flat = query[0].reshape(-1, query[0].shape[-1])
-    scores, guess = knn_scores(x[rows], y[rows], flat, info.num_classes, options.k, skip_nearest)
+    scores, guess = knn_scores(
+        (x[rows], y[rows]), flat, info.num_classes, options.k, options.skip_nearest
+    )
     if info.spatial:
         guess, scores = _to_pixels(guess.reshape(query[0].shape[:3]), query[1].shape), None
     truth = query[1]
-    result = score(
-        info.scoring, guess, truth, info.num_classes, scores,
-        task.primary_metric, task.primary_metric_class,
-    )  # fmt: skip
-    if not resample or not options.n_bootstrap or scores is None:
+    result = score(task, info, guess, truth, scores)
+    if not options.n_bootstrap or scores is None:
         return result, {}
 
     def resampled(rows: np.ndarray) -> float:
@@ -177,7 +174,7 @@ def run_knn(
     return result, bootstrap(resampled, len(truth), options.n_bootstrap, options.bootstrap_seed)
 
 
-def patch_labels(labels: np.ndarray, height: int, width: int, num_classes: int) -> np.ndarray:
+def _patch_labels(labels: np.ndarray, height: int, width: int, num_classes: int) -> np.ndarray:
     """Most frequent class of every patch, IGNORE where none is labelled: [N, H, W] -> [N, h, w]."""
     n, rows, columns = labels.shape
     tiles = labels.reshape(n, height, rows // height, width, columns // width)

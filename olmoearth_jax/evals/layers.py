@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Params = dict
 
 BN_MOMENTUM = 0.1
 BN_EPS = 1e-5
+_ADAM: Any = optax.scale_by_adam()
+_DECAY = 0.01
 
 
 def rng(seed: int, *purpose: int) -> np.random.Generator:
@@ -111,17 +114,14 @@ def unfold_patches(x: jax.Array, num_classes: int, p: int) -> jax.Array:
 
 
 def adamw_init(params: Any) -> tuple[Any, Any]:
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return zeros, zeros
+    """The two moments before the first step."""
+    state = _ADAM.init(params)
+    return state.mu, state.nu
 
 
-def adamw_update(params, grads, moments, step, lr, weight_decay=0.01):
+def adamw_update(params, grads, moments, step, lr):
     """One AdamW step (betas 0.9/0.999, eps 1e-8) on all parameters; `step` counts from 1."""
-    m = jax.tree.map(lambda a, g: 0.9 * a + 0.1 * g, moments[0], grads)
-    v = jax.tree.map(lambda a, g: 0.999 * a + 0.001 * g * g, moments[1], grads)
-
-    def update(p, a, b):
-        direction = (a / (1 - 0.9**step)) / (jnp.sqrt(b / (1 - 0.999**step)) + 1e-8)
-        return p * (1 - lr * weight_decay) - lr * direction
-
-    return jax.tree.map(update, params, m, v), (m, v)
+    state = optax.ScaleByAdamState(jnp.asarray(step - 1, jnp.int32), *moments)
+    direction, state = _ADAM.update(grads, state)
+    params = jax.tree.map(lambda p, d: p * (1 - lr * _DECAY) - lr * d, params, direction)
+    return params, (state.mu, state.nu)

@@ -6,17 +6,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from olmoearth_jax.configlib.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import heads, layers, losses, metrics
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
-from olmoearth_jax.evals.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
 
 CHUNK_BYTES = 256 << 20
 """Embeddings kept on the device at once while training."""
@@ -37,6 +37,34 @@ class ProbeOutcome:
     stats: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class ProbeExtras:
+    """What a task does not say; by default everything is as the reference has it."""
+
+    class_weights: Any = None
+    """float [C], how much labels of a class count."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation."""
+    one_optimizer: bool = False
+    """Keep its moments from one validation to the next."""
+    bf16: bool = True
+    """Round matrix products to bfloat16."""
+    order: np.ndarray | None = None
+    """int [epochs, N], sample order of every epoch instead of the seeded one."""
+    start: tuple[Any, Any] | None = None
+    """(params, stats) instead of the seeded initial ones."""
+    log: Callable[[str], None] | None = None
+    """Takes progress lines."""
+
+
+class FittedProbe(NamedTuple):
+    """A probe that can predict."""
+
+    head: heads.Head
+    params: Any
+    stats: Any
+
+
 def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> np.ndarray:
     """Warm-up then cosine to 1e-5; `position` is in epochs, fractions for batches within one."""
     t = np.asarray(position, np.float64)
@@ -47,39 +75,51 @@ def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> n
     return np.where(t < warmup, rise, floor + (max_lr - floor) * fall)
 
 
-def _loss(probe: heads.Head, dice: bool, unravel, flat, stats, x, y, weight):
-    out, stats = heads.forward(probe, unravel(flat), stats, x, weight)
-    out = heads.at_labels(probe, out, y.shape[1:3])
-    if "regression" in probe.task_type:
+class _Rule(NamedTuple):
+    """The static part of a training step."""
+
+    probe: heads.Head
+    dice: bool
+
+
+def _loss(rule: _Rule, fixed, flat, stats, batch):
+    unravel, class_weights = fixed
+    x, y, weight = batch
+    out, stats = heads.forward(rule.probe, unravel(flat), stats, x, weight)
+    out = heads.at_labels(rule.probe, out, y.shape[1:3])
+    if "regression" in rule.probe.task_type:
         return losses.masked_mse(out, y), stats
-    rule = losses.dice_cross_entropy if dice else losses.cross_entropy
-    return rule(out, y), stats
+    if rule.dice:
+        return losses.dice_cross_entropy(out, y), stats
+    return losses.cross_entropy(out, y, class_weights), stats
 
 
-@functools.partial(jax.jit, static_argnames=("probe", "dice"))
-def _train_steps(probe: heads.Head, dice: bool, state, table, rows, lrs, steps):
+@functools.partial(jax.jit, static_argnames="rule")
+def _train_steps(rule: _Rule, class_weights, state, table, plan):
     """Runs batches of a table of embeddings and labels; parameters and moments are one vector each.
 
     Args:
+      class_weights: float [C] or None, see `losses.cross_entropy`.
       state: (parameters, running statistics, moments, steps taken).
-      rows: int [batches, batch] into the table, -1 for no sample.
-      lrs: rates [batches].
-      steps: how many of the batches to run.
+      plan: rows int [batches, batch] of the table, -1 for no sample; rates [batches]; and how many
+        of the batches to run.
 
     Returns:
       The state afterwards, and losses [batches], 0 where none was run.
     """
+    rows, lrs, steps = plan
     start, unravel = ravel_pytree(state[0])
+    fixed = unravel, class_weights
     real = rows >= 0
     nothing = jnp.nan if jnp.issubdtype(table[1].dtype, jnp.floating) else IGNORE
     x, y = (a[jnp.maximum(rows, 0)] for a in table)  # once: within the loop it takes longer
     y = jnp.where(real.reshape(*real.shape, *[1] * (y.ndim - 2)), y, nothing)
-    grad = jax.value_and_grad(_loss, argnums=3, has_aux=True)
+    grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
     def step(i, carry):
         (flat, stats, moments, count), found = carry
         weight = real[i].astype(jnp.float32)
-        (loss, stats), grads = grad(probe, dice, unravel, flat, stats, x[i], y[i], weight)
+        (loss, stats), grads = grad(rule, fixed, flat, stats, (x[i], y[i], weight))
         flat, moments = layers.adamw_update(flat, grads, moments, count + 1, lrs[i])
         return (flat, stats, moments, count + 1), found.at[i].set(loss)
 
@@ -98,14 +138,14 @@ def _predict(probe: heads.Head, size: tuple[int, int] | None, params, stats, x):
     return jnp.argmax(out, -1), jax.nn.softmax(out.astype(jnp.float32))
 
 
-def predict(probe: heads.Head, params, stats, x: np.ndarray, size=None, batch_size: int = 64):
+def predict(fitted: FittedProbe, x: np.ndarray, size=None, batch_size: int = 64):
     """Predictions [N, ...] and probabilities [N, ..., C] (None for regression) of embeddings."""
     found = []
     step = min(batch_size, len(x))
     for start in range(0, len(x), step):
         part = x[start : start + step]
         padded = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
-        out = _predict(probe, size, params, stats, padded)
+        out = _predict(fitted.head, size, fitted.params, fitted.stats, padded)
         found.append([None if a is None else np.asarray(a)[: len(part)] for a in out])
     guess, scores = zip(*found, strict=True)
     return np.concatenate(guess), None if scores[0] is None else np.concatenate(scores)
@@ -114,11 +154,17 @@ def predict(probe: heads.Head, params, stats, x: np.ndarray, size=None, batch_si
 class _Trainer:
     """Feeds shuffled batches, in order, to the compiled steps."""
 
-    def __init__(self, task, info, train: Split, seed: int, bf16: bool, order: np.ndarray | None):
-        self.task, self.info, self.seed, self.order = task, info, seed, order
+    def __init__(self, task, info, train: Split, seed: int, extra: ProbeExtras):
+        self.extra, self.moments = extra, None
+        self.task, self.info, self.seed = task, info, seed
         self.x, labels = train
         self.probe = heads.make_probe(
-            task.probe_type, info.task_type, info.num_classes, self.x.shape, info.height_width, bf16
+            task.probe_type,
+            info.task_type,
+            info.num_classes,
+            self.x.shape,
+            info.height_width,
+            extra.bf16,
         )
         self.mean, self.std = 0.0, 1.0
         if "regression" in info.task_type:
@@ -136,11 +182,12 @@ class _Trainer:
         """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
         # The reference makes a new optimiser for every chunk of epochs; results depend on it.
         flat = ravel_pytree(params)[0]
-        state = (params, stats, layers.adamw_init(flat), jnp.asarray(0))
+        fresh = (layers.adamw_init(flat), jnp.asarray(0))
+        state = (params, stats, *(self.moments or fresh))
         found, rates = [], []
         for epoch in epochs:
-            if self.order is not None:
-                order = self.order[epoch]
+            if self.extra.order is not None:
+                order = self.extra.order[epoch]
             else:
                 order = layers.rng(self.seed, 1, epoch).permutation(len(self.y))
             position = epoch + np.arange(self.batches) / self.batches
@@ -149,6 +196,8 @@ class _Trainer:
             for start in range(0, self.batches, self.chunk):
                 state, loss = self._steps(state, order, lrs, start)
                 found.append(loss)
+        if self.extra.one_optimizer:
+            self.moments = state[2:]
         return state[0], state[1], (np.concatenate(found), np.concatenate(rates))
 
     def _steps(self, state, order: np.ndarray, lrs: np.ndarray, start: int):
@@ -166,24 +215,22 @@ class _Trainer:
         else:
             rows[: len(mine)] = mine
         rows = rows.reshape(self.chunk, size)
-        dice = self.task.use_dice_loss
-        state, loss = _train_steps(self.probe, dice, state, table, rows, rates, steps)
+        rule = _Rule(self.probe, self.task.use_dice_loss)
+        weights = self.extra.class_weights
+        weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+        state, loss = _train_steps(rule, weights, state, table, (rows, rates, steps))
         return state, np.asarray(loss)[:steps]
 
     def evaluate(self, params, stats, split: Split):
         """Predictions, probabilities and scores of a split, in the unit of its labels."""
         size = tuple(split[1].shape[1:3]) if self.probe.spatial else None
-        guess, scores = predict(self.probe, params, stats, split[0], size)
+        guess, scores = predict(FittedProbe(self.probe, params, stats), split[0], size)
         if "regression" in self.info.task_type:
             guess = guess * self.std + self.mean
         return guess, scores, self.score(guess, split[1], scores)
 
     def score(self, guess, labels, scores) -> EvalResult:
-        task, info = self.task, self.info
-        return metrics.score(
-            info.task_type, guess, labels, info.num_classes, scores,
-            task.primary_metric, task.primary_metric_class,
-        )  # fmt: skip
+        return metrics.score(self.task, self.info, guess, labels, scores)
 
     def bootstrap(self, options: RunOptions, guess, labels, scores) -> dict[str, Any]:
         """Resampled primary metric of a split."""
@@ -201,11 +248,7 @@ def train_probe(
     info: DatasetInfo,
     splits: Mapping[str, Split],
     options: RunOptions = DEFAULTS,
-    *,
-    bf16: bool = True,
-    order: np.ndarray | None = None,
-    start: tuple[Any, Any] | None = None,
-    log: Callable[[str], None] | None = None,
+    extra: ProbeExtras = ProbeExtras(),
 ) -> ProbeOutcome:
     """Trains a probe and scores it.
 
@@ -213,9 +256,7 @@ def train_probe(
       splits: 'train', 'valid' and perhaps 'test', each (embeddings, labels): [N, D] with labels
         [N], or [N, h, w, D] (attnpool: [N, h, w, T, D]) with labels [N, H, W]; class labels are
         integers, -1 = ignored.
-      bf16: round matrix products to bfloat16, as the reference does.
-      order: int [epochs, N] sample order of every epoch instead of the seeded one.
-      start: (params, stats) instead of the seeded initial ones.
+      extra: what the reference has not; nothing by default.
 
     Raises:
       ValueError: empty split, no label in a split, labels out of range, NaN embeddings.
@@ -224,8 +265,10 @@ def train_probe(
         raise ValueError("the linear probe does not do multi-label classification; use kNN")
     for name, (x, y) in splits.items():
         check_split(name, x, y, info)
-    trainer = _Trainer(task, info, splits["train"], options.seed, bf16, order)
-    params, stats = jax.tree.map(jnp.asarray, start or heads.init(trainer.probe, options.seed))
+    trainer = _Trainer(task, info, splits["train"], options.seed, extra)
+    params, stats = jax.tree.map(
+        jnp.asarray, extra.start or heads.init(trainer.probe, options.seed)
+    )
     history, traces, best = [], [], (0, math.nan, params, stats)
     interval = min(task.linear_probe_eval_interval, task.epochs)
     for first in range(0, task.epochs, interval):
@@ -234,10 +277,12 @@ def train_probe(
         traces.append(trace)
         result = trainer.evaluate(params, stats, splits["valid"])[2]
         history.append(result)
-        if log:
-            log(f"epoch {last}: {result.primary_key} {result.primary:.4f}")
+        if extra.log:
+            extra.log(f"epoch {last}: {result.primary_key} {result.primary:.4f}")
         if result.beats(best[1]):
             best = (last, result.primary, params, stats)
+        if extra.patience is not None and last - best[0] >= extra.patience:
+            break
     test, resampled = None, {}
     if "test" in splits:
         guess, scores, test = trainer.evaluate(best[2], best[3], splits["test"])

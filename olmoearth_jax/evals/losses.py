@@ -12,10 +12,17 @@ import jax.numpy as jnp
 from olmoearth_jax.evals.samples import IGNORE
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy over labels that are not IGNORE: logits [..., C], labels int [...]."""
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None
+) -> jax.Array:
+    """Mean cross-entropy over labels that are not IGNORE: logits [..., C], labels int [...].
+
+    With `class_weights` [C] each label counts by its class; the mean is still over their number.
+    """
     valid = labels != IGNORE
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    if class_weights is not None:
+        log_p = log_p * class_weights
     # Not a gather, whose gradient would be a scatter, slow on a CPU. IGNORE is no class.
     picked = labels[..., None] == jnp.arange(logits.shape[-1])
     return -jnp.sum(jnp.where(picked, log_p, 0)) / jnp.maximum(valid.sum(), 1)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import METRICS, DatasetInfo, EvalTaskConfig
 from olmoearth_jax.evals.samples import IGNORE
-from olmoearth_jax.evals.tasks import METRICS
 from olmoearth_jax.modalities import closest
 
 EPS = 1e-8
@@ -19,19 +19,16 @@ LOWER_IS_BETTER = ("mae", "rmse")
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """Scores of one split.
-
-    Attributes:
-      primary: value of the primary metric.
-      primary_metric: its name as asked for ('class_f1' for the F1 of one class).
-      primary_key: the key of `metrics` it was taken from.
-      metrics: every metric by name.
-    """
+    """Scores of one split."""
 
     primary: float
+    """Value of the primary metric."""
     primary_metric: str
+    """Its name as asked for ('class_f1' for the F1 of one class)."""
     primary_key: str
+    """The key of `metrics` that it was taken from."""
     metrics: dict[str, float]
+    """Every metric by name."""
 
     def beats(self, best: float) -> bool:
         """Whether it is strictly better than the primary value `best`; NaN is beaten by all."""
@@ -217,28 +214,27 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
 
 
 def score(
-    scoring: str,
+    task: EvalTaskConfig,
+    info: DatasetInfo,
     guess: np.ndarray,
     labels: np.ndarray,
-    num_classes: int,
     scores: np.ndarray | None = None,
-    primary: str | None = None,
-    class_id: int | None = None,
 ) -> EvalResult:
     """Metrics of predictions of any kind of task.
 
     Args:
-      scoring: a key of `tasks.METRICS`.
+      task: names the primary metric.
+      info: what the labels are.
       guess, labels: of one shape; labels of IGNORE, or NaN targets, do not count.
       scores: probabilities, the class axis last, or None.
-      primary, class_id: primary metric, and the class that a class F1 is of.
     """
-    if "regression" in scoring:
+    kind = info.scoring
+    if "regression" in kind:
         values = regression_metrics(guess, labels)
-    elif scoring == "segmentation":
+    elif kind == "segmentation":
         first = None if scores is None else np.moveaxis(scores, -1, 1)
-        values = segmentation_metrics(guess, labels, num_classes, first)
-    elif scoring == "multilabel":
+        values = segmentation_metrics(guess, labels, info.num_classes, first)
+    elif kind == "multilabel":
         values = multilabel_metrics(guess, labels, scores)
     else:
         rows = labels != IGNORE
@@ -246,7 +242,7 @@ def score(
             raise ValueError("no sample carries a label: every label is the ignore value")
         some = None if scores is None else scores[rows]
         values = classification_metrics(guess[rows], labels[rows], some)
-    return make_result(values, scoring, primary, class_id)
+    return make_result(values, kind, task.primary_metric, task.primary_metric_class)
 
 
 def bootstrap(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.configlib.tasks import known
 from olmoearth_jax.evals.embeddings import EmbeddingModel, EncoderModel, RawBands
-from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
@@ -44,7 +45,7 @@ def load_checkpoint(path: str | Path, name: str | None = None, dtype: Any = None
     Raises:
       ValueError: no complete checkpoint there, damaged, or of a model that does not fit its config.
     """
-    folder, meta = checkpoints.open_whole(path)
+    folder, meta = checkpoint.open_whole(path)
     loaded = checkpoints.read_opened(folder, meta, with_target=False)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
     model = EncoderModel(loaded.config, loaded.params, dtype)

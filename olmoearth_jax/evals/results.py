@@ -11,7 +11,7 @@ from typing import Any
 
 from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.runner import TaskResult
-from olmoearth_jax.files import remove_leftovers, write_atomically
+from olmoearth_jax.files import append_json, read_json_lines, remove_leftovers, write_atomically
 
 LINES = "results.jsonl"
 
@@ -58,22 +58,12 @@ def plain(value: Any) -> Any:
 def append_line(folder: Path, item: Mapping[str, Any]) -> None:
     """Adds one record to `results.jsonl` of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LINES, "ab+") as f:
-        f.seek(max(f.seek(0, 2) - 1, 0))
-        cut = f.read(1) not in (b"", b"\n")  # a crash may have left half a line
-        f.write(("\n" * cut + json.dumps(item) + "\n").encode())
+    append_json(folder / LINES, item)
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """Records of `results.jsonl`; a line cut short by a crash is left out."""
-    path = folder / LINES
-    out = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return out
+    return read_json_lines(folder / LINES)
 
 
 def write_step(folder: Path, step: int, items: Sequence[Mapping[str, Any]]) -> Path:

@@ -9,13 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals import diagnostics, finetune, knn, linear_probe, transforms
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import EmbeddingModel, extract, pooling_of
-from olmoearth_jax.evals.layers import rng
-from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import Split
-from olmoearth_jax.evals.tasks import (
+from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     DatasetInfo,
     EvalTaskConfig,
@@ -24,6 +18,21 @@ from olmoearth_jax.evals.tasks import (
     eval_mode,
     modalities_of,
 )
+from olmoearth_jax.evals import finetune, knn, linear_probe
+from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.embeddings import (
+    EmbeddingModel,
+    Extraction,
+    diagnostics,
+    extract,
+    fit_pca,
+    pooling_of,
+)
+from olmoearth_jax.evals.layers import rng
+from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals.precomputed import Precomputed
+from olmoearth_jax.evals.samples import Split
+from olmoearth_jax.inference import quantize
 
 
 @dataclasses.dataclass
@@ -41,59 +50,87 @@ class TaskResult:
     seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a run asks and tells on its way."""
+
+    stop: Callable[[], bool] = lambda: False
+    """Asked between batches; true ends it."""
+    log: Callable[[str], None] | None = None
+    """Takes progress lines."""
+    cache: dict | None = None
+    """Keeps the embeddings of the last task, for runs that differ in the probe only; one per
+    model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One task on one model."""
+
+    name: str
+    task: EvalTaskConfig
+    info: DatasetInfo
+    model: EmbeddingModel
+    options: RunOptions
+    hooks: Hooks
+
+    @property
+    def mode(self) -> str:
+        return eval_mode(self.task, self.info)
+
+
 def run_task(
     name: str,
     task: EvalTaskConfig,
     model: EmbeddingModel,
     options: RunOptions = DEFAULTS,
-    *,
-    cache: dict | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    log: Callable[[str], None] | None = None,
+    hooks: Hooks = Hooks(),
 ) -> TaskResult:
     """Runs a task on a model.
 
-    Args:
-      cache: keeps the embeddings of the last call, for runs that differ in the probe only; make
-        one per model.
-      stop: asked between batches.
-      log: takes progress lines.
-
     Raises:
       ValueError: bad settings or bad data (see `open_split`, `extract` and the probes).
-      Stopped: `stop()` became true.
+      Stopped: `hooks.stop()` became true.
     """
     begun = time.perf_counter()
-    info = check_task(name, task, options)
-    mode = eval_mode(task, info)
+    run = _Run(name, task, check_task(name, task, options), model, options, hooks)
     shape: tuple[int, ...] = ()
-    scores: dict[str, Any] = {}
-    if mode == "finetune":
-        scores = finetune.run(name, task, model, options, stop=stop, log=log)
+    if run.mode == "finetune":
+        scores = finetune.run(name, task, model, options, stop=hooks.stop, log=hooks.log)
     else:
-        splits = _embeddings(name, task, info, mode, model, options, cache, stop, log)
+        splits = _embeddings(run)
         shape = splits["train"][0].shape[1:]
-        if mode == "embedding_diagnostics":
-            scores["diagnostics"] = diagnostics.diagnostics(splits["train"][0], options.seed)
-        elif mode == "knn":
-            for split in ("valid", "test") if options.run_on_test else ("valid",):
-                scores[split], scores["bootstrap"] = knn.run_knn(
-                    task, info, splits["train"], splits[split], options, resample=split == "test"
-                )
-        else:
-            out = linear_probe.train_probe(task, info, splits, options, log=log)
-            scores = {"valid": out.valid, "test": out.test, "bootstrap": out.bootstrap}
+        scores = _scores(run, splits)
     return TaskResult(
         name,
-        mode,
+        run.mode,
         scores.get("valid"),
         scores.get("test"),
         scores.get("bootstrap", {}),
         scores.get("diagnostics", {}),
-        describe(task, info, model, options),
+        describe(task, run.info, model, options),
         tuple(shape),
         round(time.perf_counter() - begun, 3),
     )
+
+
+def _scores(run: _Run, splits: dict[str, Split]) -> dict[str, Any]:
+    """Results by split, bootstrap and diagnostics of embeddings."""
+    task, info, options = run.task, run.info, run.options
+    if run.mode == "embedding_diagnostics":
+        return {"diagnostics": diagnostics(splits["train"][0], options.seed)}
+    if run.mode != "knn":
+        extra = linear_probe.ProbeExtras(log=run.hooks.log)
+        out = linear_probe.train_probe(task, info, splits, options, extra)
+        return {"valid": out.valid, "test": out.test, "bootstrap": out.bootstrap}
+    plain = dataclasses.replace(options, n_bootstrap=0)
+    scores: dict[str, Any] = {}
+    for split in ("valid", "test") if options.run_on_test else ("valid",):
+        how = options if split == "test" else plain
+        scores[split], scores["bootstrap"] = knn.run_knn(
+            task, info, splits["train"], splits[split], how
+        )
+    return scores
 
 
 _PROBE = ("probe_type", "probe_lr", "probe_batch_size", "epochs", "linear_probe_eval_interval",
@@ -137,37 +174,39 @@ def describe(
     return out | {key: getattr(task, key) for key in (*_BY_MODE.get(mode, ()), *own)}
 
 
-def _embeddings(name, task, info, mode, model, options, cache, stop, log) -> dict[str, Split]:
+def _embeddings(run: _Run) -> dict[str, Split]:
     """The splits' embeddings, from the cache if they were made for the same settings."""
     ours = {"eval_mode", "eval_interval", "primary_metric", "primary_metric_class", *_PROBE}
-    fields = {k: v for k, v in dataclasses.asdict(task).items() if k not in ours - {"probe_type"}}
-    key = repr([options, mode == "embedding_diagnostics", fields])
+    fields = dataclasses.asdict(run.task).items()
+    fields = {k: v for k, v in fields if k not in ours - {"probe_type"}}
+    key = repr([run.options, run.mode == "embedding_diagnostics", fields])
+    cache = run.hooks.cache
     if cache is not None and cache.get("key") == key:
         return cache["splits"]
-    splits = _extract_all(name, task, info, mode, model, options, stop, log)
+    splits = _extract_all(run)
     if cache is not None:
         cache.update(key=key, splits=splits)
     return splits
 
 
-def _extract_all(name, task, info, mode, model, options, stop, log) -> dict[str, Split]:
+def _extract_all(run: _Run) -> dict[str, Split]:
+    task, info, model = run.task, run.info, run.model
     wanted = ["train"]
-    if mode != "embedding_diagnostics":
-        wanted += ["valid"] + (["test"] if options.run_on_test else [])
-    pool, splits = pooling_of(task, info), {}
-    for split, reader in {s: open_split(name, task, s) for s in wanted}.items():
-        x, y = extract(
-            model,
-            reader,
-            reader.modalities,
-            patch_size=task.patch_size,
-            pool=pool,
-            batch_size=task.embedding_batch_size,
-            workers=task.num_workers,
-            stop=stop,
+    if run.mode != "embedding_diagnostics":
+        wanted += ["valid"] + (["test"] if run.options.run_on_test else [])
+    if isinstance(model, Precomputed):
+        splits = {split: model.split(task, info, split) for split in wanted}
+    else:
+        how = Extraction(
+            task.patch_size, pooling_of(task, info), task.embedding_batch_size, task.num_workers
         )
-        splits[split] = (_quantized(task, x), y)
-    return splits if mode == "embedding_diagnostics" else _transformed(task, splits, log)
+        splits = {}
+        for split, reader in {s: open_split(run.name, task, s) for s in wanted}.items():
+            x, y = extract(model, reader, reader.modalities, how, run.hooks.stop)
+            splits[split] = (_quantized(task, x), y)
+    if run.mode == "embedding_diagnostics":
+        return splits
+    return _transformed(task, splits, run.hooks.log)
 
 
 def _quantized(task: EvalTaskConfig, x: np.ndarray) -> np.ndarray:
@@ -175,8 +214,8 @@ def _quantized(task: EvalTaskConfig, x: np.ndarray) -> np.ndarray:
     if not task.quantize_embeddings:
         return x
     if task.quantize_bits is None or task.quantile_config_path is None:
-        return transforms.dequantize_int8(transforms.quantize_int8(x))
-    table = transforms.load_buckets(task.quantile_config_path, task.quantize_bits)
+        return quantize.dequantize_int8(quantize.quantize_int8(x))
+    table = quantize.load_buckets(task.quantile_config_path, task.quantize_bits)
     return table.dequantize(table.quantize(x))
 
 
@@ -188,7 +227,7 @@ def _transformed(task: EvalTaskConfig, splits: dict[str, Split], log) -> dict[st
         splits["train"] = x, y = x[rows], y[rows]
     if task.embedding_dim is None:
         return splits
-    pca = transforms.fit_pca(x, task.embedding_dim)
+    pca = fit_pca(x, task.embedding_dim)
     if log:
         log(f"PCA to {task.embedding_dim} dimensions keeps {pca.variance_retained:.1%} of variance")
     return {name: (pca(a), b) for name, (a, b) in splits.items()}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from olmoearth_jax.evals.tasks import DatasetInfo
+from olmoearth_jax.configlib.tasks import DatasetInfo
 from olmoearth_jax.masks import MISSING_TOKEN
 
 MASK = "_mask"
@@ -44,6 +44,7 @@ def make_sample(images: Mapping[str, np.ndarray], timestamps: np.ndarray | None 
 
 
 def modalities_in(batch: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the modalities of a sample or batch, in its order."""
     return [k for k in batch if k != TIMESTAMPS and not k.endswith(MASK)]
 
 

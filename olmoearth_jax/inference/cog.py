@@ -7,7 +7,6 @@ then put in place under its name.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import tempfile
@@ -17,68 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals.transforms import quantize_int8
+from olmoearth_jax.data import raster_file
+from olmoearth_jax.inference.quantize import NO_VALUE, QUANTIZATIONS, Quantizer
 from olmoearth_jax.modalities import closest
 
-NODATA = {"int8": -128, "float32": float("nan")}
-QUANTIZATIONS = ("linear", "power")
+NODATA = {"int8": NO_VALUE, "float32": float("nan")}
 _BLOCK_BYTES = 8 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """Embeddings as int8 in -127..127; -128 means no data.
-
-    'linear': x = q * scale + offset of its band, which spread the range found over the 8 bits.
-    'power': s = q / 127.5, x = s * |s|, the same for all bands (spec/evals.md 10); clips beyond 1.
-
-    Attributes:
-      lo, hi: range of each band, float [D].
-      kind: 'linear' or 'power'.
-    """
-
-    lo: np.ndarray
-    hi: np.ndarray
-    kind: str = "linear"
-
-    @property
-    def rule(self) -> str:
-        """How to get the values back."""
-        return "x = q * scale + offset" if self.kind == "linear" else "s = q / 127.5; x = s * |s|"
-
-    @property
-    def scale(self) -> np.ndarray:
-        return np.where(self.hi > self.lo, self.hi - self.lo, 1.0) / 254
-
-    @property
-    def offset(self) -> np.ndarray:
-        return (self.hi + self.lo) / 2
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """int8 of x [..., D]; NaN becomes -128."""
-        gone, x = np.isnan(x), np.nan_to_num(x)
-        if self.kind == "power":
-            out = quantize_int8(x)
-        else:
-            out = np.clip(np.rint((x - self.offset) / self.scale), -127, 127).astype(np.int8)
-        return np.where(gone, np.int8(NODATA["int8"]), out)
-
-
 def raster_library() -> Any:
-    """The rasterio package.
+    """The rasterio package with the parts that writing needs; ValueError if it is missing."""
+    found = raster_file.library()
+    import rasterio.shutil  # noqa: F401
 
-    Raises:
-      ValueError: it is not installed.
-    """
-    try:
-        import rasterio
-        import rasterio.shutil
-        import rasterio.warp
-    except ImportError:
-        raise ValueError(
-            "GeoTIFFs need the 'geo' extra: pip install 'olmoearth-jax[geo]'"
-        ) from None
-    return rasterio
+    return found
 
 
 def _block(bands: int, dtype: str) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import searchlight
+from olmoearth_jax.model.uniform_batch import UniformBatch
 
 OUTPUTS = ("student", "location")
 
@@ -101,7 +102,7 @@ def tiles_of(side: int, tile: int, overlap: int, step: int) -> list[Crop]:
     return out
 
 
-def cut(arrays: Any, rows: Crop, cols: Crop, step: int = 1) -> dict[str, np.ndarray]:
+def _cut(arrays: Any, rows: Crop, cols: Crop, step: int = 1) -> dict[str, np.ndarray]:
     """The crop of {modality: [1, H, W, ...]}; `step` is the pixels per entry (patches of masks)."""
     out = {}
     for name, x in arrays.items():
@@ -111,39 +112,38 @@ def cut(arrays: Any, rows: Crop, cols: Crop, step: int = 1) -> dict[str, np.ndar
     return out
 
 
-def embed_domain(
-    encoder: Any,
-    data: Mapping[str, np.ndarray],
-    token_masks: Mapping[str, np.ndarray],
-    timestamps: np.ndarray,
-    patch_size: int,
-    *,
-    crop_px: int,
-    overlap_px: int,
-    location_size: int | None = None,
-    output: str = "student",
-    window_px: int = searchlight.WINDOW_PX,
-    input_res: float = 10.0,
-) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class DomainPlan:
+    """How a domain is cut and what is kept of it; sizes in pixels."""
+
+    patch_size: int
+    crop_px: int
+    """Side of a crop, its halos included."""
+    overlap_px: int
+    """Of neighbouring crops; exact from twice `safe_halo` on."""
+    window_px: int = searchlight.WINDOW_PX
+    location_size: int | None = None
+    """Side of a location; the patch by default."""
+    output: str = "student"
+    """'student' or 'location'."""
+    input_res: float = 10.0
+    """Metres per pixel."""
+
+
+def embed_domain(encoder: Any, domain: ModelInput, plan: DomainPlan) -> np.ndarray:
     """Grid of embeddings of a whole domain by an encoder with an attention pooler.
 
     Args:
       encoder: an `Encoder`.
-      data: normalised {modality: [1, H, W, T, C]}.
-      token_masks: {modality: int8 [1, *token shape]}.
-      timestamps: int32 [1, T, 3].
-      crop_px: side of a crop, its halos included.
-      overlap_px: pixels that neighbouring crops share; exact from twice `safe_halo` on.
-      location_size: pixels per location, the patch by default.
-      output: 'student' or 'location'.
-      input_res: metres per pixel.
+      domain: one sample of any size.
 
     Returns:
-      float32 [H / location_size, W / location_size, width].
+      float32 [H / location size, W / location size, width].
 
     Raises:
       ValueError: sizes that do not fit, or an encoder without what is asked for.
     """
+    output, patch_size, data = plan.output, plan.patch_size, domain.data
     if output not in OUTPUTS:
         raise ValueError(f"unknown output {output!r}; {closest(output, OUTPUTS)}")
     pooler = encoder.attention_pooler
@@ -154,13 +154,15 @@ def embed_domain(
     name = next(iter(data))
     factor = modalities.get(name).image_factor
     height, width = (side // factor for side in data[name].shape[1:3])
-    rows, cols = (crops_of(n, crop_px, overlap_px, patch_size, window_px) for n in (height, width))
-    size, out = location_size or patch_size, None
+    cuts = plan.crop_px, plan.overlap_px, patch_size, plan.window_px
+    rows, cols = (crops_of(n, *cuts) for n in (height, width))
+    size, out = plan.location_size or patch_size, None
     for row, col in itertools.product(rows, cols):
-        grid: Any = searchlight.encode_searchlight(
-            encoder, cut(data, row, col), cut(token_masks, row, col, patch_size), timestamps,
-            patch_size, input_res, window_px=window_px, location_size=location_size,
-        ).locations  # fmt: skip
+        batch = UniformBatch(
+            _cut(data, row, col), _cut(domain.masks, row, col, patch_size), domain.timestamps,
+            patch_size, plan.input_res, plan.location_size,
+        )  # fmt: skip
+        grid: Any = searchlight.encode_searchlight(encoder, batch, plan.window_px).locations
         found = np.asarray((grid.student if output == "student" else grid.tokens)[0], np.float32)
         if out is None:
             out = np.empty((height // size, width // size, found.shape[-1]), np.float32)

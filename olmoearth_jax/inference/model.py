@@ -6,36 +6,37 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities, platforms
+from olmoearth_jax.checkpoints.folders import NoCheckpoint
 from olmoearth_jax.inference import domain
-from olmoearth_jax.inference.prepare import Prepared, prepare, ranges_of, version_of
+from olmoearth_jax.inference.prepare import ModelInput, Rules, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
-from olmoearth_jax.interop import checkpoints, hub, weights
+from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.model import dense, latent_mim, pooling
-from olmoearth_jax.model.encoder import slot_table
+from olmoearth_jax.model import frozen, latent_mim
+from olmoearth_jax.model.frozen import FrozenEncoder
+from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
-from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
+from olmoearth_jax.model.versions import version_of
 
 log = logging.getLogger(__name__)
 
-POOLINGS = ("instance", "spatial", "spatial_concat", "location", "student")
+POOLINGS = PLACES
 TOKENS_AT_ONCE = {"cpu": 4_096, "gpu": 16_384}
 """Tokens per compiled call that `embed` aims at when no batch size is given: on a CPU few enough
 for its caches, and calls run side by side."""
 _MOST_WORKERS = 16
 
 
-class PretrainedModel:
+class PretrainedModel(FrozenEncoder):
     """The encoder of a pretrained model, ready for use; see `load_pretrained`.
 
     Attributes:
@@ -54,15 +55,9 @@ class PretrainedModel:
         dtype: Any = None,
         restrict_inputs: bool = True,
     ):
-        self.config = loaded.config
+        super().__init__(loaded.config, loaded.params, dtype)
         self.name, self.digest = name, loaded.digest
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        self.dtype = jnp.dtype(dtype)
-        if self.dtype not in (jnp.float32, jnp.bfloat16):
-            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype}")
         self.version = version_of(loaded.config)
-        self.slots = slot_table(loaded.config.encoder_config)
         decode_only = loaded.decode_only
         if decode_only is None and restrict_inputs:
             log.warning(
@@ -72,18 +67,11 @@ class PretrainedModel:
         self.decode_only = tuple(decode_only or ()) if restrict_inputs else ()
         self.modalities = tuple(n for n in self.slots.names if n not in self.decode_only)
         self.ranges = ranges_of(self.modalities, loaded.normalization)
-        encoder = latent_mim.abstract(loaded.config, self.dtype).encoder
-        self.graph = latent_mim.split(encoder)[0]
-        self.params = jax.tree.map(jnp.asarray, loaded.params["encoder"])
-
-    @property
-    def embedding_size(self) -> int:
-        encoder = self.config.encoder_config
-        return encoder.output_embedding_size or encoder.embedding_size
+        self.rules = Rules(self.slots, self.version, self.ranges)
 
     def embed(
         self,
-        sample: Sample | Sequence[Sample] | Prepared,
+        sample: Sample | Sequence[Sample] | ModelInput,
         patch_size: int = 8,
         pooling: str = "instance",
         pooling_type: str = "mean",
@@ -119,15 +107,13 @@ class PretrainedModel:
         ready = self.prepare(sample, patch_size)
         _check_visible(ready)
         fast = not any(mask.any() for mask in ready.masks.values())
-        call = functools.partial(
-            _embed, self.graph, patch_size, pooling, pooling_type, _chosen(pooling, ready), fast,
-            location_size, self.params,
-        )  # fmt: skip
-        return _in_chunks(call, ready, batch_size)
+        pool = _chosen(Pooling(pooling_type, pooling), ready)  # pyright: ignore[reportArgumentType]
+        call = frozen.Call(self.graph, patch_size, pool, fast, location_size)
+        return _in_chunks(functools.partial(_embed, call, self.params), ready, batch_size)
 
     def embed_domain(
         self,
-        sample: Sample | Prepared,
+        sample: Sample | ModelInput,
         patch_size: int = 2,
         location_size: int | None = None,
         output: str = "student",
@@ -167,24 +153,24 @@ class PretrainedModel:
         if crop >= side:
             crop, overlap = side, 0
         encoder = latent_mim.merge(self.graph, self.params)
-        return domain.embed_domain(
-            encoder, ready.data, ready.masks, ready.timestamps, patch_size, crop_px=crop,
-            overlap_px=overlap, location_size=location_size, output=output, window_px=window_px,
-        )  # fmt: skip
+        plan = domain.DomainPlan(patch_size, crop, overlap, window_px, location_size, output)
+        return domain.embed_domain(encoder, ready, plan)
 
-    def prepare(self, sample: Sample | Sequence[Sample] | Prepared, patch_size: int) -> Prepared:
+    def prepare(
+        self, sample: Sample | Sequence[Sample] | ModelInput, patch_size: int
+    ) -> ModelInput:
         """Normalised arrays and token masks of samples of equal size; checks sizes and names.
 
         Raises:
           ValueError: sizes or modalities that do not fit.
         """
-        if isinstance(sample, Prepared):
+        if isinstance(sample, ModelInput):
             return sample
         if not isinstance(sample, Sample):
             sample = Sample.concatenate(_samples(sample))
         names = self._names(sample)
         self._check_size(sample, names, patch_size)
-        return prepare(sample, names, self.slots, patch_size, self.version, self.ranges)
+        return prepare(sample, names, patch_size, self.rules)
 
     def check_locations(self, pooling: str, patch_size: int, location_size: int | None) -> None:
         """Checks that the model has what a pooling asks for, at that size.
@@ -193,7 +179,7 @@ class PretrainedModel:
           ValueError: it has not.
         """
         pooler = self.config.encoder_config.attention_pooler_config
-        wanted = pooling in ("location", "student")
+        wanted = pooling in LOCATIONS
         if wanted and pooler is None:
             raise ValueError(
                 f"pooling {pooling!r} needs an attention pooler, which only models of v1.3 have; "
@@ -257,7 +243,8 @@ def _samples(given: Any) -> list[Sample]:
     if isinstance(given, Mapping):
         what = f"a mapping of {', '.join(map(str, given))}"
     else:
-        members = [given] if hasattr(given, "shape") else list(given)
+        alone = hasattr(given, "shape") or not isinstance(given, Iterable)
+        members: list[Any] = [given] if alone else list(given)
         odd = [s for s in members if not isinstance(s, Sample)]
         if not odd:
             return members
@@ -270,25 +257,22 @@ def _samples(given: Any) -> list[Sample]:
     )
 
 
-def _check_visible(ready: Prepared) -> None:
+def _check_visible(ready: ModelInput) -> None:
     empty = np.flatnonzero(~ready.visible.any((1, 2)))
     if len(empty):
         raise ValueError(f"samples {empty[:10].tolist()} of the batch hold no data at all")
 
 
-def _chosen(kind: str, ready: Prepared) -> tuple[str, ...] | None:
-    """Modalities that the pooling takes, decided over the whole batch."""
-    if kind in ("instance", "location", "student"):
-        return None
-    names = (pooling.spatial_names if kind == "spatial" else pooling.concat_names)(ready.masks)
-    if not names:
-        raise ValueError(
-            "no modality with a pixel grid has data" + ("" if kind == "spatial" else " everywhere")
-        )
-    return names
+def _chosen(pool: Pooling, ready: ModelInput) -> Pooling:
+    """With the modalities that it takes, decided over the whole batch."""
+    pool = pool.over(ready.masks)
+    if pool.names == ():
+        everywhere = " everywhere" if pool.place == "spatial_concat" else ""
+        raise ValueError(f"no modality with a pixel grid has data{everywhere}")
+    return pool
 
 
-def _in_chunks(call: Any, ready: Prepared, batch_size: int | None) -> np.ndarray:
+def _in_chunks(call: Any, ready: ModelInput, batch_size: int | None) -> np.ndarray:
     """Runs `call` over the batch in equal chunks; the last is filled up with its last sample.
 
     Chunks have the size of a power of two, so that few programs serve batches of any size.
@@ -316,34 +300,15 @@ def _in_chunks(call: Any, ready: Prepared, batch_size: int | None) -> np.ndarray
     return np.concatenate(out)[:total]
 
 
-def _encode_and_pool(
-    graph, patch_size, kind, how, names, fast, size, params, data, masks, timestamps
-):
-    encoder = latent_mim.merge(graph, params)
-    encoded = dense.encode_dense(
-        encoder, data, masks, timestamps, patch_size, fast_pass=fast, location_size=size
-    )
-    if encoded.locations is not None and kind in ("location", "student"):
-        grid = encoded.locations
-        return grid.tokens if kind == "location" else grid.student
-    tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
-    if kind == "instance":
-        return pooling.pool_instance(tokens, masks, how)
-    if kind == "spatial":
-        return pooling.pool_spatial(tokens, masks, how, names)
-    return pooling.pool_spatial_concat(tokens, masks, names)
-
-
 @functools.cache
 def _compiled(one_core: bool) -> Any:
     options: Any = {"xla_cpu_multi_thread_eigen": False} if one_core else None
-    return jax.jit(_encode_and_pool, static_argnums=range(7), compiler_options=options)
+    return jax.jit(frozen.embed, static_argnums=0, compiler_options=options)
 
 
-def _embed(*args: Any) -> jax.Array:
+def _embed(call: frozen.Call, params: Any, one_core: bool, *batch: Any) -> jax.Array:
     """Encoder and pooling of one chunk, compiled once per shape, for one core or for all."""
-    *rest, one_core, data, masks, timestamps = args
-    return _compiled(one_core)(*rest, data, masks, timestamps)
+    return _compiled(one_core)(call, params, *batch)
 
 
 def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> checkpoints.Weights:
@@ -352,7 +317,7 @@ def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> che
     Raises:
       ValueError: nothing there, or not readable; the message says what was tried.
     """
-    folder = hub.find(path_or_hub_id, revision)
+    folder = weights.find(path_or_hub_id, revision)
     if weights.is_reference_folder(folder):
         return checkpoints.from_reference(folder, Path(path_or_hub_id).name)
     try:

@@ -19,22 +19,19 @@ NAN_PIXELS = ("error", "fill", "mask")
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One place, or a batch of them, with its images; see `from_arrays`.
-
-    Attributes:
-      data: raw float32 per modality, bands in the models' order, NaN where missing:
-        [B, H, W, T, C] (T = 1 for maps), [B, T, C] or [B, C].
-      timestamps: int32 [B, T, 3] of (day 1..31, month 0..11, year).
-      missing_bands: bands that were not given, by modality.
-      normalized: the values are normalised already.
-      nan_pixels: what to do with single missing pixels: 'fill' or 'mask'.
-    """
+    """One place, or a batch of them, with its images; see `from_arrays`."""
 
     data: dict[str, np.ndarray]
+    """Raw float32 per modality, bands in the models' order, NaN where missing:
+    [B, H, W, T, C] (T = 1 for maps), [B, T, C] or [B, C]."""
     timestamps: np.ndarray
+    """int32 [B, T, 3] of (day 1..31, month 0..11, year)."""
     missing_bands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Bands that were not given, by modality."""
     normalized: bool = False
+    """The values are normalised already."""
     nan_pixels: str = "mask"
+    """What to do with single missing pixels: 'fill' or 'mask'."""
 
     @property
     def batch_size(self) -> int:
@@ -82,33 +79,9 @@ class Sample:
         Raises:
           ValueError: unknown names, shapes that do not fit together, wrong units, bad dates.
         """
-        if nan_pixels not in NAN_PIXELS:
-            raise ValueError(
-                f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
-            )
-        if not isinstance(arrays, Mapping):
-            raise ValueError(
-                "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "
-                f"...), got {type(arrays).__name__}"
-            )
-        if not arrays:
-            raise ValueError("a sample needs at least one modality")
+        _check_given(arrays, nan_pixels)
         stamps = _stamps(dates, timestamps)
-        given = _bands_of(bands, arrays)
-        data, absent, kinds = {}, {}, {}
-        for key, value in arrays.items():
-            modality = modalities.get(key)
-            name = modality.name
-            if name in data:
-                raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")
-            raw, names, kinds[name] = _array(modality, value, given.get(name))
-            full = _in_order(modality, _with_batch_and_time(modality, raw, stamps), names)
-            if nan_pixels == "error" and np.isnan(np.min(raw)):
-                _refuse_single_nan(modality, full)
-            np.copyto(full, np.nan, where=full == np.float32(MISSING))
-            data[name] = full
-            if lacking := tuple(b for b in modality.bands if b not in names):
-                absent[name] = lacking
+        data, absent, kinds = _values(arrays, _bands_of(bands, arrays), stamps, nan_pixels)
         stamps = _check_together(data, stamps)
         for name, x in data.items():
             if check_units:
@@ -149,6 +122,27 @@ class Sample:
         """The samples start..stop of the batch."""
         data = {n: x[start:stop] for n, x in self.data.items()}
         return dataclasses.replace(self, data=data, timestamps=self.timestamps[start:stop])
+
+
+def _values(
+    arrays: Mapping[str, Any], given: Mapping[str, list[str]], stamps: Any, nan_pixels: str
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]], dict[str, np.dtype]]:
+    """Of each modality its values in the models' order, the bands it lacks, and its dtype."""
+    data, absent, kinds = {}, {}, {}
+    for key, value in arrays.items():
+        modality = modalities.get_of_samples(key)
+        name = modality.name
+        if name in data:
+            raise ValueError(f"{name} is given twice, as {key!r} and in another spelling")
+        raw, names, kinds[name] = _array(modality, value, given.get(name))
+        full = _in_order(modality, _with_batch_and_time(modality, raw, stamps), names)
+        if nan_pixels == "error" and np.isnan(np.min(raw)):
+            _refuse_single_nan(modality, full)
+        np.copyto(full, np.nan, where=full == np.float32(MISSING))
+        data[name] = full
+        if lacking := tuple(b for b in modality.bands if b not in names):
+            absent[name] = lacking
+    return data, absent, kinds
 
 
 def _stamps(dates: Any, timestamps: Any) -> np.ndarray | None:
@@ -351,3 +345,17 @@ def _time_elsewhere(data: Mapping[str, np.ndarray], steps: int) -> str:
                 f"np.moveaxis(x, {axis - 4}, -2), since arrays are [H, W, T, C]"
             )
     return ""
+
+
+def _check_given(arrays: Any, nan_pixels: str) -> None:
+    if nan_pixels not in NAN_PIXELS:
+        raise ValueError(
+            f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
+        )
+    if not isinstance(arrays, Mapping):
+        raise ValueError(
+            "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "
+            f"...), got {type(arrays).__name__}"
+        )
+    if not arrays:
+        raise ValueError("a sample needs at least one modality")

@@ -9,36 +9,31 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.configlib import limits, schema
-from olmoearth_jax.interop import hub, torch_keys, weights
+from olmoearth_jax.interop import torch_keys, weights
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
-from olmoearth_jax.train import checkpoint, integrity
 
-INERT = "inert"
+_INERT = "inert"
 """Item with the tensors that no part of ours uses, kept so that an export is exact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters of a model in our layout.
-
-    Attributes:
-      config: the model.
-      params: trained parameters, nested dict of float32 arrays.
-      target: target parameters, or None.
-      extras: unused tensors by the reference's keys.
-      decode_only: modalities that the encoder never saw; None if not recorded.
-      normalization: ranges stored with the weights; {} means those of the registry.
-    """
+    """Parameters of a model in our layout."""
 
     config: ModelConfig
     params: dict[str, Any]
+    """Trained parameters, nested dict of float32 arrays."""
     target: dict[str, Any] | None
     extras: dict[str, np.ndarray]
+    """Unused tensors by the reference's keys."""
     decode_only: tuple[str, ...] | None
+    """Modalities that the encoder never saw; None if not recorded."""
     normalization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Ranges stored with the weights; {} means those of the registry."""
 
     @property
     def digest(self) -> str:
@@ -63,9 +58,9 @@ def from_reference(folder: str | Path, name: str = "") -> Weights:
     except ValueError as e:
         raise ValueError(f"{folder}: {e}") from None
     decode_only = read.decode_only
-    if decode_only is None and hub.published_name(name or Path(folder).name):
+    if decode_only is None and weights.published_name(name or Path(folder).name):
         names = read.config.encoder_config.supported_modality_names
-        decode_only = tuple(n for n in names if n not in hub.ENCODED)
+        decode_only = tuple(n for n in names if n not in weights.ENCODED)
     return Weights(read.config, params, target, extras, decode_only)
 
 
@@ -79,7 +74,7 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
     if checkpoint.complete_steps(folder / "checkpoints"):
         raise ValueError(f"{folder} already holds a checkpoint; give another target")
     # Imported here: it needs the whole training stack.
-    from olmoearth_jax.train.build import normalization_of
+    from olmoearth_jax.modalities import normalization_of
 
     names = loaded.config.encoder_config.supported_modality_names
     config: dict[str, Any] = {
@@ -93,7 +88,7 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
         state["target"] = loaded.target
     if loaded.extras:
         tree = {tuple(key.split(".")): value for key, value in loaded.extras.items()}
-        state[INERT] = latent_mim.unflatten(tree)
+        state[_INERT] = latent_mim.unflatten(tree)
     normalization = loaded.normalization or normalization_of(names)
     info = checkpoint.RunInfo(config=config, normalization=normalization)
     with checkpoint.Checkpointer(folder / "checkpoints", info, save_interval=1) as saver:
@@ -105,26 +100,17 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
     return step_folder
 
 
-def open_whole(path: str | Path) -> tuple[Path, Mapping[str, Any]]:
-    """(step folder, its meta record) of a checkpoint whose files are as they were written.
-
-    Raises:
-      ValueError: no checkpoint there, or damaged.
-    """
-    return checkpoint.open_whole(path)
-
-
 def read(path: str | Path, with_target: bool = True) -> Weights:
     """Reads the parameters of a run folder, a checkpoints folder or a step folder.
 
     Raises:
       ValueError: no checkpoint there, damaged, or of a model that does not fit its config.
     """
-    return read_opened(*open_whole(path), with_target)
+    return read_opened(*checkpoint.open_whole(path), with_target)
 
 
 def read_opened(folder: Path, meta: Mapping[str, Any], with_target: bool = True) -> Weights:
-    """As `read`, for what `open_whole` gave."""
+    """As `read`, for what `train.checkpoint.open_whole` gave."""
     if "model" not in meta["config"]:
         raise ValueError(f"the checkpoint {folder} does not say which model it holds")
     config, wanted = _model(folder, meta["config"]["model"])
@@ -134,8 +120,8 @@ def read_opened(folder: Path, meta: Mapping[str, Any], with_target: bool = True)
     target, extras = None, {}
     if with_target and "target" in meta["items"]:
         target = checkpoint.load_item(folder, "target")
-    if with_target and INERT in meta["items"]:
-        inert = latent_mim.flatten(checkpoint.load_item(folder, INERT))
+    if with_target and _INERT in meta["items"]:
+        inert = latent_mim.flatten(checkpoint.load_item(folder, _INERT))
         extras = {".".join(key): value for key, value in inert}
     decode_only = weights.decode_only_of(meta["config"])
     if odd := [name for name, r in meta["normalization"].items() if not _is_range(r)]:

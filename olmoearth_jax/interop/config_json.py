@@ -11,19 +11,26 @@ from typing import Any
 from olmoearth_jax.configlib import limits, schema
 from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.files import is_pointer
+from olmoearth_jax.interop import spellings
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
     EncoderConfig,
+    LocationTokenDistillationHeadConfig,
     ModelConfig,
     PredictorConfig,
     ReconstructorConfig,
+    SupervisedMapConfig,
+    SupervisionHeadConfig,
 )
 
 _MODULES = {
     "LatentMIMConfig": "latent_mim", "MAEConfig": "mae", "GalileoConfig": "galileo",
     "EncoderConfig": "flexi_vit", "PredictorConfig": "flexi_vit",
     "AttentionPoolerConfig": "flexi_vit", "ReconstructorConfig": "flexi_vit",
+    "SupervisionHeadConfig": "supervision_head",
+    "SupervisedMapConfig": "supervision_head",
+    "LocationTokenDistillationHeadConfig": "location_token_distillation_head",
     "TokenizationConfig": "tokenization", "ModalityTokenization": "tokenization",
 }  # fmt: skip
 _KINDS = {"LatentMIMConfig": "latent_mim", "MAEConfig": "mae", "GalileoConfig": "galileo"}
@@ -103,6 +110,7 @@ def from_json(doc: Mapping[str, Any]) -> ModelConfig:
     model = doc.get("model", doc) if isinstance(doc, Mapping) else None
     if not isinstance(model, Mapping) or "encoder_config" not in model:
         raise ValueError("not a model config: it has no encoder_config")
+    model = spellings.released_config(model)
     kind = _class_name(model, "LatentMIMConfig")
     if kind not in _KINDS:
         raise ValueError(f"a model cannot be of class {kind!r}; {closest(kind, _KINDS)}")
@@ -121,10 +129,41 @@ def from_json(doc: Mapping[str, Any]) -> ModelConfig:
         kind=_KINDS[kind],
         encoder_config=encoder,
         **parts,
+        **_heads(model),
         projection_only_target=schema.convert(
             bool, model.get("projection_only_target", False), "projection_only_target"
         ),
     )
+
+
+def _heads(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The configs of the heads that only training needs, as far as the document has them."""
+    out = {}
+    for name, cls in (
+        ("supervision_head_config", SupervisionHeadConfig),
+        ("location_token_distillation_head_config", LocationTokenDistillationHeadConfig),
+    ):
+        if model.get(name) is not None:
+            out[name] = schema.convert(cls, _known_members(cls, model[name], name), name)
+            if wrong := limits.judge(model[name], name):
+                raise ValueError("; ".join(wrong.values()))
+    return out
+
+
+def _known_members(cls: type, doc: Any, where: str) -> dict[str, Any]:
+    """Members of a head's config that we know; others, and null ones, are left out."""
+    if not isinstance(doc, Mapping):
+        raise ValueError(f"{where} must be an object, got {type(doc).__name__}")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    out = {k: v for k, v in doc.items() if k in fields and v is not None}
+    if cls is SupervisedMapConfig and doc.get("norm_pix_loss"):
+        raise ValueError(f"{where}.norm_pix_loss is set; heads with it can't be built")
+    if isinstance(out.get("modality_configs"), Mapping):
+        out["modality_configs"] = {
+            str(n): _known_members(SupervisedMapConfig, v, f"{where}.modality_configs.{n}")
+            for n, v in out["modality_configs"].items()
+        }
+    return out
 
 
 def _write_part(config: Any) -> dict[str, Any]:
@@ -147,6 +186,8 @@ def _write_part(config: Any) -> dict[str, Any]:
             continue  # readers of the first versions do not know it
         elif field.name == "layer_scale_init":
             raise ValueError("a model with layer scale cannot be written as a published config")
+        elif field.name == "modality_configs":
+            out[field.name] = {n: _write_part(v) for n, v in value.items()}
         else:
             out[field.name] = _write_part(value) if dataclasses.is_dataclass(value) else value
     return out | _INERT.get(type(config), {})
@@ -160,6 +201,9 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
         part = getattr(config, member)
         if part is not None:
             model[member] = _write_part(part)
+    for member in ("supervision_head_config", "location_token_distillation_head_config"):
+        if (head := getattr(config, member)) is not None:
+            model[member] = _write_part(head)
     if config.kind == "latent_mim":
         model["projection_only_target"] = config.projection_only_target
     return {"model": model}

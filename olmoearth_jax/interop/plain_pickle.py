@@ -25,6 +25,9 @@ _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _KEYS = (str, bytes, int, float, bool, type(None))
 _MOST_STEPS = 2_000_000
 """Each operation may take a byte and make an object of hundreds."""
+_MOST_COPIES = 8
+"""What makers are given, the same thing again and again included, has at most so many times the
+length of the pickle."""
 _LARGEST_KEY = 2**60
 """Larger numbers can be chosen so that all have one hash."""
 
@@ -75,6 +78,7 @@ class PlainReader:
     ):
         self._find, self._persistent = find, persistent
         self._stack: list[Any] = []
+        self._room = 0
         self._memo: dict[int, Any] = {}
         self._places: dict[int, list[int]] = {}  # in the memo, of each unfinished object
         self._unfinished: dict[int, Stateful] = {}  # by id; kept, so that no id is used twice
@@ -86,6 +90,7 @@ class PlainReader:
           PickleRefused: it asks for more than plain data.
           PickleDamaged: anything else that is wrong with it.
         """
+        self._room = _MOST_COPIES * len(data) + (1 << 20)
         try:
             for number, (code, argument, _) in enumerate(pickletools.genops(data)):
                 if code.name == "STOP":
@@ -166,7 +171,8 @@ class PlainReader:
 
     def _take(self, count: int) -> None:
         items = tuple(self._stack[-count:])
-        if len(items) < count or _MARK in items:
+        # Not `in`, which compares, and arrays compare by elements.
+        if len(items) < count or any(item is _MARK for item in items):
             raise PickleDamaged("a tuple has too few items")
         self._stack[-count:] = [items]
 
@@ -233,6 +239,7 @@ class PlainReader:
             raise PickleRefused(f"it calls a {type(maker).__name__}")
         if type(arguments) is not tuple:
             raise PickleDamaged(f"the arguments of {maker.name} are no tuple")
+        self._spend(arguments)
         made = maker.make(*arguments)
         if isinstance(made, Stateful) and type(made).unfinished:
             self._unfinished[id(made)] = made
@@ -244,12 +251,24 @@ class PlainReader:
             return  # what an ordered dict of weights keeps beside its items
         if not isinstance(target, Stateful):
             raise PickleRefused(f"it sets the state of a {type(target).__name__}")
+        self._spend(state if type(state) is tuple else (state,))
         made = type(target).with_state(target, state)
         if made is not target:
             self._stack[-1] = made
             for place in self._places.pop(id(target), ()):
                 self._memo[place] = made
             self._unfinished.pop(id(target), None)
+
+    def _spend(self, given: tuple) -> None:
+        """Counts what a maker may copy: a few bytes can ask for the same large thing again."""
+        self._room -= 8 * len(given)
+        for part in given:
+            if isinstance(part, str | bytes | bytearray):
+                self._room -= len(part)
+            elif isinstance(part, tuple | list | dict | set | frozenset):
+                self._room -= 8 * len(part)
+        if self._room < 0:
+            raise PickleRefused("it makes far more of its parts than data of its kind")
 
     def _binpersid(self) -> None:
         if self._persistent is None:

@@ -15,6 +15,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from olmoearth_jax import modalities
+from olmoearth_jax.interop import head_keys
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encodings import month_table, quarter_width
 from olmoearth_jax.model.latent_mim import Params, flatten, graph, target_graph, unflatten
@@ -128,6 +129,12 @@ def model_entries(config: ModelConfig) -> list[Entry]:
     """Entries of all trained parts, paths from the root of the parameter tree."""
     out = []
     for path, leaf in flatten(graph(config)[1]):
+        if path[0] in head_keys.ROOTS:
+            layout, shape = ("linear", leaf.shape[::-1]) if path[-1] == "kernel" else (
+                "same", leaf.shape
+            )  # fmt: skip
+            out.append(Entry(path, leaf.shape, head_keys.head_key(path), layout, shape))
+            continue
         root = path[: 2 if path[:2] == ("reconstructor", "decoder") else 1]
         entry = _entry(path[len(root) :], tuple(leaf.shape), ".".join(root) + ".", config)
         out.append(dataclasses.replace(entry, path=path))
@@ -142,8 +149,8 @@ def target_entries(config: ModelConfig, full: bool) -> list[Entry]:
     return [_entry(path, tuple(leaf.shape), "target_encoder.", config) for path, leaf in leaves]
 
 
-def _months(config: ModelConfig) -> dict[str, np.ndarray]:
-    """The fixed month tables by key."""
+def _tables(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The fixed tables by key: those of months, and of the classes that heads tell apart."""
     widths = {"encoder.": config.encoder_config.embedding_size}
     if config.kind != "mae" and not config.projection_only_target:
         widths["target_encoder."] = config.encoder_config.embedding_size
@@ -151,14 +158,15 @@ def _months(config: ModelConfig) -> dict[str, np.ndarray]:
     if config.reconstructor_config is not None:
         decoders["reconstructor.decoder."] = config.reconstructor_config.decoder_config
     widths |= {name: d.decoder_embedding_size for name, d in decoders.items() if d is not None}
-    return {name + _MONTH: month_table(quarter_width(width)) for name, width in widths.items()}
+    months = {name + _MONTH: month_table(quarter_width(width)) for name, width in widths.items()}
+    return months | head_keys.class_tables(config)
 
 
 def state_dict_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{key: shape} of the reference's full state dict."""
     entries = model_entries(config) + target_entries(config, not config.projection_only_target)
     shapes = {entry.key: entry.torch_shape for entry in entries}
-    return shapes | {key: table.shape for key, table in _months(config).items()}
+    return shapes | {key: table.shape for key, table in _tables(config).items()}
 
 
 def _check_keys(got: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -214,9 +222,10 @@ def from_state_dict(
         raise ValueError("these weights hold only the target's projection, not a whole encoder")
     state = {k: np.asarray(v) for k, v in state.items() if not k.endswith(_STALE_SUFFIX)}
     _check_keys(state, state_dict_shapes(config))
-    for key, table in _months(config).items():
+    for key, table in _tables(config).items():
         if not any(np.allclose(state[key], t, atol=1e-5) for t in _rounded(table)):
-            raise ValueError(f"{key} differs from the fixed month table")
+            kind = "table of classes" if key.startswith(head_keys.ROOTS) else "month table"
+            raise ValueError(f"{key} differs from the fixed {kind}")
     entries, targets = model_entries(config), target_entries(config, full_target)
     params = read_entries(entries, state)
     target = read_entries(targets, state) if targets else None
@@ -244,7 +253,7 @@ def to_state_dict(
         {"/".join(k): v for k, v in ours.items()}, {"/".join(e.path): e.shape for e in entries}
     )
     out = {entry.key: entry.to_torch(ours[entry.path]) for entry in entries}
-    out |= {key: table.copy() for key, table in _months(config).items()}
+    out |= {key: table.copy() for key, table in _tables(config).items()}
     targets = target_entries(config, not config.projection_only_target)
     given = dict(flatten(target_params or {}))
     for entry in targets:

@@ -1,4 +1,7 @@
-"""Folders of the reference's layout: ``config.json`` with ``weights.pth`` or safetensors (13)."""
+"""Published weights: found by name, and their folders read and written (spec section 13).
+
+A folder of the reference's layout holds ``config.json`` with ``weights.pth`` or safetensors.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +19,11 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.files import is_pointer, no_folder, remove_leftovers, replacing
-from olmoearth_jax.interop import config_json, torch_file
+from olmoearth_jax.interop import config_json, spellings, torch_file, torch_keys
 from olmoearth_jax.interop.plain_pickle import PickleRefused
+from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.versions import PUBLISHED
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +33,13 @@ SAFETENSORS_FILE = "model.safetensors"
 NOTICE_FILE = "ATTRIBUTION.md"
 LICENSE_URL = "https://github.com/allenai/olmoearth_pretrain/blob/main/LICENSE"
 
+OWNER = "allenai"
+ENCODED = ("sentinel2_l2a", "sentinel1", "landsat")
+"""Modalities that the encoders of all published models were trained on (model_v1_3.md 5.1)."""
+
 _LONGEST_KEY = 400
 # Heads of auxiliary losses that some releases still carry; no loader builds them.
-TRAINING_ONLY = ("supervision_head.", "location_token_distillation_head.")
+_TRAINING_ONLY = ("supervision_head.", "location_token_distillation_head.")
 
 _NOTICE = f"""# Attribution
 
@@ -45,17 +56,13 @@ Keep this file with the weights when you pass them on.
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A folder of the reference's layout, read.
-
-    Attributes:
-      config: the model.
-      state: float32 tensors by the reference's keys, training-only heads left out.
-      decode_only: modalities that the encoder never saw; None if the folder does not say.
-    """
+    """A folder of the reference's layout, read."""
 
     config: ModelConfig
     state: dict[str, np.ndarray]
+    """float32 tensors by the reference's keys; of training-only heads only those in `config`."""
     decode_only: tuple[str, ...] | None
+    """Modalities that the encoder never saw; None if the folder does not say."""
 
 
 def decode_only_of(doc: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -122,7 +129,14 @@ def read_folder(folder: str | Path) -> Reference:
     raw = _read_torch(path) if held[0] == TORCH_FILE else _read_safetensors(path)
     if odd := [key for key in raw if len(key) > _LONGEST_KEY or not key.isprintable()]:
         raise ValueError(f"{path} is not a plain state dict: {_shown(odd)} is no name of a tensor")
-    state = _clean(raw)
+    if raw and all(key.startswith("model.") for key in raw):
+        raw = {key.removeprefix("model."): value for key, value in raw.items()}
+    try:
+        raw = spellings.released_state(raw)
+        config, kept = _heads_that_fit(config, raw)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
+    state = _clean(raw, kept)
     broken = [key for key, value in state.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
@@ -153,11 +167,32 @@ def _plain(text: Any, most: int) -> str:
     return str(text)[:most].encode("unicode_escape").decode()
 
 
-def _clean(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """float32 tensors without the direct builder's prefix and without training-only heads."""
-    if raw and all(key.startswith("model.") for key in raw):
-        raw = {key.removeprefix("model."): value for key, value in raw.items()}
-    dropped = [key for key in raw if key.startswith(TRAINING_ONLY)]
+def _heads_that_fit(
+    config: ModelConfig, raw: Mapping[str, np.ndarray]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The config less the heads whose tensors are not there as it says, and the heads that are.
+
+    Nothing but training needs them, and how releases name their tensors is not known for sure.
+    """
+    kept = []
+    for head in _TRAINING_ONLY:
+        member = head[:-1] + "_config"
+        if getattr(config, member) is None:
+            continue
+        wanted = {
+            k: v for k, v in torch_keys.state_dict_shapes(config).items() if k.startswith(head)
+        }
+        held = {k: tuple(v.shape) for k, v in raw.items() if k.startswith(head)}
+        if held == wanted:
+            kept.append(head)
+        else:
+            config = dataclasses.replace(config, **{member: None})
+    return config, tuple(kept)
+
+
+def _clean(raw: Mapping[str, np.ndarray], kept: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """float32 tensors by their released names, without training-only heads but the `kept` ones."""
+    dropped = [key for key in raw if key.startswith(_TRAINING_ONLY) and not key.startswith(kept)]
     if dropped:
         log.info("Left out %d tensors of training-only heads: %s", len(dropped), dropped[:4])
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
@@ -261,3 +296,84 @@ def write_notice(folder: Path) -> Path:
     """Writes the attribution and the licence link into a converted folder."""
     (folder / NOTICE_FILE).write_text(_NOTICE)
     return folder / NOTICE_FILE
+
+
+def published_name(name: str) -> str | None:
+    """The published model meant by a name, or None.
+
+    With or without the owner, in any case, with any separators: other packages call
+    'OlmoEarth-v1_1-Tiny' OLMOEARTH_V1_1_TINY.
+    """
+    bare = name.split("/")[-1] if name.startswith(f"{OWNER}/") or "/" not in name else name
+    return next((known for known in PUBLISHED if _spelled(known) == _spelled(bare)), None)
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"[-_. ]+", "_", name.strip().lower())
+
+
+def repository(name: str) -> str:
+    """Repository id of a name: 'OlmoEarth-v1_2-Base' -> 'allenai/OlmoEarth-v1_2-Base'.
+
+    Raises:
+      ValueError: neither a published name nor an 'owner/name' id.
+    """
+    if known := published_name(name):
+        return f"{OWNER}/{known}"
+    owner, _, rest = name.partition("/")
+    if rest and owner not in ("", ".", "..", "~", OWNER) and "/" not in rest:
+        return name
+    raise ValueError(f"there is no folder and no published model {name!r}; "
+                     f"{closest(name.removeprefix(OWNER + '/'), PUBLISHED)}")  # fmt: skip
+
+
+def find(name: str | Path, revision: str | None = None) -> Path:
+    """Local folder of a path, a published name or a hub id, downloaded if need be.
+
+    The cache of huggingface_hub is used, and HF_HUB_OFFLINE is honoured.
+
+    Raises:
+      ValueError: no such folder or model, no network and nothing in the cache, or the 'hub'
+        extra is missing.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists():
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is a file; give the folder that holds {CONFIG_FILE}")
+        return folder
+    try:
+        return _download(repository(str(name)), revision)
+    except ValueError as e:
+        # A path is most often a slip, but 'owner/name' may be meant for the hub.
+        told = no_folder(folder) if len(folder.parts) > 1 else ""
+        if "did you mean" in told:
+            raise ValueError(f"{told} And as a name of the hub: {e}") from None
+        raise
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise ValueError(
+            f"getting {repo} from the hub needs the 'hub' extra: pip install 'olmoearth-jax[hub]'"
+        ) from None
+    wanted = [CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE]
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted)
+        )
+    except errors.RepositoryNotFoundError:
+        raise ValueError(f"the hub has no repository {repo!r} that you may read") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
+        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise ValueError(
+            f"{repo} is not in the local cache and {why}; download it on a machine with a "
+            f"network, or give a folder with {CONFIG_FILE} and {TORCH_FILE} ({type(e).__name__})"
+        ) from None
+    missing = not any((folder / f).is_file() for f in (SAFETENSORS_FILE, TORCH_FILE))
+    if missing or not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"the copy of {repo} in the cache ({folder}) is not complete")
+    return folder

@@ -1,4 +1,4 @@
-"""Losses, all in float32 (spec/train.md section 3).
+"""Losses, all in float32 (spec/train.md section 3), and the objective they make up.
 
 Where nothing is decoded every loss is 0 with zero gradient; the reference gives NaN or raises for
 some of them.
@@ -10,18 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from olmoearth_jax import registry
-from olmoearth_jax.losses.all_discrimination import AllDiscrimination, ModalityAllDiscrimination
-from olmoearth_jax.losses.elementwise import L1, L2, CosineSimilarity, CrossEntropy
-from olmoearth_jax.losses.mae import MAE
-from olmoearth_jax.losses.patch_discrimination import (
+from olmoearth_jax.losses.discrimination import (
     AdjustedPatchDiscrimination,
+    AllDiscrimination,
     MaskedNegatives,
     MaskedNegativesVec,
+    ModalityAllDiscrimination,
     ModalityPatchDiscrimination,
     PatchDiscrimination,
 )
-from olmoearth_jax.losses.pooled import InfoNCE, KoLeo, info_nce
-from olmoearth_jax.losses.rows import Rows, TokenLoss, combine, dense_rows, rows_value
+from olmoearth_jax.losses.elementwise import L1, L2, CosineSimilarity, CrossEntropy
+from olmoearth_jax.losses.mae import MAE
+from olmoearth_jax.losses.objective import NoTokenLoss, Objective, exit_pairs, spread_of
+from olmoearth_jax.losses.pooled import InfoNCE, KoLeo
+from olmoearth_jax.losses.rows import Groups, Rows, TokenLoss, rows_value
 
 Loss = TokenLoss | MAE | InfoNCE | KoLeo
 
@@ -63,14 +65,16 @@ def build(config: Mapping[str, Any], default: str | None = None) -> Loss:
 __all__ = [
     "LOSSES",
     "MAE",
+    "Groups",
     "InfoNCE",
     "KoLeo",
     "Loss",
+    "NoTokenLoss",
+    "Objective",
     "Rows",
     "TokenLoss",
     "build",
-    "combine",
-    "dense_rows",
-    "info_nce",
+    "exit_pairs",
     "rows_value",
+    "spread_of",
 ]

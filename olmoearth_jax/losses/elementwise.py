@@ -12,8 +12,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from olmoearth_jax.losses.discrimination import set_mean
 from olmoearth_jax.losses.numerics import log_sum_exp, normalise
-from olmoearth_jax.losses.patch_discrimination import set_mean
 from olmoearth_jax.losses.rows import Scope, TokenLoss
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.losses.numerics import safe_divide, segment_sum
+from olmoearth_jax.losses.numerics import safe_divide
+from olmoearth_jax.losses.rows import Groups
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING, Tokenization, closest
 
@@ -39,22 +40,19 @@ ELEMENTWISE: dict[str, tuple[Callable[..., jax.Array], str | None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MAE:
-    """Mean elementwise error over the pixel-band values of all modalities together.
-
-    Attributes:
-      loss_function: 'MSELoss', 'L1Loss', 'SmoothL1Loss' or 'HuberLoss'.
-      only_decode: only decoder tokens count, else all that aren't missing.
-      weight: factor.
-      beta, delta: parameter of SmoothL1Loss and HuberLoss.
-      tokenization_config: {modality: [[band, ...], ...]} or a `Tokenization`; None: default.
-    """
+    """Mean elementwise error over the pixel-band values of all modalities together."""
 
     loss_function: str = "MSELoss"
+    """A key of `ELEMENTWISE`."""
     only_decode: bool = True
+    """Only decoder tokens count, else all that aren't missing."""
     weight: float = 1.0
     beta: float | None = None
+    """Parameter of SmoothL1Loss."""
     delta: float | None = None
+    """Parameter of HuberLoss."""
     tokenization_config: Any = None
+    """{modality: [[band, ...], ...]} or a `Tokenization`; None: default."""
 
     name: ClassVar[str] = "MAE"
 
@@ -86,10 +84,7 @@ class MAE:
         preds: Mapping[str, jax.Array],
         targets: Mapping[str, jax.Array],
         masks: Mapping[str, jax.Array],
-        *,
-        segment: jax.Array | None = None,
-        num_segments: int = 1,
-        sample_weight: jax.Array | None = None,
+        groups: Groups | None = None,
     ) -> jax.Array:
         """Loss per group.
 
@@ -97,13 +92,14 @@ class MAE:
           preds: per modality float [B, H, W, T, C], pixel predictions.
           targets: the same shapes, -99999 where missing; more modalities are ignored.
           masks: int [B, h, w, T, S] per token, or per pixel (h = H).
-          segment, num_segments, sample_weight: as in `TokenLoss`.
+          groups: of the samples; None: all in one, without holes.
 
         Returns:
-          float32 [num_segments]; 0 where nothing counts. Pixels of a band set in which any band
+          float32 [groups]; 0 where nothing counts. Pixels of a band set in which any band
           is missing never count.
         """
-        total = count = jnp.zeros(num_segments, jnp.float32)
+        groups = Groups.given(groups, len(next(iter(preds.values()))))
+        total = count = jnp.zeros(groups.count, jnp.float32)
         for name in modalities.in_sample_order(preds):
             if preds[name].ndim != 5:
                 raise ValueError(
@@ -111,11 +107,9 @@ class MAE:
                     f"{preds[name].shape}"
                 )
             errors, used = self._per_sample(name, preds[name], targets[name], masks[name])
-            group = jnp.zeros(len(errors), jnp.int32) if segment is None else segment
-            weight = jnp.ones(len(errors)) if sample_weight is None else sample_weight
-            real = weight > 0
-            total = total + segment_sum(jnp.where(real, errors, 0.0), group, num_segments)
-            count = count + segment_sum(jnp.where(real, used, 0.0), group, num_segments)
+            real = groups.weight > 0
+            total = total + groups.sum(jnp.where(real, errors, 0.0))
+            count = count + groups.sum(jnp.where(real, used, 0.0))
         return self.weight * safe_divide(total, count)
 
     def _per_sample(

@@ -9,6 +9,17 @@ from jax import lax
 NEGATIVE = -1e30
 """Score of an excluded pair: finite, so that rows without any pair stay finite too."""
 
+LOWEST_TAU = 1e-12
+"""Scores are cosines over tau, and must stay far from `NEGATIVE` and the ends of float32."""
+
+
+def check_tau(tau: float) -> None:
+    """Raises ValueError for a temperature that no loss can be divided by."""
+    if tau <= 0:
+        raise ValueError(f"the temperature tau must be positive, got {tau}")
+    if tau < LOWEST_TAU:
+        raise ValueError(f"the temperature tau must be at least {LOWEST_TAU:g}, got {tau}")
+
 
 def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     """x / max(|x|, eps) over the last axis, float32; finite gradient at zero."""

@@ -17,51 +17,15 @@ from jax import lax
 from olmoearth_jax import modalities
 from olmoearth_jax.losses.numerics import (
     NEGATIVE,
+    check_tau,
     diagonal,
     log_sum_exp,
     normalise,
     products,
     safe_divide,
 )
-from olmoearth_jax.losses.rows import combine
+from olmoearth_jax.losses.rows import Groups
 from olmoearth_jax.masks import VISIBLE
-
-
-def _defaults(
-    x: jax.Array, segment: jax.Array | None, weight: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    segment = jnp.zeros(len(x), jnp.int32) if segment is None else segment
-    weight = jnp.ones(len(x), jnp.float32) if weight is None else weight.astype(jnp.float32)
-    return segment, weight
-
-
-def info_nce(
-    a: jax.Array,
-    b: jax.Array,
-    segment: jax.Array | None = None,
-    sample_weight: jax.Array | None = None,
-    num_segments: int = 1,
-    tau: float = 0.1,
-    weight: float = 1.0,
-) -> jax.Array:
-    """weight * mean of -log softmax of a's cosines (over tau) with every b of its group.
-
-    Args:
-      a, b: float [n, D], vectors of the two views of n samples; gradients flow into both.
-      segment: int [n], group of each sample; None: one group.
-      sample_weight: float [n], 0 for holes; None: all 1.
-
-    Returns:
-      float32 [num_segments]. A group of one sample has 0.
-    """
-    segment, good = _defaults(a, segment, sample_weight)
-    real = good > 0
-    a, b = (jnp.where(real[:, None], x.astype(jnp.float32), 0.0) for x in (a, b))
-    scores = products(normalise(a), normalise(b)) / tau
-    keep = (segment[:, None] == segment[None, :]) & real[None, :]
-    losses = log_sum_exp(jnp.where(keep, scores, NEGATIVE)) - diagonal(scores)
-    losses = jnp.where(real, losses, 0.0)
-    return weight * combine(losses, jnp.ones_like(good), segment, num_segments, good)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,36 +38,38 @@ class InfoNCE:
     name: ClassVar[str] = "InfoNCE"
 
     def __post_init__(self) -> None:
-        if self.tau <= 0:
-            raise ValueError(f"the temperature tau must be positive, got {self.tau}")
+        check_tau(self.tau)
 
-    def __call__(
-        self,
-        a: jax.Array,
-        b: jax.Array,
-        *,
-        segment: jax.Array | None = None,
-        num_segments: int = 1,
-        sample_weight: jax.Array | None = None,
-    ) -> jax.Array:
-        """See `info_nce`."""
-        return info_nce(a, b, segment, sample_weight, num_segments, self.tau, self.weight)
+    def __call__(self, a: jax.Array, b: jax.Array, groups: Groups | None = None) -> jax.Array:
+        """weight * mean of -log softmax of a's cosines (over tau) with every b of its group.
+
+        Args:
+          a, b: float [n, D], vectors of the two views of n samples; gradients flow into both.
+          groups: of the samples; None: all in one, without holes.
+
+        Returns:
+          float32 [groups]. A group of one sample has 0.
+        """
+        groups = Groups.given(groups, len(a))
+        segment, real = groups.segment, groups.weight > 0
+        a, b = (jnp.where(real[:, None], x.astype(jnp.float32), 0.0) for x in (a, b))
+        scores = products(normalise(a), normalise(b)) / self.tau
+        keep = (segment[:, None] == segment[None, :]) & real[None, :]
+        losses = log_sum_exp(jnp.where(keep, scores, NEGATIVE)) - diagonal(scores)
+        losses = jnp.where(real, losses, 0.0)
+        return self.weight * groups.mean(losses, jnp.ones_like(groups.weight))
 
 
 @dataclasses.dataclass(frozen=True)
 class KoLeo:
-    """Spreads vectors out: minus the mean log distance to the nearest neighbour in the group.
-
-    Attributes:
-      weight: factor.
-      mode: 'instance' (one vector per sample) or 'patch' (every encoder token); only
-        `tokens_to_vectors` reads it.
-      eps: added to norms, components and the logarithm's argument.
-    """
+    """Spreads vectors out: minus the mean log distance to the nearest neighbour in the group."""
 
     weight: float = 0.1
     mode: str = "instance"
+    """'instance' (one vector per sample) or 'patch' (every encoder token); only
+    `tokens_to_vectors` reads it."""
     eps: float = 1e-8
+    """Added to norms, components and the logarithm's argument."""
 
     name: ClassVar[str] = "KoLeo"
 
@@ -111,17 +77,10 @@ class KoLeo:
         if self.mode not in ("instance", "patch"):
             raise ValueError(f"the KoLeo mode must be 'instance' or 'patch', got {self.mode!r}")
 
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        segment: jax.Array | None = None,
-        num_segments: int = 1,
-        sample_weight: jax.Array | None = None,
-    ) -> jax.Array:
-        """Value per group [num_segments] of vectors [n, D]; 0 for groups of fewer than two."""
-        segment, good = _defaults(x, segment, sample_weight)
-        real = good > 0
+    def __call__(self, x: jax.Array, groups: Groups | None = None) -> jax.Array:
+        """Value per group of vectors [n, D]; 0 for groups of fewer than two."""
+        groups = Groups.given(groups, len(x))
+        segment, real = groups.segment, groups.weight > 0
         x = normalise(jnp.where(real[:, None], x.astype(jnp.float32), 0.0), self.eps)
         own = jnp.eye(len(x), dtype=bool)
         peers = (segment[:, None] == segment[None, :]) & real[None, :] & ~own
@@ -135,16 +94,15 @@ class KoLeo:
         distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
         counts = (jnp.any(peers, axis=-1) & real).astype(jnp.float32)
         logs = jnp.log(distance + self.eps)
-        return -self.weight * combine(logs, counts, segment, num_segments, good)
+        return -self.weight * groups.mean(logs, counts)
 
     def tokens_to_vectors(
         self,
         tokens: Mapping[str, jax.Array],
         masks: Mapping[str, jax.Array],
-        segment: jax.Array | None = None,
-        sample_weight: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(x [n, D], segment [n], weight [n]) from encoder tokens [B, N, D] and masks [B, N].
+        groups: Groups | None = None,
+    ) -> tuple[jax.Array, Groups]:
+        """(x [n, D], their groups) from encoder tokens [B, N, D] and masks [B, N].
 
         'instance': the mean of each sample's encoder tokens, weight 0 if it has none; 'patch':
         every token, weight 0 unless it is an encoder token.
@@ -152,11 +110,13 @@ class KoLeo:
         names = modalities.in_sample_order(tokens)
         x = jnp.concatenate([tokens[m].astype(jnp.float32) for m in names], axis=1)
         visible = jnp.concatenate([masks[m] == VISIBLE for m in names], axis=1)
-        segment, good = _defaults(x, segment, sample_weight)
-        visible = (visible & (good > 0)[:, None]).astype(jnp.float32)
+        groups = Groups.given(groups, len(x))
+        visible = (visible & (groups.weight > 0)[:, None]).astype(jnp.float32)
         if self.mode == "patch":
             n = x.shape[1]
-            return x.reshape(-1, x.shape[-1]), jnp.repeat(segment, n), visible.reshape(-1)
+            flat = x.reshape(-1, x.shape[-1])
+            return flat, Groups(jnp.repeat(groups.segment, n), visible.reshape(-1), groups.count)
         count = visible.sum(axis=1)
         total = jnp.einsum("bn,bnd->bd", visible, x, precision=lax.Precision.HIGHEST)
-        return safe_divide(total, count[:, None]), segment, (count > 0).astype(jnp.float32)
+        means = safe_divide(total, count[:, None])
+        return means, groups._replace(weight=(count > 0).astype(jnp.float32))

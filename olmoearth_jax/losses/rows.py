@@ -22,22 +22,46 @@ from olmoearth_jax.masks import DECODE
 Scope = Literal["modality", "sample", "token", "modality_batch", "batch"]
 
 
-class Rows(NamedTuple):
-    """R padded sets of up to L tokens.
+class Groups(NamedTuple):
+    """The groups that n samples (or vectors) belong to."""
 
-    Attributes:
-      pred: float [R, L, D].
-      target: float [R, L, D], or int [R, L] class numbers.
-      valid: bool [R, L], which places hold a decoded token.
-      segment: int [R], group of the row.
-      weight: float32 [R], 0 for rows of holes and for padding rows, else 1.
-    """
+    segment: jax.Array
+    """int [n], group of each."""
+    weight: jax.Array
+    """float32 [n], 0 for holes, else 1."""
+    count: int = 1
+
+    @classmethod
+    def given(cls, groups: Groups | None, size: int) -> Groups:
+        """`groups`, or one group of that size without holes."""
+        if groups is not None:
+            return groups
+        return cls(jnp.zeros(size, jnp.int32), jnp.ones(size, jnp.float32))
+
+    def sum(self, values: jax.Array) -> jax.Array:
+        """Sums [count, ...] of values [n, ...]."""
+        return segment_sum(values, self.segment, self.count)
+
+    def mean(self, values: jax.Array, counts: jax.Array) -> jax.Array:
+        """Weighted mean per group [count] of values [n]; 0 where nothing counts."""
+        counts = counts * self.weight
+        total = self.sum(values * counts)
+        return safe_divide(total, self.sum(counts))
+
+
+class Rows(NamedTuple):
+    """R padded sets of up to L tokens."""
 
     pred: jax.Array
+    """float [R, L, D]"""
     target: jax.Array
+    """float [R, L, D], or int [R, L] class numbers"""
     valid: jax.Array
+    """bool [R, L], which places hold a decoded token"""
     segment: jax.Array
+    """int [R], group of the row"""
     weight: jax.Array
+    """float32 [R], 0 for rows of holes and for padding rows, else 1"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +72,15 @@ class TokenLoss:
     'sample', the mean over contributing rows, each a sample with all its modalities; 'token', the
     mean over all tokens; 'modality_batch' and 'batch', like the first two but each token is
     compared with those of the whole group, so all of a group's rows are needed at once.
-
-    Attributes:
-      name: name in metrics.
-      needs_unit_predictions: whether predictions are standardised per feature first.
     """
 
     name: ClassVar[str] = ""
+    """Name in metrics."""
     scope: ClassVar[Scope] = "modality"
 
     @property
     def needs_unit_predictions(self) -> bool:
+        """Whether predictions are standardised per feature first."""
         return bool(getattr(self, "pred2unit", False))
 
     @property
@@ -96,10 +118,7 @@ class TokenLoss:
         preds: Mapping[str, jax.Array],
         targets: Mapping[str, jax.Array],
         masks: Mapping[str, jax.Array],
-        *,
-        segment: jax.Array | None = None,
-        num_segments: int = 1,
-        sample_weight: jax.Array | None = None,
+        groups: Groups | None = None,
     ) -> jax.Array:
         """The loss on unpacked tokens, one value per group.
 
@@ -107,15 +126,13 @@ class TokenLoss:
           preds: per modality float [B, N, D].
           targets: the same shapes (for class numbers int [B, N] or [B, N, 1]).
           masks: per modality int [B, N]; tokens with mask 2 take part.
-          segment: int [B] group of each sample; None: all in group 0.
-          num_segments: number of groups.
-          sample_weight: float [B], 0 for holes; None: all 1.
+          groups: of the samples; None: all in one, without holes.
 
         Returns:
-          float32 [num_segments]; 0 with zero gradient where nothing takes part.
+          float32 [groups]; 0 with zero gradient where nothing takes part.
         """
-        rows = dense_rows(self, preds, targets, masks, segment, sample_weight)
-        return rows_value(self, rows, num_segments)
+        groups = Groups.given(groups, len(next(iter(preds.values()))))
+        return rows_value(self, dense_rows(self, preds, targets, masks, groups), groups.count)
 
 
 def dense_rows(
@@ -123,42 +140,25 @@ def dense_rows(
     preds: Mapping[str, jax.Array],
     targets: Mapping[str, jax.Array],
     masks: Mapping[str, jax.Array],
-    segment: jax.Array | None = None,
-    sample_weight: jax.Array | None = None,
+    groups: Groups,
 ) -> dict[str, list[Rows]]:
     """Rows of unpacked tokens: one per sample, by modality or ('') over all modalities."""
     names = [m for m in modalities.in_sample_order(preds) if m in targets]
     if not names:
         raise ValueError("predictions and targets have no modality in common")
-    batch = preds[names[0]].shape[0]
-    segment = jnp.zeros(batch, jnp.int32) if segment is None else segment
-    weight = jnp.ones(batch, jnp.float32) if sample_weight is None else sample_weight
     by_name = {}
     for m in names:
         target = targets[m]
         if jnp.issubdtype(target.dtype, jnp.integer):
             target = target.reshape(preds[m].shape[:2])
-        by_name[m] = Rows(preds[m], target, masks[m] == DECODE, segment, weight)
+        by_name[m] = Rows(preds[m], target, masks[m] == DECODE, groups.segment, groups.weight)
     if loss.scope not in ("sample", "batch"):
         return {m: [rows] for m, rows in by_name.items()}
     joined = [
         jnp.concatenate([getattr(by_name[m], field) for m in names], axis=1)
         for field in ("pred", "target", "valid")
     ]
-    return {"": [Rows(joined[0], joined[1], joined[2], segment, weight)]}
-
-
-def combine(
-    values: jax.Array,
-    counts: jax.Array,
-    segment: jax.Array,
-    num_segments: int,
-    weight: jax.Array,
-) -> jax.Array:
-    """Weighted mean per group [G] of row values [R]; 0 where no row counts."""
-    counts = counts * weight
-    total = segment_sum(values * counts, segment, num_segments)
-    return safe_divide(total, segment_sum(counts, segment, num_segments))
+    return {"": [Rows(joined[0], joined[1], joined[2], groups.segment, groups.weight)]}
 
 
 def _clean(rows: Rows) -> Rows:
@@ -171,7 +171,7 @@ def _clean(rows: Rows) -> Rows:
     return Rows(pred, lax.stop_gradient(target), valid, rows.segment, rows.weight)
 
 
-def standardise(rows: Sequence[Rows], num_segments: int) -> list[Rows]:
+def _standardise(rows: Sequence[Rows], num_segments: int) -> list[Rows]:
     """Predictions to zero mean and unit spread per feature over each group's decoded tokens.
 
     (x - mean) / (std + 1e-4) with the unbiased std, as `pred2unit` asks for.
@@ -221,7 +221,7 @@ def rows_value(
             continue
         cleaned = [_clean(r) for r in rows[name]]
         if loss.needs_unit_predictions:
-            cleaned = standardise(cleaned, num_segments)
+            cleaned = _standardise(cleaned, num_segments)
         sums = _sums(loss, name, cleaned, num_segments, group_samples)
         if loss.scope == "token":
             all_sums = [a + b for a, b in zip(all_sums, sums, strict=True)]

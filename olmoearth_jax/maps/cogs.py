@@ -16,6 +16,12 @@ from olmoearth_jax.data.raster_file import library
 _BLOCK_BYTES = 8 << 20
 
 
+_PLAIN = {
+    "driver": "GTiff", "tiled": True, "blockxsize": 128, "blockysize": 128,
+    "interleave": "pixel", "bigtiff": "IF_SAFER", "sparse_ok": True,
+}  # fmt: skip
+
+
 @contextlib.contextmanager
 def writing(
     path: Path,
@@ -57,39 +63,46 @@ def writing(
     from rasterio.transform import Affine
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    form = {
-        "driver": "GTiff", "count": len(names), "height": shape[0], "width": shape[1],
-        "dtype": dtype, "crs": crs, "transform": Affine(*list(transform)[:6]), "nodata": nodata,
-        "tiled": True, "blockxsize": 128, "blockysize": 128, "interleave": "pixel",
-        "bigtiff": "IF_SAFER", "sparse_ok": True,
-    }  # fmt: skip
-    side = 512
-    while side > 128 and side * side * len(names) * np.dtype(dtype).itemsize > _BLOCK_BYTES:
-        side //= 2
+    place = {"crs": crs, "transform": Affine(*list(transform)[:6]), "nodata": nodata}
+    size = {"count": len(names), "height": shape[0], "width": shape[1], "dtype": dtype}
+    side = _block_side(len(names) * np.dtype(dtype).itemsize)
     with tempfile.TemporaryDirectory(prefix=".map-", dir=path.parent) as scratch:
         raw, done = Path(scratch) / "raw.tif", Path(scratch) / "done.tif"
-        with rasterio.open(raw, "w", **form) as file:
+        with rasterio.open(raw, "w", **_PLAIN, **place, **size) as file:
             if colors is not None:
                 file.write_colormap(1, {k: (*v, 255) for k, v in colors.items()})
             elif alpha:
-                file.colorinterp = (
-                    ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha,
-                )  # fmt: skip
+                file.colorinterp = [ColorInterp[k] for k in ("red", "green", "blue", "alpha")]
             yield _Blocks(file)
         with rasterio.open(raw, "r+") as file:
             file.descriptions = tuple(names)
-            file.update_tags(**(tags or {}))
-            if rule is not None:
-                file.scales = (rule[0],) * file.count
-                file.offsets = (rule[1],) * file.count
-            for _, window in file.block_windows(1) if change is not None else ():
-                assert change is not None
-                file.write(change(file.read(window=window)), window=window)
+            _describe(file, tags or {}, rule)
+            _change(file, change)
         copy(
             raw, done, driver="COG", compress="deflate", blocksize=side, bigtiff="IF_SAFER",
             overview_resampling=overviews, predictor="NO" if colors else "YES",
         )  # fmt: skip
         os.replace(done, path)
+
+
+def _block_side(bytes_per_pixel: int) -> int:
+    side = 512
+    while side > 128 and side * side * bytes_per_pixel > _BLOCK_BYTES:
+        side //= 2
+    return side
+
+
+def _change(file: Any, change: Callable[[np.ndarray], np.ndarray] | None) -> None:
+    for _, window in file.block_windows(1) if change is not None else ():
+        assert change is not None
+        file.write(change(file.read(window=window)), window=window)
+
+
+def _describe(file: Any, tags: Mapping[str, str], rule: tuple[float, float] | None) -> None:
+    file.update_tags(**tags)
+    if rule is not None:
+        file.scales = (rule[0],) * file.count
+        file.offsets = (rule[1],) * file.count
 
 
 class _Blocks:

@@ -110,7 +110,7 @@ def _labels(
 
 def _colors(x: np.ndarray, centres: np.ndarray) -> dict[int, tuple[int, int, int]]:
     """A colour per cluster: its place among the principal components of a sample."""
-    from olmoearth_jax.evals.transforms import fit_pca
+    from olmoearth_jax.evals.embeddings import fit_pca
 
     dims = min(3, x.shape[1])
     pca = fit_pca(x, dims)

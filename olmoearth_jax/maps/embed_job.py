@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import olmoearth_jax
 from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.model import PretrainedModel
-from olmoearth_jax.interop import config_json, hub
+from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
 from olmoearth_jax.maps import area, conventions, plan, quantise, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig, official_model
+from olmoearth_jax.outputs import SOFTWARE
 
 POOLINGS = ("spatial", "location", "student")
 PIXEL = 10.0
@@ -165,7 +165,7 @@ def config_of(model: str) -> ModelConfig | None:
     if folder.is_dir():
         path = folder / CONFIG_FILE
         return config_json.read(path) if path.is_file() and not _is_run(folder) else None
-    known = hub.published_name(model)
+    known = weights.published_name(model)
     if known is None:
         return None
     _, version, size = known.split("-")
@@ -294,14 +294,14 @@ def _given(o: Options) -> dict[str, Any]:
 
 
 def _software() -> str:
-    return f"olmoearth-jax {olmoearth_jax.__version__}"
+    return SOFTWARE
 
 
 def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
     """The form of the store."""
     o, layout = job.options, job.layout
-    published = hub.published_name(o.model)
-    url = f"https://huggingface.co/{hub.OWNER}/{published}"
+    published = weights.published_name(o.model)
+    url = f"https://huggingface.co/{weights.OWNER}/{published}"
     names = list(job.imagery.bands)
     provenance = {
         "model_digest": model.digest, "job_digest": digest, "patch_size": o.patch_size,

@@ -17,7 +17,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.inference.model import PretrainedModel
-from olmoearth_jax.inference.prepare import Prepared
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.maps import area, quantise, store
 from olmoearth_jax.maps.embed_job import PIXEL, Job
@@ -40,7 +40,7 @@ class Tiles:
     """
 
     places: np.ndarray
-    ready: Prepared
+    ready: ModelInput
     counts: np.ndarray
 
 
@@ -173,7 +173,7 @@ class ShardWorker:
             if len(seen):
                 yield Tiles(np.array(kept)[seen], ready.rows(seen), counts[seen])
 
-    def _counts(self, ready: Prepared) -> np.ndarray:
+    def _counts(self, ready: ModelInput) -> np.ndarray:
         """uint8 [B, core, core]: timesteps with data of the tokens that tiles keep."""
         moving, still = [], []
         for name, mask in ready.masks.items():
@@ -190,7 +190,7 @@ class ShardWorker:
         kept = slice(self._halo, self._halo + self._core)
         return np.minimum(count, store.MOST_COVERAGE).astype(np.uint8)[:, kept, kept]
 
-    def _encode(self, ready: Prepared) -> np.ndarray:
+    def _encode(self, ready: ModelInput) -> np.ndarray:
         """Embeddings float32 [B, core, core, D] of the tokens that tiles keep."""
         o, count = self._job.options, len(ready.timestamps)
         # Always as many rows: one program, whatever is left of a shard.
@@ -254,10 +254,10 @@ def _joined(parts: Sequence[Tiles]) -> Tiles:
     stamps = np.concatenate([p.ready.timestamps for p in parts])
     places = np.concatenate([p.places for p in parts])
     counts = np.concatenate([p.counts for p in parts])
-    return Tiles(places, Prepared(data, masks, stamps), counts)
+    return Tiles(places, ModelInput(data, masks, stamps), counts)
 
 
-def _groups(ready: Prepared) -> Iterator[tuple[Any, np.ndarray]]:
+def _groups(ready: ModelInput) -> Iterator[tuple[Any, np.ndarray]]:
     """Tiles that one program takes together without seeing each other.
 
     Pooling and the fast pass are chosen for a whole call; tiles for which they would be chosen

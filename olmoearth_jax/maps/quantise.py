@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals.transforms import dequantize_int8, quantize_int8
+from olmoearth_jax.inference.quantize import dequantize_int8, quantize_int8
 
 DTYPES = ("int8", "float16", "float32")
 METHODS = ("signed_power", "per_pixel_scale", "linear")

@@ -1,4 +1,7 @@
-"""Search for places like some others: the cosine of embeddings, in one pass over an archive."""
+"""Search for places like some others: the cosine of embeddings, in one pass over an archive.
+
+An `archive` here is a `maps.archive.Archive`, which stands above and calls these functions.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,11 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
-from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.lattice import LONLAT
 from olmoearth_jax.maps.quantise import unit
 
 
-def query_of_points(
-    archive: Archive, lonlat: Any, period: Any, width: int | None = None
-) -> np.ndarray:
+def query_of_points(archive: Any, lonlat: Any, period: Any, width: int | None = None) -> np.ndarray:
     """float32 [d] of length 1: the mean direction of the embeddings at points.
 
     Raises:
@@ -29,9 +29,7 @@ def query_of_points(
     return _mean(values[:, 0][valid[:, 0]])
 
 
-def query_of_shape(
-    archive: Archive, shape: Any, period: Any, width: int | None = None
-) -> np.ndarray:
+def query_of_shape(archive: Any, shape: Any, period: Any, width: int | None = None) -> np.ndarray:
     """float32 [d] of length 1: the mean direction of the embeddings whose centre is in a polygon.
 
     Raises:
@@ -57,7 +55,7 @@ def query_of_shape(
     return _mean(np.concatenate(found))
 
 
-def _near(zone: Zone, bounds: Any) -> Iterator[tuple[slice, slice]]:
+def _near(zone: Any, bounds: Any) -> Iterator[tuple[slice, slice]]:
     """Shards of a zone that overlap bounds of its CRS."""
     for rows, cols in zone.shards():
         a, _, c, _, e, f = zone.place(rows, cols)
@@ -80,12 +78,12 @@ def cosine(x: np.ndarray, valid: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def search(
-    archive: Archive,
+    archive: Any,
     query: np.ndarray,
     period: Any,
     top: int = 100,
     min_distance: float = 200.0,
-    put: Callable[[Zone, slice, slice, np.ndarray], None] | None = None,
+    put: Callable[[Any, slice, slice, np.ndarray], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The places that are most like a query, best first.
 
@@ -149,7 +147,7 @@ def _apart(
     return out
 
 
-def _place(archive: Archive, score: float, number: int, row: int, col: int) -> dict[str, Any]:
+def _place(archive: Any, score: float, number: int, row: int, col: int) -> dict[str, Any]:
     zone = archive.zone(number)
     a, _, c, _, e, f = zone.transform
     lon, lat = transform_points(zone.crs, LONLAT, [c + (col + 0.5) * a], [f + (row + 0.5) * e])

@@ -16,13 +16,14 @@ from olmoearth_jax.masking import (
     space_time,
     with_decode,
 )
-from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.bounds import TokenBounds, max_tokens
-from olmoearth_jax.masking.context import (
+from olmoearth_jax.masking.base import (
+    Counts,
     MaskContext,
+    Strategy,
+    TokenBounds,
+    Tokens,
+    missing_tokens,
 )
-from olmoearth_jax.masking.tokens import missing_tokens
-from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
 
 _FAMILIES = (random_tokens, space_time, modality_cross, modality_choice, with_decode)
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -44,15 +45,12 @@ def build(config: Mapping[str, Any]) -> Strategy:
 
 
 __all__ = [
-    "DECODE",
-    "VISIBLE",
-    "MISSING_TOKEN",
     "STRATEGIES",
-    "TARGET_ONLY",
+    "Counts",
     "MaskContext",
     "Strategy",
     "TokenBounds",
+    "Tokens",
     "build",
-    "max_tokens",
     "missing_tokens",
 ]

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.masking.context import (
-    MaskContext,
-    Tokens,
-)
+from olmoearth_jax.masking.base import MaskContext, Tokens
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
 
 

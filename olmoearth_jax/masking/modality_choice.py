@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import MaskContext, Tokens
+from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masking.random_tokens import RandomRange, random_mask
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN
+from olmoearth_jax.modalities import ModalityName
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class RandomFixedModality(Strategy):
     a random number, all but one at most. (The reference looks for gaps in the whole batch, Q8.)
     """
 
-    decoded_modalities: tuple[str, ...] = ()
-    randomize_missing_modalities: tuple[str, ...] = ()
+    decoded_modalities: tuple[ModalityName, ...] = ()
+    randomize_missing_modalities: tuple[ModalityName, ...] = ()
     key: ClassVar[str] = "random_fixed_modality"
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
@@ -43,18 +44,24 @@ class RandomFixedModality(Strategy):
                     masks[whole[i]][b] = MISSING_TOKEN
         return masks
 
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        base = TokenBounds.of_shares(counts, self.encode_ratio, self.decode_ratio)
+        decoded = [m for m in self.decoded_modalities if m in counts]
+        encode = base.encode_by_modality | dict.fromkeys(decoded, 0)
+        decode = base.decode | {m: math.prod(counts[m]) for m in decoded}
+        return TokenBounds(sum(encode.values()), encode, decode)
+
 
 def _overwrite(
+    strategy: SelectableModality | SelectableRandomRangeModality,
     masks: Tokens,
     rows: slice,
-    decodable: tuple[str, ...],
-    hidden: tuple[str, ...],
-    most: int,
     rng: np.random.Generator,
 ) -> None:
     """Decodes or hides a random number of modalities in these rows; missing stays missing."""
-    names = [m for m in (*decodable, *hidden) if m in masks]
-    count = min(blocks.uniform_int(rng, 0, most), len(names))
+    decodable = strategy.decodable_modalities
+    names = [m for m in (*decodable, *strategy.fully_mask_modalities) if m in masks]
+    count = min(blocks.uniform_int(rng, 0, strategy.max_to_mask), len(names))
     for i in rng.permutation(len(names))[:count]:
         part = masks[names[i]][rows]
         role = DECODE if names[i] in decodable else MISSING_TOKEN
@@ -73,8 +80,8 @@ class SelectableModality(Strategy):
     Unlike in the reference, missing tokens stay missing (quirk Q9).
     """
 
-    decodable_modalities: tuple[str, ...] = ()
-    fully_mask_modalities: tuple[str, ...] = ()
+    decodable_modalities: tuple[ModalityName, ...] = ()
+    fully_mask_modalities: tuple[ModalityName, ...] = ()
     max_to_mask: int = 1
     key: ClassVar[str] = "selectable_modality"
 
@@ -84,17 +91,19 @@ class SelectableModality(Strategy):
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
-        lists = (self.decodable_modalities, self.fully_mask_modalities)
-        _overwrite(masks, slice(None), *lists, self.max_to_mask, ctx.group_rng)
+        _overwrite(self, masks, slice(None), ctx.group_rng)
         return masks
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_all(counts)
 
 
 @dataclass(frozen=True)
 class SelectableRandomRangeModality(RandomRange):
     """`random_range`, then up to `max_to_mask` modalities of each sample are decoded or hidden."""
 
-    decodable_modalities: tuple[str, ...] = ()
-    fully_mask_modalities: tuple[str, ...] = ()
+    decodable_modalities: tuple[ModalityName, ...] = ()
+    fully_mask_modalities: tuple[ModalityName, ...] = ()
     max_to_mask: int = 1
     key: ClassVar[str] = "selectable_random_range_modality"
 
@@ -104,7 +113,9 @@ class SelectableRandomRangeModality(RandomRange):
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = super().__call__(missing, ctx)
-        lists = (self.decodable_modalities, self.fully_mask_modalities)
         for b, rng in enumerate(ctx.rngs):
-            _overwrite(masks, slice(b, b + 1), *lists, self.max_to_mask, rng)
+            _overwrite(self, masks, slice(b, b + 1), rng)
         return masks
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_all(counts)

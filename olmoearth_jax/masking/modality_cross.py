@@ -7,6 +7,7 @@ random set X. Band sets outside E keep all their decoder tokens, whatever X is (
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,11 +15,11 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import MaskContext, Tokens
+from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masking.space_time import space_mask
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
+from olmoearth_jax.modalities import ModalityName
 
 BandSet = tuple[str, int]
 BandSets = set[BandSet]
@@ -26,21 +27,20 @@ BandSets = set[BandSet]
 
 @dataclass(frozen=True)
 class ModalityCross(Strategy):
-    """Common part of the cross strategies (spec/train.md section 2.2).
-
-    Attributes:
-      allow_encoding_decoding_same_bandset: whether a band set may be both encoded and decoded.
-      min_encoded_bandsets, max_encoded_bandsets: size range of E; None means all candidates.
-      min_decoded_bandsets, max_decoded_bandsets: size range of X (only if band sets may be both).
-      only_decode_modalities: never encoded, unless just two band sets are present (quirk Q6).
-    """
+    """Common part of the cross strategies (spec/train.md section 2.2)."""
 
     allow_encoding_decoding_same_bandset: bool = False
+    """Whether a band set may be both encoded and decoded."""
     min_encoded_bandsets: int | None = 2
+    """Size range of E; None means all candidates."""
     max_encoded_bandsets: int | None = None
+    """Likewise."""
     min_decoded_bandsets: int | None = None
+    """Size range of X (only if band sets may be both)."""
     max_decoded_bandsets: int | None = None
-    only_decode_modalities: tuple[str, ...] = ()
+    """Likewise."""
+    only_decode_modalities: tuple[ModalityName, ...] = ()
+    """Never encoded, unless just two band sets are present (quirk Q6)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +135,29 @@ class ModalityCross(Strategy):
         self._refill_empty(masks, missing, ctx)
         return masks
 
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        base = TokenBounds.of_shares(counts, self.encode_ratio, self.decode_ratio)
+        only_decode = [m for m in counts if m in self.only_decode_modalities]
+        encode, decode = dict(base.encode_by_modality), dict(base.decode)
+        for m, (t, s) in counts.items():
+            if self.overrides(m):
+                encode[m] = decode[m] = t * s
+            elif m not in only_decode:
+                # A refilled single token is always an encoder token.
+                encode[m] = max(encode[m], min(t * s, 1))
+        encodable = {m: n for m, n in encode.items() if m not in only_decode}
+        # An only-decode band set is encoded only in samples that list hardly anything else. Then
+        # it is the only one, beside modalities that were refilled because none of their tokens
+        # had been encoded (or none decoded), which leaves at most the others.
+        lone = max((encode[m] for m in only_decode), default=0)
+        if lone:
+            lone += self._refilled(counts, encodable, base)
+        return TokenBounds(max(sum(encodable.values()), lone), encode, decode)
+
+    def _refilled(self, counts: Counts, encodable: dict[str, int], base: TokenBounds) -> int:
+        """Most encoder tokens that a refill gives beside a lone only-decode band set."""
+        return sum(encodable.values())
+
 
 @dataclass(frozen=True)
 class ModalityCrossRandom(ModalityCross):
@@ -147,6 +170,14 @@ class ModalityCrossRandom(ModalityCross):
 
     def overrides(self, name: str) -> bool:
         return False
+
+    def _refilled(self, counts: Counts, encodable: dict[str, int], base: TokenBounds) -> int:
+        out = 0
+        for m in encodable:
+            n = math.prod(counts[m])
+            left = n - min(base.encode_by_modality[m], base.decode[m])
+            out += max(int(left * self.encode_ratio), min(n, 1))
+        return out
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,14 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy, check_ratios
-from olmoearth_jax.masking.context import MaskContext, Tokens
+from olmoearth_jax.masking.base import (
+    Counts,
+    MaskContext,
+    Strategy,
+    TokenBounds,
+    Tokens,
+    check_ratios,
+)
 from olmoearth_jax.masks import DECODE, TARGET_ONLY, VISIBLE
 
 
@@ -30,6 +36,9 @@ class Random(Strategy):
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         return random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_shares(counts, self.encode_ratio, self.decode_ratio)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ class RandomIncreasing(Strategy):
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         return random_mask(missing, *self.ratios_at(ctx.step or 0), ctx)
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        e = max(self.initial_encode_ratio, self.final_encode_ratio)
+        d = max(self.initial_decode_ratio, self.final_decode_ratio)
+        return TokenBounds.of_shares(counts, e, d)
 
 
 @dataclass(frozen=True)
@@ -122,3 +136,8 @@ class RandomRange(Strategy):
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         masks = {m: self._one(m, missing[m], ctx) for m in blocks.ordered(missing)}
         return {m: blocks.with_missing(masks[m], missing[m]) for m in missing}
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        most = self.max_decode_ratio
+        most = 1.0 - self.min_encode_ratio if most is None else most
+        return TokenBounds.of_shares(counts, self.max_encode_ratio, most)

@@ -9,8 +9,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import MaskContext, Tokens
+from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masks import TARGET_ONLY
 
@@ -69,6 +68,9 @@ class Space(Strategy):
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         return space_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
 
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_shares(counts, self.encode_ratio, self.decode_ratio)
+
 
 @dataclass(frozen=True)
 class Time(Strategy):
@@ -83,6 +85,9 @@ class Time(Strategy):
         if len(steps) < MIN_TIMESTEPS:
             return random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
         return time_mask(missing, self.encode_ratio, self.decode_ratio, ctx, steps)
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_all(counts)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,9 @@ class SpaceTime(Strategy):
             return space_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
         return time_mask(missing, self.encode_ratio, self.decode_ratio, ctx, steps)
 
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_all(counts)
+
 
 @dataclass(frozen=True)
 class RandomSpace(Strategy):
@@ -110,3 +118,6 @@ class RandomSpace(Strategy):
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         chosen = space_mask if ctx.group_rng.random() < 0.5 else random_mask
         return chosen(missing, self.encode_ratio, self.decode_ratio, ctx)
+
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        return TokenBounds.of_shares(counts, self.encode_ratio, self.decode_ratio)

@@ -14,12 +14,9 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.masking import blocks
-from olmoearth_jax.masking.base import Strategy
-from olmoearth_jax.masking.context import (
-    MaskContext,
-    Tokens,
-)
+from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBounds, Tokens
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, TARGET_ONLY, VISIBLE
+from olmoearth_jax.modalities import ModalityName
 
 BandSet = tuple[str, int]
 
@@ -33,7 +30,7 @@ class RandomWithDecode(Strategy):
     gets both, and a band set with a single token always encodes it (quirk Q3).
     """
 
-    only_decode_modalities: tuple[str, ...] = ()
+    only_decode_modalities: tuple[ModalityName, ...] = ()
     key: ClassVar[str] = "random_with_decode"
 
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
@@ -83,6 +80,28 @@ class RandomWithDecode(Strategy):
         """Encoded and decoded timesteps of a sample masked by time; None: masked at random."""
         return None
 
+    def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
+        encode, decode, best = {}, {}, []
+        only_decode = self.only_decode_modalities
+        band_sets = sum(s for m, (_, s) in counts.items() if m not in only_decode)
+        chosen = math.ceil(band_sets * self.encode_ratio)
+        for m, (t, s) in counts.items():
+            if m in only_decode:
+                encode[m], decode[m] = 0, t * s
+                continue
+            share_e, share_d = self._most_of_band_set(m, t, timesteps)
+            best += [share_e] * s
+            # The band sets not chosen for encoding may hold a single token, which is encoded.
+            encode[m] = share_e * min(s, max(chosen, 1)) + max(s - max(chosen, 1), 0)
+            decode[m] = share_d * min(s, max(band_sets - chosen, 1))
+        best.sort(reverse=True)
+        total = sum(best[: max(chosen, 1)]) + max(band_sets - max(chosen, 1), 0)
+        return TokenBounds(min(total, sum(encode.values())), encode, decode)
+
+    def _most_of_band_set(self, name: str, tokens: int, timesteps: int | None) -> tuple[int, int]:
+        """Most encoder and decoder tokens of one band set of that many tokens."""
+        return max(int(tokens * self.encode_ratio), min(tokens, 1)), int(tokens * self.decode_ratio)
+
 
 def _by_time(absent: np.ndarray, steps: np.ndarray, role: int) -> np.ndarray | None:
     """Mask [h, w, T] of one band set whose role is taken at `steps`, or None if none is there."""
@@ -126,3 +145,14 @@ class RandomTimeWithDecode(RandomWithDecode):
         mixed = rng.permutation(available)
         n_encoded = math.ceil(len(mixed) * self.encode_ratio)
         return {VISIBLE: mixed[:n_encoded], DECODE: mixed[n_encoded:]}
+
+    def _most_of_band_set(self, name: str, tokens: int, timesteps: int | None) -> tuple[int, int]:
+        share_e, share_d = super()._most_of_band_set(name, tokens, timesteps)
+        if self.random_ratio >= 1.0 or modalities.get(name).kind != "space_time":
+            return share_e, share_d
+        # Without knowing the time axis, all tokens could be at the chosen timesteps.
+        steps = timesteps or 1
+        chosen = math.ceil(steps * self.encode_ratio)
+        share_e = max(share_e, tokens // steps * chosen)
+        by_time = tokens // steps * (steps - chosen) if timesteps else tokens
+        return share_e, max(share_d, by_time)

@@ -6,6 +6,7 @@ business of the `attend` callable that the engine supplies.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from olmoearth_jax.model import rope as rotary
+from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty, gelu
 from olmoearth_jax.model.rope import RopeConfig
 
@@ -26,21 +28,65 @@ Drop = Callable[[Any, int], "jax.Array | None"]
 REMAT_POLICIES = ("none", "full", "dots")
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """The sizes and parts of a block."""
+
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    rope: RopeConfig | None = None
+    layer_scale: bool = False
+    inner: int | None = None
+    """Width that is split into heads; None: `width`."""
+    context_width: int | None = None
+    """Width of the tokens that give keys and values; None: `width`."""
+
+    @classmethod
+    def of(cls, config: EncoderConfig | PredictorConfig, width: int) -> BlockShape:
+        """The blocks of an encoder or decoder."""
+        scaled = config.layer_scale_init is not None
+        rope = RopeConfig.of(config)
+        return cls(width, config.num_heads, config.mlp_ratio, config.qk_norm, rope, scaled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the queries of a block read, and how."""
+
+    attend: Attend
+    """Attention over q, k, v, supplied by the engine."""
+    position: jax.Array | None = None
+    """`rope.coordinates` of the queries, or None without rotary encodings."""
+    context: jax.Array | None = None
+    """Tokens that give keys and values, used as they are (not normed); None: self-attention."""
+    context_position: jax.Array | None = None
+    """`rope.coordinates` of the context."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """How a stack of blocks is run in training."""
+
+    drop: Drop | None = None
+    """Drop path factors."""
+    remat: str | None = None
+    """'none' (or None) keeps all activations, 'full' recomputes each block in the backward pass,
+    'dots' keeps only the matrix products of tokens and weights."""
+    attention: Any = "auto"
+    """See `attention.row_attention`; only for engines that leave the choice to the model."""
+
+
+PLAIN = Running()
+
+
 class Attention(nnx.Module):
     """Multi-head attention with separate projections; heads are contiguous channels."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        qk_norm: bool = False,
-        rope: RopeConfig | None = None,
-        dtype=jnp.float32,
-        inner: int | None = None,
-        context_width: int | None = None,
-    ):
-        """`inner`, the width split into heads, and `context_width` default to `width`."""
-        inner, context_width = inner or width, context_width or width
+    def __init__(self, shape: BlockShape, dtype=jnp.float32):
+        width, heads, rope = shape.width, shape.heads, shape.rope
+        inner, context_width = shape.inner or width, shape.context_width or width
         if inner % heads:
             raise ValueError(f"an embedding size of {inner} cannot be split into {heads} heads")
         head_dim = inner // heads
@@ -49,8 +95,8 @@ class Attention(nnx.Module):
         self.key = Linear(context_width, inner, dtype)
         self.value = Linear(context_width, inner, dtype)
         self.out = Linear(inner, width, dtype)
-        self.q_norm = LayerNorm(head_dim) if qk_norm else None
-        self.k_norm = LayerNorm(head_dim) if qk_norm else None
+        self.q_norm = LayerNorm(head_dim) if shape.qk_norm else None
+        self.k_norm = LayerNorm(head_dim) if shape.qk_norm else None
         if rope is not None:
             rope.check(head_dim)
         mixed = rope if rope is not None and rope.mixed else None
@@ -106,54 +152,42 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the stream x is float32."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float,
-        qk_norm: bool = False,
-        rope: RopeConfig | None = None,
-        layer_scale: bool = False,
-        dtype=jnp.float32,
-        inner: int | None = None,
-        context_width: int | None = None,
-    ):
+    def __init__(self, shape: BlockShape, dtype=jnp.float32):
+        width = shape.width
         self.norm1 = LayerNorm(width)
-        self.attention = Attention(width, heads, qk_norm, rope, dtype, inner, context_width)
+        self.attention = Attention(shape, dtype)
         self.norm2 = LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio), dtype)
-        self.layer_scale1 = empty(width) if layer_scale else None
-        self.layer_scale2 = empty(width) if layer_scale else None
+        self.mlp = Mlp(width, int(width * shape.mlp_ratio), dtype)
+        self.layer_scale1 = empty(width) if shape.layer_scale else None
+        self.layer_scale2 = empty(width) if shape.layer_scale else None
 
     def __call__(
         self,
         x: jax.Array,
-        rope: jax.Array | None,
-        attend: Attend,
-        context: jax.Array | None = None,
-        context_rope: jax.Array | None = None,
+        reading: Reading,
         scale: Callable[[int], jax.Array | None] | None = None,
     ) -> jax.Array:
         """One block.
 
         Args:
           x: float32 [..., N, D].
-          rope: `rope.coordinates` of the tokens of x, or None without rotary encodings.
-          attend: attention over q, k, v supplied by the engine.
-          context: cross-attention: tokens that give keys and values, used as they are (not
-            normed); None for self-attention.
-          context_rope: coordinates of the context tokens.
+          reading: what these tokens attend to.
           scale: branch (0 or 1) -> drop path factor or None.
         """
-        normed = self.norm1(x)
-        if context is None:
-            keys_values = self.attention.keys_values(normed, rope)
+        normed, position = self.norm1(x), reading.position
+        if reading.context is None:
+            keys_values = self.attention.keys_values(normed, position)
         else:
-            keys_values = self.attention.keys_values(context, context_rope)
-        y = self.attention(normed, rope, attend, keys_values)
+            keys_values = self.attention.keys_values(reading.context, reading.context_position)
+        y = self.attention(normed, position, reading.attend, keys_values)
         x = x + _scaled(y, self.layer_scale1, scale, 0)
         y = self.mlp(self.norm2(x))
         return x + _scaled(y, self.layer_scale2, scale, 1)
+
+
+def stack(shape: BlockShape, depth: int, dtype=jnp.float32) -> nnx.List:
+    """That many blocks."""
+    return nnx.List([Block(shape, dtype) for _ in range(depth)])
 
 
 def _scaled(y: jax.Array, layer_scale: nnx.Param | None, scale, branch: int) -> jax.Array:
@@ -164,22 +198,10 @@ def _scaled(y: jax.Array, layer_scale: nnx.Param | None, scale, branch: int) -> 
 
 
 def run_block(
-    block: Block,
-    layer: int | jax.Array,
-    x: jax.Array,
-    rope: jax.Array | None,
-    attend: Attend,
-    context: jax.Array | None = None,
-    context_rope: jax.Array | None = None,
-    drop: Drop | None = None,
-    remat: str | None = None,
+    block: Block, layer: int | jax.Array, x: jax.Array, reading: Reading, running: Running
 ) -> jax.Array:
-    """Calls a block under a rematerialisation policy.
-
-    Args:
-      remat: 'none' keeps all activations, 'full' recomputes the block in the backward pass,
-        'dots' keeps only the matrix products of tokens and weights. None means 'none'.
-    """
+    """Calls the block of a layer under a rematerialisation policy."""
+    drop, remat = running.drop, running.remat
     if remat not in (None, *REMAT_POLICIES):
         raise ValueError(f"unknown remat policy {remat!r}; known: {', '.join(REMAT_POLICIES)}")
 
@@ -187,25 +209,18 @@ def run_block(
         return None if drop is None else drop(layer, branch)
 
     def call(x: jax.Array, context: jax.Array | None) -> jax.Array:
-        return block(x, rope, attend, context, context_rope, scale)
+        return block(x, dataclasses.replace(reading, context=context), scale)
 
     if remat in (None, "none"):
-        return call(x, context)
+        return call(x, reading.context)
     policy = None
     if remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(call, policy=policy)(x, context)
+    return jax.checkpoint(call, policy=policy)(x, reading.context)
 
 
 def run_blocks(
-    blocks: Sequence[Block],
-    x: jax.Array,
-    rope: jax.Array | None,
-    attend: Attend,
-    context: jax.Array | None = None,
-    context_rope: jax.Array | None = None,
-    drop: Drop | None = None,
-    remat: str | None = None,
+    blocks: Sequence[Block], x: jax.Array, reading: Reading, running: Running
 ) -> jax.Array:
     """Calls all blocks in turn as one loop over their stacked parameters.
 
@@ -213,7 +228,7 @@ def run_blocks(
     """
     if len(blocks) < 2:
         for layer, block in enumerate(blocks):
-            x = run_block(block, layer, x, rope, attend, context, context_rope, drop, remat)
+            x = run_block(block, layer, x, reading, running)
         return x
     parts = [nnx.split(block) for block in blocks]
     graph = parts[0][0]
@@ -221,7 +236,6 @@ def run_blocks(
 
     def body(x: jax.Array, item: tuple) -> tuple[jax.Array, None]:
         layer, state = item
-        block = nnx.merge(graph, state)
-        return run_block(block, layer, x, rope, attend, context, context_rope, drop, remat), None
+        return run_block(nnx.merge(graph, state), layer, x, reading, running), None
 
     return jax.lax.scan(body, x, (jnp.arange(len(blocks)), stacked))[0]

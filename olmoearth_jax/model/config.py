@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from olmoearth_jax import modalities
-from olmoearth_jax.modalities import Tokenization, closest
+from olmoearth_jax.modalities import BandSets, ModalityName, Tokenization, closest
+from olmoearth_jax.model.versions import VERSIONS
 
 POSITION_ENCODINGS = ("absolute", "rope", "rope_mixed", "rope_3d", "rope_3d_mixed", "none")
 
@@ -32,7 +33,7 @@ class AttentionPoolerConfig:
 class EncoderConfig:
     """Online (and target) encoder; see spec/model.md section 13 for every member."""
 
-    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    supported_modality_names: list[ModalityName] = dataclasses.field(default_factory=list)
     embedding_size: int = 16
     max_patch_size: int = 8
     min_patch_size: int = 1
@@ -49,11 +50,11 @@ class EncoderConfig:
     frozen_patch_embeddings: bool = False
     qk_norm: bool = False
     output_embedding_size: int | None = None
-    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    tokenization_overrides: BandSets = dataclasses.field(default_factory=dict)
     use_linear_patch_embed: bool = True
     band_dropout_rate: float = 0.0
     random_band_dropout: bool = False
-    band_dropout_modalities: list[str] | None = None
+    band_dropout_modalities: list[ModalityName] | None = None
     patch_embed_hidden_sizes: list[int] | None = None
     post_proj_hidden_sizes: list[int] | None = None
     position_encoding: str = "absolute"
@@ -75,7 +76,7 @@ class EncoderConfig:
 class PredictorConfig:
     """Cross-attention decoder; see spec/model.md sections 8 and 13."""
 
-    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    supported_modality_names: list[ModalityName] = dataclasses.field(default_factory=list)
     encoder_embedding_size: int = 16
     decoder_embedding_size: int = 16
     depth: int = 2
@@ -87,7 +88,7 @@ class PredictorConfig:
     random_channel_embeddings: bool = False
     output_embedding_size: int | None = None
     qk_norm: bool = False
-    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    tokenization_overrides: BandSets = dataclasses.field(default_factory=dict)
     position_encoding: str = "absolute"
     rope_base: float = 10000.0
     rope_coordinate_scale: float = 1.0
@@ -109,13 +110,51 @@ class ReconstructorConfig:
     """Pixel decoder of the MAE model; spec/model.md section 9."""
 
     decoder_config: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
-    supported_modality_names: list[str] = dataclasses.field(default_factory=list)
+    supported_modality_names: list[ModalityName] = dataclasses.field(default_factory=list)
     max_patch_size: int = 8
-    tokenization_overrides: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
+    tokenization_overrides: BandSets = dataclasses.field(default_factory=dict)
 
     @property
     def tokenization(self) -> Tokenization:
         return Tokenization.from_mapping(self.tokenization_overrides)
+
+
+@dataclasses.dataclass
+class SupervisedMapConfig:
+    """One map that is drawn from the location grid; spec/train_v1_3.md section 3.4."""
+
+    task_type: str = "regression"
+    """'classification', 'binary_classification' or 'regression'."""
+    num_output_channels: int = 1
+    weight: float = 1.0
+    class_values: list[float] | None = None
+    """Value of each class of a classification, in normalised units."""
+    pos_weight: bool = False
+    """Weigh the rare answer of each channel up (binary classification)."""
+    regression_loss_type: str = "mse"
+
+
+@dataclasses.dataclass
+class SupervisionHeadConfig:
+    """Heads that draw maps from the location grid, for training only."""
+
+    modality_configs: dict[ModalityName, SupervisedMapConfig] = dataclasses.field(
+        default_factory=dict
+    )
+    spatial_unfold: int | None = None
+    """Pixels per side that a cell is drawn with; null means the largest patch size."""
+    fix_class_values: bool = False
+    """Look classes up in the units of the data set, and leave codes off the table out (ours)."""
+
+
+@dataclasses.dataclass
+class LocationTokenDistillationHeadConfig:
+    """The student's way back to the location grid, for training only; section 4 there."""
+
+    back_projection_hidden: int | None = None
+    """Width between the two layers; null means a single layer."""
+    gram_max_tokens: int = 2048
+    """Most locations of a micro-batch that are compared with each other."""
 
 
 @dataclasses.dataclass
@@ -127,6 +166,8 @@ class ModelConfig:
     decoder_config: PredictorConfig | None = dataclasses.field(default_factory=PredictorConfig)
     reconstructor_config: ReconstructorConfig | None = None
     projection_only_target: bool = False
+    supervision_head_config: SupervisionHeadConfig | None = None
+    location_token_distillation_head_config: LocationTokenDistillationHeadConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,15 +221,8 @@ OFFICIAL_SIZES = {
 }
 """Size a published preset uses, by its short name."""
 
-VERSIONS = {
-    "v1": ("nano", "tiny", "base", "large"),
-    "v1_1": ("nano", "tiny", "base"),
-    "v1_2": ("nano", "tiny", "small", "base", "large"),
-}
-"""Versions and the sizes that have official scripts (spec/train.md section 8)."""
-
-PUBLISHED_VERSIONS = {**VERSIONS, "v1_3": ("base",)}
-"""Versions and sizes of all models that can be built; v1.3 has no public training script."""
+PUBLISHED_VERSIONS = {name: version.sizes for name, version in VERSIONS.items()}
+"""Versions and sizes of all models that can be built."""
 
 
 def official_model(
@@ -211,32 +245,17 @@ def official_model(
     if size not in PUBLISHED_VERSIONS.get(version, ()):
         pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
-    dims = SIZES[OFFICIAL_SIZES[size]]
-    common: dict[str, Any] = {
-        "supported_modality_names": list(modalities.resolve(modality_names)),
-        "mlp_ratio": dims.mlp_ratio,
-    }
-    if version != "v1":
-        common["tokenization_overrides"] = {
-            k: v
-            for k, v in modalities.SINGLE_BAND_SET_OVERRIDES.items()
-            if k in common["supported_modality_names"]
-        }
-    if version in ("v1_2", "v1_3"):
-        common.update(
-            position_encoding="rope_3d_mixed",
-            rope_mixed_base=10000.0,
-            rope_temporal_coordinate_scale=1 / 30,
-        )
+    dims, about = SIZES[OFFICIAL_SIZES[size]], VERSIONS[version]
+    common = _common(version, list(modalities.resolve(modality_names)), dims.mlp_ratio)
     encoder = EncoderConfig(
         **common,
         embedding_size=dims.embedding_size,
         depth=dims.depth,
         num_heads=dims.num_heads,
         drop_path=0.1,
-        use_linear_patch_embed=version != "v1",
+        use_linear_patch_embed=about.linear,
     )
-    if version != "v1":
+    if about.linear:
         encoder.patch_embed_hidden_sizes = [12] if size == "nano" else [64]
         encoder.band_dropout_rate = 0.2
         encoder.random_band_dropout = True
@@ -251,12 +270,28 @@ def official_model(
         depth=dims.decoder_depth,
         num_heads=dims.decoder_num_heads,
     )
-    if version == "v1_3":
+    if about.pooler:
         faster = True
         _add_pooler(encoder, decoder)
     return ModelConfig(
         encoder_config=encoder, decoder_config=decoder, projection_only_target=faster
     )
+
+
+def _common(version: str, names: list[str], mlp_ratio: float) -> dict[str, Any]:
+    """What encoder and decoder of a version share."""
+    about = VERSIONS[version]
+    common: dict[str, Any] = {"supported_modality_names": names, "mlp_ratio": mlp_ratio}
+    if about.linear:
+        overrides = modalities.SINGLE_BAND_SET_OVERRIDES
+        common["tokenization_overrides"] = {k: v for k, v in overrides.items() if k in names}
+    if about.rotary:
+        common.update(
+            position_encoding="rope_3d_mixed",
+            rope_mixed_base=10000.0,
+            rope_temporal_coordinate_scale=1 / 30,
+        )
+    return common
 
 
 def _add_pooler(encoder: EncoderConfig, decoder: PredictorConfig) -> None:
@@ -298,6 +333,8 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
         "decoder_config": PredictorConfig,
         "reconstructor_config": ReconstructorConfig,
         "attention_pooler_config": AttentionPoolerConfig,
+        "supervision_head_config": SupervisionHeadConfig,
+        "location_token_distillation_head_config": LocationTokenDistillationHeadConfig,
     }
     out = {}
     for key, value in values.items():
@@ -305,5 +342,7 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
             raise ValueError(f"unknown member {key!r} of {cls.__name__}; {closest(key, fields)}")
         if key in nested and isinstance(value, Mapping):
             value = from_dict(nested[key], value)
+        elif key == "modality_configs":
+            value = {name: from_dict(SupervisedMapConfig, one) for name, one in value.items()}
         out[key] = value
     return cls(**out)

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from olmoearth_jax.model.blocks import Attend, Block, Drop, run_block, run_blocks
+from olmoearth_jax.model.blocks import (
+    PLAIN,
+    Attend,
+    BlockShape,
+    Reading,
+    Running,
+    run_block,
+    run_blocks,
+    stack,
+)
 from olmoearth_jax.model.config import EncoderConfig
 from olmoearth_jax.model.encodings import CompositeEncodings
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
@@ -72,20 +81,7 @@ class Encoder(nnx.Module):
         self.register_tokens = (
             empty(config.num_register_tokens, width) if config.num_register_tokens else None
         )
-        self.blocks = nnx.List(
-            [
-                Block(
-                    width,
-                    config.num_heads,
-                    config.mlp_ratio,
-                    config.qk_norm,
-                    self.rope,
-                    config.layer_scale_init is not None,
-                    dtype,
-                )
-                for _ in range(config.depth)
-            ]
-        )
+        self.blocks = stack(BlockShape.of(config, width), config.depth, dtype)
         self.norm = LayerNorm(width)
         out = config.output_embedding_size
         self.embedding_projector = Linear(width, out, dtype) if out else None
@@ -104,10 +100,8 @@ class Encoder(nnx.Module):
         x0: jax.Array,
         tokens: Tokens,
         attend: Attend,
-        *,
-        drop: Drop | None = None,
+        running: Running = PLAIN,
         exits: Mapping[str, int] | None = None,
-        remat: str | None = None,
     ) -> jax.Array:
         """Encodings, blocks and final norm.
 
@@ -117,10 +111,9 @@ class Encoder(nnx.Module):
           x0: float32 [..., N, D] patch embeddings.
           tokens: their coordinates, [..., N].
           attend: attention over the tokens that take part.
-          drop: drop path factors.
+          running: drop path and rematerialisation of the blocks.
           exits: depth at which each modality leaves the stream (0: x0 itself). Not all zero:
             that case runs no block at all and is `x0`.
-          remat: rematerialisation policy of the blocks, see `blocks.run_block`.
 
         Returns:
           float32 [..., N, D]. Tokens that do not take part hold arbitrary finite values.
@@ -129,10 +122,10 @@ class Encoder(nnx.Module):
         position = None if self.rope is None else coordinates(self.rope, tokens)
         x = x0 + self.encodings(tokens)
         if depth is None:
-            return self.norm(run_blocks(self.blocks, x, position, attend, drop=drop, remat=remat))
+            return self.norm(run_blocks(self.blocks, x, Reading(attend, position), running))
         out = x0
         for layer, block in enumerate(self.blocks):
-            x = run_block(block, layer, x, position, attend, drop=drop, remat=remat)
+            x = run_block(block, layer, x, Reading(attend, position), running)
             out = jnp.where(depth == layer + 1, x, out)
         return self.norm(out)
 

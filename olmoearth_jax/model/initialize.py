@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 
 
+HEADS = ("supervision_head", "location_token_distillation_head")
+"""Parts of the parameter tree that the encoder's rule does not reach."""
+
+
 def _rng(seed: int, path: tuple[str, ...]) -> np.random.Generator:
     text = f"init/{seed}/{'/'.join(path)}"
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -32,7 +36,7 @@ def _part(path: tuple[str, ...], config: ModelConfig) -> EncoderConfig | Predict
     if path[0] == "reconstructor":
         assert config.reconstructor_config is not None
         return config.reconstructor_config.decoder_config
-    part = config.encoder_config if path[0] == "encoder" else config.decoder_config
+    part = config.encoder_config if path[0] in ("encoder", *HEADS) else config.decoder_config
     assert part is not None
     return part
 
@@ -40,9 +44,11 @@ def _part(path: tuple[str, ...], config: ModelConfig) -> EncoderConfig | Predict
 def _plain_bound(path: tuple[str, ...], kernel_shape: tuple[int, ...]) -> float | None:
     """1 / sqrt(fan_in) for layers outside the Xavier rule, else None.
 
-    These are the layers of spatial patch embeddings and the reconstruction heads. A transposed
-    convolution counts its outputs (channels times pixels) as fan-in.
+    These are the layers of spatial patch embeddings, the reconstruction heads, and the heads of
+    v1.3. A transposed convolution counts its outputs (channels times pixels) as fan-in.
     """
+    if path[0] in HEADS:
+        return kernel_shape[0] ** -0.5
     if path[1] == "patch_embeddings" and modalities.get(path[3]).spatial:
         return kernel_shape[0] ** -0.5
     if path[:2] == ("reconstructor", "heads"):

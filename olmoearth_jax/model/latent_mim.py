@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,48 +12,48 @@ from flax import nnx
 
 from olmoearth_jax import modalities
 from olmoearth_jax.model import config as model_config
+from olmoearth_jax.model import heads
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig
-from olmoearth_jax.model.decoder import Predictor
+from olmoearth_jax.model.decoder import Predictor, Reconstructor
 from olmoearth_jax.model.encoder import Encoder, slot_table
 from olmoearth_jax.model.initialize import initial_value
 from olmoearth_jax.model.layers import Linear
 from olmoearth_jax.model.patch_embed import PatchEmbeddings
 from olmoearth_jax.model.pooler import check_pooler
-from olmoearth_jax.model.reconstructor import Reconstructor
 
 Params = dict[str, Any]
 """Nested dict of str to dict or float32 array."""
 
 
-class LatentMIM(nnx.Module):
-    """Encoder and decoder, optionally a pixel reconstructor. The target lives outside."""
+class Model(nnx.Module):
+    """An encoder, decoders, a pixel reconstructor and the heads of v1.3. The target lives outside.
+
+    'latent_mim' has one decoder, 'galileo' one per view, which start equal, and 'mae' one or none;
+    all may have a reconstructor, and 'latent_mim' the heads.
+    """
 
     def __init__(self, config: ModelConfig, dtype=jnp.float32):
-        assert config.decoder_config is not None
+        decoder, pixels = config.decoder_config, config.reconstructor_config
         self.encoder = Encoder(config.encoder_config, dtype)
-        self.decoder = Predictor(config.decoder_config, dtype)
-        self.reconstructor = _reconstructor(config, dtype)
+        shared, own = (None, decoder) if config.kind == "galileo" else (decoder, None)
+        self.decoder = None if shared is None else Predictor(shared, dtype)
+        self.decoder_a = None if own is None else Predictor(own, dtype)
+        self.decoder_b = None if own is None else Predictor(own, dtype)
+        self.reconstructor = None if pixels is None else Reconstructor(pixels, dtype)
+        self.supervision_head = heads.supervision_head(config)
+        self.location_token_distillation_head = heads.distillation_head(config)
 
+    def decoder_of(self, view: int) -> Predictor | None:
+        """The predictor of view 0 or 1."""
+        return self.decoder or (self.decoder_b if view else self.decoder_a)
 
-class MAE(nnx.Module):
-    """Encoder with an optional decoder and an optional pixel reconstructor."""
-
-    def __init__(self, config: ModelConfig, dtype=jnp.float32):
-        self.encoder = Encoder(config.encoder_config, dtype)
-        decoder = config.decoder_config
-        self.decoder = None if decoder is None else Predictor(decoder, dtype)
-        self.reconstructor = _reconstructor(config, dtype)
-
-
-class Galileo(nnx.Module):
-    """One encoder and two decoders, one per view; the decoders start equal."""
-
-    def __init__(self, config: ModelConfig, dtype=jnp.float32):
-        assert config.decoder_config is not None
-        self.encoder = Encoder(config.encoder_config, dtype)
-        self.decoder_a = Predictor(config.decoder_config, dtype)
-        self.decoder_b = Predictor(config.decoder_config, dtype)
-        self.reconstructor = _reconstructor(config, dtype)
+    @property
+    def decoder_depth(self) -> int:
+        """Blocks of the deepest predictor, that of the reconstructor included."""
+        found = [self.decoder_of(0), self.decoder_of(1)]
+        if self.reconstructor is not None:
+            found.append(self.reconstructor.decoder)
+        return max(len(d.blocks) for d in found if d is not None)
 
 
 class TargetProjection(nnx.Module):
@@ -79,14 +77,7 @@ class TargetProjection(nnx.Module):
         return self.embedding_projector(x, jnp.float32)
 
 
-Model = LatentMIM | MAE | Galileo
-_KINDS: dict[str, type] = {"latent_mim": LatentMIM, "mae": MAE, "galileo": Galileo}
-
-
-def _reconstructor(config: ModelConfig, dtype) -> Reconstructor | None:
-    if config.reconstructor_config is None:
-        return None
-    return Reconstructor(config.reconstructor_config, dtype)
+KINDS = ("latent_mim", "mae", "galileo")
 
 
 def check(config: ModelConfig) -> None:
@@ -95,9 +86,9 @@ def check(config: ModelConfig) -> None:
     Raises:
       ValueError: with the first disagreement found.
     """
-    if config.kind not in _KINDS:
+    if config.kind not in KINDS:
         raise ValueError(
-            f"unknown model kind {config.kind!r}; {modalities.closest(config.kind, _KINDS)}"
+            f"unknown model kind {config.kind!r}; {modalities.closest(config.kind, KINDS)}"
         )
     encoder, decoder = config.encoder_config, config.decoder_config
     if decoder is None and config.reconstructor_config is not None:
@@ -105,6 +96,7 @@ def check(config: ModelConfig) -> None:
     if config.decoder_config is None and config.kind != "mae":
         raise ValueError(f"a model of kind {config.kind!r} needs a decoder_config")
     check_pooler(config)
+    heads.check_heads(config)
     for part in (encoder, decoder):
         if part is None:
             continue
@@ -142,7 +134,7 @@ def check(config: ModelConfig) -> None:
 def abstract(config: ModelConfig, dtype=jnp.float32) -> Model:
     """The module tree with shapes instead of arrays: nothing is allocated."""
     check(config)
-    return nnx.eval_shape(lambda: _KINDS[config.kind](config, dtype))
+    return nnx.eval_shape(lambda: Model(config, dtype))
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
@@ -168,14 +160,8 @@ def _graph_keys(tree: Any) -> Any:
     return {int(k) if k.isdecimal() else k: _graph_keys(v) for k, v in tree.items()}
 
 
-def _config_key(config: ModelConfig) -> str:
-    return json.dumps(model_config.to_dict(config))
-
-
-@functools.lru_cache(maxsize=64)
-def _abstract_split(key: str, dtype: str) -> tuple[nnx.GraphDef, Params]:
-    config = model_config.from_dict(ModelConfig, json.loads(key))
-    return split(abstract(config, dtype))
+_GRAPHS: dict[tuple[str, str], tuple[nnx.GraphDef, Params]] = {}
+"""By the text of a config, which can be changed and so has no hash, and the compute dtype."""
 
 
 def graph(config: ModelConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, Params]:
@@ -184,7 +170,10 @@ def graph(config: ModelConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, Params]
     Args:
       dtype: compute dtype of matrix products; parameters are float32 always.
     """
-    return _abstract_split(_config_key(config), jnp.dtype(dtype).name)
+    key = (repr(config), jnp.dtype(dtype).name)
+    if key not in _GRAPHS:
+        _GRAPHS[key] = split(abstract(config, dtype))
+    return _GRAPHS[key]
 
 
 def target_graph(config: ModelConfig, full: bool = False, dtype=jnp.float32):

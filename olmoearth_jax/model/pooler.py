@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.blocks import Attend, Block
+from olmoearth_jax.model.blocks import Attend, Block, BlockShape, Reading
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig, ModelConfig
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
 from olmoearth_jax.model.rope import ROPE_MODES, RopeConfig, coordinates
@@ -20,24 +20,22 @@ from olmoearth_jax.model.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class GridSpec:
-    """Where the locations lie.
-
-    Attributes:
-      rows, cols: patches per axis.
-      per_patch: locations per side of a patch.
-      gsd: side of a patch in units of 10 m (a number, traced or not).
-    """
+    """Where the locations lie."""
 
     rows: int
+    """Patches per axis."""
     cols: int
+    """Likewise."""
     per_patch: int
+    """Locations per side of a patch."""
     gsd: Any
+    """Side of a patch in units of 10 m (a number, traced or not)."""
 
     @classmethod
     def of(
         cls, layout: Any, patch_size: int, input_res: float, location_size: int | None
     ) -> GridSpec:
-        """Grid over the largest patch grid of a layout (`dense.Layout`).
+        """Grid over the largest patch grid of a layout (`uniform_batch.Layout`).
 
         Raises:
           ValueError: no modality with a grid, or a location size that doesn't divide the patch.
@@ -70,17 +68,14 @@ class GridSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LocationGrid:
-    """What the pooler gives.
-
-    Attributes:
-      tokens: float32 [B, rows, cols, pooler_dim].
-      positions: float32 [B, rows * cols, 2].
-      student: float32 [B, rows, cols, largest student width], or None.
-    """
+    """What the pooler gives."""
 
     tokens: jax.Array
+    """float32 [B, rows, cols, pooler_dim]."""
     positions: jax.Array
+    """float32 [B, rows * cols, 2]."""
     student: jax.Array | None
+    """float32 [B, rows, cols, largest student width], or None."""
 
     @property
     def flat(self) -> jax.Array:
@@ -112,10 +107,11 @@ class AttentionPooler(nnx.Module):
         rope = RopeConfig("rope", config.rope_base)
 
         def block(context_width: int) -> Block:
-            return Block(
-                width, heads, config.mlp_ratio, config.qk_norm, rope, dtype=dtype, inner=inner,
+            shape = BlockShape(
+                width, heads, config.mlp_ratio, config.qk_norm, rope, inner=inner,
                 context_width=context_width,
             )  # fmt: skip
+            return Block(shape, dtype)
 
         context = width if project else tokens
         self.read_blocks = nnx.List([block(context) for _ in range(depth)])
@@ -167,8 +163,8 @@ class AttentionPooler(nnx.Module):
             self.learned_query[...], (batch, rows * cols, self.norm.scale.shape[0])
         )
         for layer, (read, mix) in enumerate(zip(self.read_blocks, self.self_blocks, strict=True)):
-            q = read(q, at, attend_read, self._context(x, layer), places)
-            q = mix(q, at, attend_self)
+            q = read(q, Reading(attend_read, at, self._context(x, layer), places))
+            q = mix(q, Reading(attend_self, at))
         q = self.norm(q)
         if order is not None:
             q = q[:, np.argsort(order)]  # sorted on the host, not by the compiler

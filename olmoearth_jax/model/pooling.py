@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.masks import VISIBLE
 
 PoolingType = Literal["mean", "max"]
 Arrays = Mapping[str, Any]
-_VISIBLE = 0
+LOCATIONS = ("location", "student")
+PLACES = ("instance", "spatial", "spatial_concat", *LOCATIONS)
+"""What there can be one embedding of; see `Pooling`."""
 
 
 def _reduce(x: jax.Array, visible: jax.Array, how: PoolingType) -> jax.Array:
@@ -53,7 +57,7 @@ def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> ja
     for name in _names(tokens):
         x, mask = jnp.asarray(tokens[name]), jnp.asarray(masks[name])
         flat.append(x.reshape(x.shape[0], -1, x.shape[-1]))
-        seen.append((mask == _VISIBLE).reshape(mask.shape[0], -1))
+        seen.append((mask == VISIBLE).reshape(mask.shape[0], -1))
     visible = jnp.concatenate(seen, axis=1)
     if not isinstance(visible, jax.core.Tracer) and not bool(visible.any(axis=1).all()):
         raise ValueError("cannot pool a sample that has no visible token")
@@ -65,7 +69,7 @@ def spatial_names(masks: Arrays) -> tuple[str, ...]:
     return tuple(
         name
         for name in _names(masks)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).any()
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == VISIBLE).any()
     )
 
 
@@ -74,7 +78,7 @@ def concat_names(masks: Arrays) -> tuple[str, ...]:
     return tuple(
         name
         for name in _names(masks)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == _VISIBLE).all()
+        if modalities.get(name).spatial and (np.asarray(masks[name]) == VISIBLE).all()
     )
 
 
@@ -100,7 +104,7 @@ def pool_spatial(
     for name in spatial_names(masks) if names is None else names:
         x = jnp.asarray(tokens[name])
         x = x.reshape(*x.shape[:3], -1, x.shape[-1])
-        visible = jnp.asarray(masks[name]) == _VISIBLE
+        visible = jnp.asarray(masks[name]) == VISIBLE
         parts.append(_reduce(x, visible.reshape(x.shape[:4]), how))
     if not parts:
         raise ValueError("no spatial modality has a visible token to pool")
@@ -125,6 +129,39 @@ def pool_spatial_concat(
     return jnp.concatenate(parts, axis=3)
 
 
-def centre_token(pooled: jax.Array) -> jax.Array:
+def centre_token(pooled: Any) -> Any:
     """The middle location of a spatial pooling, [B, h, w, ...] -> [B, ...]."""
     return pooled[:, pooled.shape[1] // 2, pooled.shape[2] // 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """How tokens become embeddings."""
+
+    how: PoolingType = "mean"
+    place: str = "instance"
+    """'instance': one per sample, [B, D]; 'spatial': one per patch, [B, h, w, D];
+    'spatial_concat': one per patch and band set, [B, h, w, S, D]; 'centre': that of the middle
+    patch, [B, D]. 'location' and 'student' are made by the encoder itself."""
+    names: tuple[str, ...] | None = None
+    """Modalities that count where space is kept; see `over`."""
+
+    def over(self, masks: Arrays) -> Pooling:
+        """The same with the modalities that count in a batch of these (concrete) masks."""
+        if self.place in ("instance", *LOCATIONS):
+            return self
+        names = concat_names(masks) if self.place == "spatial_concat" else spatial_names(masks)
+        return dataclasses.replace(self, names=names)
+
+    def __call__(self, tokens: Arrays, masks: Arrays) -> jax.Array:
+        """Pools tokens; masks are concrete unless `names` are set.
+
+        Raises:
+          ValueError: no modality qualifies.
+        """
+        if self.place == "instance":
+            return pool_instance(tokens, masks, self.how)
+        if self.place == "spatial_concat":
+            return pool_spatial_concat(tokens, masks, self.names)
+        spatial = pool_spatial(tokens, masks, self.how, self.names)
+        return centre_token(spatial) if self.place == "centre" else spatial

@@ -19,21 +19,19 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.dense import (
-    VISIBLE,
-    Arrays,
-    Encoded,
-    Layout,
-    embed_patches,
-    encode_dense,
-    layout_of,
-    pool_and_project,
-    token_shape,
-    tokens_from_grid,
-)
+from olmoearth_jax.masks import VISIBLE
 from olmoearth_jax.model.layers import precision
 from olmoearth_jax.model.pooler import GridSpec
 from olmoearth_jax.model.rope import coordinates as rope_coordinates
+from olmoearth_jax.model.uniform_batch import (
+    Encoded,
+    Layout,
+    UniformBatch,
+    embed_patches,
+    encode_batch,
+    pool_and_project,
+    tokens_from_grid,
+)
 
 log = logging.getLogger(__name__)
 
@@ -116,17 +114,12 @@ def window_attention(
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """Visible tokens by cell.
-
-    Attributes:
-      index: int32 [h * w * K] into the flattened tokens, cells row-major.
-      grid: (h, w).
-      per_cell: K.
-    """
+    """Visible tokens by cell, K in each."""
 
     index: np.ndarray
+    """int32 [h * w * K] into the flattened tokens, cells row-major"""
     grid: tuple[int, int]
-    per_cell: int
+    """(h, w)"""
 
 
 def cells_of(layout: Layout, masks: Mapping[str, Any]) -> Cells:
@@ -160,7 +153,7 @@ def cells_of(layout: Layout, masks: Mapping[str, Any]) -> Cells:
             f"{counts.min()} to {counts.max()}: leave out whole timesteps or modalities, not "
             "single pixels"
         )
-    return Cells(numbers[visible].astype(np.int32), (height, width), int(counts[0]))
+    return Cells(numbers[visible].astype(np.int32), (height, width))
 
 
 def _window_cells(window_px: int, patch_size: int, grid: tuple[int, int]) -> int:
@@ -177,80 +170,67 @@ def _window_cells(window_px: int, patch_size: int, grid: tuple[int, int]) -> int
     return window
 
 
-def encode_searchlight(
-    encoder: Any,
-    data: Arrays,
-    token_masks: Arrays,
-    timestamps: Any,
-    patch_size: int,
-    input_res: float = 10.0,
-    *,
-    window_px: int = WINDOW_PX,
-    location_size: int | None = None,
-) -> Encoded:
+def encode_searchlight(encoder: Any, batch: UniformBatch, window_px: int = WINDOW_PX) -> Encoded:
     """The encoder on a whole domain; for inference, masks must be concrete arrays.
 
     Args:
-      data: {modality: raster} of one sample; see `dense.encode_dense`.
-      token_masks: {modality: int8 [1, *token shape]}; tokens other than 0 are left out.
-      timestamps: int [1, T, 3].
-      patch_size: static.
-      input_res: metres per pixel.
+      batch: one sample; tokens whose mask is not 0 are left out.
       window_px: side of the window in pixels.
-      location_size: pixels per location of the pooler; must divide the patch size.
 
     Returns:
-      As `dense.encode_dense`. An encoder without rotary encodings runs the ordinary forward
-      pass, with a warning.
+      As `uniform_batch.encode_batch`. An encoder without rotary encodings runs the ordinary
+      forward pass, with a warning.
 
     Raises:
       ValueError: what the method cannot do, see the messages.
     """
     if encoder.rope is None:
         log.warning("searchlight needs rotary encodings; this encoder runs the ordinary forward")
-        return encode_dense(
-            encoder, data, token_masks, timestamps, patch_size, input_res,
-            location_size=location_size,
-        )  # fmt: skip
+        return encode_batch(encoder, batch)
     if encoder.register_tokens is not None:
         raise ValueError("searchlight does not go with register tokens")
-    slots = encoder.slots
-    data = {name: data[name] for name in slots.names if name in data}
-    layout = layout_of(slots, {n: token_shape(slots, n, x, patch_size) for n, x in data.items()})
-    masks = {name: np.asarray(token_masks[name]) for name in layout.shapes}
+    data, layout = batch.layout(encoder.slots)
+    masks = {name: np.asarray(batch.masks[name]) for name in layout.shapes}
     cells = cells_of(layout, masks)
-    window = _window_cells(window_px, patch_size, cells.grid)
+    window = _window_cells(window_px, batch.patch_size, cells.grid)
     graph, state = nnx.split(encoder)
-    tokens, pooled, locations, coordinates = _encode(
-        graph, _Static(layout), cells.grid, window, patch_size, input_res, location_size,
-        state, data, jnp.asarray(timestamps), cells.index,
-    )  # fmt: skip
+    sizes = (batch.patch_size, batch.input_res, batch.location_size)
+    arrays = (data, jnp.asarray(batch.timestamps), cells.index)
+    static = _Static(layout, cells.grid, window, sizes)
+    tokens, pooled, locations, coordinates = _encode(graph, static, state, arrays)
     kept = {name: jnp.asarray(mask) for name, mask in masks.items()}
     return Encoded(layout.cut(tokens), kept, pooled, coordinates, layout, locations)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Static:
-    """A layout as a static argument: equal if the shapes are."""
+    """What a program of `_encode` depends on; layouts are equal if their shapes are."""
 
     layout: Layout
+    grid: tuple[int, int]
+    window: int
+    sizes: tuple[int, float, int | None]
+    """Patch size, metres per pixel, location size."""
+
+    @property
+    def _key(self) -> tuple:
+        return (*self.layout.shapes.items(), self.grid, self.window, self.sizes)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.layout == other.layout
+        return isinstance(other, _Static) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(tuple(self.layout.shapes.items()))
+        return hash(self._key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
-def _encode(
-    graph, static, grid, window, patch_size, input_res, location_size, state, data, stamps, index
-):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(graph, static: _Static, state, arrays: tuple):
+    (patch_size, input_res, location_size), (data, stamps, index) = static.sizes, arrays
     encoder, layout = nnx.merge(graph, state), static.layout
     coordinates = tokens_from_grid(encoder.slots, layout, stamps, patch_size, input_res)
     x0 = layout.join(embed_patches(encoder.patch_embeddings, data, patch_size))[:, index]
     here = coordinates.map(lambda field: field[:, index])
-    attend = functools.partial(window_attention, grid=grid, window=window)
+    attend = functools.partial(window_attention, grid=static.grid, window=static.window)
     x = encoder.encode(x0, here, attend)
     locations = None
     if encoder.attention_pooler is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,24 +25,22 @@ class Tokens:
 
     A slot of -1 marks a token without any encoding (registers, padding); its other fields must
     be 0, so that rotary encodings leave it unrotated.
-
-    Attributes:
-      slot: int32 band-set slot id, an index into `SlotTable.slots`, or -1.
-      time: int32 timestep index, 0 for tokens whose modality does not vary in time.
-      month: int32 0..11 of that timestep.
-      row: int32 row in the patch grid, 0 for non-spatial modalities.
-      col: int32 column in the patch grid, 0 for non-spatial modalities.
-      gsd: float32 patch side in units of 10 m: input_res * patch_size / 10.
-      days: float32 days since 2000; static maps take timestep 0's, static scalars take 0.
     """
 
     slot: Any
+    """int32 band-set slot id, an index into `SlotTable.slots`, or -1."""
     time: Any
+    """int32 timestep index, 0 for tokens whose modality does not vary in time."""
     month: Any
+    """int32 0..11 of that timestep."""
     row: Any
+    """int32 row in the patch grid, 0 for non-spatial modalities."""
     col: Any
+    """int32 column in the patch grid, 0 for non-spatial modalities."""
     gsd: Any
+    """float32 patch side in units of 10 m: input_res * patch_size / 10."""
     days: Any
+    """float32 days since 2000; static maps take timestep 0's, static scalars take 0."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,27 +58,34 @@ class Tokens:
         return Tokens(ints - 1, ints, ints, ints, ints, floats, floats)
 
 
-class Slot(NamedTuple):
-    """One band set of one modality."""
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One band set of one modality: one token per patch and timestep."""
 
     modality: str
     band_set: int
+    """Its number among the modality's band sets."""
     channels: tuple[int, ...]
+    """Channel indices."""
+    patch_side: int
+    """Pixels per side of an embedded patch; 1 where the modality has no pixel grid."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of one embedded patch."""
+        return self.patch_side * self.patch_side * len(self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class SlotTable:
-    """All band sets a model supports, numbered in sample order; hashable.
-
-    Attributes:
-      names: supported modalities in sample order.
-      tokenization: which bands make one token.
-      base_patch_size: P, the side in base pixels of an embedded patch.
-    """
+    """All band sets a model supports, numbered in sample order; hashable."""
 
     names: tuple[str, ...]
+    """Supported modalities in sample order."""
     tokenization: Tokenization = Tokenization()
+    """Which bands make one token."""
     base_patch_size: int = 8
+    """P, the side in base pixels of an embedded patch."""
 
     @classmethod
     def build(
@@ -93,10 +98,14 @@ class SlotTable:
     @functools.cached_property
     def slots(self) -> tuple[Slot, ...]:
         return tuple(
-            Slot(name, i, channels)
+            Slot(name, i, channels, self._patch_side(name))
             for name in self.names
             for i, channels in enumerate(self.tokenization.band_sets(name))
         )
+
+    def _patch_side(self, name: str) -> int:
+        modality = modalities.get(name)
+        return self.base_patch_size * modality.image_factor if modality.spatial else 1
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -122,6 +131,21 @@ class SlotTable:
             )
         return self._ranges[modality]
 
+    def numbers(self, slots: Iterable[Slot]) -> list[int]:
+        """The numbers that slots of another table have in this one.
+
+        Raises:
+          ValueError: this table cuts a modality into other band sets.
+        """
+        out = []
+        for slot in slots:
+            own = self.of(slot.modality)
+            number = own[slot.band_set] if slot.band_set < len(own) else None
+            if number is None or self.slots[number].channels != slot.channels:
+                raise ValueError(f"model and stream use different band sets for {slot.modality!r}")
+            out.append(number)
+        return out
+
     def _per_slot(self, values, dtype) -> np.ndarray:
         return np.array([values(modalities.get(s.modality)) for s in self.slots], dtype)
 
@@ -134,12 +158,6 @@ class SlotTable:
     def spatial(self) -> np.ndarray:
         """bool [slots]: the modality has a pixel grid."""
         return self._per_slot(lambda m: m.spatial, bool)
-
-    @functools.cached_property
-    def patch_pixels(self) -> np.ndarray:
-        """int32 [slots]: side in pixels of the embedded patch, 1 where not spatial."""
-        base = self.base_patch_size
-        return self._per_slot(lambda m: base * m.image_factor if m.spatial else 1, np.int32)
 
 
 def days_since_2000(timestamps: Any) -> Any:

@@ -1,30 +1,85 @@
-"""The stream engine: groups of a step -> packed micro-steps -> loss."""
+"""What an engine is, and the stream engine: groups of a step -> packed micro-steps -> loss."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from olmoearth_jax.stream.census import Census, deal, needs, take_census
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import global_array, join_devices, local_devices
 from olmoearth_jax.stream.forward import StreamForward
-from olmoearth_jax.stream.ladder import holding, lowest
-from olmoearth_jax.stream.layout import TARGET, is_deep, registers_of, wants_pixels
+from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
+from olmoearth_jax.stream.loss_terms import fill_pixels
 from olmoearth_jax.stream.pack import pack_device
 from olmoearth_jax.stream.patches import fill_buffers
-from olmoearth_jax.stream.pixels import fill_pixels
-from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
-from olmoearth_jax.train.engine import Group, Prepared
-from olmoearth_jax.train.objectives import Objective
-from olmoearth_jax.train.sharding import global_array, join_devices, local_devices
+from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
+from olmoearth_jax.stream.token_counts import TokenCounts, balance_devices, count_tokens, needs
 
 _PACKING_THREADS = 8
+
+Group = dict[str, Any]
+"""Samples that share patch size and grid; see `olmoearth_jax.data.pipeline`."""
+
+
+@dataclasses.dataclass
+class Prepared:
+    """One micro-step, planned on the host; its inputs move to the devices when asked for."""
+
+    key: Any
+    """Of the program that runs it."""
+    pack: Callable[[], tuple]
+    """Makes the inputs."""
+    host: dict[str, float]
+    """Counts that need no device."""
+    bad_ids: list[str]
+    """Samples that are holes."""
+
+    @classmethod
+    def of(
+        cls, key: Any, pack: Callable[[], tuple], alive: np.ndarray, index: np.ndarray,
+        counts: Mapping[str, int],
+    ) -> Prepared:  # fmt: skip
+        """A micro-step of samples numbered `index` [B] in the dataset, those not `alive` holes."""
+        host = {"samples": int(alive.sum()), "holes": int((~alive).sum()), **counts}
+        bad = [f"sample_{int(i)}" for i in index[~alive]]
+        return cls(key, pack, {k: float(v) for k, v in host.items()}, bad)
+
+    @functools.cached_property
+    def inputs(self) -> tuple:
+        """Device inputs, packed on first use and kept until `release`."""
+        return self.pack()
+
+    def release(self) -> None:
+        """Forgets the inputs; a program that was given them keeps them while it needs them."""
+        self.__dict__.pop("inputs", None)
+
+
+class Engine(Protocol):
+    """How groups become losses; see `StreamEngine` and `olmoearth_jax.train.dense_engine`."""
+
+    @property
+    def objective(self) -> Objective:
+        """The terms that are minimised."""
+        ...
+
+    def prepare(self, groups: Sequence[Group]) -> list[Prepared]:
+        """Splits a step's groups into micro-steps."""
+        ...
+
+    def loss(
+        self, params, target, inputs: tuple, key: jax.Array, program_key: Any
+    ) -> tuple[jax.Array, Any]:
+        """(loss, aux) of one micro-step; traced once per program key."""
+        ...
+
 
 Agree = Callable[[int], int]
 """Host-side agreement on the bits that small integers share, without a device collective."""
@@ -33,11 +88,6 @@ Agree = Callable[[int], int]
 def shared_bits(values: Sequence[int]) -> int:
     """The bits that all values have."""
     return functools.reduce(operator.and_, values)
-
-
-def alone(value: int) -> int:
-    """`Agree` of a single process."""
-    return value
 
 
 class StreamEngine:
@@ -51,7 +101,11 @@ class StreamEngine:
     """
 
     def __init__(
-        self, forward: StreamForward, ladder: Sequence[Rung], mesh: Mesh, agree: Agree = alone
+        self,
+        forward: StreamForward,
+        ladder: Sequence[Rung],
+        mesh: Mesh,
+        agree: Agree = lambda bits: bits,
     ):
         self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree
         self.rung_counts = np.zeros(len(self.ladder), np.int64)
@@ -78,15 +132,15 @@ class StreamEngine:
         return [self._micro_step(groups[i : i + k]) for i in range(0, len(groups), k)]
 
     def _micro_step(self, groups: Sequence[Group]) -> Prepared:
-        censuses = [take_census(g, self.spec) for g in groups]
+        counts = [count_tokens(g, self.spec) for g in groups]
         devices = local_devices(self.mesh)
-        owner = deal(np.concatenate([c.loads for c in censuses]), len(devices))
-        need = needs(censuses, owner, self.spec, len(devices))
+        owner = balance_devices(np.concatenate([c.loads for c in counts]), len(devices))
+        need = needs(counts, owner, self.spec, len(devices))
         # A rung that holds this process's share need not hold another's, whatever its place in
         # the ladder: all say which ones would do.
-        number = lowest(self.agree(holding(self.ladder, need)))
+        number = cheapest(self.agree(fitting_rungs(self.ladder, need)))
         self.rung_counts[number] += 1
-        return self._plan(censuses, owner, self.ladder[number])
+        return self._plan(counts, owner, self.ladder[number])
 
     def every_program(self, groups: Sequence[Group]) -> Iterator[Prepared]:
         """Per rung a micro-step of holes only: what all programs can be compiled from.
@@ -97,29 +151,27 @@ class StreamEngine:
         empty = []
         for group in groups[: self.spec.groups]:
             empty.append({**group, "ok": np.zeros_like(group["ok"])})
-        censuses = [take_census(g, self.spec) for g in empty]
+        counts = [count_tokens(g, self.spec) for g in empty]
         devices = len(local_devices(self.mesh))
-        owner = deal(np.concatenate([c.loads for c in censuses]), devices)
+        owner = balance_devices(np.concatenate([c.loads for c in counts]), devices)
         for rung in self.ladder:
-            yield self._plan(censuses, owner, rung)
+            yield self._plan(counts, owner, rung)
 
-    def _plan(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> Prepared:
+    def _plan(self, counts: list[TokenCounts], owner: np.ndarray, rung: Rung) -> Prepared:
         devices = len(local_devices(self.mesh))
-        host = _host_counts(censuses, devices, rung, self.spec)
-        bad = [
-            f"sample_{int(i)}"
-            for c in censuses
-            for i, ok in zip(c.group["index"], c.alive, strict=True)
-            if not ok
-        ]
-        return Prepared(rung, lambda: self._pack(censuses, owner, rung), host, bad)
+        host = _host_counts(counts, devices, rung, self.spec)
+        index, alive = (
+            np.concatenate(x)
+            for x in zip(*((c.group["index"], c.alive) for c in counts), strict=True)
+        )
+        return Prepared.of(rung, lambda: self._pack(counts, owner, rung), alive, index, host)
 
-    def _pack(self, censuses: list[Census], owner: np.ndarray, rung: Rung) -> tuple:
+    def _pack(self, counts: list[TokenCounts], owner: np.ndarray, rung: Rung) -> tuple:
         devices = local_devices(self.mesh)
 
         def share(number: int) -> tuple:
-            mine = pack_device(self.spec, rung, censuses, _members(censuses, owner == number))
-            pixels = wants_pixels(self.spec)
+            mine = pack_device(self.spec, rung, counts, _members(counts, owner == number))
+            pixels = self.spec.pixels
             return (
                 mine.arrays,
                 fill_buffers(self.spec, mine.runs, devices[number]),
@@ -141,15 +193,15 @@ class StreamEngine:
         return batch, patches, pixels
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Rung):
-        """See `train.step.Engine`."""
+        """See `Engine`."""
         batch, patches, pixels = inputs
         return self.forward(params, target, batch, patches, key, program_key, pixels)
 
 
-def _members(censuses: list[Census], mine: np.ndarray) -> list[np.ndarray]:
+def _members(counts: list[TokenCounts], mine: np.ndarray) -> list[np.ndarray]:
     """Per group, the samples selected by `mine` (bool over samples in group order)."""
     out, start = [], 0
-    for c in censuses:
+    for c in counts:
         stop = start + len(c.alive)
         out.append(np.flatnonzero(mine[start:stop]))
         start = stop
@@ -157,39 +209,35 @@ def _members(censuses: list[Census], mine: np.ndarray) -> list[np.ndarray]:
 
 
 def _host_counts(
-    censuses: list[Census], devices: int, rung: Rung, spec: StreamSpec
-) -> dict[str, float]:
+    counts: list[TokenCounts], devices: int, rung: Rung, spec: StreamSpec
+) -> dict[str, int]:
     """Counts of this process's samples, summed over micro-steps by the caller."""
-    encoded = sum(int(c.enc.sum()) for c in censuses)
-    decoded = sum(int(c.dec.sum()) for c in censuses)
-    alive = sum(int(c.alive.sum()) for c in censuses)
+    encoded = sum(int(c.enc.sum()) for c in counts)
+    decoded = sum(int(c.dec.sum()) for c in counts)
     # The target encoder's stream is as long as its patch buffers.
-    seen = sum(int(c.need.sum()) for c in censuses) if is_deep(spec) else 0
+    seen = sum(int(c.need.sum()) for c in counts) if spec.deep else 0
     room = (rung.enc + rung.dec) * devices
-    if is_deep(spec):
-        room += (sum(rung.patches) + registers_of(spec) * spec.samples) * devices
+    if spec.deep:
+        room += (sum(rung.patches) + spec.registers * spec.samples) * devices
     return {
-        "samples": float(alive),
-        "holes": float(sum(len(c.alive) for c in censuses) - alive),
-        "encoded_tokens": float(encoded),
-        "decoded_tokens": float(decoded),
-        "target_tokens": float(seen),
-        "stream_tokens": float(room),
-        "attention_pairs": float(_real_pairs(censuses, spec)),
-        "row_pairs": float(devices * _row_pairs(rung, spec)),
-        "overflowed_tokens": 0.0,
+        "encoded_tokens": encoded,
+        "decoded_tokens": decoded,
+        "target_tokens": seen,
+        "stream_tokens": room,
+        "attention_pairs": _real_pairs(counts, spec),
+        "row_pairs": devices * _row_pairs(rung, spec),
+        "overflowed_tokens": 0,
     }
 
 
-def _real_pairs(censuses: list[Census], spec: StreamSpec) -> int:
+def _real_pairs(counts: list[TokenCounts], spec: StreamSpec) -> int:
     """Query-key pairs that exist: one layer of each attention."""
-    pairs = sum(int((c.enc * (c.enc + c.dec.sum(-1))).sum()) for c in censuses)
-    if is_deep(spec):
-        pairs += sum(int((c.need.sum(1) ** 2).sum()) for c in censuses)
+    pairs = sum(int((c.enc * (c.enc + c.dec.sum(-1))).sum()) for c in counts)
+    if spec.deep:
+        pairs += sum(int((c.need.sum(1) ** 2).sum()) for c in counts)
     return pairs
 
 
 def _row_pairs(rung: Rung, spec: StreamSpec) -> int:
     """Query-key pairs that one layer of each attention computes on padded rows."""
-    attentions = (p for p, plan in enumerate(spec.plans) if plan.name in (SELF, CROSS, TARGET))
-    return sum(rung.pairs(p) for p in attentions)
+    return sum(rung.pairs(p) for p, plan in enumerate(spec.plans) if plan.is_attention)

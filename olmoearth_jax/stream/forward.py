@@ -3,53 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax.losses import info_nce
+from olmoearth_jax.losses import Objective, spread_of
+from olmoearth_jax.model.blocks import Running
 from olmoearth_jax.model.latent_mim import merge
-from olmoearth_jax.stream import readout
-from olmoearth_jax.stream.attend import stream_attention
-from olmoearth_jax.stream.layout import registers_of
-from olmoearth_jax.stream.maps import Maps
+from olmoearth_jax.model.tokens import Tokens
+from olmoearth_jax.stream import loss_terms
 from olmoearth_jax.stream.pack import MicroBatch
-from olmoearth_jax.stream.pixels import pixel_terms
+from olmoearth_jax.stream.patch_tables import (
+    BandDropout,
+    drop_fn,
+    keep_scales,
+    online_table,
+    stream_tokens,
+    target_table,
+)
+from olmoearth_jax.stream.row_maps import RowMaps, stream_attention
 from olmoearth_jax.stream.rows import RowMap, permute, take_rows
-from olmoearth_jax.stream.spec import Rung, StreamSpec
-from olmoearth_jax.stream.tables import BandDropout, online_table, target_table
-from olmoearth_jax.stream.tokens import drop_fn, keep_scales, stream_tokens
-from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
+from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
+
+
+class _Seen(NamedTuple):
+    """What the decoders read."""
+
+    latent: jax.Array
+    tokens: Tokens
+    cross: tuple[RowMap, RowMap]
+    """Rows of the decoders' queries and of their keys."""
+    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamForward:
-    """The loss function of one rung family.
-
-    Attributes:
-      graph: module structure of the model (`olmoearth_jax.model.params.split`).
-      target_graph: module structure of the frozen target projection.
-      spec: the stream.
-      objective: the losses.
-      mesh: devices of the leading axis.
-      attention: 'auto', 'xla' or 'cudnn'.
-      remat: rematerialisation policy of the blocks.
-      encoder_drop, decoder_drop: drop-path rates.
-      band_dropout: band dropout of the online encoder, or None.
-    """
+    """The loss function of one rung family."""
 
     graph: Any
+    """Module structure of the model (`olmoearth_jax.model.params.split`)."""
     target_graph: Any
+    """Module structure of the frozen target projection."""
     spec: StreamSpec
+    """The stream."""
     objective: Objective
+    """The losses."""
     mesh: Mesh | None = None
+    """Devices of the leading axis."""
     attention: str = "auto"
+    """'auto', 'xla' or 'cudnn'."""
     remat: str = "none"
+    """Rematerialisation policy of the blocks."""
     encoder_drop: float = 0.0
+    """Drop-path rates."""
     decoder_drop: float = 0.0
+    """Likewise."""
     band_dropout: BandDropout | None = None
+    """Band dropout of the online encoder, or None."""
 
     def __call__(
         self,
@@ -76,50 +88,46 @@ class StreamForward:
         Returns:
           The loss (float32 scalar) and its terms by metric name, float32.
         """
-        model, maps = merge(self.graph, params), Maps(self.spec, rung, batch)
+        model, maps = merge(self.graph, params), RowMaps(self.spec, rung, batch)
         objective, rows = self.objective, maps.encoder()
         latent, tokens = self._encode(model, maps, patches, key, rows)
-        cross = (maps.decoder(), maps.context())
+        seen = _Seen(latent, tokens, (maps.decoder(), maps.context()), key)
         terms, parts = {}, {}
         if objective.compares_tokens:
-            predictions = self._predict(model, maps, latent, tokens, key, cross)
+            predictions = self._predict(model, maps, seen)
             if not objective.keeps_target:
                 target = params["encoder"]
             targets = self._targets(jax.lax.stop_gradient(target), maps, patches)
             terms["base"], parts = self._token_terms(maps, predictions, targets)
-            parts = {**parts, **self._spreads(batch, predictions, targets)}
+            parts = {**parts, **self._spreads(maps, predictions, targets)}
         if objective.mae is not None:
             inner = model.reconstructor.decoder
-            out = self._decode(inner, model, maps, latent, tokens, key, cross)
-            terms["mae"] = pixel_terms(objective.mae, model.reconstructor, maps, out, pixels)
+            out = self._decode(inner, model, maps, seen)
+            terms["mae"] = loss_terms.pixel_terms(
+                objective.mae, model.reconstructor, maps, out, pixels
+            )
         vectors = []
         if objective.pools:
-            vectors = readout.pooled(model.encoder.project_and_aggregate, maps, rows, latent)
+            vectors = loss_terms.pooled(model.encoder.project_and_aggregate, maps, rows, latent)
         if objective.regularizer is not None:
             if objective.views == 1:
-                spread = readout.spread_tokens(objective.regularizer, maps, rows, latent)
+                spread = loss_terms.spread_tokens(objective.regularizer, maps, rows, latent)
             else:
-                spread = readout.spread_vectors(objective.regularizer, maps, vectors)
+                spread = loss_terms.spread_vectors(objective.regularizer, maps, vectors)
             terms["regularizer"] = spread
         if objective.contrastive is not None:
-            temperature, weight = objective.contrastive
-            terms["contrastive"] = info_nce(
-                vectors[0],
-                vectors[1],
-                batch.segment.reshape(-1),
-                batch.weight.reshape(-1),
-                self.spec.groups,
-                tau=temperature,
-                weight=weight,
+            terms["contrastive"] = objective.contrastive(
+                vectors[0], vectors[1], loss_terms.of_samples(maps)
             )
         total, aux = objective.total(terms)
         return total, {**aux, **parts}
 
-    def _spreads(self, batch: MicroBatch, predictions: jax.Array, targets: jax.Array) -> dict:
+    def _spreads(self, maps: RowMaps, predictions: jax.Array, targets: jax.Array) -> dict:
         """`spread_of` the decoded tokens and their targets, both views of a group together."""
-        groups, of_row = self.spec.groups, readout.of_rows(self.spec, batch)[0]
-        owner = take_rows(of_row[..., None], batch.dec_row)[..., 0] % groups
-        real = batch.dec_row < of_row.shape[1]
+        groups, of_row = self.spec.groups, loss_terms.of_rows(maps)[0]
+        rows = maps.batch.dec_row
+        owner = take_rows(of_row[..., None], rows)[..., 0] % groups
+        real = rows < of_row.shape[1]
         sides = {"prediction_spread": predictions, "target_spread": targets}
         return {name: spread_of(x, real, owner, groups) for name, x in sides.items()}
 
@@ -127,17 +135,15 @@ class StreamForward:
         position = take_rows(batch.position[..., None], batch.row_sample)[..., 0]
         return drop_fn(keep_scales(key, rate, depth, position, batch.row_view), row)
 
-    def _encode(self, model, maps: Maps, patches, key, rows: RowMap):
+    def _encode(self, model, maps: RowMaps, patches, key, rows: RowMap):
         encoder, batch = model.encoder, maps.batch
         tokens = stream_tokens(self.spec, encoder.slots, batch.enc_coord, batch.enc_row, batch)
-        table, index, inverse = online_table(
-            encoder, self.spec, maps.rung, batch, patches, self.band_dropout, key
-        )
+        table, index, inverse = online_table(encoder, maps, patches, self.band_dropout, key)
         x = self._with_registers(encoder, permute(table, index, inverse), maps.register_number())
         attend = stream_attention(rows, rows, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 1)
         drop = self._scales(self.encoder_drop, len(encoder.blocks), batch, drop_key, batch.enc_row)
-        latent = encoder.encode(x, tokens, attend, drop=drop, remat=self.remat)
+        latent = encoder.encode(x, tokens, attend, Running(drop, self.remat))
         return encoder.project_output(latent), tokens
 
     def _with_registers(self, encoder, x: jax.Array, number: jax.Array) -> jax.Array:
@@ -145,21 +151,21 @@ class StreamForward:
         if encoder.register_tokens is None:
             return x
         # A product with a one-hot: its gradient is a product, no scatter-add.
-        one_hot = (number[..., None] == jnp.arange(registers_of(self.spec))).astype(jnp.float32)
+        one_hot = (number[..., None] == jnp.arange(self.spec.registers)).astype(jnp.float32)
         registers = encoder.register_tokens[...]
         return x + jnp.matmul(one_hot, registers, precision=jax.lax.Precision.HIGHEST)
 
-    def _decode(self, decoder, model, maps: Maps, latent, tokens, key, cross) -> jax.Array:
+    def _decode(self, decoder, model, maps: RowMaps, seen: _Seen) -> jax.Array:
         """Predictions [D, dec, width] of one decoder."""
-        batch, (queries, keys) = maps.batch, cross
+        batch, (queries, keys) = maps.batch, seen.cross
         wanted = stream_tokens(self.spec, decoder.slots, batch.dec_coord, batch.dec_row, batch)
         attend = stream_attention(queries, keys, self.mesh, self.attention)
-        drop_key = jax.random.fold_in(key, 2)
-        depth = max(len(d.blocks) for d in decoders_of(model))
-        drop = self._scales(self.decoder_drop, depth, batch, drop_key, batch.dec_row)
-        context = decoder.context(latent, tokens)
+        drop_key = jax.random.fold_in(seen.key, 2)
+        drop = self._scales(self.decoder_drop, model.decoder_depth, batch, drop_key, batch.dec_row)
+        context = decoder.context(seen.latent, seen.tokens)
+        running = Running(drop, self.remat)
         out = decoder.decode(
-            decoder.queries(wanted), wanted, context, tokens, attend, drop=drop, remat=self.remat
+            decoder.queries(wanted), wanted, (context, seen.tokens), attend, running
         )
         return decoder.output(out)
 
@@ -168,16 +174,16 @@ class StreamForward:
         view = take_rows(batch.row_view[..., None], batch.dec_row)
         return jnp.where(view == 0, a, b)
 
-    def _predict(self, model, maps: Maps, latent, tokens, key, cross) -> jax.Array:
+    def _predict(self, model, maps: RowMaps, seen: _Seen) -> jax.Array:
         def run(decoder):
-            return self._decode(decoder, model, maps, latent, tokens, key, cross)
+            return self._decode(decoder, model, maps, seen)
 
         if self.objective.kind != "galileo":
-            return run(model.decoder)
+            return run(model.decoder_of(0))
         # Both decoders run on all tokens: views have no fixed place in the stream.
-        return self._by_view(maps.batch, run(model.decoder_a), run(model.decoder_b))
+        return self._by_view(maps.batch, run(model.decoder_of(0)), run(model.decoder_of(1)))
 
-    def _targets(self, target: Any, maps: Maps, patches) -> jax.Array:
+    def _targets(self, target: Any, maps: RowMaps, patches) -> jax.Array:
         """Targets [D, dec, width] of the decoded tokens, without gradient."""
         encoder = merge(self.target_graph, target)
         table = target_table(encoder, self.spec, maps.rung, patches)
@@ -188,7 +194,7 @@ class StreamForward:
             made.append(jax.lax.stop_gradient(out))
         return made[0] if len(made) == 1 else self._by_view(maps.batch, *made)
 
-    def _target(self, encoder, maps: Maps, table: jax.Array, exits: dict[str, int]) -> jax.Array:
+    def _target(self, encoder, maps: RowMaps, table: jax.Array, exits: dict[str, int]) -> jax.Array:
         batch, stream = maps.batch, maps.batch.target
         if not any(exits.values()):
             return take_rows(encoder.project_output(table), batch.dec_patch)
@@ -201,11 +207,11 @@ class StreamForward:
         x = encoder.encode(x, tokens, attend, exits=exits)
         return take_rows(encoder.project_output(x), stream.dec_token)
 
-    def _token_terms(self, maps: Maps, predictions, targets):
+    def _token_terms(self, maps: RowMaps, predictions, targets):
         """([views, groups], parts) of the token loss, each view by its own."""
         losses = [self.objective.loss_of(v) for v in range(self.spec.views)]
         if len(set(losses)) == 1:
-            return readout.token_terms(losses[0], maps, predictions, targets)
-        values = [readout.token_terms(x, maps, predictions, targets)[0][v]
+            return loss_terms.token_terms(losses[0], maps, predictions, targets)
+        values = [loss_terms.token_terms(x, maps, predictions, targets)[0][v]
                   for v, x in enumerate(losses)]  # fmt: skip
         return jnp.stack(values), {}

@@ -1,28 +1,37 @@
-"""The ladder: a few capacities that between them waste little, the last a hard bound."""
+"""The ladder: a few rungs that between them waste little, the last a hard bound.
+
+The rows of a rung are sorted by length into a few *classes*.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.masking.bounds import TokenBounds
-from olmoearth_jax.stream.census import Need
-from olmoearth_jax.stream.classes import best_cuts, choose, fits
-from olmoearth_jax.stream.layout import TARGET
-from olmoearth_jax.stream.spec import (
+from olmoearth_jax.masking import TokenBounds
+from olmoearth_jax.stream.stream_shape import (
     CROSS,
     SAMPLE,
     SELF,
+    RowClass,
     RowPlan,
     Rung,
     StreamSpec,
     round_up,
-    token_shape,
 )
+from olmoearth_jax.stream.token_counts import Need
+
+SMALL_ROW = 72
+"""Rows up to this length are not worth several classes."""
+
+CLASS_WORTH = 1.02
+"""A class more must save this factor of the padded pairs: each is code to be compiled."""
+
 
 LOSS_CLASSES = 2
 """Row lengths of a loss; attention costs more and gets more."""
@@ -41,7 +50,96 @@ ROUNDS = 5
 
 Bounds = Callable[[Mapping[str, tuple[int, int]], int], TokenBounds]
 """({modality: (tokens per band set, band sets)}, timesteps) -> bounds of one sample's tokens
-under any missing pattern; see `masking.bounds.max_tokens`."""
+under any missing pattern; see `masking.Strategy.bounds`."""
+
+
+def class_of(lengths: np.ndarray, classes: Sequence[RowClass]) -> np.ndarray:
+    """int [...]: the first class that holds each row; the number of classes where none does.
+
+    Args:
+      lengths: int [..., 2], queries and keys.
+      classes: shortest first, each at least as long in both as the one before.
+    """
+    out = np.zeros(lengths.shape[:-1], np.int64)
+    for c in classes:
+        out += (lengths[..., 0] > c.queries) | (lengths[..., 1] > c.keys)
+    return out
+
+
+def fits(lengths: np.ndarray, classes: Sequence[RowClass]) -> np.ndarray:
+    """bool [...]: whether rows [..., rows, 2] find places; longer classes take shorter rows."""
+    held = class_of(lengths, classes)
+    ok: Any = (held < len(classes)).all(-1)
+    room = 0
+    for number in range(len(classes) - 1, 0, -1):
+        room += classes[number].rows
+        ok &= (held >= number).sum(-1) <= room
+    return ok
+
+
+def best_cuts(costs: np.ndarray, most: int) -> list[list[int]]:
+    """Ways to cut a line into 1, 2, ... `most` parts; each the last index of every part.
+
+    Each minimises the sum of a part's size times its last cost; `costs` ascend.
+    """
+    n = len(costs)
+    most = min(most, n)
+    size = np.arange(n + 1)[None] - np.arange(n + 1)[:, None]  # [start, stop]
+    price = np.where(size > 0, size * np.concatenate([[0.0], costs])[None], np.inf)
+    best, back = np.full(n + 1, np.inf), []
+    best[0] = 0.0
+    for _ in range(most):
+        total = best[:, None] + price
+        back.append(total.argmin(0))
+        best = total.min(0)
+    out = []
+    for parts in range(1, most + 1):
+        cuts, stop = [], n
+        for k in range(parts - 1, -1, -1):
+            cuts.append(stop - 1)
+            stop = int(back[k][stop])
+        out.append(sorted(set(cuts)))
+    return out
+
+
+def choose_classes(
+    lengths: np.ndarray, plan: RowPlan, most: int, spare: float, stretch: float
+) -> tuple[RowClass, ...]:
+    """Classes that hold all of several draws of rows with little padding.
+
+    Args:
+      lengths: int [draws, rows, 2], the rows of one device each.
+      plan: their plan, whose bounds no class exceeds.
+      most: at most this many classes.
+      spare: share of the rows by which each class is larger than seen.
+      stretch: share by which the classes are longer than seen.
+    """
+    bound = np.array([plan.queries, plan.keys])
+    rows = lengths.shape[1]
+    if bound.max() <= SMALL_ROW:
+        return (RowClass(rows, plan.queries, plan.keys),)
+    order = np.argsort((lengths / np.maximum(bound, 1)).max(-1), axis=1, kind="stable")
+    ascending = np.take_along_axis(lengths, order[..., None], axis=1)
+    # The longest of the i shortest rows, over all draws: a class that ends at i is this long.
+    longest = np.maximum.accumulate(ascending, axis=1).max(0)
+    moved = np.minimum(np.arange(rows) + int(np.ceil(spare * rows)), rows - 1)
+    stretched = np.ceil(longest[moved] * (1.0 + stretch)).astype(np.int64)
+    sizes = np.minimum(np.maximum(-(-stretched // 8) * 8, 8), bound)
+    costs = sizes.prod(1).astype(float)
+    found = None
+    for ends in best_cuts(costs, most):
+        starts = [0, *(e + 1 for e in ends[:-1])]
+        price = sum((e + 1 - s) * costs[e] for s, e in zip(starts, ends, strict=True))
+        if found is None or price * CLASS_WORTH < found[0]:
+            found = (
+                price,
+                [
+                    RowClass(e + 1 - s, int(sizes[e, 0]), int(sizes[e, 1]))
+                    for s, e in zip(starts, ends, strict=True)
+                ],
+            )
+    assert found is not None
+    return tuple(found[1])
 
 
 def row_plans(
@@ -66,10 +164,7 @@ def row_plans(
     enc = dec = 0
     per_modality = dict.fromkeys(names, 0)
     for grid, steps in grid_timesteps.items():
-        counts = {
-            n: (int(np.prod(token_shape(n, grid, steps), dtype=np.int64)), band_sets[n])
-            for n in names
-        }
+        counts = {n: (math.prod(modalities.get(n).axes(grid, steps)), band_sets[n]) for n in names}
         most = bounds(counts, steps)
         enc = max(enc, most.encode)
         dec = max(dec, sum(most.decode[n] for n in names))
@@ -83,14 +178,10 @@ def row_plans(
     return tuple(plans), enc, dec
 
 
-def _is_attention(plan: RowPlan) -> bool:
-    return plan.name in (SELF, CROSS, TARGET)
-
-
 def _cost(spec: StreamSpec, totals: np.ndarray, pairs: Sequence[float]) -> float:
     """Work in token units: stream tokens plus pairs at a usual width."""
     slots = len(spec.slots)
-    weights = [1.0 if _is_attention(p) else LOSS_SHARE for p in spec.plans]
+    weights = [1.0 if p.is_attention else LOSS_SHARE for p in spec.plans]
     rows = sum(w * n for w, n in zip(weights, pairs, strict=True)) / 1024.0
     return float(totals[2 * slots :].sum() + rows + 0.05 * totals[:slots].sum())
 
@@ -100,7 +191,7 @@ def rung_cost(spec: StreamSpec, rung: Rung) -> float:
     return _cost(spec, rung.totals, [rung.pairs(p) for p in range(len(spec.plans))])
 
 
-def holding(ladder: Sequence[Rung], need: Need) -> int:
+def fitting_rungs(ladder: Sequence[Rung], need: Need) -> int:
     """Bit i: rung i holds the need.
 
     Raises:
@@ -117,14 +208,9 @@ def holding(ladder: Sequence[Rung], need: Need) -> int:
     return bits
 
 
-def lowest(bits: int) -> int:
-    """Number of the lowest bit that is set."""
+def cheapest(bits: int) -> int:
+    """Number of the lowest bit that is set: the cheapest of the fitting rungs."""
     return (bits & -bits).bit_length() - 1
-
-
-def pick_rung(ladder: Sequence[Rung], need: Need) -> int:
-    """Number of the cheapest rung that holds `need`; raises as `holding` does."""
-    return lowest(holding(ladder, need))
 
 
 def _holds(
@@ -164,16 +250,16 @@ class _Sizer:
         rows = []
         for number, plan in enumerate(spec.plans):
             draws = self.lengths[bucket, number].reshape(-1, spec.rows, 2)
-            if _is_attention(plan):
-                rows.append(choose(draws, plan, self.classes, slack, 0.0))
+            if plan.is_attention:
+                rows.append(choose_classes(draws, plan, self.classes, slack, 0.0))
             else:
-                rows.append(choose(draws, plan, LOSS_CLASSES, 4 * slack, 2 * slack))
+                rows.append(choose_classes(draws, plan, LOSS_CLASSES, 4 * slack, 2 * slack))
         patches, sparse = tuple(totals[:slots]), tuple(totals[slots : 2 * slots])
         return Rung(patches, sparse, totals[-2], totals[-1], tuple(rows))
 
     def owners(self, rungs: Sequence[Rung]) -> np.ndarray:
         """int [needs]: the first rung that holds each need, rows of losses aside."""
-        plans = [p for p, plan in enumerate(self.spec.plans) if _is_attention(plan)]
+        plans = [p for p, plan in enumerate(self.spec.plans) if plan.is_attention]
         held = np.stack([_holds(r, self.totals, self.lengths, plans) for r in rungs])
         return held.argmax(0)
 
@@ -191,7 +277,7 @@ def build_ladder(
 
     Args:
       spec: the stream.
-      needs: from `census.needs`, one per sampled micro-step.
+      needs: from `token_counts.needs`, one per sampled micro-step.
       max_rungs: at most this many rungs, the top one included.
       classes: at most this many row lengths of an attention.
 
@@ -276,8 +362,3 @@ def _expected(sizer: _Sizer, rungs: Sequence[Rung]) -> float:
     """Mean cost of the observed needs on a ladder."""
     costs = np.array([rung_cost(sizer.spec, r) for r in rungs])
     return float(costs[sizer.owners(rungs)].mean())
-
-
-def band_set_counts(names: Sequence[str], tokenization: modalities.Tokenization) -> dict[str, int]:
-    """{modality: band sets}."""
-    return {n: tokenization.num_band_sets(n) for n in names}

@@ -9,10 +9,9 @@ import flax.struct
 import numpy as np
 
 from olmoearth_jax.masks import DECODE, VISIBLE
-from olmoearth_jax.stream.census import Census
-from olmoearth_jax.stream.classes import class_of
-from olmoearth_jax.stream.layout import REGISTER, is_deep, registers_of, wants_pixels
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.ladder import class_of
+from olmoearth_jax.stream.stream_shape import REGISTER, Rung, StreamSpec
+from olmoearth_jax.stream.token_counts import TokenCounts
 
 Array = Any
 """NumPy on the host, JAX on the devices."""
@@ -20,37 +19,32 @@ Array = Any
 
 @flax.struct.dataclass
 class TargetStream:
-    """Per sample the registers and all tokens that aren't missing, as many as target patches.
-
-    Attributes:
-      patch: int32 [table + registers], row of the target patch table of each token.
-      coord: uint32, as long.
-      row: int32, as long: attention row (that of the sample's first view).
-      offset, length: int32 [rows].
-      dec_token: int32 [dec], the token that each decoded token has to predict.
-    """
+    """Per sample the registers and all tokens that aren't missing, as many as target patches."""
 
     patch: Array
+    """int32 [table + registers], row of the target patch table of each token"""
     coord: Array
+    """uint32, as long"""
     row: Array
+    """int32, as long: attention row (that of the sample's first view)"""
     offset: Array
+    """int32 [rows]"""
     length: Array
+    """int32 [rows]"""
     dec_token: Array
+    """int32 [dec], the token that each decoded token has to predict"""
 
 
 @flax.struct.dataclass
 class PixelIndex:
-    """Which decoded token predicts each patch.
-
-    Attributes:
-      token: int32 [views, table], position in the decoder stream.
-      inverse: int32 [1, dec], place of each decoded token in the flattened `token`.
-      sample: int32 [table], sample of each patch.
-    """
+    """Which decoded token predicts each patch."""
 
     token: Array
+    """int32 [views, table], position in the decoder stream"""
     inverse: Array
+    """int32 [1, dec], place of each decoded token in the flattened `token`"""
     sample: Array
+    """int32 [table], sample of each patch"""
 
 
 @flax.struct.dataclass
@@ -58,74 +52,70 @@ class MicroBatch:
     """Index arrays of one micro-step; every array has a leading device axis.
 
     Positions equal to an array's length mean "nothing" (a gather there yields zeros).
-
-    Attributes:
-      sparse: per non-encodable slot, int32 [sparse capacity] rows of that slot's patches.
-      enc_patch: int32 [enc], row of the online patch table of each visible token.
-      enc_inverse: int32 [views, table], stream position of each table row.
-      table_sample: int32 [table], sample of each table row (band dropout).
-      enc_coord: uint32 [enc], packed (slot, time, row, column).
-      enc_row: int32 [enc], attention row.
-      dec_patch: int32 [dec], row of the target patch table.
-      dec_coord: uint32 [dec].
-      dec_row: int32 [dec].
-      order: int32 [plans, rows], rows in the class order of each plan.
-      rank: int32 [plans, rows], the inverse: place of each row in that order.
-      row_sample, row_view: int32 [rows], sample and view of each row.
-      enc_offset, enc_length, dec_offset, dec_length: int32 [rows], extents in the streams.
-      mod_offset, mod_length: int32 [rows, modalities], decoded extents per modality.
-      sample_row: int32 [views, samples], row of each (view, sample).
-      timestamps: int32 [samples, 12, 3].
-      patch_size: int32 [samples].
-      segment: int32 [samples], group within the micro-step.
-      weight: float32 [samples], 0 for holes.
-      position: int32 [samples], position in the epoch, the key of drop path.
-      target: the stream of the target encoder, if it runs.
-      pixels: which token predicts each patch, if pixels are compared.
     """
 
     sparse: tuple[Array, ...]
+    """per non-encodable slot, int32 [sparse capacity] rows of that slot's patches"""
     enc_patch: Array
+    """int32 [enc], row of the online patch table of each visible token"""
     enc_inverse: Array
+    """int32 [views, table], stream position of each table row"""
     table_sample: Array
+    """int32 [table], sample of each table row (band dropout)"""
     enc_coord: Array
+    """uint32 [enc], packed (slot, time, row, column)"""
     enc_row: Array
+    """int32 [enc], attention row"""
     dec_patch: Array
+    """int32 [dec], row of the target patch table"""
     dec_coord: Array
+    """uint32 [dec]"""
     dec_row: Array
+    """int32 [dec]"""
     order: Array
+    """int32 [plans, rows], rows in the class order of each plan"""
     rank: Array
+    """int32 [plans, rows], the inverse: place of each row in that order"""
     row_sample: Array
+    """int32 [rows]"""
     row_view: Array
+    """int32 [rows]"""
     enc_offset: Array
+    """int32 [rows], extents in the streams, as the next three"""
     enc_length: Array
     dec_offset: Array
     dec_length: Array
     mod_offset: Array
+    """int32 [rows, modalities], decoded extents per modality"""
     mod_length: Array
+    """likewise"""
     sample_row: Array
+    """int32 [views, samples], row of each (view, sample)"""
     timestamps: Array
+    """int32 [samples, 12, 3]"""
     patch_size: Array
+    """int32 [samples]"""
     segment: Array
+    """int32 [samples], group within the micro-step"""
     weight: Array
+    """float32 [samples], 0 for holes"""
     position: Array
+    """int32 [samples], position in the epoch, the key of drop path"""
     target: TargetStream | None
+    """the stream of the target encoder, if it runs"""
     pixels: PixelIndex | None
+    """which token predicts each patch, if pixels are compared"""
 
 
 @dataclasses.dataclass
 class PatchRun:
-    """Samples of one group whose patches one device makes: input of `patches.fill`.
+    """Samples of one group whose patches one device makes: input of `patches.fill_buffers`."""
 
-    Attributes:
-      census: the group.
-      members: int [n], samples within the group, in patch-buffer order.
-      offsets: int [n, slots], first buffer row of each sample per slot.
-    """
-
-    census: Census
+    counts: TokenCounts
     members: np.ndarray
+    """int [n], samples within the group, in patch-buffer order"""
     offsets: np.ndarray
+    """int [n, slots], first buffer row of each sample per slot"""
 
 
 @dataclasses.dataclass
@@ -188,16 +178,16 @@ class _Packer:
         self.sparse_filled = np.zeros(len(spec.slots), np.int64)
         self.rare = np.array([not s.encodable for s in spec.slots])
 
-    def place_patches(self, census: Census, b: int) -> tuple[np.ndarray, np.ndarray]:
+    def place_patches(self, group: TokenCounts, b: int) -> tuple[np.ndarray, np.ndarray]:
         """Reserves a sample's patches; returns its rows in the online and target tables."""
-        slot = census.table.slot
+        slot = group.table.slot
         offsets = self.filled.copy()
-        local = offsets[slot] + census.rank[b]
-        self.filled += census.patches[b]
+        local = offsets[slot] + group.rank[b]
+        self.filled += group.patches[b]
         online = self.online[slot] + local
-        if census.sparse[b].any():
-            seen = (census.masks[:, b] == VISIBLE).any(0)
-            for s in np.flatnonzero(census.sparse[b]):
+        if group.sparse[b].any():
+            seen = (group.masks[:, b] == VISIBLE).any(0)
+            for s in np.flatnonzero(group.sparse[b]):
                 tokens = np.flatnonzero(seen & (slot == s))
                 self.sparse[s].append(local[tokens])
                 online[tokens] = self.online[s] + self.sparse_filled[s] + np.arange(len(tokens))
@@ -206,16 +196,16 @@ class _Packer:
 
 
 def pack_device(
-    spec: StreamSpec, rung: Rung, censuses: list[Census], members: list[np.ndarray]
+    spec: StreamSpec, rung: Rung, counts: list[TokenCounts], members: list[np.ndarray]
 ) -> DevicePack:
     """Packs one device's samples.
 
     Args:
-      censuses: the groups of the micro-step.
+      counts: the groups of the micro-step.
       members: per group, the samples this device holds.
     """
     samples = [(g, int(b)) for g, mine in enumerate(members) for b in mine]
-    alive = [(i, g, b) for i, (g, b) in enumerate(samples) if censuses[g].alive[b]]
+    alive = [(i, g, b) for i, (g, b) in enumerate(samples) if counts[g].alive[b]]
     items = [(v, i, g, b) for v in range(spec.views) for i, g, b in alive]
     packer = _Packer(spec, rung)
     tables, runs = {}, []
@@ -224,28 +214,28 @@ def pack_device(
         for i, gg, b in alive:
             if gg == g:
                 offsets.append(packer.filled.copy())
-                tables[i] = packer.place_patches(censuses[g], b)
+                tables[i] = packer.place_patches(counts[g], b)
         if offsets:
-            live = np.array([b for b in mine if censuses[g].alive[b]])
-            runs.append(PatchRun(censuses[g], live, np.stack(offsets)))
-    streams = _streams(spec, rung, censuses, items, tables, packer)
+            live = np.array([b for b in mine if counts[g].alive[b]])
+            runs.append(PatchRun(counts[g], live, np.stack(offsets)))
+    streams = _streams(spec, rung, counts, items, tables, packer)
     arrays = MicroBatch(
         **streams,
-        target=_target_stream(spec, censuses, items, tables, packer, streams["dec_patch"])
-        if is_deep(spec)
+        target=_target_stream(spec, counts, items, tables, packer, streams["dec_patch"])
+        if spec.deep
         else None,
-        pixels=_pixel_index(spec, censuses, items, tables, packer) if wants_pixels(spec) else None,
-        **_orders(spec, rung, censuses, items),
-        **_sample_arrays(spec, censuses, samples),
+        pixels=_pixel_index(spec, counts, items, tables, packer) if spec.pixels else None,
+        **_orders(spec, rung, counts, items),
+        **_sample_arrays(spec, counts, samples),
     )
     return DevicePack(arrays, runs)
 
 
-def _orders(spec: StreamSpec, rung: Rung, censuses: list[Census], items: list) -> dict:
+def _orders(spec: StreamSpec, rung: Rung, counts: list[TokenCounts], items: list) -> dict:
     """Where each row stands in the class order of each plan; unused rows fill the gaps."""
     rank = np.empty((len(spec.plans), spec.rows), np.int32)
     for p, classes in enumerate(rung.rows):
-        lengths = np.array([censuses[g].lengths[p, v, b] for v, _, g, b in items])
+        lengths = np.array([counts[g].lengths[p, v, b] for v, _, g, b in items])
         smallest = class_of(lengths.reshape(-1, 2), classes)
         places = assign_rows(smallest, tuple(c.rows for c in classes))
         free = np.setdiff1d(np.arange(spec.rows), places)
@@ -253,7 +243,7 @@ def _orders(spec: StreamSpec, rung: Rung, censuses: list[Census], items: list) -
     return {"rank": rank, "order": np.argsort(rank, axis=1).astype(np.int32)}
 
 
-def _streams(spec, rung, censuses, items, tables, packer) -> dict:
+def _streams(spec, rung, counts, items, tables, packer) -> dict:
     """The token and row arrays of one device."""
     total = spec.rows
     shape = (total, len(spec.modalities))
@@ -273,28 +263,28 @@ def _streams(spec, rung, censuses, items, tables, packer) -> dict:
     enc: dict[str, list] = {"patch": [], "coord": [], "row": []}
     dec: dict[str, list] = {"patch": [], "coord": [], "row": []}
     enc_at = dec_at = 0
-    extra = registers_of(spec)
+    extra = spec.registers
     nothing = int(packer.online[-1])
     for row, (view, i, g, b) in enumerate(items):
-        census = censuses[g]
-        mask = census.masks[view, b]
+        group = counts[g]
+        mask = group.masks[view, b]
         online, target = tables[i]
         seen, wanted = np.flatnonzero(mask == VISIBLE), np.flatnonzero(mask == DECODE)
         for part, value in (("patch", nothing), ("coord", REGISTER), ("row", row)):
             enc[part].append(np.full(extra, value))
         for store, tokens, table in ((enc, seen, online), (dec, wanted, target)):
             store["patch"].append(table[tokens])
-            store["coord"].append(census.table.coord[tokens])
+            store["coord"].append(group.table.coord[tokens])
             store["row"].append(np.full(len(tokens), row))
         inverse[view, online[seen]] = enc_at + extra + np.arange(len(seen))
         owner[online[seen]] = i
-        counts = census.dec[view, b]
+        decoded = group.dec[view, b]
         row_arrays["row_sample"][row] = i
         row_arrays["row_view"][row] = view
         row_arrays["enc_offset"][row], row_arrays["enc_length"][row] = enc_at, extra + len(seen)
         row_arrays["dec_offset"][row], row_arrays["dec_length"][row] = dec_at, len(wanted)
-        row_arrays["mod_length"][row] = counts
-        row_arrays["mod_offset"][row] = dec_at + np.cumsum(counts) - counts
+        row_arrays["mod_length"][row] = decoded
+        row_arrays["mod_offset"][row] = dec_at + np.cumsum(decoded) - decoded
         sample_row[view, i] = row
         enc_at, dec_at = enc_at + extra + len(seen), dec_at + len(wanted)
     return {
@@ -315,9 +305,9 @@ def _streams(spec, rung, censuses, items, tables, packer) -> dict:
     }
 
 
-def _target_stream(spec, censuses, items, tables, packer, dec_patch) -> TargetStream:
+def _target_stream(spec, counts, items, tables, packer, dec_patch) -> TargetStream:
     """Tokens in row order; a decoded token finds its own through the patch they share."""
-    table, total, extra = int(packer.target[-1]), spec.rows, registers_of(spec)
+    table, total, extra = int(packer.target[-1]), spec.rows, spec.registers
     size = table + extra * spec.samples
     token_of = np.full(table + 1, size, np.int32)
     offset, length = np.zeros(total, np.int32), np.zeros(total, np.int32)
@@ -325,10 +315,10 @@ def _target_stream(spec, censuses, items, tables, packer, dec_patch) -> TargetSt
     for row, (view, i, g, b) in enumerate(items):
         if view:
             continue
-        tokens = np.flatnonzero(censuses[g].need[b])
+        tokens = np.flatnonzero(counts[g].need[b])
         mine = tables[i][1][tokens]
         patch += [np.full(extra, table), mine]
-        coord += [np.full(extra, REGISTER), censuses[g].table.coord[tokens]]
+        coord += [np.full(extra, REGISTER), counts[g].table.coord[tokens]]
         rows.append(np.full(extra + len(tokens), row))
         token_of[mine] = at + extra + np.arange(len(tokens))
         offset[row], length[row] = at, extra + len(tokens)
@@ -343,14 +333,14 @@ def _target_stream(spec, censuses, items, tables, packer, dec_patch) -> TargetSt
     )
 
 
-def _pixel_index(spec, censuses, items, tables, packer) -> PixelIndex:
+def _pixel_index(spec, counts, items, tables, packer) -> PixelIndex:
     """Where the prediction of each patch stands in the decoder stream."""
     size, dec = int(packer.target[-1]), packer.rung.dec
     token = np.full((spec.views, size), dec, np.int32)
     inverse = np.full((1, dec), spec.views * size, np.int32)
     sample, at = np.zeros(size, np.int32), 0
     for view, i, g, b in items:
-        wanted = tables[i][1][np.flatnonzero(censuses[g].masks[view, b] == DECODE)]
+        wanted = tables[i][1][np.flatnonzero(counts[g].masks[view, b] == DECODE)]
         token[view, wanted] = at + np.arange(len(wanted))
         inverse[0, at : at + len(wanted)] = view * size + wanted
         sample[wanted] = i
@@ -358,7 +348,7 @@ def _pixel_index(spec, censuses, items, tables, packer) -> PixelIndex:
     return PixelIndex(token, inverse, sample)
 
 
-def _sample_arrays(spec: StreamSpec, censuses: list[Census], samples: list) -> dict:
+def _sample_arrays(spec: StreamSpec, counts: list[TokenCounts], samples: list) -> dict:
     """Per-sample arrays of one device."""
     stamps = np.zeros((spec.samples, 12, 3), np.int32)
     stamps[..., 2] = 2000
@@ -370,11 +360,11 @@ def _sample_arrays(spec: StreamSpec, censuses: list[Census], samples: list) -> d
         "position": np.zeros(spec.samples, np.int32),
     }
     for i, (g, b) in enumerate(samples):
-        group = censuses[g].group
+        group = counts[g].group
         steps = group["timestamps"].shape[1]
         stamps[i, :steps] = group["timestamps"][b]
         out["patch_size"][i] = group["patch_size"]
         out["segment"][i] = g
-        out["weight"][i] = censuses[g].alive[b]
+        out["weight"][i] = counts[g].alive[b]
         out["position"][i] = group["position"][b]
     return out

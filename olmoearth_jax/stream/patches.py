@@ -8,6 +8,7 @@ a finite patch; nothing reads them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -18,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.resize import to_patches
+from olmoearth_jax.model.patch_embed import to_patches
 from olmoearth_jax.stream.pack import PatchRun
-from olmoearth_jax.stream.spec import Slot, StreamSpec
+from olmoearth_jax.stream.stream_shape import StreamSlot, StreamSpec
 
 
-def buffer_rows(spec: StreamSpec, slot: Slot) -> int:
+def _buffer_rows(spec: StreamSpec, slot: StreamSlot) -> int:
     """Rows of a slot's buffer: the hard bound, and room for the tail of the last call."""
     return slot.max_tokens * (spec.samples + spec.chunk)
 
@@ -43,24 +44,36 @@ def embedded_patches(x: Any, name: str, patch_size: int, base: int, xp: ModuleTy
     return to_patches(x, patch_size * m.image_factor, base * m.image_factor, xp)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("slots", "patch_size", "base", "cut"),
-    donate_argnames=("buffers",),
-)
+@dataclasses.dataclass(frozen=True)
+class _Cutting:
+    """How the images of a group become patches; a static argument of programs."""
+
+    cut: Cut
+    patch_size: int
+    base: int
+
+    @classmethod
+    def of(cls, spec: StreamSpec, run: PatchRun, cut: Cut) -> _Cutting:
+        return cls(cut, int(run.counts.group["patch_size"]), spec.max_patch_size)
+
+    def __call__(self, x: Any, name: str, xp: ModuleType) -> Any:
+        if not modalities.get(name).spatial:
+            return x
+        return self.cut(x, name, self.patch_size, self.base, xp)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "cutting"), donate_argnames=("buffers",))
 def _fill_chunk(
     buffers: tuple[jax.Array, ...],
-    images: dict[str, jax.Array],
-    sources: tuple[jax.Array, ...],
+    inputs: tuple[dict[str, jax.Array], tuple[jax.Array, ...]],
     offsets: jax.Array,
     *,
-    slots: tuple[Slot, ...],
-    patch_size: int,
-    base: int,
-    cut: Cut,
+    slots: tuple[StreamSlot, ...],
+    cutting: _Cutting,
 ) -> tuple[jax.Array, ...]:
-    """Writes one chunk's patches; `sources` picks and orders the needed ones."""
-    patches = {n: _of_image(cut, x, n, patch_size, base, jnp) for n, x in images.items()}
+    """Writes one chunk's patches, from `_padded_inputs`."""
+    images, sources = inputs
+    patches = {n: cutting(x, n, jnp) for n, x in images.items()}
     out = []
     for i, (slot, buffer, source) in enumerate(zip(slots, buffers, sources, strict=True)):
         x = patches[slot.modality][..., np.asarray(slot.channels)]
@@ -68,10 +81,6 @@ def _fill_chunk(
         at = (offsets[i], jnp.zeros((), offsets.dtype))
         out.append(jax.lax.dynamic_update_slice(buffer, rows, at))
     return tuple(out)
-
-
-def _of_image(cut: Cut, x: Any, name: str, patch_size: int, base: int, xp: ModuleType) -> Any:
-    return cut(x, name, patch_size, base, xp) if modalities.get(name).spatial else x
 
 
 def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut = embedded_patches):
@@ -95,28 +104,25 @@ def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut =
 
 def fill_on_device(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut):
     """Per slot [buffer_rows, slot.width], resized and written by compiled programs."""
-    shapes = tuple((buffer_rows(spec, s), s.width) for s in spec.slots)
+    shapes = tuple((_buffer_rows(spec, s), s.width) for s in spec.slots)
     with jax.default_device(device):
         buffers = _zeros(shapes)
         for run, members, offsets in _chunks(spec, runs):
             inputs = _padded_inputs(spec, run, members)
-            inputs = jax.device_put((*inputs, offsets.astype(np.int32)), device)
-            size, base = int(run.census.group["patch_size"]), spec.max_patch_size
-            buffers = _fill_chunk(
-                buffers, *inputs, slots=spec.slots, patch_size=size, base=base, cut=cut
-            )
+            inputs = jax.device_put((inputs, offsets.astype(np.int32)), device)
+            cutting = _Cutting.of(spec, run, cut)
+            buffers = _fill_chunk(buffers, *inputs, slots=spec.slots, cutting=cutting)
     return buffers
 
 
 def fill_on_host(spec: StreamSpec, runs: list[PatchRun], cut: Cut) -> list[np.ndarray]:
     """Per slot [buffer_rows, slot.width], resized and written by NumPy."""
-    buffers = [np.zeros((buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
+    buffers = [np.zeros((_buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
     for run, members, offsets in _chunks(spec, runs):
-        size, base = int(run.census.group["patch_size"]), spec.max_patch_size
-        patches = {}
+        cutting, patches = _Cutting.of(spec, run, cut), {}
         for name in spec.modalities:
-            images = run.census.group["data"][name][members]
-            cut_up = _of_image(cut, images, name, size, base, np)
+            images = run.counts.group["data"][name][members]
+            cut_up = cutting(images, name, np)
             pixels = cut_up.shape[-3:] if modalities.get(name).spatial else cut_up.shape[-1:]
             patches[name] = np.ascontiguousarray(cut_up).reshape(-1, *pixels)
         for i, slot in enumerate(spec.slots):
@@ -135,14 +141,14 @@ def _chunks(spec: StreamSpec, runs: list[PatchRun]) -> Iterator[tuple[PatchRun, 
 
 def _needed(run: PatchRun, members: np.ndarray, slot: int) -> np.ndarray:
     """Which patches of a slot are needed: bool [members, tokens]."""
-    starts = run.census.table.starts
-    return run.census.need[members, starts[slot] : starts[slot + 1]]
+    starts = run.counts.table.starts
+    return run.counts.need[members, starts[slot] : starts[slot + 1]]
 
 
 def _padded_inputs(spec: StreamSpec, run: PatchRun, members: np.ndarray):
     """Images [chunk, ...] and per slot the rows to keep, padded to fixed shapes."""
     padded = np.concatenate([members, np.repeat(members[:1], spec.chunk - len(members))])
-    images = {name: run.census.group["data"][name][padded] for name in spec.modalities}
+    images = {name: run.counts.group["data"][name][padded] for name in spec.modalities}
     sources = []
     for s in range(len(spec.slots)):
         need = _needed(run, members, s)

@@ -67,19 +67,16 @@ permute.defvjp(_permute_fwd, _permute_bwd)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowMap:
-    """Index arrays between one stream and its rows, per row class.
-
-    Attributes:
-      to_rows: per class, int32 [D, rows, length], stream position (or the stream length).
-      to_stream: int32 [D, 1, N], position in the concatenated rows (or out of range).
-      inverses: per class, int32 [D, 1, N], position within that class's rows.
-      lengths: per class, int32 [D, rows].
-    """
+    """Index arrays between one stream and its rows, per row class."""
 
     to_rows: tuple[Array, ...]
+    """Per class, int32 [D, rows, length], stream position (or the stream length)."""
     to_stream: Array
+    """int32 [D, 1, N], position in the concatenated rows (or out of range)."""
     inverses: tuple[Array, ...]
+    """Per class, int32 [D, 1, N], position within that class's rows."""
     lengths: tuple[Array, ...]
+    """Per class, int32 [D, rows]."""
 
 
 def row_map(

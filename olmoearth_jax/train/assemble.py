@@ -8,65 +8,66 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
-from olmoearth_jax.masking import Strategy, TokenBounds, max_tokens
-from olmoearth_jax.model import latent_mim
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.masking import Strategy, TokenBounds
+from olmoearth_jax.model import heads, latent_mim
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.stream.engine import StreamEngine, shared_bits
 from olmoearth_jax.stream.forward import StreamForward
-from olmoearth_jax.stream.ladder import band_set_counts, row_plans
-from olmoearth_jax.stream.layout import TARGET, Layout
-from olmoearth_jax.stream.spec import SELF, RowPlan, Rung, StreamSpec, make_slots, token_shape
-from olmoearth_jax.stream.tables import BandDropout
+from olmoearth_jax.stream.ladder import row_plans
+from olmoearth_jax.stream.patch_tables import BandDropout
+from olmoearth_jax.stream.stream_shape import (
+    SELF,
+    TARGET,
+    MicroStepSize,
+    RowPlan,
+    Rung,
+    StreamSpec,
+    make_slots,
+)
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
-from olmoearth_jax.train.objectives import Objective
+
+_REMAT = {"none": "none", "dots": "dots", "block": "full"}
 
 
-@dataclasses.dataclass(frozen=True)
-class EngineOptions:
-    """What the engines share besides the model.
+def compute_dtype(config: ExperimentConfig) -> Any:
+    """Type of the matrix products: bfloat16 on accelerators, float32 on CPU, unless set."""
+    if config.precision == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.precision)
 
-    Attributes:
-      dtype: compute dtype of matrix products.
-      attention: 'auto', 'xla' or 'cudnn'.
-      remat: 'none', 'dots' or 'full'.
-      encoder_drop, decoder_drop: drop-path rates.
-      band_dropout: band dropout of the online encoder, or None.
-    """
 
-    dtype: Any = jnp.float32
-    attention: str = "auto"
-    remat: str = "none"
-    encoder_drop: float = 0.0
-    decoder_drop: float = 0.0
-    band_dropout: BandDropout | None = None
-
-    @classmethod
-    def of(cls, model: ModelConfig, **changes: Any) -> EngineOptions:
-        """The drop rates of a model config, and `changes`."""
-        encoder = model.encoder_config
-        dropout = None
-        if encoder.band_dropout_rate > 0:
-            names = encoder.band_dropout_modalities
-            dropout = BandDropout(
-                encoder.band_dropout_rate,
-                encoder.random_band_dropout,
-                None if names is None else tuple(names),
-            )
-        decoder = model.decoder_config
-        if decoder is None and model.reconstructor_config is not None:
-            decoder = model.reconstructor_config.decoder_config
-        return cls(
-            encoder_drop=encoder.drop_path,
-            decoder_drop=0.0 if decoder is None else decoder.drop_path,
-            band_dropout=dropout,
-            **changes,
+def _shared(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
+    """What both engines are given: module structures, losses, what is dropped and recomputed."""
+    model, dtype, dropout = config.model, compute_dtype(config), None
+    encoder, decoder = model.encoder_config, model.decoder_config
+    if encoder.band_dropout_rate > 0:
+        names = encoder.band_dropout_modalities
+        dropout = BandDropout(
+            encoder.band_dropout_rate,
+            encoder.random_band_dropout,
+            None if names is None else tuple(names),
         )
+    if decoder is None and model.reconstructor_config is not None:
+        decoder = model.reconstructor_config.decoder_config
+    return {
+        "graph": latent_mim.graph(model, dtype)[0],
+        "target_graph": latent_mim.target_graph(model, objective.full_target, dtype)[0],
+        "objective": objective,
+        "remat": _REMAT[config.remat],
+        "encoder_drop": encoder.drop_path,
+        "decoder_drop": 0.0 if decoder is None else decoder.drop_path,
+        "band_dropout": dropout,
+    }
 
 
 def micro_step_shape(
@@ -116,36 +117,47 @@ def _groups_at_once(global_batch: int, group: int, devices: int, engine: str) ->
     return max(n for n in range(1, min(groups, devices) + 1) if groups % n == 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamNeeds:
+    """What an objective asks of a stream."""
+
+    views: int = 2
+    """Masked views."""
+    scopes: tuple[str, ...] = ("modality",)
+    """What the token losses' rows are (`losses.TokenLoss.scope`)."""
+    deep: bool = False
+    """Whether the target encoder runs."""
+    pixels: bool = False
+    """Whether decoded tokens are compared with their pixels."""
+
+    @classmethod
+    def of(cls, objective: Objective) -> StreamNeeds:
+        """Those of an objective."""
+        pixels = objective.mae is not None
+        return cls(objective.views, objective.scopes, objective.deep, pixels)
+
+
 def stream_spec(
     model: ModelConfig,
     strategies: Sequence[Strategy],
     grid_timesteps: Mapping[int, int],
-    samples: int,
-    devices: int,
-    groups: int,
-    views: int = 2,
-    loss_scope: str | Sequence[str] = "modality",
-    deep_targets: bool = False,
-    pixels: bool = False,
-) -> Layout:
+    size: MicroStepSize,
+    needs: StreamNeeds,
+) -> StreamSpec:
     """The static stream of a model under its masking.
 
     Args:
       strategies: masking of each distinct view.
       grid_timesteps: grid side -> timesteps the token budget allows.
-      samples: per device and micro-step.
-      devices, groups: per micro-step.
-      views: masked views.
-      loss_scope: what the token losses' rows are (`losses.TokenLoss.scope`), one or several.
-      deep_targets: whether the target encoder runs.
-      pixels: whether decoded tokens are compared with their pixels.
+      size: of a micro-step.
+      needs: of the objective.
     """
     encoder = model.encoder_config
     names = modalities.in_sample_order(encoder.supported_modality_names)
-    counts = band_set_counts(names, encoder.tokenization)
+    counts = {n: encoder.tokenization.num_band_sets(n) for n in names}
 
     def bounds(tokens: Mapping[str, tuple[int, int]], steps: int) -> TokenBounds:
-        parts = [max_tokens(s, tokens, steps) for s in strategies]
+        parts = [s.bounds(tokens, steps) for s in strategies]
         return TokenBounds(
             max(p.encode for p in parts),
             {n: max(p.encode_by_modality[n] for p in parts) for n in names},
@@ -155,51 +167,38 @@ def stream_spec(
     encodable = {
         n: any(n not in getattr(s, "only_decode_modalities", ()) for s in strategies) for n in names
     }
-    slots = make_slots(
-        names, encoder.tokenization, encoder.max_patch_size, grid_timesteps, encodable
-    )
-    scopes = (loss_scope,) if isinstance(loss_scope, str) else loss_scope
+    slots = make_slots(slot_table(encoder), grid_timesteps, encodable)
     plans: dict[str, RowPlan] = {}
     enc = dec = 0
-    for whole in sorted({scope in ("sample", "batch") for scope in scopes}) or [False]:
+    for whole in sorted({scope in ("sample", "batch") for scope in needs.scopes}) or [False]:
         found, enc, dec = row_plans(names, counts, grid_timesteps, bounds, whole)
         plans |= {p.name: p for p in found}
     extra = encoder.num_register_tokens
     most = plans[SELF].queries + extra
     plans[SELF] = RowPlan(SELF, most, most)
-    if deep_targets:
+    if needs.deep:
         most = _most_tokens(counts, grid_timesteps) + extra
         plans[TARGET] = RowPlan(TARGET, most, most)
-    return Layout(
-        slots, names, tuple(plans.values()), enc + extra, dec, samples, devices, views, groups,
-        encoder.max_patch_size, registers=extra, pixels=pixels,
+    return StreamSpec(
+        slots, names, tuple(plans.values()), enc + extra, dec, size.samples, size.devices,
+        needs.views, size.groups, encoder.max_patch_size, registers=extra, pixels=needs.pixels,
     )  # fmt: skip
 
 
 def _most_tokens(band_sets: Mapping[str, int], grid_timesteps: Mapping[int, int]) -> int:
     """All tokens of a sample, over all grids."""
     return max(
-        sum(math.prod(token_shape(n, g, t)) * sets for n, sets in band_sets.items())
+        sum(math.prod(modalities.get(n).axes(g, t)) * sets for n, sets in band_sets.items())
         for g, t in grid_timesteps.items()
     )
 
 
-def stream_needs(objective: Objective) -> dict[str, Any]:
-    """What an objective asks of `stream_spec`."""
-    return {
-        "loss_scope": objective.scopes,
-        "deep_targets": objective.deep,
-        "pixels": objective.mae is not None,
-    }
-
-
 def stream_engine(
-    model: ModelConfig,
+    config: ExperimentConfig,
     spec: StreamSpec,
     ladder: Sequence[Rung],
     objective: Objective,
     mesh: Mesh,
-    options: EngineOptions,
 ) -> StreamEngine:
     """The packed engine.
 
@@ -212,16 +211,7 @@ def stream_engine(
             "train_module.mae_loss_config.loss_config.only_decode=False use --config.engine=dense"
         )
     forward = StreamForward(
-        graph=latent_mim.graph(model, options.dtype)[0],
-        target_graph=latent_mim.target_graph(model, objective.full_target, options.dtype)[0],
-        spec=spec,
-        objective=objective,
-        mesh=mesh,
-        attention=options.attention,
-        remat=options.remat,
-        encoder_drop=options.encoder_drop,
-        decoder_drop=options.decoder_drop,
-        band_dropout=options.band_dropout,
+        spec=spec, mesh=mesh, attention=config.attention, **_shared(config, objective)
     )
     return StreamEngine(
         forward, ladder, mesh, functools.partial(hosts.current().agree, join=shared_bits)
@@ -229,26 +219,20 @@ def stream_engine(
 
 
 def dense_engine(
-    model: ModelConfig,
+    config: ExperimentConfig,
     objective: Objective,
     mesh: Mesh,
     group_size: int,
-    options: EngineOptions,
     views: int | None = None,
 ) -> DenseEngine:
     """The oracle engine."""
+    names = config.model.encoder_config.supported_modality_names
     return DenseEngine(
-        graph=latent_mim.graph(model, options.dtype)[0],
-        target_graph=latent_mim.target_graph(model, objective.full_target, options.dtype)[0],
-        objective=objective,
-        names=modalities.in_sample_order(model.encoder_config.supported_modality_names),
+        names=modalities.in_sample_order(names),
         mesh=mesh,
         group_size=group_size,
         views=objective.views if views is None else views,
-        encoder_drop=options.encoder_drop,
-        decoder_drop=options.decoder_drop,
-        band_dropout=options.band_dropout,
-        remat=options.remat,
+        **_shared(config, objective),
     )
 
 
@@ -257,7 +241,7 @@ def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | No
 
     Left alone: channel embeddings that are not learnable, frozen patch embeddings, and what no
     loss reads (no gradient at all, hence no decay either): the pooled projection, a decoder
-    without token loss, a reconstructor without pixel loss.
+    without token loss, a reconstructor without pixel loss, a student without distillation.
 
     Args:
       model: the model.
@@ -267,6 +251,10 @@ def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | No
     encoder = model.encoder_config
     compares = objective is None or objective.compares_tokens
     paints = objective is not None and objective.mae is not None
+    read = {
+        heads.SUPERVISION: objective is not None and objective.supervision is not None,
+        heads.DISTILLATION: objective is not None and objective.distillation is not None,
+    }
     learns = {"encoder": encoder.learnable_channel_embeddings}
     if model.decoder_config is not None:
         flag = model.decoder_config.learnable_channel_embeddings
@@ -277,8 +265,12 @@ def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | No
     out = {}
     for path, _ in latent_mim.flatten(latent_mim.graph(model)[1]):
         keep = True
-        if path[0] != "encoder":
+        if path[0] in read:
+            keep = read[path[0]]
+        elif path[0] != "encoder":
             keep = paints if path[0] == "reconstructor" else compares
+        elif path[:2] == ("encoder", "attention_pooler") and path[2].startswith("student"):
+            keep = read[heads.DISTILLATION]
         if "encodings" in path:
             keep = keep and learns[path[0]]
         elif path[:2] == ("encoder", "patch_embeddings"):

@@ -1,4 +1,4 @@
-"""From a validated config to everything a run needs: program, data stream, loop settings."""
+"""From a validated config to everything a run needs: program, data stream, what is told of it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from olmoearth_jax import masking, modalities, registry
-from olmoearth_jax.config import Duration, ExperimentConfig
+from olmoearth_jax import masking
+from olmoearth_jax.checkpoints.checkpoint import RunInfo
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data import index as dataset_index
-from olmoearth_jax.data import transforms
 from olmoearth_jax.data.pipeline import TrainStream
-from olmoearth_jax.modalities import Tokenization
+from olmoearth_jax.data.sampler import shape_sampler
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
+from olmoearth_jax.modalities import normalization_of
 from olmoearth_jax.stream.ladder import build_ladder
-from olmoearth_jax.stream.spec import Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.loop import LoopConfig
-from olmoearth_jax.train.objectives import Objective
+from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 _log = logging.getLogger(__name__)
 
 MICRO_STEPS_PER_GRID = 24
 """Simulated micro-steps per grid side when the ladder is sized."""
-
-_REMAT = {"none": "none", "dots": "dots", "block": "full"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,8 @@ class Training:
 
     program: TrainProgram
     stream: TrainStream
-    loop: LoopConfig
+    info: RunInfo
+    extras: Extras
 
 
 def masking_strategies(config: ExperimentConfig) -> list[masking.Strategy]:
@@ -79,57 +77,11 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
     return parts[0] if len(parts) == 1 else dataset_index.concat(parts)
 
 
-_TRANSFORMS: dict[str, Any] = {
-    "flip_and_rotate": transforms.FlipAndRotate,
-    "mixup": transforms.Mixup,
-}
-
-
-def build_transform(options: dict[str, Any] | None) -> Any:
-    """Augmentation of {'type': 'flip_and_rotate'} or {'type': 'mixup', 'alpha': ...}; or None."""
-    return None if options is None else registry.build(_TRANSFORMS, options, "augmentation")
-
-
 def build_stream(config: ExperimentConfig, index: dataset_index.DatasetIndex) -> TrainStream:
     """The batches of a run."""
-    loader = config.data_loader
-    strategies = masking_strategies(config)
-    tokenization = config.model.encoder_config.tokenization
-    return TrainStream(
-        index,
-        modalities=config.dataset.training_modalities,
-        mask_a=strategies[0],
-        mask_b=strategies[1] if len(strategies) > 1 else None,
-        global_batch_size=loader.global_batch_size,
-        group_size=config.train_module.rank_microbatch_size,
-        samples_per_shape=config.samples_per_shape,
-        patch_sizes=range(loader.min_patch_size, loader.max_patch_size + 1),
-        grids=loader.sampled_hw_p_list,
-        token_budget=loader.token_budget,
-        tokenization=tokenization,
-        budget_tokenization=tokenization if loader.match_model_tokenization else Tokenization(),
-        seed=loader.seed,
-        num_workers=loader.num_workers,
-        prefetch=loader.prefetch_factor,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-        max_bad_fraction=loader.max_bad_fraction,
-        repeats=loader.repeats,
-        shuffle=loader.shuffle,
-        use_cutmix=config.dataset.apply_cutmix,
-        transform=build_transform(loader.transform_config),
-        normalized=config.dataset.normalize,
-        cache_dir=config.dataset.cache_dir,
-        cache_size_gb=config.dataset.cache_size_gb,
-        samples_per_sec=config.dataset.samples_per_sec,
-    )
-
-
-def compute_dtype(config: ExperimentConfig) -> Any:
-    """Type of the matrix products: bfloat16 on accelerators, float32 on CPU, unless set."""
-    if config.precision == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.precision)
+    hosts = jax.process_index(), jax.process_count()
+    sampler = shape_sampler(config, index.tile_px)
+    return TrainStream(index, config, masking_strategies(config), *hosts, sampler=sampler)
 
 
 def stream_of(
@@ -149,20 +101,13 @@ def stream_of(
     k, samples = assemble.micro_step_shape(
         config.data_loader.global_batch_size, config.train_module.rank_microbatch_size, devices
     )
+    views = config.data_loader.num_masked_views
     if isinstance(objective, str):
-        needs: dict[str, Any] = {"loss_scope": objective}
+        needs = assemble.StreamNeeds(views, (objective,))
     else:
-        needs = assemble.stream_needs(objective)
-    return assemble.stream_spec(
-        config.model,
-        masking_strategies(config),
-        timesteps,
-        samples,
-        devices,
-        k,
-        config.data_loader.num_masked_views,
-        **needs,
-    )
+        needs = dataclasses.replace(assemble.StreamNeeds.of(objective), views=views)
+    size = MicroStepSize(samples, devices, k)
+    return assemble.stream_spec(config.model, masking_strategies(config), timesteps, size, needs)
 
 
 def size_ladder(
@@ -185,13 +130,6 @@ def size_ladder(
     return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1), config.ladder.row_classes)
 
 
-def max_steps(config: ExperimentConfig, steps_per_epoch: int, duration: Duration) -> int:
-    """A duration in optimiser steps."""
-    if duration.unit == "steps":
-        return duration.value
-    return duration.value * steps_per_epoch
-
-
 def build_program(
     config: ExperimentConfig,
     stream: TrainStream,
@@ -202,28 +140,16 @@ def build_program(
 ) -> TrainProgram:
     """Engine, ladder and optimiser of a run."""
     objective = build_objective(config)
-    options = assemble.EngineOptions.of(
-        config.model,
-        dtype=compute_dtype(config),
-        attention=config.attention,
-        remat=_REMAT[config.remat],
-    )
     loader, group = config.data_loader, config.train_module.rank_microbatch_size
     assemble.micro_step_shape(loader.global_batch_size, group, mesh.size, config.engine)
     if config.engine == "dense":
-        engine: Any = assemble.dense_engine(
-            config.model,
-            objective,
-            mesh,
-            group,
-            options,
-        )
+        engine: Any = assemble.dense_engine(config, objective, mesh, group)
     else:
         spec = stream_of(config, stream.timesteps, mesh.size, objective)
         begun = time.perf_counter()
         ladder = size_ladder(config, spec, stream.timesteps, probe.read_presence(index))
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
-        engine = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
+        engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
     return TrainProgram(
         config,
         engine,
@@ -232,18 +158,6 @@ def build_program(
         last_step,
         on_compile=lambda name, seconds: say(f"compiled a step program in {seconds:.1f} s"),
     )
-
-
-def normalization_of(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Per modality its band order and (lo, hi), so that a checkpoint can be used by itself."""
-    out = {}
-    for name in names:
-        m = modalities.get(name)
-        span = m.norm_range()
-        out[name] = {"bands": list(m.bands)}
-        if span is not None:
-            out[name].update(lo=span[0].tolist(), hi=span[1].tolist())
-    return out
 
 
 def dataset_summary(
@@ -278,35 +192,19 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
     probe.check_images(index)
     stream = build_stream(config, index)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    trainer = config.trainer
-    last = max_steps(config, stream.steps_per_epoch, trainer.max_duration)
-    hard = trainer.hard_stop
+    last = max_steps(config.trainer.max_duration, stream.steps_per_epoch)
     program = build_program(config, stream, index, mesh, last, say)
-    saver, profile = trainer.callbacks.checkpointer, trainer.profile
-    loop = LoopConfig(
-        run_dir=Path(config.run_folder),
-        max_steps=last,
-        hard_stop=None if hard is None else max_steps(config, stream.steps_per_epoch, hard),
-        metrics_collect_interval=trainer.metrics_collect_interval,
-        host_timeout_s=trainer.host_timeout_s,
-        save_interval=saver.save_interval,
-        ephemeral_save_interval=saver.ephemeral_save_interval,
-        checkpoints=saver.enabled and not trainer.no_checkpoints,
-        tensorboard=trainer.callbacks.tensorboard.enabled,
-        load_strategy=trainer.load_strategy,
-        load_path=trainer.load_path,
-        load_weights_only=trainer.load_weights_only,
-        load_partial=trainer.load_partial,
-        allow_dataset_change=trainer.allow_dataset_change,
-        allow_config_change=trainer.allow_config_change,
-        seed=config.init_seed,
-        dataset_fingerprint=index.fingerprint,
-        dataset_content=index.content,
+    info = RunInfo(
         config=config.to_dict(),
         normalization=normalization_of(index.modalities),
-        image_interval=trainer.callbacks.tensorboard.image_interval,
-        pictures=Pictures(stream, config.model) if trainer.callbacks.tensorboard.enabled else None,
-        texts={"dataset": dataset_summary(config, index, stream)},
-        profile_steps=(profile.start_step, profile.num_steps) if profile.enabled else None,
+        dataset_fingerprint=index.fingerprint,
+        dataset_content=index.content,
+        seed=config.init_seed,
+        steps_per_epoch=max(stream.steps_per_epoch, 1),
     )
-    return Training(program, stream, loop)
+    draws = config.trainer.callbacks.tensorboard.enabled
+    extras = Extras(
+        pictures=Pictures(stream, config.model) if draws else None,
+        texts={"dataset": dataset_summary(config, index, stream)},
+    )
+    return Training(program, stream, info, extras)

@@ -7,7 +7,8 @@ from typing import Any
 
 from olmoearth_jax import losses, modalities
 from olmoearth_jax.config import ExperimentConfig, LossConfig
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.model import heads
 
 
 def _loss(config: LossConfig | None, path: str, kind: Any, what: str) -> Any:
@@ -77,7 +78,7 @@ def build_objective(config: ExperimentConfig) -> Objective:
     galileo = kind == "galileo"
     return Objective(
         token_loss=token or NoTokenLoss(),
-        contrastive=None if nce is None else (nce.tau, nce.weight),
+        contrastive=nce,
         kind=kind,
         token_loss_b=token_b,
         regularizer=spread,
@@ -86,4 +87,6 @@ def build_objective(config: ExperimentConfig) -> Objective:
         exits_b=exit_pairs(module.token_exit_cfg_b),
         moving=kind != "mae" and list(module.ema_decay) != [1.0, 1.0],
         view_metrics=_view_metrics(config, (token, token_b or token)) if galileo else (),
+        supervision=heads.supervision_of(config.model),
+        distillation=heads.distillation_of(config.model),
     )

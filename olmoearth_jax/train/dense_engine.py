@@ -15,15 +15,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
-from olmoearth_jax.losses import info_nce
-from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE
-from olmoearth_jax.model.dense import Forward, forward_dense, target_dense
+from olmoearth_jax.losses import Groups, Objective, spread_of
+from olmoearth_jax.losses.distillation import cell_scores
+from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
+from olmoearth_jax.mesh import batch_sharding
+from olmoearth_jax.model.blocks import Running
 from olmoearth_jax.model.latent_mim import merge
-from olmoearth_jax.stream.tables import BandDropout, band_keeps
-from olmoearth_jax.stream.tokens import keep_scales
-from olmoearth_jax.train.engine import Group, Prepared
-from olmoearth_jax.train.objectives import Objective, decoders_of, spread_of
-from olmoearth_jax.train.sharding import batch_sharding
+from olmoearth_jax.model.uniform_batch import (
+    Forward,
+    UniformBatch,
+    forward_batch,
+    target_batch,
+)
+from olmoearth_jax.stream.engine import Group, Prepared
+from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, dropout_key, keep_scales
 
 
 @dataclasses.dataclass
@@ -60,10 +65,7 @@ class DenseEngine:
 
     def _prepare(self, group: Group) -> Prepared:
         masks = [group[k] for k in ("mask_a", "mask_b")[: self.views]]
-        alive = np.asarray(group["ok"], bool)
-        for view in masks:
-            seen = [(view[n] == VISIBLE).reshape(len(alive), -1).any(1) for n in self.names]
-            alive = alive & np.any(seen, axis=0)
+        alive = living(group["ok"], ([view[n] for n in self.names] for view in masks))
         kept = [
             {n: np.where(_like(alive, v[n]), v[n], np.int8(MISSING_TOKEN)) for n in self.names}
             for v in masks
@@ -84,43 +86,32 @@ class DenseEngine:
         decoded = sum(int((v[n] == DECODE).sum()) for v in kept for n in self.names)
         total = self.views * sum(int(np.prod(kept[0][n].shape)) for n in self.names)
         host = {
-            "samples": float(alive.sum()),
-            "holes": float((~alive).sum()),
-            "encoded_tokens": float(encoded),
-            "decoded_tokens": float(decoded),
-            "stream_tokens": float(2 * total),
-            "overflowed_tokens": 0.0,
+            "encoded_tokens": encoded,
+            "decoded_tokens": decoded,
+            "stream_tokens": 2 * total,
+            "overflowed_tokens": 0,
         }
-        bad = [f"sample_{int(i)}" for i, ok in zip(group["index"], alive, strict=True) if not ok]
         shape = (int(group["grid"]), int(group["patch_size"]), group["timestamps"].shape[1])
 
         def pack() -> tuple:
             return (jax.device_put(inputs, batch_sharding(self.mesh)),)
 
-        return Prepared(("dense", *shape), pack, host, bad)
+        return Prepared.of(("dense", *shape), pack, alive, group["index"], host)
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Any):
-        """See `train.step.Engine`."""
+        """See `stream.engine.Engine`."""
         (batch,) = inputs
         patch_size = program_key[2]
         model = merge(self.graph, params)
-        depth = max(len(d.blocks) for d in decoders_of(model))
         out: list[Forward] = []
         for view, masks in enumerate(batch["masks"]):
-            encoder_depth = len(model.encoder.blocks)
-            out.append(
-                forward_dense(
-                    model,
-                    self._dropped(model, batch, view, key),
-                    masks,
-                    batch["timestamps"],
-                    patch_size,
-                    view="ab"[view],
-                    encoder_drop=self._drop(self.encoder_drop, encoder_depth, batch, view, key, 1),
-                    decoder_drop=self._drop(self.decoder_drop, depth, batch, view, key, 2),
-                    remat=self.remat,
-                )
-            )
+            dropped = self._dropped(model, batch, view, key)
+            depth = len(model.encoder.blocks)
+            encoder_drop = self._drop(self.encoder_drop, depth, batch, view, key, 1)
+            decoder_drop = self._drop(self.decoder_drop, model.decoder_depth, batch, view, key, 2)
+            sample = UniformBatch(dropped, masks, batch["timestamps"], patch_size)
+            encoder, decoder = (Running(x, self.remat) for x in (encoder_drop, decoder_drop))
+            out.append(forward_batch(model, sample, view, encoder, decoder))
         terms, spreads = {}, {}
         if self.objective.compares_tokens:
             targets = self._targets(params, target, batch, patch_size)
@@ -132,13 +123,39 @@ class DenseEngine:
         if self.objective.regularizer is not None:
             terms["regularizer"] = jnp.stack([self._spread(o, batch) for o in out]).mean(0)
         if self.objective.contrastive is not None:
-            tau, weight = self.objective.contrastive
             pooled: list[Any] = [o.project_aggregated for o in out]
-            terms["contrastive"] = info_nce(
-                pooled[0], pooled[1], _segment(batch), batch["weight"], 1, tau=tau, weight=weight
+            terms["contrastive"] = self.objective.contrastive(pooled[0], pooled[1], _group(batch))
+        on_grid, metrics = self._grid_terms(model, out[0], batch, key)
+        total, aux = self.objective.total(terms | on_grid)
+        return total, {**aux, **spreads, **metrics}
+
+    def _grid_terms(
+        self, model: Any, out: Forward, batch: dict, key: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """(terms, metrics) of the losses on the location grid, [1] each."""
+        terms, metrics = {}, {}
+        supervision, distillation = self.objective.supervision, self.objective.distillation
+        if supervision is not None:
+            assert out.locations is not None
+            targets = {t.name: batch["data"][t.name] for t in supervision.tasks}
+            sizes = {n: (x.shape[1], x.shape[2]) for n, x in targets.items()}
+            drawn = model.supervision_head(out.locations.tokens, sizes)
+            terms["supervision"], found = supervision(drawn, targets, _group(batch))
+            metrics |= found
+        if distillation is not None:
+            grid = out.locations
+            assert grid is not None and grid.student is not None
+            rows, cols = grid.tokens.shape[1:3]
+            loss, found = distillation(
+                grid.tokens,
+                grid.student,
+                model.location_token_distillation_head.by_width,
+                scores=cell_scores(jax.random.fold_in(key, 3), batch["position"], rows * cols),
+                sample_weight=batch["weight"],
             )
-        total, aux = self.objective.total(terms)
-        return total, {**aux, **spreads}
+            terms["projection"] = loss[None]
+            metrics |= {k: v[None] for k, v in found.items()}
+        return terms, metrics
 
     def _spreads(self, out: list[Forward], targets: list[dict], batch: dict) -> dict:
         """`spread_of` all decoded tokens and their targets, both views together."""
@@ -164,14 +181,12 @@ class DenseEngine:
             target = params["encoder"]
         frozen = merge(self.target_graph, jax.lax.stop_gradient(target))
         exits = [self.objective.exits_of(v, self.names) for v in range(self.views)]
+        sample = UniformBatch(batch["data"], batch["masks"][0], batch["timestamps"], patch_size)
         made: dict[tuple, dict] = {}
         for depths in exits:
             known = tuple(depths.items())
             if known not in made:
-                found = target_dense(
-                    frozen, batch["data"], batch["masks"][0], batch["timestamps"], patch_size,
-                    exits=depths,
-                )  # fmt: skip
+                found = target_batch(frozen, sample, depths)
                 made[known] = {n: _flat(jax.lax.stop_gradient(x)) for n, x in found.items()}
         return [made[tuple(depths.items())] for depths in exits]
 
@@ -180,30 +195,24 @@ class DenseEngine:
         assert out.decoder is not None
         predictions = {n: _flat(x) for n, x in out.decoder.items()}
         masks = {n: x.reshape(len(x), -1) for n, x in batch["masks"][view].items()}
-        return self.objective.loss_of(view)(
-            predictions, targets, masks, segment=_segment(batch), num_segments=1,
-            sample_weight=batch["weight"],
-        )  # fmt: skip
+        return self.objective.loss_of(view)(predictions, targets, masks, _group(batch))
 
     def _pixel_loss(self, out: Forward, batch: dict) -> jax.Array:
         """[1]: the pixel loss of one view."""
         assert self.objective.mae is not None and out.reconstructed is not None
-        return self.objective.mae(
-            out.reconstructed, batch["data"], out.masks, segment=_segment(batch), num_segments=1,
-            sample_weight=batch["weight"],
-        )  # fmt: skip
+        return self.objective.mae(out.reconstructed, batch["data"], out.masks, _group(batch))
 
     def _spread(self, out: Forward, batch: dict) -> jax.Array:
         """[1]: the regulariser on pooled vectors, or on encoder tokens if there is one view."""
         loss = self.objective.regularizer
         assert loss is not None
         x: Any = out.project_aggregated
-        segment, weight = _segment(batch), batch["weight"]
+        groups = _group(batch)
         if self.objective.views == 1:
             tokens = {n: _flat(v) for n, v in out.encoder.items()}
             masks = {n: v.reshape(len(v), -1) for n, v in out.masks.items()}
-            x, segment, weight = loss.tokens_to_vectors(tokens, masks, segment, weight)
-        return loss(x, segment=segment, num_segments=1, sample_weight=weight)
+            x, groups = loss.tokens_to_vectors(tokens, masks, groups)
+        return loss(x, groups)
 
     def _drop(self, rate: float, depth: int, batch: dict, view: int, key: jax.Array, number: int):
         """Drop path of one view; the same draws as the stream engine's."""
@@ -224,10 +233,8 @@ class DenseEngine:
         numbers = [i for n in self.names for i in slots.of(n)]
         for number, slot_id in enumerate(numbers):
             slot = slots.slots[slot_id]
-            keep = band_keeps(
-                dropout, slot.modality, len(slot.channels), number, view,
-                batch["position"], self.group_size, key,
-            )  # fmt: skip
+            own = dropout_key(key, view, number)
+            keep = band_keeps(dropout, slot, batch["position"], self.group_size, own)
             if keep is None:
                 continue
             x = out[slot.modality]
@@ -237,9 +244,9 @@ class DenseEngine:
         return out
 
 
-def _segment(batch: dict) -> jax.Array:
-    """int32 [B]: a micro-step is a single group."""
-    return jnp.zeros(batch["weight"].shape[0], jnp.int32)
+def _group(batch: dict) -> Groups:
+    """A micro-step is a single group."""
+    return Groups(jnp.zeros(batch["weight"].shape[0], jnp.int32), batch["weight"])
 
 
 def _flat(x: jax.Array) -> jax.Array:

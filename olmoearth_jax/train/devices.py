@@ -39,14 +39,7 @@ def start_distributed(
     missing = [name for name, value in given.items() if value is None]
     names = " and ".join(missing) + (" is" if len(missing) == 1 else " are")
     if len(missing) == 3 and "JAX_COORDINATOR_ADDRESS" in environ:
-        index = environ.get("JAX_PROCESS_ID") or environ.get("JOB_COMPLETION_INDEX")
-        try:
-            num_processes, process_id = int(environ["JAX_NUM_PROCESSES"]), int(index or "")
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID (or "
-                "JOB_COMPLETION_INDEX) must be whole numbers."
-            ) from error
+        num_processes, process_id = _numbers_of(environ)
         coordinator, missing = environ["JAX_COORDINATOR_ADDRESS"], []
     if coordinator is not None and num_processes is not None and process_id is not None:
         if not coordinator.rpartition(":")[2].isdigit():
@@ -83,6 +76,18 @@ def start_distributed(
         )
         return True
     return _alone(local_device_ids)
+
+
+def _numbers_of(environ: Mapping[str, str]) -> tuple[int, int]:
+    """(number of processes, this one) as variables tell them."""
+    index = environ.get("JAX_PROCESS_ID") or environ.get("JOB_COMPLETION_INDEX")
+    try:
+        return int(environ["JAX_NUM_PROCESSES"]), int(index or "")
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID (or "
+            "JOB_COMPLETION_INDEX) must be whole numbers."
+        ) from error
 
 
 def _alone(local_device_ids: Sequence[int] | None) -> bool:

@@ -10,16 +10,15 @@ import numpy as np
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.budget import check_grids
+from olmoearth_jax.data.sampler import shape_sampler
+from olmoearth_jax.mesh import rules_of
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
-from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.model.reference_counts import reference_counts
+from olmoearth_jax.stream.stream_shape import CROSS, SELF, MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
-from olmoearth_jax.train.sharding import rules_of
-
-MONTH_ROWS = 12
-"""Rows of the frozen month table that the reference counts as parameters."""
 
 SAMPLES = 8
 """Samples of a simulated group."""
@@ -62,20 +61,14 @@ def reference_total(cfg: ExperimentConfig) -> int | None:
     """
     if cfg.model.kind != "latent_mim" or cfg.model.decoder_config is None:
         return None
-    encoder_table = MONTH_ROWS * (cfg.model.encoder_config.embedding_size // 4)
-    decoder_table = MONTH_ROWS * (cfg.model.decoder_config.decoder_embedding_size // 4)
-    rows = dict(parameter_rows(cfg))
-    trained = sum(rows.values())
-    encoder = sum(n for part, n in rows.items() if part.startswith("encoder/"))
-    target = encoder + encoder_table
-    if cfg.model.projection_only_target:
-        target = rows["encoder/patch_embeddings"]
-    return trained + encoder_table + decoder_table + target
+    return reference_counts(cfg.model)["total"]
 
 
 def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
-    """Grid side -> timesteps that the token budget leaves."""
+    """Grid side -> timesteps that the token budget leaves, or their mean where they are drawn."""
     loader = cfg.data_loader
+    if (sampler := shape_sampler(cfg, IMAGE_TILE_PX)) is not None:
+        return sampler.mean_timesteps
     counted = cfg.model.encoder_config.tokenization if loader.match_model_tokenization else None
     return check_grids(
         cfg.dataset.training_modalities,
@@ -108,8 +101,9 @@ class Tokens:
 def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Tokens:
     """Draws masks for samples of every grid and counts their tokens."""
     strategies = build.masking_strategies(cfg)
-    views = cfg.data_loader.num_masked_views
-    spec = assemble.stream_spec(cfg.model, strategies, timesteps, SAMPLES, 1, 1, views)
+    needs = assemble.StreamNeeds(cfg.data_loader.num_masked_views)
+    size = MicroStepSize(SAMPLES)
+    spec = assemble.stream_spec(cfg.model, strategies, timesteps, size, needs)
     drawn = probe.simulate_needs(
         spec, [probe.complete(spec.modalities)], strategies, timesteps, 0, 4 * len(timesteps)
     )

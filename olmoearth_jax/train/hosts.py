@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 
+from olmoearth_jax.platforms import HostMissing
+
 TIMEOUT_S = 1800.0
 EVALUATING = "evaluating"  # for as long as it takes
 COMPILING = "compiling for"
@@ -32,10 +34,6 @@ _TELL_S = 3.0  # for the other processes to write their stacks too, before the f
 
 class StopAgreed(Exception):
     """Some process was told to stop; no process takes the step that was about to begin."""
-
-
-class HostMissing(RuntimeError):
-    """A process kept the others waiting for too long; the message names it."""
 
 
 class Hosts:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from olmoearth_jax.train import checkpoint, hosts, partial
-from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo, State
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
+from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
+from olmoearth_jax.train import hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
     Batches,
@@ -35,39 +36,41 @@ from olmoearth_jax.train.signals import CancelFlag, Worker, catch_signals
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """Plain settings of the loop; everything that needs the config tree is decided before."""
+class Extras:
+    """What a run shows and measures besides training."""
 
-    run_dir: Path
-    max_steps: int
-    hard_stop: int | None = None  # stop here; max_steps stays the horizon
-    metrics_collect_interval: int = 10
-    cancel_grace_s: float = 10.0  # a signal waits so long for a step before saving without it
-    host_timeout_s: float = hosts.TIMEOUT_S  # so long may one process hold up the others
-    save_interval: int = 5000
-    ephemeral_save_interval: int | None = 250
-    checkpoints: bool = True
-    tensorboard: bool = True
-    load_strategy: str = "if_available"  # if_available, always, never
-    load_path: str | None = None
-    load_weights_only: bool = False
-    load_partial: bool = False
-    allow_dataset_change: bool = False
-    allow_config_change: bool = False
-    seed: int = 0
-    dataset_fingerprint: str = ""
-    dataset_content: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    normalization: Mapping[str, Any] = field(default_factory=dict)
-    image_interval: int | None = None
+    evaluation: Evaluation | None = None
     pictures: Callable[[Any], Mapping[str, Any]] | None = None  # of the parameters
     texts: Mapping[str, str] = field(default_factory=dict)  # more to say about the run
-    profile_steps: tuple[int, int] | None = None  # first step and number of steps to trace
     sinks: tuple[Callable[[], Sink], ...] = ()  # opened once the run folder is locked
+    say: Callable[[str], None] | None = None  # takes progress lines; None: prints, on process 0
+    cancel_grace_s: float = 10.0  # a signal waits so long for a step before saving without it
+
+
+def max_steps(duration: Duration, steps_per_epoch: int) -> int:
+    """A duration in optimiser steps."""
+    return duration.value if duration.unit == "steps" else duration.value * steps_per_epoch
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every part of a run needs to know."""
+
+    config: ExperimentConfig
+    info: RunInfo
+    extras: Extras
+    folder: RunFolder
+    stop: int  # the last step: hard_stop, or the end of the run
+    say: Callable[[str], None]
 
     @property
-    def stop_step(self) -> int:
-        return min(self.max_steps, self.hard_stop or self.max_steps)
+    def trainer(self) -> TrainerConfig:
+        return self.config.trainer
+
+    @property
+    def saves(self) -> bool:
+        """Are checkpoints to be written?"""
+        return self.trainer.callbacks.checkpointer.enabled and not self.trainer.no_checkpoints
 
 
 @dataclass(frozen=True)
@@ -84,37 +87,37 @@ class Summary:
 def train(
     program: Program,
     stream: Stream,
-    config: LoopConfig,
-    *,
-    evaluation: Evaluation | None = None,
-    say: Callable[[str], None] | None = None,
+    config: ExperimentConfig,
+    info: RunInfo,
+    extras: Extras,
 ) -> Summary:
-    """Trains to `config.stop_step`, continuing what the run folder holds.
+    """Trains for `config.trainer.max_duration`, continuing what the run folder holds.
 
-    `say` takes the progress lines (default: print, on process 0). Raises ValueError for a
+    `info` goes into config.json and into every checkpoint. Raises ValueError for a
     checkpoint that doesn't fit, RunFolderInUse, RunFolderLost, TrainingDiverged, HostMissing; and
     `signals.Abandoned` when a signal came before the first step could begin.
     """
-    begun = time.monotonic()
-    say = _quiet if jax.process_index() else (say or _say)
-    folder = RunFolder(config.run_dir).create()
+    begun, board = time.monotonic(), config.trainer.callbacks.tensorboard
+    evaluation = extras.evaluation
+    run = _begin(config, info, extras, stream.steps_per_epoch)
     with ExitStack() as stack:
-        cancel, device, guard = _occupy(stack, folder, config)
-        saver = stack.enter_context(_checkpointer(folder, stream, config))
-        start_up = (_restore_or_init, program, saver, config, say)
+        cancel, device, guard = _occupy(stack, run)
+        saver = stack.enter_context(_checkpointer(run))
+        start_up = (_restore_or_init, program, saver, run)
         state, start = device.call(*start_up, stop=cancel.told_alone, poll=cancel.poll)
-        stop, step = config.stop_step, start
-        evaluate = Evaluate(evaluation, folder, cancel, say)
+        stop, step = run.stop, start
+        evaluate = Evaluate(evaluation, run.folder, cancel, run.say)
         owed = evaluate.owed(start)
         if start >= stop and not owed:
-            say(f"Training is already complete: step {start} of {stop}.")
+            run.say(f"Training is already complete: step {start} of {stop}.")
             return Summary("already complete", start, start, True, time.monotonic() - begun)
-        recorder = _open_recorder(stack, folder, program, config, state, start, say, guard)
+        writer = _open_writer(stack, run, state, start)
+        recorder = _open_recorder(stack, run, writer, program, guard)
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
-        take_step = StepTaker(program, device, cancel, say, config.cancel_grace_s)
-        trace = stack.enter_context(Trace(folder, config.profile_steps, start))
+        take_step = StepTaker(program, device, cancel, run.say, extras.cancel_grace_s)
+        trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
 
         for number in range(start + 1, stop + 1):
             if owed or (groups := batches.next(number)) is None:
@@ -127,24 +130,32 @@ def train(
             step = number
             device.call(recorder.add, step, report, batches.waited, poll=cancel.poll)
             trace.after(step, report)
-            if config.pictures and config.image_interval and step % config.image_interval == 0:
-                device.call(recorder.images, step, config.pictures, state, poll=cancel.poll)
+            if extras.pictures and board.image_interval and step % board.image_interval == 0:
+                device.call(recorder.images, step, extras.pictures, state, poll=cancel.poll)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
-            if config.checkpoints and saver.due(step):
+            if run.saves and saver.due(step):
                 device.call(_save, saver, recorder, step, state, poll=cancel.poll)
             if cancel.told() or getattr(evaluation, "cancel", False):
                 break
 
-        saved = _finish(stack, device, saver if config.checkpoints else None, recorder, step, state)
+        saved = _finish(stack, device, saver if run.saves else None, recorder, step, state)
         status = "cancelled" if step < stop or owed else "completed"
-        say(_last_words(status, step, stop, saved, cancel, saver))
+        run.say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
 
 
-def _note_loaded(config: LoopConfig, report: Mapping[str, Any] | None) -> None:
+def _begin(config: ExperimentConfig, info: RunInfo, extras: Extras, steps_per_epoch: int) -> _Run:
+    trainer = config.trainer
+    stops = [d for d in (trainer.max_duration, trainer.hard_stop) if d is not None]
+    stop = min(max_steps(duration, steps_per_epoch) for duration in stops)
+    say = _quiet if jax.process_index() else (extras.say or _say)
+    return _Run(config, info, extras, RunFolder(config.run_folder).create(), stop, say)
+
+
+def _note_loaded(info: RunInfo, report: Mapping[str, Any] | None) -> None:
     """Keeps in config.json, and in every checkpoint, which parameters came from another run."""
-    trainer = config.config.get("trainer")
+    trainer = info.config.get("trainer")
     if report and isinstance(trainer, dict):
         trainer["loaded"] = dict(report)
 
@@ -166,18 +177,16 @@ def _finish(
     return saver is not None and device.call(_save, saver, recorder, step, state, True)
 
 
-def _occupy(
-    stack: ExitStack, folder: RunFolder, config: LoopConfig
-) -> tuple[CancelFlag, Worker, Callable[[], None]]:
+def _occupy(stack: ExitStack, run: _Run) -> tuple[CancelFlag, Worker, Callable[[], None]]:
     """Locks the run folder, catches signals, and starts the thread that talks to the device.
 
     The third value raises RunFolderLost if the folder is not ours any more.
     """
     guard = _unguarded
     if jax.process_index() == 0:
-        guard = stack.enter_context(RunLock(folder.lock_file)).check
+        guard = stack.enter_context(RunLock(run.folder.lock_file)).check
     ours = hosts.current()
-    ours.timeout_s = config.host_timeout_s
+    ours.timeout_s = run.trainer.host_timeout_s
     cancel = stack.enter_context(catch_signals(ours))
     device = Worker("device")
     stack.callback(device.close)
@@ -188,11 +197,9 @@ def _unguarded() -> None:
     """The guard of processes that hold no lock."""
 
 
-def _restore_or_init(
-    program: Program, saver: Checkpointer, config: LoopConfig, say: Callable[[str], None]
-) -> tuple[State, int]:
+def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[State, int]:
     """State, and the number of steps it has behind it."""
-    abstract = program.abstract_state()
+    abstract, config, say = program.abstract_state(), run.trainer, run.say
     found = None
     if config.load_strategy != "never":
         found = saver.restore_latest(
@@ -207,20 +214,20 @@ def _restore_or_init(
         )
     if found is not None:
         state, meta = found
-        _note_loaded(config, meta["config"].get("trainer", {}).get("loaded"))
+        _note_loaded(run.info, meta["config"].get("trainer", {}).get("loaded"))
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")
         return state, int(meta["step"])
-    if config.checkpoints:
-        saver.check_space(abstract, config.stop_step)
+    if run.saves:
+        saver.check_space(abstract, run.stop)
     if config.load_path and config.load_strategy == "never":
         say("trainer.load_path is ignored: trainer.load_strategy is never.")
     elif config.load_path:
         source, _ = checkpoint.open_whole(config.load_path)
         if config.load_partial:
             state, report = partial.restore(source, abstract, program.init_state)
-            _note_loaded(config, report)
+            _note_loaded(run.info, report)
             say(f"Starting at step 0 from {source}: {partial.told(report)}.")
             return state, 0
         kept = "" if config.load_weights_only else " and optimizer state (if any)"
@@ -250,61 +257,51 @@ def _save(
     return saver.wait() and saved if and_wait else saved
 
 
-def _checkpointer(folder: RunFolder, stream: Stream, config: LoopConfig) -> Checkpointer:
-    info = RunInfo(
-        config=config.config,
-        normalization=config.normalization,
-        dataset_fingerprint=config.dataset_fingerprint,
-        dataset_content=config.dataset_content,
-        seed=config.seed,
-        steps_per_epoch=max(stream.steps_per_epoch, 1),
-    )
+def _checkpointer(run: _Run) -> Checkpointer:
+    intervals = run.trainer.callbacks.checkpointer
     return Checkpointer(
-        folder.checkpoints,
-        info,
-        save_interval=config.save_interval,
-        ephemeral_interval=config.ephemeral_save_interval,
+        run.folder.checkpoints,
+        run.info,
+        save_interval=intervals.save_interval,
+        ephemeral_interval=intervals.ephemeral_save_interval,
     )
 
 
-def _open_recorder(
-    stack: ExitStack,
-    folder: RunFolder,
-    program: Program,
-    config: LoopConfig,
-    state: State,
-    start: int,
-    say: Callable[[str], None],
-    guard: Callable[[], None],
-) -> Recorder:
+def _open_writer(stack: ExitStack, run: _Run, state: State, start: int) -> MetricWriter:
     """Opens the writer and describes the run: config.json, config and parameters as text."""
     writer = MetricWriter(
-        folder,
+        run.folder,
         start_step=start,
-        tensorboard=config.tensorboard,
-        sinks=[open_sink() for open_sink in config.sinks],
+        tensorboard=run.trainer.callbacks.tensorboard.enabled,
+        sinks=[open_sink() for open_sink in run.extras.sinks],
     )
     stack.callback(writer.close)
     if jax.process_index() == 0:
-        folder.write_config(dict(config.config))
-        lines = folder.config.read_text(encoding="utf-8").splitlines()
+        run.folder.write_config(dict(run.info.config))
+        lines = run.folder.config.read_text(encoding="utf-8").splitlines()
         writer.text("config", "\n".join("    " + line for line in lines), start)
         rows = parameter_table(state["params"], norms=False)
         writer.text("parameters", markdown_table(rows), start)
-        for name, markdown in config.texts.items():
+        for name, markdown in run.extras.texts.items():
             writer.text(name, markdown, start)
         writer.flush()
-        say(
+        run.say(
             f"Training {sum(row[3] for row in rows):,} parameters from step {start} to "
-            f"{config.stop_step} on {jax.device_count()} {jax.devices()[0].device_kind} "
-            f"device(s), {jax.process_count()} process(es); run folder {folder.root}"
+            f"{run.stop} on {jax.device_count()} {jax.devices()[0].device_kind} "
+            f"device(s), {jax.process_count()} process(es); run folder {run.folder.root}"
         )
+    return writer
+
+
+def _open_recorder(
+    stack: ExitStack, run: _Run, writer: MetricWriter, program: Program, guard: Callable[[], None]
+) -> Recorder:
     recorder = Recorder(
         writer,
-        last_step=config.stop_step,
-        interval=config.metrics_collect_interval,
+        last_step=run.stop,
+        interval=run.trainer.metrics_collect_interval,
         compile_count=lambda: program.compile_count,
-        say=say,
+        say=run.say,
         guard=guard,
     )
     stack.callback(recorder.flush)  # after an error: what is finished is still written

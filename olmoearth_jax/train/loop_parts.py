@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import jax
 
-from olmoearth_jax.train.checkpoint import State
+from olmoearth_jax.checkpoints.checkpoint import State
+from olmoearth_jax.config import ProfileConfig
 from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import Recorder, Report
@@ -142,9 +143,10 @@ class Evaluate:
 class Trace:
     """Profiler trace of a few steps, under <run folder>/profile."""
 
-    def __init__(self, folder: RunFolder, steps: tuple[int, int] | None, start: int) -> None:
-        first, count = steps or (0, 0)
-        self._range = range(max(first, start + 1), first + count) if steps else range(0)
+    def __init__(self, folder: RunFolder, settings: ProfileConfig, start: int) -> None:
+        first = settings.start_step
+        steps = range(max(first, start + 1), first + settings.num_steps)
+        self._range = steps if settings.enabled else range(0)
         self._folder = folder.root / "profile"
         self._on = False
 

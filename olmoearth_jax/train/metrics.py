@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from olmoearth_jax.files import write_atomically
-from olmoearth_jax.train import integrity
-from olmoearth_jax.train.pictures import png
+from olmoearth_jax.checkpoints import integrity
+from olmoearth_jax.files import json_of_line, read_json_lines, write_atomically
+from olmoearth_jax.images import png
 from olmoearth_jax.train.runfolder import RunFolder
 
 TIMING = ("throughput/", "system/", "eval_time/")
@@ -154,8 +154,8 @@ def cut_metrics(path: Path, last_step: int) -> None:
     kept, dropped = [], False
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            record = _parse(line)
-            if record is not None and record["step"] <= last_step and line.endswith("\n"):
+            record = json_of_line(line)
+            if _has_step(record) and record["step"] <= last_step and line.endswith("\n"):
                 kept.append(line)
             else:
                 dropped = True
@@ -172,8 +172,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"There is no metrics file {path}.")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = [record for line in lines if (record := _parse(line)) is not None]
+    records = [record for record in read_json_lines(path) if _has_step(record)]
     return [{key: _number(value) for key, value in record.items()} for record in records]
 
 
@@ -220,9 +219,57 @@ def _number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+def _has_step(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("step"), int)
+
+
+class WandbSink:
+    """Sends each record to a W&B run, and goes on with that run after a restart.
+
+    The run's id is kept in wandb/wandb_runid.txt of the run folder. Raises ValueError if the
+    package or the API key is missing.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        project: str,
+        name: str,
+        entity: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "offline":
+            raise ValueError(
+                "trainer.callbacks.wandb.enabled needs the environment variable WANDB_API_KEY "
+                "(or WANDB_MODE=offline)."
+            )
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ValueError(
+                "trainer.callbacks.wandb.enabled needs the package: pip install "
+                "'olmoearth-jax[wandb]'."
+            ) from error
+        place = folder.root / "wandb"
+        place.mkdir(parents=True, exist_ok=True)
+        id_file = place / "wandb_runid.txt"
+        known = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
+        self._run = wandb.init(
+            project=project,
+            entity=entity,
+            name=name,
+            dir=str(folder.root),
+            config=dict(config or {}),
+            id=known,
+            resume="allow",
+        )
+        write_atomically(id_file, self._run.id)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Sends the numbers of a record; lists of names stay in metrics.jsonl."""
+        numbers = {name: v for name, v in values.items() if not isinstance(v, (list, tuple))}
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

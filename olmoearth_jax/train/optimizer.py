@@ -1,8 +1,9 @@
-"""AdamW by optax (spec/train.md section 5.1): parameter groups, clipping, what is trained.
+"""AdamW by optax and its learning rate (spec/train.md sections 5.1-5.2): groups, clipping.
 
 Decay applies to every trained parameter. A parameter off the loss path is marked untrained once,
 by its path, and then has no state, no decay and no part in the gradient norm. The learning rate
-is an argument of the update (`rate`), since the host computes it in float64 (`train.schedule`).
+is an argument of the update (`rate`), since the host computes it in float64: the schedules of
+optax compute in float32, which is not what the reference logs and applies.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from olmoearth_jax.config import OptimConfig
+from olmoearth_jax.config import OptimConfig, SchedulerConfig
+from olmoearth_jax.mesh import path_text
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.train.sharding import path_text
 
 OPTIONS = ("lr", "weight_decay", "betas", "eps")
 _UNTRAINED = "untrained"
@@ -205,31 +204,24 @@ def _off(beta: float, t: jax.Array) -> jax.Array:
     return (1 - jnp.float32(beta) ** t) / -jnp.expm1(t * math.log(beta))
 
 
-_MOMENT = re.compile(r"\d+/inner_states/\w+/inner_state/\d+/(count|mu|nu)((?:/.+)?)")
-_STORED = {"count": "count", "mu": "m", "nu": "v"}
+def warmup_steps(plan: SchedulerConfig, max_steps: int) -> int:
+    """Steps of warm-up for a run of `max_steps`."""
+    if plan.warmup is not None:
+        return plan.warmup
+    return round((plan.t_max or max_steps) * (plan.warmup_fraction or 0.0))
 
 
-def stored(state: Any) -> Any:
-    """The state as checkpoints hold it: {'count': int32, 'm': nested, 'v': nested}.
+def learning_rate(plan: SchedulerConfig, peak: float, step: int, max_steps: int) -> float:
+    """Rate of the update at `step` (the first one is 1), in float64, for a peak rate `peak`.
 
-    It depends neither on the groups of parameters nor on optax. Any state that consists of
-    mappings is returned as it is.
+    Linear from `warmup_min_lr` at step 0 (which is never run) to the peak; then half a cosine, a
+    straight line, or none, down to `alpha_f` times the peak at the horizon; constant afterwards.
     """
-    if isinstance(state, Mapping):
-        return state
-    leaves = {_stored_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    return unflatten_dict(leaves, sep="/")
-
-
-def from_stored(found: Any, like: Any) -> Any:
-    """The state of the form of `like` from what `stored` gives; groups share the one count."""
-    if isinstance(like, Mapping):
-        return found
-    leaves = flatten_dict(found, sep="/")
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_stored_path(path)], like)
-
-
-def _stored_path(path: tuple) -> str:
-    found = _MOMENT.fullmatch(path_text(path))
-    assert found is not None, f"not a state of AdamW: {path_text(path)}"
-    return _STORED[found[1]] + found[2]
+    warmup, horizon = warmup_steps(plan, max_steps), plan.t_max or max_steps
+    if step < warmup:
+        low = min(plan.warmup_min_lr, peak)
+        return low + (peak - low) * step / warmup
+    progress = 1.0 if step >= horizon else (step - warmup) / (horizon - warmup)
+    if plan.name == "CosWithWarmup":
+        return peak * (plan.alpha_f + (1 - plan.alpha_f) * (1 + math.cos(math.pi * progress)) / 2)
+    return peak * (1 - (1 - plan.alpha_f) * progress if plan.name == "LinearWithWarmup" else 1.0)

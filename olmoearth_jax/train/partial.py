@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from olmoearth_jax.train import integrity
-from olmoearth_jax.train.checkpoint import State, load_item, read_meta
-from olmoearth_jax.train.sharding import path_text
+from olmoearth_jax.checkpoints import integrity
+from olmoearth_jax.checkpoints.checkpoint import State, load_item, read_meta
+from olmoearth_jax.mesh import path_text
 
 ITEMS = ("params", "target")
 Report = dict[str, list[str]]

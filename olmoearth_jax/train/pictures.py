@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import struct
-import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.images import stretched
 from olmoearth_jax.masks import CODES, MISSING_TOKEN
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.frozen import encoder_graph
+from olmoearth_jax.model.uniform_batch import UniformBatch, encode_batch
 
-RGB = {"sentinel2_l2a": ("B04", "B03", "B02"), "landsat": ("B4", "B3", "B2")}
 COLOURS = np.array([code.rgb for code in CODES], np.uint8)
 """Of the mask codes."""
+_GREY = 0.85
 
 
 HEIGHT = 144
@@ -37,8 +37,8 @@ class Pictures:
 
     def __init__(self, stream: TrainStream, model: ModelConfig):
         # A stream of its own: what it reads does not count as training data.
-        self._stream = dataclasses.replace(stream, num_workers=0, host_index=0, host_count=1)
-        self._graph = latent_mim.split(latent_mim.abstract(model, jnp.float32).encoder)[0]
+        self._stream = dataclasses.replace(stream, host_index=0, host_count=1)
+        self._graph = encoder_graph(model)
         self._names = [n for n in stream.index.modalities if modalities.get(n).spatial]
         self._sample: dict[str, Any] | None = None
 
@@ -69,7 +69,8 @@ class Pictures:
         assert self._sample is not None
         found = {}
         for name in self._names:
-            shown = _stretched(name, self._sample["data"][name][0])
+            colours = stretched(name, self._sample["data"][name][0], _GREY)
+            shown = np.round(255 * colours).astype(np.uint8)
             found[f"inputs/{name}"] = _enlarged(_in_a_row(shown))
         for view in ("mask_a", "mask_b"):
             for name, mask in self._sample.get(view, {}).items():
@@ -104,28 +105,14 @@ class Pictures:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(graph, patch_size, params, data, masks, timestamps):
-    return dense.encode_dense(
-        latent_mim.merge(graph, params), data, masks, timestamps, patch_size
-    ).tokens
+    batch = UniformBatch(data, masks, timestamps, patch_size)
+    return encode_batch(latent_mim.merge(graph, params), batch).tokens
 
 
 def _whole(x: Any) -> np.ndarray:
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
         return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
-
-
-def _stretched(name: str, image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, T, 3] of normalised values [H, W, T, C]; missing pixels are grey."""
-    bands = modalities.get(name).bands
-    wanted = RGB.get(name, bands[:3] if len(bands) >= 3 else bands[:1] * 3)
-    picked = image[..., [bands.index(b) for b in wanted]].astype(np.float64)
-    gone = (picked == modalities.MISSING).any(-1)
-    if not gone.all():
-        low, high = np.percentile(picked[~gone], (2, 98))
-        picked = np.clip((picked - low) / max(high - low, 1e-9), 0, 1)
-    picked[gone] = 0.85
-    return np.round(255 * picked).astype(np.uint8)
 
 
 def _in_a_row(frames: np.ndarray) -> np.ndarray:
@@ -137,21 +124,3 @@ def _in_a_row(frames: np.ndarray) -> np.ndarray:
 def _enlarged(image: np.ndarray) -> np.ndarray:
     factor = max(1, HEIGHT // len(image))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def png(image: np.ndarray) -> bytes:
-    """A PNG file of an image uint8 [H, W, 3]."""
-    height, width = image.shape[:2]
-    lines = np.zeros((height, 1 + 3 * width), np.uint8)  # each begins with its filter: none
-    lines[:, 1:] = image.reshape(height, -1)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = (
-        chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
-    )
-    return b"\x89PNG\r\n\x1a\n" + body

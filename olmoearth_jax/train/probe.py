@@ -19,11 +19,15 @@ from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.timesteps import start_candidates, time_axis
 from olmoearth_jax.masking import MaskContext, Strategy
-from olmoearth_jax.modalities import MAX_TIMESTEPS
-from olmoearth_jax.stream.census import Census, Need, deal, needs, take_census
-from olmoearth_jax.stream.spec import StreamSpec, token_shape
-
-_SOURCE = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
+from olmoearth_jax.modalities import DERIVED, MAX_TIMESTEPS
+from olmoearth_jax.stream.stream_shape import StreamSpec
+from olmoearth_jax.stream.token_counts import (
+    Need,
+    TokenCounts,
+    balance_devices,
+    count_tokens,
+    needs,
+)
 
 FILES = 192
 """Headers read at most; they stand for the data set."""
@@ -84,7 +88,7 @@ def check_images(index: DatasetIndex, limit: int = 32) -> None:
                 if file.header.tile_px is not None:
                     return
             with open_sample(path, spatial) as file:
-                found.update(n for n in spatial if _SOURCE.get(n, n) in file.header.shapes)
+                found.update(n for n in spatial if DERIVED.get(n, n) in file.header.shapes)
         except (ReadError, ValueError):
             continue
     if found:  # else nothing could be read, which the loader reports file by file
@@ -97,7 +101,7 @@ def check_images(index: DatasetIndex, limit: int = 32) -> None:
 def _presence(names: Sequence[str], shapes: Mapping[str, tuple], axis) -> Presence:
     steps, static = {}, set()
     for name in names:
-        source = _SOURCE.get(name, name)
+        source = DERIVED.get(name, name)
         if source not in shapes:
             continue
         if not modalities.get(name).multitemporal:
@@ -131,7 +135,7 @@ def _missing(
         windows.append(slice(start, start + timesteps))
     out = {}
     for name in spec.modalities:
-        shape = (*token_shape(name, grid, timesteps), sets[name])
+        shape = (*modalities.get(name).axes(grid, timesteps), sets[name])
         gone = np.empty((len(samples), *shape), bool)
         for b, (s, window) in enumerate(zip(samples, windows, strict=True)):
             if name in s.steps:
@@ -152,8 +156,8 @@ def simulate(
     seed: int,
     micro_steps: int,
     pool: int | None = None,
-) -> Iterator[tuple[list[Census], Need]]:
-    """Simulated micro-steps, dealt over the devices: (censuses, need vector).
+) -> Iterator[tuple[list[TokenCounts], Need]]:
+    """Simulated micro-steps, dealt over the devices: (token counts, need).
 
     Args:
       spec: the stream.
@@ -166,32 +170,31 @@ def simulate(
         is what takes time, and groups can be combined in many ways.
     """
     grids = sorted(grid_timesteps)
-    group_size = spec.samples * spec.devices // spec.groups
 
-    def draw_group(grid: int, draw: np.random.Generator) -> Census:
+    def draw_group(grid: int, draw: np.random.Generator) -> TokenCounts:
         timesteps = grid_timesteps[grid]
-        return take_census(
-            _group(spec, presence, strategies, grid, timesteps, group_size, draw), spec
+        return count_tokens(
+            _group(spec, presence, strategies, grid, timesteps, spec.group_size, draw), spec
         )
 
     @functools.cache
-    def from_pool(grid: int, number: int) -> Census:
+    def from_pool(grid: int, number: int) -> TokenCounts:
         return draw_group(grid, rng(seed, "pool", grid, number))
 
     for n in range(micro_steps):
         draw = rng(seed, "ladder", n)
-        censuses = []
+        counts = []
         for g in range(spec.groups):
             # The first group walks through the grids, so that every grid is met equally often.
             grid = grids[n % len(grids)] if g == 0 else grids[draw.integers(len(grids))]
             if pool is None:
-                censuses.append(draw_group(grid, draw))
+                counts.append(draw_group(grid, draw))
                 continue
             # A lone group walks through the pool; several are combined at random.
             one = n // len(grids) % pool if spec.groups == 1 else int(draw.integers(pool))
-            censuses.append(from_pool(grid, one))
-        owner = deal(np.concatenate([c.loads for c in censuses]), spec.devices)
-        yield censuses, needs(censuses, owner, spec, spec.devices)
+            counts.append(from_pool(grid, one))
+        owner = balance_devices(np.concatenate([c.loads for c in counts]), spec.devices)
+        yield counts, needs(counts, owner, spec, spec.devices)
 
 
 def simulate_needs(

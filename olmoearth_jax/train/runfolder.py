@@ -1,4 +1,5 @@
-"""The run folder: where a run keeps its files, and the lock that keeps a second run out.
+"""The run folder: where a run keeps its files, the lock that keeps a second run out, and which
+checkpoint is meant by a folder.
 
 Layout::
 

@@ -20,13 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.masks import CODES
+from olmoearth_jax.mesh import global_array, local_devices, rules_of, shardings
 from olmoearth_jax.model import latent_mim
+from olmoearth_jax.stream.engine import Engine, Group, Prepared
 from olmoearth_jax.train import optimizer, targets
-from olmoearth_jax.train.ema import ema_decay_at, ema_update
-from olmoearth_jax.train.engine import Engine, Group, Prepared
-from olmoearth_jax.train.schedule import learning_rate
-from olmoearth_jax.train.sharding import global_array, local_devices, rules_of, shardings
+from olmoearth_jax.train.optimizer import learning_rate
 from olmoearth_jax.train.signals import THREADS
+from olmoearth_jax.train.targets import ema_decay_at, ema_update
 
 State = dict[str, Any]
 MASK_NAMES = tuple(code.name for code in CODES)
@@ -422,7 +422,8 @@ class TrainProgram:
             "train/dropped_micro_steps": total["seen"] - good,
         }
         for key, value in total["aux"].items():
-            out["train/InfoNCE" if key == "contrastive" else f"train/{key}"] = mean(value)
+            name = key if "/" in key else f"train/{key}"
+            out["train/InfoNCE" if key == "contrastive" else name] = mean(value)
         return out
 
 

@@ -44,3 +44,11 @@ def test_every_ablation_says_what_it_asks():
     for path in (ROOT / "configs" / "ablations").glob("[a-z]*.py"):
         first = path.read_text().splitlines()[0]
         assert first.startswith('"""') and first.endswith("?"), path.name
+
+
+def test_every_promise_names_tests_that_exist():
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = [x for x in page.splitlines() if x.startswith("| ") and not x.startswith("| file")]
+    assert len(rows) > 10 and all("`tests/" in row for row in rows)
+    for path, test in re.findall(r"`(tests/\S+?\.py)::(\w+)`", page):
+        assert f"def {test}(" in (ROOT / path).read_text(), (path, test)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from olmoearth_jax import overrides
+from olmoearth_jax import check, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.model import latent_mim
@@ -134,6 +134,14 @@ PROBLEMS = [
     ({"mesh.data": 0}, "mesh.data and mesh.fsdp"),
     ({"mesh.fsdp": -1}, "mesh.data and mesh.fsdp"),
     ({"fsdp_rules": [["(", ["fsdp"]]]}, "not a regular expression"),
+    ({"fsdp_rules": [["(a+)+$", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["(a|a)*$", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [[".*.*.*.*.*x", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["(?:[^)]{1,9}){9}", ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["a?" * 30 + "a" * 30, ["fsdp"]]]}, "could take for ever"),
+    ({"fsdp_rules": [["a" * 201, ["fsdp"]]]}, "could take for ever"),
+    ({f"{LOSS}.tau": 1e-40}, "tau must be at least 1e-12"),
+    ({"train_module.contrastive_config.loss_config.tau": 1e-40}, "tau must be at least 1e-12"),
     ({"fsdp_rules": [["kernel", ["fdsp"]]]}, "did you mean 'fsdp'?"),
     ({"ladder.max_rungs": 13}, "max_rungs must be between 1 and 12"),
     ({"ladder.row_classes": 0}, "row_classes must be between 1 and 8"),
@@ -144,7 +152,7 @@ PROBLEMS = [
     ("changes", "part"), PROBLEMS, ids=[f"{next(iter(c))}-{i}" for i, (c, _) in enumerate(PROBLEMS)]
 )
 def test_problem_is_found(changes, part):
-    problems = overrides.apply_values(official("base"), changes).validate()
+    problems = check.problems(overrides.apply_values(official("base"), changes))
     assert any(part in p for p in problems), problems
 
 
@@ -152,24 +160,24 @@ def test_budget_can_be_counted_with_the_models_own_tokens():
     # A 9x9 grid has 6 maps and 3 + 1 + 2 band sets of sensors, or 3 as v1.2 sees them.
     changes = {"data_loader.sampled_hw_p_list": [9], "data_loader.token_budget": 9 * 81}
     config = overrides.apply_values(official("base", "v1_2"), changes)
-    assert any("token budget 729 is too small" in p for p in config.validate())
+    assert any("token budget 729 is too small" in p for p in check.problems(config))
     config.data_loader.match_model_tokenization = True
-    assert config.validate() == []
+    assert check.problems(config) == []
 
 
 def test_faster_target_needs_exit_zero_and_no_ema():
     changes = {"train_module.token_exit_cfg.landsat": 1, "train_module.ema_decay": [0.9, 1.0]}
     config = overrides.apply_values(official("base", "v1_2", faster=True), changes)
-    assert len([p for p in config.validate() if "projection-only" in p]) == 2
+    assert len([p for p in check.problems(config) if "projection-only" in p]) == 2
 
 
 def test_every_problem_is_listed_at_once():
     changes = {f: c for changes, _ in PROBLEMS[:1] for f, c in changes.items()}
     changes |= {"data_loader.global_batch_size": 500, "mesh.data": 0, f"{LOSS}.tua": 1.0}
     config = overrides.apply_values(official("base"), changes)
-    assert len(config.validate()) == 4
+    assert len(check.problems(config)) == 4
     with pytest.raises(ConfigError) as caught:
-        config.check()
+        check.checked(config)
     assert len(caught.value.problems) == 4
 
 
@@ -193,7 +201,18 @@ def test_width_that_is_accepted_can_be_built(encoding, width):
             "model.encoder_config.position_encoding": encoding,
         },
     )
-    found = [p for p in config.validate() if "embedding_size" in p]
+    found = [p for p in check.problems(config) if "embedding_size" in p]
     assert bool(found) == (width % (16 if encoding == "absolute" else 8) != 0), found
     if not found:
         latent_mim.graph(config.model)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["kernel", r"(query|key|value)/kernel$", r"blocks/\d+/.*/kernel", r"^encoder/.+\.\*[*+?]$",
+     r"(?:mlp|attn)?/(?P<which>fc[12])/bias", r"a\)*", "[)]*"],
+)  # fmt: skip
+def test_patterns_of_parameters_are_taken(pattern):
+    config = official("nano")
+    config.fsdp_rules = [[pattern, ["fsdp"]]]
+    assert check.problems(config) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.model.config import PUBLISHED_VERSIONS
 
@@ -80,5 +81,5 @@ def test_config_text_is_the_saved_one(case: str, request: pytest.FixtureRequest)
 @pytest.mark.parametrize("case", CASES)
 def test_config_is_valid_and_survives_json(case: str) -> None:
     config = config_of(case)
-    assert config.validate() == []
+    assert check.problems(config) == []
     assert ExperimentConfig.from_json(config.to_json()) == config

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from olmoearth_jax import overrides
+from olmoearth_jax import check, overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.configlib.schema import get_path
@@ -101,12 +101,12 @@ def test_line_of_the_guide(line):
     if path.endswith("training_modalities"):
         value = [name.lower() for name in value]
     assert get_path(config, path) == value
-    assert config.validate() == []
+    assert check.problems(config) == []
 
 
 @pytest.mark.parametrize("name", [*ABLATIONS, *COMMANDS])
 def test_command_of_the_guide(name):
-    assert given({**ABLATIONS, **COMMANDS}[name]).validate() == []
+    assert check.problems(given({**ABLATIONS, **COMMANDS}[name])) == []
 
 
 def test_durations_keep_their_unit():

@@ -64,7 +64,7 @@ def test_saved_config_starts_another_run(tmp_path):
         ("configs/bas.py", "did you mean 'configs/base.py'?"),
         ("configs/base.py:smok", "did you mean 'smoke'?"),
         ("configs/base.py:version=v1_5", "unknown version 'v1_5'"),
-        ("configs/nano.py:version=v1_3", "valid: nano:version=v1"),
+        ("configs/large.py:version=v1_3", "valid: nano:version=v1"),
         ("configs/base.py:version=v13", "did you mean 'v1_3'?"),
         ("configs/base.py:version", "needs a value"),
         ("configs/base.py:smoke=1", "takes no value"),

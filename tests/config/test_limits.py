@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 
-from olmoearth_jax import modalities, overrides
+from olmoearth_jax import check, modalities, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.configlib import limits
 from olmoearth_jax.configlib.official import official
@@ -63,7 +63,7 @@ UNLIMITED = [
 @pytest.mark.parametrize(("path", "value"), ABSURD, ids=str)
 def test_absurd_number_is_refused_at_once(path, value):
     begun = time.perf_counter()
-    found = overrides.apply_values(official("nano", "v1"), {path: value}).validate()
+    found = check.problems(overrides.apply_values(official("nano", "v1"), {path: value}))
     assert time.perf_counter() - begun < 2
     assert any(p.startswith(path) and "got " in p and len(p) < 300 for p in found), found
 
@@ -71,14 +71,14 @@ def test_absurd_number_is_refused_at_once(path, value):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("path", UNLIMITED)
 def test_number_that_is_not_finite_is_refused(path, value):
-    found = overrides.apply_values(official("nano"), {path: value}).validate()
+    found = check.problems(overrides.apply_values(official("nano"), {path: value}))
     assert [p for p in found if p.startswith(f"{path} must be ") and f"got {value}" in p], found
 
 
 def test_alpha_of_mixup_is_finite():
     options = {"type": "mixup", "alpha": math.nan}
     config = overrides.apply_values(official("nano"), {"data_loader.transform_config": options})
-    (found,) = config.validate()
+    (found,) = check.problems(config)
     assert found == "data_loader.transform_config.alpha must be a finite number, got nan"
 
 
@@ -154,7 +154,7 @@ def test_type_that_is_no_name(path, value):
     config = official("nano")
     config.data_loader.transform_config = {"type": "mixup", "alpha": 1.0}
     changed = overrides.apply_values(config, {f"{path}.type": value})
-    assert any(p.startswith(path) and "must be a name, got" in p for p in changed.validate())
+    assert any(p.startswith(path) and "must be a name, got" in p for p in check.problems(changed))
 
 
 GROUPS: list[tuple[Any, str]] = [
@@ -186,7 +186,7 @@ def test_group_of_another_form(group, part):
     if isinstance(group, dict):
         config = official("nano")
         config.train_module.optim_config.group_overrides = [group]
-        assert any("group_overrides" in p for p in config.validate())
+        assert any("group_overrides" in p for p in check.problems(config))
 
 
 RECORD: dict[str, Any] = {

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from olmoearth_jax import modalities, overrides
+from olmoearth_jax import check, modalities, overrides
 from olmoearth_jax.config import ConfigError
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.configlib.schema import get_path
@@ -128,19 +128,19 @@ def test_duration_aliases(unit):
 def test_warmup_alias_and_fraction_replace_each_other():
     share = apply("train_module.scheduler.warmup_fraction=0.1")
     assert share.train_module.scheduler.warmup is None
-    assert share.validate() == []
+    assert check.problems(share) == []
     back = overrides.apply(share, ["train_module.scheduler.warmup_steps=10"])
     assert back.train_module.scheduler.warmup == 10
     assert back.train_module.scheduler.warmup_fraction is None
     both = apply("train_module.scheduler.warmup_fraction=0.1", "train_module.scheduler.warmup=5")
-    assert any("exactly one" in p for p in both.validate())
+    assert any("exactly one" in p for p in check.problems(both))
 
 
 def test_save_interval_alias_switches_too_rare_ephemeral_saves_off():
     config = apply("trainer.save_interval=100")
     assert get_path(config, f"{SAVER}.save_interval") == 100
     assert get_path(config, f"{SAVER}.ephemeral_save_interval") is None
-    assert config.validate() == []
+    assert check.problems(config) == []
     kept = apply("trainer.save_interval=1000")
     assert get_path(kept, f"{SAVER}.ephemeral_save_interval") == 250
 
@@ -162,7 +162,7 @@ def test_common_modalities_reach_everything(version):
         assert model.encoder_config.band_dropout_modalities == ["sentinel2_l2a"]
         assert module.loss_config is not None
         assert module.loss_config.loss_config["mask_negatives_for_modalities"] == ["srtm"]
-    assert config.validate() == []
+    assert check.problems(config) == []
 
 
 def test_common_tokenization_reaches_encoder_and_decoder():
@@ -171,7 +171,7 @@ def test_common_tokenization_reaches_encoder_and_decoder():
     assert config.model.encoder_config.tokenization_overrides == {"landsat": [bands]}
     assert config.model.decoder_config is not None
     assert config.model.decoder_config.tokenization_overrides == {"landsat": [bands]}
-    assert config.validate() == []
+    assert check.problems(config) == []
 
 
 def test_common_run_name_moves_the_folder_unless_it_is_given():
@@ -206,25 +206,25 @@ def test_new_type_drops_the_parameters_of_the_old_one():
     }
     assert config.train_module.loss_config is not None
     assert set(config.train_module.loss_config.loss_config) == {"type", "tau"}
-    assert config.validate() == []
+    assert check.problems(config) == []
 
 
 def test_parameter_given_with_a_new_type_is_kept_and_reported():
     path = "data_loader.masking_config.strategy_config"
     config = apply(f"{path}.type=random", f"{path}.random_ratio=0.5")
-    assert any("random_ratio" in p for p in config.validate())
+    assert any("random_ratio" in p for p in check.problems(config))
 
 
 def test_encoder_width_reaches_the_decoder_unless_it_is_set():
     config = apply("model.encoder_config.embedding_size=384")
     assert config.model.decoder_config is not None
     assert config.model.decoder_config.encoder_embedding_size == 384
-    assert config.validate() == []
+    assert check.problems(config) == []
     fixed = apply(
         "model.encoder_config.embedding_size=384",
         "model.decoder_config.encoder_embedding_size=768",
     )
-    assert any("encoder_embedding_size (768)" in p for p in fixed.validate())
+    assert any("encoder_embedding_size (768)" in p for p in check.problems(fixed))
 
 
 def test_task_names_with_hyphen_or_underscore():

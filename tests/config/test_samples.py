@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch import _samples, dry_run
-from olmoearth_jax import overrides
+from olmoearth_jax import check, overrides
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.train.build import build_index, build_stream
@@ -124,4 +124,4 @@ def test_index_of_vegetation_needs_its_source():
     changed = overrides.apply_values(
         official("nano"), {"common.training_modalities": ["sentinel1", "ndvi"]}
     )
-    assert any("'ndvi', which is computed from" in p for p in changed.validate())
+    assert any("'ndvi', which is computed from" in p for p in check.problems(changed))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launch import _render
-from olmoearth_jax import overrides
+from olmoearth_jax import check, overrides
 from olmoearth_jax.configlib.official import official
 
 BREAKS = ["\n", "\r", "\0", "\x0b", "\x0c", "\x1b", "\x85", "\u2028", "\u2029", "\ud800"]
@@ -26,7 +26,7 @@ PATHS = [
 def test_run_name_that_is_no_plain_name(name):
     config = official("nano")
     config.common.run_name = name
-    (found,) = config.validate()
+    (found,) = check.problems(config)
     assert found.startswith("common.run_name must ") and "got " in found
     assert found.isascii() and found.isprintable() and len(found) < 400
 
@@ -36,20 +36,20 @@ def test_plain_names_are_taken(name):
     config = official("nano")
     config.common.run_name = name
     config.common.save_folder = f"~/runs/{name}"
-    assert config.validate() == []
+    assert check.problems(config) == []
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("bad", ["/d\n#", "/d\u2028", "/\ud800", "   ", "-d", "/" + "d" * 5000])
 def test_path_that_is_no_plain_path(path, bad):
     config = overrides.apply_values(official("nano"), {path: bad})
-    assert any(p.startswith(f"{path} must ") for p in config.validate())
+    assert any(p.startswith(f"{path} must ") for p in check.problems(config))
 
 
 def test_further_folders_are_plain_paths():
     config = official("nano")
     config.dataset.more_h5py_dirs = {"/d\n": 1.0}
-    assert any(p.startswith("dataset.more_h5py_dirs must ") for p in config.validate())
+    assert any(p.startswith("dataset.more_h5py_dirs must ") for p in check.problems(config))
 
 
 def render(scheduler="slurm", name="run", arguments=(), folder="/out", **settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import _app, submit
-from olmoearth_jax import modalities
+from olmoearth_jax import modalities, platforms
 from olmoearth_jax.config import ConfigError, load_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,3 +98,22 @@ def test_a_fault_in_a_verb_is_printed_with_its_traceback():
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" in done.stderr
     assert "ValueError" in done.stderr and "error: " not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "limits, wanted", [((24, 24), None), ((24, 4096), 1024), ((24, -1), 1024), ((24, 100), 100)]
+)
+def test_a_low_limit_of_open_files_is_lifted_or_told(monkeypatch, limits, wanted):
+    given = []
+    monkeypatch.setattr(platforms.resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(platforms.resource, "setrlimit", lambda which, new: given.append(new))
+    if wanted is None:
+        with pytest.raises(ValueError, match="may open 24 files at a time, and a run needs 64"):
+            platforms.check_open_files()
+    else:
+        platforms.check_open_files()
+        assert given == [(wanted, limits[1])]
+    limits = (4096, 4096)
+    given.clear()
+    platforms.check_open_files()
+    assert given == []

@@ -157,6 +157,67 @@ def test_months_bring_series_of_other_dates_together(tmp_path):
     assert {name for _, name, _ in exact.removed} == {"sentinel1"}
 
 
+def test_longer_series_keep_the_image_nearest_mid_month(tmp_path):
+    days = [f"2021-{month:02d}-{day}" for month in range(1, 8) for day in ("03", "16", "28")]
+    scenes = _sentinel2(tmp_path, days)
+    with pytest.raises(ValueError, match="has 21 timesteps .*--over=select would keep one"):
+        _convert(tmp_path)
+    done = _convert(tmp_path, over="select")
+    want = np.stack([scene[:, 0, 0] for scene in scenes[1::3]])
+    np.testing.assert_array_equal(_stored(done, "sentinel2_l2a")[0, 0], want)
+    with open_sample(done.folder / "sample_0.h5", ["sentinel2_l2a"]) as sample:
+        assert sample.header.timestamps.tolist() == [[16, m, 2021] for m in range(7)]
+
+
+def test_areas_are_told_apart_and_resolutions_put_together(tmp_path):
+    scene = _scene(0)
+    for k, band in enumerate(BANDS):
+        _write(tmp_path / f"T33UUU_20210115_{band}_{10 if k < 4 else 20}m.tif", scene[k : k + 1])
+    form = {"name": "{tile}_{date}_{band}_{resolution}.tif", "modalities": ("sentinel2_l2a",)}
+    done = _convert(tmp_path, **form)
+    np.testing.assert_array_equal(_stored(done, "sentinel2_l2a")[0, 0, 0], scene[:, 0, 0])
+    other = tmp_path / "areas"
+    for folder, name in (("a_b", "c"), ("a", "b_c")):
+        _write(other / folder / f"{name}_2021-01-15.tif", scene, BANDS)
+    with pytest.raises(ValueError, match="a_b/c and a/b_c in .* would be one area 'a_b_c'"):
+        _convert(other, name="{site}/{plot}_{date}.tif", modalities=("sentinel2_l2a",))
+
+
+def test_one_file_in_another_unit_is_named(tmp_path):
+    days = [f"2021-{m:02d}-15" for m in range(1, 13)]
+    _sentinel2(tmp_path, days)
+    for month, data, said in (
+        ("03", (_scene(3) / 10_000).astype(np.float32), "like reflectance in 0..1"),
+        ("05", (_scene(5) / 40).astype(np.uint8), "8-bit picture"),
+    ):
+        path = tmp_path / f"sentinel2_l2a_2021-{month}-15.tif"
+        usual = path.read_bytes()
+        _write(path, data, BANDS)
+        with pytest.raises(ValueError, match=f"tiles cannot be used: {path}: .*{said}"):
+            _convert(tmp_path)
+        path.write_bytes(usual)
+    draw = np.random.default_rng(0)
+    for day in days:
+        db = draw.uniform(-25, -5, (2, 40, 56))
+        power = day == "2021-06-15"
+        values = 10 ** (db / 10) if power else db
+        _write(tmp_path / f"sentinel1_{day}.tif", values.astype(np.float32), ("vv", "vh"))
+    said = "decibel in some timesteps and linear power in others"
+    with pytest.raises(ValueError, match=f"sentinel1_2021-06-15.tif: sentinel1 is {said}"):
+        _convert(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e300])
+def test_numbers_that_no_sample_can_hold_are_left_out(tmp_path, value):
+    scene = _scene(0).astype(np.float64)
+    scene[3, 5, 20] = value
+    _write(tmp_path / "sentinel2_l2a_2021-01-15.tif", scene, BANDS)
+    done = _convert(tmp_path)
+    assert done.samples == 11
+    (reason,) = done.dropped.values()
+    assert "sentinel2_l2a holds infinite values, or numbers too large for float32" in reason
+
+
 def test_what_cannot_be_taken_is_refused(tmp_path):
     _sentinel2(tmp_path, MONTHS[:1])
     cases: list[tuple[dict[str, Any], str]] = [
@@ -174,6 +235,9 @@ def test_what_cannot_be_taken_is_refused(tmp_path):
     for changes, message in cases:
         with pytest.raises(ValueError, match=message):
             _convert(tmp_path, **changes)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file, so nothing can be written"):
+        _convert(tmp_path, output_dir=tmp_path / "file")
     few = tmp_path / "few"
     _write(few / "sentinel2_l2a_2021-01-01.tif", _scene(0, bands=3), BANDS[:3])
     with pytest.raises(ValueError, match="lack the bands B08, B05.* of sentinel2_l2a"):

@@ -69,6 +69,7 @@ REFUSED = {
     "thousands": (_with(2, "2.000").encode(), "line 3: invalid literal .*'2.000' .column row"),
     "fraction": (_with(1, "100.5").encode(), "line 3: .*'100.5' .column col"),
     "decimal comma": (_with(1, "100,0").encode(), "line 3: .*'100,0'"),
+    "impossible year": (_with(5, "0202-01-31").encode(), "line 3: no image is of 0202-01-31"),
     "local date": (_with(5, "31.01.2020").encode(), "line 3: .*'31.01.2020' .*start_time"),
     "no date": (_with(5, "").encode(), "line 3: .*start_time"),
     "no column": (_with(1, "").encode(), "line 3: .*column col"),

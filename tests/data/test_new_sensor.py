@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax import modalities
+from olmoearth_jax import check, modalities
 from tests.data.trees import add_modality, make_tree, month
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +100,7 @@ def test_the_stream_holds_the_new_modalities_in_every_worker(example, monkeypatc
     changes = [a for a in train if a.startswith("--config.") and "h5py_dir" not in a]
     changes += [f"--config.dataset.h5py_dir={dataset}", *SMALL]
     config = _app.load("configs/nano.py", None, "planet", changes)
-    assert config.check().common.extra_modalities.keys() == {"planetscope", "soil"}
+    assert check.checked(config).common.extra_modalities.keys() == {"planetscope", "soil"}
     again = type(config).from_json(config.to_json())
     stream = build_stream(again, build_index(again))
     (group,) = next(iter(stream.batches(0, 1)))

@@ -14,8 +14,8 @@ from olmoearth_jax.data.h5_writer import Storage, write_sample
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.data.index import METADATA_FILE, prepare
 from olmoearth_jax.data.subset import read_sample
-from olmoearth_jax.evals import transforms
 from olmoearth_jax.evals.datasets import geobench
+from olmoearth_jax.inference import quantize
 
 STAMPS = np.array([[15, m, 2020] for m in range(3)])
 MASK = {"sentinel2_l2a": np.ones(3, bool)}
@@ -81,7 +81,7 @@ def test_quantile_tables_keep_to_their_file(tmp_path, how):
         file["8bit/midpoints"] = np.zeros((8, 8))
         point_away(file, "8bit/quantiles", tmp_path, how)
     with pytest.raises(ValueError, match="lies outside the file"):
-        transforms.load_buckets(tmp_path / "a.h5", 8)
+        quantize.load_buckets(tmp_path / "a.h5", 8)
 
 
 @HOW

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import masking
-from olmoearth_jax.data import index, transforms
+from olmoearth_jax.data import index
 from olmoearth_jax.data.pipeline import TooManyBadSamples, TrainStream
 from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.modalities import MISSING, OFFICIAL_DECODE_ONLY, OFFICIAL_MODALITIES
+from tests.data.streams import make_stream
 
 STRATEGY = masking.build(
     {
@@ -28,19 +29,8 @@ STRATEGY = masking.build(
 )
 
 
-def _stream(folder: Path, **options) -> TrainStream:
-    settings = {
-        "modalities": OFFICIAL_MODALITIES,
-        "mask_a": STRATEGY,
-        "mask_b": STRATEGY,
-        "global_batch_size": 8,
-        "group_size": 4,
-        "samples_per_shape": 4,
-        "patch_sizes": (1, 2, 3),
-        "grids": (2, 4, 8),
-        **options,
-    }
-    return TrainStream(index.prepare(folder, OFFICIAL_MODALITIES), **settings)
+def _stream(folder: Path, masks=(STRATEGY, STRATEGY), **options) -> TrainStream:
+    return make_stream(index.prepare(folder, OFFICIAL_MODALITIES), masks, **options)
 
 
 def _flat(group) -> dict[str, np.ndarray]:
@@ -111,9 +101,7 @@ def test_hosts_together_read_what_one_reads(dataset):
     for hosts in (2, 3):
         joined = {k: np.empty_like(v) for k, v in _flat(whole).items()}
         for host in range(hosts):
-            part = _stream(
-                dataset, group_size=8, samples_per_shape=8, host_index=host, host_count=hosts
-            ).group(4)
+            part = _stream(dataset, group_size=8, samples_per_shape=8, hosts=(host, hosts)).group(4)
             for key, value in _flat(part).items():
                 place = slice(host, None, hosts) if value.ndim else ...
                 joined[key][place] = value
@@ -131,13 +119,15 @@ def test_positions_share_shapes_in_blocks(dataset):
 
 
 def test_one_view_and_transforms(dataset):
-    stream = _stream(dataset, mask_b=None, transform=transforms.FlipAndRotate(), use_cutmix=True)
+    flips = {"type": "flip_and_rotate"}
+    stream = _stream(dataset, masks=[STRATEGY], transform_config=flips, apply_cutmix=True)
     group = stream.group(1)
     assert "mask_b" not in group and group["ok"].all()
-    mixed = _stream(dataset, transform=transforms.Mixup(1.0)).group(1)
+    mixup = {"type": "mixup", "alpha": 1.0}
+    mixed = _stream(dataset, transform_config=mixup).group(1)
     assert mixed["ok"].all()
     with pytest.raises(ValueError, match="Mixup needs all samples"):
-        _stream(dataset, transform=transforms.Mixup(1.0), host_count=2)
+        _stream(dataset, transform_config=mixup, hosts=(0, 2))
 
 
 def _spoil(folder: Path, number: int, how: str) -> None:
@@ -199,7 +189,7 @@ def test_a_sample_without_visible_token_becomes_a_hole(dataset):
                 mask[1][mask[1] == 0] = 2
             return masks
 
-    stream = _stream(dataset, mask_b=Blind())
+    stream = _stream(dataset, masks=[STRATEGY, Blind()])
     group = stream.group(0)
     assert group["ok"].tolist() == [True, False, True, True] and stream.samples_bad == 0
     assert all((m[1] == 3).all() for m in group["mask_a"].values())
@@ -208,17 +198,12 @@ def test_a_sample_without_visible_token_becomes_a_hole(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"global_batch_size": 10}, "global_batch_size 10 must be a multiple of the micro-batch"),
-        ({"samples_per_shape": 6}, "samples_per_shape 6 must be a multiple"),
-        ({"group_size": 0}, "group_size must be at least 1"),
         ({"global_batch_size": 400}, "24 samples, fewer than one global batch of 400"),
         ({"token_budget": 100}, "token budget 100 is too small for a grid of 4 x 4"),
         ({"patch_sizes": (20,)}, "patch size 20 leaves no grid that fits the 16 px tiles"),
-        ({"host_index": 2, "host_count": 2}, "host 2 is not one of 2"),
-        ({"host_count": 5}, "5 hosts cannot share groups of 4"),
-        ({"num_workers": -1}, "num_workers"),
-        ({"max_bad_fraction": 2}, "max_bad_fraction"),
-        ({"modalities": ["sentinel1"]}, "the index was prepared for"),
+        ({"hosts": (2, 2)}, "host 2 is not one of 2"),
+        ({"hosts": (0, 5)}, "5 hosts cannot share groups of 4"),
+        ({"training_modalities": ["sentinel1"]}, "the index was prepared for"),
     ],
 )
 def test_impossible_settings_are_explained(dataset, options, message):
@@ -249,7 +234,7 @@ class _Failing:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, RecursionError])
 def test_an_error_in_a_worker_ends_the_run_with_its_traceback(dataset, error, workers):
-    stream = _stream(dataset, mask_a=_Failing(False, error), num_workers=workers)
+    stream = _stream(dataset, masks=[_Failing(False, error)], num_workers=workers)
     with pytest.raises(Exception, match="no such masks") as caught:
         list(stream.batches(0, 3))
     assert not isinstance(caught.value, WorkerDied)
@@ -257,7 +242,7 @@ def test_an_error_in_a_worker_ends_the_run_with_its_traceback(dataset, error, wo
 
 
 def test_a_killed_worker_ends_the_run(dataset):
-    stream = _stream(dataset, mask_a=_Failing(True), num_workers=2)
+    stream = _stream(dataset, masks=[_Failing(True)], num_workers=2)
     with pytest.raises(WorkerDied, match=r"a reader process was killed.*exit code -9"):
         list(stream.batches(0, 6))
 
@@ -266,7 +251,7 @@ def test_two_hosts_with_two_workers_each_read_what_one_host_reads(dataset):
     settings = {"group_size": 8, "samples_per_shape": 8}
     whole = list(_stream(dataset, **settings).batches(0, 4))
     for host in (0, 1):
-        part = _stream(dataset, **settings, host_index=host, host_count=2, num_workers=2)
+        part = _stream(dataset, **settings, hosts=(host, 2), num_workers=2)
         for groups, own in zip(whole, part.batches(0, 4), strict=True):
             for group, half in zip(groups, own, strict=True):
                 mine = {k: v[host::2] if v.ndim else v for k, v in _flat(group).items()}

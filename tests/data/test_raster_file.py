@@ -19,6 +19,7 @@ from olmoearth_jax.data.raster_file import (
     same_crs,
     transform_points,
 )
+from olmoearth_jax.evals.datasets import base as evals_rasters
 
 NORTH = Affine(10, 0, 300000, 0, -10, 5800000)
 
@@ -234,3 +235,74 @@ def test_local_systems_have_no_place_on_the_earth(local):
             transform_points(*pair, [1.0], [2.0])
     assert same_crs(local, local) and not same_crs(local, UTM)
     assert crs_difference(local, UTM).startswith("'site' against EPSG:32633")
+
+
+def _pointing(folder: Path, side: int) -> str:
+    """A VRT whose pixels are the bytes of a file that is no raster."""
+    secret = folder / "secret"
+    secret.write_bytes(b"S" * side * side)
+    return (
+        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}">'
+        "<GeoTransform>300000, 10, 0, 5800000, 0, -10</GeoTransform>"
+        '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">'
+        f'<SourceFilename relativetoVRT="0">{secret}</SourceFilename>'
+        f"<PixelOffset>1</PixelOffset><LineOffset>{side}</LineOffset>"
+        "</VRTRasterBand></VRTDataset>"
+    )
+
+
+@pytest.mark.parametrize("name", ["tile.tif", "tile.TIFF"])
+def test_a_list_of_other_files_is_no_geotiff(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(_pointing(tmp_path, 8))
+    with rasterio.open(path) as file:  # GDAL goes by the content
+        assert file.read().tobytes() == b"S" * 64
+    with pytest.raises(RasterError, match="cannot be read as a raster"):
+        RasterFile(path)
+    for read in (evals_rasters.read_raster, evals_rasters.read_label):
+        with pytest.raises(ValueError, match="cannot be read as a raster"):
+            read(path)
+
+
+@pytest.mark.parametrize("where", ["tag", "aux", "ovr"])
+def test_smaller_versions_are_read_from_no_other_file(tmp_path, where):
+    path = _write(tmp_path / "tile.tif", np.full((1, 8, 8), 77, np.uint8))
+    small = tmp_path / ("tile.tif.ovr" if where == "ovr" else "small.vrt")
+    small.write_text(_pointing(tmp_path, 4))
+    if where == "tag":
+        with rasterio.open(path, "r+") as file:
+            file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(small))
+    elif where == "aux":
+        named = f'<MDI key="OVERVIEW_FILE">{small}</MDI>'
+        text = f'<PAMDataset><Metadata domain="OVERVIEWS">{named}</Metadata></PAMDataset>'
+        (tmp_path / "tile.tif.aux.xml").write_text(text)
+    with rasterio.open(path) as file:
+        assert file.read(1, out_shape=(4, 4)).tobytes() == b"S" * 16
+    with RasterFile(path) as file:
+        assert (file.values(out_shape=(4, 4)) == 77).all()
+        assert (file.read(out_shape=(4, 4))[0] == 77).all()
+
+
+def test_pixels_are_thinned_out_alike_with_and_without_versions_elsewhere(tmp_path):
+    data = np.arange(2 * 30 * 40, dtype=np.uint16).reshape(2, 30, 40)
+    path = _write(tmp_path / "tile.tif", data)
+    for rows, cols, shape in [(30, 40, (7, 9)), (30, 40, (15, 20)), (11, 40, (3, 40)),
+                              (4, 4, (8, 12))]:  # fmt: skip
+        window = slice(30 - rows, 30), slice(0, cols)
+        with RasterFile(path) as file:
+            plain = file.read(*window, shape)
+        (tmp_path / "tile.tif.ovr").write_bytes(b"")
+        with RasterFile(path) as file:
+            own = file.read(*window, shape)
+        (tmp_path / "tile.tif.ovr").unlink()
+        np.testing.assert_array_equal(plain[0], own[0])
+        np.testing.assert_array_equal(plain[1], own[1])
+
+
+def test_a_raster_for_evaluation_holds_what_it_declares(tmp_path):
+    form = {"width": 60_000, "height": 60_000, "count": 3, "dtype": "uint8", "tiled": True}
+    more = {"crs": "EPSG:32633", "transform": NORTH, "sparse_ok": True}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **form, **more):
+        pass
+    with pytest.raises(ValueError, match="far more pixels than it can hold"):
+        evals_rasters.read_raster(tmp_path / "a.tif")

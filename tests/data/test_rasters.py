@@ -426,6 +426,13 @@ def test_manifests(tmp_path):
         Stack(rasters)
 
 
+@pytest.mark.parametrize("date", ["0023-06-15", "2223-06-15"])
+def test_years_without_images_are_refused(tmp_path, date):
+    path = write(tmp_path / "a.tif", np.ones((1, 4, 4), np.uint16), ["B02"])
+    with pytest.raises(ValueError, match=f"no image is of {date}: years are 1970..2100"):
+        Stack([Raster(path, date)])
+
+
 def test_folders_with_a_name_pattern(tmp_path):
     for name in ("sentinel2_l2a_20230615_T33UUU.tif", "SENTINEL1_2023-06-15_b_c.tif", "notes.txt",
                  ".hidden", "other_20230615_x.tif"):  # fmt: skip
@@ -443,3 +450,15 @@ def test_folders_with_a_name_pattern(tmp_path):
         with pytest.raises(ValueError, match=said):
             read_folder(tmp_path, pattern)
     assert raster_list.name_pattern("{a}_{a}.tif").fullmatch("x_y.tif") is None
+
+
+def test_some_descriptions_that_contradict_the_names_are_enough(tmp_path):
+    path = write(tmp_path / "a.tif", np.ones((3, 4, 4), np.uint16), ["mine", "B04", "B03"])
+    with pytest.raises(ValueError, match="calls its bands mine, B04, B03, not B02, B03, B04"):
+        Stack([Raster(path, "2023-06-15", "sentinel2_l2a", ["B02", "B03", "B04"])])
+    for names in (["mine", "B03", ""], ["Band 1", "Band 2", "Band 3"]):
+        path = write(tmp_path / "b.tif", np.ones((3, 4, 4), np.uint16), names)
+        Stack([Raster(path, "2023-06-15", "sentinel2_l2a", ["B02", "B03", "B04"])]).close()
+    counted = [f"B{k}" for k in range(1, 13)]  # of a program that counts; no sensor has these
+    path = write(tmp_path / "c.tif", np.ones((12, 4, 4), np.uint16), counted)
+    Stack([Raster(path, "2023-06-15", "sentinel2_l2a", S2)]).close()

@@ -17,21 +17,13 @@ from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.data.remote import RemotePath, location
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
+from tests.data import streams
 from tests.data.test_pipeline import STRATEGY, _flat
 
 
 def make_stream(index, **options) -> TrainStream:
-    return TrainStream(
-        index,
-        modalities=OFFICIAL_MODALITIES,
-        mask_a=STRATEGY,
-        global_batch_size=8,
-        group_size=4,
-        samples_per_shape=4,
-        patch_sizes=(1, 2),
-        grids=(2, 4),
-        **options,
-    )
+    given = {"patch_sizes": (1, 2), "sampled_hw_p_list": [2, 4]}
+    return streams.make_stream(index, [STRATEGY], **given | options)
 
 
 def same(a, b) -> bool:

@@ -43,9 +43,7 @@ def segments(monkeypatch):
 @pytest.mark.skipif(not PROC.is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_grows_over_20000_samples(dataset, workers, segments):
-    stream = make_stream(
-        prepare(dataset, OFFICIAL_MODALITIES), num_workers=workers, normalized=True
-    )
+    stream = make_stream(prepare(dataset, OFFICIAL_MODALITIES), num_workers=workers, normalize=True)
     steps, seen = 20_000 // 8, []
     batches = stream.batches(0, steps)
     for step, _ in enumerate(batches):

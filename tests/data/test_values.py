@@ -66,6 +66,19 @@ def test_one_timestep_of_a_large_array_is_seen():
         check_values(x, "sentinel2_l2a")
 
 
+@pytest.mark.parametrize(("name", "factor"), [("sentinel2_l2a", 1e-4), ("sentinel1", None)])
+def test_one_timestep_in_another_unit_is_told(name, factor):
+    scene = {"sentinel2_l2a": COUNTS, "sentinel1": RADAR}[name]
+    series = np.concatenate([scene] * 12, axis=2)
+    assert values.warnings_of(series, name) == []
+    series[:, :, 4] = scene[:, :, 0] * factor if factor else 10 ** (scene[:, :, 0] / 10)
+    for x in (series, series[None], np.asfortranarray(series)):
+        with pytest.raises(ValueError, match=r"like .* \(in timestep 5 of 12\)"):
+            check_values(x, name)
+    series[:, :, 4] = np.nan
+    assert values.warnings_of(series, name) == []
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float64])
 def test_counts_of_parts_add_up(dtype):
     whole = spoilt(spoilt(COUNTS, 0, 0.3), 31000, 0.2).reshape(-1, 12).astype(dtype)

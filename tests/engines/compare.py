@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig, ReconstructorConfig
-from olmoearth_jax.stream.census import needs, take_census
 from olmoearth_jax.stream.ladder import build_ladder
+from olmoearth_jax.stream.stream_shape import MicroStepSize
+from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble, targets
-from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.objectives import Objective
-from olmoearth_jax.train.sharding import make_mesh
 from tests.stream.builders import GRID_TIMESTEPS, small_model
 
 NAMES = ("sentinel2_l2a", "worldcover", "landsat")
@@ -63,23 +64,22 @@ def evaluate(engine, groups, params, target):
     return jax.tree.map(lambda *xs: np.mean(np.stack(xs), axis=0), *parts)
 
 
-def check(config, groups, strategies, objective: Objective, options=None) -> None:
+def check(config, groups, strategies, objective: Objective) -> None:
     """Asserts that stream and dense agree in loss, terms and gradients."""
     mesh = make_mesh(devices=jax.devices()[:1])
     size = len(groups[0]["position"])
-    spec = assemble.stream_spec(
-        config, strategies, GRID_TIMESTEPS, size * len(groups), 1, len(groups), objective.views,
-        **assemble.stream_needs(objective),
-    )  # fmt: skip
+    step = MicroStepSize(size * len(groups), 1, len(groups))
+    needed = assemble.StreamNeeds.of(objective)
+    spec = assemble.stream_spec(config, strategies, GRID_TIMESTEPS, step, needed)
     spec = dataclasses.replace(spec, chunk=2)
     owner = np.zeros(size * len(groups), int)
-    need = needs([take_census(g, spec) for g in groups], owner, spec, 1)
+    need = needs([count_tokens(g, spec) for g in groups], owner, spec, 1)
     ladder = build_ladder(spec, [need], 2)
-    options = options or EngineOptions.of(config)
+    settings = ExperimentConfig(model=config, precision="float32")
     params = random_params(config, 0)
     target = targets.start_of(random_params(config, 1), objective)
-    stream = assemble.stream_engine(config, spec, ladder, objective, mesh, options)
-    dense = assemble.dense_engine(config, objective, mesh, size, options)
+    stream = assemble.stream_engine(settings, spec, ladder, objective, mesh)
+    dense = assemble.dense_engine(settings, objective, mesh, size)
     (ours, our_terms), our_grads = evaluate(stream, groups, params, target)
     (oracle, terms), grads = evaluate(dense, groups, params, target)
     assert ours == pytest.approx(oracle, rel=2e-5)

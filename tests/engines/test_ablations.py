@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.train import assemble, build
 
@@ -42,7 +43,7 @@ def _ablation(name: str) -> ExperimentConfig:
 
 
 def _step(cfg: ExperimentConfig) -> None:
-    assert cfg.validate() == []
+    assert check.problems(cfg) == []
     training = build.build_training(cfg, say=lambda line: None)
     program = training.program
     state = program.init_state()
@@ -61,7 +62,7 @@ def _step(cfg: ExperimentConfig) -> None:
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_builds_its_objective(name):
     cfg = _ablation(name)
-    assert cfg.validate() == []
+    assert check.problems(cfg) == []
     objective = build.build_objective(cfg)
     assert objective.views == cfg.data_loader.num_masked_views
     trained = assemble.trainable_leaves(cfg.model, objective.pools, objective)

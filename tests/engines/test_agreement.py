@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses, masking
+from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.masking import MaskContext
 from olmoearth_jax.modalities import Tokenization
-from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective
 from tests.engines.compare import NAMES, SINGLE, check, model_of
 from tests.stream.builders import make_group
 
@@ -64,8 +63,8 @@ def test_v1_2_model_with_band_dropout_and_a_strategy_per_view():
         "modality_weights": {"landsat": 0.5},
     }
     koleo = losses.build({"type": "KoLeo"})
-    objective = Objective(losses.build(loss), (0.1, 0.05), regularizer=koleo)
-    check(config, groups, [first, second], objective, EngineOptions.of(config))
+    objective = Objective(losses.build(loss), losses.InfoNCE(0.1, 0.05), regularizer=koleo)
+    check(config, groups, [first, second], objective)
 
 
 @pytest.mark.slow
@@ -73,7 +72,7 @@ def test_galileo_with_deep_targets_of_one_view():
     groups, strategy = _groups([(2, 2), (1, 4)], 2)
     objective = Objective(
         losses.build(PATCH),
-        (0.1, 0.05),
+        losses.InfoNCE(0.1, 0.05),
         kind="galileo",
         token_loss_b=losses.build(MODALITY),
         exits_b=EXITS,

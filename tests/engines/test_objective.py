@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses
+from olmoearth_jax.losses import NoTokenLoss, Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble, targets
-from olmoearth_jax.train.assemble import EngineOptions, trainable_leaves
-from olmoearth_jax.train.ema import ema_update
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.train.assemble import trainable_leaves
 from olmoearth_jax.train.step import TrainProgram
+from olmoearth_jax.train.targets import ema_update
 from tests.engines.compare import model_of
 from tests.train.steady import steady
 
@@ -27,7 +27,10 @@ PIXELS = losses.build({"type": "mae"})
 @pytest.mark.parametrize(
     ("objective", "name"),
     [
-        (Objective(PATCH, (0.1, 0.1), regularizer=KOLEO, mae=PIXELS), "PatchDisc+KoLeo+MAE"),
+        (
+            Objective(PATCH, losses.InfoNCE(0.1, 0.1), regularizer=KOLEO, mae=PIXELS),
+            "PatchDisc+KoLeo+MAE",
+        ),
         (Objective(PATCH, kind="mae", regularizer=KOLEO, mae=PIXELS), "MAE+PatchDisc+KoLeo"),
         (Objective(NoTokenLoss(), kind="mae", mae=PIXELS), "MAE"),
         (
@@ -41,7 +44,7 @@ def test_the_total_is_named_after_its_terms(objective, name):
 
 
 def test_the_total_averages_views_and_groups():
-    objective = Objective(PATCH, (0.1, 0.1), regularizer=KOLEO, kind="galileo",
+    objective = Objective(PATCH, losses.InfoNCE(0.1, 0.1), regularizer=KOLEO, kind="galileo",
                           view_metrics=("a", "b"))  # fmt: skip
     terms = {
         "base": jnp.array([[1.0, 3.0], [5.0, 7.0]]),
@@ -77,9 +80,9 @@ def test_what_no_loss_reads_is_left_alone():
 
 def _program(objective, **changes) -> TrainProgram:
     model, mesh = model_of(), make_mesh(devices=jax.devices()[:1])
-    engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
-    trained = trainable_leaves(model, True, objective)
-    return TrainProgram(steady(model, **changes), engine, mesh, trained, 10)
+    config, trained = steady(model, **changes), trainable_leaves(model, True, objective)
+    engine = assemble.dense_engine(config, objective, mesh, 4)
+    return TrainProgram(config, engine, mesh, trained, 10)
 
 
 def test_a_target_drawn_anew_differs_in_its_patch_embeddings():
@@ -130,6 +133,4 @@ def test_pixels_of_visible_patches_need_the_dense_engine():
     mesh = make_mesh(devices=jax.devices()[:1])
     pixels = dataclasses.replace(PIXELS, only_decode=False)
     with pytest.raises(ValueError, match=r"use --config\.engine=dense"):
-        assemble.stream_engine(
-            model_of(), None, (), Objective(PATCH, mae=pixels), mesh, EngineOptions()
-        )
+        assemble.stream_engine(steady(model_of()), None, (), Objective(PATCH, mae=pixels), mesh)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import EvalTaskConfig
 from olmoearth_jax.evals.embeddings import EncoderModel
-from olmoearth_jax.evals.tasks import EvalTaskConfig
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.evals import embeddings
-from olmoearth_jax.evals.embeddings import EncoderModel, Pooling, RawBands
+from olmoearth_jax.evals.embeddings import EncoderModel, Extraction, RawBands
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, collate, make_sample
+from olmoearth_jax.model.pooling import Pooling
 
 from .builders import tiny_model
 
-SPATIAL = Pooling(spatial=True)
+SPATIAL = Pooling(place="spatial")
 
 
 def _sample(steps=2, side=8, seed=0, bands=12, name="sentinel2_l2a"):
@@ -32,8 +33,8 @@ def test_pooling_follows_from_spatial_tokens():
     spatial = model.embed(batch, 4, SPATIAL)
     assert spatial.shape == (2, 2, 2, 32)
     assert np.allclose(model.embed(batch, 4, Pooling()), spatial.mean((1, 2)), atol=1e-5)
-    assert np.allclose(model.embed(batch, 4, Pooling(centre=True)), spatial[:, 1, 1])
-    concat = model.embed(batch, 4, Pooling(spatial=True, concat=True))
+    assert np.allclose(model.embed(batch, 4, Pooling(place="centre")), spatial[:, 1, 1])
+    concat = model.embed(batch, 4, Pooling(place="spatial_concat"))
     assert concat.shape == (2, 2, 2, 3, 32)
     assert np.allclose(concat.mean(3), spatial, atol=1e-5)
 
@@ -49,14 +50,16 @@ def test_extraction_fills_the_last_batch():
             return self.items[index], np.asarray(index)
 
     model = tiny_model()
-    options = {"patch_size": 4, "pool": Pooling()}
-    x, y = embeddings.extract(model, Split(), ["sentinel2_l2a"], batch_size=2, **options)
-    z, _ = embeddings.extract(model, Split(), ["sentinel2_l2a"], batch_size=5, workers=0, **options)
+    how = Extraction(4, Pooling(), 2)
+    x, y = embeddings.extract(model, Split(), ["sentinel2_l2a"], how)
+    z, _ = embeddings.extract(
+        model, Split(), ["sentinel2_l2a"], Extraction(4, Pooling(), 5, workers=0)
+    )
     assert y.tolist() == [0, 1, 2, 3, 4] and np.allclose(x, z, atol=1e-5)
     with pytest.raises(embeddings.Stopped):
-        embeddings.extract(model, Split(), ["sentinel2_l2a"], stop=lambda: True, **options)
+        embeddings.extract(model, Split(), ["sentinel2_l2a"], how, lambda: True)
     with pytest.raises(ValueError, match="does not take 'landsat'"):
-        embeddings.extract(model, Split(), ["landsat"], **options)
+        embeddings.extract(model, Split(), ["landsat"], how)
 
 
 def test_a_diverged_model_is_refused():
@@ -72,7 +75,7 @@ def test_a_diverged_model_is_refused():
             return _sample(), np.asarray(0)
 
     with pytest.raises(ValueError, match="NaN or infinite embeddings"):
-        embeddings.extract(model, Split(), ["sentinel2_l2a"], patch_size=4, pool=Pooling())
+        embeddings.extract(model, Split(), ["sentinel2_l2a"], Extraction(4, Pooling()))
 
 
 def test_bad_batches_are_refused():
@@ -105,4 +108,4 @@ def test_raw_bands_keep_every_pixel():
     assert out.shape == (1, 2, 2, 16 * 12)
     assert np.array_equal(out[0, 1, 0, :12], batch["sentinel2_l2a"][0, 4, 0, 0])
     with pytest.raises(ValueError, match="no band sets"):
-        RawBands(["sentinel2_l2a"]).embed(batch, 4, Pooling(spatial=True, concat=True))
+        RawBands(["sentinel2_l2a"]).embed(batch, 4, Pooling(place="spatial_concat"))

@@ -15,9 +15,10 @@ from launch import _sweep as sweep
 from launch import benchmark, evaluate
 from olmoearth_jax import outputs, overrides
 from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
-from olmoearth_jax.evals import callback, models, results, runner, tasks
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.configlib.tasks import EvalInterval
+from olmoearth_jax.evals import callback, models, results, runner
 from olmoearth_jax.evals.models import Loaded
-from olmoearth_jax.evals.tasks import EvalInterval
 from olmoearth_jax.model import latent_mim
 
 from .builders import task, tiny_config, tiny_model, write_windows
@@ -69,13 +70,13 @@ def test_transforms_and_subsets_are_applied(windows):
 
 
 def test_embeddings_are_made_once_for_runs_of_one_kind(windows, monkeypatch):
-    model, cache, calls = tiny_model(), {}, []
+    model, hooks, calls = tiny_model(), runner.Hooks(cache={}), []
     original = runner.extract
     monkeypatch.setattr(runner, "extract", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     for lr in (0.1, 0.01):
-        runner.run_task("t", task(probe_lr=lr), model, cache=cache)
+        runner.run_task("t", task(probe_lr=lr), model, hooks=hooks)
     assert len(calls) == 2
-    runner.run_task("t", task(pooling_type="max"), model, cache=cache)
+    runner.run_task("t", task(pooling_type="max"), model, hooks=hooks)
     assert len(calls) == 4
 
 
@@ -133,6 +134,13 @@ def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
     assert [r["task"] for r in results.read_lines(tmp_path)] == ["good"]
 
 
+def _config(folder, evaluator):
+    config = ExperimentConfig(model=tiny_config())
+    config.common.save_folder = str(folder)
+    config.trainer.callbacks.downstream_evaluator = evaluator
+    return config
+
+
 def _evaluator(tmp_path, **settings):
     chosen = {
         "often": task(eval_interval=EvalInterval(2, "steps")),
@@ -140,11 +148,9 @@ def _evaluator(tmp_path, **settings):
         "absent": task("mados"),
         "foreign": task("small_landsat_vessel_type", input_modalities=["landsat"]),
     }
-    config = DownstreamEvaluatorConfig(tasks=chosen, **settings)
+    config = _config(tmp_path, DownstreamEvaluatorConfig(tasks=chosen, **settings))
     lines: list[str] = []
-    made = callback.DownstreamEvaluator(
-        config, tiny_config(), steps_per_epoch=6, folder=tmp_path / "evals", say=lines.append
-    )
+    made = callback.DownstreamEvaluator(config, 6, lines.append)
     made.options = dataclasses.replace(made.options, k=5)
     return made, lines
 
@@ -165,10 +171,8 @@ def test_tasks_run_when_they_are_due(windows, tmp_path, monkeypatch):
         _evaluator(tmp_path, tasks_to_run=["rarly"])
     best = {"best": task(select_best_by_primary_metric=True)}
     with pytest.raises(ValueError, match="task 'best': select_best.* needs run_on_test"):
-        callback.DownstreamEvaluator(
-            DownstreamEvaluatorConfig(tasks=best), tiny_config(), steps_per_epoch=6,
-            folder=tmp_path,
-        )  # fmt: skip
+        config = _config(tmp_path, DownstreamEvaluatorConfig(tasks=best))
+        callback.DownstreamEvaluator(config, 6)
 
 
 def test_a_command_names_a_task_of_the_catalogue_and_changes_it():

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmoearth_jax.configlib.tasks import PROBE_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import finetune, heads, layers, linear_probe, losses
 from olmoearth_jax.evals.linear_probe import train_probe
-from olmoearth_jax.evals.tasks import PROBE_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
 
 from .builders import task, tiny_model, write_windows
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.evals import results
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import checkpoint
 from olmoearth_jax.train.metrics import read_metrics
 
 from .builders import tiny_config, write_windows

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.data.sample import sample_dataset_dir
-from olmoearth_jax.evals.datasets import open_split, pretrain, sickle
+from olmoearth_jax.evals.datasets import open_split, pretrain, series
 from olmoearth_jax.evals.samples import MASK
 from tools.evaldata import floods, geobench2, mados
 
@@ -83,7 +83,7 @@ def test_sickle(monkeypatch, tmp_path):
     assert sample["timestamps"].tolist() == [[1, 5, 2019], [1, 7, 2019]]
     assert (label[:8] == 0).all() and (label[8:16] == 1).all() and (label[16:] == -1).all()
     with pytest.raises(ValueError, match="names no date"):
-        sickle.acquisition(tmp_path / "image.npz")
+        series.acquisition(tmp_path / "image.npz")
 
 
 def test_breizhcrops(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from olmoearth_jax.evals import tasks
+from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals.datasets import (
     DataUnavailable,
     archives,
@@ -17,9 +17,10 @@ from olmoearth_jax.evals.datasets import (
     tensors,
     why_unavailable,
 )
-from olmoearth_jax.evals.datasets.base import partition_name
+from olmoearth_jax.evals.datasets.base import partition_name, read_json
 from olmoearth_jax.evals.samples import MASK
 from olmoearth_jax.interop import torch_file
+from olmoearth_jax.interop.plain_pickle import PickleRefused
 from tools.evaldata import pastis
 from tools.goldens.evals_data import data_folders
 
@@ -34,7 +35,7 @@ class Evil:
 
 def test_pickles_that_ask_for_anything_else_are_refused():
     for value in (Evil(), {"a": [Evil()]}, np.savetxt):
-        with pytest.raises(archives.UnsafePickle, match="asks for"):
+        with pytest.raises(PickleRefused, match="asks for"):
             archives.loads(pickle.dumps(value), "file.pkl")
     with pytest.raises(ValueError, match="file.pkl is not a readable pickle"):
         archives.loads(b"\x80\x04nonsense", "file.pkl")
@@ -52,7 +53,7 @@ def test_torch_archives_hold_tensors_only(tmp_path):
     path = tmp_path / "evil.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("evil/data.pkl", pickle.dumps(Evil()))
-    with pytest.raises(archives.UnsafePickle, match="tensors never need"):
+    with pytest.raises(PickleRefused, match="tensors never need"):
         archives.load_torch(path)
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="not a torch archive"):
@@ -173,7 +174,7 @@ def test_damaged_geobench_samples_are_named(monkeypatch, tmp_path):
         reader[0]
     with h5py.File(folder / f"{reader.items[1]}.hdf5", "a") as f:
         f.attrs["pickle"] = repr(pickle.dumps(Evil()))
-    with pytest.raises(archives.UnsafePickle, match="asks for"):
+    with pytest.raises(PickleRefused, match="asks for"):
         reader[1]
 
 
@@ -314,7 +315,7 @@ def test_every_record_of_the_catalogues_is_valid():
 
 
 def test_cities_are_known_by_the_names_that_folders_have():
-    from olmoearth_jax.evals.datasets import cities
+    from olmoearth_jax.evals.datasets import tensors as cities
 
     names = [c for row in cities.CONTINENTS.values() for c in row.split(", ")]
     assert len(names) == len(set(names)) == 50
@@ -389,3 +390,17 @@ def test_the_highest_unsigned_label_is_what_minus_one_became(monkeypatch, tmp_pa
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match="holds label 200, outside"):
         [split[i] for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("[" * 100_000, "cannot be read as JSON"), ("{", "cannot be read as JSON"), ("[]", "a dict"),
+     ("\udcff", "cannot be read as JSON"), ("null", "a dict"), ("{}", "a dict with counts"),
+     ("1" * 5000, "cannot be read as JSON"), (None, "cannot be read as JSON")],
+)  # fmt: skip
+def test_json_of_evaluation_data_that_is_damaged_is_named(tmp_path, text, said):
+    path = tmp_path / "manifest.json"
+    if text is not None:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"manifest.json .*{said}"):
+        read_json(path, dict, "counts")

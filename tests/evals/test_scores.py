@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olmoearth_jax.evals import diagnostics, knn, metrics, transforms
-from olmoearth_jax.evals.normalize import impute_stats, normalize
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.evals import embeddings, knn, metrics
+from olmoearth_jax.evals.datasets.bands import Statistics, impute_stats, normalize
+from olmoearth_jax.inference import quantize
 from tools.convert_evals import fit_buckets, save_buckets
+
+STATS = Statistics(np.zeros(2), np.ones(2))
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,9 +83,9 @@ def test_knn_of_several_labels_is_one_vote_per_label():
     rng = np.random.default_rng(3)
     train, query = rng.normal(size=(40, 5)), rng.normal(size=(9, 5))
     labels = rng.integers(0, 2, (40, 3))
-    scores, hard = knn.knn_scores(train, labels, query, 3, k=5)
+    scores, hard = knn.knn_scores((train, labels), query, 3, k=5)
     for c in range(3):
-        single, guess = knn.knn_scores(train, labels[:, c], query, 2, k=5)
+        single, guess = knn.knn_scores((train, labels[:, c]), query, 2, k=5)
         assert np.allclose(scores[:, c], single[:, 1], atol=1e-6)
         assert np.array_equal(hard[:, c], guess)
 
@@ -90,9 +93,9 @@ def test_knn_of_several_labels_is_one_vote_per_label():
 def test_knn_refuses_bad_input():
     x, y = np.eye(4), np.zeros(4, int)
     with pytest.raises(ValueError, match="at least 20 train samples"):
-        knn.knn_scores(x, y, x, 2)
+        knn.knn_scores((x, y), x, 2)
     with pytest.raises(ValueError, match="NaN"):
-        knn.knn_scores(x * np.nan, y, x, 2, k=2)
+        knn.knn_scores((x * np.nan, y), x, 2, k=2)
     info, options = DatasetInfo("t", "classification", 2, ()), RunOptions(k=2)
     for train, query, message in (
         ((x, y + 7), (x, y), "train split holds label 7, outside 0...1"),
@@ -115,7 +118,7 @@ def test_samples_without_a_label_neither_vote_nor_count():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(transforms.BITS))
+@given(st.integers(0, 2**31), st.sampled_from(quantize.BITS))
 def test_quantising_the_midpoints_changes_nothing(seed, bits):
     x = np.random.default_rng(seed).normal(size=(300, 3))
     table = fit_buckets(x, bits)
@@ -127,36 +130,36 @@ def test_quantile_tables_survive_a_file(tmp_path):
     x = np.random.default_rng(0).normal(size=(50, 4))
     tables = {b: fit_buckets(x, b) for b in (1, 8)}
     save_buckets(tmp_path / "q.h5", tables)
-    back = transforms.load_buckets(tmp_path / "q.h5", 8)
+    back = quantize.load_buckets(tmp_path / "q.h5", 8)
     assert np.array_equal(back.quantiles, tables[8].quantiles)
     with pytest.raises(ValueError, match="4 bits"):
-        transforms.load_buckets(tmp_path / "q.h5", 4)
+        quantize.load_buckets(tmp_path / "q.h5", 4)
     with pytest.raises(ValueError, match="one of"):
-        transforms.load_buckets(tmp_path / "q.h5", 3)
+        quantize.load_buckets(tmp_path / "q.h5", 3)
     with pytest.raises(ValueError, match="4 dimensions"):
         back.quantize(np.zeros((2, 5)))
 
 
 def test_pca_refuses_too_many_dimensions():
     with pytest.raises(ValueError, match="embedding_dim 9"):
-        transforms.fit_pca(np.zeros((20, 5)), 9)
+        embeddings.fit_pca(np.zeros((20, 5)), 9)
 
 
 def test_diagnostics_refuse_other_shapes():
     with pytest.raises(ValueError, match="shape"):
-        diagnostics.flat_diagnostics(np.zeros((2, 2, 2)))
+        embeddings.flat_diagnostics(np.zeros((2, 2, 2)))
 
 
 def test_collapsed_embeddings_have_rank_one():
     x = np.ones((50, 8), np.float32)
-    out = diagnostics.flat_diagnostics(x)
+    out = embeddings.flat_diagnostics(x)
     assert out["effective_rank"] == pytest.approx(1) and out["cosine_sim_std"] < 1e-6
 
 
 def test_normalisation_names_unknown_methods():
     with pytest.raises(ValueError, match="did you mean 'standardize'"):
-        normalize(np.zeros(2), np.zeros(2), np.ones(2), method="standardise")
+        normalize(np.zeros(2), STATS, "standardise")
     with pytest.raises(ValueError, match="minimum and maximum"):
-        normalize(np.zeros(2), np.zeros(2), np.ones(2), method="norm_yes_clip_min_max_int")
+        normalize(np.zeros(2), STATS, "norm_yes_clip_min_max_int")
     with pytest.raises(ValueError, match="statistics already"):
         impute_stats({"a": {}, "b": {}}, [("a", "b")], ["a", "b"])

@@ -21,8 +21,20 @@ def test_the_example_runs(tmp_path, monkeypatch):
     config = official_model("nano", "v1_2")
     loaded = checkpoints.Weights(config, latent_mim.initial_params(config), None, {}, ())
     checkpoints.write(loaded, tmp_path / "nano")
-    monkeypatch.setattr(inference.hub, "find", lambda name, revision=None: tmp_path / "nano")
+    monkeypatch.setattr(inference.weights, "find", lambda name, revision=None: tmp_path / "nano")
     scope = {}
     exec(code[1], scope)
     assert scope["vector"].shape == (1, 128) and scope["grid"].shape == (1, 16, 16, 128)
     assert scope["model"].version == "v1_2" and olmoearth_jax.Sample
+
+
+@pytest.mark.parametrize(
+    ("program", "page"), [("embed", "published_models.md"), ("convert_to_h5", "data.md")]
+)
+def test_every_flag_is_explained(program, page):
+    root = PAGE.parents[1]
+    source = (root / "tools" / f"{program}.py").read_text()
+    names = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
+    text = (PAGE.parent / page).read_text()
+    assert len(names) > 15
+    assert [n for n in names if not re.search(rf"--(no)?{n}\b", text)] == []

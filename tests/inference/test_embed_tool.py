@@ -8,6 +8,8 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio")
 
+from rasterio.enums import ColorInterp  # noqa: E402
+
 import olmoearth_jax  # noqa: E402
 from olmoearth_jax.data.rasters import Stack, read_manifest, scaled  # noqa: E402
 from olmoearth_jax.inference import cog, domain  # noqa: E402
@@ -305,38 +307,85 @@ def test_a_map_in_a_local_system_has_no_footprint(folder, images, tmp_path):
     assert "site" in item["properties"]["proj:wkt2"]
 
 
-def drawn_raster(path, rng, x):
-    """The image stored in a way drawn at random, and the flags it needs."""
-    order = rng.permutation(12)
-    y, t = x[order], CORNER
+FAULTS = ("rotated", "elsewhere", "other system", "scaled", "complex")
+
+
+def draw_raster(path, rng, x, names, top, fault):
+    """Writes bands [C, h, w] of which 0 is missing in a way drawn at random."""
+    t = rasterio.Affine(10, 0, CORNER.c, 0, -10, CORNER.f - 10 * top)
     if rng.random() < 0.5:
-        y, t = y[:, ::-1], rasterio.Affine(10, 0, t.c, 0, 10, t.f - 10 * x.shape[1])
+        x, t = x[:, ::-1], t @ rasterio.Affine(1, 0, 0, 0, -1, x.shape[1])
     if rng.random() < 0.5:
-        y, t = y[..., ::-1], rasterio.Affine(-10, 0, t.c + 10 * x.shape[2], 0, t.e, t.f)
-    names = [S2[i] for i in order]
-    if rng.random() < 0.5:
-        names = [n.replace("B0", "B") for n in names]
+        x, t = x[..., ::-1], t @ rasterio.Affine(-1, 0, x.shape[2], 0, 1, 0)
     crs = ["EPSG:32633", rasterio.CRS.from_epsg(32633).to_wkt(version="WKT1_ESRI")]
-    kind = rng.choice(["uint16", "int32", "float32"])
-    write(path, np.ascontiguousarray(y).astype(kind), names, 0, crs[rng.integers(2)], t)
-    if rng.random() < 0.5:
-        with rasterio.open(path, "r+") as file:
-            file.scales = (1e-4,) * 12
-    return {"modality": "sentinel2_l2a"} if rng.random() < 0.5 or "B1" in names else {}
+    crs = "EPSG:32733" if fault == "other system" else crs[rng.integers(2)]
+    kind = str(rng.choice(["uint16", "int16", "int32", "float32", "float64"]))
+    way = str(rng.choice(["zero", "value", "mask", "alpha", *(["nan"] if kind[0] == "f" else [])]))
+    gone, kinds, form = x == 0, None, {}
+    y = x.astype(np.float64)
+    y[gone] = {"value": -9999 if kind != "uint16" else 65535, "nan": np.nan}.get(way, 0)
+    if way in ("zero", "value", "nan"):
+        form = {"nodata": float(y[gone][0]) if gone.any() else None}
+    if way == "alpha":
+        y = np.concatenate([y, 255.0 * ~gone[:1]])
+        kinds = [ColorInterp.undefined] * len(x) + [ColorInterp.alpha]
+    kind = "complex64" if fault == "complex" else kind
+    t = t @ rasterio.Affine.rotation(2) if fault == "rotated" else t
+    t = t @ rasterio.Affine.translation(0.4, 0) if fault == "elsewhere" else t
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(
+        path, "w", driver="GTiff", crs=crs, transform=t, count=len(y), height=y.shape[1],
+        width=y.shape[2], dtype=kind, **form,
+    ) as file:  # fmt: skip
+        if kinds:
+            file.colorinterp = kinds
+        file.write(y.astype(kind))
+        file.descriptions = (*names, None) if way == "alpha" else tuple(names)
+        if fault == "scaled" or rng.random() < 0.4:
+            file.scales = (0.5 if fault == "scaled" else 1e-4,) * len(y)
+        if way == "mask":
+            file.write_mask(~gone[0])
+    return str(path)
 
 
-def test_any_storage_gives_the_map_of_the_plain_file(folder, images, tmp_path):
-    rng = np.random.default_rng(5)
-    how = {"dates": ["2021-04-15"], "check_units": False}
-    embed.run(options(folder, "s2.tif", "plain.tif", **how))
+def draw_rasters(folder, rng, x, faulty):
+    """The files of an image in a way drawn at random, one of them with a fault if asked for."""
+    groups = np.array_split(rng.permutation(12), rng.integers(1, 4))
+    cut = int(rng.integers(0, x.shape[1]))
+    spans = [slice(0, None)] if cut < 6 else [slice(0, cut), slice(cut - 2, None)]
+    work = [(group, span) for group in groups for span in spans]
+    bad = int(rng.integers(len(work))) if faulty else -1
+    out = []
+    for k, (group, span) in enumerate(work):
+        names = [S2[i] for i in group]
+        if rng.random() < 0.5:
+            names = [n.replace("B0", "B") for n in names]
+        fault = str(rng.choice(FAULTS)) if k == bad else ""
+        part = folder / f"{k}.tif"
+        out.append(draw_raster(part, rng, x[group, span], names, span.start, fault))
+    return [out[k] for k in rng.permutation(len(out))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_storage_gives_the_map_of_the_plain_file(folder, images, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    plain = options(folder, "s2.tif", "plain.tif", dates=["2021-04-15"])
+    if not (folder / "plain.tif").exists():
+        embed.run(plain)
     with rasterio.open(folder / "plain.tif") as file:
         expected, form = file.read(), file.profile
-    for number in range(6):
-        more = drawn_raster(tmp_path / f"{number}.tif", rng, images[0])
-        embed.run(options(folder, tmp_path / f"{number}.tif", "drawn.tif", **how, **more))
-        with rasterio.open(folder / "drawn.tif") as file:
-            assert (file.transform, file.crs) == (form["transform"], "EPSG:32633")
-            np.testing.assert_allclose(file.read(), expected, rtol=1e-4, atol=1e-5)
+    faulty = seed % 3 == 0
+    files = draw_rasters(tmp_path, rng, images[0], faulty)
+    o = options(folder, "", tmp_path / "drawn.tif", modality="sentinel2_l2a")
+    o = dataclasses.replace(o, input=files, dates=["2021-04-15"] * len(files))
+    if faulty:
+        with pytest.raises(ValueError):
+            embed.run(o)
+        assert not (tmp_path / "drawn.tif").exists()
+        return
+    embed.run(o)
+    with rasterio.open(tmp_path / "drawn.tif") as file:
+        assert (file.transform, file.crs) == (form["transform"], "EPSG:32633")
+        np.testing.assert_allclose(file.read(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_said_beside_the_map(folder, images, tmp_path, capsys):

@@ -12,8 +12,9 @@ import olmoearth_jax
 from olmoearth_jax import Sample, modalities
 from olmoearth_jax.inference import model as inference
 from olmoearth_jax.interop import checkpoints
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.model.uniform_batch import UniformBatch, encode_batch
 
 NAMES = ["sentinel2_l2a", "sentinel1", "worldcover"]
 S2 = list(modalities.get("sentinel2_l2a").bands)
@@ -64,7 +65,7 @@ def test_embeds_like_the_dense_engine(model):
     }
     masks = {n: np.zeros((2, 2, 2, 2, len(model.slots.of(n))), np.int8) for n in data}
     encoder = latent_mim.merge(model.graph, model.params)
-    tokens = dense.encode_dense(encoder, data, masks, one.timestamps, 4).tokens
+    tokens = encode_batch(encoder, UniformBatch(data, masks, one.timestamps, 4)).tokens
     expected = sum(np.asarray(x).mean((3, 4)) for x in tokens.values()) / 2
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     assert model.embed(one, patch_size=4).shape == (2, model.embedding_size)
@@ -153,6 +154,8 @@ def test_refused(model):
         ([np.zeros((8, 8, 1, 12))], "ndarray of shape"),
         ({"sentinel2_l2a": np.zeros((8, 8, 1, 12))}, "a mapping of sentinel2_l2a"),
         ("sample.h5", "str"),
+        (None, "NoneType"),
+        (5, "int"),
     ],
 )
 def test_what_is_no_sample_is_told_how_to_become_one(model, given, what):

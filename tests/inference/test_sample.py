@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olmoearth_jax import Sample, modalities
+from olmoearth_jax.data.values import check_values
 from olmoearth_jax.dates import parse_dates
-from olmoearth_jax.inference import missing_bands, units
+from olmoearth_jax.inference import prepare
 
 S2 = list(modalities.get("sentinel2_l2a").bands)
 DATES = ["2021-01-15", "2021-02", "2021-03-31"]
@@ -135,8 +136,8 @@ def test_nan_pixels():
 
 def test_units_of_radar_and_offset():
     with pytest.raises(ValueError, match=r"10 \* log10"):
-        units.check_units(np.full((4, 4), 0.05), "sentinel1")
-    units.check_units(np.full((4, 4), -15.0), "sentinel1")
+        check_values(np.full((4, 4), 0.05), "sentinel1")
+    check_values(np.full((4, 4), -15.0), "sentinel1")
     with pytest.warns(UserWarning, match="offset of 1000"):
         make(s2() + 1000, dates=["2023-01-01", "2023-02-01", "2023-03-01"])
     make(s2() + 1000)  # before the offset was introduced
@@ -154,24 +155,24 @@ def test_units_of_radar_and_offset():
 )
 def test_stand_ins(name, band, nearest):
     bands = modalities.get(name).bands
-    assert bands[missing_bands.stand_ins(name, band)[0]] == nearest
+    assert bands[prepare.stand_ins(name, band)[0]] == nearest
 
 
 def test_fill_rules():
     lo, hi = np.zeros(12), np.full(12, 2.0)
     x = np.full((1, 12), 1.0)
     x[0, S2.index("B01")] = np.nan
-    later, lost = missing_bands.fill(x, "sentinel2_l2a", "v1_2", lo, hi)
+    later, lost = prepare.fill(x, "sentinel2_l2a", "v1_2", (lo, hi))
     assert later[0, S2.index("B01")] == 0 and lost.sum() == 1
-    first, lost = missing_bands.fill(x, "sentinel2_l2a", "v1", lo, hi)
+    first, lost = prepare.fill(x, "sentinel2_l2a", "v1", (lo, hi))
     assert first[0, S2.index("B01")] == 0.5 and not lost.any()
     x[0, :5] = np.nan
     with pytest.warns(UserWarning, match="were set to 0"):
-        missing_bands.fill(x, "sentinel2_l2a", "v1_1", lo, hi)
+        prepare.fill(x, "sentinel2_l2a", "v1_1", (lo, hi))
     with pytest.warns(UserWarning, match="were copied"):
-        missing_bands.fill(x, "sentinel2_l2a", "v1", lo, hi)
+        prepare.fill(x, "sentinel2_l2a", "v1", (lo, hi))
     with pytest.raises(ValueError, match="unknown model version"):
-        missing_bands.fill(x, "sentinel2_l2a", "v9", lo, hi)
+        prepare.fill(x, "sentinel2_l2a", "v9", (lo, hi))
 
 
 @pytest.mark.parametrize(
@@ -293,3 +294,12 @@ def test_every_form_of_a_day_is_the_same_day(day):
     forms = [day.isoformat(), day.strftime("%Y%m%d").zfill(8), f"{day.isoformat()}T12:00:00Z", day]
     got = {tuple(parse_dates([form])[0].tolist()) for form in forms}
     assert got == {(day.day, day.month - 1, day.year)}
+
+
+def test_modalities_that_models_do_not_take_are_never_dropped_in_silence():
+    with pytest.raises(ValueError, match="take no sentinel2; did you mean 'sentinel2_l2a'"):
+        Sample.from_arrays(
+            {"sentinel2": s2(), "sentinel1": np.full((8, 8, 1, 2), -12.0)},
+            ["2024-06-15"],
+            bands={"sentinel1": ["vv", "vh"]},
+        )

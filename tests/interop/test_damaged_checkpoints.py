@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tensorstore
 
 from olmoearth_jax import load_pretrained
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.evals import models
 from olmoearth_jax.interop import checkpoints, weights
-from olmoearth_jax.train import checkpoint, integrity
 from tools import eval_loss, inspect_checkpoint
 
 from .test_weights import loaded, tiny
@@ -147,6 +148,25 @@ def test_odd_models_and_ranges(step, value):
     if value != []:
         spoil_meta(step, ranges)
         refused(step, "ranges of 'sentinel2_l2a'", ("read",))
+
+
+LARGE = 2**31
+DECLARED = {
+    "an array": {"shape": [LARGE]},
+    "an array that is filled": {"shape": [2**40], "chunks": [2**40], "fill_value": 0.0},
+    "an array of one chunk": {"shape": [LARGE], "chunks": [LARGE]},
+    "a chunk": {"chunks": [LARGE]},
+}
+
+
+@pytest.mark.parametrize("what", DECLARED)
+def test_arrays_larger_than_the_files_are_refused_before_they_are_made(step, what):
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{step}/params/"}).result()
+    key = next(k for k in store.list().result() if k.endswith(b"norm.bias/.zarray"))
+    record = json.loads(store.read(key).result().value) | DECLARED[what]
+    store.write(key, json.dumps(record).encode()).result()
+    (step / integrity.CHECKSUMS_FILE).unlink()
+    refused(step, "its params cannot be read .*(declares|chunks larger)", ("read",))
 
 
 @pytest.mark.parametrize("item", ["params", "target"])

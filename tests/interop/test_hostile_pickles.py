@@ -67,6 +67,52 @@ def test_evaluation_data_end_in_a_sentence(what):
         archives.loads(OP.PROTO + b"\x02" + HOSTILE[what] + OP.STOP, "task_specs.pkl")
 
 
+def repeated(given, times, how):
+    """Bytes of a list of what `how` makes of `given`, which is in the file once, again and again.
+
+    `how` finds `given` in the memo at 0.
+    """
+    out = given + OP.BINPUT + b"\0" + OP.POP
+    return out + OP.EMPTY_LIST + OP.MARK + how * times + OP.APPENDS
+
+
+ITEMS = OP.EMPTY_LIST + OP.MARK + b"".join(map(number, range(20_000))) + OP.APPENDS
+PAIRED = OP.EMPTY_LIST + OP.MARK + b"".join(
+    text(str(i)) + number(i) + OP.TUPLE2 for i in range(20_000)
+) + OP.APPENDS  # fmt: skip
+MEMBERS = OP.EMPTY_DICT + OP.MARK + b"".join(
+    text(str(i)) + number(i) for i in range(20_000)
+) + OP.SETITEMS  # fmt: skip
+RAW = OP.BINBYTES + struct.pack("<I", 1 << 20) + bytes(1 << 20)
+GET, GIVEN = OP.BINGET + b"\0", OP.BINGET + b"\0" + OP.TUPLE1 + OP.REDUCE
+DTYPE = call("numpy", "dtype", text("u1"))
+ARRAY = call("numpy.core.multiarray", "_reconstruct", OP.NONE)
+COPIES = {
+    "texts": repeated(text("a" * (1 << 20)), 3000, name("_codecs", "encode") + GIVEN),
+    "arrays": repeated(
+        OP.MARK + number(1) + several(number(1 << 20)) + DTYPE + OP.NEWFALSE + RAW + OP.TUPLE,
+        3000, ARRAY + GET + OP.BUILD,
+    ),
+    "sets": repeated(ITEMS, 3000, name("builtins", "set") + GIVEN),
+    "ordered dicts": repeated(PAIRED, 3000, name("collections", "OrderedDict") + GIVEN),
+    "members of objects": repeated(MEMBERS, 3000, call("affine", "A") + GET + OP.BUILD),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", COPIES)
+def test_nothing_is_copied_again_and_again(what):
+    with pytest.raises(PickleRefused, match="far more of its parts"):
+        archives.loads(OP.PROTO + b"\x02" + COPIES[what] + OP.STOP, "task_specs.pkl")
+
+
+def test_parts_that_are_shared_may_be_used_several_times():
+    shared = {str(i): i for i in range(1000)}
+    value = [collections.OrderedDict(shared) for _ in range(500)]
+    arrays = [np.arange(1000.0)] * 50
+    back = archives.loads(pickle.dumps([value, arrays], 4), "x")
+    assert back[0] == value and len(back[1]) == 50
+
+
 PID = several(*[doubled() for _ in range(5)]) + OP.BINPERSID
 WEIGHTS = {
     "an id of lists": PID,

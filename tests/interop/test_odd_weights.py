@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import files, load_pretrained
+from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.checkpoints.folders import NoCheckpoint
 from olmoearth_jax.evals import models
-from olmoearth_jax.interop import checkpoints, hub, torch_file, weights
-from olmoearth_jax.train import checkpoint, integrity
-from olmoearth_jax.train.checkpoint_folders import NoCheckpoint
+from olmoearth_jax.interop import checkpoints, torch_file, weights
 from tools import convert_weights, inspect_checkpoint
 
 from .test_hostile_weights import OP, archive, storage, tensor, text
@@ -137,7 +137,7 @@ def test_files_that_cannot_be_opened(folder, monkeypatch):
 
 def test_mistyped_folders_are_named(folder, tmp_path):
     wrong = tmp_path / "refrence"
-    for read in (weights.read_folder, checkpoint.find_checkpoint, hub.find):
+    for read in (weights.read_folder, checkpoint.find_checkpoint, weights.find):
         with pytest.raises(ValueError, match=f"did you mean {tmp_path / 'reference'}"):
             read(wrong)
     with pytest.raises(ValueError, match="there is no folder") as told:

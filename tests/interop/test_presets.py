@@ -25,7 +25,7 @@ def marked(version, size):
 def test_import_export_import_is_the_identity(version, size):
     name, _, faster = size.partition("_")
     config = official_model(name, version, faster=bool(faster))
-    months = torch_keys._months(config)
+    months = torch_keys._tables(config)
     state, start = {}, 0
     for key, shape in torch_keys.state_dict_shapes(config).items():
         # Values differ within and between tensors; their bits survive float32 exactly.

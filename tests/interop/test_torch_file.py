@@ -27,6 +27,30 @@ def test_what_is_written_is_read_again(tmp_path):
         np.testing.assert_array_equal(back[key], x)
 
 
+def test_tensors_in_tuples_of_every_length(tmp_path):
+    """PyTorch keeps parameters as a tuple of a tensor and two flags."""
+    torch_file.write({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    plain = members["archive/data.pkl"]
+    head, key = b"\x80\x02}(", b"X\x01\x00\x00\x00w"
+    tensor = plain.removeprefix(head + key).removesuffix(b"u.")
+    assert head + key + tensor + b"u." == plain
+    parameter = b"ctorch._utils\n_rebuild_parameter\n%b\x89ccollections\nOrderedDict\n)R\x87R"
+    for value, length in (
+        (b"%b\x85", 1), (b"%b\x89\x86", 2), (b"%b\x89\x89\x87", 3), (b"(%b\x89\x89\x89t", 4),
+        (parameter, 0),
+    ):  # fmt: skip
+        members["archive/data.pkl"] = head + key + value.replace(b"%b", tensor) + b"u."
+        with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+            for name, raw in members.items():
+                archive.writestr(name, raw)
+        found = torch_file.read(tmp_path / "w.pth")["w"]
+        assert length == (len(found) if isinstance(found, tuple) else 0)
+        array = found[0] if length else found
+        np.testing.assert_array_equal(array, np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
 class Malice:
     def __reduce__(self):
         return os.system, ("echo malice",)

@@ -14,7 +14,7 @@ from tests.model.builders import NAMES, random_params, small_config
 def _state(config, seed=0):
     rng = np.random.Generator(np.random.Philox(seed))
     return {
-        key: torch_keys._months(config).get(key, rng.standard_normal(shape).astype(np.float32))
+        key: torch_keys._tables(config).get(key, rng.standard_normal(shape).astype(np.float32))
         for key, shape in torch_keys.state_dict_shapes(config).items()
     }
 
@@ -78,7 +78,7 @@ def test_whole_target_on_request():
     state = _state(config)
     _, target, extras = torch_keys.from_state_dict(state, config, full_target=True)
     assert target is not None and "blocks" in target
-    assert set(extras) == set(torch_keys._months(config))
+    assert set(extras) == set(torch_keys._tables(config))
     with pytest.raises(ValueError, match="only the target's projection"):
         torch_keys.from_state_dict({}, CONFIGS["projection_only"], full_target=True)
 

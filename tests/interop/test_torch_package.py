@@ -12,8 +12,9 @@ import pytest
 from olmoearth_jax import Sample, load_pretrained
 from olmoearth_jax.interop import checkpoints, weights
 from olmoearth_jax.modalities import get
-from olmoearth_jax.model import dense, latent_mim
+from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import AttentionPoolerConfig, ModelConfig, official_model
+from olmoearth_jax.model.uniform_batch import UniformBatch, encode_batch
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,10 +85,8 @@ def _outputs_agree(ours: Path, theirs: Path, package) -> None:
         )
         with torch.inference_mode():
             out = encoder(masked, fast_pass=True, patch_size=patch_size)
-        got = dense.encode_dense(
-            latent_mim.merge(model.graph, model.params),
-            ready.data, ready.masks, ready.timestamps, patch_size, fast_pass=True,
-        )  # fmt: skip
+        batch = UniformBatch(ready.data, ready.masks, ready.timestamps, patch_size)
+        got = encode_batch(latent_mim.merge(model.graph, model.params), batch, fast_pass=True)
         pairs = [(got.tokens[n], getattr(out["tokens_and_masks"], n)) for n in ENCODED]
         if got.locations is not None:
             pairs.append((got.locations.tokens, out["location_tokens"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olmoearth_jax.interop import checkpoints, hub, torch_file, torch_keys, weights
+from olmoearth_jax.interop import checkpoints, torch_file, torch_keys, weights
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import (
     PUBLISHED_VERSIONS,
@@ -165,18 +165,18 @@ def test_the_prefix_of_the_direct_builder_is_dropped(folder):
     "name", ["OlmoEarth-v1_2-Base", "olmoearth-v1.2-base", "allenai/OlmoEarth-v1_2-Base"]
 )
 def test_names_are_completed(name):
-    assert hub.repository(name) == "allenai/OlmoEarth-v1_2-Base"
+    assert weights.repository(name) == "allenai/OlmoEarth-v1_2-Base"
 
 
 def test_other_names(tmp_path):
-    assert hub.repository("me/my-model") == "me/my-model"
+    assert weights.repository("me/my-model") == "me/my-model"
     for name in ("OlmoEarth-v1_2-Bse", "./missing", "/nowhere/at/all", "allenai/OlmoEarth-v1-Bas"):
         with pytest.raises(ValueError, match="no published model"):
-            hub.repository(name)
-    assert hub.find(tmp_path) == tmp_path
+            weights.repository(name)
+    assert weights.find(tmp_path) == tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        hub.find(tmp_path / "file")
+        weights.find(tmp_path / "file")
 
 
 def test_offline_without_cache(tmp_path, monkeypatch):
@@ -184,14 +184,14 @@ def test_offline_without_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="not in the local cache"):
-        hub.find("OlmoEarth-v1-Nano")
+        weights.find("OlmoEarth-v1-Nano")
 
 
 def test_training_starts_from_converted_weights(folder, tmp_path):
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from olmoearth_jax.train import checkpoint
+    from olmoearth_jax.checkpoints import checkpoint
 
     first = checkpoints.from_reference(folder)
     step = checkpoints.write(first, tmp_path / "ours")

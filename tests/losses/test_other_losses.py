@@ -13,6 +13,10 @@ A, B = (jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32) for _ in range(2))
 SEGMENT = jnp.array([0, 1, 0, 2, 0, 1])
 
 
+def groups(count, weight=None):
+    return losses.Groups(SEGMENT, jnp.ones(6) if weight is None else weight, count)
+
+
 def by_hand(a, b, tau):
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     s = a @ b.T / tau
@@ -21,7 +25,7 @@ def by_hand(a, b, tau):
 
 def test_info_nce_stays_within_groups():
     loss = losses.build({"type": "InfoNCE", "weight": 0.5})
-    values = loss(A, B, segment=SEGMENT, num_segments=3)
+    values = loss(A, B, groups(3))
     for g, rows in enumerate(([0, 2, 4], [1, 5], [3])):
         expected = 0.5 * by_hand(np.asarray(A)[rows], np.asarray(B)[rows], 0.1)
         np.testing.assert_allclose(values[g], expected, rtol=1e-5, atol=1e-7)
@@ -33,7 +37,7 @@ def test_info_nce_leaves_holes_out():
     hole = (weight == 0)[:, None]
 
     def value(a, b):
-        return losses.info_nce(a, b, SEGMENT, weight, 3)
+        return losses.InfoNCE()(a, b, groups(3, weight))
 
     junk = [jnp.where(hole, jnp.nan, x) for x in (A, B)]
     values = value(*junk)
@@ -46,7 +50,7 @@ def test_info_nce_leaves_holes_out():
 
 
 def test_info_nce_is_finite_for_zero_vectors():
-    grads = jax.grad(lambda a: losses.info_nce(a, a)[0])(jnp.zeros((3, 4)))
+    grads = jax.grad(lambda a: losses.InfoNCE()(a, a)[0])(jnp.zeros((3, 4)))
     assert np.isfinite(grads).all()
 
 
@@ -60,7 +64,7 @@ def koleo_by_hand(x, weight, eps=1e-8):
 
 def test_koleo_per_group():
     loss = losses.build({"type": "KoLeo"})
-    values = loss(A, segment=SEGMENT, num_segments=4)
+    values = loss(A, groups(4))
     for g, rows in ((0, [0, 2, 4]), (1, [1, 5])):
         expected = koleo_by_hand(np.asarray(A, np.float64)[rows], 0.1)
         np.testing.assert_allclose(values[g], expected, rtol=1e-4)
@@ -72,12 +76,12 @@ def test_koleo_per_group():
 def test_koleo_pools_encoder_tokens():
     tokens = {"worldcover": jnp.asarray(RNG.normal(size=(3, 4, 2)), jnp.float32)}
     masks = {"worldcover": jnp.array([[0, 0, 2, 3], [1, 0, 1, 1], [2, 2, 3, 1]])}
-    x, _, weight = losses.build({"type": "KoLeo"}).tokens_to_vectors(tokens, masks)
+    x, found = losses.build({"type": "KoLeo"}).tokens_to_vectors(tokens, masks)
     np.testing.assert_allclose(x[0], tokens["worldcover"][0, :2].mean(axis=0), rtol=1e-6)
-    assert weight.tolist() == [1, 1, 0] and np.isfinite(x).all()
+    assert found.weight.tolist() == [1, 1, 0] and np.isfinite(x).all()
     patch = losses.build({"type": "KoLeo", "mode": "patch"})
-    x, segment, weight = patch.tokens_to_vectors(tokens, masks)
-    assert x.shape == (12, 2) and weight.sum() == 3 and segment.shape == (12,)
+    x, found = patch.tokens_to_vectors(tokens, masks)
+    assert x.shape == (12, 2) and found.weight.sum() == 3 and found.segment.shape == (12,)
 
 
 def mae_case(masked_value=2):
@@ -92,7 +96,7 @@ def mae_case(masked_value=2):
 def test_mae_token_masks_skip_missing_pixels():
     preds, targets, masks = mae_case()
     values = losses.build({"type": "mae"})(
-        preds, targets, masks, segment=jnp.array([0, 1]), num_segments=2
+        preds, targets, masks, losses.Groups(jnp.array([0, 1]), jnp.ones(2), 2)
     )
     error = np.square(np.asarray(preds["srtm"]) - np.asarray(targets["srtm"]))[..., 0, 0]
     first = [error[0, i, j] for i, j in ((0, 0), (0, 1), (1, 0))]

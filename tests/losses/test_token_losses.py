@@ -24,7 +24,7 @@ def compiled(key: str):
     loss = build(key)
 
     def value(preds, targets, masks, segment, weight):
-        out = loss(preds, targets, masks, segment=segment, num_segments=2, sample_weight=weight)
+        out = loss(preds, targets, masks, losses.Groups(segment, weight, 2))
         return out.sum(), out
 
     return jax.jit(jax.value_and_grad(value, has_aux=True))
@@ -225,9 +225,7 @@ def test_microbatch_gradients_average():
 
     halves = [slice(0, 2), slice(2, 4)]
     each = [jax.jit(jax.grad(functools.partial(part, rows)))(preds) for rows in halves]
-    groups = jnp.array([0, 0, 1, 1])
-    joint = jax.jit(
-        jax.grad(lambda p: loss(p, targets, masks, segment=groups, num_segments=2).mean())
-    )(preds)
+    groups = losses.Groups(jnp.array([0, 0, 1, 1]), jnp.ones(4), 2)
+    joint = jax.jit(jax.grad(lambda p: loss(p, targets, masks, groups).mean()))(preds)
     for m in preds:
         np.testing.assert_allclose(joint[m], (each[0][m] + each[1][m]) / 2, rtol=1e-5, atol=1e-7)

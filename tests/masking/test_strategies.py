@@ -90,7 +90,7 @@ def test_masks_are_valid_and_bounded(config, case):
     strategy = masking.build(config)
     masks = strategy(missing, masking.MaskContext.whole_group(seed, batch))
     counts = {m: (int(np.prod(f.shape[1:-1])), f.shape[-1]) for m, f in missing.items()}
-    bounds = [masking.max_tokens(strategy, counts, t) for t in (steps, None)]
+    bounds = [strategy.bounds(counts, t) for t in (steps, None)]
     assert set(masks) == set(missing)
     encoded = np.zeros(batch, int)
     for m, mask in masks.items():
@@ -251,8 +251,20 @@ def test_official_bounds():
         return {m: (int(np.prod(s[1:-1])), s[-1]) for m, s in shapes.items()}
 
     v1 = masking.build(CROSS[0])
-    assert masking.max_tokens(v1, counts(6, 9, DEFAULT), 9).encode == 972
+    assert v1.bounds(counts(6, 9, DEFAULT), 9).encode == 972
     v12 = masking.build({"type": "random_time_with_decode", **ONLY})
-    assert masking.max_tokens(v12, counts(6, 9, SINGLE), 9).encode == 361
-    tall = masking.max_tokens(v12, counts(12, 1, SINGLE), 1)
+    assert v12.bounds(counts(6, 9, SINGLE), 9).encode == 361
+    tall = v12.bounds(counts(12, 1, SINGLE), 1)
     assert sum(tall.decode[m] for m in MAPS) == 864 and tall.decode["sentinel1"] == 72
+
+
+@pytest.mark.parametrize("parent", [masking.Strategy, *masking.STRATEGIES.values()])
+def test_masks_of_its_own_need_bounds_of_its_own(parent):
+    with pytest.raises(TypeError, match="bounds"):
+        type("Other", (parent,), {"__call__": lambda self, missing, ctx: missing})
+
+
+def test_a_strategy_without_masks_or_bounds_cannot_be_made():
+    other = type("Other", (masking.Strategy,), {})
+    with pytest.raises(TypeError, match="bounds"):
+        other()

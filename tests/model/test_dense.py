@@ -1,4 +1,4 @@
-"""Properties of whole models on the dense engine."""
+"""Properties of whole models on uniform batches."""
 
 import dataclasses
 import functools
@@ -8,8 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from olmoearth_jax.model import dense, latent_mim
-from olmoearth_jax.model.dense import encode_dense, forward_dense, target_dense
+from olmoearth_jax.masks import VISIBLE
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.blocks import Running
+from olmoearth_jax.model.uniform_batch import (
+    UniformBatch,
+    encode_batch,
+    forward_batch,
+    target_batch,
+    token_masks_from_pixels,
+)
 from tests.model.builders import NAMES, random_batch, random_params, small_config
 
 MODES = ("absolute", "rope_3d_mixed")
@@ -19,7 +27,8 @@ MODES = ("absolute", "rope_3d_mixed")
 def _forward(graph, params, drop, data, masks, stamps):
     model = latent_mim.merge(graph, params)
     factor = None if drop is None else lambda layer, branch: drop
-    out = forward_dense(model, data, masks, stamps, 2, encoder_drop=factor)
+    batch = UniformBatch(data, masks, stamps, 2)
+    out = forward_batch(model, batch, encoder=Running(factor))
     return out.encoder, out.decoder, out.project_aggregated
 
 
@@ -51,7 +60,7 @@ def test_samples_are_independent_and_hidden_tokens_have_no_influence(mode):
 
     encoded, decoded, _ = out
     for name in NAMES:
-        assert not np.asarray(encoded[name])[masks[name] != dense.VISIBLE].any()
+        assert not np.asarray(encoded[name])[masks[name] != VISIBLE].any()
         # Positions that take no part all give the same constant.
         idle = np.asarray(decoded[name])[np.isin(masks[name], (1, 3))]
         if len(idle):
@@ -106,7 +115,8 @@ def test_rematerialisation_changes_nothing():
         @jax.jit
         @jax.grad
         def call(params):
-            out = forward_dense(latent_mim.merge(graph, params), *batch, 2, remat=remat)
+            model, running = latent_mim.merge(graph, params), Running(remat=remat)
+            out = forward_batch(model, UniformBatch(*batch, 2), 0, running, running)
             return sum(jnp.sum(x**2) for x in out.decoder.values())
 
         return call(params)
@@ -144,20 +154,21 @@ def test_targets():
     assert jax.tree.structure(target) == jax.tree.structure(shapes)
     module = latent_mim.merge(graph, target)
     zero = dict.fromkeys(NAMES, 0)
-    projected = target_dense(module, data, masks, stamps, 2, exits=zero)
+    batch = UniformBatch(data, masks, stamps, 2)
+    projected = target_batch(module, batch, zero)
     full_graph, _ = latent_mim.target_graph(config, full=True)
     full = latent_mim.merge(full_graph, latent_mim.target_params(params, full=True))
-    _close(projected, target_dense(full, data, masks, stamps, 2, exits=zero), atol=1e-6)
+    _close(projected, target_batch(full, batch, zero), atol=1e-6)
     assert projected["sentinel1"].shape[-1] == 16
     with pytest.raises(ValueError, match="projection-only target"):
-        target_dense(module, data, masks, stamps, 2, exits={**zero, "sentinel1": 1})
+        target_batch(module, batch, {**zero, "sentinel1": 1})
     with pytest.raises(ValueError, match=r"outside 0\.\.2"):
-        target_dense(full, data, masks, stamps, 2, exits={**zero, "sentinel1": 3})
+        target_batch(full, batch, {**zero, "sentinel1": 3})
     with pytest.raises(ValueError, match="missing: \\['latlon'\\]"):
         partial = {k: 1 for k in NAMES if k != "latlon"}
-        target_dense(full, data, masks, stamps, 2, exits=partial)
+        target_batch(full, batch, partial)
     with pytest.raises(ValueError, match="fast_pass"):
-        encode_dense(full, data, masks, stamps, 2, exits=zero, fast_pass=True)
+        encode_batch(full, batch, exits=zero, fast_pass=True)
 
 
 def test_bfloat16_compute_stays_close_and_returns_float32():
@@ -166,7 +177,8 @@ def test_bfloat16_compute_stays_close_and_returns_float32():
     batch = random_batch(config)
     exact = _run(config, params, batch)
     graph = latent_mim.graph(config, jnp.bfloat16)[0]
-    out = jax.jit(lambda p: forward_dense(latent_mim.merge(graph, p), *batch, 2).encoder)(params)
+    sample = UniformBatch(*batch, 2)
+    out = jax.jit(lambda p: forward_batch(latent_mim.merge(graph, p), sample).encoder)(params)
     for name, x in out.items():
         assert x.dtype == jnp.float32
         np.testing.assert_allclose(x, exact[0][name], atol=0.15)
@@ -176,7 +188,7 @@ def test_token_masks_from_pixels_take_the_corner():
     config = small_config()
     slots = latent_mim.slot_table(config.encoder_config)
     mask = np.arange(4 * 6).reshape(1, 4, 6, 1, 1) % 4
-    out = dense.token_masks_from_pixels(slots, {"worldcover": mask, "latlon": mask[:, 0, 0, 0]}, 2)
+    out = token_masks_from_pixels(slots, {"worldcover": mask, "latlon": mask[:, 0, 0, 0]}, 2)
     np.testing.assert_array_equal(out["worldcover"], mask[:, ::2, ::2])
     assert out["latlon"].shape == (1, 1)
 
@@ -185,7 +197,9 @@ def test_sample_without_known_modality_is_refused():
     config = small_config()
     model = latent_mim.build(config)
     with pytest.raises(ValueError, match="none of the model's modalities"):
-        encode_dense(model.encoder, {"landsat": np.zeros(1)}, {}, np.zeros((1, 1, 3)), 2)
+        encode_batch(
+            model.encoder, UniformBatch({"landsat": np.zeros(1)}, {}, np.zeros((1, 1, 3)), 2)
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ import pytest
 
 from olmoearth_jax import losses, modalities
 from olmoearth_jax.configlib.official import LATER_LOSS
-from olmoearth_jax.losses import info_nce
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
-from olmoearth_jax.model.dense import forward_dense, target_dense
+from olmoearth_jax.model.uniform_batch import UniformBatch, forward_batch, target_batch
 from tests.model.builders import random_params
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "model_on_one_page.py"
@@ -53,8 +52,9 @@ def real_loss(config, params, target, images, views, stamps, patch):
     total, pooled = jnp.zeros(()), []
     for view in views:
         masks = {n: x[..., None] for n, x in view.items()}
-        out = forward_dense(model, images, masks, stamps, patch)
-        goal = target_dense(frozen, images, masks, stamps, patch, exits=dict.fromkeys(images, 0))
+        batch = UniformBatch(images, masks, stamps, patch)
+        out = forward_batch(model, batch)
+        goal = target_batch(frozen, batch, dict.fromkeys(images, 0))
 
         def flat(x):
             return {n: v.reshape(v.shape[0], -1, v.shape[-1]) for n, v in x.items()}
@@ -62,7 +62,7 @@ def real_loss(config, params, target, images, views, stamps, patch):
         flags = {n: x.reshape(len(x), -1) for n, x in view.items()}
         total += token_loss(flat(out.decoder), flat(goal), flags)[0] / 2
         pooled.append(out.project_aggregated)
-    return total + info_nce(*pooled, tau=0.1, weight=0.05)[0]
+    return total + losses.InfoNCE(0.1, 0.05)(*pooled)[0]
 
 
 @pytest.mark.parametrize("patch", [2, 8])

@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.model import config as model_config
-from olmoearth_jax.model import latent_mim, table
+from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model.reference_counts import param_table, reference_counts, trainable
+from olmoearth_jax.model.versions import PUBLISHED, VERSIONS, version_of
 from tests.model.builders import small_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden_text"
 
-PRESETS = [(s, v, False) for v, sizes in model_config.VERSIONS.items() for s in sizes]
+PRESETS = [(s, n, False) for n, v in VERSIONS.items() if not v.pooler for s in v.sizes]
 PRESETS.append(("base", "v1_2", True))
 
 
 def table_text(size: str, version: str, faster: bool) -> str:
     """Rows 'path shape' of the trained and the target tree, then the reference's counts."""
     config = model_config.official_model(size, version, faster=faster)
-    rows = [("online", *row) for row in table.param_table(latent_mim.graph(config)[1])]
-    rows += [("target", *row) for row in table.param_table(latent_mim.target_graph(config)[1])]
+    rows = [("online", *row) for row in param_table(latent_mim.graph(config)[1])]
+    rows += [("target", *row) for row in param_table(latent_mim.target_graph(config)[1])]
     lines = [f"{part} {path} {'x'.join(map(str, shape))}" for part, path, shape, _ in rows]
-    counts = table.reference_counts(config)
+    counts = reference_counts(config)
     lines += [f"count {name} {value}" for name, value in counts.items()]
     return "\n".join(lines) + "\n"
 
@@ -83,7 +85,15 @@ def test_galileo_decoders_start_equal_and_mae_may_lack_a_decoder():
 
 def test_frozen_parts():
     config = small_config(frozen_patch_embeddings=True, learnable_channel_embeddings=False)
-    is_trainable = table.trainable(config)
+    is_trainable = trainable(config)
     paths = [path for path, _ in latent_mim.flatten(latent_mim.graph(config)[1])]
     frozen = {path[:2] for path in paths if not is_trainable(path)}
     assert frozen == {("encoder", "patch_embeddings"), ("encoder", "encodings")}
+
+
+def test_a_model_tells_its_version():
+    for name, version in VERSIONS.items():
+        assert set(version.published) <= set(version.sizes)
+        for size in version.sizes:
+            assert version_of(model_config.official_model(size, name)) == name
+    assert len(set(PUBLISHED)) == 12 and PUBLISHED[0] == "OlmoEarth-v1-Nano"

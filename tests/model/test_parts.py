@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES, Tokenization
 from olmoearth_jax.model import latent_mim, pooling, rope
 from olmoearth_jax.model.encodings import CompositeEncodings, month_table
-from olmoearth_jax.model.patch_embed import PatchEmbed, band_keep_mask
-from olmoearth_jax.model.resize import resize, resize_matrix, to_patches
+from olmoearth_jax.model.patch_embed import (
+    PatchEmbed,
+    band_keep_mask,
+    resize,
+    resize_matrix,
+    to_patches,
+)
 from olmoearth_jax.model.rope import RopeConfig
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
 
@@ -61,7 +66,7 @@ def test_slot_table():
     table = SlotTable.build(["SENTINEL1", "sentinel2_l2a", "latlon"], Tokenization())
     assert table.names == ("sentinel2_l2a", "sentinel1", "latlon")
     assert list(table.of("sentinel1")) == [3]
-    assert table.patch_pixels.tolist() == [8, 8, 8, 8, 1]
+    assert [s.patch_side for s in table.slots] == [8, 8, 8, 8, 1]
     assert [len(s.channels) for s in table.slots] == [4, 6, 2, 2, 2]
     assert hash(table) == hash(SlotTable.build(table.names, Tokenization()))
     single = SlotTable.build(
@@ -170,3 +175,16 @@ def test_pooling_ignores_hidden_tokens():
     with pytest.raises(ValueError, match="visible everywhere"):
         pooling.pool_spatial_concat(tokens, masks)
     assert pooling.centre_token(jnp.zeros((2, 3, 2, 5))).shape == (2, 5)
+
+
+def test_slots_of_another_table_are_found_by_band_set():
+    names = ["sentinel2_l2a", "landsat"]
+    whole = SlotTable.build([*names, "latlon", "sentinel1"], Tokenization())
+    part = SlotTable.build(names, Tokenization(), base_patch_size=4)
+    found = whole.numbers(part.slots)
+    assert [whole.slots[n].modality for n in found] == [s.modality for s in part.slots]
+    assert [whole.slots[n].channels for n in found] == [s.channels for s in part.slots]
+    single = SlotTable.build(names, Tokenization.from_mapping(SINGLE_BAND_SET_OVERRIDES))
+    for a, b in ((single, part), (part, single)):
+        with pytest.raises(ValueError, match="different band sets for 'sentinel2_l2a'"):
+            a.numbers(b.slots)

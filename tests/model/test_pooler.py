@@ -10,8 +10,11 @@ import pytest
 
 from olmoearth_jax import losses
 from olmoearth_jax.inference import domain
+from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.interop import config_json, torch_keys
-from olmoearth_jax.model import dense, latent_mim, searchlight
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
+from olmoearth_jax.model import latent_mim, searchlight
 from olmoearth_jax.model.config import (
     AttentionPoolerConfig,
     EncoderConfig,
@@ -20,13 +23,11 @@ from olmoearth_jax.model.config import (
     official_model,
 )
 from olmoearth_jax.model.pooler import GridSpec
-from olmoearth_jax.model.unet_head import conv_numbers, initial_head, unet_head
+from olmoearth_jax.model.uniform_batch import Layout, UniformBatch, decode_batch, encode_batch
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.assemble import EngineOptions
-from olmoearth_jax.train.objectives import Objective
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
+from tools.goldens.unet_head import conv_numbers, initial_head, unet_head
 
 NAMES = ["sentinel2_l2a", "worldcover"]
 STAMPS = np.array([[[15, 0, 2021], [15, 5, 2021]]], np.int32)
@@ -122,7 +123,7 @@ def test_grid_positions():
     assert grid.shape == (4, 8)
     np.testing.assert_allclose(grid.positions(1.0)[:3, 1], [-1.5, -0.5, 0.5])
     with pytest.raises(ValueError, match="does not divide"):
-        GridSpec.of(dense.Layout({"sentinel2_l2a": (1, 1, 1, 1)}, {}, 1), 4, 10.0, 3)
+        GridSpec.of(Layout({"sentinel2_l2a": (1, 1, 1, 1)}, {}, 1), 4, 10.0, 3)
 
 
 @pytest.mark.slow
@@ -130,11 +131,11 @@ def test_predictions_read_the_grid_only():
     model, _ = encoder_of(config())
     data, masks = inputs(2)
     masks["worldcover"] = np.full_like(masks["worldcover"], 2)
-    encoded = dense.encode_dense(model.encoder, data, masks, STAMPS, 1)
+    encoded = encode_batch(model.encoder, UniformBatch(data, masks, STAMPS, 1))
     blank = dataclasses.replace(
         encoded, tokens={k: jnp.zeros_like(v) for k, v in encoded.tokens.items()}
     )
-    out, same = (dense.decode_dense(model.decoder, e)["worldcover"] for e in (encoded, blank))
+    out, same = (decode_batch(model.decoder, e)["worldcover"] for e in (encoded, blank))
     np.testing.assert_array_equal(out, same)
 
 
@@ -146,7 +147,7 @@ def test_student_sends_no_gradient_back():
 
     def loss(params):
         encoder = latent_mim.merge(graph, params).encoder
-        grid = dense.encode_dense(encoder, data, masks, STAMPS, 1).locations
+        grid = encode_batch(encoder, UniformBatch(data, masks, STAMPS, 1)).locations
         return (grid.student**3).sum()
 
     grads = jax.grad(loss)(encoder_of(model)[1])["encoder"]
@@ -157,11 +158,12 @@ def test_student_sends_no_gradient_back():
 @pytest.mark.slow
 def test_training_lowers_the_loss():
     model = config(student_output_norm=True)
-    objective = Objective(losses.build({"type": "patch_discrimination"}), (0.1, 0.1))
+    objective = Objective(losses.build({"type": "patch_discrimination"}), losses.InfoNCE(0.1, 0.1))
     mesh = make_mesh(devices=jax.devices()[:1])
-    engine = assemble.dense_engine(model, objective, mesh, 4, EngineOptions.of(model))
+    settings = steady(model, weight_decay=0.0)
+    engine = assemble.dense_engine(settings, objective, mesh, 4)
     leaves = assemble.trainable_leaves(model, True, objective)
-    program = TrainProgram(steady(model, weight_decay=0.0), engine, mesh, leaves, 20)
+    program = TrainProgram(settings, engine, mesh, leaves, 20)
     rng = np.random.Generator(np.random.Philox(9))
     data, masks = inputs(4, 2)
     group = {
@@ -219,8 +221,10 @@ def test_one_window_is_the_ordinary_forward():
     model, _ = encoder_of(config())
     data, masks = inputs(4)
     masks["sentinel2_l2a"][..., 1, :] = 3
-    whole = dense.encode_dense(model.encoder, data, masks, STAMPS, 1)
-    lit = searchlight.encode_searchlight(model.encoder, data, masks, STAMPS, 1, window_px=4)
+    whole = encode_batch(model.encoder, UniformBatch(data, masks, STAMPS, 1))
+    lit = searchlight.encode_searchlight(
+        model.encoder, UniformBatch(data, masks, STAMPS, 1), window_px=4
+    )
     np.testing.assert_allclose(lit.locations.tokens, whole.locations.tokens, atol=1e-5)
     for name, x in whole.tokens.items():
         np.testing.assert_allclose(lit.tokens[name], x, atol=1e-5)
@@ -229,16 +233,20 @@ def test_one_window_is_the_ordinary_forward():
 def test_searchlight_refuses():
     model, _ = encoder_of(config())
     data, masks = inputs(6)
-    run = searchlight.encode_searchlight
+
+    def run(encoder, data, masks, patch_size, window_px, **options):
+        batch = UniformBatch(data, masks, STAMPS, patch_size, **options)
+        return searchlight.encode_searchlight(encoder, batch, window_px)
+
     with pytest.raises(ValueError, match="smaller than the window"):
-        run(model.encoder, data, masks, STAMPS, 1, window_px=8)
+        run(model.encoder, data, masks, 1, window_px=8)
     with pytest.raises(ValueError, match="not a whole number of patches"):
-        run(model.encoder, *inputs(6, 2), STAMPS, 2, window_px=3)
+        run(model.encoder, *inputs(6, 2), 2, window_px=3)
     with pytest.raises(ValueError, match="does not divide"):
-        run(model.encoder, *inputs(6, 2), STAMPS, 2, window_px=4, location_size=3)
+        run(model.encoder, *inputs(6, 2), 2, window_px=4, location_size=3)
     masks["sentinel2_l2a"][0, 0, 0] = 3
     with pytest.raises(ValueError, match="leave out whole timesteps"):
-        run(model.encoder, data, masks, STAMPS, 1, window_px=2)
+        run(model.encoder, data, masks, 1, window_px=2)
 
 
 @pytest.mark.slow
@@ -246,14 +254,11 @@ def test_safe_halo_leaves_no_trace():
     model, _ = encoder_of(config())
     data, masks = inputs(20, 2)
     halo = domain.safe_halo(config().encoder_config, 2, 4)
-    options = {"window_px": 4, "location_size": 1}
-    whole = domain.embed_domain(
-        model.encoder, data, masks, STAMPS, 2, crop_px=20, overlap_px=0, **options
-    )
+    ready = ModelInput(data, masks, STAMPS)
+    whole = domain.embed_domain(model.encoder, ready, domain.DomainPlan(2, 20, 0, 4, 1))
     assert whole.shape == (20, 20, 6)
-    tiled = domain.embed_domain(
-        model.encoder, data, masks, STAMPS, 2, crop_px=2 * halo + 12, overlap_px=2 * halo, **options
-    )
+    plan = domain.DomainPlan(2, 2 * halo + 12, 2 * halo, 4, 1)
+    tiled = domain.embed_domain(model.encoder, ready, plan)
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
     with pytest.raises(ValueError, match="whole patches of 2"):
         domain.crops_of(20, 10, 6, 2, 4)

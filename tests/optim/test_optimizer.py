@@ -11,9 +11,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from olmoearth_jax.config import OptimConfig, SchedulerConfig
-from olmoearth_jax.train import ema
 from olmoearth_jax.train import optimizer as opt
-from olmoearth_jax.train.schedule import learning_rate, warmup_steps
+from olmoearth_jax.train import targets
+from olmoearth_jax.train.optimizer import learning_rate, warmup_steps
 
 
 def tree(seed: int) -> dict[str, Any]:
@@ -110,6 +110,16 @@ def test_clipping(norm, scale):
         np.testing.assert_allclose(found, given * scale, rtol=1e-6)
 
 
+def test_count_offset_shrinks_the_first_update():
+    moves = []
+    for offset in (0, 1):
+        settings = OptimConfig(lr=1.0, weight_decay=0, count_offset=offset)
+        descent = Descent(settings, {"w": jnp.zeros(1)})
+        moves.append(float(descent({"w": jnp.ones(1)}, 1.0)["w"][0]))
+        assert int(descent.stored["count"]) == offset + 1
+    assert moves[1] / moves[0] == pytest.approx(0.744, abs=1e-3)
+
+
 def test_group_overrides():
     groups = [
         {"params": ["*.norm.*", "*/bias"], "opts": {"weight_decay": 0.0}},
@@ -143,15 +153,15 @@ def test_a_stored_state_has_one_form_whatever_the_groups(patterns):
 
 
 def test_ema():
-    assert ema.ema_decay_at(3, 10, (1.0, 1.0)) is None
-    assert ema.ema_decay_at(5, 10, (0.9, 1.0)) == pytest.approx(0.95)
+    assert targets.ema_decay_at(3, 10, (1.0, 1.0)) is None
+    assert targets.ema_decay_at(5, 10, (0.9, 1.0)) == pytest.approx(0.95)
     target = {"patch": {"kernel": jnp.ones(2)}}
     online = {"patch": {"kernel": jnp.zeros(2)}, "blocks": {"w": jnp.ones(1)}}
-    out = ema.ema_update(target, online, 0.75)
+    out = targets.ema_update(target, online, 0.75)
     np.testing.assert_allclose(out["patch"]["kernel"], 0.75)
     assert set(out) == {"patch"}
     with pytest.raises(ValueError, match="no online counterpart"):
-        ema.ema_update({"x": jnp.ones(1)}, online, 0.5)
+        targets.ema_update({"x": jnp.ones(1)}, online, 0.5)
 
 
 def test_cosine_shape():

@@ -9,8 +9,10 @@ import numpy as np
 from olmoearth_jax import masking, modalities
 from olmoearth_jax.modalities import MISSING, Tokenization
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
-from olmoearth_jax.stream.spec import StreamSpec
-from olmoearth_jax.train.assemble import stream_spec
+from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
+from olmoearth_jax.stream.stream_shape import MicroStepSize, StreamSpec
+from olmoearth_jax.stream.token_counts import Need
+from olmoearth_jax.train.assemble import StreamNeeds, stream_spec
 
 NAMES = ("sentinel2_l2a", "sentinel1", "worldcover", "landsat")
 ONLY_DECODE = ("worldcover",)
@@ -65,12 +67,7 @@ def make_group(
     for name in modalities.in_sample_order(names):
         m = modalities.get(name)
         side = grid * patch_size * m.image_factor
-        shape = {
-            "space_time": (size, side, side, steps, m.num_bands),
-            "space_only": (size, side, side, 1, m.num_bands),
-            "time_only": (size, steps, m.num_bands),
-            "static": (size, m.num_bands),
-        }[m.kind]
+        shape = (size, *m.axes(side, steps), m.num_bands)
         x = rng.standard_normal(shape).astype(np.float32)
         if m.multitemporal:
             gone = rng.random((size, steps)) < missing
@@ -103,6 +100,11 @@ def make_group(
     return group, strategy
 
 
+def pick_rung(ladder, need: Need) -> int:
+    """Number of the cheapest rung that holds a need."""
+    return cheapest(fitting_rungs(ladder, need))
+
+
 def make_spec(
     config: ModelConfig,
     strategy: masking.Strategy,
@@ -111,5 +113,6 @@ def make_spec(
     groups: int = 1,
 ) -> StreamSpec:
     """The stream of a small model."""
-    spec = stream_spec(config, [strategy], GRID_TIMESTEPS, samples, devices, groups)
+    size = MicroStepSize(samples, devices, groups)
+    spec = stream_spec(config, [strategy], GRID_TIMESTEPS, size, StreamNeeds())
     return dataclasses.replace(spec, chunk=2)

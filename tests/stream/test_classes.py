@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olmoearth_jax.stream.census import Need
-from olmoearth_jax.stream.classes import best_cuts, choose, class_of, fits
 from olmoearth_jax.stream.engine import shared_bits
-from olmoearth_jax.stream.ladder import holding, lowest, pick_rung
+from olmoearth_jax.stream.ladder import (
+    best_cuts,
+    cheapest,
+    choose_classes,
+    class_of,
+    fits,
+    fitting_rungs,
+)
 from olmoearth_jax.stream.pack import assign_rows
-from olmoearth_jax.stream.spec import RowClass, RowPlan, Rung
+from olmoearth_jax.stream.stream_shape import RowClass, RowPlan, Rung
+from olmoearth_jax.stream.token_counts import Need
 
 PLAN = RowPlan("self", 400, 300)
 
@@ -26,7 +32,7 @@ def drawn(seed: int, draws: int = 6, rows: int = 12) -> np.ndarray:
 @given(seed=st.integers(0, 10**6), most=st.integers(1, 5), spare=st.sampled_from([0.0, 0.2]))
 def test_chosen_classes_hold_what_they_were_chosen_for(seed, most, spare):
     lengths = drawn(seed)
-    classes = choose(lengths, PLAN, most, spare, 0.1)
+    classes = choose_classes(lengths, PLAN, most, spare, 0.1)
     assert 1 <= len(classes) <= most
     assert sum(c.rows for c in classes) == lengths.shape[1]
     assert all(c.queries <= PLAN.queries and c.keys <= PLAN.keys for c in classes)
@@ -39,7 +45,7 @@ def test_chosen_classes_hold_what_they_were_chosen_for(seed, most, spare):
 @given(seed=st.integers(0, 10**6))
 def test_fitting_rows_find_places(seed):
     lengths = drawn(seed, draws=1)[0]
-    classes = choose(drawn(seed + 1), PLAN, 3, 0.0, 0.0)
+    classes = choose_classes(drawn(seed + 1), PLAN, 3, 0.0, 0.0)
     counts = tuple(c.rows for c in classes)
     if fits(lengths, classes):
         places = assign_rows(class_of(lengths, classes), counts)
@@ -57,14 +63,14 @@ def test_fitting_rows_find_places(seed):
 def test_more_classes_never_pad_more():
     lengths = drawn(3, draws=20, rows=24)
     padded = [
-        sum(c.rows * c.queries * c.keys for c in choose(lengths, PLAN, most, 0.0, 0.0))
+        sum(c.rows * c.queries * c.keys for c in choose_classes(lengths, PLAN, most, 0.0, 0.0))
         for most in (1, 2, 4)
     ]
     assert padded[0] > padded[1] > padded[2]
 
 
 def test_short_rows_have_one_class():
-    classes = choose(np.zeros((1, 5, 2), int), RowPlan("srtm", 40, 40), 4, 0.0, 0.0)
+    classes = choose_classes(np.zeros((1, 5, 2), int), RowPlan("srtm", 40, 40), 4, 0.0, 0.0)
     assert classes == (RowClass(5, 40, 40),)
 
 
@@ -93,7 +99,8 @@ def test_processes_agree_on_a_rung_that_holds_the_share_of_each():
     rows = np.full((1, 1, 4, 2), 10)
     left = Need(np.array([8, 0, 90, 300]), rows)
     right = Need(np.array([8, 0, 300, 90]), rows)
-    assert pick_rung(ladder, left) == 0 and pick_rung(ladder, right) == 1
-    assert lowest(shared_bits([holding(ladder, left), holding(ladder, right)])) == 2
+    assert cheapest(fitting_rungs(ladder, left)) == 0
+    assert cheapest(fitting_rungs(ladder, right)) == 1
+    assert cheapest(shared_bits([fitting_rungs(ladder, left), fitting_rungs(ladder, right)])) == 2
     with pytest.raises(ValueError, match="more than the ladder's top"):
-        holding(ladder, Need(left.totals, rows + 60))
+        fitting_rungs(ladder, Need(left.totals, rows + 60))

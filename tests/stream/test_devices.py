@@ -14,8 +14,8 @@ import jax, numpy as np
 from olmoearth_jax import losses
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.objectives import Objective
-from olmoearth_jax.train.sharding import make_mesh, rules_of
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh, rules_of
 from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 from tests.train.steady import steady
@@ -26,22 +26,20 @@ config = small_model()
 config.encoder_config.drop_path = 0.2
 a, strategy = make_group(rng, 4, 3, 2, first=0, holes=(1,))
 b, _ = make_group(rng, 4, 2, 4, first=4)
-objective = Objective(losses.build({"type": "modality_patch_discrimination"}), (0.1, 0.1))
+token_loss = losses.build({"type": "modality_patch_discrimination"})
+objective = Objective(token_loss, losses.InfoNCE(0.1, 0.1))
 RULES = rules_of([], 2)
 
 def step(devices, fsdp=1, rules=(), dense=False):
     mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
-    options = assemble.EngineOptions.of(config)
+    settings = steady(config)
+    settings.fsdp_rules = [list(rule) for rule in rules]
     if dense:
-        engine = assemble.dense_engine(config, objective, mesh, 4, options)
+        engine = assemble.dense_engine(settings, objective, mesh, 4)
     else:
         k, samples = assemble.micro_step_shape(8, 4, devices)
         spec = make_spec(config, strategy, samples, devices, k)
-        engine = assemble.stream_engine(
-            config, spec, [spec.top_rung()], objective, mesh, options
-        )
-    settings = steady(config)
-    settings.fsdp_rules = [list(rule) for rule in rules]
+        engine = assemble.stream_engine(settings, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(config, True)
     program = TrainProgram(settings, engine, mesh, trained, 10)
     state = program.init_state()

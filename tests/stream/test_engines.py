@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.stream.census import needs, take_census
 from olmoearth_jax.stream.forward import Objective
 from olmoearth_jax.stream.ladder import build_ladder
-from olmoearth_jax.train.assemble import EngineOptions, dense_engine, stream_engine
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.stream.token_counts import count_tokens, needs
+from olmoearth_jax.train.assemble import dense_engine, stream_engine
 from tests.stream.builders import make_group, make_spec, small_model
 
 V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
@@ -26,17 +27,17 @@ def _params(config, seed=0):
     )
 
 
-def _both(config, groups, strategy, loss=V1_LOSS, options=None, devices=1):
+def _both(config, groups, strategy, loss=V1_LOSS, devices=1):
     mesh = make_mesh(devices=jax.devices()[:devices])
     size = len(groups[0]["position"])
     spec = make_spec(config, strategy, size * len(groups) // devices, devices, len(groups))
     owner = np.zeros(size * len(groups), int)
-    need = needs([take_census(g, spec) for g in groups], owner, spec, 1)
+    need = needs([count_tokens(g, spec) for g in groups], owner, spec, 1)
     ladder = build_ladder(spec, [need], 2) if devices == 1 else (spec.top_rung(),)
-    objective = Objective(losses.build(loss), (0.1, 0.1))
-    options = options or EngineOptions.of(config)
-    stream = stream_engine(config, spec, ladder, objective, mesh, options)
-    dense = dense_engine(config, objective, make_mesh(devices=jax.devices()[:1]), size, options)
+    objective = Objective(losses.build(loss), losses.InfoNCE(0.1, 0.1))
+    settings = ExperimentConfig(model=config, precision="float32")
+    stream = stream_engine(settings, spec, ladder, objective, mesh)
+    dense = dense_engine(settings, objective, make_mesh(devices=jax.devices()[:1]), size)
     params = _params(config)
     target = latent_mim.target_params(_params(config, 1))
     key = jax.random.key(5)

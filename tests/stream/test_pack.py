@@ -1,14 +1,14 @@
-"""Census, dealing, ladder and packing."""
+"""Token counts, balancing over devices, ladder and packing."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olmoearth_jax.stream.census import Need, deal, needs, take_census
-from olmoearth_jax.stream.ladder import build_ladder, pick_rung
+from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.pack import assign_rows, pack_device
-from tests.stream.builders import make_group, make_spec, small_model
+from olmoearth_jax.stream.token_counts import Need, balance_devices, count_tokens, needs
+from tests.stream.builders import make_group, make_spec, pick_rung, small_model
 
 
 @settings(max_examples=20, deadline=None)
@@ -16,15 +16,15 @@ from tests.stream.builders import make_group, make_spec, small_model
 def test_deal_gives_equal_counts_and_balances(costs, devices):
     costs = np.array(costs[: len(costs) // 4 * 4])
     costs = np.stack([costs, costs[::-1]], axis=1)
-    owner = deal(costs, devices)
+    owner = balance_devices(costs, devices)
     counts = np.bincount(owner, minlength=devices)
     assert (counts == len(costs) // devices).all()
-    np.testing.assert_array_equal(owner, deal(costs, devices))
+    np.testing.assert_array_equal(owner, balance_devices(costs, devices))
 
 
 def test_deal_refuses_an_uneven_split():
     with pytest.raises(ValueError, match="do not divide over 3 devices"):
-        deal(np.ones((4, 1)), 3)
+        balance_devices(np.ones((4, 1)), 3)
 
 
 def test_rows_overflow_into_longer_classes():
@@ -40,13 +40,13 @@ def test_packing_keeps_every_token_once(seed, grid, missing):
     rng = np.random.default_rng(seed)
     group, strategy = make_group(rng, 4, grid, 2, missing=missing, holes=(1,))
     spec = make_spec(small_model(), strategy, samples=4)
-    census = take_census(group, spec)
-    assert not census.alive[1]
+    counts = count_tokens(group, spec)
+    assert not counts.alive[1]
     rung = spec.top_rung()
-    assert pick_rung([rung], needs([census], np.zeros(4, int), spec, 1)) == 0
-    pack = pack_device(spec, rung, [census], [np.arange(4)]).arrays
-    assert (pack.enc_row < spec.rows).sum() == census.enc.sum()
-    assert (pack.dec_row < spec.rows).sum() == census.dec.sum()
+    assert pick_rung([rung], needs([counts], np.zeros(4, int), spec, 1)) == 0
+    pack = pack_device(spec, rung, [counts], [np.arange(4)]).arrays
+    assert (pack.enc_row < spec.rows).sum() == counts.enc.sum()
+    assert (pack.dec_row < spec.rows).sum() == counts.dec.sum()
     table = pack.enc_inverse.shape[1]
     real = np.flatnonzero(pack.enc_patch < table)
     views = pack.row_view[pack.enc_row[real]]
@@ -54,7 +54,7 @@ def test_packing_keeps_every_token_once(seed, grid, missing):
     np.testing.assert_array_equal(pack.enc_inverse[views, pack.enc_patch[real]], real)
     assert (pack.enc_inverse < rung.enc).sum() == len(real)
     np.testing.assert_array_equal(pack.mod_length.sum(1), pack.dec_length)
-    assert pack.weight.tolist() == census.alive.astype(float).tolist()
+    assert pack.weight.tolist() == counts.alive.astype(float).tolist()
 
 
 def test_ladder_holds_what_it_saw_and_ends_at_the_bound():
@@ -63,7 +63,7 @@ def test_ladder_holds_what_it_saw_and_ends_at_the_bound():
     for i in range(40):
         group, strategy = make_group(rng, 4, 1 + i % 4, 2)
         spec = make_spec(small_model(), strategy, samples=4)
-        vectors.append(needs([take_census(group, spec)], np.zeros(4, int), spec, 1))
+        vectors.append(needs([count_tokens(group, spec)], np.zeros(4, int), spec, 1))
     ladder = build_ladder(spec, vectors, 5)
     assert 2 <= len(ladder) <= 5
     assert ladder[-1] == spec.top_rung()

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.modalities import MISSING
-from olmoearth_jax.stream.census import take_census
+from olmoearth_jax.stream.loss_terms import own_pixels
 from olmoearth_jax.stream.pack import pack_device
 from olmoearth_jax.stream.patches import embedded_patches, fill_on_device, fill_on_host
-from olmoearth_jax.stream.pixels import own_pixels
+from olmoearth_jax.stream.token_counts import count_tokens
 from tests.stream.builders import NAMES, make_group, make_spec, small_model
 
 
@@ -19,14 +19,14 @@ def test_host_and_device_fill_alike(cut, grid, patch_size):
     names = (*NAMES, "latlon")
     group, strategy = make_group(rng, 6, grid, patch_size, names=names, holes=(1,))
     spec = make_spec(small_model(names), strategy, samples=6)
-    census = take_census(group, spec)
-    runs = pack_device(spec, spec.top_rung(), [census], [np.array([0, 1, 2, 4, 5])]).runs
+    counts = count_tokens(group, spec)
+    runs = pack_device(spec, spec.top_rung(), [counts], [np.array([0, 1, 2, 4, 5])]).runs
     host = fill_on_host(spec, runs, cut)
     device = fill_on_device(spec, runs, jax.devices()[0], cut)
-    starts = census.table.starts
+    starts = counts.table.starts
     for i, slot in enumerate(spec.slots):
         # Behind the last patch the device repeats one, where the host leaves zeros.
-        used = int(census.need[runs[0].members, starts[i] : starts[i + 1]].sum())
+        used = int(counts.need[runs[0].members, starts[i] : starts[i + 1]].sum())
         a, b = host[i], np.asarray(device[i])
         assert a.shape == b.shape == (len(a), slot.width)
         np.testing.assert_allclose(a[:used], b[:used], atol=2e-6)

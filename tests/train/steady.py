@@ -15,4 +15,4 @@ def steady(
         scheduler=SchedulerConfig("ConstantWithWarmup", warmup=0),
         **changes,
     )
-    return ExperimentConfig(model=model, train_module=module)
+    return ExperimentConfig(model=model, train_module=module, precision="float32")

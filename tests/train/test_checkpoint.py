@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from olmoearth_jax.train import checkpoint, integrity
-from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo
+from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 
@@ -280,7 +280,7 @@ def test_load_strategies(tmp_path):
     assert starts[0] == starts[1]  # the same weights, hence the same loss
     end = checkpoint.load_item(checkpoint.find_checkpoint(tmp_path / "d"))
     assert not np.array_equal(ends[1]["dense"]["kernel"], end["dense"]["kernel"])
-    assert not toy.run(tmp_path / "c", 3, checkpoints=False).saved
+    assert not toy.run(tmp_path / "c", 3, no_checkpoints=True).saved
     with pytest.raises(ValueError, match="No complete checkpoint"):
         checkpoint.find_checkpoint(tmp_path / "c")
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses
+from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo
+from olmoearth_jax.losses import Objective
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
-from olmoearth_jax.train import assemble, checkpoint, integrity
-from olmoearth_jax.train.checkpoint import Checkpointer, RunInfo
-from olmoearth_jax.train.engine import Prepared
-from olmoearth_jax.train.objectives import Objective
-from olmoearth_jax.train.sharding import make_mesh
+from olmoearth_jax.stream.engine import Prepared
+from olmoearth_jax.train import assemble
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olmoearth_jax.train import checkpoint, partial
+from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.train import partial
 
 from . import train_toy as toy
 

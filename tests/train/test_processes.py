@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olmoearth_jax.train import checkpoint
+from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train.test_run import events
 from tools import eval_loss, kill_test

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import losses
+from olmoearth_jax.losses import Objective, spread_of
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from olmoearth_jax.stream.engine import Prepared
 from olmoearth_jax.train import assemble, signals, step
-from olmoearth_jax.train.engine import Prepared
-from olmoearth_jax.train.objectives import Objective, spread_of
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from olmoearth_jax.train import checkpoint
+from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 

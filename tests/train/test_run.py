@@ -21,6 +21,7 @@ from olmoearth_jax.train import progress, runfolder
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.metrics import (
     MetricWriter,
+    WandbSink,
     is_timing,
     markdown_table,
     parameter_table,
@@ -29,7 +30,6 @@ from olmoearth_jax.train.metrics import (
 from olmoearth_jax.train.progress import TrainingDiverged
 from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse, RunLock
 from olmoearth_jax.train.signals import Worker, catch_signals, wait
-from olmoearth_jax.train.wandb_sink import WandbSink
 from tests.train import train_toy as toy
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax.train import checkpoint, integrity
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 from tools import compare_runs, inspect_checkpoint

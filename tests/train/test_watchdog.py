@@ -16,8 +16,9 @@ import pytest
 from launch import _early, train
 from olmoearth_jax.data.pipeline import TooManyBadSamples
 from olmoearth_jax.data.pool import WorkerDied
+from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train import hosts, loop_parts
-from olmoearth_jax.train.hosts import HostMissing, Hosts
+from olmoearth_jax.train.hosts import Hosts
 from olmoearth_jax.train.signals import CancelFlag, Worker
 from tests.train import test_program
 
@@ -119,7 +120,10 @@ def test_errors_of_a_run_are_sentences(monkeypatch, capsys, error, code):
     assert capsys.readouterr().err == "error: x\n"
 
 
-def test_sigterm_while_the_program_is_imported(tmp_path):
+@pytest.mark.parametrize(
+    "number, code, name", [(signal.SIGTERM, 75, b"SIGTERM"), (signal.SIGINT, 130, b"Ctrl-C")]
+)
+def test_signals_while_the_program_is_imported(tmp_path, number, code, name):
     command = [sys.executable, "-m", "launch.train", "--config=configs/nano.py:smoke"]
     command += [f"--config.common.save_folder={tmp_path / 'run'}"]
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -128,10 +132,11 @@ def test_sigterm_while_the_program_is_imported(tmp_path):
         until = time.monotonic() + 60
         while "numpy" not in maps.read_text() and time.monotonic() < until:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, out
-    assert b"Run it again to go on" in out and not (tmp_path / "run").exists()
+    assert process.returncode == code, out
+    assert name + b": ended at once; nothing is lost. Run it again to go on" in out
+    assert b"Traceback" not in out and not (tmp_path / "run").exists()
 
 
 def test_only_the_program_itself_catches_signals_early():

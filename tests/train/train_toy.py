@@ -20,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from olmoearth_jax.train.hosts import HostMissing
-from olmoearth_jax.train.loop import LoopConfig, Summary, train
+from olmoearth_jax.checkpoints.checkpoint import RunInfo
+from olmoearth_jax.config import CommonConfig, Duration, ExperimentConfig, ProfileConfig
+from olmoearth_jax.platforms import HostMissing
+from olmoearth_jax.train.loop import Extras, Summary, train
 from olmoearth_jax.train.metrics import read_metrics, without_timing
 from olmoearth_jax.train.signals import Abandoned
 
@@ -157,30 +159,50 @@ class ToyEvaluation:
         return {"eval/norm": float(jnp.sum(state["params"]["dense"]["kernel"] ** 2))}
 
 
-def config(run_dir: Path, max_steps: int = 20, **changes: Any) -> LoopConfig:
-    settings: dict[str, Any] = {
-        "metrics_collect_interval": 3,
-        "save_interval": 10,
-        "ephemeral_save_interval": 4,
-        "tensorboard": False,
+def config(run_dir: Path, max_steps: int = 20, **changes: Any) -> ExperimentConfig:
+    """Settings of a toy run; keyword arguments are those of the trainer and its callbacks."""
+    cfg = ExperimentConfig(common=CommonConfig(save_folder=str(run_dir)))
+    cfg.trainer.max_duration = Duration(max_steps, "steps")
+    given = {"metrics_collect_interval": 3, "save_interval": 10, "ephemeral_save_interval": 4}
+    callbacks = cfg.trainer.callbacks
+    callbacks.tensorboard.enabled = changes.pop("tensorboard", False)
+    if steps := changes.pop("hard_stop", None):
+        cfg.trainer.hard_stop = Duration(steps, "steps")
+    if steps := changes.pop("profile_steps", None):
+        cfg.trainer.profile = ProfileConfig(True, *steps)
+    for name, value in (given | changes).items():
+        (part,) = (p for p in (cfg.trainer, callbacks.checkpointer) if hasattr(p, name))
+        setattr(part, name, value)
+    return cfg
+
+
+def info(**changes: Any) -> RunInfo:
+    written = {"model": {"width": OUTPUTS}, "trainer": {"save_interval": 10}}
+    about: dict[str, Any] = {
+        "config": written,
+        "normalization": {"sentinel2": [1.0, 2.0]},
         "dataset_fingerprint": "abc",
         "dataset_content": "def",
-        "config": {"model": {"width": OUTPUTS}, "trainer": {"save_interval": 10}},
-        "normalization": {"sentinel2": [1.0, 2.0]},
+        "steps_per_epoch": ToyStream.steps_per_epoch,
     }
-    return LoopConfig(run_dir=run_dir, max_steps=max_steps, **settings | changes)
+    return RunInfo(**about | changes)
 
 
 def run(run_dir: Path, max_steps: int = 20, *, program=None, stream=None, **changes) -> Summary:
-    """Trains the toy; keyword arguments change the LoopConfig."""
-    evaluation = changes.pop("evaluation", None)
-    lines = changes.pop("lines", [])
+    """Trains the toy; keyword arguments change its settings, what is known of it, or extras."""
+
+    def taken(kind: type) -> dict[str, Any]:
+        names = {f.name for f in dataclasses.fields(kind)} & set(changes)
+        return {name: changes.pop(name) for name in names}
+
+    about = info(**taken(RunInfo))
+    extras = Extras(**{"say": changes.pop("lines", []).append} | taken(Extras))
     return train(
         program or ToyProgram(),
         stream or ToyStream(),
         config(run_dir, max_steps, **changes),
-        evaluation=evaluation,
-        say=lines.append,
+        about,
+        extras,
     )
 
 
@@ -212,10 +234,11 @@ def main() -> int:
     stream = ToyStream(**settings.pop("stream", {}))
     evaluation = ToyEvaluation(*every) if (every := settings.pop("evaluate", None)) else None
     run_dir, max_steps = Path(settings.pop("run_dir")), settings.pop("max_steps")
-    settings["sinks"] = ()
-    loop_config = config(run_dir, max_steps, **settings)
     try:
-        summary = train(program, stream, loop_config, evaluation=evaluation)
+        summary = run(
+            run_dir, max_steps, program=program, stream=stream, evaluation=evaluation, say=None,
+            **settings,
+        )  # fmt: skip
     except Abandoned:
         print("abandoned", flush=True)
         return 0

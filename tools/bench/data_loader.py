@@ -25,16 +25,16 @@ from unittest import mock
 
 from absl import app, flags
 
-from olmoearth_jax import commands, masking
+from olmoearth_jax import commands
+from olmoearth_jax.configlib.official import official
 from olmoearth_jax.data import group, h5, subset
 from olmoearth_jax.data.index import DatasetIndex, prepare
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.modalities import (
     OFFICIAL_DECODE_ONLY,
     OFFICIAL_MODALITIES,
-    SINGLE_BAND_SET_OVERRIDES,
-    Tokenization,
 )
+from olmoearth_jax.train.build import masking_strategies
 
 from .torch_loader import ReferenceLoader
 
@@ -47,14 +47,6 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("allocate", group, "empty_arrays"),
 )
 """(stage, owner, attribute) of the functions that are timed."""
-
-
-def official_strategy(version: str) -> tuple[masking.Strategy, Tokenization]:
-    """(masking, tokenization) of version 'v1', or of 'v1_1' and 'v1_2'."""
-    if version == "v1":
-        return masking.build(official_masking(version)), Tokenization()
-    tokenization = Tokenization.from_mapping(SINGLE_BAND_SET_OVERRIDES)
-    return masking.build(official_masking(version)), tokenization
 
 
 def official_masking(version: str) -> dict[str, Any]:
@@ -89,19 +81,12 @@ def make_stream(
     index: DatasetIndex, version: str, group_size: int, workers: int, prefetch: int
 ) -> TrainStream:
     """A stream of one group per step, with official settings but for the batch size."""
-    strategy, tokenization = official_strategy(version)
-    return TrainStream(
-        index,
-        modalities=OFFICIAL_MODALITIES,
-        mask_a=strategy,
-        mask_b=strategy,
-        global_batch_size=group_size,
-        group_size=group_size,
-        samples_per_shape=group_size,
-        tokenization=tokenization,
-        num_workers=workers,
-        prefetch=prefetch,
-    )
+    config = official("base", version)
+    config.train_module.rank_microbatch_size = group_size
+    loader = config.data_loader
+    loader.global_batch_size = loader.samples_per_shape = group_size
+    loader.num_workers, loader.prefetch_factor = workers, prefetch
+    return TrainStream(index, config, masking_strategies(config))
 
 
 def profile_stages(stream: TrainStream, groups: int, group_size: int) -> dict[str, float]:

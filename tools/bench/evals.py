@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig
 from olmoearth_jax.evals import knn, linear_probe
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig
 
 CLASSES = 10
 LR = 0.01

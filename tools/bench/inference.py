@@ -87,7 +87,7 @@ def torch_embed(
     name = "sentinel2_l2a"
 
     def call(sample: Sample) -> np.ndarray:
-        ready = prepare(sample, (name,), model.slots, patch_size, model.version, model.ranges)
+        ready = prepare(sample, (name,), patch_size, model.rules)
         sets, out = len(model.slots.of(name)), []
         for start in range(0, sample.batch_size, batch):
             x = torch.from_numpy(ready.data[name][start : start + batch])

@@ -13,8 +13,8 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.masking import MaskContext, missing_tokens
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.train import assemble, build, estimate, probe
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 
@@ -52,8 +52,7 @@ def stream_program(config: ExperimentConfig, max_rungs: int) -> TrainProgram:
     spec = build.stream_of(config, timesteps, mesh.size, objective)
     config.ladder.max_rungs = max_rungs
     ladder = build.size_ladder(config, spec, timesteps, [probe.complete(spec.modalities)])
-    options = _options(config)
-    engine = assemble.stream_engine(config.model, spec, ladder, objective, mesh, options)
+    engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
     return _program(config, engine, mesh)
 
 
@@ -61,14 +60,8 @@ def dense_program(config: ExperimentConfig, batch: int) -> TrainProgram:
     """Training through padded rows of whole samples."""
     mesh = make_mesh()
     objective = build.build_objective(config)
-    engine = assemble.dense_engine(config.model, objective, mesh, batch, _options(config))
+    engine = assemble.dense_engine(config, objective, mesh, batch)
     return _program(config, engine, mesh)
-
-
-def _options(config: ExperimentConfig) -> assemble.EngineOptions:
-    return assemble.EngineOptions.of(
-        config.model, dtype=build.compute_dtype(config), attention=config.attention
-    )
 
 
 def _program(config: ExperimentConfig, engine: Any, mesh: Any) -> TrainProgram:

@@ -17,9 +17,9 @@ from absl import flags
 from olmoearth_jax import commands
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.index import prepare
-from olmoearth_jax.stream.census import Census
-from olmoearth_jax.stream.ladder import pick_rung
-from olmoearth_jax.stream.spec import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
+from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.token_counts import TokenCounts
 from olmoearth_jax.train import build, estimate, probe
 
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")
@@ -33,9 +33,9 @@ def _flops(config: Any, enc: float, dec: float, pairs: float, cross: float) -> f
     return estimate.forward_flops(config, estimate.Tokens(enc, dec, pairs, cross, nothing))
 
 
-def _real(config: Any, censuses: list[Census]) -> tuple[float, float, float, float]:
-    enc = np.concatenate([c.enc.ravel() for c in censuses]).astype(float)
-    dec = np.concatenate([c.dec.sum(-1).ravel() for c in censuses]).astype(float)
+def _real(config: Any, counts: list[TokenCounts]) -> tuple[float, float, float, float]:
+    enc = np.concatenate([c.enc.ravel() for c in counts]).astype(float)
+    dec = np.concatenate([c.dec.sum(-1).ravel() for c in counts]).astype(float)
     return enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum())
 
 
@@ -57,12 +57,12 @@ def measure(config: Any, rungs: int) -> dict[str, Any]:
     real = streams = rows = 0.0
     used = np.zeros(len(ladder), int)
     strategies = build.masking_strategies(config)
-    for censuses, need in probe.simulate(
+    for counts, need in probe.simulate(
         spec, presence, strategies, timesteps, config.data_loader.seed + 1, _STEPS.value
     ):
-        number = pick_rung(ladder, need)
+        number = cheapest(fitting_rungs(ladder, need))
         used[number] += 1
-        enc, dec, pairs, cross = _real(config, censuses)
+        enc, dec, pairs, cross = _real(config, counts)
         most = tuple(spec.devices * x for x in _padded(ladder[number], spec))
         real += _flops(config, enc, dec, pairs, cross)
         streams += _flops(config, most[0], most[1], pairs, cross)

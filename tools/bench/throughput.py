@@ -31,8 +31,8 @@ from olmoearth_jax import commands, overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.stream.census import take_census
-from olmoearth_jax.train import build, estimate
+from olmoearth_jax.stream.token_counts import count_tokens
+from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .kernels import top_kernels
@@ -92,14 +92,14 @@ def real_flops(config: ExperimentConfig, program: TrainProgram, groups: Sequence
     engine: Any = program.engine
     spec, total = engine.spec, 0.0
     for group in groups:
-        census = take_census(group, spec)
-        enc = census.enc.astype(float).ravel()
-        dec = census.dec.sum(-1).astype(float).ravel()
+        counts = count_tokens(group, spec)
+        enc = counts.enc.astype(float).ravel()
+        dec = counts.dec.sum(-1).astype(float).ravel()
         tokens = estimate.Tokens(
             enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum()), np.zeros(0)
         )
-        patches = census.need.sum(0)
-        starts = census.table.starts
+        patches = counts.need.sum(0)
+        starts = counts.table.starts
         per_slot = np.array([patches[a:b].sum() for a, b in zip(starts, starts[1:], strict=False)])
         total += 3 * estimate.forward_flops(config, tokens)
         total += (3 * spec.views + 1) * estimate.patch_flops(config, spec, per_slot)
@@ -190,7 +190,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 def measure(case: Case) -> dict[str, Any]:
     """Figures of one setting whose programs are compiled."""
     config, engine = case.config, case.program.engine
-    rate = matrix_rate(build.compute_dtype(config))
+    rate = matrix_rate(assemble.compute_dtype(config))
     metrics = case.one_pass()
     seconds = [_seconds(case.one_pass) for _ in range(_REPEATS.value)]
     case.whole_steps(1)
@@ -207,7 +207,7 @@ def measure(case: Case) -> dict[str, Any]:
     return {
         "micro_batch": size,
         "attention": config.attention,
-        "dtype": np.dtype(build.compute_dtype(config)).name,
+        "dtype": np.dtype(assemble.compute_dtype(config)).name,
         "micro_steps_per_update": case.per_update,
         "samples_per_s": samples / median,
         "fastest_and_slowest_s": [min(seconds), max(seconds)],

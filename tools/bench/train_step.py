@@ -22,9 +22,9 @@ from absl import flags
 from olmoearth_jax import commands
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
-from olmoearth_jax.stream.census import take_census
-from olmoearth_jax.stream.spec import CROSS, SELF
-from olmoearth_jax.train import build, estimate
+from olmoearth_jax.stream.stream_shape import CROSS, SELF
+from olmoearth_jax.stream.token_counts import count_tokens
+from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .micro_step import dense_program, prepare_step, random_group, stream_program
@@ -41,11 +41,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of pixels and masks.")
 def _padding(config: ExperimentConfig, program: TrainProgram, group: dict[str, Any], host: dict):
     """FLOPs computed over FLOPs of real tokens, with and without the attention rows."""
     engine: Any = program.engine
-    census = take_census(group, engine.spec)
+    counts = count_tokens(group, engine.spec)
     rows = engine.spec.rows
-    enc, dec = census.enc.sum() / rows, census.dec.sum() / rows
-    self_pairs = float((census.enc.astype(float) ** 2).sum()) / rows
-    cross = float((census.enc * census.dec.sum(-1)).sum()) / rows
+    enc, dec = counts.enc.sum() / rows, counts.dec.sum() / rows
+    self_pairs = float((counts.enc.astype(float) ** 2).sum()) / rows
+    cross = float((counts.enc * counts.dec.sum(-1)).sum()) / rows
     nothing = np.zeros(0)
     real = estimate.forward_flops(
         config, estimate.Tokens(float(enc), float(dec), self_pairs, cross, nothing)
@@ -116,7 +116,7 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
         "batch": _BATCH.value,
         "patch_size": _PATCH.value,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "dtype": np.dtype(build.compute_dtype(config)).name,
+        "dtype": np.dtype(assemble.compute_dtype(config)).name,
         "programs": {k: p.compile_count for k, p in programs.items()},
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "results": results,

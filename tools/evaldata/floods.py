@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.evals.datasets.rasters import read_raster
+from olmoearth_jax.evals.datasets.base import read_raster
 
 TILE, SCENE = 64, 512
 

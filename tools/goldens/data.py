@@ -19,7 +19,7 @@ from olmoearth_jax.data.budget import max_timesteps
 from olmoearth_jax.data.cutmix import Pieces, read_pieces
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.subset import Choices, Sample, read_sample
-from olmoearth_jax.masking.tokens import missing_tokens
+from olmoearth_jax.masking import missing_tokens
 from olmoearth_jax.modalities import (
     MAX_TIMESTEPS,
     MISSING,

@@ -10,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import (
-    diagnostics,
+    embeddings,
     finetune,
     heads,
     knn,
@@ -19,16 +20,16 @@ from olmoearth_jax.evals import (
     linear_probe,
     losses,
     metrics,
-    normalize,
     results,
-    transforms,
 )
-from olmoearth_jax.evals.embeddings import EncoderModel, Pooling
+from olmoearth_jax.evals.datasets import bands
+from olmoearth_jax.evals.embeddings import EncoderModel
 from olmoearth_jax.evals.samples import MASK, Sample
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, RunOptions
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import pooling
+from olmoearth_jax.model.pooling import Pooling
 
 from ..convert_evals import fit_buckets
 from . import evals_data
@@ -78,22 +79,17 @@ def _knn(name: str, z: Arrays) -> Result:
     skip = name.endswith("skip")
     for number, k in enumerate(ks):
         classes = z[f"test_scores_k{k}"].shape[1]
-        scores, guess = knn.knn_scores(*train, z["test_x"], classes, k, skip)
+        scores, guess = knn.knn_scores(train, z["test_x"], classes, k, skip)
         checks.array(f"scores k={k}", scores, z[f"test_scores_k{k}"])
         checks.array(f"predictions k={k}", guess, z[f"test_pred_k{k}"], 0, 0)
         primary = "macro_f1" if multilabel and number == 0 else None
         task = EvalTaskConfig(primary_metric=primary)
         info = DatasetInfo("knn", "classification", classes, (), multilabel)
         count, seed = (30, 7) if multilabel else (50, 42)
-        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k)
-        last = number == len(ks) - 1
-        result, resampled = knn.run_knn(
-            task, info, train, test, options, resample=last, skip_nearest=skip
-        )
+        options = RunOptions(n_bootstrap=count, bootstrap_seed=seed, k=k, skip_nearest=skip)
+        result, resampled = knn.run_knn(task, info, train, test, options)
         _same_metrics(checks, f"test k={k}", result, _json(z, f"test_result_json_k{k}"))
-        valid, _ = knn.run_knn(
-            task, info, train, (z["val_x"], z["val_y"]), options, skip_nearest=skip
-        )
+        valid, _ = knn.run_knn(task, info, train, (z["val_x"], z["val_y"]), options)
         want = _json(z, f"val_result_json_k{k}")
         # One validation row is the zero vector: its neighbours are tied, so it may differ.
         slack = 1 / len(z["val_y"]) + 1e-9
@@ -142,7 +138,7 @@ def _regression(name: str, z: Arrays) -> Result:
 def _diagnostics(name: str, z: Arrays) -> Result:
     checks, want = Checks(rtol=1e-4, atol=1e-5), _json(z, "result_json")
     flat = name.startswith("diagnostics_flat")
-    function = diagnostics.flat_diagnostics if flat else diagnostics.spatial_diagnostics
+    function = embeddings.flat_diagnostics if flat else embeddings.spatial_diagnostics
     got = function(z["embeddings"])
     checks.equal("names", set(got), set(want))
     for key, value in want.items():
@@ -154,20 +150,20 @@ def _int8(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-6)
     for part in ("", "spatial_"):
         x = z["spatial" if part else "embeddings"]
-        got = transforms.quantize_int8(x).astype(int)
+        got = quantize.quantize_int8(x).astype(int)
         checks.array(f"{part}quantized", got, z[f"{part}quantized"].astype(int), 0, 1)
-        back = transforms.dequantize_int8(z[f"{part}quantized"])
+        back = quantize.dequantize_int8(z[f"{part}quantized"])
         checks.array(f"{part}dequantized", back, z[f"{part}dequantized"])
     return checks.result()
 
 
 def _percentile(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-6, atol=1e-9)
-    for bits in transforms.BITS:
+    for bits in quantize.BITS:
         fitted = fit_buckets(z["fit_embeddings"], bits)
         checks.array(f"{bits} bit quantiles", fitted.quantiles, z[f"quantiles_{bits}bit"])
         checks.array(f"{bits} bit midpoints", fitted.midpoints, z[f"midpoints_{bits}bit"])
-        table = transforms.Buckets(z[f"quantiles_{bits}bit"], z[f"midpoints_{bits}bit"])
+        table = quantize.Buckets(z[f"quantiles_{bits}bit"], z[f"midpoints_{bits}bit"])
         for x, key in (("embeddings", "quantized"), ("spatial", "spatial_quantized")):
             checks.array(f"{key} {bits} bit", table.quantize(z[x]), z[f"{key}_{bits}bit"], 0, 0)
         back = table.dequantize(z[f"quantized_{bits}bit"])
@@ -178,7 +174,7 @@ def _percentile(name: str, z: Arrays) -> Result:
 def _pca(name: str, z: Arrays) -> Result:
     checks = Checks()
     dim = z["train_out"].shape[-1]
-    pca = transforms.fit_pca(z["train"], dim)
+    pca = embeddings.fit_pca(z["train"], dim)
     checks.array("variance", pca.variance_retained, z["variance_retained"], 1e-4, 0)
     # The sign of a component is arbitrary: one factor per component for all splits.
     want = z["train_out"].reshape(-1, dim)
@@ -195,11 +191,12 @@ def _normalize(name: str, z: Arrays) -> Result:
     if name == "normalize_impute":
         given = _json(z, "input_json")
         pairs = [tuple(p) for p in given["imputes"]]
-        got = normalize.impute_stats(given["band_info"], pairs, given["all_bands"])
+        got = bands.impute_stats(given["band_info"], pairs, given["all_bands"])
         checks.equal("statistics", got, _json(z, "output_json"))
         return checks.result()
-    for method in normalize.METHODS:
-        got = normalize.normalize(z["image"], z["means"], z["stds"], z["mins"], z["maxs"], method)
+    stats = bands.Statistics(z["means"], z["stds"], z["mins"], z["maxs"])
+    for method in METHODS:
+        got = bands.normalize(z["image"], stats, method)
         want = z[f"out_{method}"]
         checks.equal(f"{method} dtype", got.dtype, want.dtype)
         checks.array(method, got, want, atol=1.01 / 255 if method.endswith("_int") else None)
@@ -240,9 +237,8 @@ def _probe(name: str, z: Arrays) -> Result:
     names = {"train": "train", "valid": "val", "test": "test"}
     splits = {k: (z[f"{v}_x"], z[f"{v}_y"]) for k, v in names.items()}
     start = probe_params(z, "init.")
-    out = linear_probe.train_probe(
-        task, info, splits, options, bf16=bf16, order=z["order"], start=start
-    )
+    extra = linear_probe.ProbeExtras(bf16=bf16, order=z["order"], start=start)
+    out = linear_probe.train_probe(task, info, splits, options, extra)
     checks.array("first losses", out.losses[:20], z["loss"][:20], 3e-2 if bf16 else 1e-4, 0)
     checks.array("losses", out.losses, z["loss"], 3e-2 if bf16 else 2e-3, 0)
     checks.array("learning rates", out.lrs, z["lr"], 1e-6, 1e-15)
@@ -388,9 +384,9 @@ def encoder_of(z: Arrays) -> EncoderModel:
 _POOLS = {
     "cls_mean_p4": (Pooling("mean"), 4),
     "cls_max_p4": (Pooling("max"), 4),
-    "seg_mean_p4": (Pooling("mean", spatial=True), 4),
-    "seg_mean_p8": (Pooling("mean", spatial=True), 8),
-    "cls_center_p4": (Pooling("mean", centre=True), 4),
+    "seg_mean_p4": (Pooling("mean", "spatial"), 4),
+    "seg_mean_p8": (Pooling("mean", "spatial"), 8),
+    "cls_center_p4": (Pooling("mean", "centre"), 4),
 }
 
 

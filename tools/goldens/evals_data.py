@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals.datasets import base, cities, open_split, pretrain, tensors, windowed
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, dataset_info, modalities_of
+from olmoearth_jax.evals.datasets import base, open_split, pretrain, tensors, windowed
 from olmoearth_jax.evals.datasets.base import Reader
-from olmoearth_jax.evals.datasets.geobench2 import SLOTS, GeoBench2
+from olmoearth_jax.evals.datasets.geobench import SLOTS, GeoBench2
 from olmoearth_jax.evals.datasets.series import BreizhCrops
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample, collate
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, dataset_info, modalities_of
 from olmoearth_jax.modalities import get
 
 from ..evaldata import mados, pastis
@@ -187,7 +187,7 @@ def _city_splits(name: str, path: Path) -> Result:
     for key, want in json.loads(str(z["index_json"])).items():
         mode, _, split = key.partition("/")
         split, _, fraction = split.partition("@")
-        units = cities.split_units(counts, mode)[split]
+        units = tensors.split_units(counts, mode)[split]
         if fraction:
             units = base.label_subset(units, float(fraction))
         checks.equal(key, [list(u) for u in units], want)
@@ -197,7 +197,7 @@ def _city_splits(name: str, path: Path) -> Result:
 def _city_sample(name: str, path: Path) -> Result:
     checks, z = Checks(RTOL, ATOL), load_npz(path)
     reader = _open(path, "fifty_cities", "train", SETTINGS[name.rsplit("_", 1)[1]])
-    assert isinstance(reader, cities.FiftyCities)
+    assert isinstance(reader, tensors.FiftyCities)
     _same_sample(checks, *reader.convert(reader.read(("Berlin", 1))), z)
     return checks.result()
 

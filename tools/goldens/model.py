@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax.interop import checkpoints, config_json, torch_keys
+from olmoearth_jax.masks import DECODE
 from olmoearth_jax.model import config as model_config
-from olmoearth_jax.model import dense, latent_mim, table
+from olmoearth_jax.model import latent_mim, uniform_batch
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.reference_counts import reference_counts
+from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import model_parts, releases
 from .common import Case, Checks, Result, load_json, load_npz, skipped
@@ -69,7 +72,7 @@ def split_inputs(arrays: Arrays, slots: Any, patch_size: int) -> tuple[Arrays, A
     """(rasters, token masks, timestamps) of the arrays below 'in/'."""
     data = {k: v for k, v in arrays.items() if k in slots.names}
     pixels = {k: arrays[f"{k}_mask"] for k in data}
-    masks = dense.token_masks_from_pixels(slots, pixels, patch_size)
+    masks = uniform_batch.token_masks_from_pixels(slots, pixels, patch_size)
     return data, masks, arrays["timestamps"]
 
 
@@ -105,11 +108,12 @@ def check_tokens(checks: Checks, what: str, got: Any, masks: Any, expected: Arra
             checks.array(f"{what}/{name}_mask", masks[name], expected[f"{name}_mask"], 0.0, 0.0)
 
 
-def _forward(graph: Any, params: Any, inputs: Any, patch_size: int, res: float, view: str = "a"):
+def _forward(graph: Any, params: Any, inputs: Any, patch_size: int, res: float, view: int = 0):
     @jax.jit
     def call(params, data, masks, timestamps):
         model = latent_mim.merge(graph, params)
-        out = dense.forward_dense(model, data, masks, timestamps, patch_size, res, view=view)
+        batch = UniformBatch(data, masks, timestamps, patch_size, res)
+        out = uniform_batch.forward_batch(model, batch, view)
         return out.encoder, out.decoder, out.reconstructed, out.project_aggregated
 
     return call(params, *inputs)
@@ -135,15 +139,9 @@ def _latent_mim(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
 
     @jax.jit
     def targets(target, data, masks, timestamps):
-        return dense.target_dense(
-            latent_mim.merge(target_graph, target),
-            data,
-            masks,
-            timestamps,
-            patch_size,
-            res,
-            exits=case["target_token_exit_cfg"],
-        )
+        batch = UniformBatch(data, masks, timestamps, patch_size, res)
+        encoder = latent_mim.merge(target_graph, target)
+        return uniform_batch.target_batch(encoder, batch, case["target_token_exit_cfg"])
 
     seen = {k: np.where(np.asarray(m) == 3, 3, 0) for k, m in masks.items()}
     check_tokens(checks, "target", targets(target, *inputs), seen, under(arrays, "out/target/"))
@@ -158,12 +156,11 @@ def _check_gradients(
     @jax.value_and_grad
     def loss(params, data, masks, timestamps):
         model = latent_mim.merge(graph, params)
-        out = dense.forward_dense(
-            model, data, masks, timestamps, case["patch_size"], case.get("input_res", 10)
-        )
+        batch = UniformBatch(data, masks, timestamps, case["patch_size"], case.get("input_res", 10))
+        out = uniform_batch.forward_batch(model, batch)
         assert out.decoder is not None
         return sum(
-            jnp.sum(jnp.where((masks[k] == dense.DECODE)[..., None], x, 0.0) ** 2)
+            jnp.sum(jnp.where((masks[k] == DECODE)[..., None], x, 0.0) ** 2)
             for k, x in out.decoder.items()
         )
 
@@ -199,9 +196,10 @@ def _galileo(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
     slots = latent_mim.slot_table(config.encoder_config)
     view_a = under(arrays, "in/")
     views = {"a": view_a, "b": {**view_a, **under(arrays, "in/b/")}}
-    for view, fields in views.items():
+    res = case.get("input_res", 10)
+    for number, (view, fields) in enumerate(views.items()):
         inputs = split_inputs(fields, slots, patch_size)
-        out = _forward(graph, params, inputs, patch_size, case.get("input_res", 10), view)
+        out = _forward(graph, params, inputs, patch_size, res, number)
         _check_forward(checks, f"out/{view}/", out, inputs[1], arrays)
 
 
@@ -229,7 +227,8 @@ def _encode_fast(graph: Any, params: Any, inputs: Any, patch_size: int) -> dict[
     @jax.jit
     def call(params, data, masks, timestamps):
         encoder = latent_mim.merge(graph, params).encoder
-        out = dense.encode_dense(encoder, data, masks, timestamps, patch_size, fast_pass=True)
+        batch = UniformBatch(data, masks, timestamps, patch_size)
+        out = uniform_batch.encode_batch(encoder, batch, fast_pass=True)
         return out.tokens
 
     return call(params, *inputs)
@@ -245,7 +244,8 @@ def _token_exits(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         @jax.jit
         def call(params, data, masks, timestamps, exits=exits):
             encoder = latent_mim.merge(graph, params).encoder
-            out = dense.encode_dense(encoder, data, masks, timestamps, patch_size, exits=exits)
+            batch = UniformBatch(data, masks, timestamps, patch_size)
+            out = uniform_batch.encode_batch(encoder, batch, exits=exits)
             return out.tokens, out.project_aggregated
 
         tokens, pooled = call(params, data, seen, timestamps)
@@ -295,7 +295,7 @@ def _shape(name: str, expected: dict[str, list[int]]) -> Result:
     ours = {k: list(v) for k, v in torch_keys.state_dict_shapes(config).items()}
     for key in sorted(set(ours) | set(expected)):
         checks.equal(key, ours.get(key), expected.get(key))
-    counts = table.reference_counts(config)
+    counts = reference_counts(config)
     total = sum(int(np.prod(shape)) for shape in expected.values())
     checks.equal("total", counts["total"], total)
     checks.equal("keys", counts["keys"], len(expected))

@@ -13,12 +13,11 @@ from flax import nnx
 from olmoearth_jax import modalities
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.modalities import Tokenization
-from olmoearth_jax.model import dense, latent_mim, pooling, rope
-from olmoearth_jax.model.blocks import Block
+from olmoearth_jax.model import latent_mim, pooling, rope, uniform_batch
+from olmoearth_jax.model.blocks import Block, BlockShape, Reading
+from olmoearth_jax.model.decoder import PatchReconstruction
 from olmoearth_jax.model.encodings import CompositeEncodings, month_table, sincos
-from olmoearth_jax.model.patch_embed import PatchEmbed
-from olmoearth_jax.model.reconstructor import PatchReconstruction
-from olmoearth_jax.model.resize import resize, to_patches
+from olmoearth_jax.model.patch_embed import PatchEmbed, resize, to_patches
 from olmoearth_jax.model.rope import RopeConfig
 from olmoearth_jax.model.tokens import SlotTable, days_since_2000
 
@@ -46,8 +45,8 @@ def _variant_tokens(
     names: list[str], shapes: dict[str, tuple[int, ...]], timestamps: Any, variant: Any
 ) -> tuple[SlotTable, Any, Any]:
     slots = SlotTable.build(names, Tokenization())
-    layout = dense.layout_of(slots, shapes)
-    tokens = dense.tokens_from_grid(
+    layout = uniform_batch.layout_of(slots, shapes)
+    tokens = uniform_batch.tokens_from_grid(
         slots, layout, timestamps, variant["patch_size"], variant["input_res"]
     )
     return slots, layout, tokens
@@ -257,7 +256,7 @@ def _block(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         width, heads = case["dim"], case["num_heads"]
 
         def make(variant=variant, config=config, width=width, heads=heads) -> Block:
-            return Block(
+            shape = BlockShape(
                 width,
                 heads,
                 variant["mlp_ratio"],
@@ -265,6 +264,7 @@ def _block(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
                 config,
                 variant.get("init_values") is not None,
             )
+            return Block(shape)
 
         state = _under(arrays, f"params/{name}/")
         values = {}
@@ -274,14 +274,14 @@ def _block(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         checks.equal(f"{name} unused tensors", sorted(state), [])
         block = _with_values(make, values)
         cross = variant["cross"]
-        places = [arrays[f"in/pos_{k}"] if config else None for k in ("x", "y")]
+        places = [jnp.asarray(arrays[f"in/pos_{k}"]) if config else None for k in ("x", "y")]
         key_mask = jnp.asarray(arrays["in/y_mask" if cross else "in/x_mask"]) == 1
         for what, mask in (("masked", key_mask), ("nomask", None)):
-            attend = dense.attend_masked(mask)
+            attend = uniform_batch.attend_masked(mask)
             if cross:
-                out = block(x, places[0], attend, y, places[1])
+                out = block(x, Reading(attend, places[0], y, places[1]))
             else:
-                out = block(x, places[0], attend)
+                out = block(x, Reading(attend, places[0]))
             checks.array(f"{name}/{what}", out, arrays[f"out/{name}/{what}"])
 
 

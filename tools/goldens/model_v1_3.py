@@ -15,14 +15,16 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.inference import domain, missing_bands
+from olmoearth_jax.inference import domain, prepare
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import checkpoints, config_json, torch_keys
+from olmoearth_jax.masks import DECODE
 from olmoearth_jax.model import config as model_config
-from olmoearth_jax.model import dense, latent_mim, searchlight, table
+from olmoearth_jax.model import latent_mim, searchlight, uniform_batch
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig
 from olmoearth_jax.model.pooler import AttentionPooler, GridSpec, LocationGrid
-from olmoearth_jax.model.unet_head import unet_head
+from olmoearth_jax.model.reference_counts import reference_counts
+from olmoearth_jax.model.uniform_batch import UniformBatch
 
 from . import releases
 from .common import Case, Checks, Result, load_json, load_npz, skipped
@@ -37,6 +39,7 @@ from .model import (
     split_inputs,
     under,
 )
+from .unet_head import unet_head
 
 SEARCHLIGHT_ATOL = 5e-5
 
@@ -98,9 +101,8 @@ def _latent_mim(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
     @functools.partial(jax.jit, static_argnums=4)
     def forward(params, data, masks, timestamps, size):
         model = latent_mim.merge(graph, params)
-        out = dense.forward_dense(
-            model, data, masks, timestamps, patch_size, res, location_size=size
-        )
+        batch = UniformBatch(data, masks, timestamps, patch_size, res, size)
+        out = uniform_batch.forward_batch(model, batch)
         return out.encoder, out.decoder, out.project_aggregated, out.locations
 
     for size in (None, *case["location_query_patch_sizes"]):
@@ -114,9 +116,9 @@ def _latent_mim(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         checks.array("project_aggregated", pooled, expected["project_aggregated"])
         _check_grid(checks, prefix, grid, expected)
 
-    targets = dense.target_dense(
-        latent_mim.merge(target_graph, target), *inputs, patch_size, res,
-        exits=dict.fromkeys(slots.names, 0),
+    targets = uniform_batch.target_batch(
+        latent_mim.merge(target_graph, target), UniformBatch(*inputs, patch_size, res),
+        dict.fromkeys(slots.names, 0),
     )  # fmt: skip
     seen = {k: np.where(np.asarray(m) == 3, 3, 0) for k, m in masks.items()}
     check_tokens(checks, "target", targets, seen, under(arrays, "out/target/"))
@@ -131,13 +133,12 @@ def _check_gradients(
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params, data, masks, timestamps):
         model = latent_mim.merge(graph, params)
-        out = dense.forward_dense(
-            model, data, masks, timestamps, case["patch_size"], case["input_res"]
-        )
+        batch = UniformBatch(data, masks, timestamps, case["patch_size"], case["input_res"])
+        out = uniform_batch.forward_batch(model, batch)
         assert out.decoder is not None and out.locations is not None
         assert out.project_aggregated is not None and out.locations.student is not None
         decoded = sum(
-            jnp.sum(jnp.where((masks[k] == dense.DECODE)[..., None], x, 0.0) ** 2)
+            jnp.sum(jnp.where((masks[k] == DECODE)[..., None], x, 0.0) ** 2)
             for k, x in out.decoder.items()
         )
         parts = jnp.stack(
@@ -170,11 +171,12 @@ def _fast_pass(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
     patch_size = case["patch_size"]
     data, masks, timestamps = split_inputs(under(arrays, "in/"), slots, patch_size)
 
-    def run(names: Any, size: int | None) -> dense.Encoded:
-        return dense.encode_dense(
-            encoder, {n: data[n] for n in names}, {n: masks[n] for n in names}, timestamps,
-            patch_size, fast_pass=True, location_size=size,
+    def run(names: Any, size: int | None) -> uniform_batch.Encoded:
+        batch = UniformBatch(
+            {n: data[n] for n in names}, {n: masks[n] for n in names}, timestamps, patch_size,
+            location_size=size,
         )  # fmt: skip
+        return uniform_batch.encode_batch(encoder, batch, fast_pass=True)
 
     out = run(data, None)
     check_tokens(checks, "encoder", out.tokens, masks, under(arrays, "out/encoder/"))
@@ -218,7 +220,7 @@ def _pooler(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         for what, mask in (("masked", jnp.asarray(fields["visible"]) == 1), ("nomask", None)):
             out = pooler.pool(
                 jnp.asarray(fields["tokens"]), jnp.asarray(fields["positions"]), grid,
-                dense.attend_masked(mask), dense.attend_masked(None),
+                uniform_batch.attend_masked(mask), uniform_batch.attend_masked(None),
             )  # fmt: skip
             _check_grid(checks, f"{number}/", out, under(arrays, f"out/{number}/{what}/"))
         expected = arrays[f"out/{number}/location_query_positions"]
@@ -233,22 +235,23 @@ def _searchlight(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None:
         expected = under(arrays, f"out/{what}/")
         if not expected:
             continue
-        out = searchlight.encode_searchlight(
-            encoder, data, masks, timestamps, patch_size, window_px=window, location_size=size
-        )
+        batch = UniformBatch(data, masks, timestamps, patch_size, location_size=size)
+        out = searchlight.encode_searchlight(encoder, batch, window)
         _check_grid(checks, what, out.locations, expected)
         checks.array(what, out.project_aggregated, expected["project_aggregated"])
         if recorded := under(expected, "encoder/"):
             check_tokens(checks, what, out.tokens, masks, recorded)
-    stock = dense.encode_dense(encoder, data, masks, timestamps, patch_size)
+    whole = UniformBatch(data, masks, timestamps, patch_size)
+    stock = uniform_batch.encode_batch(encoder, whole)
     _check_grid(checks, "stock", stock.locations, under(arrays, "out/stock/"))
     checks.array("stock", stock.project_aggregated, arrays["out/stock/project_aggregated"])
     for entry in case["embed_domain"]:
-        got = domain.embed_domain(
-            encoder, data, {k: np.asarray(v) for k, v in masks.items()}, timestamps, patch_size,
-            crop_px=entry["crop_px"], overlap_px=entry["overlap_px"], window_px=window,
-            location_size=entry["location_query_patch_size"],
+        ready = prepare.ModelInput(data, {k: np.asarray(v) for k, v in masks.items()}, timestamps)
+        plan = domain.DomainPlan(
+            patch_size, entry["crop_px"], entry["overlap_px"], window,
+            entry["location_query_patch_size"],
         )  # fmt: skip
+        got = domain.embed_domain(encoder, ready, plan)
         checks.array(entry["key"], got, arrays[entry["key"]])
 
 
@@ -262,9 +265,8 @@ def _missing_bands(checks: Checks, case: dict[str, Any], arrays: Arrays) -> None
         for version, count in variant["number_of_warnings"].items():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                got, _ = missing_bands.fill(
-                    arrays[f"in/{what}"], name, version, mean - spread, mean + spread
-                )
+                ends = mean - spread, mean + spread
+                got, _ = prepare.fill(arrays[f"in/{what}"], name, version, ends)
             checks.array(f"{what}/{version}", got, arrays[f"out/{what}/{version}"])
             checks.equal(f"{what}/{version} warnings", len(caught), count)
 
@@ -285,10 +287,11 @@ def _release(checks: Checks, loaded: checkpoints.Weights, arrays: Arrays) -> Non
     data, masks, timestamps = split_inputs(under(arrays, "in/"), model.slots, patch_size)
     checks.equal("decode-only", model.decode_only, ("worldcover",))
     data = {name: data[name] for name in data if name in model.modalities}
-    out = dense.encode_dense(
-        latent_mim.merge(model.graph, model.params), data, masks, timestamps, patch_size,
+    out = uniform_batch.encode_batch(
+        latent_mim.merge(model.graph, model.params),
+        UniformBatch(data, masks, timestamps, patch_size),
         fast_pass=True,
-    )  # fmt: skip
+    )
     check_tokens(checks, "encoder", out.tokens, masks, under(arrays, "out/encoder/"))
     _check_grid(checks, "", out.locations, under(arrays, "out/"))
 
@@ -311,7 +314,7 @@ def _shapes(path: Path) -> Result:
         ours = {k: list(v) for k, v in torch_keys.state_dict_shapes(config).items()}
         for key in sorted(set(ours) | set(shapes)):
             checks.equal(key, ours.get(key), shapes.get(key))
-        checks.equal("keys", table.reference_counts(config)["keys"], len(shapes))
+        checks.equal("keys", reference_counts(config)["keys"], len(shapes))
     return checks.result()
 
 

@@ -19,7 +19,7 @@ import optax
 from olmoearth_jax import losses
 from olmoearth_jax.config import OptimConfig, SchedulerConfig
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
-from olmoearth_jax.train import ema, optimizer, schedule
+from olmoearth_jax.train import optimizer, targets
 
 from . import mask_stats
 from .common import Case, Checks, Result, load_json, load_npz
@@ -155,8 +155,8 @@ def _koleo(entry: Mapping[str, Any], arrays: Arrays) -> Result:
         masks = {m: jnp.asarray(a.reshape(len(a), -1)) for m, a in _under(own, "mask").items()}
 
         def of_tokens(tokens):
-            x, segment, weight = loss.tokens_to_vectors(tokens, masks)
-            return loss(x, segment=segment, sample_weight=weight)[0]
+            x, groups = loss.tokens_to_vectors(tokens, masks)
+            return loss(x, groups)[0]
 
         value, grads = jax.value_and_grad(of_tokens)(_flat(_under(own, "pred")))
         pairs = [(m, grads[m].reshape(g.shape), g) for m, g in _under(own, "grad").items()]
@@ -175,10 +175,10 @@ def _lr(entry: Mapping[str, Any], arrays: Arrays) -> Result:
     given: dict[str, Any] = {"warmup": None} | {k: entry[k] for k in names if k in entry}
     plan = SchedulerConfig(**given)
     if "warmup_steps_used" in entry:
-        used = schedule.warmup_steps(plan, entry["t_max"])
+        used = optimizer.warmup_steps(plan, entry["t_max"])
         checks.equal("warm-up steps", used, entry["warmup_steps_used"])
     steps, rates = (arrays[f"{entry['id']}/{k}"] for k in ("steps", "lr"))
-    ours = [schedule.learning_rate(plan, entry["lr"], int(s), entry["t_max"]) for s in steps]
+    ours = [optimizer.learning_rate(plan, entry["lr"], int(s), entry["t_max"]) for s in steps]
     checks.array("rates", np.array(ours), rates)
     return checks.result("1e-12 |ref|")
 
@@ -190,12 +190,12 @@ def _ema(entry: Mapping[str, Any], arrays: Arrays) -> Result:
     bounds = (entry["ema_decay"][0], entry["ema_decay"][1])
     for i, (step, recorded) in enumerate(zip(entry["steps"], entry["decay"], strict=True)):
         online = {k: v + np.float32(0.1 * (i + 1)) for k, v in online.items()}
-        decay = ema.ema_decay_at(step, entry["max_steps"], bounds)
+        decay = targets.ema_decay_at(step, entry["max_steps"], bounds)
         if decay is None or recorded is None:
             checks.true(f"step {step}: one side updates, the other doesn't", decay is recorded)
         else:
             checks.array(f"decay at step {step}", decay, recorded, rtol=1e-12)
-            target = ema.ema_update(target, online, decay)
+            target = targets.ema_update(target, online, decay)
         for k, expected in _under(own, f"tgt{i + 1}").items():
             checks.array(f"{k} after update {i + 1}", target[k], expected)
     return checks.result("1e-7 + 1e-6 |ref|")
@@ -220,7 +220,7 @@ def _adamw(entry: Mapping[str, Any], arrays: Arrays) -> Result:
         groups[pattern] = transform, transform.init(members)
     plan = SchedulerConfig(warmup=2, t_max=5)
     for s in steps:
-        lr = schedule.learning_rate(plan, config.lr, s, 5)
+        lr = optimizer.learning_rate(plan, config.lr, s, 5)
         checks.array("learning rate", lr, entry["lr_per_step"][s - 1], rtol=1e-12)
         grads = {k: jnp.asarray(v) for k, v in _under(own, f"step{s}/grad").items()}
         norm = optax.tree.norm(grads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,22 @@ from olmoearth_jax.config import (
     TrainModuleConfig,
 )
 from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries, to_state_dict
+from olmoearth_jax.losses import NoTokenLoss, Objective, exit_pairs
+from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
+from olmoearth_jax.model import heads
 from olmoearth_jax.model.config import (
+    AttentionPoolerConfig,
     EncoderConfig,
+    LocationTokenDistillationHeadConfig,
     ModelConfig,
     PredictorConfig,
     ReconstructorConfig,
+    SupervisedMapConfig,
+    SupervisionHeadConfig,
 )
+from olmoearth_jax.stream.stream_shape import MicroStepSize
 from olmoearth_jax.train import assemble
-from olmoearth_jax.train.objectives import NoTokenLoss, Objective, exit_pairs
-from olmoearth_jax.train.sharding import make_mesh
 from olmoearth_jax.train.step import TrainProgram
 
 from .common import Case, Checks, Result, load_json, load_npz
@@ -39,19 +45,19 @@ _KEY_BIAS = ".attn.k.bias"
 """Zero gradient in exact arithmetic under absolute encodings: Adam turns rounding into drift."""
 
 
-def cases(folder: Path) -> Iterator[Case]:
+def cases(folder: Path, engines: Sequence[str] = ("dense", "stream")) -> Iterator[Case]:
     """Each trajectory of the manifest, once per engine that trains it."""
     for entry in load_json(folder / "manifest.json")["files"]:
         if not entry["name"].startswith("traj_"):
             continue
-        for engine in ("dense", "stream"):
+        for engine in engines:
             yield Case(
                 f"{entry['name']}/{engine}",
                 lambda entry=entry, engine=engine: _replay(folder, entry, engine),
             )
 
 
-def _model(entry: dict[str, Any]) -> ModelConfig:
+def model_of(entry: dict[str, Any]) -> ModelConfig:
     """The model a trajectory was recorded with."""
     names = entry["modalities"]
     single = "single" in entry["tokenization"]
@@ -76,7 +82,7 @@ def _model(entry: dict[str, Any]) -> ModelConfig:
         patch_embed_hidden_sizes=entry["patch_embed_hidden_sizes"],
     )
     decoder = PredictorConfig(
-        **shared,
+        **shared | entry.get("decoder_position", {}),
         encoder_embedding_size=width,
         decoder_embedding_size=width,
         depth=entry["decoder_depth"],
@@ -84,7 +90,8 @@ def _model(entry: dict[str, Any]) -> ModelConfig:
     kind = entry["train_module"]["module"]
     if kind != "mae":
         kind = "galileo" if kind == "galileo" else "latent_mim"
-        return ModelConfig(kind, encoder, decoder)
+        out = ModelConfig(kind, encoder, decoder)
+        return _with_grid(out, entry) if "attention_pooler_config" in entry else out
     pixels = ReconstructorConfig(
         decoder,
         names,
@@ -94,7 +101,25 @@ def _model(entry: dict[str, Any]) -> ModelConfig:
     return ModelConfig(kind, encoder, None, pixels)
 
 
-def _groups(arrays: dict[str, np.ndarray], entry: dict[str, Any], number: int) -> list[dict]:
+def _with_grid(model: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
+    """What v1.3 adds: pooler, decoder on its grid, heads."""
+    pooler = AttentionPoolerConfig(**entry["attention_pooler_config"])
+    model.encoder_config.attention_pooler_config, decoder = pooler, model.decoder_config
+    assert decoder is not None
+    decoder.use_attention_pooler, decoder.pooler_dim = True, pooler.pooler_dim
+    for name, value in PredictorConfig().__dict__.items():
+        if "rope" in name and name not in entry["decoder_position"]:
+            setattr(decoder, name, value)
+    model.projection_only_target = entry["projection_only_target"]
+    maps = {n: SupervisedMapConfig(**c) for n, c in entry["supervision_head_config"].items()}
+    model.supervision_head_config = SupervisionHeadConfig(maps)
+    model.location_token_distillation_head_config = LocationTokenDistillationHeadConfig(
+        **entry["location_token_distillation_head_config"]
+    )
+    return model
+
+
+def groups_of(arrays: dict[str, np.ndarray], entry: dict[str, Any], number: int) -> list[dict]:
     """The groups of one recorded batch, masks at token level."""
     names = modalities.in_sample_order(entry["modalities"])
     size, patch = entry["microbatch"], entry["patch_size"]
@@ -127,7 +152,8 @@ def _groups(arrays: dict[str, np.ndarray], entry: dict[str, Any], number: int) -
     return out
 
 
-def _objective(entry: dict[str, Any]) -> Objective:
+def objective_of(entry: dict[str, Any], model: ModelConfig) -> Objective:
+    """The terms that a trajectory was recorded with."""
     module = entry["train_module"]
 
     def build(*names: str) -> Any:
@@ -146,7 +172,7 @@ def _objective(entry: dict[str, Any]) -> Objective:
         names = tuple(f"{entry['masking']['type']}_masking_{x.name}" for x in (token, token_b))
     return Objective(
         token_loss=token or NoTokenLoss(),
-        contrastive=None if nce is None else (nce.tau, nce.weight),
+        contrastive=nce,
         kind=kind,
         token_loss_b=token_b,
         regularizer=build("regularizer_config"),
@@ -155,30 +181,14 @@ def _objective(entry: dict[str, Any]) -> Objective:
         exits_b=exits("token_exit_cfg_b"),
         moving=module.get("ema_decay", [1.0, 1.0]) != [1.0, 1.0],
         view_metrics=names,
+        supervision=heads.supervision_of(model),
+        distillation=heads.distillation_of(model),
     )
 
 
-def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+def _settings(entry: dict[str, Any], model: ModelConfig) -> ExperimentConfig:
+    """The settings that the recorded optimiser had."""
     module = entry["train_module"]
-    mesh = make_mesh(devices=jax.devices()[:1])
-    objective, options = _objective(entry), assemble.EngineOptions.of(model)
-    size = entry["microbatch"]
-    if engine == "dense":
-        built: Any = assemble.dense_engine(model, objective, mesh, size, options)
-    else:
-        strategy = masking.build(entry["masking"])
-        grids = {entry["H"] // entry["patch_size"]: entry["T"]}
-        spec = assemble.stream_spec(
-            model,
-            [strategy],
-            grids,
-            size,
-            1,
-            1,
-            objective.views,
-            **assemble.stream_needs(objective),
-        )
-        built = assemble.stream_engine(model, spec, [spec.top_rung()], objective, mesh, options)
     optim = {k: v for k, v in module["optim_config"].items() if k != "type"}
     plan = dict(module["scheduler"])
     plan = {"name": plan.pop("type"), "warmup": plan.pop("warmup_steps", None)} | plan
@@ -188,7 +198,22 @@ def _program(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainPro
         max_grad_norm=module["max_grad_norm"],
         ema_decay=list(module.get("ema_decay", (1.0, 1.0))),
     )
-    config = ExperimentConfig(model=model, train_module=settings)
+    return ExperimentConfig(model=model, train_module=settings, precision="float32")
+
+
+def program_of(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainProgram:
+    """The program that replays a trajectory under `engine`, 'dense' or 'stream'."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    config, objective = _settings(entry, model), objective_of(entry, model)
+    size = entry["microbatch"]
+    if engine == "dense":
+        built: Any = assemble.dense_engine(config, objective, mesh, size)
+    else:
+        strategy = masking.build(entry["masking"])
+        grids = {entry["H"] // entry["patch_size"]: entry["T"]}
+        needs, step = assemble.StreamNeeds.of(objective), MicroStepSize(size)
+        spec = assemble.stream_spec(model, [strategy], grids, step, needs)
+        built = assemble.stream_engine(config, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(model, objective.pools, objective)
     return TrainProgram(config, built, mesh, trained, entry["steps"])
 
@@ -200,13 +225,13 @@ def _state_dict(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndar
 def _replay(folder: Path, entry: dict[str, Any], engine: str) -> Result:
     """Runs the recorded number of steps and compares metrics, gradients and final values."""
     arrays = load_npz(folder / entry["file"])
-    model = _model(entry)
+    model = model_of(entry)
     start = _state_dict(arrays, "params/")
-    program = _program(entry, model, engine)
+    program = program_of(entry, model, engine)
     full = program.engine.objective.full_target and model.kind != "mae"
     params, target, extras = from_state_dict(start, model, full)
     state = program.state_from(params, target)
-    batches = [_groups(arrays, entry, b) for b in range(entry["n_batches"])]
+    batches = [groups_of(arrays, entry, b) for b in range(entry["n_batches"])]
     checks = Checks()
     grads, _ = program.gradients(state, batches[0])
     _check_gradients(checks, grads, arrays, model, entry)

@@ -33,6 +33,7 @@ def unusual(source: Source, job: TileJob, name: str, loaded: Loaded) -> str:
     """
     days = [year * 10_000 + (month + 1) * 100 + day for day, month, year in job.dates[name]]
     parts = source.parts(job, name)
+    _one_unit(name, loaded, parts)
     try:
         said = _told(name, loaded.values, loaded.missing, max(days, default=None))
     except ValueError as e:
@@ -43,8 +44,6 @@ def unusual(source: Source, job: TileJob, name: str, loaded: Loaded) -> str:
                 raise ReadError(path, str(found)) from None
         more = f" or one of {len(parts) - 1} other files" if len(parts) > 1 else ""
         raise ReadError(f"{parts[0][0]}{more}", str(e)) from None
-    if len(parts) > 1 and name != "sentinel1":
-        _one_unit(name, loaded, parts)
     return "; ".join(said)
 
 
@@ -52,18 +51,30 @@ def _files(
     loaded: Loaded, parts: Sequence[Part], step: int = 1
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     """(path, values, missing ones) of each file, of every `step`-th row and column."""
-    for path, steps, channels in parts:
+    for path, steps, channels, _ in parts:
         part = (*(slice(None, None, step),) * (loaded.values.ndim - 2), *np.ix_(steps, channels))
         yield path, loaded.values[part], None if loaded.missing is None else loaded.missing[part]
 
 
 def _one_unit(name: str, loaded: Loaded, parts: Sequence[Part]) -> None:
-    """Holds every file to the unit, for one of many has no weight among all values."""
+    """Holds every timestep of every file to the unit, for one has no weight among all values."""
     pixels = math.prod(loaded.values.shape[:-2])
-    for path, held, gone in _files(loaded, parts, max(1, math.isqrt(pixels // _PER_FILE))):
-        flat = held.reshape(-1) if gone is None else held[~gone]
-        if flat.size and (wrong := values.wrong_unit(name, flat, held.dtype)):
-            raise ReadError(path, f"{name} {wrong[1]}; {values.FLAG_TO_SETTLE}")
+    decibel = set()
+    thin = _files(loaded, parts, max(1, math.isqrt(pixels // _PER_FILE)))
+    for (path, held, gone), (_, _, _, dtype) in zip(thin, parts, strict=True):
+        for step in range(held.shape[-2]):
+            flat = held[..., step, :].reshape(-1)
+            flat = flat if gone is None else flat[~gone[..., step, :].reshape(-1)]
+            if not flat.size:
+                continue
+            if name == "sentinel1":
+                decibel.add(is_decibel(flat))
+                wrong = "is decibel in some timesteps and linear power in others"
+                wrong = wrong if len(decibel) > 1 else ""
+            else:
+                wrong = (values.wrong_unit(name, flat, dtype or held.dtype) or ("", ""))[1]
+            if wrong:
+                raise ReadError(path, f"{name} {wrong}; {values.FLAG_TO_SETTLE}")
 
 
 def _told(
@@ -80,7 +91,7 @@ def _told(
     odd = []
     if name in _AVERAGED:
         held, odd = _without_averages(name, held)
-    how = {"newest": newest, "dtype": dtype}
+    how = {"newest": newest, "dtype": dtype, "each_timestep": False}  # `_one_unit` does it
     try:
         return [*odd, *(values.for_rasters(text) for text in values.warnings_of(held, name, **how))]
     except ValueError as e:

@@ -1,7 +1,7 @@
 """Tiles of a folder of GeoTIFFs that is no tree: areas of any extent, found by a name pattern.
 
 Files of one area lie on one grid; which files belong to an area say the fields of the pattern other
-than modality, date, band and bands. Every tile is one sample.
+than modality, date, band, bands and resolution. Every tile is one sample.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from olmoearth_jax.data.rasters import Raster, Stack, name_pattern, read_folder
 from olmoearth_jax.data.series import Date, nearest_to_mid_month
 from olmoearth_jax.modalities import MAX_TIMESTEPS, Modality
 
-_HELD = ("modality", "date", "band", "bands")
+_HELD = ("modality", "date", "band", "bands", "resolution")
 _OFF = 0.01
 
 
@@ -48,18 +48,30 @@ def list_folder(folder: Path, pattern: str) -> Listing:
       ValueError: it is no pattern, or matches nothing.
     """
     rasters, others = read_folder(folder, pattern)
-    form, areas = name_pattern(pattern), {}
+    form, areas, owners = name_pattern(pattern), {}, {}
     for raster in rasters:
         match = form.fullmatch(Path(raster.path).relative_to(folder).as_posix())
         assert match is not None
         own = [text for field, text in match.groupdict().items() if field not in _HELD]
-        areas.setdefault("_".join(own).replace("/", "_"), []).append(raster)
+        area = "_".join(own).replace("/", "_")
+        if owners.setdefault(area, own) != own:
+            raise ValueError(
+                f"the files of {'/'.join(own)} and {'/'.join(owners[area])} in {folder} would be "
+                f"one area {area!r}: rename one of them"
+            )
+        areas.setdefault(area, []).append(raster)
     return Listing(dict(sorted(areas.items())), others)
 
 
+Axes = dict[str, dict[Date, str]]
+"""Per modality its timesteps: date in the sample, and day of the image."""
+
+
 @functools.lru_cache(maxsize=1)
-def _stack(folder: Path, pattern: str, area: str, wanted: tuple[str, ...]) -> Stack:
-    """An area's open rasters; a process works on one area at a time.
+def _stack(
+    folder: Path, pattern: str, area: str, wanted: tuple[str, ...], monthly: bool
+) -> tuple[Stack, Axes]:
+    """An area's open rasters, and of them what is used; a process works on one area at a time.
 
     Raises:
       ValueError: they cannot be used, or not together.
@@ -72,11 +84,39 @@ def _stack(folder: Path, pattern: str, area: str, wanted: tuple[str, ...]) -> St
         if not wanted or raster.modality in ("", *wanted):
             chosen.append(dataclasses.replace(raster, modality=raster.modality or alone))
     try:
-        return Stack(chosen)
+        stack = Stack(chosen, over="keep")
     except ValueError as e:
         way = "name one modality (--supported_modality_names), or put {modality} into the form"
         text = str(e).replace("give --modality or name it in the manifest", way)
         raise ValueError(text) from e
+    axes = _axes(stack, monthly)
+    stack.select({name: [d for d in own.values() if d] for name, own in axes.items()})
+    return stack, axes
+
+
+def _axes(stack: Stack, monthly: bool) -> Axes:
+    """The timesteps that are used; with `monthly` one a month where that is needed."""
+    days = {n: stack.dates_of(n) for n in stack.names}
+    series = [own for name, own in days.items() if registry.get(name).multitemporal]
+    fits = all(own == series[0] and len(own) <= MAX_TIMESTEPS for own in series)
+    out, months = {}, {}
+    for name, own in days.items():
+        dates = [_date(day) for day in own]
+        if not registry.get(name).multitemporal:
+            out[name] = {(1, 0, 2000): ""}
+        elif monthly and not fits:
+            chosen = nearest_to_mid_month(dates)
+            keys = [months.setdefault(dates[k][1:], dates[k]) for k in chosen]
+            out[name] = {key: own[k] for key, k in zip(keys, chosen, strict=True)}
+        else:
+            out[name] = dict(zip(dates, own, strict=True))
+    return out
+
+
+def _forget() -> None:
+    """Files may have changed since they were listed and opened."""
+    list_folder.cache_clear()
+    _stack.cache_clear()
 
 
 def find_modalities(folder: Path, pattern: str) -> tuple[str, ...]:
@@ -85,10 +125,11 @@ def find_modalities(folder: Path, pattern: str) -> tuple[str, ...]:
     Raises:
       ValueError: as `list_folder`, or rasters that cannot be used together.
     """
+    _forget()
     found: set[str] = set()
     for area, rasters in list_folder(folder, pattern).areas.items():
         named = {r.modality for r in rasters}
-        found |= set(_stack(folder, pattern, area, ()).names) if "" in named else named
+        found |= set(_stack(folder, pattern, area, (), False)[0].names) if "" in named else named
     return tuple(n for n in registry.all_names() if n in found)
 
 
@@ -116,18 +157,17 @@ class FolderSource:
     monthly: bool
 
     def jobs(self, say: Say | None) -> list[TileJob]:
-        list_folder.cache_clear()  # files may have changed since
-        _stack.cache_clear()
+        _forget()
         listing, out = list_folder(self.folder, self.pattern), []
         if say and listing.others:
             shown = ", ".join(listing.others[:3])
             say(f"{len(listing.others)} files are not named like {self.pattern}, such as {shown}")
         for area in listing.areas:
-            stack = self._open(area)
+            stack, axes = self._open(area)
             if not stack.names:
                 continue
             _check_bands(stack, area)
-            dates = {n: tuple(axis) for n, axis in self._axes(stack).items()}
+            dates = {n: tuple(axis) for n, axis in axes.items()}
             if say:
                 for note in stack.notes:
                     say(note)
@@ -142,59 +182,41 @@ class FolderSource:
         return signature([Path(r.path) for r in rasters], job)
 
     def load(self, job: TileJob, name: str) -> Loaded:
-        stack, modality = self._open(self._area(job.cell)), registry.get(name)
+        (stack, axes), modality = self._open(self._area(job.cell)), registry.get(name)
         try:
             whole = _window(stack, self._corner(stack, job.cell), self.tile_px, modality)
         except RasterError as e:
             raise ReadError(e.path, e.reason) from e
         if modality.multitemporal:
-            days = [stack.dates.index(day) for day in self._axes(stack)[name].values()]
+            days = [stack.dates.index(day) for day in axes[name].values()]
             whole = whole[:, :, days]
         missing = np.isnan(whole)
         return Loaded(_stored(whole, missing, modality), missing if missing.any() else None, "")
 
     def parts(self, job: TileJob, name: str) -> list[Part]:
-        stack, bands = self._open(self._area(job.cell)), list(registry.get(name).bands)
-        days, out = list(self._axes(stack)[name].values()), []
-        for path, planes, _ in stack.files_of(name):
+        stack, axes = self._open(self._area(job.cell))
+        bands, days, out = list(registry.get(name).bands), list(axes[name].values()), []
+        for path, planes, dtype in stack.files_of(name):
             held = [(bands.index(band), days.index(day)) for band, day in planes if day in days]
             steps, channels = sorted({s for _, s in held}), sorted({c for c, _ in held})
             if held:
-                out.append((path, steps, channels))
+                out.append((path, steps, channels, dtype))
         return out
 
     def centre(self, cell: Cell) -> tuple[float, float]:
-        stack = self._open(self._area(cell))
+        stack, _ = self._open(self._area(cell))
         row, col = self._corner(stack, cell)
         t = stack.transform
         x, y = t.c + (col + self.tile_px / 2) * t.a, t.f + (row + self.tile_px / 2) * t.e
         lon, lat = transform_points(stack.crs, "EPSG:4326", [x], [y])
         return float(lat[0]), float(lon[0])
 
-    def _open(self, area: str) -> Stack:
-        return _stack(self.folder, self.pattern, area, self.modalities)
+    def _open(self, area: str) -> tuple[Stack, Axes]:
+        return _stack(self.folder, self.pattern, area, self.modalities, self.monthly)
 
     def _area(self, cell: Cell) -> str:
         """The area that a cell's name holds behind the code of its CRS."""
         return cell.crs.partition("/")[2]
-
-    def _axes(self, stack: Stack) -> dict[str, dict[Date, str]]:
-        """Per modality its timesteps: date in the sample, and day of the image."""
-        days = {n: stack.dates_of(n) for n in stack.names}
-        series = [own for name, own in days.items() if registry.get(name).multitemporal]
-        fits = all(own == series[0] and len(own) <= MAX_TIMESTEPS for own in series)
-        out, months = {}, {}
-        for name, own in days.items():
-            dates = [_date(day) for day in own]
-            if not registry.get(name).multitemporal:
-                out[name] = {(1, 0, 2000): ""}
-            elif self.monthly and not fits:
-                chosen = nearest_to_mid_month(dates)
-                keys = [months.setdefault(dates[k][1:], dates[k]) for k in chosen]
-                out[name] = {key: own[k] for key, k in zip(keys, chosen, strict=True)}
-            else:
-                out[name] = dict(zip(dates, own, strict=True))
-        return out
 
     def _places(self, stack: Stack, area: str) -> list[tuple[int, int]]:
         """(row, column) of every tile."""

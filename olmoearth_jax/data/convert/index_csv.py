@@ -11,6 +11,8 @@ from typing import TextIO
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.tree import Cell, Date, Series, centre, stem
+from olmoearth_jax.data.timesteps import DATE_RANGE
+from olmoearth_jax.files import check_file
 
 COLUMNS = ("crs", "col", "row", "tile_time", "image_idx", "start_time", "end_time")
 
@@ -38,6 +40,7 @@ def read_series(tree: Path, name: str) -> Series:
     ignored = 0
     begun = None
     try:
+        check_file(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             for where, row in _rows(file, path):
                 cell, number, date = _parse_row(row, factor, where)
@@ -153,8 +156,12 @@ def _whole(row: Mapping[str, str], column: str) -> int:
 
 
 def _date(text: str) -> datetime.datetime:
+    first, last = DATE_RANGE[2]
     try:
-        return datetime.datetime.fromisoformat(text)
+        found = datetime.datetime.fromisoformat(text)
+        if not first <= found.year <= last:
+            raise ValueError(f"no image is of {text}: years are {first}..{last}")
+        return found
     except ValueError as e:
         raise ValueError(
             f"{e} (column start_time, as 2020-01-31; spreadsheets rewrite dates: make it text)"

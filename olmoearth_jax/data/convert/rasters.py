@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.band_names import canonical, identify
+from olmoearth_jax.band_names import canonical, identify, only_counted
 from olmoearth_jax.data.convert.tree import Cell, TileJob, centre, files_of, raster_path
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.raster_file import (
@@ -185,7 +185,7 @@ def _check_bands(raster: RasterFile, modality: Modality, bands: Sequence[int]) -
     """
     names = [(text or "").strip() for text in raster.descriptions]
     want = [modality.bands[c] for c in bands]
-    if not any(names) or _only_counted(names):
+    if not any(names) or only_counted(names):
         return
     order = f"the bands of every timestep must be {', '.join(want)}"
     for k, text in enumerate(names):
@@ -205,14 +205,6 @@ def _check_bands(raster: RasterFile, modality: Modality, bands: Sequence[int]) -
                 f"describes its bands as those of {' or '.join(others)} ({', '.join(first[:4])}); "
                 + order,
             )
-
-
-def _only_counted(names: Sequence[str]) -> bool:
-    """Whether descriptions number the bands of the file: 'Band 1', 'Band 2', ..."""
-    ends = [str(k) for k in range(1, len(names) + 1)]
-    heads = {n.removesuffix(e).rstrip(" _-").lower() for n, e in zip(names, ends, strict=True)}
-    counted = all(n.endswith(e) for n, e in zip(names, ends, strict=True))
-    return counted and heads in ({"band"}, {"layer"}, {""}, {"b"})
 
 
 def _band(text: str, modality: str) -> str | None:

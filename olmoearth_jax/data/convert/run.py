@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax import outputs
 from olmoearth_jax.data.convert import tiles
 from olmoearth_jax.data.convert.settings import Settings
 from olmoearth_jax.data.convert.sources import Say, Source
@@ -86,17 +87,18 @@ def convert(
 
     Raises:
       FolderInUse: another conversion runs in the same output folder.
-      ValueError: wrong CSVs, unreadable files, no tile left, or a dataset of other content in
-        the place of this one.
+      ValueError: wrong CSVs, unreadable files, no tile left, an output folder that cannot be one,
+        or a dataset of other content in the place of this one.
       OSError: the disk is full or not writable.
     """
     state = settings.output_dir / STATE_DIR
+    outputs.check_folder(state)
     with lock_folder(state, "a conversion"):
         source = settings.source()
         jobs = source.jobs(say)
         scans, problems = _scan(settings, source, jobs, workers, say, check_units)
         if problems and not skip_unreadable:
-            shown = "; ".join(list(problems.values())[:5])
+            shown = "; ".join(list(dict.fromkeys(problems.values()))[:5])
             raise ValueError(
                 f"{len(problems)} of {len(jobs)} tiles cannot be used: {shown}. Mend them, or "
                 f"drop these tiles with --skip_unreadable"

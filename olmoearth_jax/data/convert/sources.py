@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert import tree
@@ -15,8 +15,9 @@ from olmoearth_jax.data.convert.tree import Cell, TileJob
 from olmoearth_jax.data.journal import text_digest
 
 Say = Callable[[str], None]
-Part = tuple[str, Sequence[int], Sequence[int]]
-"""A file, and the timesteps and channels of a modality that it holds."""
+Part = tuple[str, Sequence[int], Sequence[int], Any]
+"""A file, the timesteps and channels of a modality that it holds, and the type of its values where
+that is not that of the loaded ones."""
 
 
 class Source(Protocol):
@@ -80,7 +81,7 @@ class TreeSource:
         modality, steps = registry.get(name), range(len(job.dates[name]))
         cell = job.cell.coarser(modality.tile_resolution_factor)
         return [
-            (str(tree.raster_path(self.folder, modality, cell, resolution)), steps, channels)
+            (str(tree.raster_path(self.folder, modality, cell, resolution)), steps, channels, None)
             for resolution, channels in tree.files_of(modality).items()
         ]
 

@@ -47,8 +47,11 @@ class TimePlan:
 
 def fault(name: str, values: np.ndarray) -> str | None:
     """Why a modality of a tile is unusable as a whole, or None."""
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        return "holds NaN"
+    if values.dtype.kind == "f":
+        if np.isnan(values).any():
+            return "holds NaN"
+        if np.abs(values).max(initial=0) > np.finfo(np.float32).max:
+            return "holds infinite values, or numbers too large for float32"
     if name in ("era5_10", "openstreetmap_raster") and not values.any():
         return "is all zero"
     if name == "era5l_day_10" and (values == ERA5L_NODATA).any():

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from olmoearth_jax.configlib.tasks import EvalTaskConfig, check_task, modalities_of
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
-from olmoearth_jax.evals.datasets.brandenburg import Brandenburg
-from olmoearth_jax.evals.datasets.cities import FiftyCities
-from olmoearth_jax.evals.datasets.geobench import GeoBench
-from olmoearth_jax.evals.datasets.geobench2 import GeoBench2
-from olmoearth_jax.evals.datasets.pretrain import PretrainSubset
-from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest
-from olmoearth_jax.evals.datasets.sickle import Sickle
-from olmoearth_jax.evals.datasets.tensors import Mados, Pastis, Sen1Floods11
+from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
+from olmoearth_jax.evals.datasets.pretrain import Brandenburg, PretrainSubset
+from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest, Sickle
+from olmoearth_jax.evals.datasets.similar import SimilarButDifferent
+from olmoearth_jax.evals.datasets.tensors import FiftyCities, Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
-from olmoearth_jax.evals.tasks import EvalTaskConfig, check_task, modalities_of
 
 __all__ = ["DataUnavailable", "Reader", "open_split", "split_available", "why_unavailable"]
 
-PREFIXES: dict[str, type[Reader]] = {
+_PREFIXES: dict[str, type[Reader]] = {
     "pretrain_subset": PretrainSubset,
     "gb2-": GeoBench2,
     "m-": GeoBench,
@@ -30,13 +27,14 @@ PREFIXES: dict[str, type[Reader]] = {
     "cropharvest": CropHarvest,
     "sickle": Sickle,
     "brandenburg": Brandenburg,
+    "similar_but_different": SimilarButDifferent,
 }
 """Which reader a data set's key names, by its beginning; all others are windowed rasters."""
 
 
 def reader_class(dataset: str) -> type[Reader]:
     """The reader of a data set, by its key."""
-    return next((r for prefix, r in PREFIXES.items() if dataset.startswith(prefix)), Windowed)
+    return next((r for prefix, r in _PREFIXES.items() if dataset.startswith(prefix)), Windowed)
 
 
 def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:

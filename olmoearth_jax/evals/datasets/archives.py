@@ -27,8 +27,6 @@ from olmoearth_jax.interop.plain_pickle import (
     shown,
 )
 
-UnsafePickle = PickleRefused
-
 
 class Inert(Stateful):
     """Stands in for an object of another package: keeps its state and does nothing."""
@@ -163,13 +161,13 @@ def loads(data: bytes, where: str) -> Any:
     """Unpickles plain data.
 
     Raises:
-      UnsafePickle: it names anything beyond the short list.
+      PickleRefused: it names anything beyond the short list.
       ValueError: damaged; the message names `where`.
     """
     try:
         return PlainReader(_find).load(data)
     except PickleRefused as e:
-        raise UnsafePickle(f"{where}: {e}") from None
+        raise PickleRefused(f"{where}: {e}") from None
     except PickleDamaged as e:
         raise ValueError(f"{where} is not a readable pickle: {e}") from None
 
@@ -191,12 +189,12 @@ def load_torch(path: str | Path) -> Any:
     """Arrays (in dicts, lists, ...) of a `torch.save` zip archive, without torch.
 
     Raises:
-      UnsafePickle: it holds anything but tensors and containers.
+      PickleRefused: it holds anything but tensors and containers.
       ValueError: not such an archive, or damaged.
     """
     try:
         return torch_file.read(path)
     except PickleRefused as e:
-        raise UnsafePickle(f"{path}: {e}") from None
+        raise PickleRefused(f"{path}: {e}") from None
     except ValueError as e:
         raise ValueError(f"{path} is not a torch archive, or is damaged: {e}") from None

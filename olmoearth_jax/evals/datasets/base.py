@@ -1,4 +1,4 @@
-"""What all readers of evaluation data share: folders, splits, normalisation, labels."""
+"""What all readers of evaluation data share: folders, splits, rasters, normalisation, labels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.evals import normalize
+from olmoearth_jax.configlib.tasks import (
+    DatasetInfo,
+    EvalTaskConfig,
+    Stats,
+    band_stats,
+    known,
+    modalities_of,
+)
+from olmoearth_jax.data import raster_file
+from olmoearth_jax.evals.datasets import bands as by_band
 from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
-from olmoearth_jax.evals.tasks import DatasetInfo, EvalTaskConfig, band_stats, known, modalities_of
+from olmoearth_jax.files import check_file
 
 SPLITS = ("train", "valid", "test")
 LOW_LABEL_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -23,6 +33,28 @@ FRACTION_SEED = 42
 
 Bands = tuple[Sequence[str], Sequence[int]]
 """Names of bands in their order on disk, and the positions that give the model's order."""
+
+
+def read_json(path: Path, form: type, *members: str) -> Any:
+    """What a JSON file of evaluation data holds.
+
+    Args:
+      path: the file.
+      form: `dict` or `list`.
+      members: keys that a dict must have.
+
+    Raises:
+      ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        check_file(path)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ValueError(f"{path} cannot be read as JSON: {e}") from e
+    if not isinstance(found, form) or any(m not in found for m in members):
+        named = " with " + ", ".join(members) if members else ""
+        raise ValueError(f"{path} must hold a {form.__name__}{named}")
+    return found
 
 
 class DataUnavailable(ValueError):
@@ -111,7 +143,7 @@ class Reader(abc.ABC):
 
     location: Location
     disk: Mapping[str, Bands] = {}
-    stats: Mapping[str, normalize.Stats] | None = None
+    stats: Mapping[str, Stats] | None = None
     """Statistics by modality that come with the files; None takes those of the catalogue."""
 
     def __init__(self, task: EvalTaskConfig, info: DatasetInfo, split: str):
@@ -159,9 +191,9 @@ class Reader(abc.ABC):
         bands, to_model = self.disk.get(modality, (own, range(len(own))))
         to_model = list(to_model)
         if self.task.norm_stats_from_pretrained:
-            return normalize.normalize_pretrained(image[..., to_model], modality)
+            return by_band.normalize_pretrained(image[..., to_model], modality)
         stats = (self.stats or band_stats(self.info.name))[modality]
-        return normalize.normalize_with(image, stats, bands, self.task.norm_method)[..., to_model]
+        return by_band.normalize_with(image, stats, bands, self.task.norm_method)[..., to_model]
 
     def low_label(self, rows: np.ndarray, location: Location | None = None) -> np.ndarray:
         """Train rows that the partition file of the task's label fraction keeps."""
@@ -170,7 +202,7 @@ class Reader(abc.ABC):
         location = location or self.location
         name = f"{partition_name(self.task.label_fraction)}_partition.json"
         path = location.either(location.folder() / name)
-        kept = np.asarray(json.loads(path.read_text()), int)
+        kept = np.asarray(read_json(path, list), int)
         if kept.size and (kept.min() < 0 or kept.max() >= len(rows)):
             raise ValueError(f"{name} names row {kept.max()}, but there are {len(rows)}")
         return rows[kept]
@@ -200,3 +232,41 @@ def month_timestamps(months: np.ndarray) -> np.ndarray:
     """Months counted from year 0 (year * 12 + 0-based month) [T] -> int64 [T, 3], first days."""
     months = np.asarray(months, np.int64)
     return np.stack([np.ones_like(months), months % 12, months // 12], -1)
+
+
+_ROOM, _MOST_PACKED = 1 << 26, 2000
+"""Pixels that any file may declare, and how well those of larger ones may be packed per byte."""
+
+
+def read_raster(path: str | Path) -> np.ndarray:
+    """All bands of a raster file, [bands, H, W].
+
+    Raises:
+      ValueError: missing or unreadable file, or no rasterio.
+    """
+    return _raster(path)[0]
+
+
+def read_label(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_raster`, and bool [bands, H, W]: false where the file declares that it has no data.
+
+    A declared nodata value of a label raster is a value to be ignored; without one all counts.
+    """
+    values, flags = _raster(path)
+    return values, flags > 0
+
+
+def _raster(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(values, mask of GDAL: 0 is no data)."""
+    rasterio = raster_file.library()
+    try:
+        check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, **raster_file.opening(path)) as source:
+                pixels = source.count * source.height * source.width
+                if pixels > max(_ROOM, _MOST_PACKED * Path(path).stat().st_size):
+                    raise ValueError(f"{path} declares far more pixels than it can hold")
+                return source.read(), source.read_masks()
+    except (rasterio.errors.RasterioIOError, OSError) as e:
+        raise ValueError(f"{path} cannot be read as a raster: {e}") from e

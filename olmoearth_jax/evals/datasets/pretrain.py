@@ -1,4 +1,4 @@
-"""Probes on the user's own pretraining data: maps as labels (spec/evals.md section 13.7).
+"""Probes on H5 data of the package: the user's own (spec/evals.md 13.7) and the example's.
 
 Where the reference feeds whole tiles although its task records say 32 pixels, we cut the middle 32
 pixels out of image and label alike: what the records describe, at a cost that attention can bear.
@@ -13,17 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.configlib.tasks import known
 from olmoearth_jax.data.h5 import open_sample
+from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.data.index import prepare, read_metadata
+from olmoearth_jax.data.sample import IGNORE_LABEL, sample_dataset_dir, sample_labels
 from olmoearth_jax.data.subset import Choices, read_sample
-from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable, Reader
+from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable, Raw, Reader
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample
-from olmoearth_jax.evals.tasks import known
 from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
 
-DIAGNOSTICS_SEED = 42
-CROP = 32
+_DIAGNOSTICS_SEED = 42
+_CROP = 32
 
 
 class PretrainSubset(Reader):
@@ -46,9 +48,9 @@ class PretrainSubset(Reader):
         index = prepare(self.folder, self.modalities)
         part = index.parts[0]
         self.names = registry.in_sample_order([*self.modalities] + ([target] if target else []))
-        self.side = min(CROP, part.tile_px)
+        self.side = min(_CROP, part.tile_px)
         if target is None:
-            draw = np.random.RandomState(DIAGNOSTICS_SEED)
+            draw = np.random.RandomState(_DIAGNOSTICS_SEED)
             size = min(self.task.pretrain_max_samples, len(part.numbers))
             rows = draw.choice(len(part.numbers), size, replace=False)
         else:
@@ -182,7 +184,7 @@ def worldcereal_label(raw: np.ndarray) -> np.ndarray:
     return np.where((values > 0).any(-1), (values[..., 0] > 0).astype(np.int64), -1)
 
 
-def height_label(raw: np.ndarray) -> np.ndarray:
+def _height_label(raw: np.ndarray) -> np.ndarray:
     """The value, NaN where missing."""
     values = raw[..., 0, 0].astype(np.float32)
     return np.where(values == MISSING, np.float32(np.nan), values)
@@ -193,7 +195,43 @@ LABELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "openstreetmap_raster": osm_label,
     "cdl": cdl_label,
     "worldcereal": worldcereal_label,
-    "srtm": height_label,
-    "wri_canopy_height_map": height_label,
+    "srtm": _height_label,
+    "wri_canopy_height_map": _height_label,
 }
 """How each map becomes a label; a new one is one more entry."""
+
+
+_SCENE_CROP = 64
+
+
+class Brandenburg(Reader):
+    """The offline example: land use of a scene in Brandenburg, packed with us.
+
+    Crops of 64 pixels with a label raster of 8 classes, -1 where nothing is known.
+    """
+
+    @classmethod
+    def find(cls, task, info):
+        try:
+            sample_labels()
+            return sample_dataset_dir()
+        except ValueError as e:
+            raise DataUnavailable(str(e)) from e
+
+    def open(self):
+        table = sample_labels()
+        self.labels = table.labels
+        numbers = table.split["val" if self.split == "valid" else self.split]
+        starts = range(0, table.labels.shape[1], _SCENE_CROP)
+        items = [(int(i), r, c) for i in numbers for r in starts for c in starts]
+        return self.seeded_subset(items)
+
+    def read(self, item) -> Raw:
+        number, row, column = item
+        area = (slice(row, row + _SCENE_CROP), slice(column, column + _SCENE_CROP))
+        with open_hdf5(self.folder / f"sample_{number}.h5") as f:
+            image = stored_array(f, "sentinel2_l2a")[area]
+            timestamps = stored_array(f, "timestamps")[: image.shape[2]]
+        label = self.labels[number][area].astype(np.int64)
+        label[label == IGNORE_LABEL] = -1
+        return Raw({"sentinel2_l2a": image}, label, timestamps)

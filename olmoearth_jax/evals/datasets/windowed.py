@@ -10,7 +10,6 @@ The files are read directly; the rslearn package is not needed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -29,8 +28,10 @@ from olmoearth_jax.evals.datasets.base import (
     Raw,
     Reader,
     month_timestamps,
+    read_json,
+    read_label,
+    read_raster,
 )
-from olmoearth_jax.evals.datasets.rasters import read_label, read_raster
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Windowed(Reader):
                     f"{path} is missing: own statistics ({{modality: {{band: {{mean, std}}}}}}) "
                     "are needed unless norm_stats_from_pretrained is true"
                 )
-            self.stats = json.loads(path.read_text())
+            self.stats = read_json(path, dict)
         return self.seeded_subset(items)
 
     def read(self, item) -> Raw:
@@ -142,7 +143,7 @@ def _timestamps(arrays: Mapping[str, np.ndarray], steps: int) -> np.ndarray:
 
 
 def _options(folder: Path) -> dict:
-    return json.loads((folder / "metadata.json").read_text()).get("options", {})
+    return read_json(folder / "metadata.json", dict).get("options", {})
 
 
 def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:

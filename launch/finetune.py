@@ -1,0 +1,151 @@
+"""Trains a map from labels and images, and says how good it is.
+
+    python -m launch.finetune --model=OlmoEarth-v1_2-Base --inputs=imagery.csv \\
+        --labels=fields.geojson --label_column=crop --output=runs/crops
+    python -m launch.finetune ... --labels=plots.csv --value_column=biomass --unit=t/ha
+    python -m launch.finetune ... --labels=landuse.tif --classes=water,forest,field
+    python -m launch.finetune --archive=/data/paraguay --year=2024 --labels=fields.geojson \\
+        --label_column=crop --output=runs/crops
+
+--labels is GeoJSON, GeoParquet, .gpkg or a CSV with lon and lat, of points or polygons with a
+column of classes (--label_column) or values (--value_column), or a GeoTIFF of one band. The columns
+split (train, valid, test), date or year, and id are used if they are there.
+
+--inputs is a manifest of GeoTIFFs as `tools.embed` takes it, or a folder with --name. Labels are
+split by blocks on the ground, so that no test label lies beside training labels. With --archive
+the embeddings of `launch.embed` are taken instead, and no model is needed.
+
+The folder --output then holds report.md, report.json, confusion.png, predictions.parquet,
+split.geojson, task.json, log.jsonl and the weights; `launch.predict --run` makes the map. The same
+command again goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import cast
+
+from absl import flags
+
+from olmoearth_jax.maps import fine_tuning, from_archive, imagery, tokens
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
+from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
+from olmoearth_jax.maps.labelled import LabelOptions
+from olmoearth_jax.maps.token_head import HeadOptions
+from olmoearth_jax.maps.tokens import Settings
+from olmoearth_jax.model.pooling import PoolingType
+
+from . import _flags
+
+FLAGS = flags.FlagValues()
+"""This program's own flags; other programs have flags of the same names."""
+
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
+_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+
+_MODEL = _string("model", None, "Folder or published name.")
+_INPUTS = _string("inputs", None, "Manifest or folder of GeoTIFFs, or one of them.")
+_ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
+_YEAR = _string("year", None, "As --years, for one.")
+_WIDTH = _integer("width", None, "The first bands of an archive only.", lower_bound=1)
+_NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
+_MODALITY = _string("modality", None, "Modality of the rasters.")
+_BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
+_YEARS = _list("years", [], "Periods that are years.")
+_PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
+_ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
+_UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
+_LABELS = _string("labels", None, "File of labels, see above.")
+_LABEL = _string("label_column", None, "Column of classes.")
+_VALUE = _string("value_column", None, "Column of values.")
+_UNIT = _string("unit", "", "Unit of the values.")
+_CLASSES = _list("classes", None, "Names of the classes, in their order.")
+_COLORS = _string("class_colors", None, ".json or .csv of colours by class.")
+_RARE = _bool("drop_rare", False, "Leave out classes with fewer than 5 samples.")
+_TOUCHED = _bool("all_touched", False, "Polygons take every pixel they touch.")
+_IGNORE = _list("ignore_values", [], "Numbers of a label raster that are no label.")
+_RESAMPLE = _enum("resample_labels", None, ["nearest"], "For a label raster on another grid.")
+_BLOCK = _string("block", "auto", "Side of the blocks of the split in metres.")
+_GAP = _float("gap", None, "Metres between training samples and other blocks.", lower_bound=0)
+_SPLIT = _list("split", ["0.7", "0.15", "0.15"], "Shares of training, validation and test.")
+_OUTPUT = _string("output", None, "Folder of the run.")
+_MODE = _enum("mode", "probe", fine_tuning.MODES, "Train a linear head, or the whole encoder.")
+_PATCH = _integer("patch_size", 4, "Side of a patch in pixels.", lower_bound=1)
+_POOLING = _enum("pooling", "spatial", tokens.POOLINGS, "How patches become embeddings.")
+_POOLING_TYPE = _enum("pooling_type", "mean", ["mean", "max"], "How tokens are pooled.")
+_LOCATION = _integer("location_size", None, "Pixels per location (v1.3).", lower_bound=1)
+_WINDOW = _integer("window", 64, "Side of a window in pixels.", lower_bound=1)
+_OVERLAP = _integer("overlap", None, "Pixels that tiles of the map share.", lower_bound=0)
+_BATCH = _integer("batch_size", 16, "Windows per call.", lower_bound=1)
+_EPOCHS = _integer("epochs", None, "Most epochs: 100, or 50 with --mode=full.", lower_bound=1)
+_PATIENCE = _integer("patience", 10, "Epochs without a better validation.", lower_bound=1)
+_LR = _float("lr", None, "Learning rate: 0.01, or 0.0001 with --mode=full.")
+_HEAD_BATCH = _integer("head_batch_size", 256, "Most tokens per step of the head.", lower_bound=1)
+_WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json file.")
+_SEED = _integer("seed", 0, "Seed of the split and the training.")
+
+
+def _images(years: list[str]) -> tuple[ImageOptions | ArchiveOptions, str]:
+    """(what to learn from, the model)."""
+    if _ARCHIVE.value:
+        for flag in (_INPUTS, _MODEL):
+            if flag.value:
+                raise ValueError(f"--{flag.name} does not go with --archive")
+        return ArchiveOptions(_ARCHIVE.value, years, _PERIODS.value, _WIDTH.value), ""
+    model, inputs = (_flags.needed(FLAGS, name) for name in ("model", "inputs"))
+    images = ImageOptions(
+        inputs, _NAME.value, _MODALITY.value, _BANDS.value, years, _PERIODS.value, _STEP.value,
+        _ANY_SIZE.value, _UNITS.value,
+    )  # fmt: skip
+    return images, model
+
+
+def options() -> Options:
+    """The flags as options.
+
+    Raises:
+      ValueError: a flag is missing, or not of its form.
+    """
+    path, output = (_flags.needed(FLAGS, name) for name in ("labels", "output"))
+    years = [_YEAR.value] if _YEAR.value else _YEARS.value
+    if len(_SPLIT.value) != 3:
+        raise ValueError("--split takes three shares: training, validation, test")
+    try:
+        ignore = [float(v) for v in _IGNORE.value]
+    except ValueError:
+        raise ValueError(f"--ignore_values are numbers, got {','.join(_IGNORE.value)}") from None
+    images, model = _images(years)
+    labels = LabelOptions(
+        path, _LABEL.value, _VALUE.value, None, _CLASSES.value, _COLORS.value,
+        _RARE.value, _TOUCHED.value, ignore, _RESAMPLE.value, _BLOCK.value, _GAP.value,
+        dict(zip(("train", "valid", "test"), _SPLIT.value, strict=True)), _UNIT.value,
+    )  # fmt: skip
+    full = _MODE.value == "full"
+    head = HeadOptions(
+        _EPOCHS.value or (50 if full else 100), _PATIENCE.value,
+        _LR.value or (1e-4 if full else 1e-2), _HEAD_BATCH.value, _SEED.value,
+    )  # fmt: skip
+    settings = Settings(
+        _PATCH.value, _POOLING.value, cast(PoolingType, _POOLING_TYPE.value), _LOCATION.value
+    )
+    return Options(
+        model, images, labels, output, _MODE.value, settings, _WINDOW.value,
+        _OVERLAP.value, _BATCH.value, head, _WEIGHTS.value, _SEED.value,
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Runs the program with the flags of the command line."""
+    o = options()
+    run = from_archive.run if isinstance(o.images, ArchiveOptions) else fine_tuning.run
+    run(o, lambda line: print(line, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    _flags.run(main, FLAGS)

@@ -1,0 +1,104 @@
+"""Makes the map of a run of `launch.finetune` on images.
+
+    python -m launch.predict --run=runs/crops --inputs=imagery_2024.csv --output=maps/crops_2024
+    python -m launch.predict --run=runs/crops --archive=/data/paraguay --years=2023,2024 \\
+        --output=maps/crops
+    python -m launch.predict ...same flags... --shard=$I --of=64      any number of workers
+
+The images must fit those of the training: modalities, bands, size of pixels, number of timesteps.
+The folder --output then holds classes.tif and probabilities.tif (or values.tif), areas.csv and a
+STAC item; a folder for each period or grid if there are several. Workers may come, go and be
+killed; the same command again goes on, and whoever finds all blocks done puts them together.
+
+Exit codes: 0 nothing is left to do here, 1 some blocks failed, 2 a mistake of the user, 75 stopped
+by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from absl import flags
+
+from olmoearth_jax.maps import imagery, map_files, predicting, work_list
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
+from olmoearth_jax.maps.fine_tuning import ImageOptions
+from olmoearth_jax.maps.predicting import Options
+
+from . import _flags
+
+FLAGS = flags.FlagValues()
+"""This program's own flags; other programs have flags of the same names."""
+
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+
+_RUN = _string("run", None, "Folder of a finished launch.finetune.")
+_INPUTS = _string("inputs", None, "Manifest or folder of GeoTIFFs, or one of them.")
+_ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
+_NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
+_MODALITY = _string("modality", None, "Modality of the rasters.")
+_BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
+_YEARS = _list("years", [], "Periods that are years.")
+_PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
+_ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
+_UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
+_OUTPUT = _string("output", None, "Folder of the map.")
+_MODEL = _string("model", None, "Where the model lies, if not where the run had it.")
+_AREA = _string("area", None, "File of polygons; outside of them is no data.")
+_OVERLAP = _integer("overlap", None, "Pixels that tiles share; as in the run.", lower_bound=0)
+_BATCH = _integer("batch_size", 16, "Windows per call.", lower_bound=1)
+_BLOCK = _integer("block", 1024, "Pixels per side of the unit of work.", lower_bound=64)
+_PROBABILITIES = _enum("probabilities", "uint8", map_files.PROBABILITIES, "Form of the file.")
+_SHARD = _integer("shard", None, "Number of this worker, from 0.")
+_OF = _integer("of", None, "Number of workers.")
+_NOSTEAL = _bool("nosteal", False, "Leave the blocks of other workers to them.")
+_WAIT = _bool("wait", False, "Wait for blocks that other workers hold.")
+
+
+def options() -> Options:
+    """The flags as options.
+
+    Raises:
+      ValueError: a flag is missing, or not of its form.
+    """
+    run, output = (_flags.needed(FLAGS, n) for n in ("run", "output"))
+    index, count = work_list.place_of(_SHARD.value, _OF.value)
+    if _ARCHIVE.value:
+        if _INPUTS.value:
+            raise ValueError("--inputs does not go with --archive")
+        images = ArchiveOptions(_ARCHIVE.value, _YEARS.value, _PERIODS.value)
+    else:
+        images = ImageOptions(
+            _flags.needed(FLAGS, "inputs"), _NAME.value, _MODALITY.value, _BANDS.value,
+            _YEARS.value, _PERIODS.value, _STEP.value, _ANY_SIZE.value, _UNITS.value,
+        )  # fmt: skip
+    return Options(
+        run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,
+        _PROBABILITIES.value, _AREA.value, index, count, not _NOSTEAL.value, _WAIT.value,
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Runs the program with the flags of the command line."""
+    o = options()
+    try:
+        with work_list.stopping():
+            found = predicting.run(o, lambda line: print(line, flush=True))
+    except work_list.Stopped:
+        print("stopped; run it again to go on", file=sys.stderr)
+        return work_list.STOPPED
+    for unit, error in found.failed.items():
+        print(f"failed: {unit}: {error}", file=sys.stderr)
+    if found.busy:
+        print(f"{len(found.busy)} blocks are with other workers")
+    return 1 if found.failed else 0
+
+
+if __name__ == "__main__":
+    _flags.run(main, FLAGS)

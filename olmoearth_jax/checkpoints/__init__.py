@@ -1,0 +1,1 @@
+"""Checkpoints on disk: written by Orbax, checked before they are read."""

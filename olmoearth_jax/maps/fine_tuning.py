@@ -1,0 +1,387 @@
+"""From labels and images to a run: what `launch.finetune` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.data.rasters import Raster
+from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
+from olmoearth_jax.maps import (
+    full_model,
+    run_folder,
+    run_report,
+    scenes,
+    tile_map,
+    token_head,
+)
+from olmoearth_jax.maps import labelled as labelling
+from olmoearth_jax.maps import report as reporting
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
+from olmoearth_jax.maps.full_model import PixelReader
+from olmoearth_jax.maps.labelled import Labelled, LabelOptions
+from olmoearth_jax.maps.samples import Target
+from olmoearth_jax.maps.scenes import Scene
+from olmoearth_jax.maps.token_cache import ImageTokens, Reader, Tokens, read_tokens
+from olmoearth_jax.maps.token_head import HeadOptions
+from olmoearth_jax.maps.tokens import Settings, TokenEncoder
+from olmoearth_jax.modalities import closest
+from olmoearth_jax.outputs import SOFTWARE
+
+MODES = ("probe", "full")
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """Which images there are; see `scenes`.
+
+    Attributes:
+      inputs: manifest, folder or file.
+      name, modality, bands: of the rasters, where the manifest does not say.
+      years, periods: one of them, or none.
+      step: 'month' or 'date'.
+      any_pixel_size, check_units: see `tools.embed`.
+    """
+
+    inputs: str
+    name: str | None = None
+    modality: str | None = None
+    bands: Sequence[str] = ()
+    years: Sequence[str] = ()
+    periods: Sequence[str] = ()
+    step: str = "month"
+    any_pixel_size: bool = False
+    check_units: bool = True
+
+    def rasters(self) -> tuple[list[Raster], list[str]]:
+        """The rasters, and notes; see `scenes.list_rasters`."""
+        return scenes.list_rasters(self.inputs, self.name, self.modality, self.bands)
+
+    def open(self, rasters: Sequence[Raster]) -> Any:
+        """A context manager of the scenes; see `scenes.open_scenes`."""
+        spans = scenes.periods_of(self.years, self.periods)
+        return scenes.open_scenes(rasters, spans, self.step, self.any_pixel_size, self.check_units)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A run.
+
+    Attributes:
+      model: folder or published name.
+      images, labels: what to learn from.
+      output: folder of the run.
+      mode: 'probe' or 'full'.
+      settings: how windows become tokens.
+      window, overlap: pixels of a window, and that tiles of the map share.
+      batch: windows per call; does not change the results.
+      head: how the head is trained.
+      class_weights: 'auto', 'balanced', 'none' or a file of name -> weight.
+      seed: of the split and the training.
+    """
+
+    model: str
+    images: ImageOptions | ArchiveOptions
+    labels: LabelOptions
+    output: str
+    mode: str = "probe"
+    settings: Settings = Settings(4)
+    window: int = 64
+    overlap: int | None = None
+    batch: int = 16
+    head: HeadOptions = HeadOptions()
+    class_weights: str = "auto"
+    seed: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Pixels that tiles share: a quarter of the window by default, whole patches."""
+        if self.overlap is not None:
+            return self.overlap
+        return self.window // 4 // self.settings.patch_size * self.settings.patch_size
+
+
+def run(o: Options, say: Say = print) -> dict[str, Any]:
+    """Trains a map as the options say; returns the report.
+
+    Started again after a kill it goes on, to the same result.
+
+    Raises:
+      ValueError: what cannot be used; nothing is written then.
+    """
+    if o.mode not in MODES:
+        raise ValueError(f"unknown mode {o.mode!r}; {closest(o.mode, MODES)}")
+    if o.mode == "full" and o.settings.pooling != "spatial":
+        raise ValueError("--mode=full goes with --pooling=spatial")
+    folder = Path(o.output).expanduser()
+    if not Path(o.labels.path).expanduser().is_file():
+        raise ValueError(f"there is no label file {o.labels.path}")
+    assert isinstance(o.images, ImageOptions)  # see `from_archive` for the other kind
+    rasters, notes = o.images.rasters()
+    model = load_pretrained(o.model)
+    record = record_of(o, model, rasters)
+    with o.images.open(rasters) as (opened, more):
+        step = o.settings.step if o.mode == "probe" else 1
+        model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
+        found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
+        found.notes[:0] = notes + more
+        check_weights(o, found.target)
+        fresh = not folder.exists()
+        run_folder.claim(folder, record, {"software": SOFTWARE})
+        done = folder / run_folder.REPORT
+        if done.is_file():
+            say(f"{folder} is finished already")
+            return json.loads(done.read_text())
+        for note in found.notes:
+            say(note)
+        say(_plan(o, found))
+        return _train(o, folder, model, opened, found, fresh, say)
+
+
+def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> dict[str, Any]:
+    """What determines the result of a run."""
+    assert isinstance(o.images, ImageOptions)
+    return settings_record(o) | {
+        "model_digest": model.digest, "images": image_record(o.images, rasters),
+        "embedding": dataclasses.asdict(o.settings), "window": o.window, "overlap": o.shared,
+    }  # fmt: skip
+
+
+def settings_record(o: Options) -> dict[str, Any]:
+    """What determines the result of a run, but for its images."""
+    labels = dataclasses.asdict(o.labels)
+    path = Path(labels.pop("path")).expanduser()
+    labels["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if o.labels.colors:
+        labels["colors"] = Path(o.labels.colors).expanduser().read_text()
+    weights = o.class_weights
+    if weights not in ("auto", "balanced", "none"):
+        weights = read_weights(Path(weights))
+    return {
+        "mode": o.mode, "labels": labels, "head": dataclasses.asdict(o.head),
+        "class_weights": weights, "seed": o.seed,
+    }  # fmt: skip
+
+
+def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, Any]:
+    """What determines the values of images, without where they lie."""
+    rows = []
+    for raster in rasters:
+        row = {k: v for k, v in dataclasses.asdict(raster).items() if v not in ("", (), [], None)}
+        path = Path(row["path"])
+        rows.append(
+            {**row, "path": path.name, "bytes": path.stat().st_size if path.exists() else 0}
+        )
+    return {
+        "rasters": rows, "years": list(images.years), "periods": list(images.periods),
+        "step": images.step, "any_pixel_size": images.any_pixel_size,
+    }  # fmt: skip
+
+
+def read_weights(path: Path) -> dict[str, float]:
+    """Weights by class name, of a .json object.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+        return {str(k): float(v) for k, v in json.loads(path.expanduser().read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"--class_weights is 'balanced', 'none' or a .json file of weights by class; {path} "
+            f"cannot be read: {e}"
+        ) from None
+
+
+def _plan(o: Options, found: Labelled) -> str:
+    names = {s: len(found.split.rows(s)) for s in ("train", "valid", "test")}
+    parts = ", ".join(f"{s} {n}" for s, n in names.items() if n)
+    kind = "values" if found.target.classes is None else f"{len(found.target.classes)} classes"
+    return f"{kind}; windows of {o.window} pixels: {parts}; written to {o.output}"
+
+
+def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.ndarray | None:
+    """Weight of each class in the loss, or None."""
+    if target.classes is None:
+        return None
+    kind = o.class_weights
+    if kind == "auto":
+        kind = "balanced" if reporting.uneven(counts.tolist()) else "none"
+        if kind == "balanced":
+            say(
+                "classes differ more than tenfold in size: they are weighted (--class_weights=none)"
+            )
+    if kind in ("balanced", "none"):
+        return None if kind == "none" else reporting.class_weights(counts.tolist())
+    held = read_weights(Path(kind))
+    return np.array([held[c.name] for c in target.classes])
+
+
+def check_weights(o: Options, target: Target) -> None:
+    """Raises ValueError if a file of weights lacks a class or names others."""
+    if o.class_weights in ("auto", "balanced", "none") or target.classes is None:
+        return
+    held, names = read_weights(Path(o.class_weights)), [c.name for c in target.classes]
+    if set(held) != set(names):
+        raise ValueError(
+            f"{o.class_weights} weights {', '.join(held)}; the classes are {', '.join(names)}"
+        )
+
+
+def read_splits(
+    folder: Path, reader: Reader, opened: Sequence[Scene], found: Labelled,
+    embed: Callable[[str], bool], fresh: bool, say: Say,
+) -> dict[str, Tokens]:  # fmt: skip
+    """The labelled tokens of every split that has any; those without data are counted.
+
+    Args:
+      embed: whether the embeddings of a split are needed.
+      fresh: the folder was made just now; it goes if there is an error.
+
+    Raises:
+      ValueError: more than half have no data, or all of a split.
+    """
+    tokens = {
+        s: read_tokens(reader, opened, found, s, folder / "cache", embed(s), say)
+        for s in ("train", "valid", "test")
+        if len(found.split.rows(s))
+    }
+    lost = sum(t.lost for t in tokens.values())
+    total = lost + sum(len(t.labels) for t in tokens.values())
+    found.counts["on_nodata"] = lost
+    empty = [s for s, t in tokens.items() if not len(t.labels)]
+    if 2 * lost > total or empty:
+        if fresh:  # nothing is left of what cannot be
+            shutil.rmtree(folder, ignore_errors=True)
+        if 2 * lost > total:
+            raise ValueError(f"{lost} of {total} labelled places have no image data in this period")
+        raise ValueError(f"the {empty[0]} split has no label with image data")
+    return tokens
+
+
+def class_counts(target: Target, train: Tokens) -> np.ndarray:
+    """Labels of each class in training; none of values."""
+    if target.classes is None:
+        return np.zeros(0)
+    return np.bincount(train.labels, minlength=len(target.classes))
+
+
+def _train(
+    o: Options, folder: Path, model: PretrainedModel, opened: Sequence[Scene], found: Labelled,
+    fresh: bool, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains, scores the map that results, and writes the folder."""
+    target, log = found.target, []
+    probed = o.mode == "probe"
+    encoder = (TokenEncoder if probed else PixelReader)(model, o.settings, o.batch)
+    tokens = read_splits(
+        folder, ImageTokens(encoder), opened, found, lambda s: probed and s != "test", fresh, say
+    )
+    train, valid = tokens["train"], tokens.get("valid", tokens["train"])
+    counts = class_counts(target, train)
+    weights = weights_of(o, target, counts, say)
+    if probed:
+        pairs = (train.x, train.labels), (valid.x, valid.labels)
+        head = token_head.fit(target, *pairs, o.head, weights, log.append)
+        pixels: tile_map.PixelModel = tile_map.ProbedPixels(encoder, head, _channels(target))
+        stored, scale = {"params": head.params, "stats": head.stats}, head.scale
+        guesses = {s: head(t.x) for s, t in tokens.items() if s != "test"}
+    else:
+        parts = {"train": train, "valid": valid}
+        windows = {s: [found.windows[i] for i in np.unique(t.window)] for s, t in parts.items()}
+        pixels = full_model.fit(
+            model, o.settings, opened, target, windows, o.head, weights, o.batch,
+            folder / "cache", log.append,
+        )  # fmt: skip
+        stored, scale = pixels.params, pixels.scale
+        guesses = {
+            s: window_guesses(pixels, opened, found, t) for s, t in tokens.items() if s != "test"
+        }
+    say(f"trained for {len(log)} epochs")
+    plain = o.head if probed else HeadOptions(seed=o.seed)
+    raw = token_head.fit(
+        target, (train.raw, train.labels), (valid.raw, valid.labels), plain, weights
+    )
+    mapped = score_map(o, pixels, opened, found, tokens.get("test"))
+    name = "head" if probed else "encoder"
+    run_folder.save_arrays(folder / "weights" / f"{name}.npz", stored)
+    task = _task(o, model, opened, target, scale, found, weights, counts)
+    run_folder.write_json(folder / run_folder.TASK, task.to_json())
+    baselines = {"raw bands": raw(tokens["test"].raw)} if "test" in tokens else {}
+    if mapped is not None:
+        guesses["test"] = mapped
+    return run_report.write(folder, o, found, tokens, guesses, baselines, counts, log, opened, say)
+
+
+def window_guesses(
+    model: tile_map.PixelModel, opened: Sequence[Scene], found: Labelled, tokens: Tokens
+) -> np.ndarray:
+    """What a model gives at labelled pixels within their own windows, float32 [N, K]."""
+    out = np.zeros((len(tokens.labels), model.channels), np.float32)
+    numbers = np.unique(tokens.window)
+    for start in range(0, len(numbers), model.batch):
+        part = numbers[start : start + model.batch]
+        windows = [found.windows[i] for i in part]
+        samples = [opened[w.scene].sample(w.row, w.col, *w.size) for w in windows]
+        values, _ = model([s for s in samples if s is not None])
+        for i, w, x in zip(part, windows, values, strict=True):
+            mine = np.flatnonzero(tokens.window == i)
+            out[mine] = x[tokens.row[mine] - w.row, tokens.col[mine] - w.col]
+    return out
+
+
+def _channels(target: Target) -> int:
+    return 1 if target.classes is None else len(target.classes)
+
+
+def score_map(
+    o: Options, model: tile_map.PixelModel, opened: Sequence[Scene], found: Labelled,
+    test: Tokens | None,
+) -> np.ndarray | None:  # fmt: skip
+    """What the map of these images will show at the test samples, float32 [N, K]."""
+    if test is None:
+        return None
+    out = np.zeros((len(test.labels), model.channels), np.float32)
+    for number, scene in enumerate(opened):
+        mine = np.flatnonzero(test.scene == number)
+        if not len(mine):
+            continue
+        tiling = tile_map.tiling_of(scene.stack.shape, o.window, o.shared, model.patch)
+        got, there = tile_map.map_pixels(model, scene, tiling, test.row[mine], test.col[mine])
+        if not there.all():
+            raise ValueError("a test sample with data lies on no tile with data")
+        out[mine] = got
+    return out
+
+
+def _task(
+    o: Options, model: PretrainedModel, opened: Sequence[Scene], target: Target,
+    scale: tuple[float, float], found: Labelled, weights: np.ndarray | None, counts: np.ndarray,
+) -> run_folder.Task:  # fmt: skip
+    names = [n for n in opened[0].stack.names if n in model.modalities]
+    bands = {n: sorted({b for s in opened for b in s.stack.bands_of(n)}) for n in names
+             if all(n in s.stack.names for s in opened)}  # fmt: skip
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    ranges = {n: [list(map(float, r)) for r in model.ranges[n]] for n in bands}
+    about = {
+        "column": o.labels.label_column or o.labels.value_column, "seed": o.seed,
+        "overlap": o.shared, "labels": found.counts, "training_labels": counts.tolist(),
+        "class_weights": None if weights is None else weights.tolist(),
+        "normalization": ranges, "block": found.split.side, "created": now,
+        "software": SOFTWARE,
+    }  # fmt: skip
+    steps = max(len(s.stack.dates) for s in opened)
+    pixel = abs(opened[0].stack.transform.a)
+    return run_folder.Task(
+        o.mode, o.model, model.digest, o.settings, o.window, pixel, bands, steps, target, scale,
+        about,
+    )  # fmt: skip

@@ -1,0 +1,366 @@
+"""From a label file and images to split windows, with every label that is left out counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.maps import label_files, samples
+from olmoearth_jax.maps import labels as label_grids
+from olmoearth_jax.maps import split as splitting
+from olmoearth_jax.maps.samples import Grid, Places, Target, Window
+from olmoearth_jax.maps.scenes import Scene
+
+_LEAST = 5
+"""Samples that a class needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelOptions:
+    """What is said of the labels and their split.
+
+    Attributes:
+      path: of the file.
+      label_column, value_column: one of them, or none for a raster.
+      values: a raster holds values, not classes; by its type if None.
+      classes: names and their order.
+      colors: file of colours.
+      drop_rare: leave out classes with too few samples.
+      all_touched: polygons take every pixel they touch.
+      ignore_values: numbers of a raster that are no label.
+      resample: 'nearest' for a raster on another grid.
+      block: metres per side of a block, or 'auto'.
+      gap: metres between training samples and the other blocks.
+      fractions: share of each split.
+      unit: of values.
+    """
+
+    path: str
+    label_column: str | None = None
+    value_column: str | None = None
+    values: bool | None = None
+    classes: Sequence[str] | None = None
+    colors: str | None = None
+    drop_rare: bool = False
+    all_touched: bool = False
+    ignore_values: Sequence[float] = ()
+    resample: str | None = None
+    block: str = "auto"
+    gap: float | None = None
+    fractions: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: dict(splitting.FRACTIONS)
+    )
+    unit: str = ""
+
+
+@dataclasses.dataclass
+class Labelled:
+    """Split windows.
+
+    Attributes:
+      target: what the labels mean.
+      windows, places, split: of each sample, in one order.
+      counts: of labels, by what became of them.
+      notes: sentences for the user.
+    """
+
+    target: Target
+    windows: list[Window]
+    places: Places
+    split: splitting.Split
+    counts: dict[str, int]
+    notes: list[str]
+
+    def blocks(self) -> np.ndarray:
+        """Number of the block of each window, int [N]; without blocks each window is one."""
+        if not self.split.blocks:
+            return np.arange(len(self.windows))
+        p = self.places
+        own = splitting.blocks_of(p.zone, p.easting, p.northing, self.split.side)
+        numbers = {b: i for i, b in enumerate(sorted(set(own)))}
+        return np.array([numbers[b] for b in own])
+
+
+def _is_raster(path: str) -> bool:
+    return Path(path).suffix.lower() in (".tif", ".tiff")
+
+
+def read(
+    o: LabelOptions, scenes: Sequence[Scene], side: int, patch: int, step: int, seed: int
+) -> Labelled:
+    """Reads, places and splits the labels.
+
+    Args:
+      side, patch: pixels per side of a window and of a patch.
+      step: pixels per side of what carries a label.
+      seed: of the split.
+
+    Raises:
+      ValueError: labels that cannot be used.
+    """
+    counts: dict[str, int] = {}
+    if _is_raster(o.path):
+        target, grids, notes = _from_raster(o, scenes)
+    else:
+        target, grids, notes = _from_features(o, scenes, counts)
+    windows = []
+    for number, grid in grids:
+        windows += samples.windows_of(grid, number, scenes[number], target, side, patch, step)
+        counts["labelled_pixels"] = counts.get("labelled_pixels", 0) + int(
+            target.labelled(grid.codes).sum()
+        )
+    counts["samples"] = sum(int(target.labelled(w.labels).sum()) for w in windows)
+    if not windows:
+        raise ValueError(f"no label of {o.path} lies on the images ({_shown(counts)})")
+    if target.classes is not None:
+        windows = _check_classes(o, target, windows, counts, notes)
+    else:
+        found = np.concatenate([w.labels[np.isfinite(w.labels)] for w in windows])
+        if np.ptp(found) == 0:
+            raise ValueError(f"all values of {o.path} are {found[0]:g}: there is nothing to learn")
+    places = samples.locate(windows, scenes)
+    split, more = _split(o, target, windows, places, scenes, side, seed)
+    return Labelled(target, windows, places, split, counts, notes + more)
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if v) or "none"
+
+
+def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, int]):
+    if (o.label_column is None) == (o.value_column is None):
+        raise ValueError(
+            "give --label_column for classes or --value_column for values, one of them"
+        )
+    column, numeric = o.label_column or o.value_column or "", o.value_column is not None
+    features = label_files.read(Path(o.path), column, numeric)
+    total = len(features.shapes) + sum(features.dropped.values())
+    counts["features"] = total
+    counts |= {k.replace(" ", "_"): v for k, v in features.dropped.items()}
+    notes = list(features.notes)
+    classes = None
+    if not numeric:
+        colors = label_grids.read_colors(Path(o.colors)) if o.colors else None
+        classes = label_grids.classes_of(features.values, o.classes, colors)
+    target = Target(classes, o.unit)
+    periods = list(dict.fromkeys(scene.period for scene in scenes))
+    rows = samples.by_period(features, periods)
+    counts["without_period"] = len(features.shapes) - sum(map(len, rows.values()))
+    grids: list[tuple[int, Grid]] = []
+    inside = 0
+    for at, period in enumerate(periods):
+        if at not in rows:
+            continue
+        mine = samples.subset(features, rows[at])
+        own = [i for i, scene in enumerate(scenes) if scene.period == period]
+        outside = []
+        for number in own:
+            grid, report, empty = samples.burn_scene(mine, target, scenes[number], o.all_touched)
+            grids += _by_split(mine, target, scenes[number], number, grid, o.all_touched)
+            outside.append(report.pop("outside"))
+            for key in ("empty", "repaired", "conflict_pixels"):
+                counts[key] = counts.get(key, 0) + report[key]
+            if empty:
+                shown = ", ".join(empty[:10]) + (" ..." if len(empty) > 10 else "")
+                notes.append(f"{len(empty)} polygons cover no pixel's centre: {shown}")
+        # On one grid outside means outside; on several a feature need be on one only.
+        out = (
+            min(outside)
+            if len(own) == 1
+            else max(0, sum(outside) - len(mine.shapes) * (len(own) - 1))
+        )
+        counts["outside"] = counts.get("outside", 0) + out
+        inside += len(mine.shapes) - out
+    lost = len(features.shapes) - inside
+    told = f"{lost} of {len(features.shapes)} labels cannot be used ({_shown(counts)})"
+    if 2 * lost > len(features.shapes):
+        raise ValueError(f"{told}: are the labels and the images of one place and time?")
+    if lost:
+        notes.append(told)
+    return target, grids, notes
+
+
+def _by_split(
+    features: label_files.Features, target: Target, scene: Scene, number: int, grid: Grid,
+    all_touched: bool,
+) -> list[tuple[int, Grid]]:  # fmt: skip
+    """The grid of a scene, or one for each split that polygons are said to be of."""
+    texts = features.columns.get("split")
+    if texts is None or grid.points is not None:
+        return [(number, grid)]
+    out = []
+    for text in sorted(set(texts)):
+        rows = np.flatnonzero(np.array(texts) == text)
+        part, _, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
+        # What contradicts a label of another split is none here either.
+        kept = np.isin(grid.cells, part.cells)
+        out.append((number, Grid(grid.cells[kept], grid.codes[kept], None, text)))
+    return out
+
+
+def _from_raster(o: LabelOptions, scenes: Sequence[Scene]):
+    if o.label_column or o.value_column:
+        raise ValueError("a raster of labels has no columns: leave out --label_column")
+    if len({scene.period for scene in scenes}) > 1:
+        raise ValueError(
+            "a raster of labels has no dates: choose one period of the images with --years"
+        )
+    found = {
+        i: label_grids.read_raster(
+            Path(o.path), s.stack.crs, s.stack.transform, s.stack.shape, o.ignore_values,
+            o.resample,
+        )
+        for i, s in enumerate(scenes)
+    }  # fmt: skip
+    is_float = any(x.dtype.kind == "f" for x in found.values())
+    if is_float and o.values is not False:
+        target = Target(None, o.unit)
+        return target, _grids(found, target), []
+    if o.values:
+        values = {i: np.where(x == samples.NONE, np.nan, x) for i, x in found.items()}
+        target = Target(None, o.unit)
+        return target, _grids(values, target), []
+    numbers = sorted({int(v) for x in found.values() for v in np.unique(x[x >= 0])})
+    if not numbers:
+        raise ValueError(f"no label of {o.path} lies on the images")
+    colors = label_grids.read_colors(Path(o.colors)) if o.colors else None
+    names = [str(n) for n in numbers]
+    if o.classes is not None and len(o.classes) == len(numbers) and set(o.classes) != set(names):
+        # Names for the numbers, in ascending order.
+        made = label_grids.classes_of(numbers)
+        classes = [
+            dataclasses.replace(c, name=name, color=(colors or {}).get(name, c.color))
+            for c, name in zip(made, o.classes, strict=True)
+        ]
+    else:
+        classes = label_grids.classes_of(numbers, o.classes, colors)
+    target = Target(classes, o.unit)
+    return target, _grids(found, target), []
+
+
+def _grids(found: Mapping[int, np.ndarray], target: Target) -> list[tuple[int, Grid]]:
+    """The labelled pixels of rasters by scene."""
+    return [(i, samples.dense_grid(target.index(x), target)) for i, x in found.items()]
+
+
+def _check_classes(o, target: Target, windows, counts, notes) -> list[Window]:
+    """Windows without rare classes, which are refused or dropped; a class must have a rival."""
+    assert target.classes is not None
+    sizes = np.zeros(len(target.classes), int)
+    for w in windows:
+        good = w.labels[w.labels != samples.NONE]
+        sizes += np.bincount(good, minlength=len(sizes))
+    rare = [i for i, n in enumerate(sizes) if n < _LEAST]
+    if rare:
+        shown = ", ".join(f"{target.classes[i].name} {sizes[i]}" for i in rare)
+        if not o.drop_rare:
+            raise ValueError(
+                f"classes need at least {_LEAST} samples: {shown}; label more, or pass --drop_rare"
+            )
+        notes.append(f"classes left out because they are rare: {shown}")
+        counts["of_rare_classes"] = int(sizes[rare].sum())
+        windows = _without(target, windows, rare)
+    if len(target.classes) < 2:
+        only = target.classes[0].name if target.classes else "none"
+        raise ValueError(f"all labels are of one class ({only}): there is nothing to tell apart")
+    return windows
+
+
+def _without(target: Target, windows: Sequence[Window], rare: Sequence[int]) -> list[Window]:
+    """Takes classes out of the target and the labels."""
+    assert target.classes is not None
+    new = np.full(len(target.classes) + 1, samples.NONE)
+    kept = [i for i in range(len(target.classes)) if i not in rare]
+    new[kept] = np.arange(len(kept))
+    target.classes = [target.classes[i] for i in kept]
+    out = [dataclasses.replace(w, labels=new[w.labels]) for w in windows]
+    return [w for w in out if (w.labels != samples.NONE).any()]
+
+
+def _split(o: LabelOptions, target, windows, places: Places, scenes, side: int, seed: int):
+    texts = [w.split for w in windows]
+    if any(texts):
+        if not all(texts):
+            raise ValueError(
+                f"{sum(not t for t in texts)} labels have nothing in their column 'split'"
+            )
+        return _given(splitting.given_split(texts, places.zone, places.boxes))
+    centred = all(w.ids for w in windows)
+    pixel = abs(scenes[0].stack.transform.a)
+    whole = 1 if centred else side * pixel
+    block = _block(o.block, places)
+    block = -(-block // whole) * whole
+    gap = o.gap if o.gap is not None else (side * pixel / 2 if centred else 0.0)
+    split = splitting.split_blocks(
+        places.zone, places.easting, places.northing, samples.counts_of(windows, target), block,
+        seed, o.fractions, gap, places.boxes,
+    )  # fmt: skip
+    shares = splitting.fractions_of(o.fractions)
+    if len(split.blocks) < len(shares):
+        raise ValueError(
+            f"the labels lie in {len(split.blocks)} blocks of {block:g} m, but a split needs at "
+            f"least {len(shares)}: {_smaller(places, whole, len(shares))}"
+        )
+    _check_training(target, windows, split)
+    return split, [f"blocks of {block:g} m: {len(split.blocks)}", *split.notes]
+
+
+def _given(split: splitting.Split):
+    return split, ["split as the labels say", *split.notes]
+
+
+def _block(text: str, places: Places) -> float:
+    if text == "auto":
+        return splitting.auto_side(places.zone, places.easting, places.northing)
+    try:
+        side = float(text)
+    except ValueError:
+        side = 0.0
+    if not side > 0:
+        raise ValueError(f"--block is a side in metres or 'auto', got {text!r}")
+    return side
+
+
+def _smaller(places: Places, whole: float, least: int) -> str:
+    """A side of blocks that would work, in words."""
+    for side in splitting.BLOCK_SIDES:
+        fitted = -(-side // whole) * whole
+        own = splitting.blocks_of(places.zone, places.easting, places.northing, fitted)
+        if len(set(own)) >= least:
+            return f"take --block={fitted:g}"
+    return "label a larger area, take a smaller --window, or give a column 'split'"
+
+
+def _check_training(target: Target, windows: Sequence[Window], split: splitting.Split) -> None:
+    """Every class must be in training."""
+    rows = split.rows("train")
+    if not len(rows):
+        raise ValueError(
+            "no training samples are left beside the gap: take a larger --block or a smaller --gap"
+        )
+    if target.classes is None:
+        return
+    counts: dict[str, dict[str, int]] = {c.name: {} for c in target.classes}
+    held = samples.counts_of(windows, target)
+    for i, name in enumerate(split.names):
+        kind = "left out" if split.dropped[i] else name
+        for c, n in held[i].items():
+            counts[c][kind] = counts[c].get(kind, 0) + n
+    lacking = [c for c, n in counts.items() if not n.get("train")]
+    if lacking:
+        shown = "; ".join(
+            f"{c}: " + ", ".join(f"{s} {n}" for s, n in counts[c].items()) for c in lacking
+        )
+        raise ValueError(
+            f"classes without training samples ({shown}): take a smaller --block, or leave them "
+            "out of the labels"
+        )
+
+
+def unused(labelled: Labelled) -> dict[str, Any]:
+    """Counts of what the split leaves out."""
+    return {"left_out_by_the_gap": int(labelled.split.dropped.sum())}

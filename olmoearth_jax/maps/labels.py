@@ -1,0 +1,355 @@
+"""Labels on the grid of the images: one class or value per pixel of 10 m, or per token.
+
+A pixel that two features give different labels has none, so that the order of features does not
+matter. shapely and rasterio are imported when they are needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.maps.label_files import Features, shapely_library
+
+SAME = 1e-6
+"""Values that differ by more contradict each other."""
+_MOST = 65534
+
+COLORS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee7733",
+    "#0077bb", "#33bbee", "#ee3377", "#cc3311", "#009988", "#332288", "#ddcc77", "#117733",
+    "#88ccee", "#882255", "#44aa99", "#999933",
+)  # fmt: skip
+"""Colour of a class by its position, in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Class:
+    """One class: its number in rasters, its name, and its colour as '#rrggbb'."""
+
+    value: int
+    name: str
+    color: str
+
+
+def nodata_of(classes: Sequence[Class]) -> int:
+    """What stands for no class in rasters: 255, or 65535 if a class needs 16 bits."""
+    return 255 if max(c.value for c in classes) < 255 else 65535
+
+
+def classes_of(
+    values: Sequence[Any],
+    wanted: Sequence[str] | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> list[Class]:
+    """The classes of labels.
+
+    Texts are sorted and numbered from 1, or in the order of `wanted`; integers keep their values.
+
+    Args:
+      values: texts or integers.
+      wanted: names and their order.
+      colors: '#rrggbb' by name; positions decide the others.
+
+    Raises:
+      ValueError: `wanted` and the labels differ, numbers that no raster holds, or a colour that
+        is none.
+    """
+    found = sorted(set(values))
+    names = [str(v) for v in found]
+    if wanted is not None:
+        if sorted(wanted) != sorted(names):
+            raise ValueError(
+                f"--classes names {', '.join(wanted)}, but the labels hold {', '.join(names)}"
+            )
+        found = [found[names.index(name)] for name in wanted]
+        names = list(wanted)
+    numbers = [v if isinstance(v, int) else i + 1 for i, v in enumerate(found)]
+    if min(numbers) < 0 or max(numbers) > _MOST:
+        raise ValueError(
+            f"classes are numbers from 0 to {_MOST}, got {min(numbers)} to {max(numbers)}"
+        )
+    out = []
+    for at, (number, name) in enumerate(zip(numbers, names, strict=True)):
+        color = (colors or {}).get(name, COLORS[at % len(COLORS)])
+        if len(color) != 7 or color[0] != "#" or set(color[1:].lower()) - set("0123456789abcdef"):
+            raise ValueError(f"the colour of {name!r} must be like #1f77b4, got {color!r}")
+        out.append(Class(number, name, color))
+    return out
+
+
+def read_colors(path: Path) -> dict[str, str]:
+    """Colours by class name, of a .json object or a .csv of class and colour.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            return {str(k): str(v) for k, v in json.loads(text).items()}
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+        return {row[0].strip(): row[1].strip() for row in rows if row[1].strip().startswith("#")}
+    except (OSError, ValueError, AttributeError, IndexError) as e:
+        raise ValueError(f"the colours in {path} cannot be read: {e}") from None
+
+
+@dataclasses.dataclass
+class Burnt:
+    """Labels on a grid.
+
+    Attributes:
+      labels: int of classes and `nodata`, or float32 with NaN, [H, W].
+      pixels: per feature the flat numbers of the pixels that it covers, ascending.
+      report: features outside, empty (burn nothing) and repaired; pixels in conflict and labelled.
+      empty_ids: of the features that burn nothing.
+    """
+
+    labels: np.ndarray
+    pixels: list[np.ndarray]
+    report: dict[str, int]
+    empty_ids: list[str]
+
+
+def project(features: Features, crs: Any) -> tuple[list[Any], int]:
+    """Geometries in another CRS, vertex by vertex, and how many polygons had to be repaired.
+
+    Raises:
+      ValueError: a place that the CRS does not have.
+    """
+    shapely = shapely_library()
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        found = transform_points(features.crs, crs, points[:, 0].tolist(), points[:, 1].tolist())
+        return np.stack(found, axis=1)
+
+    shapes = shapely.force_2d(np.array(features.shapes, object))
+    out, repaired = list(shapely.transform(shapes, moved)), 0
+    for at, shape in enumerate(out):
+        if not shape.is_valid:
+            parts = shapely.get_parts(shapely.make_valid(shape))
+            out[at] = shapely.union_all([p for p in parts if "Polygon" in p.geom_type])
+            repaired += 1
+    return out, repaired
+
+
+@dataclasses.dataclass
+class Cells:
+    """Labels of the pixels of a grid that have one.
+
+    Attributes:
+      cells: their flat numbers, int64 ascending.
+      codes: number of the class, or value, of each, float64.
+      pixels, report, empty_ids: see `Burnt`.
+    """
+
+    cells: np.ndarray
+    codes: np.ndarray
+    pixels: list[np.ndarray]
+    report: dict[str, int]
+    empty_ids: list[str]
+
+
+def burn_cells(
+    features: Features,
+    codes: Sequence[float],
+    crs: Any,
+    transform: Any,
+    shape: tuple[int, int],
+    slack: float = 0.0,
+    all_touched: bool = False,
+) -> Cells:
+    """Puts features on a grid of any size; memory is that of what they cover.
+
+    Args:
+      codes: number of the class, or value, of each feature.
+      crs, transform, shape: of the grid; its pixels are axis-aligned and north-up.
+      slack: codes that differ by more contradict each other.
+      all_touched: take all pixels that a polygon touches, not those whose centre is inside.
+    """
+    places, repaired = project(features, crs)
+    report = {"outside": 0, "empty": 0, "repaired": repaired}
+    pixels, empty = [], []
+    for number, place in enumerate(places):
+        cells, outside = _cells(place, transform, shape, all_touched)
+        if not len(cells):
+            report["outside" if outside else "empty"] += 1
+            if not outside:
+                empty.append(features.columns["id"][number])
+        pixels.append(cells)
+    every = np.concatenate(pixels) if pixels else np.zeros(0, np.int64)
+    given = np.repeat(np.asarray(codes, np.float64), [len(c) for c in pixels])
+    order = np.argsort(every, kind="stable")
+    cells, first = np.unique(every[order], return_index=True)
+    low = high = given[order]
+    if len(cells):
+        low, high = (f.reduceat(given[order], first) for f in (np.minimum, np.maximum))
+    good = high - low <= slack
+    report["conflict_pixels"] = int((~good).sum())
+    report["labelled_pixels"] = int(good.sum())
+    return Cells(cells[good], low[good], pixels, report, empty)
+
+
+def burn(
+    features: Features,
+    codes: Sequence[float],
+    crs: Any,
+    transform: Any,
+    shape: tuple[int, int],
+    nodata: int | None = 255,
+    all_touched: bool = False,
+) -> Burnt:
+    """As `burn_cells`, with an array of the whole grid.
+
+    Args:
+      nodata: of classes; None for values, where NaN means none.
+    """
+    slack = SAME if nodata is None else 0.0
+    got = burn_cells(features, codes, crs, transform, shape, slack, all_touched)
+    if nodata is None:
+        out = np.full(shape[0] * shape[1], np.nan, np.float32)
+    else:
+        out = np.full(shape[0] * shape[1], nodata, np.uint8 if nodata == 255 else np.uint16)
+    out[got.cells] = got.codes
+    return Burnt(out.reshape(shape), got.pixels, got.report, got.empty_ids)
+
+
+def _cells(
+    place: Any, transform: Any, shape: tuple[int, int], all_touched: bool
+) -> tuple[np.ndarray, bool]:
+    """(flat numbers of the pixels of a geometry, whether it lies outside of the grid)."""
+    t, (height, width) = transform, shape
+    if "Point" in place.geom_type:
+        points = shapely_library().get_coordinates(place)
+        col = np.floor((points[:, 0] - t.c) / t.a).astype(np.int64)
+        row = np.floor((points[:, 1] - t.f) / t.e).astype(np.int64)
+        inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+        return np.unique(row[inside] * width + col[inside]), True
+    if place.is_empty:
+        return np.zeros(0, np.int64), False
+    west, south, east, north = place.bounds
+    # One pixel more on each side: what is touched is decided by the rasteriser.
+    left, right = int((west - t.c) // t.a) - 1, int((east - t.c) // t.a) + 2
+    top, bottom = int((north - t.f) // t.e) - 1, int((south - t.f) // t.e) + 2
+    left, top = max(left, 0), max(top, 0)
+    right, bottom = min(right, width), min(bottom, height)
+    outside = east <= t.c or west >= t.c + t.a * width or north <= t.f + t.e * height
+    if outside or south >= t.f or left >= right or top >= bottom:
+        return np.zeros(0, np.int64), True
+    import rasterio.features
+
+    corner = type(t)(t.a, 0.0, t.c + left * t.a, 0.0, t.e, t.f + top * t.e)
+    found = rasterio.features.rasterize(
+        [(place, 1)], out_shape=(bottom - top, right - left), transform=corner, fill=0,
+        all_touched=all_touched, dtype="uint8",
+    )  # fmt: skip
+    rows, cols = np.nonzero(found)
+    return (rows + top) * width + cols + left, False
+
+
+def to_tokens(labels: np.ndarray, side: int, nodata: int | None = 255) -> np.ndarray:
+    """Labels of tokens of `side` x `side` pixels; pixels that make no whole token are left out.
+
+    A token takes the class that at least half of its pixels carry, unless another has as many;
+    of values the mean, if at least half of its pixels have one.
+
+    Args:
+      labels: [H, W] as of `burn`.
+      nodata: of classes, None for values.
+    """
+    height, width = (n // side for n in labels.shape)
+    cut = labels[: height * side, : width * side].reshape(height, side, width, side)
+    pixels = cut.transpose(0, 2, 1, 3).reshape(height, width, side * side)
+    half = side * side / 2
+    if nodata is None:
+        count = np.isfinite(pixels).sum(-1)
+        mean = np.nansum(pixels.astype(np.float64), -1) / np.maximum(count, 1)
+        return np.where(count >= half, mean, np.nan).astype(np.float32)
+    out = np.full((height, width), nodata, labels.dtype)
+    best, tied = np.zeros((height, width), int), np.zeros((height, width), bool)
+    for code in np.unique(pixels[pixels != nodata]):
+        count = (pixels == code).sum(-1)
+        tied = np.where(count > best, False, tied | ((count == best) & (count > 0)))
+        out = np.where(count > best, code, out)
+        best = np.maximum(best, count)
+    return np.where((best >= half) & ~tied, out, np.array(nodata, labels.dtype))
+
+
+def read_raster(
+    path: Path,
+    crs: Any,
+    transform: Any,
+    shape: tuple[int, int],
+    ignore: Sequence[float] = (),
+    resample: str | None = None,
+) -> np.ndarray:
+    """A raster of labels on a grid, as int64 with -1, or float64 with NaN, where there is none.
+
+    Args:
+      crs, transform, shape: of the grid.
+      ignore: values that mean no label, besides the file's nodata.
+      resample: 'nearest' to take a raster of another grid.
+
+    Raises:
+      ValueError: it cannot be read, has several bands, or lies on another grid.
+    """
+    rasterio = rasterio_library()
+    from rasterio.vrt import WarpedVRT
+
+    from olmoearth_jax.data.raster_file import RasterFile, crs_difference, same_crs
+
+    with RasterFile(path) as file:
+        if file.count != 1:
+            raise ValueError(f"the labels {path} have {file.count} bands; one is needed")
+        kind, fill = file.dtypes[0], file.nodata[0]
+        other = "" if same_crs(file.crs, crs) else crs_difference(file.crs, crs)
+        at = ((file.transform.c - transform.c) / transform.a,
+              (file.transform.f - transform.f) / transform.e)  # fmt: skip
+        if not other and not (
+            np.allclose((file.transform.a, file.transform.e), (transform.a, transform.e), 1e-9)
+            and np.allclose(at, np.round(at), rtol=0, atol=1e-4)
+        ):
+            other = f"pixels of {file.transform.a:g} from {file.transform.c:.10g}, "
+            other += f"{file.transform.f:.10g}"
+        if other and resample != "nearest":
+            raise ValueError(
+                f"the labels {path} lie on another grid than the images ({other}): pass "
+                "--resample_labels=nearest, or warp them"
+            )
+        is_float = np.dtype(kind).kind == "f"
+        out = np.full(shape, np.nan if is_float else -1, np.float64 if is_float else np.int64)
+        if not other:
+            _copy_shifted(out, file, (round(at[1]), round(at[0])))
+    if other:
+        with rasterio.open(path) as source, WarpedVRT(
+            source, crs=crs, transform=transform, width=shape[1], height=shape[0],
+            resampling=rasterio.enums.Resampling.nearest,
+        ) as warped:  # fmt: skip
+            mask = warped.dataset_mask() > 0
+            out[mask] = warped.read(1)[mask]
+        if fill is None and not is_float:
+            out[out == 0] = -1
+    for value in ignore:
+        out[out == value] = np.nan if is_float else -1
+    return out
+
+
+def _copy_shifted(out: np.ndarray, file: Any, corner: tuple[int, int]) -> None:
+    """Copies the part of a file that lies on the grid; its first pixel is the grid's `corner`."""
+    spans = []
+    for at, side, own in zip(corner, out.shape, (file.height, file.width), strict=True):
+        low, high = max(at, 0), min(at + own, side)
+        if low >= high:
+            return
+        spans.append((slice(low, high), slice(low - at, high - at)))
+    values, valid = file.read(spans[0][1], spans[1][1])
+    here = out[spans[0][0], spans[1][0]]
+    here[valid[0]] = values[0][valid[0]]

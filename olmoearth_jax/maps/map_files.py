@@ -1,0 +1,193 @@
+"""The files of a map: Cloud Optimized GeoTIFFs of classes and values, areas, and a STAC item."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.data import raster_file
+from olmoearth_jax.files import write_atomically
+from olmoearth_jax.inference import cog
+from olmoearth_jax.maps.labels import Class, nodata_of
+from olmoearth_jax.maps.samples import Target
+
+PROBABILITIES = ("uint8", "float32", "none")
+STEPS = 254
+"""A probability of 1 as uint8."""
+_CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """One file of a map.
+
+    Attributes:
+      name: of the file, without its end.
+      dtype, nodata: of its values.
+      bands: names.
+      overviews: how GDAL thins it out.
+      scale: values are numbers times this.
+      unit: of values.
+    """
+
+    name: str
+    dtype: str
+    nodata: float
+    bands: tuple[str, ...]
+    overviews: str
+    scale: float = 1.0
+    unit: str = ""
+
+
+def bands_of(target: Target, probabilities: str) -> list[Band]:
+    """The files that a map of a target has."""
+    if target.classes is None:
+        return [Band("values", "float32", np.nan, ("value",), "average", unit=target.unit)]
+    nodata = nodata_of(target.classes)
+    kind = "uint8" if nodata == 255 else "uint16"
+    out = [Band("classes", kind, nodata, ("class",), "mode")]
+    names = tuple(c.name for c in target.classes)
+    if probabilities == "uint8":
+        out.append(Band("probabilities", "uint8", 255, names, "average", 1 / STEPS))
+    elif probabilities == "float32":
+        out.append(Band("probabilities", "float32", np.nan, names, "average"))
+    return out
+
+
+def layers_of(
+    target: Target, bands: Sequence[Band], mean: np.ndarray, valid: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The arrays [bands, H, W] of each file of a part of a map.
+
+    Args:
+      mean: blended probabilities or values, float32 [H, W, K].
+      valid: bool [H, W].
+    """
+    out = {}
+    for band in bands:
+        if band.name == "classes":
+            values = np.array([c.value for c in target.classes or ()])[mean.argmax(-1)][None]
+        elif band.dtype == "uint8":
+            values = np.rint(np.moveaxis(mean, -1, 0) * STEPS)
+        else:
+            values = np.moveaxis(mean, -1, 0)
+        out[band.name] = np.where(valid, values, band.nodata).astype(band.dtype)
+    return out
+
+
+@contextlib.contextmanager
+def writing(path: Path, form: Mapping[str, Any], band: Band, tags: Mapping[str, str],
+            classes: Sequence[Class] | None = None) -> Iterator[Any]:  # fmt: skip
+    """An open rasterio file; as a COG it appears under its name when the block ends well.
+
+    Args:
+      path: the .tif file.
+      form: height, width, crs and transform as rasterio has them.
+      classes: for the colour table and the names, of a file of classes.
+    """
+    rasterio = raster_file.library()
+    from rasterio.shutil import copy
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {
+        **form, "driver": "GTiff", "count": len(band.bands), "dtype": band.dtype,
+        "nodata": band.nodata, "tiled": True, "blockxsize": 256, "blockysize": 256,
+        "compress": "deflate", "bigtiff": "IF_SAFER",
+    }  # fmt: skip
+    named = classes if band.name == "classes" and classes else ()
+    with tempfile.TemporaryDirectory(prefix=".map-", dir=path.parent) as scratch:
+        raw, done = (Path(scratch) / n for n in ("raw.tif", "done.tif"))
+        with rasterio.open(raw, "w", **plain) as file:
+            file.descriptions = band.bands
+            if named:
+                file.write_colormap(1, {c.value: (*_rgb(c.color), 255) for c in named})
+            if band.scale != 1:
+                file.scales = (band.scale,) * len(band.bands)
+            if band.unit:
+                file.units = (band.unit,) * len(band.bands)
+            about = {f"CLASS_{c.value}": c.name for c in named}
+            file.update_tags(**tags, **about)
+            yield file
+        copy(
+            raw, done, driver="COG", compress="deflate", overview_resampling=band.overviews,
+            blocksize=512, bigtiff="IF_SAFER",
+        )  # fmt: skip
+        os.replace(done, path)
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def areas(path: Path, target: Target, pixels: Mapping[int, int], pixel_m2: float) -> None:
+    """A table of the area of each class.
+
+    Args:
+      pixels: number of pixels by class value.
+      pixel_m2: area of a pixel.
+    """
+    total, text = sum(pixels.values()), io.StringIO()
+    text.write(
+        "# Pixel counts are biased estimates of area: correct them with the confusion matrix of "
+        "the run (confusion.csv)\n"
+    )
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["value", "class", "pixels", "hectares", "share"])
+    for c in target.classes or ():
+        n = pixels.get(c.value, 0)
+        rows.writerow([c.value, c.name, n, f"{n * pixel_m2 / 1e4:.4f}",
+                       f"{n / total:.6f}" if total else ""])  # fmt: skip
+    write_atomically(path, text.getvalue())
+
+
+def confusion_table(path: Path, report: Mapping[str, Any]) -> None:
+    """The confusion matrix of a run as a table; rows are truth."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["truth \\ predicted", *report["classes"]])
+    confusion = report["splits"][report["scored_split"]]["confusion"]
+    for name, counts in zip(report["classes"], confusion, strict=True):
+        rows.writerow([name, *counts])
+    write_atomically(path, text.getvalue())
+
+
+def item(
+    path: Path, form: Mapping[str, Any], bands: Iterable[Band], target: Target,
+    tags: Mapping[str, str], dates: Sequence[str], period: Mapping[str, str],
+) -> None:  # fmt: skip
+    """The STAC item beside the files of a map."""
+    out: Any = None
+    for band in bands:
+        name = f"{band.name}.tif"
+        made = cog.stac_item(name, {**form, "dtype": band.dtype}, band.bands, tags, dates)
+        asset = made["assets"]["embeddings"]
+        asset["nodata"] = "nan" if np.isnan(band.nodata) else band.nodata
+        if band.scale != 1:
+            for entry in asset["bands"]:
+                entry["raster:scale"] = band.scale
+        if band.unit:
+            for entry in asset["bands"]:
+                entry["unit"] = band.unit
+        if band.name == "classes":
+            asset["classification:classes"] = [
+                {"value": c.value, "name": re.sub(r"[^\w-]", "_", c.name, flags=re.ASCII),
+                 "title": c.name, "color_hint": c.color[1:].upper()}
+                for c in target.classes or ()
+            ]  # fmt: skip
+        out = out or {**made, "id": path.stem, "assets": {}}
+        out["assets"][band.name] = asset
+    out["properties"] |= period
+    if "classes" in out["assets"]:
+        out["stac_extensions"].append(_CLASSIFICATION)
+    write_atomically(path, json.dumps(out, indent=1) + "\n")

@@ -1,0 +1,330 @@
+"""Labelled windows of images: what is trained on and scored.
+
+Points get a window around the pixel that holds them; everything else a lattice of windows that
+blocks of the split are made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.dates import parse_date
+from olmoearth_jax.maps import labels as label_grids
+from olmoearth_jax.maps.label_files import Features
+from olmoearth_jax.maps.lattice import zone_of
+from olmoearth_jax.maps.plan import Period
+from olmoearth_jax.maps.scenes import Scene
+
+NONE = -1
+"""Index of no class."""
+
+
+@dataclasses.dataclass
+class Target:
+    """What labels mean.
+
+    Attributes:
+      classes: in the order of their index, or None for values.
+      unit: of the values, for people.
+    """
+
+    classes: list[label_grids.Class] | None
+    unit: str = ""
+
+    def index(self, codes: np.ndarray) -> np.ndarray:
+        """int64 indices of class numbers, NONE for all others; values as float32."""
+        if self.classes is None:
+            return codes.astype(np.float32)
+        out = np.full(codes.shape, NONE, np.int64)
+        for i, c in enumerate(self.classes):
+            out[codes == c.value] = i
+        return out
+
+    def labelled(self, found: np.ndarray) -> np.ndarray:
+        """Where indices or values are labels."""
+        return np.isfinite(found) if self.classes is None else found != NONE
+
+
+@dataclasses.dataclass
+class Window:
+    """One sample.
+
+    Attributes:
+      scene: number of its scene.
+      row, col: its first pixel.
+      size: (height, width) in pixels.
+      labels: of its tokens, see `Target.index`.
+      place: (x, y) in the scene's CRS that decides its block.
+      ids: of a point, its name and pixel by (row, column) in `labels`.
+      split: text of the column 'split', or ''.
+    """
+
+    scene: int
+    row: int
+    col: int
+    size: tuple[int, int]
+    labels: np.ndarray
+    place: tuple[float, float]
+    ids: dict[tuple[int, int], tuple[str, tuple[int, int]]] = dataclasses.field(
+        default_factory=dict
+    )
+    split: str = ""
+
+
+@dataclasses.dataclass
+class Grid:
+    """The labelled pixels of one scene, and which of them came from which point feature.
+
+    Attributes:
+      cells: flat numbers of the pixels, int64 ascending.
+      codes: see `Target.index`, of each.
+      points: per labelled pixel of points its (x, y), id and split; None if not all are points.
+      split: that all its labels are of, or ''.
+    """
+
+    cells: np.ndarray
+    codes: np.ndarray
+    points: dict[int, tuple[tuple[float, float], str, str]] | None = None
+    split: str = ""
+
+
+def dense_grid(codes: np.ndarray, target: Target) -> Grid:
+    """The grid of an array of `Target.index` for every pixel."""
+    flat = codes.ravel()
+    cells = np.flatnonzero(target.labelled(flat))
+    return Grid(cells, flat[cells])
+
+
+def burn_scene(
+    features: Features, target: Target, scene: Scene, all_touched: bool
+) -> tuple[Grid, dict[str, int], list[str]]:
+    """Labels of features on the grid of a scene; also the report, and ids that burn nothing."""
+    classes = target.classes
+    numbers = {} if classes is None else {c.name: c.value for c in classes}
+    codes = [v if classes is None else numbers[str(v)] for v in features.values]
+    stack, slack = scene.stack, label_grids.SAME if classes is None else 0.0
+    got = label_grids.burn_cells(
+        features, codes, stack.crs, stack.transform, stack.shape, slack, all_touched
+    )
+    grid = Grid(got.cells, target.index(got.codes))
+    if features.points_only:
+        places, _ = label_grids.project(features, stack.crs)
+        grid.points, good = {}, set(got.cells.tolist())
+        splits = features.columns.get("split", [""] * len(places))
+        t: Any = stack.transform
+        for number, cells in enumerate(got.pixels):
+            known = dict(_points_by_pixel(places[number], t, stack.shape[1]))
+            for cell in good.intersection(cells.tolist()):
+                mine = known[cell], features.columns["id"][number], splits[number]
+                # Whatever the order of rows.
+                grid.points[cell] = min(grid.points.get(cell, mine), mine)
+    return grid, got.report, got.empty_ids
+
+
+def _points_by_pixel(shape: Any, t: Any, width: int):
+    """(pixel, (x, y)) of the points of a geometry, the smallest of each pixel last."""
+    from olmoearth_jax.maps.label_files import shapely_library
+
+    points = sorted(map(tuple, shapely_library().get_coordinates(shape).tolist()), reverse=True)
+    for x, y in points:
+        yield math.floor((y - t.f) / t.e) * width + math.floor((x - t.c) / t.a), (x, y)
+
+
+def window_size(shape: Sequence[int], side: int, patch: int) -> tuple[int, int]:
+    """(height, width) of the windows in a scene: `side`, or less where it is smaller.
+
+    Raises:
+      ValueError: it is smaller than a patch, or the side is not whole patches.
+    """
+    if side < patch or side % patch:
+        low = side // patch * patch
+        fits = " or ".join(str(s) for s in (low, low + patch) if s)
+        raise ValueError(f"a window of {side} pixels is not whole patches of {patch}; take {fits}")
+    height, width = (min(side, n // patch * patch) for n in shape)
+    if not (height and width):
+        raise ValueError(f"images of {shape[0]} x {shape[1]} pixels are smaller than a patch")
+    return height, width
+
+
+def windows_of(
+    grid: Grid, number: int, scene: Scene, target: Target, side: int, patch: int, step: int
+) -> list[Window]:
+    """The windows of a scene that hold labels.
+
+    Args:
+      number: of the scene.
+      side, patch: pixels per side of a window and of a patch.
+      step: pixels per side of what carries a label: a token, or 1.
+    """
+    size = window_size(scene.stack.shape, side, patch)
+    if grid.points is None:
+        found = list(_lattice(grid, number, scene, target, size, step))
+        return [dataclasses.replace(w, split=grid.split) for w in found]
+    return list(_centred(grid, number, scene, target, size, step))
+
+
+def _centred(grid: Grid, number: int, scene: Scene, target: Target, size, step: int):
+    assert grid.points is not None
+    width = scene.stack.shape[1]
+    for cell, (place, name, split) in sorted(grid.points.items()):
+        at = divmod(cell, width)
+        row, col = (
+            min(max((p - n // 2) // scene.align * scene.align, 0), whole - n)
+            for p, n, whole in zip(at, size, scene.stack.shape, strict=True)
+        )
+        kind = np.float32 if target.classes is None else np.int64
+        found = np.full([n // step for n in size], np.nan if kind is np.float32 else NONE, kind)
+        token = (at[0] - row) // step, (at[1] - col) // step
+        found[token] = grid.codes[np.searchsorted(grid.cells, cell)]
+        yield Window(number, row, col, size, found, place, {token: (name, at)}, split)
+
+
+def _edges(scene: Scene, size) -> list[int]:
+    """The first pixel, at most 0, of a window of the lattice along either axis."""
+    t: Any = scene.stack.transform
+    epsg = scene.stack.crs.to_epsg() or 0
+    # Southern zones count from 10,000 km: blocks count from the equator.
+    zero = 10_000_000 if 32701 <= epsg <= 32760 else 0
+    out = []
+    for origin, pixel, n in ((t.f - zero, t.e, size[0]), (t.c, t.a, size[1])):
+        edge = abs(pixel) * n
+        first = math.floor(origin / edge) * edge if pixel > 0 else math.ceil(origin / edge) * edge
+        # A pixel belongs to the window that holds its centre.
+        out.append(math.ceil((first - origin) / pixel - 0.5))
+    return out
+
+
+def _lattice(grid: Grid, number: int, scene: Scene, target: Target, size, step: int):
+    t: Any = scene.stack.transform
+    shape, edges = scene.stack.shape, _edges(scene, size)
+    rows, cols = np.divmod(grid.cells, shape[1])
+    at = (rows - edges[0]) // size[0], (cols - edges[1]) // size[1]
+    order = np.lexsort(at[::-1])
+    marks = np.stack(at)[:, order]
+    cuts = np.flatnonzero((np.diff(marks) != 0).any(0)) + 1
+    for mine in np.split(order, cuts) if len(order) else ():
+        top = int(at[0][mine[0]]) * size[0] + edges[0]
+        left = int(at[1][mine[0]]) * size[1] + edges[1]
+        row, col = (
+            min(max(a, 0), whole - n) for a, n, whole in zip((top, left), size, shape, strict=True)
+        )
+        part = np.full(size, np.nan if target.classes is None else NONE, grid.codes.dtype)
+        part[rows[mine] - row, cols[mine] - col] = grid.codes[mine]
+        found = tokens_of(part, target, step)
+        if target.labelled(found).any():
+            y = t.f + t.e * (top + size[0] / 2)
+            x = t.c + t.a * (left + size[1] / 2)
+            yield Window(number, row, col, size, found, (x, y))
+
+
+def tokens_of(part: np.ndarray, target: Target, step: int) -> np.ndarray:
+    """Labels of tokens from those of pixels."""
+    if step == 1:
+        return part
+    if target.classes is None:
+        return label_grids.to_tokens(part, step, None)
+    return label_grids.to_tokens(part, step, NONE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where windows lie, in their own zones.
+
+    Attributes:
+      zone: int [N].
+      easting, northing: metres in EPSG:326zz.
+      boxes: (low, high) float [N, 2], centres of the outermost pixels.
+    """
+
+    zone: np.ndarray
+    easting: np.ndarray
+    northing: np.ndarray
+    boxes: tuple[np.ndarray, np.ndarray]
+
+
+def locate(windows: Sequence[Window], scenes: Sequence[Scene]) -> Places:
+    """The places of windows."""
+    count = len(windows)
+    zone, found = np.zeros(count, int), np.zeros((count, 5, 2))
+    for number, scene in enumerate(scenes):
+        rows = [i for i, w in enumerate(windows) if w.scene == number]
+        if not rows:
+            continue
+        t: Any = scene.stack.transform
+        points = np.zeros((len(rows), 5, 2))
+        for k, i in enumerate(rows):
+            w = windows[i]
+            top, left = w.row + 0.5, w.col + 0.5
+            bottom, right = w.row + w.size[0] - 0.5, w.col + w.size[1] - 0.5
+            corners = [(left, top), (right, top), (left, bottom), (right, bottom)]
+            points[k, 0] = w.place
+            points[k, 1:] = [(t.c + t.a * x, t.f + t.e * y) for x, y in corners]
+        lon, _ = transform_points(
+            scene.stack.crs, "EPSG:4326", points[:, 0, 0].tolist(), points[:, 0, 1].tolist()
+        )
+        zone[rows] = mine = zone_of(lon)
+        for z in np.unique(mine):
+            some = np.flatnonzero(mine == z)
+            flat = points[some].reshape(-1, 2)
+            crs = f"EPSG:{32600 + z}"
+            moved = transform_points(scene.stack.crs, crs, flat[:, 0].tolist(), flat[:, 1].tolist())
+            found[np.array(rows)[some]] = np.stack(moved, -1).reshape(-1, 5, 2)
+    boxes = found[:, 1:].min(1), found[:, 1:].max(1)
+    return Places(zone, found[:, 0, 0], found[:, 0, 1], boxes)
+
+
+def counts_of(windows: Sequence[Window], target: Target) -> list[Mapping[str, int]]:
+    """Labels of each class in each window; values are one class, ''."""
+    out = []
+    for w in windows:
+        good = w.labels[target.labelled(w.labels)]
+        if target.classes is None:
+            out.append({"": len(good)})
+        else:
+            numbers, sizes = np.unique(good, return_counts=True)
+            names = [target.classes[i].name for i in numbers]
+            out.append(dict(zip(names, sizes.tolist(), strict=True)))
+    return out
+
+
+def by_period(features: Features, periods: Sequence[Period]) -> dict[int, np.ndarray]:
+    """Which features see the images of which period.
+
+    Raises:
+      ValueError: there are several periods and the labels have neither date nor year, or a date
+        that is none.
+    """
+    texts = features.columns.get("date") or features.columns.get("year")
+    if texts is None:
+        if len(periods) > 1:
+            names = ", ".join(p.name for p in periods)
+            raise ValueError(
+                f"the images are of several periods ({names}), but the labels have no column "
+                "'date' or 'year'"
+            )
+        return {0: np.arange(len(features.shapes))}
+    out: dict[int, list[int]] = {}
+    for i, text in enumerate(texts):
+        if not text:
+            continue
+        by_year = "date" not in features.columns
+        day = parse_date(f"{int(float(text))}-07" if by_year else text)
+        mine = next((k for k, p in enumerate(periods) if p.holds(day)), None)
+        if mine is not None:
+            out.setdefault(mine, []).append(i)
+    return {k: np.array(rows) for k, rows in out.items()}
+
+
+def subset(features: Features, rows: np.ndarray) -> Features:
+    """Some of the features."""
+    columns = {k: [v[i] for i in rows] for k, v in features.columns.items()}
+    return dataclasses.replace(
+        features, shapes=[features.shapes[i] for i in rows],
+        values=[features.values[i] for i in rows], columns=columns,
+    )  # fmt: skip

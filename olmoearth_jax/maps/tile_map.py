@@ -1,0 +1,169 @@
+"""From images to probabilities or values per pixel: overlapping tiles, blended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.maps import blend
+from olmoearth_jax.maps.scenes import Scene
+from olmoearth_jax.maps.token_head import TokenHead
+from olmoearth_jax.maps.tokens import TokenEncoder
+
+
+class PixelModel(Protocol):
+    """What makes a map of a window."""
+
+    @property
+    def batch(self) -> int:
+        """Windows per call."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Values per pixel."""
+        ...
+
+    @property
+    def patch(self) -> int:
+        """Pixels that the sides of windows must be whole multiples of."""
+        ...
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [B, H, W, K] and bool [B, H, W], where something is seen."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbedPixels:
+    """A frozen encoder and a head on its tokens; a token's values are those of its pixels."""
+
+    encoder: TokenEncoder
+    head: TokenHead
+    channels: int
+
+    @property
+    def batch(self) -> int:
+        return self.encoder.batch
+
+    @property
+    def patch(self) -> int:
+        return self.encoder.settings.patch_size
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        x, seen = self.encoder(samples)
+        step = self.encoder.settings.step
+        out = np.zeros((*seen.shape, self.channels), np.float32)
+        if x.shape[-1]:
+            out = self.head(x.reshape(-1, x.shape[-1])).reshape(*seen.shape, -1)
+        return (a.repeat(step, 1).repeat(step, 2) for a in (out, seen))  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Where the tiles of a scene begin.
+
+    Attributes:
+      size: (height, width) of a tile in pixels.
+      rows, cols: their first pixels.
+    """
+
+    size: tuple[int, int]
+    rows: list[int]
+    cols: list[int]
+
+    def touching(self, rows: slice, cols: slice) -> Iterator[tuple[int, int]]:
+        """The tiles that overlap a part of the map, row by row."""
+        for row in self.rows:
+            if row >= rows.stop or row + self.size[0] <= rows.start:
+                continue
+            for col in self.cols:
+                if col < cols.stop and col + self.size[1] > cols.start:
+                    yield row, col
+
+
+def tiling_of(shape: tuple[int, int], window: int, overlap: int, patch: int) -> Tiling:
+    """The tiles of a scene.
+
+    Args:
+      shape: of the scene in pixels.
+      window, overlap: of tiles, in pixels.
+      patch: pixels per side of a patch; a tile is whole ones.
+
+    Raises:
+      ValueError: sizes that do not fit.
+    """
+    size: Any = tuple(min(window, n // patch * patch) for n in shape)
+    if not all(size):
+        raise ValueError(f"images of {shape[0]} x {shape[1]} pixels are smaller than a patch")
+    starts = [
+        blend.starts(n, side, min(overlap, side - 1)) for n, side in zip(shape, size, strict=True)
+    ]
+    return Tiling(size, *starts)
+
+
+def run_tiles(
+    model: PixelModel, scene: Scene, tiling: Tiling, places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """(row, col, values [H, W, K], valid [H, W]) of tiles, in their order; empty ones are left out.
+
+    Raises:
+      ValueError: values that are not finite.
+    """
+    waiting: list[tuple[int, int, Sample]] = []
+
+    def flush():
+        values, valid = model([s for _, _, s in waiting])
+        for (row, col, _), x, seen in zip(waiting, values, valid, strict=True):
+            if not np.isfinite(x[seen]).all():
+                raise ValueError("the model gives values that are not finite")
+            yield row, col, x, seen
+        waiting.clear()
+
+    for row, col in places:
+        sample = scene.sample(row, col, *tiling.size)
+        if sample is not None:
+            waiting.append((row, col, sample))
+        if len(waiting) == model.batch:
+            yield from flush()
+    if waiting:
+        yield from flush()
+
+
+def map_block(
+    model: PixelModel, scene: Scene, tiling: Tiling, rows: slice, cols: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [H, W, K] and bool [H, W] of a part of the map, from every tile that touches it."""
+    part = blend.Blend(rows, cols, model.channels, tiling.size)
+    for row, col, x, seen in run_tiles(model, scene, tiling, list(tiling.touching(rows, cols))):
+        part.add(row, col, x, seen)
+    return part.result()
+
+
+def map_pixels(
+    model: PixelModel, scene: Scene, tiling: Tiling, rows: np.ndarray, cols: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [N, K] and bool [N]: what the map shows at some pixels."""
+    height, width = tiling.size
+    by_row = {r: np.flatnonzero((rows >= r) & (rows < r + height)) for r in tiling.rows}
+    mine = {}
+    for row, there in by_row.items():
+        for col in tiling.cols:
+            some = there[(cols[there] >= col) & (cols[there] < col + width)]
+            if len(some):
+                mine[row, col] = some
+    sums, total = np.zeros((len(rows), model.channels)), np.zeros(len(rows))
+    weights = blend.weights(height), blend.weights(width)
+    for row, col, x, seen in run_tiles(model, scene, tiling, list(mine)):
+        some = mine[row, col]
+        at = rows[some] - row, cols[some] - col
+        weight = weights[0][at[0]] * weights[1][at[1]] * seen[at]
+        values = np.where(seen[at][:, None], x[at].astype(np.float64), 0.0)
+        sums[some] += weight[:, None] * values
+        total[some] += weight
+    there = total > 0
+    return (sums / np.where(there, total, 1.0)[:, None]).astype(np.float32), there

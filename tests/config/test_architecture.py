@@ -1,0 +1,143 @@
+"""The plan of the house: who may import whom, how large things are, and that its pages are true."""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "olmoearth_jax"
+
+FLOORS = (
+    ("ground",),
+    ("masking", "losses"),
+    ("model",),
+    ("settings",),
+    ("data", "stream"),
+    ("checkpoints",),
+    ("interop",),
+    ("inference",),
+    ("train",),
+    ("checks",),
+    ("evals",),
+    ("maps",),
+    ("door",),
+)
+"""From below; a room imports from lower floors and from itself."""
+
+SINGLE = {
+    "config": "settings",
+    "config_files": "settings",
+    "configlib": "settings",
+    "check": "checks",
+    "overrides": "checks",
+    "__init__": "door",
+    "__main__": "door",
+    "commands": "door",
+}
+"""Modules and packages that are not the room of their own name; other modules are the ground."""
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name."""
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts if parts[-1] != "__init__" else parts[:-1])] = path
+    return found
+
+
+def room(module: str) -> str:
+    """The room that a module is in."""
+    parts = module.split(".")[1:] or ["__init__"]
+    own = (ROOT / PACKAGE / parts[0]).is_dir()
+    return SINGLE.get(parts[0], parts[0] if own else "ground")
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Modules of the package that a module imports, also within its functions."""
+    out = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                out.add(inner if inner in modules() else node.module)
+        elif isinstance(node, ast.Import):
+            out |= {a.name for a in node.names if a.name.startswith(PACKAGE)}
+    return frozenset(out)
+
+
+def test_imports_go_down_only():
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    wrong = [
+        f"{module} imports {other}"
+        for module in modules()
+        for other in imports(module)
+        if room(other) != room(module) and floor[room(other)] >= floor[room(module)]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_imports_go_round():
+    left = {m: {o for o in imports(m) if o in modules() and o != m} for m in modules()}
+    while free := {m for m, others in left.items() if not others & left.keys()}:
+        left = {m: others for m, others in left.items() if m not in free}
+    assert not left, sorted(left)
+
+
+def _sources() -> Iterator[Path]:
+    for top in (PACKAGE, "configs", "launch", "tools"):
+        yield from sorted((ROOT / top).rglob("*.py"))
+
+
+def test_nothing_is_long():
+    for path in (*_sources(), *sorted((ROOT / "tests").rglob("*.py"))):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 500, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{path}: {node.name} has {length} lines"
+
+
+def test_public_names_say_what_they_are():
+    missing = []
+    for path in _sources():
+        tree = ast.parse(path.read_text())
+        if not ast.get_docstring(tree):
+            missing.append(str(path))
+        for node in tree.body:
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+            if named and not node.name.startswith("_") and not ast.get_docstring(node):
+                missing.append(f"{path.relative_to(ROOT)}: {node.name}")
+    # What every program, config file and group of recorded cases has says the module itself.
+    said = ("main", "run", "cases", "changes", "sweep", "define_flags", "get_config", "execute")
+    missing = [m for m in missing if m.rpartition(" ")[2] not in said]
+    assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_on_the_pages_exist(page):
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"`((?:olmoearth_jax|launch|tools|configs|tests|docs)/[\w./]+)`", text))
+    assert len(named) > 10
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert not missing, missing
+    for name, path in re.findall(r"`(\w+)` (?:in|of) `(\w[\w/]+\.py)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (name, path)
+
+
+def test_changes_are_local():
+    """The table of docs/architecture.md names at most three files for each change."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = text.split("## Where do I change ...")[1].splitlines()
+    rows = [row for row in rows if row.startswith("| ") and "files |" not in row]
+    assert len(rows) >= 12
+    for row in rows:
+        assert len(re.findall(r"`olmoearth_jax/", row)) <= 3, row

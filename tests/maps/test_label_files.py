@@ -1,0 +1,147 @@
+"""Label files of all kinds, good and bad."""
+
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import shapely
+
+from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.maps import label_files
+from olmoearth_jax.maps.lattice import LONLAT
+
+SQUARE = shapely.box(13.0, 52.0, 13.01, 52.01)
+
+
+def _geojson(path, rows, **more):
+    features = [
+        {"type": "Feature", "properties": row,
+         "geometry": None if shape is None else json.loads(shapely.to_geojson(shape))}
+        for shape, row in rows
+    ]  # fmt: skip
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features, **more}))
+    return path
+
+
+def _crs(name):
+    return {"type": "name", "properties": {"name": name}}
+
+
+def test_geojson_with_what_is_no_label(tmp_path):
+    line = shapely.LineString([(0, 0), (1, 1)])
+    path = _geojson(tmp_path / "a.geojson", [
+        (SQUARE, {"crop": "wheat", "id": "f1", "split": "train"}),
+        (shapely.Point(13.2, 52.2), {"crop": " maize ", "id": "f2", "split": "test"}),
+        (SQUARE, {"crop": None, "id": "f3"}),
+        (line, {"crop": "wheat", "id": "f4"}),
+        (None, {"crop": "wheat", "id": "f5"}),
+        (shapely.Polygon(), {"crop": "wheat", "id": "f6"}),
+        (shapely.GeometryCollection([line, SQUARE]), {"crop": "rye", "id": "f7"}),
+    ])  # fmt: skip
+    got = label_files.read(path, "crop")
+    assert got.values == ["wheat", "maize", "rye"] and not got.points_only
+    assert got.columns == {"id": ["f1", "f2", "f7"], "split": ["train", "test", ""]}
+    assert got.dropped == {"null label": 1, "line": 1, "empty geometry": 2}
+    assert got.crs == LONLAT and not got.notes
+
+
+def test_a_crs_of_geojson_is_honoured_and_told(tmp_path):
+    rows = [(SQUARE, {"c": 1})]
+    assert not label_files.read(
+        _geojson(tmp_path / "a.json", rows, crs=_crs("urn:ogc:def:crs:OGC:1.3:CRS84")), "c"
+    ).notes
+    got = label_files.read(_geojson(tmp_path / "b.json", rows, crs=_crs("EPSG:32633")), "c")
+    assert same_crs(got.crs, "EPSG:32633") and "EPSG:32633" in got.notes[0]
+    with pytest.raises(ValueError, match="unknown CRS 'EPSG:9'"):
+        label_files.read(_geojson(tmp_path / "c.json", rows, crs=_crs("EPSG:9")), "c")
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("lon,lat,kind,height\n13.1,52.1,1,2.5\n13.2,52.2,2,\n13.3,52.3,1,4\n")
+    got = label_files.read(path, "kind")
+    assert got.values == [1, 2, 1] and got.points_only and got.columns["id"] == ["0", "1", "2"]
+    values = label_files.read(path, "height", numeric=True)
+    assert values.values == [2.5, 4.0] and values.dropped == {"null label": 1}
+    path.write_text("x,y,kind\n1,2,3\n")
+    with pytest.raises(ValueError, match="columns lon and lat; it has: x, y, kind"):
+        label_files.read(path, "kind")
+    path.write_text("lon,lat,kind\n500000,5600000,3\n")
+    with pytest.raises(ValueError, match="row 1 .*degrees: '500000'"):
+        label_files.read(path, "kind")
+
+
+def test_geoparquet(tmp_path):
+    path = tmp_path / "p.parquet"
+    table = pyarrow.table({
+        "crop": ["a", "b"], "year": [2023, 2024],
+        "geometry": [shapely.to_wkb(SQUARE), shapely.to_wkb(shapely.Point(13, 52))],
+    })  # fmt: skip
+
+    def write(column):
+        about = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        told = {"geo": json.dumps(about)}
+        pyarrow.parquet.write_table(table.replace_schema_metadata(told), path)
+        return label_files.read(path, "crop")
+
+    got = write({"encoding": "WKB"})
+    assert got.values == ["a", "b"] and got.columns["year"] == ["2023", "2024"]
+    assert got.crs == LONLAT
+    got = write({"encoding": "WKB", "crs": {"id": {"authority": "EPSG", "code": 32633}}})
+    assert same_crs(got.crs, "EPSG:32633")
+    with pytest.raises(ValueError, match="CRS is not known"):
+        write({"encoding": "WKB", "crs": None})
+    with pytest.raises(ValueError, match="point, not as WKB"):
+        write({"encoding": "point"})
+    plain = pyarrow.table({"lon": [13.0], "lat": [52.0], "v": [1.5]})
+    pyarrow.parquet.write_table(plain, path)
+    assert label_files.read(path, "v", numeric=True).values == [1.5]
+
+
+def test_geopackage(tmp_path):
+    raw = pytest.importorskip("pyogrio.raw")
+    path = tmp_path / "p.gpkg"
+    raw.write(
+        path, np.array([shapely.to_wkb(SQUARE)], object), [np.array(["rye"], object)], ["crop"],
+        geometry_type="Polygon", crs="EPSG:4326",
+    )  # fmt: skip
+    got = label_files.read(path, "crop")
+    assert got.values == ["rye"] and got.shapes[0].equals(SQUARE)
+
+
+@pytest.mark.parametrize(
+    ("values", "numeric", "match"),
+    [
+        (["a", 1], False, "integer, text; classes must be"),
+        ([1.5, 2.0], False, "--value_column"),
+        ([True, False], False, "true or false"),
+        (["a", "b"], True, "'a', no number"),
+        ([None, None], False, "null label: 2"),
+    ],
+)
+def test_columns_that_are_no_labels(tmp_path, values, numeric, match):
+    path = _geojson(tmp_path / "a.geojson", [(SQUARE, {"c": v}) for v in values])
+    with pytest.raises(ValueError, match=match):
+        label_files.read(path, "c", numeric)
+
+
+def test_files_that_are_no_labels(tmp_path):
+    path = _geojson(tmp_path / "a.geojson", [(SQUARE, {"crop": "a", "name": "x"})])
+    with pytest.raises(ValueError, match="no column 'corp'; it has: crop, name"):
+        label_files.read(path, "corp")
+    with pytest.raises(ValueError, match="holds no features"):
+        label_files.read(_geojson(tmp_path / "b.geojson", []), "crop")
+    for text in ("", "[1, 2]", '{"type": "Polygon"}', '{"type": "FeatureCollection"}'):
+        (tmp_path / "c.geojson").write_text(text)
+        with pytest.raises(ValueError, match="cannot be read as GeoJSON"):
+            label_files.read(tmp_path / "c.geojson", "crop")
+    with pytest.raises(ValueError, match="there is no label file"):
+        label_files.read(tmp_path / "none.csv", "crop")
+    (tmp_path / "d.shp").write_text("x")
+    with pytest.raises(ValueError, match="not .shp"):
+        label_files.read(tmp_path / "d.shp", "crop")
+    (tmp_path / "e.parquet").write_text("x")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        label_files.read(tmp_path / "e.parquet", "crop")

@@ -1,0 +1,149 @@
+"""Labels on a grid: what the vectors do not show."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from rasterio.transform import Affine
+
+from olmoearth_jax.maps import labels
+from olmoearth_jax.maps.label_files import Features
+
+CRS, GRID, SHAPE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_600_000), (20, 30)
+
+
+def _moved(cols, rows):
+    return Affine(10, 0, GRID.c + 10 * cols, 0, -10, GRID.f - 10 * rows)
+
+
+def _features(shapes, values):
+    ids = [f"f{i}" for i in range(len(values))]
+    return Features(list(shapes), CRS, list(values), {"id": ids})
+
+
+def _burn(shapes, values, nodata=255, **more):
+    return labels.burn(_features(shapes, values), values, CRS, GRID, SHAPE, nodata, **more)
+
+
+def _box(left, top, right, bottom):
+    """Pixels left..right, top..bottom of the grid."""
+    return shapely.box(500_000 + 10 * left, 5_600_000 - 10 * bottom, 500_000 + 10 * right,
+                       5_600_000 - 10 * top)  # fmt: skip
+
+
+def test_values_contradict_beyond_a_millionth():
+    boxes = [_box(0, 0, 4, 4), _box(2, 0, 6, 4), _box(10, 0, 12, 2), _box(11, 0, 13, 2)]
+    got = _burn(boxes, [1.0, 1.0000005, 2.0, 2.1], nodata=None)
+    assert got.labels.dtype == np.float32
+    assert got.report["conflict_pixels"] == 2 and np.isnan(got.labels[0, 11])
+    assert got.labels[0, 3] == np.float32(1.0) and got.labels[0, 10] == 2
+
+
+def test_a_bow_tie_is_repaired_and_counted():
+    points = [(500_000, 5_600_000), (500_100, 5_599_900), (500_100, 5_600_000),
+              (500_000, 5_599_900)]  # fmt: skip
+    got = _burn([shapely.Polygon(points)], [1])
+    assert got.report["repaired"] == 1 and 40 <= got.report["labelled_pixels"] <= 60
+
+
+def test_sixteen_bits():
+    classes = labels.classes_of([300, 7, 300])
+    assert [(c.value, c.name) for c in classes] == [(7, "7"), (300, "300")]
+    assert labels.nodata_of(classes) == 65535
+    got = _burn([_box(0, 0, 2, 2)], [300], nodata=65535)
+    assert got.labels.dtype == np.uint16 and (got.labels == 300).sum() == 4
+    assert labels.nodata_of(labels.classes_of([254])) == 255
+    assert labels.nodata_of(labels.classes_of([255])) == 65535
+    with pytest.raises(ValueError, match="0 to 65534, got -1 to 2"):
+        labels.classes_of([-1, 2])
+
+
+def test_names_and_their_order():
+    got = labels.classes_of(["b", "a"], ["b", "a"])
+    assert [(c.value, c.name) for c in got] == [(1, "b"), (2, "a")]
+    assert [c.value for c in labels.classes_of([5, 3], ["5", "3"])] == [5, 3]
+    for wanted in (["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="--classes names a.*the labels hold a, b"):
+            labels.classes_of(["b", "a"], wanted)
+
+
+def test_colors(tmp_path):
+    (tmp_path / "c.json").write_text('{"a": "#010203"}')
+    (tmp_path / "c.csv").write_text("class,color\na,#010203\n")
+    for name in ("c.json", "c.csv"):
+        colors = labels.read_colors(tmp_path / name)
+        got = labels.classes_of(["a", "b"], None, colors)
+        assert [c.color for c in got] == ["#010203", labels.COLORS[1]]
+    with pytest.raises(ValueError, match="'red'"):
+        labels.classes_of(["a"], None, {"a": "red"})
+    (tmp_path / "c.json").write_text("[")
+    with pytest.raises(ValueError, match="cannot be read"):
+        labels.read_colors(tmp_path / "c.json")
+
+
+def test_tokens_of_values_and_of_odd_sides():
+    x = np.full((5, 4), np.nan, np.float32)
+    x[0, :2] = 1, 3
+    x[2, 0] = 9
+    got = labels.to_tokens(x, 2, None)
+    assert got.shape == (2, 2) and got[0, 0] == 2 and np.isnan(got[1, 0])
+
+
+def test_three_classes_may_tie():
+    x = np.array([[1, 1, 2, 2], [3, 3, 2, 1]], np.uint8)
+    assert labels.to_tokens(x, 2).tolist() == [[255, 2]]
+
+
+def _write(path, data, transform=GRID, crs=CRS, **more):
+    form = {"driver": "GTiff", "count": 1, "dtype": data.dtype, "crs": crs}
+    height, width = data.shape
+    with rasterio.open(path, "w", height=height, width=width, transform=transform, **form,
+                       **more) as file:  # fmt: skip
+        file.write(data, 1)
+    return path
+
+
+def test_rasters_of_labels(tmp_path):
+    data = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    shifted = _moved(28, -1)
+    path = _write(tmp_path / "a.tif", data, shifted, nodata=4)
+    got = labels.read_raster(path, CRS, GRID, SHAPE, ignore=[8])
+    assert got.dtype == np.int64 and (got >= 0).sum() == 2
+    assert got[0, 28:].tolist() == [-1, 5] and got[1, 28:].tolist() == [-1, 9]
+    values = _write(tmp_path / "v.tif", data.astype("f4"), GRID, nodata=np.nan)
+    got = labels.read_raster(values, CRS, GRID, SHAPE)
+    assert got.dtype == np.float64 and np.isfinite(got).sum() == 12
+    far = _write(tmp_path / "f.tif", data, _moved(100, 0))
+    assert (labels.read_raster(far, CRS, GRID, SHAPE) == -1).all()
+
+
+def test_rasters_of_another_grid_are_taken_only_if_asked(tmp_path):
+    data = np.full((40, 60), 3, np.uint8)
+    half = _write(tmp_path / "h.tif", data, Affine(5, 0, 500_000, 0, -5, 5_600_000))
+    off = _write(tmp_path / "o.tif", data, _moved(0.5, 0))
+    other = _write(tmp_path / "c.tif", data, Affine(10, 0, 900_000, 0, -10, 5_600_000),
+                   "EPSG:32632")  # fmt: skip
+    for path in (half, off, other):
+        with pytest.raises(ValueError, match="another grid.*--resample_labels=nearest"):
+            labels.read_raster(path, CRS, GRID, SHAPE)
+    got = labels.read_raster(half, CRS, GRID, SHAPE, resample="nearest")
+    assert (got == 3).all()
+    two = tmp_path / "two.tif"
+    with rasterio.open(two, "w", driver="GTiff", count=2, dtype="uint8", height=2, width=2,
+                       crs=CRS, transform=GRID) as file:  # fmt: skip
+        file.write(np.ones((2, 2, 2), np.uint8))
+    with pytest.raises(ValueError, match="2 bands"):
+        labels.read_raster(two, CRS, GRID, SHAPE)
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, olmoearth_jax, olmoearth_jax.maps.labels, olmoearth_jax.maps.split;"
+        "print([m for m in ('ray', 'zarr', 'xarray', 'rasterio', 'shapely', 'matplotlib')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
