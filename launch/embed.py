@@ -191,8 +191,11 @@ def _end(o: Options, found: work_list.Outcome) -> int:
 
 
 def _index(output: Path) -> None:
-    """The catalogue, made by whoever finds the job complete; the archive does not need it."""
-    from olmoearth_jax.maps import index
+    """Catalogue and report, made by whoever finds the job complete; readers do not need them."""
+    from olmoearth_jax.maps import archive_check, index
+
+    if not (output / "job" / "report.json").is_file():
+        archive_check.write_report(output)
 
     if (output / "index.parquet").is_file() and (output / "collection.json").is_file():
         return

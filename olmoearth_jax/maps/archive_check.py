@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import json
 from pathlib import Path
 
 from olmoearth_jax.maps import embed_job, work_list
@@ -44,6 +45,31 @@ def missing(output: Path) -> int:
         return 0
     work = embed_job.read_plan(output)
     return sum(work.marker(unit) is None for unit in work.units)
+
+
+def write_report(output: Path) -> Path:
+    """Writes job/report.json, sums over the markers; its path.
+
+    Raises:
+      ValueError: no archive of ours.
+    """
+    work = embed_job.read_plan(output)
+    told = {"shards": len(work.units), "done": 0, "empty": 0, "valid": 0, "nodata": 0,
+            "clipped": 0, "bytes": 0, "largest": 0.0, "seconds": 0.0}  # fmt: skip
+    for unit in work.units:
+        marker = work.marker(unit)
+        if marker is None:
+            continue
+        told["done" if marker.get("valid") else "empty"] += 1
+        for name in ("valid", "nodata", "clipped", "seconds"):
+            told[name] += marker.get(name, 0)
+        told["largest"] = max(told["largest"], marker.get("largest", 0.0))
+        told["bytes"] += sum(size for size, _ in marker["objects"].values())
+    told["seconds"] = round(told["seconds"], 3)
+    path = work.folder / "report.json"
+    text = json.dumps({**told, "job_digest": work.digest}, indent=1) + "\n"
+    work_list.write_durably(path, text)
+    return path
 
 
 def verify(output: Path) -> tuple[list[str], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ def writing(
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     overviews: str = "nearest",
     alpha: bool = False,
-    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[Any]:
     """A writer with `put(row, col, x [C, h, w])`; the file appears when the block ends well.
 
@@ -52,7 +51,6 @@ def writing(
       colors: colour by value, of one band of bytes.
       overviews: how they are made; 'nearest' or 'average' or 'mode'.
       alpha: the last band says what is opaque.
-      change: applied to all values at the end, [C, h, w] to the same.
 
     Raises:
       ValueError: rasterio is missing.
@@ -77,7 +75,6 @@ def writing(
         with rasterio.open(raw, "r+") as file:
             file.descriptions = tuple(names)
             _describe(file, tags or {}, rule)
-            _change(file, change)
         copy(
             raw, done, driver="COG", compress="deflate", blocksize=side, bigtiff="IF_SAFER",
             overview_resampling=overviews, predictor="NO" if colors else "YES",
@@ -90,12 +87,6 @@ def _block_side(bytes_per_pixel: int) -> int:
     while side > 128 and side * side * bytes_per_pixel > _BLOCK_BYTES:
         side //= 2
     return side
-
-
-def _change(file: Any, change: Callable[[np.ndarray], np.ndarray] | None) -> None:
-    for _, window in file.block_windows(1) if change is not None else ():
-        assert change is not None
-        file.write(change(file.read(window=window)), window=window)
 
 
 def _describe(file: Any, tags: Mapping[str, str], rule: tuple[float, float] | None) -> None:

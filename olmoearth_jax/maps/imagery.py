@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from olmoearth_jax import modalities
 from olmoearth_jax.data import values
 from olmoearth_jax.data.raster_file import transform_points
@@ -100,6 +102,7 @@ class Imagery:
         """
         self.periods, self.notes = list(periods), []
         self._of: dict[str, list[Source]] = {p.name: [] for p in periods}
+        self._cached: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         days: dict[str, set[datetime.date]] = {p.name: set() for p in periods}
         bands: dict[str, list[str]] = {}
         unused = 0
@@ -182,6 +185,7 @@ class Imagery:
         self.bands = {n: b for n, b in self.bands.items() if n in names}
         for name, found in self._of.items():
             self._of[name] = [s for s in found if s.placed.modality in names]
+        self._cached = {}
 
     def days(self, period: str) -> list[datetime.date]:
         """One day per timestep of a window, as many in every period.
@@ -198,18 +202,20 @@ class Imagery:
 
     def touching(self, zone: int, period: str, box: Box) -> list[Raster]:
         """The rasters of a period that overlap a box of a zone, in manifest order."""
-        wanted = None
-        out = []
-        for source in self._of[period]:
-            placed = source.placed
-            if placed.zone is not None:
-                hit = placed.zone == zone and _overlap(placed.box, box)
-            else:
-                wanted = wanted or _bounds(crs_of(zone), box)
-                hit = _overlap(source.lonlat, wanted)
-            if hit:
-                out.append(placed.raster)
-        return out
+        own, wide, zones = self._boxes(period)
+        hit = (zones == zone) & _overlaps(own, box)
+        if (zones == 0).any():
+            hit |= (zones == 0) & _overlaps(wide, _bounds(crs_of(zone), box))
+        return [self._of[period][k].placed.raster for k in np.flatnonzero(hit)]
+
+    def _boxes(self, period: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(boxes [N, 4] in the CRS of their zones, in degrees, zones [N] with 0 for none)."""
+        if period not in self._cached:
+            found = self._of[period]
+            own, wide = ([s.placed.box for s in found], [s.lonlat for s in found])
+            zones = np.array([s.placed.zone or 0 for s in found])
+            self._cached[period] = np.array(own), np.array(wide), zones
+        return self._cached[period]
 
     def stack(self, zone: int, period: str, box: Box) -> LatticeStack:
         """Open rasters that touch a box of a zone."""
@@ -304,8 +310,10 @@ def _bounds(source: Any, box: Any, crs: Any = LONLAT) -> Box:
     return float(px.min()), float(py.min()), float(px.max()), float(py.max())
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlaps(boxes: np.ndarray, box: Box) -> np.ndarray:
+    """bool [N]: which boxes [N, 4] share an area with one."""
+    west, south, east, north = boxes.T
+    return (west < box[2]) & (box[0] < east) & (south < box[3]) & (box[1] < north)
 
 
 def _strip(zone: int, shape: Any) -> Any:

@@ -159,6 +159,9 @@ def test_the_catalogue_has_an_item_per_shard(world):
     assert sum(s.contains(place) for s in shapes) == 2  # one of each year
     assert table["start_datetime"].to_pylist()[0] == "2023-01-01T00:00:00Z"
     assert sum(table["olmoearth:valid"].to_pylist()) > 10_000
+    report = json.loads((out / "job" / "report.json").read_text())
+    assert report["done"] == report["shards"] == len(plan)
+    assert report["valid"] == sum(table["olmoearth:valid"].to_pylist())
     collection = json.loads((out / "collection.json").read_text())
     west, south, east, north = collection["extent"]["spatial"]["bbox"][0]
     assert west < 9.03 < east and south < 50.55 < north
