@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from olmoearth_jax.checkpoints import optimizer_state
 from olmoearth_jax.config import OptimConfig, SchedulerConfig
 from olmoearth_jax.train import optimizer as opt
 from olmoearth_jax.train import targets
@@ -47,7 +48,7 @@ class Descent:
 
     @property
     def stored(self) -> Any:
-        return opt.stored(self.state)
+        return optimizer_state.stored(self.state)
 
 
 def in_float64(settings: OptimConfig, params: Any, gradients: Any, clip: float, rate: float):
@@ -147,7 +148,7 @@ def test_a_stored_state_has_one_form_whatever_the_groups(patterns):
     assert list(stored) == ["count", "m", "v"] and int(stored["count"]) == 1
     for moment in "mv":
         assert jax.tree.structure(stored[moment]) == jax.tree.structure(tree(0))
-    again = opt.from_stored(stored, descent.state)
+    again = optimizer_state.from_stored(stored, descent.state)
     assert jax.tree.structure(again) == jax.tree.structure(descent.state)
     jax.tree.map(np.testing.assert_array_equal, again, descent.state)
 
