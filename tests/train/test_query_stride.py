@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from olmoearth_jax.configlib.sampler import shape_sampler
 
 from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig, TrainModuleConfig
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import heads, latent_mim
