@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -128,11 +127,10 @@ def test_signals_while_the_program_is_imported(tmp_path, number, code, name):
     command = [sys.executable, "-m", "launch.train", "--config=configs/nano.py:smoke"]
     command += [f"--config.common.save_folder={tmp_path / 'run'}"]
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    # What runs in the background of a shell has SIGINT ignored, and so have its children.
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, preexec_fn=heard
-    ) as process:
+    # What runs in the background of a shell has SIGINT ignored, and hands that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE) as process:
+        signal.signal(signal.SIGINT, before)
         maps = Path(f"/proc/{process.pid}/maps")
         until = time.monotonic() + 60
         while "numpy" not in maps.read_text() and time.monotonic() < until:
