@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,10 +140,17 @@ def array_attributes(grid: Grid) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def crs_attributes(grid: Grid) -> dict[str, str]:
-    """Attributes of `spatial_ref`, for readers of the CF conventions."""
+def _wkt(crs: str) -> str:
     from olmoearth_jax.data.raster_file import library
 
+    return library().crs.CRS.from_user_input(crs).to_wkt(version="WKT2_2019")
+
+
+def crs_attributes(grid: Grid) -> dict[str, str]:
+    """Attributes of `spatial_ref`, for readers of the CF conventions."""
     a, b, c, d, e, f = grid.transform
-    wkt = library().crs.CRS.from_user_input(grid.crs).to_wkt(version="WKT2_2019")
+    # In a thread of its own: GDAL keeps what it knows of a CRS per thread, and a GeoTIFF that was
+    # opened there before leaves another text behind. Archives must not depend on that.
+    with concurrent.futures.ThreadPoolExecutor(1) as fresh:
+        wkt = fresh.submit(_wkt, grid.crs).result()
     return {"crs_wkt": wkt, "GeoTransform": " ".join(map(str, (c, a, b, f, d, e)))}

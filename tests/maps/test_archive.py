@@ -1,16 +1,21 @@
 """Reading archives: points, boxes, zones, periods, widths; what must be refused."""
 
+import concurrent.futures
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+import rasterio.transform
 
 import olmoearth_jax
 from olmoearth_jax.data.raster_file import transform_points
-from olmoearth_jax.maps import plan, quantise
+from olmoearth_jax.maps import conventions, plan, quantise
 from olmoearth_jax.maps.lattice import LONLAT
 from tests.maps import stores
 
@@ -176,3 +181,22 @@ def test_importing_the_package_stays_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).resolve().parents[2])  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_the_text_of_a_crs_does_not_depend_on_what_was_read_before(tmp_path):
+    shape = types.SimpleNamespace(crs="EPSG:32633", transform=[10.0, 0.0, 3e5, 0.0, -10.0, 5.8e6])
+    grid: Any = shape
+    before = conventions.crs_attributes(grid)
+    path, form = tmp_path / "tile.tif", {"count": 1, "height": 4, "width": 4, "dtype": "uint8"}
+    place = rasterio.transform.Affine(10, 0, 3e5, 0, -10, 5.8e6)
+    with rasterio.open(path, "w", "GTiff", crs="EPSG:32633", transform=place, **form):
+        pass
+
+    def after_reading() -> dict[str, str]:
+        with rasterio.open(path) as file:  # GDAL keeps, per thread, the shorter text of the file
+            assert file.crs.to_epsg() == 32633
+        return conventions.crs_attributes(grid)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        assert thread.submit(after_reading).result() == before
+    assert "ENSEMBLE" in before["crs_wkt"]
