@@ -31,14 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from absl import logging as absl_logging
 
 from olmoearth_jax import commands, platforms
 from olmoearth_jax.data.progress import duration
 from olmoearth_jax.maps import embed_job, imagery, plan, store, work_list
 from olmoearth_jax.maps.embed_job import Job, Options
 
-from ._app import is_users
+from . import _flags
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
@@ -242,21 +241,7 @@ def _say(*lines: str) -> None:
 
 def main(rest: list[str]) -> int:
     """The exit code of the program."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}")
-        return embed(options())
-    except (ValueError, OSError) as e:
-        if not is_users(e):
-            raise
-        told = str(e)
-    except RuntimeError as e:
-        told = platforms.problem(e)
-        if told is None:
-            raise
-    print(f"error: {told}", file=sys.stderr, flush=True)
-    return commands.USER_ERROR
+    return _flags.guarded(lambda: embed(options()), rest)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ else is refused, so nothing in a file can run code, and nothing is larger than t
 
 from __future__ import annotations
 
+import abc
 import pickletools
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,7 @@ class Maker:
         self.name, self.make = name, make
 
 
-class Stateful:
+class Stateful(abc.ABC):
     """Base of stand-ins that take a state after they were made.
 
     `with_state` returns what stands in the pickle from then on. With `unfinished` it must be
@@ -61,8 +62,9 @@ class Stateful:
 
     unfinished = False
 
+    @abc.abstractmethod
     def with_state(self, state: Any) -> Any:
-        raise NotImplementedError
+        """What stands in the pickle after `state` was given to this stand-in."""
 
 
 class PlainReader:

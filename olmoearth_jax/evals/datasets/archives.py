@@ -37,7 +37,7 @@ class Inert(Stateful):
     def with_state(self, state: Any) -> Inert:
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):
-                self.__dict__.update({str(k): v for k, v in part.items()})
+                vars(self).update({str(k): v for k, v in part.items()})
         return self
 
 
