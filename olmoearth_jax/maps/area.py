@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -162,11 +163,11 @@ def _parquet(path: Path) -> tuple[list[Any], str]:
 
 def _geopackage(path: Path) -> tuple[list[Any], str]:
     try:
-        import pyogrio.raw
+        raw = importlib.import_module("pyogrio.raw")
     except ImportError:
         raise ValueError(
             ".gpkg files need the 'gpkg' extra: pip install 'olmoearth-jax[gpkg]'"
         ) from None
-    meta, _, geometry, _ = pyogrio.raw.read(path)
+    meta, _, geometry, _ = raw.read(path)
     shapes = [] if geometry is None else list(shapely_library().from_wkb(geometry))
     return shapes, str(meta.get("crs") or LONLAT)
