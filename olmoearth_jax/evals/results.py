@@ -85,7 +85,15 @@ def complete_step(folder: Path, step: int, item: Mapping[str, Any]) -> None:
 
 
 def _step_records(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text()) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged ({e}): delete it and evaluate again") from None
+    if not isinstance(held, list) or not all(isinstance(item, dict) for item in held):
+        raise ValueError(f"{path} is no list of results: delete it and evaluate again")
+    return held
 
 
 def identity(item: Mapping[str, Any]) -> str:

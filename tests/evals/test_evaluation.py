@@ -124,6 +124,14 @@ def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_
         assert not list(tmp_path.glob(".7.json.*"))
 
 
+@pytest.mark.parametrize("text", ["[", "{}", "[1]", "[" * 100_000])
+def test_a_damaged_step_file_is_named(tmp_path, text):
+    (tmp_path / "7.json").write_text(text)
+    with pytest.raises(ValueError, match=r"7\.json .*delete it and evaluate again"):
+        results.complete_step(tmp_path, 7, {"task": "a"})
+    assert (tmp_path / "7.json").read_text() == text
+
+
 def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
     bad = dataclasses.replace(task(), use_center_token=True)
     loaded = Loaded(tiny_model(), "tiny", 0, {})
