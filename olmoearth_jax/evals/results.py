@@ -38,12 +38,20 @@ def log_values(result: TaskResult) -> dict[str, float]:
         if key in result.bootstrap:
             out[f"eval/test/{name}_bootstrap_{key}"] = result.bootstrap[key]
     out |= {f"eval_embed_diagnostics/{name}/{k}": v for k, v in result.diagnostics.items()}
+    for trial in result.trials:
+        out |= log_values(trial)
     return out | {f"eval_time/{name}": result.seconds}
 
 
-def record(result: TaskResult, **about: Any) -> dict[str, Any]:
-    """The JSON record of a result; `about` says which model (run, step, ...)."""
-    return plain({**about, **dataclasses.asdict(result)})
+def records(result: TaskResult, **about: Any) -> list[dict[str, Any]]:
+    """The JSON records of a result, its trials' first; `about` says which model (run, step, ...).
+
+    The record of the task itself is the last: where it stands, the others do.
+    """
+    fields = dataclasses.asdict(dataclasses.replace(result, trials=()))
+    fields.pop("trials")
+    own = plain({**about, **fields})
+    return [item for trial in result.trials for item in records(trial, **about)] + [own]
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import (
+    BALANCED,
     DEFAULTS,
     DatasetInfo,
     EvalTaskConfig,
@@ -18,14 +20,16 @@ from olmoearth_jax.configlib.tasks import (
     eval_mode,
     modalities_of,
 )
-from olmoearth_jax.evals import finetune, knn, linear_probe
+from olmoearth_jax.evals import balanced_trials, finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
 from olmoearth_jax.evals.embeddings import (
     EmbeddingModel,
     Extraction,
+    Stopped,
     diagnostics,
     extract,
     fit_pca,
+    output_of,
     pooling_of,
 )
 from olmoearth_jax.evals.layers import rng
@@ -33,6 +37,8 @@ from olmoearth_jax.evals.metrics import EvalResult
 from olmoearth_jax.evals.precomputed import Precomputed
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.inference import quantize
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -48,6 +54,8 @@ class TaskResult:
     settings: dict[str, Any]
     embedding_shape: tuple[int, ...]
     seconds: float
+    trials: tuple[TaskResult, ...] = ()
+    """Balanced trials on the same embeddings, a task of its own for each predictor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +103,15 @@ def run_task(
     begun = time.perf_counter()
     run = _Run(name, task, check_task(name, task, options), model, options, hooks)
     shape: tuple[int, ...] = ()
+    trials: tuple[TaskResult, ...] = ()
+    settings = describe(task, run.info, model, options)
     if run.mode == "finetune":
         scores = finetune.run(name, task, model, options, stop=hooks.stop, log=hooks.log)
     else:
         splits = _embeddings(run)
         shape = splits["train"][0].shape[1:]
         scores = _scores(run, splits)
+        trials = _trials(run, splits, settings)
     return TaskResult(
         name,
         run.mode,
@@ -108,9 +119,43 @@ def run_task(
         scores.get("test"),
         scores.get("bootstrap", {}),
         scores.get("diagnostics", {}),
-        describe(task, run.info, model, options),
+        settings,
         tuple(shape),
         round(time.perf_counter() - begun, 3),
+        trials,
+    )
+
+
+def _trials(
+    run: _Run, splits: dict[str, Split], settings: dict[str, Any]
+) -> tuple[TaskResult, ...]:
+    """What balanced trials on the task's embeddings give; none unless the task asks for them."""
+    if run.task.balanced_trials is None:
+        return ()
+    begun, wanted, info = time.perf_counter(), run.task.balanced_trials, run.info
+    wanted = dataclasses.replace(wanted, cap=wanted.cap or balanced_trials.cap_of(info.name))
+    say = run.hooks.log or log.warning
+    found = balanced_trials.run_trials(
+        splits, info.num_classes, wanted, stop=run.hooks.stop, say=say
+    )
+    if run.hooks.stop():
+        raise Stopped
+    seconds = round((time.perf_counter() - begun) / max(len(found), 1), 3)
+    settings = {**settings, "balanced_trials": dataclasses.asdict(wanted)}
+    shape = tuple(splits["train"][0].shape[1:])
+    return tuple(
+        TaskResult(
+            balanced_trials.task_name(run.name, name),
+            "balanced_trials",
+            EvalResult(values[BALANCED], BALANCED, BALANCED, values),
+            None,
+            {},
+            {},
+            settings,
+            shape,
+            seconds,
+        )
+        for name, values in found.items()
     )
 
 
@@ -166,6 +211,11 @@ def describe(
         "seed": task.finetune_seed if mode == "finetune" else options.seed,
         **getattr(model, "settings", {}),
     }
+    output = "tokens" if mode == "finetune" else output_of(task, model)
+    if output != "tokens":
+        out |= {"output": output, "output_dim": task.output_dim}
+        if not task.use_center_token:
+            out["pooling"] = "grid" if info.spatial else "mean"
     if mode == "knn":
         out["k"] = options.k
     if options.n_bootstrap:
@@ -176,7 +226,14 @@ def describe(
 
 def _embeddings(run: _Run) -> dict[str, Split]:
     """The splits' embeddings, from the cache if they were made for the same settings."""
-    ours = {"eval_mode", "eval_interval", "primary_metric", "primary_metric_class", *_PROBE}
+    ours = {
+        "eval_mode",
+        "eval_interval",
+        "primary_metric",
+        "primary_metric_class",
+        "balanced_trials",
+    }
+    ours |= set(_PROBE)
     fields = dataclasses.asdict(run.task).items()
     fields = {k: v for k, v in fields if k not in ours - {"probe_type"}}
     key = repr([run.options, run.mode == "embedding_diagnostics", fields])
@@ -198,7 +255,10 @@ def _extract_all(run: _Run) -> dict[str, Split]:
         splits = {split: model.split(task, info, split) for split in wanted}
     else:
         how = Extraction(
-            task.patch_size, pooling_of(task, info), task.embedding_batch_size, task.num_workers
+            task.patch_size,
+            pooling_of(task, info, model),
+            task.embedding_batch_size,
+            task.num_workers,
         )
         splits = {}
         for split, reader in {s: open_split(run.name, task, s) for s in wanted}.items():

@@ -43,7 +43,9 @@ VERSIONS = {
     "v1_2": Version(
         ("nano", "tiny", "small", "base", "large"), ("nano", "tiny", "small", "base"), rotary=True
     ),
-    "v1_3": Version(("nano", "tiny", "small", "base"), ("base",), rotary=True, pooler=True),
+    "v1_3": Version(
+        ("nano", "tiny", "small", "base"), ("base",), rotary=True, pooler=True, tasks="v1_3"
+    ),
 }
 """By name, oldest first (spec/train.md section 8; the smaller sizes of v1.3 are ours)."""
 
