@@ -16,7 +16,7 @@ from olmoearth_jax.configlib.tasks import (
     has_own_stats,
     known,
 )
-from olmoearth_jax.evals import results
+from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import Hooks, describe, run_task
 
@@ -92,18 +92,18 @@ def evaluate(
     Raises:
       RuntimeError: at the end, if tasks failed; it names them.
     """
-    done = {results.identity(r): r for r in results.read_lines(folder)}
+    done = {runner.identity(r): r for r in runner.read_lines(folder)}
     out, failed, hooks = [], [], Hooks(stop, cache={})
     for number, (name, task) in enumerate(plan):
         about = {"model": loaded.name, "checkpoint_step": loaded.step}
         info = check_task(name, task)
         tested = options.run_on_test and eval_mode(task, info) != "embedding_diagnostics"
-        settings = results.plain(describe(task, info, loaded.model, options))
+        settings = runner.plain(describe(task, info, loaded.model, options))
         wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
-        key = results.identity(wanted)
+        key = runner.identity(wanted)
         if key in done:
             out.append(done[key])
-            results.complete_step(folder, loaded.step, done[key])
+            runner.complete_step(folder, loaded.step, done[key])
             continue
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
         try:
@@ -112,9 +112,9 @@ def evaluate(
             failed.append(name)
             say(f"error: {name}: {e}")
             continue
-        item = results.record(result, **about)
-        results.append_line(folder, item)
-        results.write_step(folder, loaded.step, [item])
+        item = runner.record(result, **about)
+        runner.append_line(folder, item)
+        runner.write_step(folder, loaded.step, [item])
         out.append(item)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from olmoearth_jax.evals.knn import TEMPERATURE, neighbours
-from olmoearth_jax.evals.metrics import classification_metrics
 from olmoearth_jax.evals.samples import Split
+from olmoearth_jax.evals.scoring import classification_metrics
 from olmoearth_jax.modalities import closest
 
 CAPS = {

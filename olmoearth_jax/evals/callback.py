@@ -17,9 +17,10 @@ from jax.experimental import multihost_utils
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import tasks
-from olmoearth_jax.evals import results
+from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import split_available
-from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
+from olmoearth_jax.evals.embeddings import Stopped
+from olmoearth_jax.evals.models import EncoderModel
 from olmoearth_jax.evals.runner import Hooks, run_task
 from olmoearth_jax.train import hosts
 
@@ -125,12 +126,12 @@ class DownstreamEvaluator:
             except (ValueError, TypeError, OSError) as e:
                 self._say(f"evaluation task {name} failed at step {step}: {e}")
                 continue
-            values |= results.log_values(result)
-            found.append(results.record(result, model=self.run_name, checkpoint_step=step))
+            values |= runner.log_values(result)
+            found.append(runner.record(result, model=self.run_name, checkpoint_step=step))
         # Written together, so that an evaluation that was stopped half-way leaves nothing.
         for item in found:
-            results.append_line(self.folder, item)
-        results.write_step(self.folder, step, found)
+            runner.append_line(self.folder, item)
+        runner.write_step(self.folder, step, found)
         self._say(f"evaluated {len(found)} tasks in {time.perf_counter() - begun:.1f} s")
         return values
 
