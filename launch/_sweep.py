@@ -16,7 +16,7 @@ from olmoearth_jax.configlib.tasks import (
     has_own_stats,
     known,
 )
-from olmoearth_jax.evals import balanced_trials, results
+from olmoearth_jax.evals import balanced_trials, runner
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import Hooks, describe, run_task
 
@@ -92,19 +92,19 @@ def evaluate(
     Raises:
       RuntimeError: at the end, if tasks failed; it names them.
     """
-    done = {results.identity(r): r for r in results.read_lines(folder)}
+    done = {runner.identity(r): r for r in runner.read_lines(folder)}
     out, failed, hooks = [], [], Hooks(stop, cache={})
     for number, (name, task) in enumerate(plan):
         about = {"model": loaded.name, "checkpoint_step": loaded.step}
         info = check_task(name, task)
         tested = options.run_on_test and eval_mode(task, info) != "embedding_diagnostics"
-        settings = results.plain(describe(task, info, loaded.model, options))
+        settings = runner.plain(describe(task, info, loaded.model, options))
         wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
-        key = results.identity(wanted)
+        key = runner.identity(wanted)
         if key in done:
             for item in _trials_of(done.values(), done[key]) + [done[key]]:
                 out.append(item)
-                results.complete_step(folder, loaded.step, item)
+                runner.complete_step(folder, loaded.step, item)
             continue
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
         try:
@@ -113,10 +113,10 @@ def evaluate(
             failed.append(name)
             say(f"error: {name}: {e}")
             continue
-        items = results.records(result, **about)
+        items = runner.records(result, **about)
         for item in items:
-            results.append_line(folder, item)
-        results.write_step(folder, loaded.step, items)
+            runner.append_line(folder, item)
+        runner.write_step(folder, loaded.step, items)
         out += items
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}")

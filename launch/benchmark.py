@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from olmoearth_jax import commands, modalities
-from olmoearth_jax.evals.embeddings import embed_tokens
+from olmoearth_jax.evals.models import embed_tokens
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model

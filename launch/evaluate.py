@@ -32,10 +32,10 @@ from olmoearth_jax import commands
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.configlib import tasks, values
 from olmoearth_jax.configlib.tasks import EvalTaskConfig, RunOptions, change_all
-from olmoearth_jax.evals import models, results
+from olmoearth_jax.evals import models, runner
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
-from olmoearth_jax.evals.precomputed import Precomputed, with_int8
+from olmoearth_jax.evals.models import Precomputed, with_int8
 from olmoearth_jax.outputs import check, check_folder
 
 from . import _eval_report as report
@@ -224,7 +224,7 @@ def _show(folder: Path, items: list[dict]) -> None:
     if not items:
         return
     _say(report.table(items))
-    everything = results.read_lines(folder)
+    everything = runner.read_lines(folder)
     picture = folder / "results.png"
     try:
         check(picture, overwrite=_OVERWRITE.value)
@@ -233,7 +233,7 @@ def _show(folder: Path, items: list[dict]) -> None:
     else:
         if report.plot(everything, picture):
             _say(f"plot: {picture}")
-    _say(f"results: {folder / results.LINES}")
+    _say(f"results: {folder / runner.LINES}")
 
 
 def _say(line: str) -> None:

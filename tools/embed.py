@@ -53,10 +53,11 @@ from olmoearth_jax.data.rasters import (
     spread_bands,
 )
 from olmoearth_jax.files import replacing
-from olmoearth_jax.inference import cog, domain, quantize
+from olmoearth_jax.inference import domain, quantize
 from olmoearth_jax.inference.model import POOLINGS, PretrainedModel, load_pretrained
 from olmoearth_jax.inference.sample import NAN_PIXELS
 from olmoearth_jax.interop.weights import LICENSE_URL
+from olmoearth_jax.maps import cogs
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.searchlight import WINDOW_PX
 
@@ -246,7 +247,7 @@ def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path
         "height": shape[0], "width": shape[1], "dtype": o.dtype, "crs": stack.crs,
         "transform": scaled(stack.transform, step),
     }  # fmt: skip
-    with cog.open_map(output, form, names, tags, stack.dates, o.quantization) as writer:
+    with cogs.open_map(output, form, names, tags, stack.dates, o.quantization) as writer:
         for row, col, x, seen in itertools.chain([first], found):
             inner = row.inner(step), col.inner(step)
             writer.write(row.kept(step).start, col.kept(step).start, x[inner], seen[inner])

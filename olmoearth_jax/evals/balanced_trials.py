@@ -15,8 +15,8 @@ import numpy as np
 
 from olmoearth_jax.configlib.tasks import BALANCED, CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals.knn import TEMPERATURE, neighbours
-from olmoearth_jax.evals.metrics import balanced_accuracy, classification_metrics
 from olmoearth_jax.evals.samples import Split
+from olmoearth_jax.evals.scoring import balanced_accuracy, classification_metrics
 
 CAPS = {
     "ethiopia_crops": 49,

@@ -17,9 +17,10 @@ from jax.experimental import multihost_utils
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import tasks
-from olmoearth_jax.evals import results
+from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import split_available
-from olmoearth_jax.evals.embeddings import EncoderModel, Stopped
+from olmoearth_jax.evals.embeddings import Stopped
+from olmoearth_jax.evals.models import EncoderModel
 from olmoearth_jax.evals.runner import Hooks, run_task
 from olmoearth_jax.train import hosts
 
@@ -32,7 +33,7 @@ class DownstreamEvaluator:
 
     Args:
       run: config of the run: its model, its evaluator with the tasks, its folder (`<step>.json` and
-        `results.jsonl` go to evals/ there), and its data, for pretrain_subset tasks without any.
+        `runner.jsonl` go to evals/ there), and its data, for pretrain_subset tasks without any.
       steps_per_epoch: for intervals in epochs.
       say: takes progress lines.
 
@@ -128,13 +129,13 @@ class DownstreamEvaluator:
             except (ValueError, TypeError, OSError) as e:
                 self._say(f"evaluation task {name} failed at step {step}: {e}")
                 continue
-            values |= results.log_values(result)
-            found += results.records(result, model=self.run_name, checkpoint_step=step)
+            values |= runner.log_values(result)
+            found += runner.records(result, model=self.run_name, checkpoint_step=step)
             done += 1
         # Written together, so that an evaluation that was stopped half-way leaves nothing.
         for item in found:
-            results.append_line(self.folder, item)
-        results.write_step(self.folder, step, found)
+            runner.append_line(self.folder, item)
+        runner.write_step(self.folder, step, found)
         self._say(f"evaluated {done} tasks in {time.perf_counter() - begun:.1f} s")
         return values
 

@@ -7,24 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig
-from olmoearth_jax.evals.layers import rng
+from olmoearth_jax.evals.models import EmbeddingModel, EncoderModel
+from olmoearth_jax.evals.probe_heads import rng
 from olmoearth_jax.evals.samples import (
     MASK,
     TIMESTAMPS,
-    Sample,
+    EvalSample,
     collate,
-    modalities_in,
 )
-from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.model import frozen
 from olmoearth_jax.model.config import AttentionPoolerConfig
-from olmoearth_jax.model.frozen import FrozenEncoder
-from olmoearth_jax.model.pooling import Pooling, centre_token
+from olmoearth_jax.model.pooling import Pooling
 
 
 class Stopped(Exception):
@@ -76,96 +72,12 @@ def pooling_of(task: EvalTaskConfig, info: DatasetInfo, model: Any = None) -> Po
     return Pooling(task.pooling_type, grid, reduce=place, channels=task.output_dim)
 
 
-class EmbeddingModel(Protocol):
-    """What the evaluator needs of a model."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities the model takes."""
-        ...
-
-    def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """Embeddings float32 of a batch, of the form that `Pooling` tells."""
-        ...
-
-
-class EncoderModel(FrozenEncoder):
-    """The encoder of a pretrained model, as the evaluator needs it."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.slots.names
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"dtype": self.dtype.name}
-
-    def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
-        call, data, masks, timestamps = self.inputs(batch, patch_size, pool)
-        return np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
-
-    def inputs(self, batch: Sample, patch_size: int, pool: Pooling):
-        """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
-
-        Raises:
-          ValueError: the model takes none of the modalities, or a sample has no online token.
-        """
-        there = [n for n in modalities_in(batch) if n in self.slots.names]
-        if not there:
-            raise ValueError(
-                f"the model takes none of the modalities {modalities_in(batch)}; it was trained "
-                f"on {', '.join(self.slots.names)}"
-            )
-        masks = {n: batch[n + MASK] for n in there}
-        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
-        seen = [(m == VISIBLE).reshape(len(m), -1).any(1) for m in masks.values()]
-        empty = np.flatnonzero(~np.any(seen, axis=0))
-        if len(empty):
-            raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
-        call = frozen.Call(self.graph, patch_size, pool.over(masks), fast, slots=self.slots)
-        return call, {n: batch[n] for n in there}, masks, batch[TIMESTAMPS].astype(np.int32)
-
-
-embed_tokens = jax.jit(frozen.embed, static_argnames="call")
-"""Encoder and pooling of one batch, compiled per shape; see `EncoderModel.inputs`."""
-
-
-class RawBands:
-    """The baseline without a model: a patch's embedding is its pixels.
-
-    Args:
-      modalities: what to take from the samples.
-    """
-
-    def __init__(self, modalities: Sequence[str]):
-        self.modalities = tuple(modalities)
-        self.settings: dict[str, Any] = {}
-
-    def embed(self, batch: Sample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
-        if pool.place == "spatial_concat":
-            raise ValueError("raw bands have no band sets to pool; choose another probe_type")
-        parts = []
-        for name in modalities_in(batch):
-            x = batch[name].mean(axis=3)
-            b, h, w, c = x.shape
-            h, w = h // patch_size, w // patch_size
-            x = x[:, : h * patch_size, : w * patch_size]
-            x = x.reshape(b, h, patch_size, w, patch_size, c).transpose(0, 1, 3, 2, 4, 5)
-            parts.append(x.reshape(b, h, w, -1))
-        out = np.concatenate(parts, -1)
-        if pool.place == "instance":
-            return getattr(out, pool.how)((1, 2))
-        return out if pool.place == "spatial" else centre_token(out)
-
-
 class Samples(Protocol):
     """One split of a data set."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[EvalSample, np.ndarray]:
         """Sample and label of one item."""
         ...
 

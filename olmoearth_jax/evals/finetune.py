@@ -24,10 +24,10 @@ from olmoearth_jax.configlib.tasks import (
     RunOptions,
     check_task,
 )
-from olmoearth_jax.evals import embeddings, heads, layers, losses, metrics
+from olmoearth_jax.evals import embeddings, models, probe_heads, scoring
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.metrics import EvalResult
-from olmoearth_jax.evals.samples import IGNORE, Sample, check_split, collate
+from olmoearth_jax.evals.samples import IGNORE, EvalSample, check_split, collate
+from olmoearth_jax.evals.scoring import EvalResult
 from olmoearth_jax.files import replacing
 from olmoearth_jax.model.frozen import Call
 
@@ -90,7 +90,7 @@ class Schedule:
 class Job:
     """The static part of a fine-tuning run."""
 
-    head: heads.Head
+    head: probe_heads.Head
     size: tuple[int, int] | None
     multilabel: bool
     dice: bool
@@ -105,22 +105,24 @@ class OwnData:
       info: what is known of it.
       splits: 'train' and 'valid'.
       head: on top of the encoder.
-      class_weights: see `losses.cross_entropy`.
+      class_weights: see `probe_heads.cross_entropy`.
       patience: stop after so many epochs without a better validation, all of the model training.
     """
 
     info: DatasetInfo
     splits: Mapping[str, embeddings.Samples]
-    head: heads.Head
+    head: probe_heads.Head
     class_weights: tuple[float, ...] | None = None
     patience: int | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("job", "call"))
 def logits(job: Job, call: Call, params: Any, batch: Any) -> jax.Array:
-    """Logits or values of a batch, see `model.frozen.embed` and `heads.at_labels`."""
-    x = embeddings.embed_tokens(call, params["encoder"], *batch)
-    return heads.at_labels(job.head, heads.forward(job.head, params["head"], {}, x)[0], job.size)
+    """Logits or values of a batch, see `model.frozen.embed` and `probe_heads.at_labels`."""
+    x = models.embed_tokens(call, params["encoder"], *batch)
+    return probe_heads.at_labels(
+        job.head, probe_heads.forward(job.head, params["head"], {}, x)[0], job.size
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("job", "call"))
@@ -128,20 +130,20 @@ def _loss_and_grads(job: Job, call: Call, params, batch, labels):
     def loss(params):
         out = logits(job, call, params, batch)
         if job.head.task_type == "regression":
-            return losses.masked_mse(out, labels)
+            return probe_heads.masked_mse(out, labels)
         if job.multilabel:
-            return losses.multilabel_soft_margin(out, labels)
+            return probe_heads.multilabel_soft_margin(out, labels)
         if job.dice:
-            return losses.dice_cross_entropy(out, labels)
+            return probe_heads.dice_cross_entropy(out, labels)
         weights = None if job.class_weights is None else jnp.asarray(job.class_weights)
-        return losses.cross_entropy(out, labels, weights)
+        return probe_heads.cross_entropy(out, labels, weights)
 
     return jax.value_and_grad(loss)(params)
 
 
 @jax.jit
 def _update(params, grads, moments, count, lr):
-    return layers.adamw_update(params, grads, moments, count, lr)
+    return probe_heads.adamw_update(params, grads, moments, count, lr)
 
 
 class FineTuner:
@@ -151,7 +153,7 @@ class FineTuner:
         self,
         name: str,
         task: EvalTaskConfig,
-        model: embeddings.EncoderModel,
+        model: models.EncoderModel,
         options: RunOptions,
         own: OwnData | None = None,
     ):
@@ -169,7 +171,7 @@ class FineTuner:
         else:
             self.info = check_task(name, task)
             self.splits = {s: open_split(name, task, s) for s in names}
-            head = heads.make_head(
+            head = probe_heads.make_head(
                 task.ft_head_type, self.info.task_type, self.info.num_classes,
                 model.embedding_size, task.patch_size,
             )  # fmt: skip
@@ -180,12 +182,12 @@ class FineTuner:
             head, size, self.info.multilabel, task.use_dice_loss,
             None if own is None else own.class_weights,
         )  # fmt: skip
-        head_params = jax.tree.map(jnp.asarray, heads.init(head, task.finetune_seed, 4)[0])
+        head_params = jax.tree.map(jnp.asarray, probe_heads.init(head, task.finetune_seed, 4)[0])
         self.params = {"encoder": model.params, "head": head_params}
         primary = task.primary_metric or METRICS[self.info.scoring][0]
-        rising = primary not in metrics.LOWER_IS_BETTER
+        rising = primary not in scoring.LOWER_IS_BETTER
         self.schedule = Schedule(task.ft_lr or 0.0, task.epochs, rising)
-        self.moments = {k: layers.adamw_init(v) for k, v in self.params.items()}
+        self.moments = {k: probe_heads.adamw_init(v) for k, v in self.params.items()}
         self.counts = {"encoder": 0, "head": 0}
         self.best: tuple[float, Any] = (math.nan, self.params)
         root = options.save_folder
@@ -223,7 +225,7 @@ class FineTuner:
 
     def _epoch(self, lr: float, frozen: bool, stop: Callable[[], bool]) -> float:
         seed, count = self.task.finetune_seed, len(self.splits["train"])
-        order = layers.rng(seed, 5, self.epoch).permutation(count)
+        order = probe_heads.rng(seed, 5, self.epoch).permutation(count)
         parts = ("head",) if frozen else ("encoder", "head")
         batches = -(-len(order) // self.task.ft_batch_size)
         accum, total, kept = self.task.ft_grad_accum_steps, 0.0, None
@@ -244,16 +246,16 @@ class FineTuner:
         self.params = dict(self.params)
         return total / batches
 
-    def _inputs(self, batch: Sample):
+    def _inputs(self, batch: EvalSample):
         """The call, the present parameters, and the batch as `embed_tokens` takes it."""
         call, data, *rest = self.model.inputs(batch, self.task.patch_size, self.pool)
         if self.model.dtype == jnp.bfloat16:
-            data = {n: layers.round_bf16(jnp.asarray(x)) for n, x in data.items()}
+            data = {n: probe_heads.round_bf16(jnp.asarray(x)) for n, x in data.items()}
         return call, self.params, (data, *rest)
 
     def _batches(
         self, split: str, order: np.ndarray, stop: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[Sample, np.ndarray]]:
+    ) -> Iterator[tuple[EvalSample, np.ndarray]]:
         """Batches of one size; the last is filled up with samples whose labels do not count."""
         reader, size = self.splits[split], self.task.ft_batch_size
         for start in range(0, len(order), size):
@@ -290,7 +292,7 @@ class FineTuner:
         elif "regression" not in info.task_type:
             scores = np.asarray(jax.nn.softmax(out, axis=-1))
             guess = scores.argmax(-1)
-        return metrics.score(self.task, info, guess, labels, scores)
+        return scoring.score(self.task, info, guess, labels, scores)
 
     def _save(self, kind: str) -> None:
         """Writes `<kind>.ckpt`: the arrays in order, and a record of all else; atomically."""
@@ -354,7 +356,7 @@ def run(
       ValueError: a model that cannot be trained, or bad data.
       Stopped: `stop()` became true.
     """
-    if not isinstance(model, embeddings.EncoderModel):
+    if not isinstance(model, models.EncoderModel):
         raise ValueError("only an encoder can be fine-tuned; this baseline has no parameters")
     tuner = FineTuner(name, task, model, options)
     tuner.train(stop, log)

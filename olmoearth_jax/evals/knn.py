@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals.metrics import EvalResult, average_precision, bootstrap, score
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
+from olmoearth_jax.evals.scoring import EvalResult, average_precision, bootstrap, score
 
 TEMPERATURE = 0.07
 QUERY_BLOCK = 2048

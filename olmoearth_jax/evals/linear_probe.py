@@ -14,9 +14,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from olmoearth_jax.configlib.tasks import DEFAULTS, DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals import heads, layers, losses, metrics
-from olmoearth_jax.evals.metrics import EvalResult
+from olmoearth_jax.evals import probe_heads, scoring
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
+from olmoearth_jax.evals.scoring import EvalResult
 
 CHUNK_BYTES = 256 << 20
 """Embeddings kept on the device at once while training."""
@@ -60,7 +60,7 @@ class ProbeExtras:
 class FittedProbe(NamedTuple):
     """A probe that can predict."""
 
-    head: heads.Head
+    head: probe_heads.Head
     params: Any
     stats: Any
 
@@ -78,20 +78,20 @@ def learning_rate(max_lr: float, epochs: int, position: np.ndarray | float) -> n
 class _Rule(NamedTuple):
     """The static part of a training step."""
 
-    probe: heads.Head
+    probe: probe_heads.Head
     dice: bool
 
 
 def _loss(rule: _Rule, fixed, flat, stats, batch):
     unravel, class_weights = fixed
     x, y, weight = batch
-    out, stats = heads.forward(rule.probe, unravel(flat), stats, x, weight)
-    out = heads.at_labels(rule.probe, out, y.shape[1:3])
+    out, stats = probe_heads.forward(rule.probe, unravel(flat), stats, x, weight)
+    out = probe_heads.at_labels(rule.probe, out, y.shape[1:3])
     if "regression" in rule.probe.task_type:
-        return losses.masked_mse(out, y), stats
+        return probe_heads.masked_mse(out, y), stats
     if rule.dice:
-        return losses.dice_cross_entropy(out, y), stats
-    return losses.cross_entropy(out, y, class_weights), stats
+        return probe_heads.dice_cross_entropy(out, y), stats
+    return probe_heads.cross_entropy(out, y, class_weights), stats
 
 
 @functools.partial(jax.jit, static_argnames="rule")
@@ -99,7 +99,7 @@ def _train_steps(rule: _Rule, class_weights, state, table, plan):
     """Runs batches of a table of embeddings and labels; parameters and moments are one vector each.
 
     Args:
-      class_weights: float [C] or None, see `losses.cross_entropy`.
+      class_weights: float [C] or None, see `probe_heads.cross_entropy`.
       state: (parameters, running statistics, moments, steps taken).
       plan: rows int [batches, batch] of the table, -1 for no sample; rates [batches]; and how many
         of the batches to run.
@@ -120,7 +120,7 @@ def _train_steps(rule: _Rule, class_weights, state, table, plan):
         (flat, stats, moments, count), found = carry
         weight = real[i].astype(jnp.float32)
         (loss, stats), grads = grad(rule, fixed, flat, stats, (x[i], y[i], weight))
-        flat, moments = layers.adamw_update(flat, grads, moments, count + 1, lrs[i])
+        flat, moments = probe_heads.adamw_update(flat, grads, moments, count + 1, lrs[i])
         return (flat, stats, moments, count + 1), found.at[i].set(loss)
 
     carry = (start, *state[1:]), jnp.zeros(len(rows), jnp.float32)
@@ -129,10 +129,10 @@ def _train_steps(rule: _Rule, class_weights, state, table, plan):
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "size"))
-def _predict(probe: heads.Head, size: tuple[int, int] | None, params, stats, x):
+def _predict(probe: probe_heads.Head, size: tuple[int, int] | None, params, stats, x):
     """Predictions and, for classes, probabilities with the class axis last."""
-    out, _ = heads.forward(probe, params, stats, x)
-    out = heads.at_labels(probe, out, size)
+    out, _ = probe_heads.forward(probe, params, stats, x)
+    out = probe_heads.at_labels(probe, out, size)
     if "regression" in probe.task_type:
         return out, None
     return jnp.argmax(out, -1), jax.nn.softmax(out.astype(jnp.float32))
@@ -158,7 +158,7 @@ class _Trainer:
         self.extra, self.moments = extra, None
         self.task, self.info, self.seed = task, info, seed
         self.x, labels = train
-        self.probe = heads.make_probe(
+        self.probe = probe_heads.make_probe(
             task.probe_type,
             info.task_type,
             info.num_classes,
@@ -182,14 +182,14 @@ class _Trainer:
         """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
         # The reference makes a new optimiser for every chunk of epochs; results depend on it.
         flat = ravel_pytree(params)[0]
-        fresh = (layers.adamw_init(flat), jnp.asarray(0))
+        fresh = (probe_heads.adamw_init(flat), jnp.asarray(0))
         state = (params, stats, *(self.moments or fresh))
         found, rates = [], []
         for epoch in epochs:
             if self.extra.order is not None:
                 order = self.extra.order[epoch]
             else:
-                order = layers.rng(self.seed, 1, epoch).permutation(len(self.y))
+                order = probe_heads.rng(self.seed, 1, epoch).permutation(len(self.y))
             position = epoch + np.arange(self.batches) / self.batches
             lrs = learning_rate(self.task.probe_lr or 0.0, self.task.epochs, position)
             rates.append(lrs)
@@ -230,7 +230,7 @@ class _Trainer:
         return guess, scores, self.score(guess, split[1], scores)
 
     def score(self, guess, labels, scores) -> EvalResult:
-        return metrics.score(self.task, self.info, guess, labels, scores)
+        return scoring.score(self.task, self.info, guess, labels, scores)
 
     def bootstrap(self, options: RunOptions, guess, labels, scores) -> dict[str, Any]:
         """Resampled primary metric of a split."""
@@ -240,7 +240,7 @@ class _Trainer:
             part = scores[rows] if ranked else None
             return self.score(guess[rows], labels[rows], part).primary
 
-        return metrics.bootstrap(primary, len(labels), options.n_bootstrap, options.bootstrap_seed)
+        return scoring.bootstrap(primary, len(labels), options.n_bootstrap, options.bootstrap_seed)
 
 
 def train_probe(
@@ -267,7 +267,7 @@ def train_probe(
         check_split(name, x, y, info)
     trainer = _Trainer(task, info, splits["train"], options.seed, extra)
     params, stats = jax.tree.map(
-        jnp.asarray, extra.start or heads.init(trainer.probe, options.seed)
+        jnp.asarray, extra.start or probe_heads.init(trainer.probe, options.seed)
     )
     history, traces, best = [], [], (0, math.nan, params, stats)
     interval = min(task.linear_probe_eval_interval, task.epochs)

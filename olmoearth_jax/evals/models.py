@@ -1,18 +1,257 @@
-"""Models to evaluate: checkpoints of runs, converted weights, and baselines."""
+"""What is evaluated: checkpoints, converted weights, baselines, and embeddings from outside.
+
+Embeddings that another program made (spec/evals_v1_3.md section 5) lie in a folder with
+`<dataset>/<split>.npz`, each with `embeddings` and `labels`; or in a single `.npz` file with
+`<dataset>/<split>/embeddings` and `<dataset>/<split>/labels`. Splits are train, valid and test.
+Embeddings are [N, D], or [N, h, w, D] where space is kept; labels are as those of the task. All
+that comes after the embeddings is the same as for a model of ours.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import jax
+import numpy as np
 
 from olmoearth_jax.checkpoints import checkpoint
-from olmoearth_jax.configlib.tasks import known
-from olmoearth_jax.evals.embeddings import EmbeddingModel, EncoderModel, RawBands
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode, known
+from olmoearth_jax.data import npy_file
+from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
+from olmoearth_jax.evals.samples import (
+    MASK,
+    TIMESTAMPS,
+    EvalSample,
+    Split,
+    check_split,
+    modalities_in,
+)
 from olmoearth_jax.interop import checkpoints
+from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model import config as model_config
-from olmoearth_jax.model import latent_mim
+from olmoearth_jax.model import frozen, latent_mim
+from olmoearth_jax.model.frozen import FrozenEncoder
+from olmoearth_jax.model.pooling import Pooling, centre_token
+
+
+class EmbeddingModel(Protocol):
+    """What the evaluator needs of a model."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities the model takes."""
+        ...
+
+    def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
+        """Embeddings float32 of a batch, of the form that `Pooling` tells."""
+        ...
+
+
+class EncoderModel(FrozenEncoder):
+    """The encoder of a pretrained model, as the evaluator needs it."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.slots.names
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"dtype": self.dtype.name}
+
+    def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
+        """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
+        call, data, masks, timestamps = self.inputs(batch, patch_size, pool)
+        return np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
+
+    def inputs(self, batch: EvalSample, patch_size: int, pool: Pooling):
+        """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
+
+        Raises:
+          ValueError: the model takes none of the modalities, or a sample has no online token.
+        """
+        there = [n for n in modalities_in(batch) if n in self.slots.names]
+        if not there:
+            raise ValueError(
+                f"the model takes none of the modalities {modalities_in(batch)}; it was trained "
+                f"on {', '.join(self.slots.names)}"
+            )
+        masks = {n: batch[n + MASK] for n in there}
+        fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
+        seen = [(m == VISIBLE).reshape(len(m), -1).any(1) for m in masks.values()]
+        empty = np.flatnonzero(~np.any(seen, axis=0))
+        if len(empty):
+            raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
+        call = frozen.Call(self.graph, patch_size, pool.over(masks), fast, slots=self.slots)
+        return call, {n: batch[n] for n in there}, masks, batch[TIMESTAMPS].astype(np.int32)
+
+
+embed_tokens = jax.jit(frozen.embed, static_argnames="call")
+"""Encoder and pooling of one batch, compiled per shape; see `EncoderModel.inputs`."""
+
+
+class RawBands:
+    """The baseline without a model: a patch's embedding is its pixels.
+
+    Args:
+      modalities: what to take from the samples.
+    """
+
+    def __init__(self, modalities: Sequence[str]):
+        self.modalities = tuple(modalities)
+        self.settings: dict[str, Any] = {}
+
+    def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
+        """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
+        if pool.place == "spatial_concat":
+            raise ValueError("raw bands have no band sets to pool; choose another probe_type")
+        parts = []
+        for name in modalities_in(batch):
+            x = batch[name].mean(axis=3)
+            b, h, w, c = x.shape
+            h, w = h // patch_size, w // patch_size
+            x = x[:, : h * patch_size, : w * patch_size]
+            x = x.reshape(b, h, patch_size, w, patch_size, c).transpose(0, 1, 3, 2, 4, 5)
+            parts.append(x.reshape(b, h, w, -1))
+        out = np.concatenate(parts, -1)
+        if pool.place == "instance":
+            return getattr(out, pool.how)((1, 2))
+        return out if pool.place == "spatial" else centre_token(out)
+
+
+PARTS = ("embeddings", "labels")
+
+
+class Precomputed:
+    """Embeddings by data set and split.
+
+    Args:
+      path: folder or archive.
+
+    Raises:
+      ValueError: neither.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.modalities: tuple[str, ...] = ()
+        self.settings: dict[str, Any] = {"embeddings": self.path.name}
+        self.archive: Mapping[str, np.ndarray] | None = None
+        if self.path.is_dir():
+            return
+        if not self.path.is_file():
+            raise ValueError(f"there is no folder or archive of embeddings {self.path}")
+        held = npy_file.read(self.path)
+        if not isinstance(held, dict):
+            raise ValueError(f"{self.path} must be an .npz file with <dataset>/<split>/embeddings")
+        self.archive = held
+
+    def embed(self, batch: Any, patch_size: int, pool: Any) -> np.ndarray:
+        """Embeddings are there already; images can't be given.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("precomputed embeddings can't be fine-tuned or made of images")
+
+    def has(self, dataset: str, split: str) -> bool:
+        """Whether there are embeddings of a split."""
+        if self.archive is not None:
+            return f"{dataset}/{split}/{PARTS[0]}" in self.archive
+        return (self.path / dataset / f"{split}.npz").is_file()
+
+    def split(self, task: EvalTaskConfig, info: DatasetInfo, split: str) -> Split:
+        """Embeddings float32 and labels of a split, pooled as the task wants.
+
+        Samples whose embedding has no number anywhere lie where the product has no data; they are
+        left out.
+
+        Raises:
+          DataUnavailable: there are none of that split.
+          ValueError: arrays that do not fit each other or the task.
+        """
+        where = f"{info.name}/{split}"
+        if not self.has(info.name, split):
+            raise DataUnavailable(f"{self.path} holds no embeddings of {where}")
+        held = self._table(info.name, split)
+        if missing := [p for p in PARTS if p not in held]:
+            raise ValueError(f"{where} in {self.path} has no {missing[0]}")
+        x, y = np.asarray(held["embeddings"], np.float32), np.asarray(held["labels"])
+        if x.ndim not in (2, 4) or (info.spatial and x.ndim != 4):
+            wanted = "[N, h, w, D]" if info.spatial else "[N, D] or [N, h, w, D]"
+            raise ValueError(f"embeddings of {where} must be {wanted}, got {list(x.shape)}")
+        if len(x) != len(y):
+            raise ValueError(f"{where} has {len(x)} embeddings but {len(y)} labels")
+        covered = ~np.isnan(x).reshape(len(x), -1).all(1) if len(x) else np.zeros(0, bool)
+        x, y = x[covered], y[covered]
+        if not info.spatial and x.ndim == 4:
+            x = _pooled(x, task)
+        y = y.astype(np.float32 if "regression" in info.task_type else np.int64)
+        check_split(split, x, y, info)
+        return x, y
+
+    def _table(self, dataset: str, split: str) -> Mapping[str, np.ndarray]:
+        if self.archive is None:
+            held = npy_file.read(self.path / dataset / f"{split}.npz")
+            return held if isinstance(held, dict) else {}
+        prefix = f"{dataset}/{split}/"
+        return {k.removeprefix(prefix): v for k, v in self.archive.items() if k.startswith(prefix)}
+
+    def able(
+        self, tasks: Mapping[str, EvalTaskConfig], run_on_test: bool = True
+    ) -> tuple[dict[str, EvalTaskConfig], dict[str, str]]:
+        """Tasks that there are embeddings for, and for the others the reason why not.
+
+        Tasks that differ only by what a model is shown are one task here, and the first stays.
+        """
+        found: dict[str, EvalTaskConfig] = {}
+        skipped: dict[str, str] = {}
+        seen: dict[str, str] = {}
+        for name, task in tasks.items():
+            info = check_task(name, task)
+            mode = eval_mode(task, info)
+            wanted = SPLITS if run_on_test else SPLITS[:2]
+            missing = [s for s in wanted if not self.has(info.name, s)]
+            if mode == "finetune":
+                skipped[name] = "precomputed embeddings can't be fine-tuned"
+            elif missing:
+                skipped[name] = f"{self.path} has no {missing[0]} embeddings of {info.name}"
+            elif (key := repr(as_shown(task))) in seen:
+                skipped[name] = f"for precomputed embeddings it is the same as {seen[key]}"
+            else:
+                seen[key] = name
+                found[name] = as_shown(task)
+        return found, skipped
+
+
+def as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
+    """The task without what only concerns images, and without a second round trip to int8."""
+    return dataclasses.replace(
+        task, input_modalities=[], patch_size=1, norm_stats_from_pretrained=True,
+        quantize_embeddings=False, quantize_bits=None, quantile_config_path=None,
+        embedding_batch_size=EvalTaskConfig.embedding_batch_size,
+        num_workers=EvalTaskConfig.num_workers,
+    )  # fmt: skip
+
+
+def _pooled(x: np.ndarray, task: EvalTaskConfig) -> np.ndarray:
+    """One embedding per sample [N, D] of grids [N, h, w, D]; cells without numbers don't count."""
+    if task.use_center_token:
+        return x[:, x.shape[1] // 2, x.shape[2] // 2]
+    return np.nanmax(x, (1, 2)) if task.pooling_type == "max" else np.nanmean(x, (1, 2))
+
+
+def with_int8(tasks: Mapping[str, EvalTaskConfig]) -> dict[str, EvalTaskConfig]:
+    """Every task twice: as it is, and as `<name>_int8` on embeddings stored as int8."""
+    out: dict[str, EvalTaskConfig] = {}
+    for name, task in tasks.items():
+        out[name] = task
+        if not task.quantize_embeddings and task.eval_mode != "finetune":
+            out[f"{name}_int8"] = dataclasses.replace(task, quantize_embeddings=True)
+    return out
+
 
 BASELINES = ("raw_bands", "random_init")
 

@@ -20,7 +20,7 @@ TIMESTAMPS = "timestamps"
 DEFAULT_DATE = (1, 6, 2020)
 """1 July 2020: the date of samples that carry none."""
 
-Sample = dict[str, np.ndarray]
+EvalSample = dict[str, np.ndarray]
 Split = tuple[np.ndarray, np.ndarray]
 """Embeddings [N, ...] and labels [N, ...] of one split."""
 
@@ -28,9 +28,11 @@ IGNORE = -1
 """Label of samples and pixels that are neither learnt from nor scored."""
 
 
-def make_sample(images: Mapping[str, np.ndarray], timestamps: np.ndarray | None = None) -> Sample:
+def make_sample(
+    images: Mapping[str, np.ndarray], timestamps: np.ndarray | None = None
+) -> EvalSample:
     """A fully online sample from normalised images [H, W, T, C] (or [H, W, C], one date)."""
-    sample: Sample = {}
+    sample: EvalSample = {}
     steps = 1
     for name, image in images.items():
         image = image[:, :, None] if image.ndim == 3 else image
@@ -48,7 +50,7 @@ def modalities_in(batch: Mapping[str, np.ndarray]) -> list[str]:
     return [k for k in batch if k != TIMESTAMPS and not k.endswith(MASK)]
 
 
-def collate(samples: Sequence[Sample]) -> Sample:
+def collate(samples: Sequence[EvalSample]) -> EvalSample:
     """Stacks samples into a batch, padding shorter time series (data 0, masks 3).
 
     Raises:

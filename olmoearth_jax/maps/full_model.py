@@ -15,7 +15,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals import embeddings, finetune, heads
+from olmoearth_jax.evals import finetune, models, probe_heads
 from olmoearth_jax.evals.linear_probe import target_scale
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS
 from olmoearth_jax.files import write_atomically
@@ -43,11 +43,11 @@ class PixelReader(TokenEncoder):
         self.settings = dataclasses.replace(settings, location_size=1)
 
 
-def head_of(target: Target, model: PretrainedModel) -> heads.Head:
+def head_of(target: Target, model: PretrainedModel) -> probe_heads.Head:
     """A linear map on patches, interpolated to pixels, so that no place in a patch is special."""
     kind = "regression" if target.classes is None else "segmentation"
     outputs = 1 if target.classes is None else len(target.classes)
-    return heads.Head("bilinear_conv", kind, outputs, model.embedding_size)
+    return probe_heads.Head("bilinear_conv", kind, outputs, model.embedding_size)
 
 
 def _info(target: Target, names: Sequence[str], side: int) -> DatasetInfo:
@@ -112,7 +112,7 @@ class FullPixels:
 
     base: PretrainedModel
     settings: Settings
-    head: heads.Head
+    head: probe_heads.Head
     params: Any
     scale: tuple[float, float]
     batch: int
@@ -193,7 +193,7 @@ def fit(
     scale = target_scale(labels) if target.classes is None else (0.0, 1.0)
     reader, head = PixelReader(model, settings), head_of(target, model)
     data = {s: WindowSplit(reader, scenes, target, w, scale) for s, w in splits.items()}
-    encoder = embeddings.EncoderModel(model.config, {"encoder": model.params}, model.dtype)
+    encoder = models.EncoderModel(model.config, {"encoder": model.params}, model.dtype)
     side = max(next(iter(sizes)))
     info = _info(target, model.modalities, side)
     task = EvalTaskConfig(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data import raster_file
 from olmoearth_jax.files import write_atomically
-from olmoearth_jax.inference import cog
+from olmoearth_jax.maps import cogs
 from olmoearth_jax.maps.labels import Class, nodata_of
 from olmoearth_jax.maps.samples import Target
 
@@ -86,44 +82,23 @@ def layers_of(
     return out
 
 
-@contextlib.contextmanager
 def writing(path: Path, form: Mapping[str, Any], band: Band, tags: Mapping[str, str],
-            classes: Sequence[Class] | None = None) -> Iterator[Any]:  # fmt: skip
-    """An open rasterio file; as a COG it appears under its name when the block ends well.
+            classes: Sequence[Class] | None = None) -> Any:  # fmt: skip
+    """A writer of a file, see `cogs.writing`.
 
     Args:
       path: the .tif file.
       form: height, width, crs and transform as rasterio has them.
       classes: for the colour table and the names, of a file of classes.
     """
-    rasterio = raster_file.library()
-    from rasterio.shutil import copy
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {
-        **form, "driver": "GTiff", "count": len(band.bands), "dtype": band.dtype,
-        "nodata": band.nodata, "tiled": True, "blockxsize": 256, "blockysize": 256,
-        "compress": "deflate", "bigtiff": "IF_SAFER",
-    }  # fmt: skip
     named = classes if band.name == "classes" and classes else ()
-    with tempfile.TemporaryDirectory(prefix=".map-", dir=path.parent) as scratch:
-        raw, done = (Path(scratch) / n for n in ("raw.tif", "done.tif"))
-        with rasterio.open(raw, "w", **plain) as file:
-            file.descriptions = band.bands
-            if named:
-                file.write_colormap(1, {c.value: (*_rgb(c.color), 255) for c in named})
-            if band.scale != 1:
-                file.scales = (band.scale,) * len(band.bands)
-            if band.unit:
-                file.units = (band.unit,) * len(band.bands)
-            about = {f"CLASS_{c.value}": c.name for c in named}
-            file.update_tags(**tags, **about)
-            yield file
-        copy(
-            raw, done, driver="COG", compress="deflate", overview_resampling=band.overviews,
-            blocksize=512, bigtiff="IF_SAFER",
-        )  # fmt: skip
-        os.replace(done, path)
+    return cogs.writing(
+        path, crs=form["crs"], transform=form["transform"], shape=(form["height"], form["width"]),
+        dtype=band.dtype, names=band.bands, nodata=band.nodata, overviews=band.overviews,
+        tags={**tags, **{f"CLASS_{c.value}": c.name for c in named}}, unit=band.unit,
+        colors={c.value: _rgb(c.color) for c in named} or None,
+        rule=(band.scale, 0.0) if band.scale != 1 else None,
+    )  # fmt: skip
 
 
 def _rgb(color: str) -> tuple[int, int, int]:
@@ -170,7 +145,7 @@ def item(
     out: Any = None
     for band in bands:
         name = f"{band.name}.tif"
-        made = cog.stac_item(name, {**form, "dtype": band.dtype}, band.bands, tags, dates)
+        made = cogs.stac_item(name, {**form, "dtype": band.dtype}, band.bands, tags, dates)
         asset = made["assets"]["embeddings"]
         asset["nodata"] = "nan" if np.isnan(band.nodata) else band.nodata
         if band.scale != 1:

@@ -326,7 +326,6 @@ class _Mapper:
         height, width = stack.shape
         form = {"height": height, "width": width, "crs": stack.crs, "transform": stack.transform}
         tags = self._tags(scene)
-        window = _window_class()
         counts: dict[int, int] = {}
         made = []
         for band in self.bands:
@@ -338,8 +337,7 @@ class _Mapper:
                     held = run_folder.load_arrays(
                         self.folder / "job" / "blocks" / f"{unit_name}.npz"
                     )[band.name]
-                    size = held.shape[2], held.shape[1]
-                    file.write(held, window=window(unit.cols.start, unit.rows.start, *size))
+                    file.put(unit.rows.start, unit.cols.start, held)
                     if band.name == "classes":
                         for value, n in zip(*np.unique(held, return_counts=True), strict=True):
                             counts[int(value)] = counts.get(int(value), 0) + int(n)
@@ -374,9 +372,3 @@ class _Mapper:
             "PATCH_SIZE": str(task.settings.patch_size), "POOLING": task.settings.pooling,
             "SOFTWARE": SOFTWARE, "LICENSE": LICENSE_URL,
         }  # fmt: skip
-
-
-def _window_class() -> Any:
-    from rasterio.windows import Window
-
-    return Window

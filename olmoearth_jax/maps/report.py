@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.evals import metrics
+from olmoearth_jax.evals import scoring
 
 DRAWS = 1000
 """Resamples of the blocks behind an interval."""
@@ -59,7 +59,7 @@ def value_scores(truth: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
     """rmse, mae, bias (predicted - truth) and r2 of values [N]; r2 is None if all are equal."""
     if not len(truth):
         return {"rmse": None, "mae": None, "bias": None, "r2": None}
-    found = metrics.regression_metrics(guess, truth)
+    found = scoring.regression_metrics(guess, truth)
     error = guess.astype(np.float64) - truth.astype(np.float64)
     r2 = found["r2"] if np.ptp(truth) > 0 else None
     return {"rmse": found["rmse"], "mae": found["mae"], "bias": float(error.mean()), "r2": r2}
@@ -125,7 +125,7 @@ def value_interval(
 def _interval(score: Any, blocks: int, seed: int) -> list[float | None]:
     if blocks < 2:  # nothing to resample
         return [None, None]
-    found = metrics.bootstrap(score, blocks, DRAWS, seed)["bootstrap_scores"]
+    found = scoring.bootstrap(score, blocks, DRAWS, seed)["bootstrap_scores"]
     kept = [x for x in found if np.isfinite(x)]
     if not kept:
         return [None, None]
@@ -137,7 +137,7 @@ def majority_confusion(truth: np.ndarray, train_counts: Sequence[int]) -> np.nda
     """Confusion [K, K] of always saying the class that training has most of."""
     size = len(train_counts)
     guess = np.full(truth.shape, int(np.argmax(train_counts)), np.int64)
-    return metrics.confusion_matrix(guess, truth, size)
+    return scoring.confusion_matrix(guess, truth, size)
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
-from olmoearth_jax.evals import metrics
+from olmoearth_jax.evals import scoring
 from olmoearth_jax.files import replacing, write_atomically
 from olmoearth_jax.maps import report as reporting
 from olmoearth_jax.maps import report_html, run_folder, samples
@@ -94,7 +94,7 @@ def _scores(found: Labelled, labels: np.ndarray, guess: np.ndarray) -> dict[str,
     classes = found.target.classes
     if classes is None:
         return {"labels": len(labels), **reporting.value_scores(labels, guess[:, 0])}
-    confusion = metrics.confusion_matrix(guess.argmax(-1), labels, len(classes))
+    confusion = scoring.confusion_matrix(guess.argmax(-1), labels, len(classes))
     return {"labels": len(labels), **reporting.class_scores(confusion)}
 
 
@@ -103,7 +103,7 @@ def _interval(found: Labelled, labels, guess, blocks, seed: int) -> list[float |
         return reporting.value_interval(labels, guess[:, 0], blocks, seed)
     size, kind = len(found.target.classes), guess.argmax(-1)
     each = [
-        metrics.confusion_matrix(kind[blocks == b], labels[blocks == b], size)
+        scoring.confusion_matrix(kind[blocks == b], labels[blocks == b], size)
         for b in np.unique(blocks)
     ]
     return reporting.class_interval(np.stack(each), seed)

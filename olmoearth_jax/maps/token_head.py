@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals import heads, linear_probe
+from olmoearth_jax.evals import linear_probe, probe_heads
 from olmoearth_jax.maps.samples import Target
 
 _SMALL, _STEPS = 16, 16
@@ -44,7 +44,7 @@ class TokenHead:
       scale: (mean, spread) of the values that it was trained on, (0, 1) for classes.
     """
 
-    head: heads.Head
+    head: probe_heads.Head
     params: Any
     stats: Any
     scale: tuple[float, float]
@@ -59,11 +59,13 @@ class TokenHead:
         return scores
 
 
-def head_of(target: Target, width: int) -> heads.Head:
+def head_of(target: Target, width: int) -> probe_heads.Head:
     """The form of the head for embeddings of a width."""
     if target.classes is None:
-        return heads.make_probe("linear", "scalar_regression", 1, (1, width), bf16=False)
-    return heads.make_probe("linear", "classification", len(target.classes), (1, width), bf16=False)
+        return probe_heads.make_probe("linear", "scalar_regression", 1, (1, width), bf16=False)
+    return probe_heads.make_probe(
+        "linear", "classification", len(target.classes), (1, width), bf16=False
+    )
 
 
 def _batch(o: HeadOptions, count: int) -> int:

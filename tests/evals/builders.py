@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import EvalTaskConfig
-from olmoearth_jax.evals.embeddings import EncoderModel
+from olmoearth_jax.evals.models import EncoderModel
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.evals import embeddings
-from olmoearth_jax.evals.embeddings import EncoderModel, Extraction, RawBands
+from olmoearth_jax.evals.embeddings import Extraction
+from olmoearth_jax.evals.models import EncoderModel, RawBands
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, collate, make_sample
 from olmoearth_jax.model.pooling import Pooling
 

@@ -17,7 +17,7 @@ from olmoearth_jax import outputs, overrides
 from olmoearth_jax.config import DownstreamEvaluatorConfig, ExperimentConfig
 from olmoearth_jax.configlib import tasks
 from olmoearth_jax.configlib.tasks import EvalInterval
-from olmoearth_jax.evals import callback, models, results, runner
+from olmoearth_jax.evals import callback, models, runner
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.model import latent_mim
 
@@ -116,7 +116,7 @@ def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_
     for kept in ([], found[:1]):  # what the killed run had got into it
         step.unlink()
         if kept:
-            results.write_step(tmp_path, 7, kept)
+            runner.write_step(tmp_path, 7, kept)
         (tmp_path / ".7.json.0123abcd.tmp").write_text("[")
         lines: list[str] = []
         assert sweep.evaluate(loaded, plan, TEST, tmp_path, say=lines.append) == found
@@ -128,7 +128,7 @@ def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_
 def test_a_damaged_step_file_is_named(tmp_path, text):
     (tmp_path / "7.json").write_text(text)
     with pytest.raises(ValueError, match=r"7\.json .*delete it and evaluate again"):
-        results.complete_step(tmp_path, 7, {"task": "a"})
+        runner.complete_step(tmp_path, 7, {"task": "a"})
     assert (tmp_path / "7.json").read_text() == text
 
 
@@ -139,7 +139,7 @@ def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
     with pytest.raises(RuntimeError, match="1 of 2 runs failed: bad"):
         sweep.evaluate(loaded, [("bad", bad), ("good", task())], TEST, tmp_path, say=lines.append)
     assert any("error: bad" in line for line in lines)
-    assert [r["task"] for r in results.read_lines(tmp_path)] == ["good"]
+    assert [r["task"] for r in runner.read_lines(tmp_path)] == ["good"]
 
 
 def _config(folder, evaluator):
@@ -226,7 +226,7 @@ def test_the_verb_evaluates_a_baseline(windows, tmp_path, capsys):
     )
     assert _evaluate(*out) == 0
     assert "yemen_crop" in capsys.readouterr().out
-    assert len(results.read_lines(tmp_path / "e")) == 1
+    assert len(runner.read_lines(tmp_path / "e")) == 1
     picture = tmp_path / "e" / "results.png"
     assert outputs.is_ours(picture)
     picture.write_bytes(b"mine")

@@ -8,10 +8,10 @@ import pytest
 from launch import _sweep as sweep
 from olmoearth_jax.configlib import tasks
 from olmoearth_jax.configlib.tasks import BalancedTrials
-from olmoearth_jax.evals import results, runner
+from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import EncoderModel, pooling_of
-from olmoearth_jax.evals.models import Loaded
+from olmoearth_jax.evals.embeddings import pooling_of
+from olmoearth_jax.evals.models import EncoderModel, Loaded
 from olmoearth_jax.evals.samples import collate
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig, ModelConfig
@@ -146,7 +146,7 @@ def test_trials_are_reported_as_tasks_and_run_once(stored, tmp_path):
     assert len(lines) == 1
     again = sweep.evaluate(loaded, [(KNN, settings)], options, tmp_path / "out", say=lines.append)
     assert again == first and len(lines) == 1
-    values = results.log_values(runner.run_task(KNN, settings, loaded.model, options))
+    values = runner.log_values(runner.run_task(KNN, settings, loaded.model, options))
     assert values[f"eval/{KNN}_aeftrial_ridge"] == first[0]["valid"]["primary"]
 
 

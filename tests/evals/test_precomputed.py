@@ -7,9 +7,8 @@ import pytest
 
 from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals.datasets import open_split, why_unavailable
-from olmoearth_jax.evals.datasets.similar import SimilarButDifferent, stratified
-from olmoearth_jax.evals.embeddings import RawBands
-from olmoearth_jax.evals.precomputed import Precomputed, with_int8
+from olmoearth_jax.evals.datasets.pretrain import SimilarButDifferent, stratified
+from olmoearth_jax.evals.models import Precomputed, RawBands, with_int8
 from olmoearth_jax.evals.runner import run_task
 from olmoearth_jax.evals.samples import collate
 from olmoearth_jax.model.pooling import Pooling

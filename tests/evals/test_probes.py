@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.configlib.tasks import PROBE_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals import finetune, heads, layers, linear_probe, losses
+from olmoearth_jax.evals import finetune, linear_probe, probe_heads
 from olmoearth_jax.evals.linear_probe import train_probe
 
 from .builders import task, tiny_model, write_windows
@@ -66,11 +66,13 @@ def test_every_probe_type_trains_on_pixels():
 
 def test_interpolating_types_are_one_map():
     """A linear map before or after interpolation is the same, which `forward` relies on."""
-    probe = heads.make_probe("interpolate_linear", "segmentation", 3, (2, 4, 4, 5), 8, bf16=False)
-    params, _ = heads.init(probe, 0)
+    probe = probe_heads.make_probe(
+        "interpolate_linear", "segmentation", 3, (2, 4, 4, 5), 8, bf16=False
+    )
+    params, _ = probe_heads.init(probe, 0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 5)), jnp.float32)
-    got, _ = heads.forward(probe, params, {}, x)
-    want = layers.linear(params["linear"], layers.resize_bilinear(x, 8, 8))
+    got, _ = probe_heads.forward(probe, params, {}, x)
+    want = probe_heads.linear(params["linear"], probe_heads.resize_bilinear(x, 8, 8))
     assert np.allclose(got, want, atol=1e-5)
 
 
@@ -120,14 +122,14 @@ def test_probes_refuse_types_that_do_not_fit():
         ("attnpool", "segmentation", "divisible by 64"),
     ):
         with pytest.raises(ValueError, match=message):
-            heads.make_probe(kind, kind_of_task, 2, (1, 4, 4, 32), 8)
+            probe_heads.make_probe(kind, kind_of_task, 2, (1, 4, 4, 32), 8)
 
 
 def test_nothing_to_score_is_a_loss_of_zero():
     logits = jnp.ones((2, 3, 3, 4))
-    assert losses.cross_entropy(logits, -jnp.ones((2, 3, 3), int)) == 0
-    assert losses.masked_mse(jnp.ones(3), jnp.full(3, jnp.nan)) == 0
-    assert losses.multilabel_soft_margin(jnp.ones((2, 3)), -jnp.ones((2, 3), int)) == 0
+    assert probe_heads.cross_entropy(logits, -jnp.ones((2, 3, 3), int)) == 0
+    assert probe_heads.masked_mse(jnp.ones(3), jnp.full(3, jnp.nan)) == 0
+    assert probe_heads.multilabel_soft_margin(jnp.ones((2, 3)), -jnp.ones((2, 3), int)) == 0
 
 
 def test_heads_refuse_what_does_not_fit():
@@ -138,7 +140,7 @@ def test_heads_refuse_what_does_not_fit():
         (("linear", "scalar_regression", 1, 8, 4), "scalar regression"),
     ):
         with pytest.raises(ValueError, match=message):
-            heads.make_head(*args)
+            probe_heads.make_head(*args)
 
 
 @pytest.mark.parametrize(("kind", "head"), [("segmentation", "unet"), ("segmentation", "linear")])

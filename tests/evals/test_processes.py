@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.checkpoints import checkpoint
-from olmoearth_jax.evals import results
+from olmoearth_jax.evals import runner
 from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train.metrics import read_metrics
@@ -55,7 +55,7 @@ def test_a_process_of_its_own_evaluates_checkpoints_as_they_appear(tmp_path):
         watcher.send_signal(signal.SIGTERM)
         said, _ = watcher.communicate(timeout=600)
         assert watcher.returncode in (0, 130), said
-    found = results.read_lines(run / "evals")
+    found = runner.read_lines(run / "evals")
     assert [r["checkpoint_step"] for r in found] == [1, 2]
     assert all(r["task"] == "yemen_crop" and r["test"]["primary"] is not None for r in found)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals import embeddings, knn, metrics
+from olmoearth_jax.evals import embeddings, knn, scoring
 from olmoearth_jax.evals.datasets.bands import Statistics, impute_stats, normalize
 from olmoearth_jax.inference import quantize
 from tools.convert_evals import fit_buckets, save_buckets
@@ -22,9 +22,9 @@ def test_ranking_scores_equal_sklearn(seed, n, levels):
     labels = rng.integers(0, 2, n).astype(bool)
     labels[:2] = (True, False)
     scores = rng.integers(0, levels, n) / levels
-    assert metrics.roc_auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores))
+    assert scoring.roc_auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores))
     want = sk.average_precision_score(labels, scores)
-    assert metrics.average_precision(labels, scores) == pytest.approx(want)
+    assert scoring.average_precision(labels, scores) == pytest.approx(want)
 
 
 @settings(max_examples=20, deadline=None)
@@ -33,30 +33,30 @@ def test_confusion_counts_only_labelled_pixels(seed, classes):
     rng = np.random.default_rng(seed)
     labels = rng.integers(-1, classes, (2, 5, 5))
     guess = rng.integers(0, classes, (2, 5, 5))
-    matrix = metrics.confusion_matrix(guess, labels, classes)
+    matrix = scoring.confusion_matrix(guess, labels, classes)
     assert matrix.sum() == (labels >= 0).sum()
     assert np.trace(matrix) == ((labels == guess) & (labels >= 0)).sum()
 
 
 def test_perfect_segmentation_scores_one():
     labels = np.array([[[0, 1], [2, -1]]])
-    out = metrics.segmentation_metrics(np.maximum(labels, 0), labels, 3)
+    out = scoring.segmentation_metrics(np.maximum(labels, 0), labels, 3)
     assert out["miou"] == pytest.approx(1) and out["f1_class_2"] == pytest.approx(1)
 
 
 def test_metrics_refuse_what_cannot_be_scored():
     with pytest.raises(TypeError, match="integers"):
-        metrics.confusion_matrix(np.zeros(3), np.zeros(3, int), 2)
+        scoring.confusion_matrix(np.zeros(3), np.zeros(3, int), 2)
     with pytest.raises(ValueError, match="label 5 lies outside"):
-        metrics.confusion_matrix(np.zeros(1, int), np.array([5]), 2)
+        scoring.confusion_matrix(np.zeros(1, int), np.array([5]), 2)
     with pytest.raises(ValueError, match="every label is the ignore value"):
-        metrics.segmentation_metrics(np.zeros((1, 2, 2), int), np.full((1, 2, 2), -1), 2)
+        scoring.segmentation_metrics(np.zeros((1, 2, 2), int), np.full((1, 2, 2), -1), 2)
     with pytest.raises(ValueError, match="no finite"):
-        metrics.regression_metrics(np.zeros(2), np.full(2, np.nan))
+        scoring.regression_metrics(np.zeros(2), np.full(2, np.nan))
     with pytest.raises(ValueError, match="was not computed.*'miou'"):
-        metrics.make_result({"miou": 0.5}, "segmentation", "mious")
+        scoring.make_result({"miou": 0.5}, "segmentation", "mious")
     with pytest.raises(ValueError, match="primary_metric_class"):
-        metrics.make_result({"miou": 0.5}, "segmentation", "class_f1")
+        scoring.make_result({"miou": 0.5}, "segmentation", "class_f1")
 
 
 def test_knn_equals_the_full_similarity_matrix(monkeypatch):

@@ -12,8 +12,9 @@ from rasterio.enums import ColorInterp  # noqa: E402
 
 import olmoearth_jax  # noqa: E402
 from olmoearth_jax.data.rasters import Stack, read_manifest, scaled  # noqa: E402
-from olmoearth_jax.inference import cog, domain  # noqa: E402
+from olmoearth_jax.inference import domain, quantize  # noqa: E402
 from olmoearth_jax.interop import checkpoints  # noqa: E402
+from olmoearth_jax.maps import cogs  # noqa: E402
 from tests.inference.test_model import S2, weights_of  # noqa: E402
 from tools import embed  # noqa: E402
 
@@ -88,7 +89,7 @@ def test_map_is_what_the_model_gives(folder, images):
     assert sorted(p.name for p in (folder / "out").iterdir()) == ["map.json", "map.tif"]
 
 
-@pytest.mark.parametrize("rule", cog.QUANTIZATIONS)
+@pytest.mark.parametrize("rule", quantize.QUANTIZATIONS)
 def test_int8_and_tiles(folder, rule):
     tiles = {"tile": 16, "overlap": 8, "batch_size": 3}
     embed.run(options(folder, "both.json", "float.tif", **tiles))
@@ -266,13 +267,13 @@ def test_the_parts_of_a_virtual_raster_are_inputs(folder, tmp_path):
 def test_a_failed_map_leaves_nothing(tmp_path):
     form = {"height": 2, "width": 2, "dtype": "float32", "crs": rasterio.CRS.from_epsg(32633),
             "transform": CORNER}  # fmt: skip
-    with pytest.raises(RuntimeError), cog.open_map(tmp_path / "a.tif", form, ["e"], {}) as writer:
+    with pytest.raises(RuntimeError), cogs.open_map(tmp_path / "a.tif", form, ["e"], {}) as writer:
         writer.write(0, 0, np.ones((2, 2, 1)), np.ones((2, 2), bool))
         raise RuntimeError
     assert not list(tmp_path.iterdir())
     with (
         pytest.raises(ValueError, match="not known for a map"),
-        cog.open_map(tmp_path / "a.tif", form | {"dtype": "int16"}, ["e"], {}),
+        cogs.open_map(tmp_path / "a.tif", form | {"dtype": "int16"}, ["e"], {}),
     ):
         pass
 
@@ -282,7 +283,7 @@ def test_footprints_across_180_degrees():
     places = {"EPSG:3832": (10, 3.3e6, 1e6), "EPSG:4326": (4e-4, 179, 10)}
     for crs, (size, x, y) in places.items():
         place = rasterio.Affine(size, 0, x, 0, -size, y)
-        item = cog.stac_item(
+        item = cogs.stac_item(
             "a.tif", form | {"crs": rasterio.CRS.from_user_input(crs), "transform": place}, ["e"],
             {}, [],
         )  # fmt: skip

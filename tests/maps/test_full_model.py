@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax import Sample
-from olmoearth_jax.evals import heads
+from olmoearth_jax.evals import probe_heads
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.maps import full_model, labels, run_folder
 from olmoearth_jax.maps.samples import Target
@@ -32,7 +32,7 @@ def _sample(seed, missing=False):
 def pixels():
     model = PretrainedModel(weights_of())
     head = full_model.head_of(TARGET, model)
-    params = {"encoder": model.params, "head": heads.init(head, 3)[0]}
+    params = {"encoder": model.params, "head": probe_heads.init(head, 3)[0]}
     return full_model.FullPixels(model, Settings(4), head, params, (0.0, 1.0), 3)
 
 

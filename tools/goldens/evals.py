@@ -14,17 +14,15 @@ from olmoearth_jax.configlib.tasks import METHODS, DatasetInfo, EvalTaskConfig, 
 from olmoearth_jax.evals import (
     embeddings,
     finetune,
-    heads,
     knn,
-    layers,
     linear_probe,
-    losses,
-    metrics,
-    results,
+    probe_heads,
+    runner,
+    scoring,
 )
 from olmoearth_jax.evals.datasets import bands
-from olmoearth_jax.evals.embeddings import EncoderModel
-from olmoearth_jax.evals.samples import MASK, Sample
+from olmoearth_jax.evals.models import EncoderModel
+from olmoearth_jax.evals.samples import MASK, EvalSample
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.interop import torch_keys
 from olmoearth_jax.model import config as model_config
@@ -62,7 +60,7 @@ def _json(z: Arrays, key: str) -> Any:
     return json.loads(str(z[key]))
 
 
-def _same_metrics(checks: Checks, what: str, got: metrics.EvalResult, want: Mapping) -> None:
+def _same_metrics(checks: Checks, what: str, got: scoring.EvalResult, want: Mapping) -> None:
     checks.equal(f"{what} metric names", set(got.metrics), set(want["metrics"]))
     checks.equal(f"{what} primary key", got.primary_key, want["primary_key"])
     checks.array(f"{what} primary", got.primary, want["primary"])
@@ -102,24 +100,24 @@ def _knn(name: str, z: Arrays) -> Result:
 def _segmentation(name: str, z: Arrays) -> Result:
     checks, want = Checks(rtol=1e-5, atol=1e-9), _json(z, "result_json")
     classes = z["scores"].shape[1]
-    confusion = metrics.confusion_matrix(z["predictions"], z["labels"], classes)
+    confusion = scoring.confusion_matrix(z["predictions"], z["labels"], classes)
     checks.array("confusion", confusion, z["confusion"], 0, 0)
-    values = metrics.segmentation_metrics(z["predictions"], z["labels"], classes, z["scores"])
+    values = scoring.segmentation_metrics(z["predictions"], z["labels"], classes, z["scores"])
     _same_metrics(checks, "result", _result(values, "segmentation", want), want)
     return checks.result()
 
 
-def _result(values: dict[str, float], task: str, want: Mapping) -> metrics.EvalResult:
+def _result(values: dict[str, float], task: str, want: Mapping) -> scoring.EvalResult:
     class_id = (
         int(want["primary_key"].rsplit("_", 1)[1]) if "class" in want["primary_key"] else None
     )
-    return metrics.make_result(values, task, want["primary_metric"], class_id)
+    return scoring.make_result(values, task, want["primary_metric"], class_id)
 
 
 def _classification(name: str, z: Arrays) -> Result:
     checks, want = Checks(rtol=1e-6, atol=1e-9), _json(z, "result_json")
     multilabel = "multilabel" in name
-    function = metrics.multilabel_metrics if multilabel else metrics.classification_metrics
+    function = scoring.multilabel_metrics if multilabel else scoring.classification_metrics
     values = function(z["predictions"], z["labels"], z["scores"])
     task = "multilabel" if multilabel else "classification"
     _same_metrics(checks, "result", _result(values, task, want), want)
@@ -128,9 +126,9 @@ def _classification(name: str, z: Arrays) -> Result:
 
 def _regression(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-5)
-    values = metrics.regression_metrics(z["predictions"], z["labels"])
+    values = scoring.regression_metrics(z["predictions"], z["labels"])
     for key, primary in (("result_json", None), ("result_rmse_json", "rmse")):
-        got = metrics.make_result(values, "regression", primary)
+        got = scoring.make_result(values, "regression", primary)
         _same_metrics(checks, key, got, _json(z, key))
     return checks.result()
 
@@ -267,10 +265,10 @@ def _attention(name: str, z: Arrays) -> Result:
         "kv": {"kernel": z["param.kv.weight"].T, "bias": z["param.kv.bias"]},
         "linear": {"kernel": z["param.linear.weight"].T, "bias": z["param.linear.bias"]},
     }
-    out, attention = heads.attention_pool(params, jnp.asarray(z["x"]), bf16=False)
+    out, attention = probe_heads.attention_pool(params, jnp.asarray(z["x"]), bf16=False)
     classes = z["logits"].shape[1]
     side = z["logits"].shape[2] // z["x"].shape[1]
-    pixels = layers.unfold_patches(out, classes, side)
+    pixels = probe_heads.unfold_patches(out, classes, side)
     checks.array("logits", jnp.moveaxis(pixels, -1, 1), z["logits"])
     checks.array("attention", attention, z["attn_weights"])
     return checks.result()
@@ -279,9 +277,9 @@ def _attention(name: str, z: Arrays) -> Result:
 def _losses(name: str, z: Arrays) -> Result:
     checks = Checks(rtol=1e-5)
     logits, targets = jnp.moveaxis(jnp.asarray(z["logits"]), 1, -1), jnp.asarray(z["targets"])
-    checks.array("dice_ce", losses.dice_cross_entropy(logits, targets), z["dice_ce"])
-    checks.array("ce", losses.cross_entropy(logits, targets), z["ce"])
-    margin = losses.multilabel_soft_margin(
+    checks.array("dice_ce", probe_heads.dice_cross_entropy(logits, targets), z["dice_ce"])
+    checks.array("ce", probe_heads.cross_entropy(logits, targets), z["ce"])
+    margin = probe_heads.multilabel_soft_margin(
         *(jnp.asarray(z[k]) for k in ("ml_logits", "ml_targets"))
     )
     checks.array("ml_soft_margin", margin, z["ml_soft_margin"])
@@ -300,11 +298,11 @@ def _lr(name: str, z: Arrays) -> Result:
 
 def _heads(name: str, z: Arrays) -> Result:
     checks = Checks(atol=1e-4)
-    pixels = layers.unfold_patches(jnp.asarray(z["patch_logits"]), 4, 4)
+    pixels = probe_heads.unfold_patches(jnp.asarray(z["patch_logits"]), 4, 4)
     checks.array("pixel_logits", jnp.moveaxis(pixels, -1, 1), z["pixel_logits"])
-    resized = layers.resize_bilinear(pixels, 10, 10)
+    resized = probe_heads.resize_bilinear(pixels, 10, 10)
     checks.array("resized", jnp.moveaxis(resized, -1, 1), z["pixel_logits_resized"])
-    value = layers.resize_bilinear(jnp.asarray(z["reg_patch"]), 12, 12)[..., 0]
+    value = probe_heads.resize_bilinear(jnp.asarray(z["reg_patch"]), 12, 12)[..., 0]
     checks.array("reg_pixel", value, z["reg_pixel"])
     params = {
         f"conv{i}": {
@@ -313,9 +311,9 @@ def _heads(name: str, z: Arrays) -> Result:
         }
         for i, n in enumerate((0, 3, 6, 8))
     }
-    head = heads.make_head("unet", "segmentation", 3, z["unet_x"].shape[-1], 4)
-    out = heads.forward(head, params, {}, jnp.asarray(z["unet_x"]))[0]
-    out = heads.at_labels(head, out, (12, 12))
+    head = probe_heads.make_head("unet", "segmentation", 3, z["unet_x"].shape[-1], 4)
+    out = probe_heads.forward(head, params, {}, jnp.asarray(z["unet_x"]))[0]
+    out = probe_heads.at_labels(head, out, (12, 12))
     checks.array("unet_out", jnp.moveaxis(out, -1, 1), z["unet_out"])
     return checks.result()
 
@@ -365,8 +363,8 @@ def _log_keys(name: str, z: Arrays) -> Result:
         for split in ("eval", "test"):
             want = _json(z, f"{kind}_{split}_json")
             others = {k.split("/")[-1]: v for k, v in want.items() if k.startswith("eval_other")}
-            result = metrics.EvalResult(value, primary, key, {**others, **extra})
-            checks.equal(f"{kind} {split}", results.log_keys(task, result, split == "test"), want)
+            result = scoring.EvalResult(value, primary, key, {**others, **extra})
+            checks.equal(f"{kind} {split}", runner.log_keys(task, result, split == "test"), want)
     return checks.result()
 
 
@@ -395,7 +393,7 @@ def _end_to_end(name: str, z: Arrays) -> Result:
     exact = encoder_of(z)
     rounded = EncoderModel(exact.config, {"encoder": exact.params}, jnp.bfloat16)
     for part in ("full", "ragged"):
-        batch: Sample = {k.split("/")[1]: v for k, v in z.items() if k.startswith(part + "/")}
+        batch: EvalSample = {k.split("/")[1]: v for k, v in z.items() if k.startswith(part + "/")}
         batch = {k: v for k, v in batch.items() if not k.startswith("out_")}
         batch |= {k: v.astype(np.int8) for k, v in batch.items() if k.endswith(MASK)}
         # In the ragged batch the reference lets the shorter sample attend to its own padding (a

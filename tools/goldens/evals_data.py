@@ -17,7 +17,7 @@ from olmoearth_jax.evals.datasets import base, open_split, pretrain, tensors, wi
 from olmoearth_jax.evals.datasets.base import Reader
 from olmoearth_jax.evals.datasets.geobench import SLOTS, GeoBench2
 from olmoearth_jax.evals.datasets.series import BreizhCrops
-from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, Sample, collate
+from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, EvalSample, collate
 from olmoearth_jax.modalities import get
 
 from ..evaldata import mados, pastis
@@ -80,7 +80,9 @@ def _reader(cls: type[Reader], info: DatasetInfo, **settings: Any) -> Any:
     return reader
 
 
-def _same_sample(checks: Checks, sample: Sample, label: Any, z: Mapping[str, np.ndarray]) -> None:
+def _same_sample(
+    checks: Checks, sample: EvalSample, label: Any, z: Mapping[str, np.ndarray]
+) -> None:
     for key, want in z.items():
         if key == TIMESTAMPS or key.endswith(MASK):
             checks.array(key, sample[key], want, 0, 0)
@@ -273,7 +275,7 @@ def _windowed(name: str, path: Path) -> Result:
 
 def _collate(name: str, path: Path) -> Result:
     checks, z = Checks(), load_npz(path)
-    samples: list[Sample] = []
+    samples: list[EvalSample] = []
     for i in range(len(z["label"])):
         start = f"item{i}_"
         samples.append({k.removeprefix(start): v for k, v in z.items() if k.startswith(start)})

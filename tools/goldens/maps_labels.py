@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.evals import metrics
+from olmoearth_jax.evals import scoring
 from olmoearth_jax.maps import blend, label_files, labels, lattice, report, split
 
 from .common import Case, Checks, Result, load_json, load_npz
@@ -125,7 +125,7 @@ def _metric_cases(folder: Path) -> Iterator[Case]:
 def _classes(want: dict) -> Result:
     checks = Checks(atol=1e-9)
     truth, guess = (np.array(want[k]) for k in ("truth", "predicted"))
-    got = report.class_scores(metrics.confusion_matrix(guess, truth, want["num_classes"]))
+    got = report.class_scores(scoring.confusion_matrix(guess, truth, want["num_classes"]))
     checks.equal("confusion", got["confusion"], want["confusion"])
     for key in ("overall_accuracy", "balanced_accuracy", "macro_f1", "mean_iou"):
         checks.array(key, got[key], want[key])

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from olmoearth_jax.configlib.tasks import EvalTaskConfig, check_task, modalities_of
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
-from olmoearth_jax.evals.datasets.pretrain import Brandenburg, PretrainSubset
+from olmoearth_jax.evals.datasets.pretrain import (
+    Brandenburg,
+    PretrainSubset,
+    SimilarButDifferent,
+)
 from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest, Sickle
-from olmoearth_jax.evals.datasets.similar import SimilarButDifferent
 from olmoearth_jax.evals.datasets.tensors import FiftyCities, Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
 

@@ -24,7 +24,7 @@ from olmoearth_jax.configlib.tasks import (
 )
 from olmoearth_jax.data import raster_file
 from olmoearth_jax.evals.datasets import bands as by_band
-from olmoearth_jax.evals.samples import Sample, check_label_range, make_sample
+from olmoearth_jax.evals.samples import EvalSample, check_label_range, make_sample
 from olmoearth_jax.files import check_file
 
 SPLITS = ("train", "valid", "test")
@@ -169,10 +169,10 @@ class Reader(abc.ABC):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[EvalSample, np.ndarray]:
         return self.convert(self.read(self.items[index]), f"item {index}")
 
-    def convert(self, raw: Raw, where: str = "the item") -> tuple[Sample, np.ndarray]:
+    def convert(self, raw: Raw, where: str = "the item") -> tuple[EvalSample, np.ndarray]:
         """Normalised sample and checked label (int64 classes, float32 values) of raw data."""
         images = {m: self.normalized(raw.images[m], m) for m in self.modalities}
         for name, image in images.items():
