@@ -16,7 +16,7 @@ import numpy as np
 
 from olmoearth_jax import modalities, platforms
 from olmoearth_jax.checkpoints.folders import NoCheckpoint
-from olmoearth_jax.inference import domain
+from olmoearth_jax.inference import describe, domain
 from olmoearth_jax.inference.prepare import ModelInput, Rules, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, weights
@@ -69,10 +69,22 @@ class PretrainedModel(FrozenEncoder):
         self.ranges = ranges_of(self.modalities, loaded.normalization)
         self.rules = Rules(self.slots, self.version, self.ranges)
 
+    def __repr__(self) -> str:
+        return describe.model_line(self)
+
+    def summary(self) -> None:
+        """Prints what the model takes and gives, and its parameters."""
+        print(describe.model_summary(self))
+
+    @property
+    def default_patch_size(self) -> int:
+        """The patch size of `embed` where none is given, in pixels."""
+        return min(8, self.config.encoder_config.max_patch_size)
+
     def embed(
         self,
         sample: Sample | Sequence[Sample] | ModelInput,
-        patch_size: int = 8,
+        patch_size: int | None = None,
         pooling: str = "instance",
         pooling_type: str = "mean",
         batch_size: int | None = None,
@@ -83,7 +95,8 @@ class PretrainedModel(FrozenEncoder):
         Args:
           sample: one (its batch may be of any size), several of equal size, or what `prepare`
             made of them for this patch size.
-          patch_size: side in pixels of 10 m of what becomes one token; must divide the image.
+          patch_size: side in pixels of 10 m of what becomes one token; must divide the image. The
+            largest of the model, at most 8, by default.
           pooling: 'instance' gives one vector per sample, 'spatial' one per patch, and
             'spatial_concat' keeps the band sets of each patch apart. Models of v1.3 also give
             'location', one vector per location of their attention pooler, and 'student', a short
@@ -103,6 +116,8 @@ class PretrainedModel(FrozenEncoder):
             raise ValueError(f"unknown pooling {pooling!r}; {closest(str(pooling), POOLINGS)}")
         if pooling_type not in ("mean", "max"):
             raise ValueError(f"unknown pooling_type {pooling_type!r}; known: mean, max")
+        if patch_size is None:
+            patch_size = self.default_patch_size
         self.check_locations(pooling, patch_size, location_size)
         ready = self.prepare(sample, patch_size)
         _check_visible(ready)

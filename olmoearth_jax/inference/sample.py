@@ -11,13 +11,14 @@ import numpy as np
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.values import check_values
 from olmoearth_jax.dates import check_timestamps, newest, parse_dates
+from olmoearth_jax.inference import describe
 from olmoearth_jax.modalities import MISSING, Modality, closest
 
 Bands = Mapping[str, Sequence[str]]
 NAN_PIXELS = ("error", "fill", "mask")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sample:
     """One place, or a batch of them, with its images; see `from_arrays`."""
 
@@ -32,6 +33,9 @@ class Sample:
     """The values are normalised already."""
     nan_pixels: str = "mask"
     """What to do with single missing pixels: 'fill' or 'mask'."""
+
+    def __repr__(self) -> str:
+        return describe.sample_line(self)
 
     @property
     def batch_size(self) -> int:
