@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from olmoearth_jax import modalities
 
-if TYPE_CHECKING:
-    from olmoearth_jax.inference.model import PretrainedModel
-    from olmoearth_jax.inference.sample import Sample
+# Models and samples ask for their own words, so their types are not named here.
+PretrainedModel = Any
+Sample = Any
 
 
 def model_line(model: PretrainedModel) -> str:
