@@ -17,6 +17,7 @@ import numpy as np
 from olmoearth_jax import modalities, platforms
 from olmoearth_jax.checkpoints.folders import NoCheckpoint
 from olmoearth_jax.inference import describe, domain
+from olmoearth_jax.inference.labelled_arrays import embeddings_array
 from olmoearth_jax.inference.prepare import ModelInput, Rules, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, weights
@@ -125,6 +126,40 @@ class PretrainedModel(FrozenEncoder):
         pool = _chosen(Pooling(pooling_type, pooling), ready)  # pyright: ignore[reportArgumentType]
         call = frozen.Call(self.graph, patch_size, pool, fast, location_size)
         return _in_chunks(functools.partial(_embed, call, self.params), ready, batch_size)
+
+    def embed_xarray(
+        self,
+        images: Any,
+        patch_size: int | None = None,
+        pooling: str = "spatial",
+        pooling_type: str = "mean",
+        location_size: int | None = None,
+    ) -> Any:
+        """Embeddings of one place with their coordinates.
+
+        Args:
+          images: a sample made by `Sample.from_xarray`, or what that takes.
+          patch_size, pooling, pooling_type, location_size: as of `embed`.
+
+        Returns:
+          an xarray DataArray float32 of the dims (y, x, feature), coordinates at the centres of
+          the patches (or locations) and the CRS coordinate of the images; (feature,) with
+          pooling='instance'.
+
+        Raises:
+          ValueError: as of `embed` and `Sample.from_xarray`, or xarray is missing.
+        """
+        sample = images if isinstance(images, Sample) else Sample.from_xarray(images)
+        if sample.batch_size != 1 or pooling == "spatial_concat":
+            raise ValueError(
+                "embed_xarray gives one place, one embedding per patch, or one in all; "
+                "take embed for batches and for pooling='spatial_concat'"
+            )
+        patch = self.default_patch_size if patch_size is None else patch_size
+        values = self.embed(sample, patch, pooling, pooling_type, location_size=location_size)[0]
+        told = {"model": self.name, "model_digest": self.digest, "pooling": pooling,
+                "patch_size": patch}  # fmt: skip
+        return embeddings_array(values, location_size or patch, sample.place, told)
 
     def embed_domain(
         self,
