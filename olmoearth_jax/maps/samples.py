@@ -21,6 +21,7 @@ from olmoearth_jax.maps.label_files import Features
 from olmoearth_jax.maps.lattice import crs_of, zone_of
 from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.scenes import Scene
+from olmoearth_jax.maps.vectors import shapely_library
 
 NONE = -1
 """Index of no class."""
@@ -130,8 +131,6 @@ def burn_scene(
 
 def _points_by_pixel(shape: Any, t: Any, width: int):
     """(pixel, (x, y)) of the points of a geometry, the smallest of each pixel last."""
-    from olmoearth_jax.maps.label_files import shapely_library
-
     points = sorted(map(tuple, shapely_library().get_coordinates(shape).tolist()), reverse=True)
     for x, y in points:
         yield math.floor((y - t.f) / t.e) * width + math.floor((x - t.c) / t.a), (x, y)
