@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,13 @@ from olmoearth_jax.evals.models import EmbeddingModel, Precomputed
 from olmoearth_jax.evals.probe_heads import rng
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import EvalResult
-from olmoearth_jax.files import append_json, read_json_lines, remove_leftovers, write_atomically
+from olmoearth_jax.files import (
+    append_json,
+    json_plain,
+    read_json_lines,
+    remove_leftovers,
+    write_atomically,
+)
 from olmoearth_jax.inference import quantize
 
 
@@ -263,16 +268,7 @@ def log_values(result: TaskResult) -> dict[str, float]:
 
 def record(result: TaskResult, **about: Any) -> dict[str, Any]:
     """The JSON record of a result; `about` says which model (run, step, ...)."""
-    return plain({**about, **dataclasses.asdict(result)})
-
-
-def plain(value: Any) -> Any:
-    """JSON-able copy in which NaN and infinities are null."""
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_plain({**about, **dataclasses.asdict(result)})
 
 
 def append_line(folder: Path, item: Mapping[str, Any]) -> None:
