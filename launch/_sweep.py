@@ -19,6 +19,7 @@ from olmoearth_jax.configlib.tasks import (
 from olmoearth_jax.evals import balanced_trials, runner
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import Hooks, describe, run_task
+from olmoearth_jax.files import json_plain
 
 PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
 FINETUNE_LRS = (1e-4, 5e-4, 1e-3)
@@ -98,7 +99,7 @@ def evaluate(
         about = {"model": loaded.name, "checkpoint_step": loaded.step}
         info = check_task(name, task)
         tested = options.run_on_test and eval_mode(task, info) != "embedding_diagnostics"
-        settings = runner.plain(describe(task, info, loaded.model, options))
+        settings = json_plain(describe(task, info, loaded.model, options))
         wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
         key = runner.identity(wanted)
         if key in done:

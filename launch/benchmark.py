@@ -12,7 +12,6 @@ random, all tokens are online. Each run is one JSON line in <work_dir>/<group>/r
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -99,9 +98,7 @@ SWEEPS["all"] = {k: v for sweep in list(SWEEPS.values()) for k, v in sweep.items
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _list, _string = commands.definers(FLAGS, "bool list string")
 
 _FIELDS = {f.name: type(f.default) for f in dataclasses.fields(Run)}
 _PARAMETERS = {
@@ -260,20 +257,5 @@ def execute() -> int:
     return 1 if failed else 0
 
 
-def _main(argv: list[str]) -> Any:
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}")
-        sys.exit(execute())
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Arguments that are no flags; a mistake, or --help, ends the program."""
-    return commands.parse_flags(FLAGS, argv)
-
-
 if __name__ == "__main__":
-    commands.run(_main, FLAGS)
+    commands.run_alone(execute, FLAGS, (ValueError,), commands.USER_ERROR)

@@ -16,14 +16,12 @@ all tasks: --set=patch_size=8 (repeatable); of one: --set=mados.probe_lr=0.05; o
 
 from __future__ import annotations
 
-import functools
 import json
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -45,13 +43,9 @@ from ._app import UserError
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_multi_string = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _float, _integer, _list, _multi_string, _string = commands.definers(
+    FLAGS, "bool enum float integer list multi_string string"
+)
 
 _RUN_NAME = _string("run_name", None, "Run under local_output.")
 _CHECKPOINT = _string("checkpoint", None, "Run, checkpoints or step folder.")
@@ -189,14 +183,14 @@ def results_folder(source: Path | None) -> Path:
 
 def run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
     """All runs on one model; prints the plan alone with --dry_run."""
-    plan = plan_for(loaded, _say)
+    plan = plan_for(loaded, commands.say)
     kept = folder / "finetune" / f"{loaded.name}_{loaded.step}"
     options = RunOptions(_TEST.value, _BOOTSTRAP.value, seed=_SEED.value, save_folder=kept)
     if _DRY.value:
         for name, task in plan:
-            _say(f"{name}: {task}")
+            commands.say(f"{name}: {task}")
         return []
-    return sweep.evaluate(loaded, plan, options, folder, say=_say, stop=stop)
+    return sweep.evaluate(loaded, plan, options, folder, say=commands.say, stop=stop)
 
 
 def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
@@ -209,12 +203,12 @@ def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
             try:
                 loaded = models.load_checkpoint(path, dtype=_DTYPE.value)
             except (ValueError, OSError) as e:
-                _say(f"step {path.name}: {e}")  # an ephemeral checkpoint may be gone again
+                commands.say(f"step {path.name}: {e}")  # an ephemeral one may be gone
                 continue
             try:
                 found += run_model(loaded, folder, stop.is_set)
             except RuntimeError as e:
-                _say(f"error: step {path.name}: {e}")  # later checkpoints are still of interest
+                commands.say(f"error: step {path.name}: {e}")  # later ones are still of interest
             _show(folder, found)
         stop.wait(_POLL.value)
     return found
@@ -223,21 +217,17 @@ def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
 def _show(folder: Path, items: list[dict]) -> None:
     if not items:
         return
-    _say(report.table(items))
+    commands.say(report.table(items))
     everything = runner.read_lines(folder)
     picture = folder / "results.png"
     try:
         check(picture, overwrite=_OVERWRITE.value)
     except ValueError as e:
-        _say(f"no plot: {e}")  # hours of work are not lost for a picture
+        commands.say(f"no plot: {e}")  # hours of work are not lost for a picture
     else:
         if report.plot(everything, picture):
-            _say(f"plot: {picture}")
-    _say(f"results: {folder / runner.LINES}")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+            commands.say(f"plot: {picture}")
+    commands.say(f"results: {folder / runner.LINES}")
 
 
 def _checked(folder: Path) -> Path:
@@ -298,14 +288,5 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Arguments that are no flags; a mistake, or --help, ends the program."""
-    return commands.parse_flags(FLAGS, argv)
-
-
-def _main(argv: list[str]) -> Any:
-    sys.exit(main(argv))
-
-
 if __name__ == "__main__":
-    commands.run(_main, FLAGS)
+    commands.run(main, FLAGS)

@@ -9,6 +9,7 @@ A mistake on a command line ends with one sentence and exit code 2; help ends wi
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import runpy
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from olmoearth_jax.outputs import expand_home
 
@@ -73,6 +75,49 @@ def run(main: Callable[[list[str]], Any], own: flags.FlagValues | None = None) -
         return parse_flags(values, argv)
 
     app.run(lambda argv: _ended(main, argv), argv=expand_home(sys.argv), flags_parser=parse)
+
+
+def run_alone(
+    main: Callable[[], Any],
+    own: flags.FlagValues | None = None,
+    refusals: tuple[type[Exception], ...] = (ValueError, OSError),
+    code: int = 1,
+    quiet: bool = False,
+) -> None:
+    """As `run`, for a program that takes flags only.
+
+    Args:
+      main: does the work.
+      own: where its flags are, if not among absl's.
+      refusals: errors of `main` that are a sentence for the user.
+      code: exit code after such a sentence.
+      quiet: leave out what libraries log below errors.
+    """
+
+    def body(argv: list[str]) -> Any:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+        if quiet:
+            absl_logging.set_verbosity(absl_logging.ERROR)
+        try:
+            return main()
+        except refusals as e:
+            print(f"error: {e}", file=sys.stderr, flush=True)
+            sys.exit(code)
+
+    run(body, own)
+
+
+def definers(own: flags.FlagValues, kinds: str) -> list[Callable[..., flags.FlagHolder]]:
+    """absl's `DEFINE_<kind>` for flags of a program's own, by the names of the kinds."""
+    return [
+        functools.partial(getattr(flags, f"DEFINE_{k}"), flag_values=own) for k in kinds.split()
+    ]
+
+
+def say(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
 
 
 def parse_flags(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def json_plain(value: Any) -> Any:
+    """A copy that JSON can hold: names are texts, and NaN and infinities are null."""
+    if isinstance(value, Mapping):
+        return {str(k): json_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_plain(v) for v in value]
+    value = value.item() if type(value).__module__ == "numpy" and value.shape == () else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_json(path: Path, item: Any) -> None:

@@ -19,7 +19,6 @@ UTM zone. An archive that is not complete is used as far as it is, and the missi
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -37,12 +36,9 @@ from olmoearth_jax.modalities import closest
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _float, _integer, _list, _string = commands.definers(
+    FLAGS, "bool enum float integer list string"
+)
 
 _string("output", None, "File to write.")
 _string("year", None, "Year or period; may be left out if there is one.")

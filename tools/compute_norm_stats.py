@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from olmoearth_jax import __version__, commands, outputs
 from olmoearth_jax import modalities as registry
@@ -145,36 +145,30 @@ def _define_flags() -> None:
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: all cores but one.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     given = flags.FLAGS
     workers = default_workers() if given.num_workers is None else given.num_workers
     output = Path(given.output) if given.output else None
-    try:
-        if output is not None:
-            outputs.check(output, overwrite=given.overwrite)
-        if given.modality_file:
-            registry.register_file(given.modality_file)
-        result = compute(
-            Path(given.h5py_dir),
-            given.estimate_from,
-            given.seed,
-            given.partial_series,
-            workers,
-            lambda line: print(line, file=sys.stderr, flush=True),
-        )
-        text = json.dumps({"software": f"{outputs.MARK} {__version__}", **result}, indent=1)
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output, text + "\n")
-        else:
-            print(text)
-    except (ValueError, OSError, WorkerDied) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+    if output is not None:
+        outputs.check(output, overwrite=given.overwrite)
+    if given.modality_file:
+        registry.register_file(given.modality_file)
+    result = compute(
+        Path(given.h5py_dir),
+        given.estimate_from,
+        given.seed,
+        given.partial_series,
+        workers,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    text = json.dumps({"software": f"{outputs.MARK} {__version__}", **result}, indent=1)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, text + "\n")
+    else:
+        print(text)
 
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run(main)
+    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))

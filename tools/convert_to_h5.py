@@ -10,11 +10,9 @@ docs/data.md describes the tree.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
@@ -112,24 +110,18 @@ def run(given: flags.FlagValues) -> Conversion:
     return convert(
         settings,
         workers,
-        lambda line: print(line, flush=True),
+        commands.say,
         given.skip_unreadable,
         given.check_units,
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # errors name the file themselves
     try:
         done = run(flags.FLAGS)
     except ImportError as e:
-        print(f"error: {e}; install the extra 'geo' (rasterio)", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError, WorkerDied) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        raise ValueError(f"{e}; install the extra 'geo' (rasterio)") from None
     for tile, reason in done.dropped.items():
         print(f"dropped {tile}: {reason}")
     for tile, name, reason in done.removed:
@@ -144,4 +136,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run(main)
+    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))

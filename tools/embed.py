@@ -34,8 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 
 import olmoearth_jax
 from olmoearth_jax import Sample, commands, modalities, outputs
@@ -473,20 +472,15 @@ def _load(o: Options) -> PretrainedModel:
     return model
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    absl_logging.set_verbosity(absl_logging.ERROR)
+def main() -> None:
+    given = flags.FLAGS.flag_values_dict()
     try:
-        given = flags.FLAGS.flag_values_dict()
-        print(
-            "\n".join(run(Options(**{f.name: given[f.name] for f in dataclasses.fields(Options)})))
-        )
+        lines = run(Options(**{f.name: given[f.name] for f in dataclasses.fields(Options)}))
     except (ValueError, OSError) as error:
-        told = str(error).replace(values.HOW_TO_SETTLE, values.FLAG_TO_SETTLE)
-        raise SystemExit(f"error: {told}") from None
+        raise ValueError(str(error).replace(values.HOW_TO_SETTLE, values.FLAG_TO_SETTLE)) from None
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main)
+    commands.run_alone(main, quiet=True)

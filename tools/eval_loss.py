@@ -16,8 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 
 from olmoearth_jax import check, commands
 from olmoearth_jax.checkpoints import checkpoint
@@ -125,17 +124,11 @@ def _quiet(line: str) -> None:
     del line
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument {argv[1]!r}.")
-    absl_logging.set_verbosity(absl_logging.ERROR)
+def main() -> None:
     given = flags.FLAGS
     devices.use_compilation_cache()
-    try:
-        folders = step_folders(given.checkpoint, given.all_steps)
-        results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    folders = step_folders(given.checkpoint, given.all_steps)
+    results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
     print("\n".join(table(results)))
     print(json.dumps({"batches": given.batches, "seed": given.seed, "losses": results}))
 
@@ -153,4 +146,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main)
+    commands.run_alone(main, quiet=True)

@@ -143,17 +143,12 @@ def polygons(truth: np.ndarray, transform: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     if not _OUTPUT.value:
         raise app.UsageError("give the folder: --output=DIR")
-    try:
-        paths = export(Path(_OUTPUT.value), _OVERWRITE.value)
-    except ValueError as e:
-        raise app.UsageError(str(e)) from None
+    paths = export(Path(_OUTPUT.value), _OVERWRITE.value)
     print("written: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    commands.run_alone(main, FLAGS, (ValueError,), commands.USER_ERROR)

@@ -22,7 +22,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
@@ -140,10 +140,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("first", 0, "Number of the first case.", lower_bound=0)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
     absl_logging.set_verbosity(absl_logging.FATAL)
     values = flags.FLAGS
     if values.worker:
@@ -170,4 +168,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main)
+    commands.run_alone(main, refusals=())

@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 
 from absl import app, flags
-from absl import logging as absl_logging
 
 from olmoearth_jax import commands
 from olmoearth_jax.checkpoints import checkpoint, integrity
@@ -77,22 +76,16 @@ def _size(shape: list[int]) -> int:
     return count
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument {argv[1]!r}.")
+def main() -> None:
     if not _CHECKPOINT.value:
         raise app.UsageError("Give the checkpoint: --checkpoint=DIR.")
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        folder = Path(_CHECKPOINT.value).expanduser()
-        if weights.is_reference_folder(folder):
-            lines = report_reference(folder, _CONFIG.value)
-        else:
-            lines = report(checkpoint.find_checkpoint(folder), _CONFIG.value)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    folder = Path(_CHECKPOINT.value).expanduser()
+    if weights.is_reference_folder(folder):
+        lines = report_reference(folder, _CONFIG.value)
+    else:
+        lines = report(checkpoint.find_checkpoint(folder), _CONFIG.value)
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run_alone(main, quiet=True)

@@ -13,12 +13,10 @@ import dataclasses
 import datetime
 import os
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
@@ -280,28 +278,22 @@ def _define_flags() -> None:
     flags.DEFINE_float("missing_modality_fraction", 0.1, "Share of missing modalities.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     given = flags.FLAGS
     level = given.level if given.compression in ("gzip", "zstd") else None
-    try:
-        folder = make_dataset(
-            given.output_dir,
-            given.num_samples,
-            tile_px=given.tile_px,
-            seed=given.seed,
-            storage=Storage(given.compression, level, chunk_px=given.chunk_hw),
-            gaps=Gaps(given.missing_fraction, given.missing_modality_fraction),
-            int64_timestamps=given.int64_timestamps,
-            progress=True,
-        )
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+    folder = make_dataset(
+        given.output_dir,
+        given.num_samples,
+        tile_px=given.tile_px,
+        seed=given.seed,
+        storage=Storage(given.compression, level, chunk_px=given.chunk_hw),
+        gaps=Gaps(given.missing_fraction, given.missing_modality_fraction),
+        int64_timestamps=given.int64_timestamps,
+        progress=True,
+    )
     print(folder)
 
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run(main)
+    commands.run_alone(main)

@@ -14,11 +14,10 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax.data import chunk_index
@@ -167,28 +166,22 @@ def _define_flags() -> None:
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: all cores but one.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     given = flags.FLAGS
     workers = default_workers() if given.num_workers is None else given.num_workers
-    try:
-        level = given.level if given.compression != "lz4" else None
-        storage = Storage(given.compression, level, None, given.chunk_hw, given.chunk_t)
-        folder, written = rechunk(
-            Path(given.h5py_dir),
-            Path(given.output_dir),
-            storage,
-            workers,
-            lambda line: print(line, flush=True),
-        )
-    except (ValueError, OSError, WorkerDied) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+    level = given.level if given.compression != "lz4" else None
+    storage = Storage(given.compression, level, None, given.chunk_hw, given.chunk_t)
+    folder, written = rechunk(
+        Path(given.h5py_dir),
+        Path(given.output_dir),
+        storage,
+        workers,
+        commands.say,
+    )
     print(f"{written} files written now")
     print(folder)
 
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run(main)
+    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))

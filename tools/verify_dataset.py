@@ -11,10 +11,9 @@ run; the checksums that a conversion left in the folder are compared always.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
@@ -45,7 +44,7 @@ def _run(given: flags.FlagValues) -> Report:
         registry.register_file(given.modality_file)
     folder = Path(given.h5py_dir)
     workers = default_workers() if given.num_workers is None else given.num_workers
-    report = verify(folder, workers, given.max_files, lambda line: print(line, flush=True))
+    report = verify(folder, workers, given.max_files, commands.say)
     if (folder / CHECKSUM_FILE).is_file():
         report.errors += compare_manifest(folder / CHECKSUM_FILE, report.digests)
     if given.manifest and Path(given.manifest).is_file():
@@ -55,14 +54,8 @@ def _run(given: flags.FlagValues) -> Report:
     return report
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    try:
-        report = _run(flags.FLAGS)
-    except (ValueError, OSError, WorkerDied) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+def main() -> None:
+    report = _run(flags.FLAGS)
     print("\n".join(table_lines(report)))
     for kind, lines in (("error", report.errors), ("warning", report.warnings)):
         for line in lines[:_SHOWN]:
@@ -78,4 +71,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run(main)
+    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import BALANCED, CLASSIFIERS, BalancedTrials
-from olmoearth_jax.evals.knn import TEMPERATURE, neighbours
+from olmoearth_jax.evals.knn import neighbours, vote
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import balanced_accuracy, classification_metrics
 
@@ -143,14 +143,6 @@ def fit_ridge(
 def ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Scores float32 [N, C] of embeddings."""
     return (np.asarray(x, np.float64) @ weights + bias).astype(np.float32)
-
-
-def vote(sims: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Scores float32 [Q, C] from similarities and classes [Q, k] of the nearest neighbours."""
-    weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
-    votes = np.zeros((len(sims), num_classes))
-    np.add.at(votes, (np.arange(len(sims))[:, None], labels), weights)
-    return (votes / np.maximum(weights.sum(1, keepdims=True), 1e-8)).astype(np.float32)
 
 
 def penalty_name(penalty: float) -> str:

@@ -124,16 +124,22 @@ def knn_scores(
     """
     labels = train[1]
     sims, index = neighbours(train[0], query, k, skip_nearest)
-    weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
-    total = np.maximum(weights.sum(1, keepdims=True), 1e-8)
     if labels.ndim == 2:
+        weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
+        total = np.maximum(weights.sum(1, keepdims=True), 1e-8)
         positive = np.einsum("qk,qkc->qc", weights, labels[index].astype(np.float64))
         hard = positive > weights.sum(1, keepdims=True) - positive
         return (positive / total).astype(np.float32), hard.astype(np.int64)
-    votes = np.zeros((len(query), num_classes))
-    np.add.at(votes, (np.arange(len(query))[:, None], labels[index]), weights)
-    scores = (votes / total).astype(np.float32)
+    scores = vote(sims, labels[index], num_classes)
     return scores, scores.argmax(1).astype(np.int64)
+
+
+def vote(sims: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Scores float32 [Q, C] from similarities and classes [Q, k] of the nearest neighbours."""
+    weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
+    votes = np.zeros((len(sims), num_classes))
+    np.add.at(votes, (np.arange(len(sims))[:, None], labels), weights)
+    return (votes / np.maximum(weights.sum(1, keepdims=True), 1e-8)).astype(np.float32)
 
 
 def run_knn(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +40,13 @@ from olmoearth_jax.evals.models import EmbeddingModel, Precomputed
 from olmoearth_jax.evals.probe_heads import rng
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import EvalResult
-from olmoearth_jax.files import append_json, read_json_lines, remove_leftovers, write_atomically
+from olmoearth_jax.files import (
+    append_json,
+    json_plain,
+    read_json_lines,
+    remove_leftovers,
+    write_atomically,
+)
 from olmoearth_jax.inference import quantize
 
 log = logging.getLogger(__name__)
@@ -336,17 +341,8 @@ def records(result: TaskResult, **about: Any) -> list[dict[str, Any]]:
     """
     fields = dataclasses.asdict(dataclasses.replace(result, trials=()))
     fields.pop("trials")
-    own = plain({**about, **fields})
+    own = json_plain({**about, **fields})
     return [item for trial in result.trials for item in records(trial, **about)] + [own]
-
-
-def plain(value: Any) -> Any:
-    """JSON-able copy in which NaN and infinities are null."""
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_line(folder: Path, item: Mapping[str, Any]) -> None:

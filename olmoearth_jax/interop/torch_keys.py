@@ -15,9 +15,9 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from olmoearth_jax import modalities
-from olmoearth_jax.interop import head_keys
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.encodings import month_table, quarter_width
+from olmoearth_jax.model.heads import DISTILLATION, SUPERVISION, WIDTH, map_tasks
 from olmoearth_jax.model.latent_mim import Params, flatten, graph, target_graph, unflatten
 
 Path = tuple[str, ...]
@@ -39,6 +39,10 @@ _NAMES = {
 }  # fmt: skip
 """Parts of our paths that the reference calls otherwise; 'attention' is part of the name there."""
 
+_HEADS = (SUPERVISION, DISTILLATION)
+"""Heads that only training needs (spec/train_v1_3.md sections 3.4, 4.3)."""
+_PARTS = {"first": "0", "norm": "1", "last": "3"}
+"""Numbers of a back-projection's layers; the activation between them is number 2."""
 _DECODERS = {
     "latent_mim": ["decoder."],
     "mae": ["decoder."],
@@ -129,11 +133,11 @@ def model_entries(config: ModelConfig) -> list[Entry]:
     """Entries of all trained parts, paths from the root of the parameter tree."""
     out = []
     for path, leaf in flatten(graph(config)[1]):
-        if path[0] in head_keys.ROOTS:
+        if path[0] in _HEADS:
             layout, shape = ("linear", leaf.shape[::-1]) if path[-1] == "kernel" else (
                 "same", leaf.shape
             )  # fmt: skip
-            out.append(Entry(path, leaf.shape, head_keys.head_key(path), layout, shape))
+            out.append(Entry(path, leaf.shape, head_key(path), layout, shape))
             continue
         root = path[: 2 if path[:2] == ("reconstructor", "decoder") else 1]
         entry = _entry(path[len(root) :], tuple(leaf.shape), ".".join(root) + ".", config)
@@ -159,7 +163,7 @@ def _tables(config: ModelConfig) -> dict[str, np.ndarray]:
         decoders["reconstructor.decoder."] = config.reconstructor_config.decoder_config
     widths |= {name: d.decoder_embedding_size for name, d in decoders.items() if d is not None}
     months = {name + _MONTH: month_table(quarter_width(width)) for name, width in widths.items()}
-    return months | head_keys.class_tables(config)
+    return months | class_tables(config)
 
 
 def state_dict_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -224,7 +228,7 @@ def from_state_dict(
     _check_keys(state, state_dict_shapes(config))
     for key, table in _tables(config).items():
         if not any(np.allclose(state[key], t, atol=1e-5) for t in _rounded(table)):
-            kind = "table of classes" if key.startswith(head_keys.ROOTS) else "month table"
+            kind = "table of classes" if key.startswith(_HEADS) else "month table"
             raise ValueError(f"{key} differs from the fixed {kind}")
     entries, targets = model_entries(config), target_entries(config, full_target)
     params = read_entries(entries, state)
@@ -266,3 +270,24 @@ def to_state_dict(
         if key not in held:
             out[key] = np.asarray(value)
     return out
+
+
+def head_key(path: tuple[str, ...]) -> str:
+    """Released name of a parameter whose path starts with one of `_HEADS`."""
+    if path[0] == SUPERVISION:
+        return ".".join((*path[:-1], _LEAVES[path[-1]]))
+    root, group, width, part, leaf = path
+    inner = [] if part == "linear" else [_PARTS[part]]
+    return ".".join((root, group, width.removeprefix(WIDTH), *inner, _LEAVES[leaf]))
+
+
+def class_tables(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The tables of class values that the reference keeps beside the heads, by name."""
+    head = config.supervision_head_config
+    if head is None:
+        return {}
+    return {
+        f"{SUPERVISION}._class_values_{task.name}": np.asarray(task.class_values, np.float32)
+        for task in map_tasks(head)
+        if task.class_values
+    }

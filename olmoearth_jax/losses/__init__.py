@@ -10,20 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from olmoearth_jax import registry
-from olmoearth_jax.losses.discrimination import (
+from olmoearth_jax.losses.mae import MAE
+from olmoearth_jax.losses.objective import NoTokenLoss, Objective, exit_pairs, spread_of
+from olmoearth_jax.losses.pooled import InfoNCE, KoLeo
+from olmoearth_jax.losses.rows import Groups, Rows, TokenLoss, rows_value
+from olmoearth_jax.losses.token_losses import (
+    L1,
+    L2,
     AdjustedPatchDiscrimination,
     AllDiscrimination,
+    CosineSimilarity,
+    CrossEntropy,
     MaskedNegatives,
     MaskedNegativesVec,
     ModalityAllDiscrimination,
     ModalityPatchDiscrimination,
     PatchDiscrimination,
 )
-from olmoearth_jax.losses.elementwise import L1, L2, CosineSimilarity, CrossEntropy
-from olmoearth_jax.losses.mae import MAE
-from olmoearth_jax.losses.objective import NoTokenLoss, Objective, exit_pairs, spread_of
-from olmoearth_jax.losses.pooled import InfoNCE, KoLeo
-from olmoearth_jax.losses.rows import Groups, Rows, TokenLoss, rows_value
 
 Loss = TokenLoss | MAE | InfoNCE | KoLeo
 

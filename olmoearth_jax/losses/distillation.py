@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from olmoearth_jax.losses.numerics import normalise, products, safe_divide
+from olmoearth_jax.losses.rows import normalise, products, safe_divide
 
 COSINE_EPS = 1e-8
 GRAM_EPS = 1e-12

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.losses.numerics import safe_divide
-from olmoearth_jax.losses.rows import Groups
+from olmoearth_jax.losses.rows import Groups, safe_divide
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING, Tokenization, closest
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from olmoearth_jax import modalities
-from olmoearth_jax.losses.numerics import (
+from olmoearth_jax.losses.rows import (
     NEGATIVE,
+    Groups,
     check_tau,
     diagonal,
     log_sum_exp,
@@ -24,7 +25,6 @@ from olmoearth_jax.losses.numerics import (
     products,
     safe_divide,
 )
-from olmoearth_jax.losses.rows import Groups
 from olmoearth_jax.masks import VISIBLE
 
 

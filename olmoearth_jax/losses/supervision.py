@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from olmoearth_jax.losses.numerics import safe_divide
-from olmoearth_jax.losses.rows import Groups
+from olmoearth_jax.losses.rows import Groups, safe_divide
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.supervision_maps import MapTask, spacing
 

@@ -18,7 +18,7 @@ from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOption
 from olmoearth_jax.evals import finetune, models, probe_heads
 from olmoearth_jax.evals.linear_probe import target_scale
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import read_json_lines, write_atomically
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
@@ -212,21 +212,15 @@ def fit(
         # Kept beside the state, so that a run that goes on has the epochs before.
         found = {k: float(v) for k, v in _NUMBERS.findall(line.partition(":")[2])}
         record = {"epoch": tuner.epoch, **found, "best": tuner.best_epoch == tuner.epoch}
-        before = [r for r in _records(path) if r["epoch"] < tuner.epoch]
+        before = [r for r in read_json_lines(path) if r["epoch"] < tuner.epoch]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(json.dumps(r) + "\n" for r in [*before, record]))
 
     tuner.train(lambda: False, told)
-    for record in _records(path):
+    for record in read_json_lines(path):
         log(record)
     params = jax.tree.map(np.asarray, tuner.params)
     return FullPixels(model, settings, head, params, scale, batch)
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def load(

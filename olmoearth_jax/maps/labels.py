@@ -103,23 +103,6 @@ def read_colors(path: Path) -> dict[str, str]:
         raise ValueError(f"the colours in {path} cannot be read: {e}") from None
 
 
-@dataclasses.dataclass
-class Burnt:
-    """Labels on a grid.
-
-    Attributes:
-      labels: int of classes and `nodata`, or float32 with NaN, [H, W].
-      pixels: per feature the flat numbers of the pixels that it covers, ascending.
-      report: features outside, empty (burn nothing) and repaired; pixels in conflict and labelled.
-      empty_ids: of the features that burn nothing.
-    """
-
-    labels: np.ndarray
-    pixels: list[np.ndarray]
-    report: dict[str, int]
-    empty_ids: list[str]
-
-
 def project(features: Features, crs: Any) -> tuple[list[Any], int]:
     """Geometries in another CRS, vertex by vertex, and how many polygons had to be repaired.
 
@@ -144,7 +127,9 @@ class Cells:
     Attributes:
       cells: their flat numbers, int64 ascending.
       codes: number of the class, or value, of each, float64.
-      pixels, report, empty_ids: see `Burnt`.
+      pixels: per feature the flat numbers of the pixels that it covers, ascending.
+      report: features outside, empty (burn nothing) and repaired; pixels in conflict and labelled.
+      empty_ids: of the features that burn nothing.
     """
 
     cells: np.ndarray
@@ -194,30 +179,6 @@ def burn_cells(
     return Cells(cells[good], low[good], pixels, report, empty)
 
 
-def burn(
-    features: Features,
-    codes: Sequence[float],
-    crs: Any,
-    transform: Any,
-    shape: tuple[int, int],
-    nodata: int | None = 255,
-    all_touched: bool = False,
-) -> Burnt:
-    """As `burn_cells`, with an array of the whole grid.
-
-    Args:
-      nodata: of classes; None for values, where NaN means none.
-    """
-    slack = SAME if nodata is None else 0.0
-    got = burn_cells(features, codes, crs, transform, shape, slack, all_touched)
-    if nodata is None:
-        out = np.full(shape[0] * shape[1], np.nan, np.float32)
-    else:
-        out = np.full(shape[0] * shape[1], nodata, np.uint8 if nodata == 255 else np.uint16)
-    out[got.cells] = got.codes
-    return Burnt(out.reshape(shape), got.pixels, got.report, got.empty_ids)
-
-
 def _cells(
     place: Any, transform: Any, shape: tuple[int, int], all_touched: bool
 ) -> tuple[np.ndarray, bool]:
@@ -258,7 +219,7 @@ def to_tokens(labels: np.ndarray, side: int, nodata: int | None = 255) -> np.nda
     of values the mean, if at least half of its pixels have one.
 
     Args:
-      labels: [H, W] as of `burn`.
+      labels: [H, W] of classes and `nodata`, or of values and NaN.
       nodata: of classes, None for values.
     """
     height, width = (n // side for n in labels.shape)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.inference.quantize import NO_VALUE as NODATA
 from olmoearth_jax.inference.quantize import dequantize_int8, quantize_int8
 
 DTYPES = ("int8", "float16", "float32")
 METHODS = ("signed_power", "per_pixel_scale", "linear")
 NORMALIZE = ("l2", "none")
-NODATA = -128
 FORMULAS = {
     "signed_power": "x = sign(q) * (q / 127.5)^2; nodata: q = -128",
     "per_pixel_scale": "x = q * scales; nodata: q = -128",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.files import read_json_lines
 from olmoearth_jax.images import png
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.run_folder import Task
@@ -59,7 +60,7 @@ def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None =
         parts += ["<h2>Classes</h2>", _class_table(report["classes"], scores["per_class"], colors)]
         parts += ["<h2>Confusion</h2>", _confusion(report["classes"], scores["confusion"])]
     parts += ["<h2>Split</h2>", _split_map(json.loads((run / "split.geojson").read_text()))]
-    parts += ["<h2>Training</h2>", _curves(_lines(run / "log.jsonl"))]
+    parts += ["<h2>Training</h2>", _curves(read_json_lines(run / "log.jsonl"))]
     parts += ["<h2>Labels and notes</h2>", _notes(report)]
     body = "\n".join(p for p in parts if p)
     return (
@@ -77,10 +78,6 @@ def _number(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from olmoearth_jax.files import replacing, write_atomically
+from olmoearth_jax.files import json_plain, replacing, write_atomically
 from olmoearth_jax.maps.labels import Class
 from olmoearth_jax.maps.samples import Target
 from olmoearth_jax.maps.tokens import Settings
@@ -142,17 +142,7 @@ def _short(value: Any) -> str:
 
 def write_json(path: Path, record: Any) -> None:
     """A JSON file, whole or not at all; NaN becomes null."""
-    write_atomically(path, json.dumps(_finite(record), indent=1) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    write_atomically(path, json.dumps(json_plain(record), indent=1) + "\n")
 
 
 def flat_name(path: Any) -> str:

@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +215,3 @@ class Writer:
         if name not in self._open:
             self._open[name] = self._zarr.open_array(self._path / name, mode="r+", zarr_format=3)
         return self._open[name]
-
-
-def objects_below(path: Path) -> Iterator[str]:
-    """Keys of all files of a store but the temporary ones of writers."""
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix != ".partial":
-            yield file.relative_to(path).as_posix()

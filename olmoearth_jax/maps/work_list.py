@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.files import replacing
+from olmoearth_jax.files import write_atomically
 
 STALE_S = 600.0
 """Age at which a claim means nothing any more."""
@@ -155,10 +155,7 @@ def sync_file(path: Path) -> None:
 def write_durably(path: Path, text: str) -> None:
     """Replaces a file's content: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(path, text)
     sync_folder(path.parent)
 
 

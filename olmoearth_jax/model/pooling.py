@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -66,20 +66,17 @@ def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> ja
 
 def spatial_names(masks: Arrays) -> tuple[str, ...]:
     """Spatial modalities with a visible token anywhere in the batch (concrete masks)."""
-    return tuple(
-        name
-        for name in _names(masks)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == VISIBLE).any()
-    )
+    return _spatial(masks, np.any)
 
 
 def concat_names(masks: Arrays) -> tuple[str, ...]:
     """Spatial modalities that are visible everywhere in the batch (concrete masks)."""
-    return tuple(
-        name
-        for name in _names(masks)
-        if modalities.get(name).spatial and (np.asarray(masks[name]) == VISIBLE).all()
-    )
+    return _spatial(masks, np.all)
+
+
+def _spatial(masks: Arrays, where: Callable[[np.ndarray], Any]) -> tuple[str, ...]:
+    names = (name for name in _names(masks) if modalities.get(name).spatial)
+    return tuple(name for name in names if where(np.asarray(masks[name]) == VISIBLE))
 
 
 def pool_spatial(

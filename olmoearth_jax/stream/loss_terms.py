@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.losses import MAE, Groups, KoLeo, Rows, TokenLoss, rows_value
-from olmoearth_jax.losses.numerics import safe_divide, segment_sum
+from olmoearth_jax.losses.rows import safe_divide, segment_sum
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.model.patch_embed import resize_matrix
 from olmoearth_jax.stream.pack import PatchRun, target_sections

@@ -213,7 +213,7 @@ def _evaluate(*arguments: str) -> int:
     evaluate.FLAGS.unparse_flags()
     for flag in evaluate.FLAGS:
         evaluate.FLAGS[flag].unparse()
-    evaluate.parse_flags(["evaluate", *arguments])
+    evaluate.FLAGS(["evaluate", *arguments])
     return evaluate.main(["evaluate"])
 
 
@@ -305,7 +305,7 @@ def test_a_run_that_does_not_fit_is_recorded_and_stops_no_other(tmp_path, monkey
     monkeypatch.setattr(benchmark, "measure", measure)
     benchmark.FLAGS.unparse_flags()
     sizes = '--sweep={"batch_size": [2, 1]}'
-    benchmark.parse_flags(["benchmark", "--model_size=nano", sizes, f"--work_dir={tmp_path}"])
+    benchmark.FLAGS(["benchmark", "--model_size=nano", sizes, f"--work_dir={tmp_path}"])
     assert benchmark.execute() == 0
     lines = (tmp_path / "benchmark" / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["oom_occurred"] for line in lines] == [1, 0, 0]

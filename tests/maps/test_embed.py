@@ -19,7 +19,6 @@ from absl.testing import flagsaver  # noqa: E402
 import olmoearth_jax  # noqa: E402
 from launch import embed  # noqa: E402
 from olmoearth_jax.inference.sample import Sample  # noqa: E402
-from olmoearth_jax.maps import store  # noqa: E402
 from tests.inference.test_model import S2  # noqa: E402
 from tests.maps import region  # noqa: E402
 
@@ -37,10 +36,16 @@ def run(*given) -> int:
         flagsaver.restore_flag_values(saved, embed.FLAGS)
 
 
+def objects_below(path: Path) -> list[str]:
+    """Keys of all files of a store but the temporary ones of writers."""
+    files = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".partial")
+    return sorted(p.relative_to(path).as_posix() for p in files)
+
+
 def objects(out: Path) -> dict[str, bytes]:
     """Key -> content of everything in the store of an archive."""
     path = out / "embeddings.zarr"
-    return {key: (path / key).read_bytes() for key in store.objects_below(path)}
+    return {key: (path / key).read_bytes() for key in objects_below(path)}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from rasterio.transform import Affine
 
 from olmoearth_jax.maps import labels
 from olmoearth_jax.maps.label_files import Features
+from tools.goldens.maps_labels import burn
 
 CRS, GRID, SHAPE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_600_000), (20, 30)
 
@@ -25,7 +26,7 @@ def _features(shapes, values):
 
 
 def _burn(shapes, values, nodata=255, **more):
-    return labels.burn(_features(shapes, values), values, CRS, GRID, SHAPE, nodata, **more)
+    return burn(_features(shapes, values), values, CRS, GRID, SHAPE, nodata, **more)
 
 
 def _box(left, top, right, bottom):

@@ -1,11 +1,13 @@
-"""Discrimination: each predicted token has to pick its own target among a set.
+"""Token losses: discrimination, and those without negatives (L1, L2, cosine, cross entropy).
 
-For a token i of a set Q with scores s_ij = p_i.t_j / tau (both normalised), its loss is
-2 tau (log sum_j exp s_ij - s_ii). spec/train.md sections 3 and 3.1.
+Discrimination: each predicted token has to pick its own target among a set. For a token i of a set
+Q with scores s_ij = p_i.t_j / tau (both normalised), its loss is 2 tau (log sum_j exp s_ij - s_ii);
+spec/train.md sections 3 and 3.1. The others are means over all decoded tokens of a group.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -16,15 +18,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from olmoearth_jax import modalities
-from olmoearth_jax.losses.numerics import (
+from olmoearth_jax.losses.rows import (
     NEGATIVE,
+    Rows,
+    Scope,
+    TokenLoss,
     check_tau,
     diagonal,
     log_sum_exp,
     normalise,
     products,
 )
-from olmoearth_jax.losses.rows import Rows, Scope, TokenLoss
 from olmoearth_jax.modalities import ModalityName
 
 
@@ -235,3 +239,60 @@ class ModalityAllDiscrimination(AllDiscrimination):
 
     name: ClassVar[str] = "ModalityAllDisc"
     scope: ClassVar[Scope] = "modality_batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class _PerToken(TokenLoss, abc.ABC):
+    scope: ClassVar[Scope] = "token"
+
+    @abc.abstractmethod
+    def per_token(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        """Loss of each token [..., L]."""
+
+    def set_value(
+        self, pred: jax.Array, target: jax.Array, valid: jax.Array, modality: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        return set_mean(self.per_token(pred, target), valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class L1(_PerToken):
+    """Mean absolute error over tokens and features."""
+
+    name: ClassVar[str] = "L1"
+
+    def per_token(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.abs(pred - target), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class L2(_PerToken):
+    """Mean squared error over tokens and features."""
+
+    name: ClassVar[str] = "L2"
+
+    def per_token(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(pred - target), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSimilarity(_PerToken):
+    """Minus the mean cosine."""
+
+    name: ClassVar[str] = "CosineSim"
+
+    def per_token(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return -jnp.sum(normalise(pred, 1e-8) * normalise(target, 1e-8), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(_PerToken):
+    """Class logits in the features against integer class numbers."""
+
+    name: ClassVar[str] = "CrossEntropy"
+
+    def per_token(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(target.dtype, jnp.integer):
+            raise ValueError("cross_entropy needs integer class numbers as targets")
+        chosen = jax.nn.one_hot(target, pred.shape[-1], dtype=jnp.float32)
+        return log_sum_exp(pred) - jnp.sum(pred * chosen, axis=-1)
