@@ -41,12 +41,13 @@ def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> li
     """The lines that are printed below the config."""
     lines = ["", "parameters", *_parameters(cfg)]
     timesteps = estimate.grid_timesteps(cfg)
-    spec = build.stream_of(cfg, timesteps, devices, build.build_objective(cfg))
+    most = estimate.most_timesteps(cfg)
+    spec = build.stream_of(cfg, most, devices, build.build_objective(cfg))
     tokens = estimate.simulate_tokens(cfg, timesteps)
     lines += ["", "step", *_step(cfg, devices, spec, tokens, samples.steps_per_epoch(cfg))]
     grids = ", ".join(f"{g}x{g}: {t}" for g, t in timesteps.items())
     lines += ["", "crops", _row("timesteps per grid", grids)]
-    ladder = build.size_ladder(cfg, spec, timesteps, [])
+    ladder = build.size_ladder(cfg, spec, most, [])
     usual = ladder[max(len(ladder) - 2, 0)]
     half = cfg.precision != "float32"  # 'auto' is bfloat16 on the GPUs that are planned for
     lines += ["", "memory per device (estimate, largest usual program)"]
@@ -62,6 +63,7 @@ def report(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> li
     )
     for number, rung in enumerate(ladder):
         text = f"{rung.enc} encoder tokens, {rung.dec} decoder tokens, {sum(rung.patches)} patches"
+        text += f", {rung.loc} locations" if spec.loc_bound else ""
         lines.append(_row(f"step program {number}", text))
     resizes = len(timesteps) * (cfg.data_loader.max_patch_size - cfg.data_loader.min_patch_size + 1)
     return [*lines, _row("resize programs (small, lazy)", f"at most {resizes}")]
@@ -85,7 +87,6 @@ def _step(
 ) -> list[str]:
     batch, views = cfg.data_loader.global_batch_size, cfg.data_loader.num_masked_views
     flops = estimate.step_flops(cfg, spec, tokens)
-    pooler = ", without the pooler" if cfg.model.encoder_config.attention_pooler_config else ""
     lines = [
         _row("samples", f"{batch}, in {cfg.groups_per_step} groups"),
         _row("devices planned for", f"{devices}, {spec.samples} samples each per micro-step"),
@@ -96,10 +97,10 @@ def _step(
         _row(
             "decoded tokens", f"{tokens.decoded * views * batch:,.0f} ({tokens.decoded:.0f} each)"
         ),
-        _row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device){pooler}"),
+        _row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device)"),
         _row(
             "forward FLOPs per view of a sample",
-            f"{estimate.forward_flops(cfg, tokens):.3g} without patch projection{pooler}",
+            f"{estimate.forward_flops(cfg, tokens):.3g} without patch projection",
         ),
     ]
     if steps is not None:
