@@ -107,6 +107,10 @@ def problems(cfg: ExperimentConfig) -> list[str]:
 
         for whole in (lambda: latent_mim.check(cfg.model), lambda: build_objective(cfg)):
             out += _says(whole)
+    if not out and cfg.engine == "stream":
+        from olmoearth_jax.stream.locations import check_grid
+
+        out += _says(lambda: check_grid(cfg.model))
     return out
 
 
@@ -176,11 +180,6 @@ def _model(cfg: ExperimentConfig) -> Iterator[str]:
         return
     yield from _stack(encoder, "embedding_size", "model.encoder_config")
     yield from _encoder(encoder, "model.encoder_config")
-    if encoder.attention_pooler_config is not None and cfg.engine != "dense":
-        yield (
-            "model.encoder_config.attention_pooler_config (v1.3) is trained by engine=dense only: "
-            "set --config.engine=dense"
-        )
     decoder, path, pixels = model.decoder_config, "model.decoder_config", model.reconstructor_config
     if pixels is not None and decoder is None:
         decoder, path = pixels.decoder_config, "model.reconstructor_config.decoder_config"
@@ -293,8 +292,6 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
 def _drawn_timesteps(cfg: ExperimentConfig) -> Iterator[str]:
     loader, usual = cfg.data_loader, DataLoaderConfig()
     if loader.sample_timesteps:
-        if cfg.engine != "dense":
-            yield "data_loader.sample_timesteps (v1.3) goes with engine=dense only"
         for name in loader.token_budget_excluded_modalities:
             if name not in cfg.dataset.training_modalities:
                 yield f"data_loader.token_budget_excluded_modalities: {name!r} is not trained"

@@ -439,7 +439,8 @@ def counts_of(micro_steps: Sequence[Prepared], groups: Sequence[Group]) -> dict[
 def with_shares(counts: dict[str, float]) -> dict[str, float]:
     """All processes' counts as they are reported: padding, and tokens per mask code, as shares."""
     out = dict(counts)
-    real = out["encoded_tokens"] + out["decoded_tokens"] + out.get("target_tokens", 0.0)
+    real = out["encoded_tokens"] + out["decoded_tokens"]
+    real += out.get("target_tokens", 0.0) + out.get("location_tokens", 0.0)
     out["padded_share"] = 1.0 - real / out.pop("stream_tokens")
     tokens = [name for name in out if name.startswith("masks/")]
     every = sum(out[name] for name in tokens) if tokens else 1.0
