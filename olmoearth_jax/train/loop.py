@@ -17,6 +17,7 @@ from olmoearth_jax.train import hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
     Batches,
+    Best,
     Evaluate,
     Evaluation,
     Program,
@@ -103,7 +104,8 @@ def train(
     with ExitStack() as stack:
         cancel, device, guard = _occupy(stack, run)
         saver = stack.enter_context(_checkpointer(run))
-        start_up = (_restore_or_init, program, saver, run)
+        best = Best(config.trainer.callbacks.validation.keep_best and run.saves)
+        start_up = (_restore_or_init, program, saver, run, best)
         state, start = device.call(*start_up, stop=cancel.told_alone, poll=cancel.poll)
         stop, step = run.stop, start
         evaluate = Evaluate(evaluation, run.folder, cancel, run.say)
@@ -115,6 +117,7 @@ def train(
         recorder = _open_recorder(stack, run, writer, program, guard)
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
+            _told_best(best, saver, start, evaluate.found, run)
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
         take_step = StepTaker(program, device, cancel, run.say, extras.cancel_grace_s)
         trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
@@ -134,12 +137,13 @@ def train(
                 device.call(recorder.images, step, extras.pictures, state, poll=cancel.poll)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
-            if run.saves and saver.due(step):
-                device.call(_save, saver, recorder, step, state, poll=cancel.poll)
+            better = _told_best(best, saver, step, evaluate.found, run)
+            if run.saves and (better or saver.due(step)):
+                device.call(_save, saver, recorder, step, state, best, poll=cancel.poll)
             if cancel.told() or getattr(evaluation, "cancel", False):
                 break
 
-        saved = _finish(stack, device, saver if run.saves else None, recorder, step, state)
+        saved = _finish(stack, device, saver if run.saves else None, recorder, step, state, best)
         status = "cancelled" if step < stop or owed else "completed"
         run.say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
@@ -167,6 +171,7 @@ def _finish(
     recorder: Recorder,
     step: int,
     state: State,
+    best: Best,
 ) -> bool:
     """Writes all metrics, and the state if there is a saver; whether it is saved."""
     if device.busy:  # in a compilation that nobody waits for any more
@@ -174,7 +179,7 @@ def _finish(
         stack.callback(device.close)
     device.call(recorder.drain)
     recorder.flush()
-    return saver is not None and device.call(_save, saver, recorder, step, state, True)
+    return saver is not None and device.call(_save, saver, recorder, step, state, best, True)
 
 
 def _occupy(stack: ExitStack, run: _Run) -> tuple[CancelFlag, Worker, Callable[[], None]]:
@@ -197,7 +202,20 @@ def _unguarded() -> None:
     """The guard of processes that hold no lock."""
 
 
-def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[State, int]:
+def _told_best(
+    best: Best, saver: Checkpointer, step: int, found: Mapping[str, Any], run: _Run
+) -> bool:
+    """Whether the evaluation after this step, if there was one, is the best so far."""
+    if not best.better(step, found):
+        return False
+    saver.kept.step = step
+    run.say(f"step {step} has the lowest val/loss so far; its checkpoint is kept.")
+    return True
+
+
+def _restore_or_init(
+    program: Program, saver: Checkpointer, run: _Run, best: Best
+) -> tuple[State, int]:
     """State, and the number of steps it has behind it."""
     abstract, config, say = program.abstract_state(), run.trainer, run.say
     found = None
@@ -215,6 +233,8 @@ def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[
     if found is not None:
         state, meta = found
         _note_loaded(run.info, meta["config"].get("trainer", {}).get("loaded"))
+        best.restore(meta)
+        saver.kept.step = best.step
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")
@@ -245,14 +265,19 @@ def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[
 
 
 def _save(
-    saver: Checkpointer, recorder: Recorder, step: int, state: State, and_wait: bool = False
+    saver: Checkpointer,
+    recorder: Recorder,
+    step: int,
+    state: State,
+    best: Best,
+    and_wait: bool = False,
 ) -> bool:
     # All lines up to this step must be in metrics.jsonl before a checkpoint says that they are.
     begun = time.perf_counter()
     recorder.drain()
     recorder.flush()
     recorder.guard()
-    saved = saver.save(step, state)
+    saved = saver.save(step, state, **best.record())
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
 

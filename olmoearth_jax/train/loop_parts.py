@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from olmoearth_jax.checkpoints.checkpoint import State
 from olmoearth_jax.config import ProfileConfig
 from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
-from olmoearth_jax.train.progress import Recorder, Report
+from olmoearth_jax.train.progress import VAL_LOSS, Recorder, Report
 from olmoearth_jax.train.runfolder import RunFolder
 from olmoearth_jax.train.signals import CancelFlag, Worker, wait
 
@@ -96,6 +97,34 @@ class Batches:
         return next(self._iterator, None)
 
 
+class Best:
+    """The step of the lowest validation loss so far, whose checkpoint is kept."""
+
+    def __init__(self, wanted: bool = True) -> None:
+        self._wanted = wanted
+        self.step: int | None = None
+        self.loss = math.inf
+
+    def better(self, step: int, values: Mapping[str, Any]) -> bool:
+        """Takes the values of an evaluation; whether they are the best so far."""
+        loss = values.get(VAL_LOSS, math.inf)
+        if not self._wanted or not loss < self.loss:
+            return False
+        self.step, self.loss = step, float(loss)
+        return True
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's meta record says of it."""
+        if self.step is None:
+            return {}
+        return {"best": {"step": self.step, VAL_LOSS: self.loss}}
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """Takes over what a checkpoint says."""
+        if self._wanted and isinstance(found := meta.get("best"), Mapping):
+            self.step, self.loss = int(found["step"]), float(found[VAL_LOSS])
+
+
 class Evaluate:
     """Runs the evaluation and records its values; False if a signal stopped it."""
 
@@ -110,6 +139,7 @@ class Evaluate:
         self._folder = folder
         self._cancel = cancel
         self._say = say
+        self.found: Mapping[str, Any] = {}  # the last values
 
     def due(self, step: int) -> bool:
         return self._evaluation is not None and self._evaluation.due(step)
@@ -122,6 +152,7 @@ class Evaluate:
         return not any(r["step"] == start and _EVALUATED in r for r in records)
 
     def __call__(self, state: State, step: int, recorder: Recorder) -> bool:
+        self.found = {}
         if self._evaluation is None:
             return True
         recorder.drain()
@@ -134,6 +165,7 @@ class Evaluate:
             values = None
         if values is None:
             return False
+        self.found = values
         recorder.write(step, {**values, _EVALUATED: time.perf_counter() - begun})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._say(f"step {step} evaluation: {shown}")
