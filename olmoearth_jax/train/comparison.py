@@ -120,8 +120,10 @@ def table(runs: Runs, names: list[str], average: int) -> list[str]:
             cells.append(alone if side is None else _text(side.mean, side.error))
         for run in others:
             side = sides.get(run)
-            known = side is not None and side.change is not None
-            cells.append(_text(side.change, side.change_error, "+") if known else "")
+            if side is None or side.change is None:
+                cells.append("")
+            else:
+                cells.append(_text(side.change, side.change_error, "+"))
         lines.append(_line(cells))
     return lines
 

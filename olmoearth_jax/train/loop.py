@@ -104,11 +104,11 @@ def train(
     with ExitStack() as stack:
         cancel, device, guard = _occupy(stack, run)
         saver = stack.enter_context(_checkpointer(run))
-        best = Best(config.trainer.callbacks.validation.keep_best and run.saves)
+        best = Best(saver.kept, run.saves and run.trainer.callbacks.validation.keep_best)
         start_up = (_restore_or_init, program, saver, run, best)
         state, start = device.call(*start_up, stop=cancel.told_alone, poll=cancel.poll)
         stop, step = run.stop, start
-        evaluate = Evaluate(evaluation, run.folder, cancel, run.say)
+        evaluate = Evaluate(evaluation, run.folder, cancel, run.say, best)
         owed = evaluate.owed(start)
         if start >= stop and not owed:
             run.say(f"Training is already complete: step {start} of {stop}.")
@@ -117,7 +117,6 @@ def train(
         recorder = _open_recorder(stack, run, writer, program, guard)
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
-            _told_best(best, saver, start, evaluate.found, run)
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
         take_step = StepTaker(program, device, cancel, run.say, extras.cancel_grace_s)
         trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
@@ -137,8 +136,7 @@ def train(
                 device.call(recorder.images, step, extras.pictures, state, poll=cancel.poll)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
-            better = _told_best(best, saver, step, evaluate.found, run)
-            if run.saves and (better or saver.due(step)):
+            if run.saves and (saver.due(step) or best.step == step):
                 device.call(_save, saver, recorder, step, state, best, poll=cancel.poll)
             if cancel.told() or getattr(evaluation, "cancel", False):
                 break
@@ -202,17 +200,6 @@ def _unguarded() -> None:
     """The guard of processes that hold no lock."""
 
 
-def _told_best(
-    best: Best, saver: Checkpointer, step: int, found: Mapping[str, Any], run: _Run
-) -> bool:
-    """Whether the evaluation after this step, if there was one, is the best so far."""
-    if not best.better(step, found):
-        return False
-    saver.kept.step = step
-    run.say(f"step {step} has the lowest val/loss so far; its checkpoint is kept.")
-    return True
-
-
 def _restore_or_init(
     program: Program, saver: Checkpointer, run: _Run, best: Best
 ) -> tuple[State, int]:
@@ -234,7 +221,6 @@ def _restore_or_init(
         state, meta = found
         _note_loaded(run.info, meta["config"].get("trainer", {}).get("loaded"))
         best.restore(meta)
-        saver.kept.step = best.step
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from olmoearth_jax.checkpoints.checkpoint import State
+from olmoearth_jax.checkpoints.kept import Kept
 from olmoearth_jax.config import ProfileConfig
 from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
@@ -100,7 +101,8 @@ class Batches:
 class Best:
     """The step of the lowest validation loss so far, whose checkpoint is kept."""
 
-    def __init__(self, wanted: bool = True) -> None:
+    def __init__(self, kept: Kept, wanted: bool) -> None:
+        self._kept = kept
         self._wanted = wanted
         self.step: int | None = None
         self.loss = math.inf
@@ -111,6 +113,7 @@ class Best:
         if not self._wanted or not loss < self.loss:
             return False
         self.step, self.loss = step, float(loss)
+        self._kept.step = step
         return True
 
     def record(self) -> dict[str, Any]:
@@ -121,8 +124,9 @@ class Best:
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         """Takes over what a checkpoint says."""
-        if self._wanted and isinstance(found := meta.get("best"), Mapping):
-            self.step, self.loss = int(found["step"]), float(found[VAL_LOSS])
+        found = meta.get("best")
+        if isinstance(found, Mapping):
+            self.better(int(found["step"]), found)
 
 
 class Evaluate:
@@ -134,12 +138,13 @@ class Evaluate:
         folder: RunFolder,
         cancel: CancelFlag,
         say: Callable[[str], None],
+        best: Best,
     ) -> None:
         self._evaluation = evaluation
+        self._best = best
         self._folder = folder
         self._cancel = cancel
         self._say = say
-        self.found: Mapping[str, Any] = {}  # the last values
 
     def due(self, step: int) -> bool:
         return self._evaluation is not None and self._evaluation.due(step)
@@ -152,7 +157,6 @@ class Evaluate:
         return not any(r["step"] == start and _EVALUATED in r for r in records)
 
     def __call__(self, state: State, step: int, recorder: Recorder) -> bool:
-        self.found = {}
         if self._evaluation is None:
             return True
         recorder.drain()
@@ -165,10 +169,11 @@ class Evaluate:
             values = None
         if values is None:
             return False
-        self.found = values
         recorder.write(step, {**values, _EVALUATED: time.perf_counter() - begun})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._say(f"step {step} evaluation: {shown}")
+        if self._best.better(step, values):
+            self._say(f"step {step} has the lowest {VAL_LOSS} so far; its checkpoint is kept.")
         return True
 
 
