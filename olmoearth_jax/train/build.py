@@ -56,8 +56,10 @@ def masking_strategies(config: ExperimentConfig) -> list[masking.Strategy]:
     return [first, first if second is None else masking.build(second.strategy_config)]
 
 
-def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
-    """The samples of `config.dataset`."""
+def build_index(
+    config: ExperimentConfig, part: dataset_index.Split = "train"
+) -> dataset_index.DatasetIndex:
+    """The samples of `config.dataset` that are trained on, or those kept out for validation."""
     data = config.dataset
     if not data.h5py_dir:
         raise ValueError(
@@ -72,6 +74,8 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
             filter_idx_file=data.filter_idx_file if folder == data.h5py_dir else None,
             dataset_percentage=share,
             seed=data.seed,
+            validation_fraction=data.validation_fraction,
+            part=part,
         )
         for folder, share in folders.items()
     ]
@@ -173,7 +177,10 @@ def build_program(
     last_step: int,
     say: Callable[[str], None] = _log.info,
 ) -> TrainProgram:
-    """Engine, ladder and optimiser of a run."""
+    """Engine, ladder and optimiser of a run.
+
+    The ladder also holds what is kept out of training, for its validation.
+    """
     objective = build_objective(config)
     loader, group = config.data_loader, config.train_module.rank_microbatch_size
     assemble.micro_step_shape(loader.global_batch_size, group, mesh.size, config.engine)
@@ -183,6 +190,8 @@ def build_program(
         spec = stream_of(config, stream.timesteps, mesh.size, objective)
         begun = time.perf_counter()
         presence = probe.read_presence(index)
+        if config.dataset.validation_fraction:
+            presence += probe.read_presence(build_index(config, "validation"))
         ladder = size_ladder(config, spec, stream.timesteps, presence, index.tile_px)
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
         engine = assemble.stream_engine(config, spec, ladder, objective, mesh)

@@ -417,6 +417,7 @@ class TrainProgram:
 
         name = self.engine.objective.metric_name
         out = {
+            "train/loss": mean(total["loss"]),
             f"train/{name}": mean(total["loss"]),
             "train/good_micro_steps": good,
             "train/dropped_micro_steps": total["seen"] - good,
