@@ -14,7 +14,7 @@ from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
-from olmoearth_jax.maps import area, conventions, plan, quantise, store, work_list
+from olmoearth_jax.maps import area, conventions, plan, quantise, stac, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
@@ -44,6 +44,8 @@ class Options:
     name: str | None = None
     modality: str | None = None
     bands: Sequence[str] = ()
+    assets: Sequence[str] = ()
+    s2_offset: int | None = None
     step: str = "month"
     check_units: bool = True
     patch_size: int = 4
@@ -227,7 +229,9 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
       ValueError: inputs or settings that cannot be used.
     """
     layout = layout_of(o, config)
-    rasters, notes = list_rasters(o.inputs, o.name, o.modality, o.bands)
+    rasters, notes = list_rasters(
+        o.inputs, o.name, o.modality, o.bands, stac.Options(o.assets, o.s2_offset)
+    )
     imagery = Imagery(rasters, plan.periods_of(o.years, o.periods), o.step)
     if names is not None:
         imagery.keep(names)

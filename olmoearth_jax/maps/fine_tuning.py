@@ -21,6 +21,7 @@ from olmoearth_jax.maps import (
     run_folder,
     run_report,
     scenes,
+    stac,
     tile_map,
     token_head,
 )
@@ -51,6 +52,7 @@ class ImageOptions:
       years, periods: one of them, or none.
       step: 'month' or 'date'.
       any_pixel_size, check_units: see `tools.embed`.
+      items: what is said of STAC items.
     """
 
     inputs: str
@@ -62,10 +64,11 @@ class ImageOptions:
     step: str = "month"
     any_pixel_size: bool = False
     check_units: bool = True
+    items: stac.Options = stac.Options()
 
     def rasters(self) -> tuple[list[Raster], list[str]]:
         """The rasters, and notes; see `imagery.list_rasters`."""
-        return imagery.list_rasters(self.inputs, self.name, self.modality, self.bands)
+        return imagery.list_rasters(self.inputs, self.name, self.modality, self.bands, self.items)
 
     def open(self, rasters: Sequence[Raster]) -> Any:
         """A context manager of the scenes; see `scenes.open_scenes`."""
@@ -179,9 +182,9 @@ def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, A
     for raster in rasters:
         row = {k: v for k, v in dataclasses.asdict(raster).items() if v not in ("", (), [], None)}
         path = Path(row["path"])
-        rows.append(
-            {**row, "path": path.name, "bytes": path.stat().st_size if path.exists() else 0}
-        )
+        # The query of a URL holds a signature, which is another one every time.
+        name = path.name.partition("?")[0] if "://" in row["path"] else path.name
+        rows.append({**row, "path": name, "bytes": path.stat().st_size if path.exists() else 0})
     return {
         "rasters": rows, "years": list(images.years), "periods": list(images.periods),
         "step": images.step, "any_pixel_size": images.any_pixel_size,
