@@ -9,7 +9,8 @@
 
 --labels is GeoJSON, GeoParquet, .gpkg or a CSV with lon and lat, of points or polygons with a
 column of classes (--label_column) or values (--value_column), or a GeoTIFF of one band. The columns
-split (train, valid, test), date or year, and id are used if they are there.
+split (train, valid, test), date or year, and id are used if they are there: a label sees the images
+of the period that holds it, or with --months=-6:6 those of the year around its own month.
 
 --inputs is a manifest of GeoTIFFs as `tools.embed` takes it, a folder with --name, or STAC items (a
 file or folder of them, a collection with links, stac-geoparquet); all but folders may be URLs.
@@ -28,7 +29,7 @@ from typing import cast
 
 from absl import flags
 
-from olmoearth_jax.maps import fine_tuning, from_archive, imagery, stac, tokens
+from olmoearth_jax.maps import fine_tuning, from_archive, imagery, plan, stac, tokens
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
@@ -58,6 +59,7 @@ _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
 _YEARS = _list("years", [], "Periods that are years.")
 _PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+_MONTHS = _string("months", None, "Window around each label's date, as -6:6.")
 _ASSETS = _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
 _S2_OFFSET = _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
 _STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
@@ -128,6 +130,7 @@ def options() -> Options:
         path, _LABEL.value, _VALUE.value, None, _CLASSES.value, _COLORS.value,
         _RARE.value, _TOUCHED.value, ignore, _RESAMPLE.value, _BLOCK.value, _GAP.value,
         dict(zip(("train", "valid", "test"), _SPLIT.value, strict=True)), _UNIT.value,
+        plan.months_of(_MONTHS.value) if _MONTHS.value else None,
     )  # fmt: skip
     full = _MODE.value == "full"
     head = HeadOptions(

@@ -5,6 +5,7 @@ of items, or a stac-geoparquet file. Only the files that are named are read; not
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import posixpath
 import re
@@ -201,14 +202,14 @@ def _raster(
     told = _described(asset)
     fills = {str(b["nodata"]) for b in told if b.get("nodata") is not None}
     fill = float(fills.pop()) if len(fills) == 1 else None
-    day = date.isoformat() if hasattr(date, "isoformat") else str(date or "")
+    day = date.isoformat() if isinstance(date, datetime.date) else str(date or "")
     return Raster(
         _joined(base, str(asset["href"])), day[:10], modality, bands,
         offset=None if not offset else float(offset), nodata=fill,
     )  # fmt: skip
 
 
-def _described(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _described(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What an asset says of its bands, in any version of STAC."""
     lists = [asset.get(key) or [] for key in ("bands", "raster:bands", "eo:bands")]
     most = max(map(len, lists))

@@ -23,7 +23,7 @@ def _asset(href, **more):
     return {"href": href, "type": "image/tiff; application=geotiff; profile=cloud-optimized"} | more
 
 
-def _item(name, assets, date="2024-05-10T10:20:30Z", baseline="02.14", **properties):
+def _item(name, assets, date: str | None = "2024-05-10T10:20:30Z", baseline="02.14", **properties):
     held = {"datetime": date, "platform": "sentinel-2b", **properties}
     if baseline:
         held["s2:processing_baseline"] = baseline
@@ -80,9 +80,9 @@ def test_an_item_collection_is_a_raster_per_band(folder):
         _collection(folder / "new.json", _item("a", _assets(folder), baseline="05.09"))
     )
     np.testing.assert_array_equal(shifted.arrays["sentinel2_l2a"], raw - 1000)
-    applied = {"earthsearch:boa_offset_applied": True}
-    same, *_ = _pixels(_collection(folder / "e.json", _item("a", _assets(folder), baseline="05.09",
-                                                            **applied)))  # fmt: skip
+    item = _item("a", _assets(folder), baseline="05.09")
+    item["properties"]["earthsearch:boa_offset_applied"] = True
+    same, *_ = _pixels(_collection(folder / "e.json", item))
     np.testing.assert_array_equal(same.arrays["sentinel2_l2a"], raw)
 
 
