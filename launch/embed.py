@@ -4,6 +4,7 @@
         --inputs=imagery.csv --area=region.geojson --years=2023,2024 --output=/data/region
     python -m launch.embed ...same flags... --shard=3 --of=64       one of 64 workers
     python -m launch.embed ...same flags... --plan_only             sizes and memory, no model
+    python -m launch.embed ...same flags... --years=2023,2024,2025 --extend     a later year, too
 
 --inputs is a CSV or JSON list of GeoTIFFs with the columns path, date, modality, bands, and if need
 be offset, scale, nodata, resample (refuse, nearest, bilinear) and period; or a folder of them with
@@ -83,6 +84,7 @@ _float("offset", None, "Of --quantization=linear.")
 _integer("shard_side", None, "Tokens per side of a shard.", lower_bound=1)
 _integer("chunk", 64, "Tokens per side of a chunk.", lower_bound=1)
 _enum("extent", "region", plan.EXTENTS, "Arrays span the plan, or their whole zone.")
+_bool("extend", False, "Append later periods to the archive that is there.")
 _integer("shard", None, "Number of this worker, from 0.")
 _integer("of", None, "How many workers there are.")
 _bool("steal", True, "Take the shards of others when the own ones are done.")
@@ -150,6 +152,8 @@ def embed(o: Options) -> int:
         return 0
     if o.check_units:
         job.imagery.check_units()
+    if FLAGS.extend:
+        embed_job.extend(job, model)
     work, form = embed_job.open_job(job, model)
     from olmoearth_jax.maps.embed_shards import ShardWorker
 
