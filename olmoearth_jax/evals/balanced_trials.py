@@ -19,7 +19,7 @@ from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import classification_metrics
 from olmoearth_jax.modalities import closest
 
-CAPS = {
+_CAPS = {
     "ethiopia_crops": 49,
     "africa_crop_mask": 200,
     "canada_crops_fine": 75,
@@ -28,9 +28,9 @@ CAPS = {
 }
 """Most samples of a class that a fold draws, by the beginning of a data set's name."""
 
-DEFAULT_CAP = 300
-PRIMARY = "balanced_accuracy"
-METRICS = (PRIMARY, "accuracy", "macro_f1", "auroc", "prauc")
+_DEFAULT_CAP = 300
+_PRIMARY = "balanced_accuracy"
+METRICS = (_PRIMARY, "accuracy", "macro_f1", "auroc", "prauc")
 CLASSIFIERS = {
     "rf": ("sklearn.ensemble", "RandomForestClassifier", "scikit-learn"),
     "xgb": ("xgboost", "XGBClassifier", "xgboost"),
@@ -38,7 +38,7 @@ CLASSIFIERS = {
 }
 """Further predictors, at the defaults of their libraries: (module, class, package to install)."""
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrialSettings:
 
     draw_pool: tuple[str, ...] = ("train", "valid", "test")
     n_per_class: int | None = None
-    cap: int = DEFAULT_CAP
+    cap: int = _DEFAULT_CAP
     least_class_draw_fraction: float = 0.9
     n_folds: int | None = None
     max_folds: int | None = None
@@ -94,7 +94,7 @@ class TrialSettings:
 
 def cap_of(dataset: str) -> int:
     """Most samples of a class that a fold of this data set draws."""
-    return next((cap for prefix, cap in CAPS.items() if dataset.startswith(prefix)), DEFAULT_CAP)
+    return next((cap for prefix, cap in _CAPS.items() if dataset.startswith(prefix)), _DEFAULT_CAP)
 
 
 def task_name(host: str, predictor: str) -> str:
@@ -110,7 +110,7 @@ class Pool(NamedTuple):
 
 
 def make_pool(
-    splits: Mapping[str, Split], names: Sequence[str], num_classes: int, say: Say = print
+    splits: Mapping[str, Split], names: Sequence[str], num_classes: int, say: _Say = print
 ) -> Pool:
     """Joins splits, less the samples whose label is no class.
 
@@ -128,7 +128,7 @@ def make_pool(
     return Pool(x[keep], y[keep])
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """What folds of a pool look like.
 
     Attributes:
@@ -149,7 +149,7 @@ def fold_count(per_class: int) -> int:
     return 1 if per_class <= 1 else max(1, round(1000 / (2 * math.log10(per_class))))
 
 
-def make_plan(y: np.ndarray, settings: TrialSettings, say: Say = print) -> Plan | None:
+def make_plan(y: np.ndarray, settings: TrialSettings, say: _Say = print) -> _Plan | None:
     """The plan of a pool with the classes `y`; None, and a line that says why, if there is none."""
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
@@ -167,7 +167,7 @@ def make_plan(y: np.ndarray, settings: TrialSettings, say: Say = print) -> Plan 
         say("no balanced trials: a fold would draw every sample")
         return None
     folds = settings.n_folds or fold_count(drawn)
-    return Plan(drawn, min(folds, settings.max_folds or folds), least, len(classes))
+    return _Plan(drawn, min(folds, settings.max_folds or folds), least, len(classes))
 
 
 def draw_rows(y: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -196,7 +196,7 @@ def fit_ridge(
     return weights, y_mean - x_mean @ weights
 
 
-def ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Scores float32 [N, C] of embeddings."""
     return (np.asarray(x, np.float64) @ weights + bias).astype(np.float32)
 
@@ -232,7 +232,7 @@ def fold_scores(
     penalties |= {penalty_name(lam): lam for lam in settings.ridge_lambdas if lam > 0}
     for name, penalty in penalties.items():
         fit = fit_ridge(train.x, train.y, num_classes, penalty, settings.fit_intercept)
-        out[name] = ridge_scores(query, *fit)
+        out[name] = _ridge_scores(query, *fit)
     if settings.knn_ks:
         most = min(max(settings.knn_ks), len(train.y))
         sims, index = neighbours(train.x, query, most)
@@ -248,7 +248,7 @@ def fold_metrics(scores: np.ndarray, y: np.ndarray) -> dict[str, float]:
     guess = scores.argmax(1)
     recalls = [float(np.mean(guess[y == c] == c)) for c in np.unique(y)]
     out = classification_metrics(guess, y, scores)
-    return {PRIMARY: float(np.mean(recalls)), **{m: out[m] for m in METRICS[1:]}}
+    return {_PRIMARY: float(np.mean(recalls)), **{m: out[m] for m in METRICS[1:]}}
 
 
 def over_folds(values: Sequence[float]) -> tuple[float, float, float]:
@@ -267,7 +267,7 @@ def run_trials(
     *,
     draws: Sequence[np.ndarray] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    say: Say = print,
+    say: _Say = print,
 ) -> dict[str, dict[str, float]]:
     """Balanced trials on the embeddings of a classification task.
 

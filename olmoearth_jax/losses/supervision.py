@@ -20,15 +20,15 @@ from olmoearth_jax.losses.rows import Groups, safe_divide
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.supervision_maps import MapTask, spacing
 
-RATE_LIMIT = 1e-3
+_RATE_LIMIT = 1e-3
 """Share of a channel's rarer answer that is assumed at least."""
 
 _HIGHEST = lax.Precision.HIGHEST
-Sums = dict[str, jax.Array]
+_Sums = dict[str, jax.Array]
 
 
 @functools.lru_cache(maxsize=256)
-def bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
+def _bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
     """One axis of a bilinear resize without antialiasing, float32 [out_size, in_size].
 
     Half-pixel centres; beyond the outer ones the outermost pixel counts alone.
@@ -71,7 +71,7 @@ def draw_map(
     exact = per_cell[0] * rows == size[0] and per_cell[1] * cols == size[1]
     folded = exact and max(per_cell) <= unfold
     if folded:
-        down = [jnp.asarray(bilinear_matrix(unfold, n)) for n in per_cell]
+        down = [jnp.asarray(_bilinear_matrix(unfold, n)) for n in per_cell]
         if per_cell != (unfold, unfold):
             blocks = jnp.einsum("dcrs,ar,bs->dcab", blocks, *down, precision=_HIGHEST)
             offsets = jnp.einsum("crs,ar,bs->cab", offsets, *down, precision=_HIGHEST)
@@ -81,7 +81,7 @@ def draw_map(
     y = y.reshape(batch, h * r, w * s, channels)
     if not folded:
         across = [
-            jnp.asarray(bilinear_matrix(n, to)) for n, to in zip(y.shape[1:3], size, strict=True)
+            jnp.asarray(_bilinear_matrix(n, to)) for n, to in zip(y.shape[1:3], size, strict=True)
         ]
         y = jnp.einsum("byxc,ay,dx->badc", y, *across, precision=_HIGHEST)
     return y[:, :, :, None]
@@ -99,14 +99,14 @@ def class_index(values: jax.Array, class_values: tuple[float, ...]) -> jax.Array
     return jnp.argmin(jnp.abs(values[..., None] - table), axis=-1).astype(jnp.int32)
 
 
-def unknown_codes(values: jax.Array, task: MapTask) -> jax.Array:
+def _unknown_codes(values: jax.Array, task: MapTask) -> jax.Array:
     """bool [...]: values that stand for no class of the table, in the units of the data set."""
     table = jnp.asarray(np.asarray(task.known_values, np.float32))
     distance = jnp.min(jnp.abs(values[..., None] - table), axis=-1)
     return distance > np.float32(min(spacing(task.known_values) / 4, 1e6))
 
 
-def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
+def _pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sums:
     """What a loss needs of each sample, to be added up over the samples of a group.
 
     Args:
@@ -121,11 +121,11 @@ def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
     valid = jnp.all(target != MISSING, axis=-1)
     target = jnp.where(valid[..., None], target, 0.0)
     over = tuple(range(1, valid.ndim))
-    sums: Sums = {}
+    sums: _Sums = {}
     if task.task_type == "classification":
         value = target[..., 0]
         if task.known_values:
-            unknown = valid & unknown_codes(value, task)
+            unknown = valid & _unknown_codes(value, task)
             sums["unknown"] = jnp.sum(unknown.astype(jnp.float32), over)
             valid = valid & ~unknown if task.ignore_unknown else valid
         chosen = class_index(value, task.class_values)
@@ -146,14 +146,14 @@ def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
     return sums | {"count": jnp.sum(valid.astype(jnp.float32), over)}
 
 
-def map_loss(task: MapTask, sums: Sums) -> jax.Array:
-    """float32 [groups]: the unweighted loss, from `pixel_sums` added up per group."""
+def _map_loss(task: MapTask, sums: _Sums) -> jax.Array:
+    """float32 [groups]: the unweighted loss, from `_pixel_sums` added up per group."""
     count = sums["count"]
     if task.task_type == "binary_classification":
         balance = jnp.ones_like(sums["positive"])
         if task.pos_weight:
             share = safe_divide(sums["positive"], count[:, None])
-            share = lax.stop_gradient(jnp.clip(share, RATE_LIMIT, 1.0 - RATE_LIMIT))
+            share = lax.stop_gradient(jnp.clip(share, _RATE_LIMIT, 1.0 - _RATE_LIMIT))
             balance = (1.0 - share) / share
         return safe_divide(jnp.sum(balance * sums["yes"] + sums["no"], -1), count * task.channels)
     values = task.channels if task.task_type == "regression" else 1
@@ -195,9 +195,9 @@ class Supervision:
             if task.name not in targets or task.name not in predictions:
                 metrics[f"supervision/{task.name}"] = jnp.zeros(groups.count, jnp.float32)
                 continue
-            sums = pixel_sums(task, predictions[task.name], targets[task.name])
+            sums = _pixel_sums(task, predictions[task.name], targets[task.name])
             sums = {k: _by_group(v, groups) for k, v in sums.items()}
-            loss = map_loss(task, sums)
+            loss = _map_loss(task, sums)
             metrics[f"supervision/{task.name}"] = loss
             if "unknown" in sums:
                 seen = sums["count"] + sums["unknown"] * float(task.ignore_unknown)
