@@ -18,16 +18,20 @@ DENSE = 0.01
 _LONLAT_NAMES = ("CRS84", "EPSG::4326", "EPSG:4326")
 
 
-def shapely_library() -> Any:
+def shapely_library(what: str = "areas") -> Any:
     """The shapely package.
+
+    Args:
+      what: needs it, as an error says.
 
     Raises:
       ValueError: it is not installed.
     """
     try:
         import shapely
+        import shapely.geometry
     except ImportError:
-        raise ValueError("areas need the 'geo' extra: pip install 'olmoearth-jax[geo]'") from None
+        raise ValueError(f"{what} need the 'geo' extra: pip install 'olmoearth-jax[geo]'") from None
     return shapely
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -18,6 +19,7 @@ import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
 from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.maps import area
 from olmoearth_jax.maps.lattice import LONLAT
 
 EXTRAS = ("split", "date", "year", "id")
@@ -51,20 +53,7 @@ class Features:
         return all("Point" in shape.geom_type for shape in self.shapes)
 
 
-def shapely_library() -> Any:
-    """The shapely package.
-
-    Raises:
-      ValueError: it is not installed.
-    """
-    try:
-        import shapely
-        import shapely.geometry
-    except ImportError:
-        raise ValueError(
-            "labels of points and polygons need the 'geo' extra: pip install 'olmoearth-jax[geo]'"
-        ) from None
-    return shapely
+shapely_library = functools.partial(area.shapely_library, "labels of points and polygons")
 
 
 @dataclasses.dataclass
