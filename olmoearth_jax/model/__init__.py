@@ -5,7 +5,7 @@ from olmoearth_jax.exports import exported
 __getattr__, __dir__ = exported(
     __name__,
     {
-        "config": "ModelConfig EncoderConfig PredictorConfig official_model from_dict to_dict",
+        "config": "ModelConfig EncoderConfig PredictorConfig official_model",
         "encoder": "Encoder slot_table",
         "decoder": "Predictor",
         "frozen": "FrozenEncoder",
