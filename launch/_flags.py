@@ -52,3 +52,20 @@ def needed(values: flags.FlagValues, name: str) -> str:
     if not value:
         raise ValueError(f"give --{name}")
     return str(value)
+
+
+def take_device(number: int | None) -> None:
+    """Starts JAX and makes one device its default, for --device.
+
+    Raises:
+      ValueError: JAX finds no devices, or there is none of this number.
+    """
+    import jax
+
+    platforms.check()
+    if number is None:
+        return
+    devices = jax.devices()
+    if number >= len(devices):
+        raise ValueError(f"there is no device {number}; there are {len(devices)}")
+    jax.config.update("jax_default_device", devices[number])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from olmoearth_jax.configlib.tasks import (
     has_own_stats,
     known,
 )
-from olmoearth_jax.evals import runner
+from olmoearth_jax.evals import balanced_trials, runner
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import Hooks, describe, run_task
 from olmoearth_jax.files import json_plain
@@ -103,8 +103,9 @@ def evaluate(
         wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
         key = runner.identity(wanted)
         if key in done:
-            out.append(done[key])
-            runner.complete_step(folder, loaded.step, done[key])
+            for item in _trials_of(done.values(), done[key]) + [done[key]]:
+                out.append(item)
+                runner.complete_step(folder, loaded.step, item)
             continue
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
         try:
@@ -113,10 +114,25 @@ def evaluate(
             failed.append(name)
             say(f"error: {name}: {e}")
             continue
-        item = runner.record(result, **about)
-        runner.append_line(folder, item)
-        runner.write_step(folder, loaded.step, [item])
-        out.append(item)
+        items = runner.records(result, **about)
+        for item in items:
+            runner.append_line(folder, item)
+        runner.write_step(folder, loaded.step, items)
+        out += items
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}")
     return out
+
+
+def _trials_of(held: Iterable[dict[str, Any]], host: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records of balanced trials that were run on the embeddings of a task."""
+    start = balanced_trials.task_name(host["task"], "")
+    keys = ("model", "checkpoint_step")
+    return [
+        r
+        for r in held
+        if r["mode"] == "balanced_trials"
+        and r["task"].startswith(start)
+        and all(r[k] == host[k] for k in keys)
+        and host["settings"].items() <= r["settings"].items()
+    ]

@@ -1,9 +1,11 @@
-"""Job files of many workers that need not know of each other: `launch.submit --job=embed`.
+"""Job files of many workers that need not know of each other: `launch.submit --job=embed|predict`.
 
     python -m launch.submit --job=embed --scheduler=slurm --workers=64 [--at_once=16] -- FLAGS
+    python -m launch.submit --job=predict --scheduler=k8s --workers=8 -- FLAGS
 
-FLAGS are those of launch.embed. --scheduler=slurm writes an array, --scheduler=k8s an Indexed Job
-of Kubernetes. Each worker takes one GPU, and finds its number in the environment.
+FLAGS are those of launch.embed or launch.predict. --scheduler=slurm writes an array,
+--scheduler=k8s an Indexed Job of Kubernetes. Each worker takes one GPU, and finds its number in the
+environment.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _multi_string = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
-_JOBS = ("embed",)
+_JOBS = ("embed", "predict")
 """Programs whose workers share a list of work."""
 _SCHEDULERS = ("slurm", "k8s")
 _APP = "/app"
 _RESTARTS = 6
 
-_string("job", None, "embed.")
+_string("job", None, "embed or predict.")
 _string("scheduler", "slurm", "slurm or k8s.")
 _string("run_name", None, "Name of the job; default: that of the output folder.")
 _integer("workers", 1, "How many workers there are.", lower_bound=1)
@@ -95,7 +97,7 @@ def _write(given: list[str]) -> Path:
         near = closest(FLAGS.scheduler, _SCHEDULERS)
         raise ValueError(f"unknown --scheduler={FLAGS.scheduler} of --job; {near}")
     output = _check(given)
-    name = FLAGS.run_name or Path(output).name or "embed"
+    name = FLAGS.run_name or Path(output).name or str(FLAGS.job)
     folder = Path(FLAGS.output or Path("local_output", name, "submit")).absolute()
     settings = _settings()
     _render.refuse_breakouts(name, given, settings, folder)

@@ -32,7 +32,7 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import commands, platforms
+from olmoearth_jax import commands
 from olmoearth_jax.data.progress import duration
 from olmoearth_jax.maps import embed_job, imagery, plan, store, work_list
 from olmoearth_jax.maps.embed_job import Job, Options
@@ -220,16 +220,9 @@ def _teller(total: int) -> Callable[[str, Mapping[str, Any]], None]:
 
 
 def _load(o: Options) -> Any:
-    import jax
-
     from olmoearth_jax.inference.model import load_pretrained
 
-    platforms.check()
-    if FLAGS.device is not None:
-        devices = jax.devices()
-        if FLAGS.device >= len(devices):
-            raise ValueError(f"there is no device {FLAGS.device}; there are {len(devices)}")
-        jax.config.update("jax_default_device", devices[FLAGS.device])
+    _flags.take_device(FLAGS.device)
     model = load_pretrained(o.model)
     model.check_locations(o.pooling, o.patch_size, o.location_size)
     return model

@@ -80,7 +80,7 @@ def _chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
     """The tasks of the flags, and whether they were named one by one."""
     known = tasks.catalogue(_CATALOGUE.value)
     if _TASKS.value:
-        known = {**tasks.official_tasks("v1"), **known}
+        known = {**tasks.official_tasks("v1"), **tasks.official_tasks("v1_3"), **known}
     picked = tasks.select(known, _TASKS.value or None, _SKIP.value)
     if _BEST.value:
         picked = sweep.select_best_val(picked)

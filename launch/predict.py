@@ -57,8 +57,10 @@ _BLOCK = _integer("block", 1024, "Pixels per side of the unit of work.", lower_b
 _PROBABILITIES = _enum("probabilities", "uint8", map_files.PROBABILITIES, "Form of the file.")
 _SHARD = _integer("shard", None, "Number of this worker, from 0.")
 _OF = _integer("of", None, "Number of workers.")
-_NOSTEAL = _bool("nosteal", False, "Leave the blocks of other workers to them.")
+_STEAL = _bool("steal", True, "Take the blocks of others when the own ones are done.")
 _WAIT = _bool("wait", False, "Wait for blocks that other workers hold.")
+_ATTEMPTS = _integer("attempts", 3, "Times that a block is tried.", lower_bound=1)
+_DEVICE = _integer("device", None, "Number of the device to use.", lower_bound=0)
 
 
 def options() -> Options:
@@ -80,13 +82,14 @@ def options() -> Options:
         )  # fmt: skip
     return Options(
         run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,
-        _PROBABILITIES.value, _AREA.value, index, count, not _NOSTEAL.value, _WAIT.value,
+        _PROBABILITIES.value, _AREA.value, index, count, _STEAL.value, _WAIT.value, _ATTEMPTS.value,
     )  # fmt: skip
 
 
 def main() -> int:
     """Runs the program with the flags of the command line."""
     o = options()
+    _flags.take_device(_DEVICE.value)
     try:
         with work_list.stopping():
             found = predicting.run(o, lambda line: print(line, flush=True))
@@ -95,6 +98,11 @@ def main() -> int:
         return work_list.STOPPED
     for unit, error in found.failed.items():
         print(f"failed: {unit}: {error}", file=sys.stderr)
+    if found.failed:
+        print(
+            f"{len(found.failed)} blocks failed {o.attempts} times: mend their inputs and start "
+            f"again with --attempts={2 * o.attempts}"
+        )
     if found.busy:
         print(f"{len(found.busy)} blocks are with other workers")
     return 1 if found.failed else 0

@@ -6,7 +6,7 @@
     --scheduler=slurm    job.sbatch   in the virtual environment at hand, or --image (pyxis)
     --scheduler=jobset   jobset.yaml  Kubernetes JobSet, one pod per host
     --scheduler=docker   docker.sh    one container per host; run it on each of several hosts
-    --job=embed          many workers of launch.embed: --job=embed --workers=N -- FLAGS
+    --job=embed|predict  many workers of that program: --job=embed --workers=N -- FLAGS
     --sweep              one job for each item of the config file's `sweep()`; --list shows them
 
 The config is checked for these hosts and GPUs first: a batch that does not divide, a mesh that

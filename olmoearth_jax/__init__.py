@@ -11,9 +11,16 @@ if TYPE_CHECKING:
     from olmoearth_jax.inference.model import load_pretrained
     from olmoearth_jax.inference.sample import Sample
     from olmoearth_jax.maps.archive import dequantize, open_archive
+    from olmoearth_jax.model.versions import list_models
 
-__all__ = ["__version__", "Sample", "dequantize", "load_pretrained", "open_archive"]
-
+__all__ = [
+    "__version__",
+    "Sample",
+    "dequantize",
+    "list_models",
+    "load_pretrained",
+    "open_archive",
+]
 
 __getattr__, _ = exported(
     __name__,
@@ -21,5 +28,10 @@ __getattr__, _ = exported(
         "inference.model": "load_pretrained",
         "inference.sample": "Sample",
         "maps.archive": "dequantize open_archive",
+        "model.versions": "list_models",
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -81,5 +81,5 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    page = Path(sys.argv[1])
+    page = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/configuration.md")
     page.write_text(updated(page.read_text()))

@@ -15,6 +15,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from olmoearth_jax.configlib import schema
 from olmoearth_jax.modalities import ModalityName, closest
 from olmoearth_jax.model.versions import VERSIONS
 
@@ -37,10 +38,11 @@ _EVAL_MODES = ("knn", "linear_probe", "finetune", "embedding_diagnostics")
 _POOLING_TYPES = ("mean", "max")
 PROBE_TYPES = ("linear", "interpolate_linear", "bilinear_conv", "attnpool")
 CATALOGUES = ("knn_lp", "finetune", "diagnostics")
+BALANCED = "balanced_accuracy"
 _RANKED = ("auroc", "prauc", "class_f1")
 _VALUES = ("neg_rmse", "rmse", "mae", "r2")
 METRICS = {
-    "classification": ("accuracy", "macro_f1", *_RANKED),
+    "classification": ("accuracy", "macro_f1", *_RANKED, BALANCED),
     "multilabel": ("f1", "accuracy", "macro_f1", "micro_map", *_RANKED),
     "segmentation": ("miou", "overall_acc", "macro_acc", "macro_f1", "micro_f1", *_RANKED),
     "regression": _VALUES,
@@ -49,6 +51,9 @@ METRICS = {
 """Primary metrics that a kind of task can have, the default one first."""
 
 PRETRAIN_PREFIX = "pretrain_subset"
+
+STUDENT_DIMS = (128, 64)
+"""Widths at which official runs score the student."""
 
 EvalMode = Literal["knn", "linear_probe", "finetune", "embedding_diagnostics"]
 
@@ -61,9 +66,66 @@ class EvalInterval:
     unit: Literal["steps", "epochs"] = "epochs"
 
 
+CLASSIFIERS = {
+    "rf": ("sklearn.ensemble", "RandomForestClassifier", "scikit-learn"),
+    "xgb": ("xgboost", "XGBClassifier", "xgboost"),
+    "logreg": ("sklearn.linear_model", "LogisticRegression", "scikit-learn"),
+}
+"""Further predictors of balanced trials, at the defaults of their libraries: (module, class,
+package to install)."""
+
+
+@dataclasses.dataclass
+class BalancedTrials:
+    """Repeated small balanced training sets out of one pool (spec/evals_v1_3.md section 3)."""
+
+    draw_pool: list[Literal["train", "valid", "test"]] = field(
+        default_factory=lambda: ["train", "valid", "test"]
+    )
+    """Splits that make the pool, in this order."""
+    n_per_class: int | None = None
+    """Samples of a class that a fold draws; null derives it."""
+    cap: int | None = None
+    """Most of them where it is derived; null is the figure for the data set, else 300."""
+    least_class_draw_fraction: float = 0.9
+    """Share of the least class that is drawn at most."""
+    n_folds: int | None = None
+    """Folds; null derives them from the samples drawn of a class."""
+    max_folds: int | None = None
+    seed: int = 0
+    """Of the first fold; the others count on."""
+    knn_ks: list[int] = field(default_factory=lambda: [5, 20])
+    """Neighbours of each nearest-neighbour predictor."""
+    ridge_lambda: float = 0.0
+    """Penalty of the predictor 'ridge'; 0 is least squares."""
+    fit_intercept: bool = True
+    ridge_lambdas: list[float] = field(default_factory=list)
+    """Further penalties, a predictor each."""
+    classifiers: list[Literal["rf", "xgb", "logreg"]] = field(default_factory=list)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the settings, a sentence each."""
+        for name in ("n_per_class", "cap", "n_folds", "max_folds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name} must be at least 1, got {value}"
+        if not 0 < self.least_class_draw_fraction <= 1:
+            yield (
+                "least_class_draw_fraction must lie in (0, 1], got "
+                f"{self.least_class_draw_fraction}"
+            )
+        if any(k < 1 for k in self.knn_ks):
+            yield f"knn_ks must be positive, got {self.knn_ks}"
+        if any(not lam >= 0 for lam in (self.ridge_lambda, *self.ridge_lambdas)):
+            yield "a ridge penalty must not be negative"
+        for name in self.classifiers:
+            if name not in CLASSIFIERS:
+                yield f"unknown classifier {name!r}; {closest(name, CLASSIFIERS)}"
+
+
 @dataclasses.dataclass
 class EvalTaskConfig:
-    """One downstream task (spec/evals.md section 2)."""
+    """One downstream task (spec/evals.md section 2, spec/evals_v1_3.md section 1)."""
 
     dataset: str = ""
     """Key of the dataset, which need not be the name of the task."""
@@ -90,6 +152,11 @@ class EvalTaskConfig:
     eval_interval: EvalInterval = field(default_factory=EvalInterval)
     eval_mode: EvalMode | None = None
     """Null means kNN for classification and a linear probe for the rest."""
+    output: Literal["tokens", "locations", "student"] | None = None
+    """What of a model with an attention pooler is embedded: pooled patch tokens, its location
+    grid, or its student's; null is the grid, and the tokens of models without a pooler."""
+    output_dim: int | None = None
+    """First channels of the student that are kept; null keeps all."""
     use_pooled_tokens: bool = False
     use_center_token: bool = False
     label_fraction: float = 1.0
@@ -100,6 +167,8 @@ class EvalTaskConfig:
     quantize_bits: int | None = None
     quantile_config_path: str | None = None
     embedding_dim: int | None = None
+    balanced_trials: BalancedTrials | None = None
+    """Trials on the embeddings of a kNN task, besides its own score; null is none."""
     use_dice_loss: bool = False
     primary_metric: str | None = None
     primary_metric_class: int | None = None
@@ -134,6 +203,9 @@ class DatasetInfo:
     """Several dates per sample."""
     windowed: bool = False
     """Read through the windowed-raster format."""
+    stored: int | None = None
+    """Pixels per side of the stored windows where samples are cut out of them: the one around the
+    middle for classification, all that lie side by side for spatial tasks."""
     imputes: tuple[tuple[str, str], ...] = ()
     """Pairs (source band, target band) for absent bands."""
     sources: tuple[str, ...] = ()
@@ -235,6 +307,8 @@ def has_own_stats(info: DatasetInfo) -> bool:
 
 def _parse(record: Mapping[str, Any]) -> EvalTaskConfig:
     task = EvalTaskConfig(**record)
+    if "balanced_trials" in record:
+        task.balanced_trials = BalancedTrials(**record["balanced_trials"])
     if "eval_interval" in record:
         task.eval_interval = EvalInterval(*record["eval_interval"])
     return task
@@ -251,9 +325,20 @@ def catalogue(which: str = "knn_lp") -> dict[str, EvalTaskConfig]:
 
 
 def official_tasks(version: str) -> dict[str, EvalTaskConfig]:
-    """The in-loop tasks of the official runs of a version (spec/evals.md section 3.5)."""
-    records = _load("tasks.json")[VERSIONS[known("version", version, VERSIONS)].tasks]
-    return {name: _parse(record) for name, record in records.items()}
+    """The in-loop tasks of the official runs of a version (spec/evals.md section 3.5).
+
+    Those of models with a student are scored at each of its widths (spec/evals_v1_3.md section 2).
+    """
+    what = VERSIONS[known("version", version, VERSIONS)]
+    records = _load("tasks.json")[what.tasks]
+    found = {name: _parse(record) for name, record in records.items()}
+    if not what.pooler:
+        return found
+    return {
+        f"{name}_proj{dim}": dataclasses.replace(task, output="student", output_dim=dim)
+        for dim in STUDENT_DIMS
+        for name, task in found.items()
+    }
 
 
 def select(
@@ -274,10 +359,13 @@ def change_all(tasks: Mapping[str, EvalTaskConfig], **changes: Any) -> dict[str,
     """The tasks with some settings changed.
 
     Raises:
-      ValueError: a field that tasks do not have.
+      ValueError: a field that tasks do not have, or a member that a field does not have.
     """
-    for key in changes:
-        known("task field", key, [f.name for f in dataclasses.fields(EvalTaskConfig)])
+    fields = schema.hints(EvalTaskConfig)
+    for key, value in changes.items():
+        known("task field", key, list(fields))
+        if isinstance(value, Mapping):
+            changes[key] = schema.convert(fields[key], value, key)
     return {name: dataclasses.replace(task, **changes) for name, task in tasks.items()}
 
 
@@ -334,10 +422,25 @@ def _problems(task: EvalTaskConfig, info: DatasetInfo) -> Iterator[str]:
     yield from _number_problems(task, info, mode)
     if "regression" in info.task_type and mode == "knn":
         yield "kNN does not do regression; use linear_probe"
+    yield from _output_problems(task, info, mode)
     if task.quantize_bits is not None and task.quantile_config_path is None:
         yield "quantize_bits needs quantile_config_path, the file with the buckets"
     if task.h5py_dir is not None and not Path(task.h5py_dir).is_dir():
         yield f"h5py_dir {task.h5py_dir} does not exist"
+
+
+def _output_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iterator[str]:
+    if task.output_dim is not None and task.output != "student":
+        yield "output_dim keeps the first channels of the student; it needs output=student"
+    if task.output in ("locations", "student") and task.probe_type == "attnpool":
+        yield f"probe_type=attnpool takes patch tokens; it does not go with output={task.output}"
+    if task.output in ("locations", "student") and mode == "finetune":
+        yield f"fine-tuning takes patch tokens; it does not go with output={task.output}"
+    if task.balanced_trials is None:
+        return
+    if mode != "knn" or info.multilabel:
+        yield "balanced_trials needs a kNN task with one class per sample"
+    yield from task.balanced_trials.problems()
 
 
 def _number_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iterator[str]:
@@ -347,7 +450,7 @@ def _number_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iter
         yield "fine-tuning needs ft_lr and ft_grad_accum_steps of at least 1"
     for name in (
         "patch_size", "epochs", "embedding_batch_size", "probe_batch_size", "ft_batch_size",
-        "linear_probe_eval_interval", "max_train_samples", "embedding_dim",
+        "linear_probe_eval_interval", "max_train_samples", "embedding_dim", "output_dim",
     ):  # fmt: skip
         value = getattr(task, name)
         if value is not None and value < 1:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from olmoearth_jax.data.raster_file import (
     RasterError,
     RasterFile,
@@ -30,6 +32,17 @@ _MOST_OFF = 1e-3
 """Metres by which an edge may miss the lattice."""
 _REPEATS = (1, 2, 6)
 """Pixels of the modality's own size that one of a file may cover: 10, 20 and 60 m."""
+
+
+def zone_of(lon: Any) -> Any:
+    """UTM zone 1..60 of longitudes in degrees, by the 6 degrees alone; int of their shape."""
+    zones = np.floor(np.mod(np.asarray(lon, np.float64) + 180.0, 360.0) / 6.0).astype(int) + 1
+    return int(zones) if zones.ndim == 0 else zones
+
+
+def crs_of(zone: int) -> str:
+    """The CRS of a zone: its northern form on both hemispheres."""
+    return f"EPSG:{32600 + zone}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +121,7 @@ def _zone_of_centre(file: RasterFile) -> int:
         lon, _ = transform_points(file.crs, "EPSG:4326", [x], [y])
     except ValueError:
         return 0
-    middle = math.floor(((float(lon[0]) + 180) % 360) / 6) + 1
+    middle = zone_of(lon[0])
     for zone in (middle, middle % 60 + 1, (middle - 2) % 60 + 1):
         for base in (32600, 32700):
             if same_crs(file.crs, f"EPSG:{base + zone}"):
@@ -182,7 +195,7 @@ class LatticeStack(Stack):
 
     def _place(self, any_pixel_size: bool) -> None:
         rasterio = library()
-        self.crs = rasterio.crs.CRS.from_epsg(32600 + self._zone)
+        self.crs = rasterio.crs.CRS.from_user_input(crs_of(self._zone))
         self.transform = rasterio.transform.Affine(PIXEL, 0.0, 0.0, 0.0, -PIXEL, 0.0)
         self.shape = (0, 0)
         for layer in self._layers:

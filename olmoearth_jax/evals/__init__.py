@@ -10,7 +10,7 @@ __getattr__, __dir__ = exported(
         "embeddings": "Extraction PCA extract fit_pca",
         "finetune": "FineTuner",
         "knn": "knn_scores neighbours run_knn",
-        "balanced_trials": "TrialSettings run_trials",
+        "balanced_trials": "run_trials",
         "linear_probe": "train_probe",
         "models": "EmbeddingModel EncoderModel Precomputed RawBands baseline load_checkpoint",
         "runner": "Hooks TaskResult run_task",

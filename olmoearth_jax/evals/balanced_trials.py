@@ -6,7 +6,6 @@ scores all other samples of the pool. The pool holds the test split too, so thes
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import BALANCED, CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals.knn import neighbours, vote
 from olmoearth_jax.evals.samples import Split
-from olmoearth_jax.evals.scoring import classification_metrics
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.evals.scoring import balanced_accuracy, classification_metrics
 
-_CAPS = {
+CAPS = {
     "ethiopia_crops": 49,
     "africa_crop_mask": 200,
     "canada_crops_fine": 75,
@@ -28,73 +27,15 @@ _CAPS = {
 }
 """Most samples of a class that a fold draws, by the beginning of a data set's name."""
 
-_DEFAULT_CAP = 300
-_PRIMARY = "balanced_accuracy"
-METRICS = (_PRIMARY, "accuracy", "macro_f1", "auroc", "prauc")
-CLASSIFIERS = {
-    "rf": ("sklearn.ensemble", "RandomForestClassifier", "scikit-learn"),
-    "xgb": ("xgboost", "XGBClassifier", "xgboost"),
-    "logreg": ("sklearn.linear_model", "LogisticRegression", "scikit-learn"),
-}
-"""Further predictors, at the defaults of their libraries: (module, class, package to install)."""
+DEFAULT_CAP = 300
+METRICS = (BALANCED, "accuracy", "macro_f1", "auroc", "prauc")
 
-_Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialSettings:
-    """How trials are drawn and what predicts.
-
-    Attributes:
-      draw_pool: splits that make the pool, in this order.
-      n_per_class: samples of a class that a fold draws; None derives it.
-      cap: most of them where it is derived.
-      least_class_draw_fraction: share of the least class that is drawn at most.
-      n_folds: folds; None derives them from the samples drawn of a class.
-      max_folds: most folds.
-      seed: of the first fold; the others count on.
-      knn_ks: neighbours of each nearest-neighbour predictor.
-      ridge_lambda: penalty of the predictor 'ridge'; 0 is least squares.
-      fit_intercept: whether ridge centres its inputs.
-      ridge_lambdas: further penalties, a predictor each.
-      classifiers: names of `CLASSIFIERS`.
-    """
-
-    draw_pool: tuple[str, ...] = ("train", "valid", "test")
-    n_per_class: int | None = None
-    cap: int = _DEFAULT_CAP
-    least_class_draw_fraction: float = 0.9
-    n_folds: int | None = None
-    max_folds: int | None = None
-    seed: int = 0
-    knn_ks: tuple[int, ...] = (5, 20)
-    ridge_lambda: float = 0.0
-    fit_intercept: bool = True
-    ridge_lambdas: tuple[float, ...] = ()
-    classifiers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("n_per_class", "cap", "n_folds", "max_folds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < self.least_class_draw_fraction <= 1:
-            raise ValueError(
-                f"least_class_draw_fraction must lie in (0, 1], got "
-                f"{self.least_class_draw_fraction}"
-            )
-        if any(k < 1 for k in self.knn_ks):
-            raise ValueError(f"knn_ks must be positive, got {list(self.knn_ks)}")
-        if any(not lam >= 0 for lam in (self.ridge_lambda, *self.ridge_lambdas)):
-            raise ValueError("a ridge penalty must not be negative")
-        for name in self.classifiers:
-            if name not in CLASSIFIERS:
-                raise ValueError(f"unknown classifier {name!r}; {closest(name, CLASSIFIERS)}")
+Say = Callable[[str], None]
 
 
 def cap_of(dataset: str) -> int:
     """Most samples of a class that a fold of this data set draws."""
-    return next((cap for prefix, cap in _CAPS.items() if dataset.startswith(prefix)), _DEFAULT_CAP)
+    return next((cap for prefix, cap in CAPS.items() if dataset.startswith(prefix)), DEFAULT_CAP)
 
 
 def task_name(host: str, predictor: str) -> str:
@@ -110,7 +51,7 @@ class Pool(NamedTuple):
 
 
 def make_pool(
-    splits: Mapping[str, Split], names: Sequence[str], num_classes: int, say: _Say = print
+    splits: Mapping[str, Split], names: Sequence[str], num_classes: int, say: Say = print
 ) -> Pool:
     """Joins splits, less the samples whose label is no class.
 
@@ -128,7 +69,7 @@ def make_pool(
     return Pool(x[keep], y[keep])
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What folds of a pool look like.
 
     Attributes:
@@ -149,7 +90,7 @@ def fold_count(per_class: int) -> int:
     return 1 if per_class <= 1 else max(1, round(1000 / (2 * math.log10(per_class))))
 
 
-def make_plan(y: np.ndarray, settings: TrialSettings, say: _Say = print) -> _Plan | None:
+def make_plan(y: np.ndarray, settings: BalancedTrials, say: Say = print) -> Plan | None:
     """The plan of a pool with the classes `y`; None, and a line that says why, if there is none."""
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
@@ -158,7 +99,10 @@ def make_plan(y: np.ndarray, settings: TrialSettings, say: _Say = print) -> _Pla
     least = int(counts.min())
     drawn = settings.n_per_class
     if drawn is None:
-        drawn = min(settings.cap, max(1, math.floor(settings.least_class_draw_fraction * least)))
+        drawn = min(
+            settings.cap or DEFAULT_CAP,
+            max(1, math.floor(settings.least_class_draw_fraction * least)),
+        )
     if drawn > least:
         say(f"a fold draws {drawn} samples of a class, but the least class has only {least}")
     if gone := int((counts <= drawn).sum()):
@@ -167,7 +111,7 @@ def make_plan(y: np.ndarray, settings: TrialSettings, say: _Say = print) -> _Pla
         say("no balanced trials: a fold would draw every sample")
         return None
     folds = settings.n_folds or fold_count(drawn)
-    return _Plan(drawn, min(folds, settings.max_folds or folds), least, len(classes))
+    return Plan(drawn, min(folds, settings.max_folds or folds), least, len(classes))
 
 
 def draw_rows(y: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -196,7 +140,7 @@ def fit_ridge(
     return weights, y_mean - x_mean @ weights
 
 
-def _ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Scores float32 [N, C] of embeddings."""
     return (np.asarray(x, np.float64) @ weights + bias).astype(np.float32)
 
@@ -224,7 +168,7 @@ def _classifier_scores(name: str, train: Pool, query: np.ndarray, num_classes: i
 
 
 def fold_scores(
-    train: Pool, query: np.ndarray, num_classes: int, settings: TrialSettings
+    train: Pool, query: np.ndarray, num_classes: int, settings: BalancedTrials
 ) -> dict[str, np.ndarray]:
     """Scores [Q, C] of every predictor, fitted on one training set."""
     out: dict[str, np.ndarray] = {}
@@ -232,7 +176,7 @@ def fold_scores(
     penalties |= {penalty_name(lam): lam for lam in settings.ridge_lambdas if lam > 0}
     for name, penalty in penalties.items():
         fit = fit_ridge(train.x, train.y, num_classes, penalty, settings.fit_intercept)
-        out[name] = _ridge_scores(query, *fit)
+        out[name] = ridge_scores(query, *fit)
     if settings.knn_ks:
         most = min(max(settings.knn_ks), len(train.y))
         sims, index = neighbours(train.x, query, most)
@@ -246,9 +190,8 @@ def fold_scores(
 def fold_metrics(scores: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Metrics of one fold by the names of `METRICS`."""
     guess = scores.argmax(1)
-    recalls = [float(np.mean(guess[y == c] == c)) for c in np.unique(y)]
     out = classification_metrics(guess, y, scores)
-    return {_PRIMARY: float(np.mean(recalls)), **{m: out[m] for m in METRICS[1:]}}
+    return {BALANCED: balanced_accuracy(guess, y), **{m: out[m] for m in METRICS[1:]}}
 
 
 def over_folds(values: Sequence[float]) -> tuple[float, float, float]:
@@ -263,11 +206,11 @@ def over_folds(values: Sequence[float]) -> tuple[float, float, float]:
 def run_trials(
     splits: Mapping[str, Split],
     num_classes: int,
-    settings: TrialSettings,
+    settings: BalancedTrials,
     *,
     draws: Sequence[np.ndarray] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    say: _Say = print,
+    say: Say = print,
 ) -> dict[str, dict[str, float]]:
     """Balanced trials on the embeddings of a classification task.
 
@@ -284,8 +227,10 @@ def run_trials(
       eval_classes, pool_classes. {} where no trials can be drawn.
 
     Raises:
-      ValueError: no split, embeddings that are not one vector per sample, a missing package.
+      ValueError: wrong settings, no split, not one vector per sample, a missing package.
     """
+    if problem := next(settings.problems(), None):
+        raise ValueError(problem)
     pool = make_pool(splits, settings.draw_pool, num_classes, say)
     if pool.x.ndim != 2:
         raise ValueError("balanced trials need one embedding per sample")

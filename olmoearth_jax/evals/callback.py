@@ -33,7 +33,7 @@ class DownstreamEvaluator:
 
     Args:
       run: config of the run: its model, its evaluator with the tasks, its folder (`<step>.json` and
-        `results.jsonl` go to evals/ there), and its data, for pretrain_subset tasks without any.
+        `runner.jsonl` go to evals/ there), and its data, for pretrain_subset tasks without any.
       steps_per_epoch: for intervals in epochs.
       say: takes progress lines.
 
@@ -70,8 +70,10 @@ class DownstreamEvaluator:
         self.finished_first = False
         for name, task in self.tasks.items():
             tasks.check_task(name, task, self.options)
-        for name, reason in self.skipped.items():
-            say(f"evaluation task {name} is skipped: {reason}")
+        for reason in dict.fromkeys(self.skipped.values()):
+            names = [n for n, r in self.skipped.items() if r == reason]
+            what = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
+            say(f"evaluation {what} skipped: {reason}")
 
     @property
     def cancel(self) -> bool:
@@ -116,6 +118,7 @@ class DownstreamEvaluator:
         model = EncoderModel(self.model, params, self.dtype)
         values: dict[str, float] = {"checkpoint_step": float(step)}
         found: list[dict[str, Any]] = []
+        done = 0
         begun, hooks = time.perf_counter(), Hooks(stop, cache={})
         for name in self.due_tasks(step):
             try:
@@ -127,12 +130,13 @@ class DownstreamEvaluator:
                 self._say(f"evaluation task {name} failed at step {step}: {e}")
                 continue
             values |= runner.log_values(result)
-            found.append(runner.record(result, model=self.run_name, checkpoint_step=step))
+            found += runner.records(result, model=self.run_name, checkpoint_step=step)
+            done += 1
         # Written together, so that an evaluation that was stopped half-way leaves nothing.
         for item in found:
             runner.append_line(self.folder, item)
         runner.write_step(self.folder, step, found)
-        self._say(f"evaluated {len(found)} tasks in {time.perf_counter() - begun:.1f} s")
+        self._say(f"evaluated {done} tasks in {time.perf_counter() - begun:.1f} s")
         return values
 
 

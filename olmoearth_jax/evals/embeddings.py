@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig
-from olmoearth_jax.evals.models import EmbeddingModel
+from olmoearth_jax.evals.models import EmbeddingModel, EncoderModel
 from olmoearth_jax.evals.probe_heads import rng
 from olmoearth_jax.evals.samples import (
     MASK,
@@ -19,6 +19,7 @@ from olmoearth_jax.evals.samples import (
     collate,
 )
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.model.config import AttentionPoolerConfig
 from olmoearth_jax.model.pooling import Pooling
 
 
@@ -26,12 +27,36 @@ class Stopped(Exception):
     """The caller asked to give up."""
 
 
-def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
+def _pooler(model: Any) -> AttentionPoolerConfig | None:
+    known = isinstance(model, EncoderModel)
+    return model.config.encoder_config.attention_pooler_config if known else None
+
+
+def output_of(task: EvalTaskConfig, model: Any) -> str:
+    """What a task embeds of a model: 'tokens', 'locations' or 'student'."""
+    grid = _pooler(model) is not None and task.probe_type != "attnpool"
+    return task.output or ("locations" if grid else "tokens")
+
+
+def pooling_of(task: EvalTaskConfig, info: DatasetInfo, model: Any = None) -> Pooling:
     """How a task pools.
 
+    Args:
+      model: what makes the embeddings; of an `EncoderModel` with an attention pooler a task takes
+        the location grid unless it asks for something else (spec/evals_v1_3.md section 1).
+
     Raises:
-      ValueError: a choice that does not fit the task's type.
+      ValueError: a choice that does not fit the task's type, or that the model does not have.
     """
+    pooler, output = _pooler(model), output_of(task, model)
+    if output in ("locations", "student") and pooler is None:
+        raise ValueError(f"output={output} needs a model with an attention pooler")
+    if output == "student" and pooler is not None:
+        widest = max(pooler.student_dims or [0])
+        if not widest:
+            raise ValueError("output=student: this model has no student; take output=locations")
+        if (task.output_dim or 0) > widest:
+            raise ValueError(f"output_dim={task.output_dim} is more than the student's {widest}")
     if task.use_pooled_tokens:
         raise ValueError(
             "use_pooled_tokens needs an encoder with early attention pooling; this model has none"
@@ -41,7 +66,10 @@ def pooling_of(task: EvalTaskConfig, info: DatasetInfo) -> Pooling:
     place = "centre" if task.use_center_token else "instance"
     if info.spatial:
         place = "spatial_concat" if task.probe_type == "attnpool" else "spatial"
-    return Pooling(task.pooling_type, place)
+    if output == "tokens":
+        return Pooling(task.pooling_type, place)
+    grid = "location" if output == "locations" else "student"
+    return Pooling(task.pooling_type, grid, reduce=place, channels=task.output_dim)
 
 
 class Samples(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import (
+    BALANCED,
     DEFAULTS,
     DatasetInfo,
     EvalTaskConfig,
@@ -23,9 +25,17 @@ from olmoearth_jax.configlib.tasks import (
     eval_mode,
     modalities_of,
 )
-from olmoearth_jax.evals import finetune, knn, linear_probe
+from olmoearth_jax.evals import balanced_trials, finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import Extraction, diagnostics, extract, fit_pca, pooling_of
+from olmoearth_jax.evals.embeddings import (
+    Extraction,
+    Stopped,
+    diagnostics,
+    extract,
+    fit_pca,
+    output_of,
+    pooling_of,
+)
 from olmoearth_jax.evals.models import EmbeddingModel, Precomputed
 from olmoearth_jax.evals.probe_heads import rng
 from olmoearth_jax.evals.samples import Split
@@ -38,6 +48,8 @@ from olmoearth_jax.files import (
     write_atomically,
 )
 from olmoearth_jax.inference import quantize
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -53,6 +65,8 @@ class TaskResult:
     settings: dict[str, Any]
     embedding_shape: tuple[int, ...]
     seconds: float
+    trials: tuple[TaskResult, ...] = ()
+    """Balanced trials on the same embeddings, a task of its own for each predictor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +114,15 @@ def run_task(
     begun = time.perf_counter()
     run = _Run(name, task, check_task(name, task, options), model, options, hooks)
     shape: tuple[int, ...] = ()
+    trials: tuple[TaskResult, ...] = ()
+    settings = describe(task, run.info, model, options)
     if run.mode == "finetune":
         scores = finetune.run(name, task, model, options, stop=hooks.stop, log=hooks.log)
     else:
         splits = _embeddings(run)
         shape = splits["train"][0].shape[1:]
         scores = _scores(run, splits)
+        trials = _trials(run, splits, settings)
     return TaskResult(
         name,
         run.mode,
@@ -113,9 +130,43 @@ def run_task(
         scores.get("test"),
         scores.get("bootstrap", {}),
         scores.get("diagnostics", {}),
-        describe(task, run.info, model, options),
+        settings,
         tuple(shape),
         round(time.perf_counter() - begun, 3),
+        trials,
+    )
+
+
+def _trials(
+    run: _Run, splits: dict[str, Split], settings: dict[str, Any]
+) -> tuple[TaskResult, ...]:
+    """What balanced trials on the task's embeddings give; none unless the task asks for them."""
+    if run.task.balanced_trials is None:
+        return ()
+    begun, wanted, info = time.perf_counter(), run.task.balanced_trials, run.info
+    wanted = dataclasses.replace(wanted, cap=wanted.cap or balanced_trials.cap_of(info.name))
+    say = run.hooks.log or log.warning
+    found = balanced_trials.run_trials(
+        splits, info.num_classes, wanted, stop=run.hooks.stop, say=say
+    )
+    if run.hooks.stop():
+        raise Stopped
+    seconds = round((time.perf_counter() - begun) / max(len(found), 1), 3)
+    settings = {**settings, "balanced_trials": dataclasses.asdict(wanted)}
+    shape = tuple(splits["train"][0].shape[1:])
+    return tuple(
+        TaskResult(
+            balanced_trials.task_name(run.name, name),
+            "balanced_trials",
+            EvalResult(values[BALANCED], BALANCED, BALANCED, values),
+            None,
+            {},
+            {},
+            settings,
+            shape,
+            seconds,
+        )
+        for name, values in found.items()
     )
 
 
@@ -171,6 +222,11 @@ def describe(
         "seed": task.finetune_seed if mode == "finetune" else options.seed,
         **getattr(model, "settings", {}),
     }
+    output = "tokens" if mode == "finetune" else output_of(task, model)
+    if output != "tokens":
+        out |= {"output": output, "output_dim": task.output_dim}
+        if not task.use_center_token:
+            out["pooling"] = "grid" if info.spatial else "mean"
     if mode == "knn":
         out["k"] = options.k
     if options.n_bootstrap:
@@ -181,7 +237,14 @@ def describe(
 
 def _embeddings(run: _Run) -> dict[str, Split]:
     """The splits' embeddings, from the cache if they were made for the same settings."""
-    ours = {"eval_mode", "eval_interval", "primary_metric", "primary_metric_class", *_PROBE}
+    ours = {
+        "eval_mode",
+        "eval_interval",
+        "primary_metric",
+        "primary_metric_class",
+        "balanced_trials",
+    }
+    ours |= set(_PROBE)
     fields = dataclasses.asdict(run.task).items()
     fields = {k: v for k, v in fields if k not in ours - {"probe_type"}}
     key = repr([run.options, run.mode == "embedding_diagnostics", fields])
@@ -203,7 +266,10 @@ def _extract_all(run: _Run) -> dict[str, Split]:
         splits = {split: model.split(task, info, split) for split in wanted}
     else:
         how = Extraction(
-            task.patch_size, pooling_of(task, info), task.embedding_batch_size, task.num_workers
+            task.patch_size,
+            pooling_of(task, info, model),
+            task.embedding_batch_size,
+            task.num_workers,
         )
         splits = {}
         for split, reader in {s: open_split(run.name, task, s) for s in wanted}.items():
@@ -263,12 +329,20 @@ def log_values(result: TaskResult) -> dict[str, float]:
         if key in result.bootstrap:
             out[f"eval/test/{name}_bootstrap_{key}"] = result.bootstrap[key]
     out |= {f"eval_embed_diagnostics/{name}/{k}": v for k, v in result.diagnostics.items()}
+    for trial in result.trials:
+        out |= log_values(trial)
     return out | {f"eval_time/{name}": result.seconds}
 
 
-def record(result: TaskResult, **about: Any) -> dict[str, Any]:
-    """The JSON record of a result; `about` says which model (run, step, ...)."""
-    return json_plain({**about, **dataclasses.asdict(result)})
+def records(result: TaskResult, **about: Any) -> list[dict[str, Any]]:
+    """The JSON records of a result, its trials' first; `about` says which model (run, step, ...).
+
+    The record of the task itself is the last: where it stands, the others do.
+    """
+    fields = dataclasses.asdict(dataclasses.replace(result, trials=()))
+    fields.pop("trials")
+    own = json_plain({**about, **fields})
+    return [item for trial in result.trials for item in records(trial, **about)] + [own]
 
 
 def append_line(folder: Path, item: Mapping[str, Any]) -> None:

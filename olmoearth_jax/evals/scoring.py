@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import METRICS, DatasetInfo, EvalTaskConfig
+from olmoearth_jax.configlib.tasks import BALANCED, METRICS, DatasetInfo, EvalTaskConfig
 from olmoearth_jax.evals.samples import IGNORE
 from olmoearth_jax.modalities import closest
 
@@ -114,6 +114,11 @@ def classification_metrics(
     if scores is not None:
         out |= _one_vs_rest(labels[:, None] == np.arange(scores.shape[1]), scores)
     return out | {f"f1_class_{i}": float(v) for i, v in enumerate(f1)}
+
+
+def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Mean share of right predictions over the classes that `labels` hold; both int [N]."""
+    return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
 
 
 def multilabel_metrics(
@@ -242,6 +247,8 @@ def score(
             raise ValueError("no sample carries a label: every label is the ignore value")
         some = None if scores is None else scores[rows]
         values = classification_metrics(guess[rows], labels[rows], some)
+        if task.primary_metric == BALANCED:
+            values[BALANCED] = balanced_accuracy(guess[rows], labels[rows])
     return make_result(values, kind, task.primary_metric, task.primary_metric_class)
 
 

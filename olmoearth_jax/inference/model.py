@@ -16,7 +16,8 @@ import numpy as np
 
 from olmoearth_jax import modalities, platforms
 from olmoearth_jax.checkpoints.folders import NoCheckpoint
-from olmoearth_jax.inference import domain
+from olmoearth_jax.inference import describe, domain
+from olmoearth_jax.inference.labelled_arrays import embeddings_array
 from olmoearth_jax.inference.prepare import ModelInput, Rules, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, weights
@@ -69,10 +70,22 @@ class PretrainedModel(FrozenEncoder):
         self.ranges = ranges_of(self.modalities, loaded.normalization)
         self.rules = Rules(self.slots, self.version, self.ranges)
 
+    def __repr__(self) -> str:
+        return describe.model_line(self)
+
+    def summary(self) -> None:
+        """Prints what the model takes and gives, and its parameters."""
+        print(describe.model_summary(self))
+
+    @property
+    def default_patch_size(self) -> int:
+        """The patch size of `embed` where none is given, in pixels."""
+        return min(8, self.config.encoder_config.max_patch_size)
+
     def embed(
         self,
         sample: Sample | Sequence[Sample] | ModelInput,
-        patch_size: int = 8,
+        patch_size: int | None = None,
         pooling: str = "instance",
         pooling_type: str = "mean",
         batch_size: int | None = None,
@@ -83,7 +96,8 @@ class PretrainedModel(FrozenEncoder):
         Args:
           sample: one (its batch may be of any size), several of equal size, or what `prepare`
             made of them for this patch size.
-          patch_size: side in pixels of 10 m of what becomes one token; must divide the image.
+          patch_size: side in pixels of 10 m of what becomes one token; must divide the image. The
+            largest of the model, at most 8, by default.
           pooling: 'instance' gives one vector per sample, 'spatial' one per patch, and
             'spatial_concat' keeps the band sets of each patch apart. Models of v1.3 also give
             'location', one vector per location of their attention pooler, and 'student', a short
@@ -103,6 +117,8 @@ class PretrainedModel(FrozenEncoder):
             raise ValueError(f"unknown pooling {pooling!r}; {closest(str(pooling), POOLINGS)}")
         if pooling_type not in ("mean", "max"):
             raise ValueError(f"unknown pooling_type {pooling_type!r}; known: mean, max")
+        if patch_size is None:
+            patch_size = self.default_patch_size
         self.check_locations(pooling, patch_size, location_size)
         ready = self.prepare(sample, patch_size)
         _check_visible(ready)
@@ -110,6 +126,40 @@ class PretrainedModel(FrozenEncoder):
         pool = _chosen(Pooling(pooling_type, pooling), ready)  # pyright: ignore[reportArgumentType]
         call = frozen.Call(self.graph, patch_size, pool, fast, location_size)
         return _in_chunks(functools.partial(_embed, call, self.params), ready, batch_size)
+
+    def embed_xarray(
+        self,
+        images: Any,
+        patch_size: int | None = None,
+        pooling: str = "spatial",
+        pooling_type: str = "mean",
+        location_size: int | None = None,
+    ) -> Any:
+        """Embeddings of one place with their coordinates.
+
+        Args:
+          images: a sample made by `Sample.from_xarray`, or what that takes.
+          patch_size, pooling, pooling_type, location_size: as of `embed`.
+
+        Returns:
+          an xarray DataArray float32 of the dims (y, x, feature), coordinates at the centres of
+          the patches (or locations) and the CRS coordinate of the images; (feature,) with
+          pooling='instance'.
+
+        Raises:
+          ValueError: as of `embed` and `Sample.from_xarray`, or xarray is missing.
+        """
+        sample = images if isinstance(images, Sample) else Sample.from_xarray(images)
+        if sample.batch_size != 1 or pooling == "spatial_concat":
+            raise ValueError(
+                "embed_xarray gives one place, one embedding per patch, or one in all; "
+                "take embed for batches and for pooling='spatial_concat'"
+            )
+        patch = self.default_patch_size if patch_size is None else patch_size
+        values = self.embed(sample, patch, pooling, pooling_type, location_size=location_size)[0]
+        told = {"model": self.name, "model_digest": self.digest, "pooling": pooling,
+                "patch_size": patch}  # fmt: skip
+        return embeddings_array(values, location_size or patch, sample.place, told)
 
     def embed_domain(
         self,

@@ -11,13 +11,15 @@ import numpy as np
 from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.values import check_values
 from olmoearth_jax.dates import check_timestamps, newest, parse_dates
+from olmoearth_jax.inference import describe
+from olmoearth_jax.inference.labelled_arrays import Place, images_of
 from olmoearth_jax.modalities import MISSING, Modality, closest
 
 _Bands = Mapping[str, Sequence[str]]
 NAN_PIXELS = ("error", "fill", "mask")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sample:
     """One place, or a batch of them, with its images; see `from_arrays`."""
 
@@ -32,6 +34,11 @@ class Sample:
     """The values are normalised already."""
     nan_pixels: str = "mask"
     """What to do with single missing pixels: 'fill' or 'mask'."""
+    place: Place | None = None
+    """Where the pixels of a sample made by `from_xarray` lie."""
+
+    def __repr__(self) -> str:
+        return describe.sample_line(self)
 
     @property
     def batch_size(self) -> int:
@@ -89,6 +96,38 @@ class Sample:
         policy = "fill" if nan_pixels == "fill" else "mask"
         order = modalities.in_sample_order(data)
         return cls({n: data[n] for n in order}, stamps, absent, normalized, policy)
+
+    @classmethod
+    def from_xarray(
+        cls,
+        images: Any,
+        modality: str | None = None,
+        *,
+        normalized: bool = False,
+        nan_pixels: str = "error",
+        check_units: bool = True,
+        any_pixel_size: bool = False,
+    ) -> Sample:
+        """Builds a sample of one place from labelled arrays of xarray.
+
+        Args:
+          images: a DataArray with the dims time, band, y and x in any order; a Dataset whose
+            variables are modalities or bands; or {modality: either}. Names of bands come from
+            the coordinate of the band dim, or from the attribute `long_name`. Modalities of
+            other dates are missing where they have none. South-up images are turned.
+          modality: of an array or of bands; found by the names of the bands if they fit one only.
+          normalized, nan_pixels, check_units: as of `from_arrays`.
+          any_pixel_size: do not look whether neighbours are 10 m apart.
+
+        Raises:
+          ValueError: as of `from_arrays`, or coordinates that do not fit.
+        """
+        arrays, bands, days, place = images_of(images, modality, any_pixel_size)
+        made = cls.from_arrays(
+            arrays, days or None, bands=bands, normalized=normalized, nan_pixels=nan_pixels,
+            check_units=check_units,
+        )  # fmt: skip
+        return dataclasses.replace(made, place=place)
 
     @staticmethod
     def concatenate(samples: Sequence[Sample]) -> Sample:

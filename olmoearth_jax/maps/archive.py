@@ -111,6 +111,14 @@ class Archive:
         self.periods = self._read_periods(names[0])
         self._zones: dict[int, Zone] = {}
 
+    def __repr__(self) -> str:
+        zones = ", ".join(map(str, self.zones))
+        periods = ", ".join(map(str, self.periods))
+        return (
+            f"<Archive {self.path}: UTM zone{'s' * (len(self.zones) > 1)} {zones}; {periods}; "
+            f"{self.dimensions} values of {self.rule.dtype} per place>"
+        )
+
     def _read_periods(self, name: str) -> list[Any]:
         spans = self._group[name].attrs.get("olmoearth:periods")
         if spans is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.maps import cogs
+from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.maps import cogs, vectors
 from olmoearth_jax.maps.archive import Archive, Zone
+from olmoearth_jax.maps.lattice import LONLAT
 from olmoearth_jax.maps.quantise import NODATA
 from olmoearth_jax.maps.store import NOT_PROCESSED
 
@@ -102,32 +103,24 @@ def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]
 
 
 def read_points(path: Path) -> tuple[np.ndarray, dict[str, list[Any]]]:
-    """(float [N, 2] of lon and lat, columns) of GeoJSON points, or of a CSV with lon and lat.
+    """(float [N, 2] of lon and lat, columns) of the points of a file; see `vectors.read`.
 
     Raises:
       ValueError: it cannot be read, or holds something else than points.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-            lonlat = [[float(row.pop("lon")), float(row.pop("lat"))] for row in rows]
-        else:
-            features = json.loads(text)["features"]
-            odd = [f["geometry"]["type"] for f in features if f["geometry"]["type"] != "Point"]
-            if odd:
-                raise ValueError(f"it holds a {odd[0]}, but points are needed")
-            lonlat = [f["geometry"]["coordinates"][:2] for f in features]
-            rows = [f.get("properties") or {} for f in features]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        told = f"there is no {e}" if isinstance(e, KeyError) else str(e)
-        raise ValueError(f"{path} cannot be read as points: {told}") from None
-    if not lonlat:
+    table = vectors.read(path)
+    if not table.shapes:
         raise ValueError(f"{path} holds no points")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return np.array(lonlat, np.float64), {n: [row.get(n) for row in rows] for n in names}
+    for number, shape in enumerate(table.shapes, 1):
+        if shape is None or shape.is_empty or shape.geom_type != "Point":
+            kind = "empty" if shape is None or shape.is_empty else f"a {shape.geom_type}"
+            raise ValueError(f"{path}: feature {number} is {kind}, but points are needed")
+    shapes = table.shapes
+    if not same_crs(table.crs, LONLAT):
+        shapes = vectors.project(np.array(shapes, object), table.crs, LONLAT)
+    lonlat = vectors.shapely_library().get_coordinates(shapes)
+    names = list(dict.fromkeys(name for row in table.rows for name in row))
+    return lonlat, {n: [row.get(n) for row in table.rows] for n in names}
 
 
 def sample(

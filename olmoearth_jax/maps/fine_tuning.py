@@ -17,6 +17,7 @@ from olmoearth_jax.data.rasters import Raster
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.maps import (
     full_model,
+    imagery,
     run_folder,
     run_report,
     scenes,
@@ -63,8 +64,8 @@ class ImageOptions:
     check_units: bool = True
 
     def rasters(self) -> tuple[list[Raster], list[str]]:
-        """The rasters, and notes; see `scenes.list_rasters`."""
-        return scenes.list_rasters(self.inputs, self.name, self.modality, self.bands)
+        """The rasters, and notes; see `imagery.list_rasters`."""
+        return imagery.list_rasters(self.inputs, self.name, self.modality, self.bands)
 
     def open(self, rasters: Sequence[Raster]) -> Any:
         """A context manager of the scenes; see `scenes.open_scenes`."""
@@ -311,14 +312,13 @@ def _train(
     raw = token_head.fit(
         target, (train.raw, train.labels), (valid.raw, valid.labels), plain, weights
     )
-    mapped = score_map(o, pixels, opened, found, tokens.get("test"))
+    if "test" in tokens:
+        guesses["test"], tokens["test"] = score_map(o, pixels, opened, found, tokens["test"])
     name = "head" if probed else "encoder"
     run_folder.save_arrays(folder / "weights" / f"{name}.npz", stored)
     task = _task(o, model, opened, target, scale, found, weights, counts)
     run_folder.write_json(folder / run_folder.TASK, task.to_json())
     baselines = {"raw bands": raw(tokens["test"].raw)} if "test" in tokens else {}
-    if mapped is not None:
-        guesses["test"] = mapped
     return run_report.write(folder, o, found, tokens, guesses, baselines, counts, log, opened, say)
 
 
@@ -344,23 +344,30 @@ def _channels(target: Target) -> int:
 
 
 def score_map(
-    o: Options, model: tile_map.PixelModel, opened: Sequence[Scene], found: Labelled,
-    test: Tokens | None,
-) -> np.ndarray | None:  # fmt: skip
-    """What the map of these images will show at the test samples, float32 [N, K]."""
-    if test is None:
-        return None
+    o: Options, model: tile_map.PixelModel, opened: Sequence[Scene], found: Labelled, test: Tokens
+) -> tuple[np.ndarray, Tokens]:  # fmt: skip
+    """What the map of these images will show at the test samples, float32 [N, K], and they.
+
+    The patches of the map's tiles lie elsewhere than those of the samples' windows: beside a hole
+    in the images a sample may see data where the map has none. It is counted with those without.
+
+    Raises:
+      ValueError: the map shows none of them.
+    """
     out = np.zeros((len(test.labels), model.channels), np.float32)
+    shown = np.zeros(len(test.labels), bool)
     for number, scene in enumerate(opened):
         mine = np.flatnonzero(test.scene == number)
         if not len(mine):
             continue
         tiling = tile_map.tiling_of(scene.stack.shape, o.window, o.shared, model.patch)
-        got, there = tile_map.map_pixels(model, scene, tiling, test.row[mine], test.col[mine])
-        if not there.all():
-            raise ValueError("a test sample with data lies on no tile with data")
-        out[mine] = got
-    return out
+        out[mine], shown[mine] = tile_map.map_pixels(
+            model, scene, tiling, test.row[mine], test.col[mine]
+        )
+    if not shown.any():
+        raise ValueError("the test split has no label where the map has data")
+    found.counts["on_nodata"] += int((~shown).sum())
+    return out[shown], test.where(shown)
 
 
 def _task(

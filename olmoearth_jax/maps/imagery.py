@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,57 @@ def list_rasters(
     return found, notes
 
 
+def in_periods(
+    raster: Raster, multitemporal: bool, periods: Sequence[Period], step: str
+) -> dict[str, Raster]:
+    """Name of each period that a raster belongs to -> the raster with the day of each timestep.
+
+    What does not vary in time belongs to all, unless its own period is named.
+
+    Args:
+      step: what is one timestep: 'month', whose day is the 15th, or 'date'.
+
+    Raises:
+      ValueError: dates that are none, of several periods, or several of one month.
+    """
+    names = [p.name for p in periods]
+    if raster.period and names != [""]:
+        names = [n for n in names if n == raster.period.replace("/", "_")]
+    # The name of the period has done its work: a stack takes rasters of one only.
+    used = dataclasses.replace(raster, period="")
+    if not multitemporal:
+        return dict.fromkeys(names, used)
+    try:
+        dates = [parse_date(text) for text in raster.dates]
+    except ValueError as e:
+        raise ValueError(f"{raster.path}: {e}") from None
+    if dates and not (raster.period and periods[0].name):
+        some = [p for p in periods if any(map(p.holds, dates))]
+        mixed = [p.name for p in some if not all(map(p.holds, dates))]
+        if mixed:
+            raise ValueError(
+                f"{raster.path} holds dates inside and outside of the period {mixed[0]}: cut it "
+                "in two, or name its period in the manifest"
+            )
+        names = [p.name for p in some]
+    if step == "month":
+        dates = [d.replace(day=15) for d in dates]
+        if len(set(dates)) < len(dates) and names:
+            raise ValueError(
+                f"{raster.path} holds several dates of one month; take --step=date, or one date "
+                "a month"
+            )
+    used.date = [d.isoformat() for d in dates]
+    return dict.fromkeys(names, used)
+
+
+def no_raster_in(period: Period, rasters: Sequence[Raster]) -> ValueError:
+    """The error of a period without rasters."""
+    dates = sorted({d for r in rasters for d in r.dates})
+    shown = f"their dates are {dates[0]} to {dates[-1]}" if dates else "they have no dates"
+    return ValueError(f"no raster lies in the period {period.name}: {shown}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A raster of one period.
@@ -121,53 +172,27 @@ class Imagery:
                               "not used")  # fmt: skip
         for period in periods:
             if not self._of[period.name]:
-                raise ValueError(self._nothing(period, rasters))
+                raise no_raster_in(period, rasters)
         for name, found in self._of.items():
             _check_bands(found)
             _check_repeats(found)
-            _check_steps(name, days[name])
+            check_steps(name, days[name], step)
         self.bands = {n: bands[n] for n in modalities.in_sample_order(bands)}
         self._days = {name: sorted(found) for name, found in days.items()}
         form = "%Y-%m" if step == "month" else "%Y-%m-%d"
         self.steps = {n: [d.strftime(form) for d in ds] for n, ds in self._days.items()}
 
-    def _nothing(self, period: Period, rasters: Sequence[Raster]) -> str:
-        dates = sorted({d for r in rasters for d in r.dates})
-        shown = f"their dates are {dates[0]} to {dates[-1]}" if dates else "they have no dates"
-        return f"no raster lies in the period {period.name}: {shown}"
-
     def _sources(self, placed: Placed, step: str) -> dict[str, Source]:
         """Period -> the raster as it is used there."""
-        raster, bounds = placed.raster, _lonlat_of(placed)
-        if raster.period and raster.period not in self._of:
-            named = raster.period.replace("/", "_")
-            if named not in self._of:
-                return {}
-            raster = dataclasses.replace(raster, period=named)
-        if not placed.multitemporal:
-            names = [raster.period] if raster.period else list(self._of)
-            return {name: Source(placed, (), bounds) for name in names}
-        try:
-            dates = [parse_date(text) for text in raster.dates]
-        except ValueError as e:
-            raise ValueError(f"{raster.path}: {e}") from None
-        if not dates:
-            raise ValueError(f"{raster.path} has no date: give one in the manifest")
-        inside = {p.name: all(p.holds(d) for d in dates) for p in self.periods}
-        mixed = [p.name for p in self.periods
-                 if any(p.holds(d) for d in dates) and not inside[p.name]]  # fmt: skip
-        if raster.period:
-            inside = {name: name == raster.period for name in inside}
-        elif mixed:
-            raise ValueError(
-                f"{raster.path} holds dates inside and outside of the period {mixed[0]}: cut it "
-                "in two, or name its period in the manifest"
-            )
-        if step == "month":
-            dates = [d.replace(day=15) for d in dates]
-        texts = [d.isoformat() for d in dates]
-        shown = dataclasses.replace(placed, raster=dataclasses.replace(raster, date=texts))
-        return {n: Source(shown, tuple(dates), bounds) for n, so in inside.items() if so}
+        bounds = _lonlat_of(placed)
+        if placed.multitemporal and not placed.raster.dates:
+            raise ValueError(f"{placed.raster.path} has no date: give one in the manifest")
+        used = in_periods(placed.raster, placed.multitemporal, self.periods, step)
+        out = {}
+        for name, raster in used.items():
+            days = [parse_date(d) for d in raster.dates] if placed.multitemporal else []
+            out[name] = Source(dataclasses.replace(placed, raster=raster), tuple(days), bounds)
+        return out
 
     def keep(self, names: Sequence[str]) -> None:
         """Uses only these modalities.
@@ -192,6 +217,7 @@ class Imagery:
 
         Shorter periods repeat their last day, for which there is no raster.
         """
+        # So that the windows of all periods have one shape.
         most = max(len(d) for d in self._days.values()) or 1
         own = self._days[period] or [next(p.first for p in self.periods if p.name == period)]
         return own + own[-1:] * (most - len(own))
@@ -220,6 +246,22 @@ class Imagery:
     def stack(self, zone: int, period: str, box: Box) -> LatticeStack:
         """Open rasters that touch a box of a zone."""
         return LatticeStack(self.touching(zone, period, box), zone, self.bands, self.days(period))
+
+    def boxes(self, period: str) -> dict[int, Box]:
+        """Zone -> the box in its CRS around what the rasters of a period show of it, ascending."""
+        found: dict[int, list[Box]] = {}
+        for source in self._of[period]:
+            placed = source.placed
+            if placed.zone is not None:
+                found.setdefault(placed.zone, []).append(placed.box)
+                continue
+            for zone, shape in area.by_zone(area.shapely_library().box(*source.lonlat)).items():
+                found.setdefault(zone, []).append(shape.bounds)
+        out = {}
+        for zone in sorted(found):
+            west, south, east, north = zip(*found[zone], strict=True)
+            out[zone] = min(west), min(south), max(east), max(north)
+        return out
 
     def area(self) -> dict[int, Any]:
         """Zone -> what the rasters cover of its 6 degrees, in its CRS."""
@@ -357,10 +399,13 @@ def _check_repeats(sources: Sequence[Source]) -> None:
             )
 
 
-def _check_steps(period: str, days: set[datetime.date]) -> None:
-    if len(days) > modalities.MAX_TIMESTEPS:
-        shown = ", ".join(str(d) for d in sorted(days))
+def check_steps(period: str, days: Iterable[Any], step: str) -> None:
+    """Raises ValueError if a period has more timesteps than the models take."""
+    shown = sorted(str(day)[: 7 if step == "month" else 10] for day in set(days))
+    if len(shown) > modalities.MAX_TIMESTEPS:
+        when = f" of the period {period}" if period else ""
         raise ValueError(
-            f"the rasters of the period {period} have {len(days)} timesteps, but the models take "
-            f"at most {modalities.MAX_TIMESTEPS}: take --step=month, or a shorter period ({shown})"
+            f"the rasters{when} have {len(shown)} timesteps, but the models take at most "
+            f"{modalities.MAX_TIMESTEPS}: take --step=month, or a shorter period "
+            f"({', '.join(shown)})"
         )

@@ -1,30 +1,19 @@
-"""Labelled points and polygons of a file: GeoJSON, GeoParquet, GeoPackage, or CSV.
-
-shapely, pyarrow and pyogrio are imported when they are needed.
-"""
+"""Labelled points and polygons of a file."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import importlib
-import json
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import library as rasterio_library
-from olmoearth_jax.data.raster_file import same_crs
-from olmoearth_jax.maps import area
-from olmoearth_jax.maps.lattice import LONLAT
+from olmoearth_jax.maps import vectors
+from olmoearth_jax.maps.vectors import shapely_library
 
 EXTRAS = ("split", "date", "year", "id")
 """Columns that mean something if they are there."""
-SUFFIXES = (".geojson", ".json", ".csv", ".parquet", ".geoparquet", ".gpkg")
 
 
 @dataclasses.dataclass
@@ -53,19 +42,6 @@ class Features:
         return all("Point" in shape.geom_type for shape in self.shapes)
 
 
-shapely_library = functools.partial(area.shapely_library, "labels of points and polygons")
-
-
-@dataclasses.dataclass
-class _Table:
-    """Rows of a file as they stand there."""
-
-    shapes: list[Any]
-    rows: Sequence[Mapping[str, Any]]
-    crs: Any
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-
 def read(path: Path, column: str, numeric: bool = False) -> Features:
     """The labelled features of a file.
 
@@ -78,7 +54,7 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
       ValueError: the file cannot be read, holds no features or no such column, or labels of
         several types.
     """
-    table = _read_table(path)
+    table = vectors.read(path, "label file")
     if not table.rows:
         raise ValueError(f"the label file {path} holds no features")
     known = list(dict.fromkeys(key for row in table.rows for key in row))
@@ -172,143 +148,3 @@ def _usable(shape: Any) -> Any:
     if areas:
         return shapely.union_all(areas)
     return shapely.union_all(points) if points else "line"
-
-
-def _read_table(path: Path) -> _Table:
-    if not path.is_file():
-        raise ValueError(f"there is no label file {path}")
-    suffix = path.suffix.lower()
-    if suffix in (".geojson", ".json"):
-        return _read_geojson(path)
-    if suffix == ".csv":
-        return _read_csv(path)
-    if suffix in (".parquet", ".geoparquet"):
-        return _read_parquet(path)
-    if suffix == ".gpkg":
-        return _read_gpkg(path)
-    raise ValueError(
-        f"labels are read from {', '.join(SUFFIXES)} or .tif, not {suffix or 'a file without end'}"
-        f": {path}"
-    )
-
-
-def _read_geojson(path: Path) -> _Table:
-    shapely = shapely_library()
-    try:
-        held = json.loads(path.read_text(encoding="utf-8-sig"))
-        kind = held.get("type") if isinstance(held, dict) else None
-        features = {"FeatureCollection": lambda: held["features"], "Feature": lambda: [held]}
-        if kind not in features:
-            raise ValueError("it is no FeatureCollection")
-        shapes, rows = [], []
-        for feature in features[kind]():
-            geometry = feature.get("geometry")
-            shapes.append(None if geometry is None else shapely.geometry.shape(geometry))
-            row = dict(feature.get("properties") or {})
-            if "id" in feature:
-                row.setdefault("id", feature["id"])
-            rows.append(row)
-        named = held.get("crs")
-        name = named["properties"]["name"] if isinstance(named, dict) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ValueError(f"the label file {path} cannot be read as GeoJSON: {e}") from None
-    crs, notes = LONLAT, []
-    if name is not None and not _is_lonlat(name, path):
-        crs = name
-        notes = [f"{path} names the CRS {name}; GeoJSON should be longitude and latitude"]
-    return _Table(shapes, rows, crs, notes)
-
-
-def _is_lonlat(name: Any, path: Path) -> bool:
-    try:
-        return same_crs(name, LONLAT)
-    except ValueError:
-        raise ValueError(f"{path} names the unknown CRS {name!r}") from None
-
-
-def _read_csv(path: Path) -> _Table:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise ValueError(f"the label file {path} cannot be read as CSV: {e}") from None
-    return _from_lonlat(path, rows)
-
-
-def _from_lonlat(path: Path, rows: Sequence[Mapping[str, Any]]) -> _Table:
-    shapely = shapely_library()
-    known = list(rows[0]) if rows else []
-    for name in ("lon", "lat"):
-        if rows and name not in known:
-            raise ValueError(f"{path} needs columns lon and lat; it has: {', '.join(known)}")
-    places = []
-    for number, row in enumerate(rows):
-        try:
-            lon, lat = float(row["lon"]), float(row["lat"])
-        except (TypeError, ValueError):
-            lon = lat = math.nan
-        if not (-180 <= lon <= 180 and -90 <= lat <= 90):
-            raise ValueError(
-                f"row {number + 1} of {path} has no longitude and latitude in degrees: "
-                f"{row['lon']!r}, {row['lat']!r}"
-            )
-        places.append((lon, lat))
-    kept = [{k: v for k, v in row.items() if k not in ("lon", "lat")} for row in rows]
-    return _Table(list(shapely.points(places)) if places else [], kept, LONLAT)
-
-
-def _read_parquet(path: Path) -> _Table:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(
-            "reading Parquet needs the 'geo' extra: pip install 'olmoearth-jax[geo]'"
-        ) from None
-    try:
-        table = pyarrow.parquet.read_table(path)
-        stored = (table.schema.metadata or {}).get(b"geo")
-        about = None if stored is None else json.loads(stored)
-    except (OSError, ValueError, pyarrow.ArrowException) as e:
-        raise ValueError(f"the label file {path} cannot be read as Parquet: {e}") from None
-    if about is None:
-        return _from_lonlat(path, table.to_pylist())
-    name = about["primary_column"]
-    record = about["columns"][name]
-    if record.get("encoding") != "WKB":
-        raise ValueError(f"{path} stores its geometries as {record.get('encoding')}, not as WKB")
-    shapes = shapely_library().from_wkb(table[name].to_pylist())
-    rows = table.drop_columns([name]).to_pylist()
-    return _Table(list(shapes), rows, _geoparquet_crs(record, path))
-
-
-def _geoparquet_crs(record: Mapping[str, Any], path: Path) -> Any:
-    """The CRS of a geometry column; none said means longitude and latitude."""
-    if "crs" not in record:
-        return LONLAT
-    held = record["crs"]
-    if held is None:
-        raise ValueError(f"{path} says that its CRS is not known: set it, for example with ogr2ogr")
-    known = held.get("id") or {}
-    code = f"{known.get('authority')}:{known.get('code')}" if known else json.dumps(held)
-    try:
-        return rasterio_library().crs.CRS.from_user_input(code).to_wkt()
-    except Exception as e:  # rasterio's errors have several bases
-        raise ValueError(f"{path} has a CRS that cannot be read: {e}") from None
-
-
-def _read_gpkg(path: Path) -> _Table:
-    try:
-        raw = importlib.import_module("pyogrio.raw")
-    except ImportError:
-        raise ValueError(
-            "reading .gpkg needs the 'gpkg' extra: pip install 'olmoearth-jax[gpkg]'"
-        ) from None
-    try:
-        about, _, shapes, columns = raw.read(path)
-    except Exception as e:  # pyogrio's own errors have no common public base
-        raise ValueError(f"the label file {path} cannot be read as GeoPackage: {e}") from None
-    names = list(about["fields"])
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    if about["crs"] is None:
-        raise ValueError(f"{path} says nothing of its CRS")
-    return _Table(list(shapely_library().from_wkb(shapes)), rows, about["crs"])

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
-from olmoearth_jax.data.raster_file import transform_points
-from olmoearth_jax.maps.label_files import Features, shapely_library
+from olmoearth_jax.maps import vectors
+from olmoearth_jax.maps.label_files import Features
+from olmoearth_jax.maps.vectors import shapely_library
 
 SAME = 1e-6
 """Values that differ by more contradict each other."""
@@ -109,13 +110,8 @@ def project(features: Features, crs: Any) -> tuple[list[Any], int]:
       ValueError: a place that the CRS does not have.
     """
     shapely = shapely_library()
-
-    def moved(points: np.ndarray) -> np.ndarray:
-        found = transform_points(features.crs, crs, points[:, 0].tolist(), points[:, 1].tolist())
-        return np.stack(found, axis=1)
-
     shapes = shapely.force_2d(np.array(features.shapes, object))
-    out, repaired = list(shapely.transform(shapes, moved)), 0
+    out, repaired = list(vectors.project(shapes, features.crs, crs)), 0
     for at, shape in enumerate(out):
         if not shape.is_valid:
             parts = shapely.get_parts(shapely.make_valid(shape))

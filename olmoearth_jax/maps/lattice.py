@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.raster_lattice import crs_of, zone_of
+
+__all__ = ["LONLAT", "Grid", "Lattice", "crs_of", "grid_around", "pixel_of", "whole_zone",
+           "zone_bounds", "zone_of"]  # fmt: skip
+
 LONLAT = "EPSG:4326"
-
-
-def zone_of(lon: Any) -> Any:
-    """UTM zone 1..60 of longitudes in degrees, by the 6 degrees alone; int of their shape."""
-    zones = np.floor(np.mod(np.asarray(lon, np.float64) + 180.0, 360.0) / 6.0).astype(int) + 1
-    return int(zones) if zones.ndim == 0 else zones
-
-
-def crs_of(zone: int) -> str:
-    """The CRS of a zone."""
-    return f"EPSG:{32600 + zone}"
 
 
 def zone_bounds(zone: int) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class Options:
       probabilities: 'uint8', 'float32' or 'none'.
       area: file of polygons to stay within.
       index, count: of this worker.
-      steal, wait: see `WorkList.run`.
+      steal, wait, attempts: see `WorkList.run`.
     """
 
     run: str
@@ -77,6 +77,7 @@ class Options:
     count: int = 1
     steal: bool = True
     wait: bool = False
+    attempts: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,8 +297,9 @@ class _Mapper:
             self.say(f"{unit}: {record['valid']} pixels with data, {record['seconds']:.1f} s")
 
         found = blocks.run(
-            self._block, self.o.index, self.o.count, steal=self.o.steal, wait=self.o.wait, say=told
-        )
+            self._block, self.o.index, self.o.count, steal=self.o.steal, wait=self.o.wait,
+            attempts=self.o.attempts, say=told,
+        )  # fmt: skip
         if found.failed or any(blocks.marker(u) is None for u in blocks.units):
             return found
         last = whole.run(

@@ -16,6 +16,7 @@ from olmoearth_jax.files import replacing, write_atomically
 from olmoearth_jax.maps import report as reporting
 from olmoearth_jax.maps import report_html, run_folder, samples
 from olmoearth_jax.maps.labelled import Labelled
+from olmoearth_jax.maps.lattice import LONLAT, crs_of
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_cache import Tokens
 
@@ -133,7 +134,7 @@ def split_features(found: Labelled, scenes: Sequence[Scene]) -> dict[str, Any]:
         names, labels = found.split.names, [dict(h) for h in held]
     features = []
     for (zone, ring), name, counts in zip(corners, names, labels, strict=True):
-        lon, lat = transform_points(f"EPSG:{32600 + zone}", "EPSG:4326", ring[:, 0].tolist(),
+        lon, lat = transform_points(crs_of(zone), LONLAT, ring[:, 0].tolist(),
                                     ring[:, 1].tolist())  # fmt: skip
         places = [[round(float(x), 7), round(float(y), 7)] for x, y in zip(lon, lat, strict=True)]
         features.append({

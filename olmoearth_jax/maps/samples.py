@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.raster_lattice import FALSE_NORTHING
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import labels as label_grids
 from olmoearth_jax.maps.label_files import Features
-from olmoearth_jax.maps.lattice import zone_of
+from olmoearth_jax.maps.lattice import crs_of, zone_of
 from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.scenes import Scene
+from olmoearth_jax.maps.vectors import shapely_library
 
 NONE = -1
 """Index of no class."""
@@ -129,8 +131,6 @@ def burn_scene(
 
 def _points_by_pixel(shape: Any, t: Any, width: int):
     """(pixel, (x, y)) of the points of a geometry, the smallest of each pixel last."""
-    from olmoearth_jax.maps.label_files import shapely_library
-
     points = sorted(map(tuple, shapely_library().get_coordinates(shape).tolist()), reverse=True)
     for x, y in points:
         yield math.floor((y - t.f) / t.e) * width + math.floor((x - t.c) / t.a), (x, y)
@@ -190,7 +190,7 @@ def _edges(scene: Scene, size) -> list[int]:
     t: Any = scene.stack.transform
     epsg = scene.stack.crs.to_epsg() or 0
     # Southern zones count from 10,000 km: blocks count from the equator.
-    zero = 10_000_000 if 32701 <= epsg <= 32760 else 0
+    zero = FALSE_NORTHING if 32701 <= epsg <= 32760 else 0
     out = []
     for origin, pixel, n in ((t.f - zero, t.e, size[0]), (t.c, t.a, size[1])):
         edge = abs(pixel) * n
@@ -272,7 +272,7 @@ def locate(windows: Sequence[Window], scenes: Sequence[Scene]) -> Places:
         for z in np.unique(mine):
             some = np.flatnonzero(mine == z)
             flat = points[some].reshape(-1, 2)
-            crs = f"EPSG:{32600 + z}"
+            crs = crs_of(int(z))
             moved = transform_points(scene.stack.crs, crs, flat[:, 0].tolist(), flat[:, 1].tolist())
             found[np.array(rows)[some]] = np.stack(moved, -1).reshape(-1, 5, 2)
     boxes = found[:, 1:].min(1), found[:, 1:].max(1)

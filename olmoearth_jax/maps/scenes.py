@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from olmoearth_jax import modalities
-from olmoearth_jax.data.raster_file import RasterFile, same_crs, transform_points
+from olmoearth_jax.data.raster_file import same_crs, transform_points
+from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack
+from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.rasters import Raster, Stack
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.maps import imagery, plan
+from olmoearth_jax.maps.imagery import Imagery
 from olmoearth_jax.maps.plan import Period
 
 _OVERVIEW = 256
 """Pixels per side that the units are judged by."""
+_NEAR = 1e-3
+"""Pixels by which a box may reach into one that it does not mean to hold."""
 
 
 def periods_of(years: Sequence[str] = (), spans: Sequence[str] = ()) -> list[Period]:
@@ -29,24 +34,6 @@ def periods_of(years: Sequence[str] = (), spans: Sequence[str] = ()) -> list[Per
     if not years and not spans:
         return [Period("", datetime.date.min, datetime.date.max)]
     return plan.periods_of(years, spans)
-
-
-def list_rasters(
-    source: str, name: str | None = None, modality: str | None = None, bands: Sequence[str] = ()
-) -> tuple[list[Raster], list[str]]:
-    """The rasters and notes of `imagery.list_rasters`; a map keeps the grid of its rasters.
-
-    Raises:
-      ValueError: see there; or a raster that asks to be resampled.
-    """
-    found, notes = imagery.list_rasters(source, name, modality, bands)
-    for raster in found:
-        if raster.resample != "refuse":
-            raise ValueError(
-                f"{raster.path}: a map has the grid of its rasters, so none is resampled; warp it "
-                "first, for example with gdalwarp"
-            )
-    return found, notes
 
 
 @dataclasses.dataclass
@@ -90,6 +77,38 @@ def sample_of(stack: Stack, window: Any, check: bool = False) -> Sample | None:
     )  # fmt: skip
 
 
+class ZoneStack(LatticeStack):
+    """Rasters of a zone as a map of some box of it: rows and columns start at its corner."""
+
+    def __init__(
+        self,
+        rasters: Sequence[Raster],
+        zone: int,
+        bands: dict[str, list[str]],
+        days: Sequence[datetime.date],
+        box: imagery.Box,
+    ):
+        """Opens rasters; see `LatticeStack`.
+
+        Args:
+          box: west, south, east, north in metres; grows to whole pixels.
+        """
+        self._box = box
+        super().__init__(rasters, zone, bands, days)
+
+    def _place(self, any_pixel_size: bool) -> None:
+        super()._place(any_pixel_size)
+        west, south, east, north = self._box
+        left, right = math.floor(west / PIXEL + _NEAR), math.ceil(east / PIXEL - _NEAR)
+        top, bottom = math.floor(-north / PIXEL + _NEAR), math.ceil(-south / PIXEL - _NEAR)
+        t: Any = self.transform
+        self.transform = type(t)(t.a, 0.0, t.a * left, 0.0, t.e, t.e * top)
+        self.shape = bottom - top, right - left
+        for layer in self._layers:
+            layer.top -= top * layer.modality.image_factor
+            layer.left -= left * layer.modality.image_factor
+
+
 @contextlib.contextmanager
 def open_scenes(
     rasters: Sequence[Raster],
@@ -100,6 +119,9 @@ def open_scenes(
 ):
     """The scenes of rasters, a context manager that gives (scenes, notes).
 
+    Rasters of one CRS keep their grid. If they are of several, or one asks to be resampled, each
+    UTM zone is a scene on the lattice of 10 m.
+
     Args:
       rasters: in the order in which overlapping ones count.
       periods: those outside of all are not used.
@@ -108,86 +130,72 @@ def open_scenes(
     Raises:
       ValueError: rasters that cannot be used, a period without any, or too many timesteps.
     """
-    notes: list[str] = []
+    looked = [_look(r) for r in rasters]
+    alike = all(same_crs(looked[0][0], crs) for crs, _ in looked[1:])
     with contextlib.ExitStack() as files:
-        scenes, used = [], 0
-        for period in periods:
-            mine = [_within(r, period, step) for r in rasters]
-            mine = [r for r in mine if r is not None]
-            used += len(mine)
-            if not mine:
-                dates = sorted({d for r in rasters for d in r.dates})
-                shown = f"{dates[0]} to {dates[-1]}" if dates else "none"
-                raise ValueError(
-                    f"no raster lies in the period {period.name}; their dates: {shown}"
-                )
-            _check_steps(mine, period)
-            groups = _grids(mine)
-            for group, crs in groups:
-                stack = files.enter_context(Stack(group, any_pixel_size))
-                notes += [n for n in stack.notes if n not in notes]
-                code = crs.to_authority()
-                zone = "" if len(groups) == 1 else ("_".join(code or ("grid",))).lower()
-                scenes.append(Scene(period, stack, zone))
-        left = len(rasters) * len(periods) - used
-        if periods[0].name and left and len(periods) == 1:
-            notes.append(f"{left} rasters lie outside of the period {periods[0].name}: not used")
-        if check_units:
-            for scene in scenes:
-                height, width = scene.stack.shape
-                thinned = scene.stack.read(slice(0, height), slice(0, width), _OVERVIEW)
-                sample_of(scene.stack, thinned, check=True)
+        if alike and all(r.resample == "refuse" for r in rasters):
+            moving = [x for _, x in looked]
+            scenes, notes = _one_grid(files, rasters, moving, periods, step, any_pixel_size)
+            if check_units:
+                for scene in scenes:
+                    _check_units(scene.stack)
+        else:
+            images = Imagery(rasters, periods, step)
+            if check_units:
+                images.check_units()
+            scenes = list(_zones(files, images))
+            notes = list(
+                dict.fromkeys([*images.notes, *(n for s in scenes for n in s.stack.notes)])
+            )
         yield scenes, notes
 
 
-def _within(raster: Raster, period: Period, step: str) -> Raster | None:
-    """The raster if its dates lie in a period, with the dates of its timesteps."""
-    if raster.period:
-        if period.name and raster.period != period.name:
-            return None
-    elif raster.dates:
-        inside = [period.holds(parse_date(d)) for d in raster.dates]
-        if not any(inside):
-            return None
-        if not all(inside):
-            raise ValueError(
-                f"{raster.path} holds dates inside and outside of the period {period.name}: cut "
-                "it in two"
-            )
-    dates = raster.dates
-    if step == "month":
-        dates = [f"{parse_date(d):%Y-%m}" for d in dates]
-        if len(set(dates)) < len(dates):
-            raise ValueError(
-                f"{raster.path} holds several dates of one month; take --step=date, or one date "
-                "a month"
-            )
-    # The name of the period has done its work: a stack takes rasters of one only.
-    return dataclasses.replace(raster, date=dates, period="")
-
-
-def _check_steps(rasters: Sequence[Raster], period: Period) -> None:
-    steps = sorted({d for r in rasters for d in r.dates})
-    most = modalities.MAX_TIMESTEPS
-    if len(steps) > most:
-        when = f" of the period {period.name}" if period.name else ""
-        raise ValueError(
-            f"the rasters{when} have {len(steps)} timesteps, but the models take at most {most}: "
-            f"take --step=month, or a shorter period ({', '.join(steps)})"
-        )
-
-
-def _grids(rasters: Sequence[Raster]) -> list[tuple[list[Raster], Any]]:
-    """The rasters by CRS, in the order of their first one."""
-    groups: list[tuple[list[Raster], Any]] = []
-    for raster in rasters:
-        with RasterFile(raster.path) as file:
-            crs = file.crs
-        if crs is None:
+def _look(raster: Raster) -> tuple[Any, bool]:
+    """(CRS, whether it varies in time) of a raster."""
+    layer = Layer(raster)
+    with layer.file as file:
+        if file.crs is None:
             raise ValueError(f"{raster.path} has no coordinate reference system")
-        mine = next((group for group, other in groups if same_crs(crs, other)), None)
-        if mine is None:
-            groups.append(([raster], crs))
-        else:
-            mine.append(raster)
-    return groups
+        return file.crs, layer.modality.multitemporal
+
+
+def _one_grid(
+    files: contextlib.ExitStack, rasters: Sequence[Raster], moving: Sequence[bool],
+    periods: Sequence[Period], step: str, any_pixel_size: bool,
+) -> tuple[list[Scene], list[str]]:  # fmt: skip
+    """The scenes of rasters of one CRS, on their grid; and notes."""
+    placed = [
+        imagery.in_periods(r, so, periods, step) for r, so in zip(rasters, moving, strict=True)
+    ]
+    scenes, notes = [], []
+    for period in periods:
+        mine = [names[period.name] for names in placed if period.name in names]
+        if not mine:
+            raise imagery.no_raster_in(period, rasters)
+        imagery.check_steps(period.name, (d for r in mine for d in r.dates), step)
+        stack = files.enter_context(Stack(mine, any_pixel_size))
+        notes += [n for n in stack.notes if n not in notes]
+        scenes.append(Scene(period, stack))
+    unused = sum(not names for names in placed)
+    if unused:
+        notes.append(f"{unused} of {len(rasters)} rasters lie outside of every period: not used")
+    return scenes, notes
+
+
+def _check_units(stack: Stack) -> None:
+    height, width = stack.shape
+    thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
+    sample_of(stack, thinned, check=True)
+
+
+def _zones(files: contextlib.ExitStack, images: Imagery) -> Iterator[Scene]:
+    """A scene for each period and zone."""
+    boxes = {p.name: images.boxes(p.name) for p in images.periods}
+    several = len({zone for held in boxes.values() for zone in held}) > 1
+    for period in images.periods:
+        days = [parse_date(text) for text in images.steps[period.name]]
+        for zone, box in boxes[period.name].items():
+            stack = files.enter_context(
+                ZoneStack(images.touching(zone, period.name, box), zone, images.bands, days, box)
+            )
+            yield Scene(period, stack, f"utm{zone:02d}" if several else "")

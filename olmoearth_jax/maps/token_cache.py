@@ -43,6 +43,13 @@ class Tokens:
     ids: list[str]
     lost: int = 0
 
+    def where(self, kept: np.ndarray) -> Tokens:
+        """Those that a bool [N] names; the others are counted as lost."""
+        names = ("x", "raw", "labels", "scene", "window", "row", "col")
+        parts = {name: getattr(self, name)[kept] for name in names}
+        ids = [name for name, so in zip(self.ids, kept, strict=True) if so]
+        return Tokens(**parts, ids=ids, lost=self.lost + int((~kept).sum()))
+
 
 class Reader(Protocol):
     """What gives the embeddings of labelled tokens."""
@@ -150,15 +157,12 @@ def _collect(
     seen = np.concatenate([c["seen"] for c in chunks])
     kind = np.float32 if found.target.classes is None else np.int64
     found_x, found_raw = (
-        np.concatenate([_widened(c[k], max(o[k].shape[-1] for o in chunks)) for c in chunks])[seen]
+        np.concatenate([_widened(c[k], max(o[k].shape[-1] for o in chunks)) for c in chunks])
         for k in ("x", "raw")
     )
-    names = [name for name, good in zip(ids, seen, strict=True) if good]
-    scene, window, row, col = (np.array(a)[seen] for a in (scene, window, row, col))
-    return Tokens(
-        found_x, found_raw, np.array(labels, kind)[seen], scene, window, row, col, names,
-        int((~seen).sum()),
-    )  # fmt: skip
+    at = [np.array(a) for a in (scene, window, row, col)]
+    every = Tokens(found_x, found_raw, np.array(labels, kind), at[0], at[1], at[2], at[3], ids)
+    return every.where(seen)
 
 
 def _widened(x: np.ndarray, width: int) -> np.ndarray:

@@ -89,6 +89,7 @@ def embed(call: Call, params: Any, data: Any, masks: Any, timestamps: Any) -> ja
     encoded = uniform_batch.encode_batch(encoder, batch, fast_pass=call.fast)
     grid: Any = encoded.locations
     if grid is not None and call.pool.place in LOCATIONS:
-        return grid.tokens if call.pool.place == "location" else grid.student
+        chosen = grid.tokens if call.pool.place == "location" else grid.student
+        return call.pool.of_grid(chosen)
     tokens = {n: x.astype(jnp.float32) for n, x in encoded.tokens.items()}
     return call.pool(tokens, masks)

@@ -142,6 +142,19 @@ class Pooling:
     patch, [B, D]. 'location' and 'student' are made by the encoder itself."""
     names: tuple[str, ...] | None = None
     """Modalities that count where space is kept; see `over`."""
+    reduce: str = "spatial"
+    """What is made of the grid of 'location' and 'student': as it is, 'spatial', its mean,
+    'instance', or its middle cell, 'centre'."""
+    channels: int | None = None
+    """First channels of that grid that are kept; None keeps all."""
+
+    def of_grid(self, grid: jax.Array) -> jax.Array:
+        """Embeddings of a grid [B, h, w, D] that the encoder made, as `reduce` and `channels` say;
+        the slice is not normalised again."""
+        grid = grid[..., : self.channels]
+        if self.reduce == "instance":
+            return jnp.mean(grid, axis=(1, 2))
+        return centre_token(grid) if self.reduce == "centre" else grid
 
     def over(self, masks: _Arrays) -> Pooling:
         """The same with the modalities that count in a batch of these (concrete) masks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from typing import Any
 
 
@@ -43,12 +44,23 @@ VERSIONS = {
     "v1_2": Version(
         ("nano", "tiny", "small", "base", "large"), ("nano", "tiny", "small", "base"), rotary=True
     ),
-    "v1_3": Version(("nano", "tiny", "small", "base"), ("base",), rotary=True, pooler=True),
+    "v1_3": Version(
+        ("nano", "tiny", "small", "base"), ("base",), rotary=True, pooler=True, tasks="v1_3"
+    ),
 }
 """By name, oldest first (spec/train.md section 8; the smaller sizes of v1.3 are ours)."""
 
 PUBLISHED = tuple(f"OlmoEarth-{name}-{size}" for name, v in VERSIONS.items() for size in v.names)
 """Names of the published models."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the published models, which `load_pretrained` takes.
+
+    Args:
+      pattern: only those that fit, as names of files do: '*v1_2*', '*-Base'. Case does not count.
+    """
+    return [name for name in PUBLISHED if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
 
 
 def version_of(config: Any) -> str:

@@ -69,8 +69,8 @@ def test_recipe(size, version):
     expected = "random_time_with_decode" if later else "modality_cross_random"
     assert loader.masking_config.strategy_config["type"] == expected
     tasks = trainer.callbacks.downstream_evaluator.tasks
-    assert len(tasks) == (7 if later else 4)
-    assert tasks["mados"].eval_interval.value == 4000
+    assert len(tasks) == (18 if newest else 7 if later else 4)
+    assert newest or tasks["mados"].eval_interval.value == 4000
 
 
 @pytest.mark.parametrize("size", PUBLISHED_VERSIONS["v1_3"])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from absl.testing import flagsaver
 
-from launch import _workers, embed
+from launch import _workers, embed, predict
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ["--model=m", "--inputs=i.csv", "--years=2023", "--output=/data/re gion"]
@@ -20,7 +20,9 @@ def submit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(*given: str, work=WORK) -> tuple[int, str]:
-        saved = [(flagsaver.save_flag_values(f), f) for f in (_workers.FLAGS, embed.FLAGS)]
+        saved = [
+            (flagsaver.save_flag_values(f), f) for f in (_workers.FLAGS, embed.FLAGS, predict.FLAGS)
+        ]
         try:
             rest = _workers.FLAGS(["submit", "--job=embed", *given, "--", *work])
             code = _workers.main(rest)
@@ -104,6 +106,20 @@ def test_mistakes_are_told_and_nothing_is_written(submit, tmp_path, given, work,
     code, told = submit(*given, work=work)
     assert code == 2 and said in told
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_of_a_map(submit, tmp_path):
+    work = ["--run=runs/crops", "--inputs=i.csv", "--output=/data/crops"]
+    code, told = submit("--job=predict", "--workers=5", work=work)
+    assert code == 0 and "5 workers" in told
+    text = (tmp_path / "local_output" / "crops" / "submit" / "job.sbatch").read_text()
+    assert "#SBATCH --array=0-4\n" in text
+    assert "python -m launch.predict --run=runs/crops --inputs=i.csv --output=/data/crops" in text
+    code, _ = submit("--job=predict", "--scheduler=k8s", "--workers=5", work=work)
+    held = yaml.safe_load((tmp_path / "local_output" / "crops" / "submit" / "job.yaml").read_text())
+    container = held["spec"]["template"]["spec"]["containers"][0]
+    assert code == 0 and container["command"][2] == "launch.predict"
+    assert {"name": "OLMOEARTH_WORKERS", "value": "5"} in container["env"]
 
 
 def test_the_command_of_submit_leads_here(tmp_path):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from olmoearth_jax.configlib.tasks import CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals import balanced_trials as trials
-from olmoearth_jax.evals.balanced_trials import TrialSettings
 
 
 def splits(counts=(12, 20, 9), width=6, seed=0):
@@ -19,7 +19,7 @@ def splits(counts=(12, 20, 9), width=6, seed=0):
 
 def test_every_fold_is_balanced_and_scored_on_the_rest():
     said = []
-    found = trials.run_trials(splits(), 3, TrialSettings(max_folds=5), say=said.append)
+    found = trials.run_trials(splits(), 3, BalancedTrials(max_folds=5), say=said.append)
     assert sorted(found) == ["knn20", "knn5", "ridge"] and not said
     for values in found.values():
         assert values["n_per_class"] == 8 and values["n_folds"] == 5
@@ -43,7 +43,7 @@ def test_the_number_drawn_and_the_folds():
 
     def plan(counts, **settings):
         y = np.repeat(np.arange(len(counts)), counts)
-        found = trials.make_plan(y, TrialSettings(**settings), said.append)
+        found = trials.make_plan(y, BalancedTrials(**settings), said.append)
         return tuple(found or ())
 
     assert plan([96, 500], cap=49)[:2] == (49, 296)
@@ -68,12 +68,12 @@ def test_missing_splits_are_said_and_bad_labels_dropped():
         trials.make_pool({}, ("train",), 3)
     grids = {"train": (np.zeros((4, 2, 2, 3)), np.arange(4) % 2)}
     with pytest.raises(ValueError, match="one embedding per sample"):
-        trials.run_trials(grids, 2, TrialSettings(), say=said.append)
+        trials.run_trials(grids, 2, BalancedTrials(), say=said.append)
 
 
 def test_classes_without_samples_and_penalties():
     data, said = splits((30, 30), width=5), []
-    settings = TrialSettings(n_folds=2, ridge_lambdas=(0.1, 1), knn_ks=(3,), n_per_class=2)
+    settings = BalancedTrials(n_folds=2, ridge_lambdas=(0.1, 1), knn_ks=(3,), n_per_class=2)
     found = trials.run_trials(data, 4, settings, say=said.append)
     assert sorted(found) == ["knn3", "ridge", "ridge_lam0p1", "ridge_lam1"]
     assert "least norm" in said[0] and found["ridge"]["pool_classes"] == 2
@@ -96,7 +96,7 @@ def test_values_that_are_no_numbers_do_not_count():
 
 
 def test_a_stop_reports_the_folds_so_far():
-    found = trials.run_trials(splits(), 3, TrialSettings(), stop=lambda: True, say=lambda _: None)
+    found = trials.run_trials(splits(), 3, BalancedTrials(), stop=lambda: True, say=lambda _: None)
     assert found["ridge"]["n_folds"] == 1
 
 
@@ -108,11 +108,11 @@ def test_names():
     )
 
 
-@pytest.mark.parametrize("name", list(trials.CLASSIFIERS))
+@pytest.mark.parametrize("name", list(CLASSIFIERS))
 def test_further_classifiers_say_what_they_need(name, monkeypatch):
     for module in ("sklearn", "sklearn.ensemble", "sklearn.linear_model", "xgboost"):
         monkeypatch.setitem(__import__("sys").modules, module, None)
-    settings = TrialSettings(classifiers=(name,), n_folds=1)
+    settings = BalancedTrials(classifiers=(name,), n_folds=1)
     with pytest.raises(ValueError, match=f"{name!r} needs the package"):
         trials.run_trials(splits(), 3, settings, say=lambda _: None)
 
@@ -129,4 +129,4 @@ def test_further_classifiers_say_what_they_need(name, monkeypatch):
 )
 def test_settings_that_cannot_be(settings, text):
     with pytest.raises(ValueError, match=text):
-        TrialSettings(**settings)
+        trials.run_trials(splits(), 3, BalancedTrials(**settings), say=lambda _: None)

@@ -38,3 +38,23 @@ def test_every_flag_is_explained(program, page):
     text = (PAGE.parent / page).read_text()
     assert len(names) > 15
     assert [n for n in names if not re.search(rf"--(no)?{n}\b", text)] == []
+
+
+def test_the_page_of_weights_lists_what_is_published():
+    page = (PAGE.parent / "weights.md").read_text()
+    rows = re.findall(r"^\| (OlmoEarth-\S+) \| ([\d,]+) \| ([\d,]*) ?\| (\d*) ?\|$", page, re.M)
+    assert [row[0] for row in rows] == olmoearth_jax.list_models()
+    spec = (PAGE.parent / "spec" / "model.md").read_text()
+    for name, encoder, total, megabytes in rows:
+        if total:
+            _, version, size = name.split("-")
+            counts = re.search(rf"^\| {version}-{size.lower()} \|(.*)\|$", spec, re.M)
+            assert counts is not None and counts[1].split("|")[0].strip() == encoder
+            assert counts[1].split("|")[5].strip() == total
+            assert round(int(total.replace(",", "")) * 4e-6) == int(megabytes)
+
+
+@pytest.mark.parametrize("page", ["weights.md", "published_models.md"])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (PAGE.parent / page).read_text()):
+        assert (PAGE.parent / target).exists(), target

@@ -336,3 +336,29 @@ def test_change_is_one_minus_the_cosine(tmp_path, rule):
     median = np.median(c)
     want = (c - median) / (1.4826 * np.median(np.abs(c - median)))
     np.testing.assert_allclose(score, want, atol=1e-2)
+
+
+def test_points_of_any_vector_file(tmp_path, capsys):
+    """Points are read as labels and areas are: with their CRS, and told by number if they do not
+    serve."""
+    import shapely
+
+    from olmoearth_jax.maps import extract, vectors
+
+    place = shapely.Point(13.25, 52.5)
+    moved = vectors.project(place, "EPSG:4326", "EPSG:32633")
+    crs = {"type": "name", "properties": {"name": "EPSG:32633"}}
+    feature = {"type": "Feature", "id": 7, "properties": {"kind": "x"},
+               "geometry": json.loads(shapely.to_geojson(moved))}  # fmt: skip
+    path = tmp_path / "p.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature], "crs": crs}))
+    lonlat, columns = extract.read_points(path)
+    np.testing.assert_allclose(lonlat, [[13.25, 52.5]], atol=1e-8)
+    assert columns == {"kind": ["x"], "id": [7]}
+    for geometry, said in (
+        (None, "feature 1 is empty"), ({"type": "Point"}, "feature 1"),
+        (json.loads(shapely.to_geojson(place.buffer(1))), "feature 1 is a Polygon"),
+    ):  # fmt: skip
+        path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
+        with pytest.raises(ValueError, match=said):
+            extract.read_points(path)

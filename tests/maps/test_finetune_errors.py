@@ -127,7 +127,7 @@ def test_images_that_do_not_go_together(folder):
     assert "2022-01, 2022-02" in text
     refused(folder, "several periods .2022, 2023., but the labels have no column",
             images=dataclasses.replace(many, years=["2022", "2023"]))  # fmt: skip
-    refused(folder, "no raster lies in the period 2019; their dates: 2022-01 to 2023-07",
+    refused(folder, "no raster lies in the period 2019: their dates are 2022-01 to 2023-07",
             images=dataclasses.replace(many, years=["2019"]))  # fmt: skip
     refused(folder, "--years=2023,2024 or --periods", images=dataclasses.replace(
         many, years=["2022"], periods=["2022-01/2022-05"]))  # fmt: skip
@@ -167,8 +167,3 @@ def test_labels_see_the_images_of_their_year(folder):
 def test_without_periods_all_dates_are_one():
     (one,) = scenes.periods_of()
     assert one.name == "" and one.holds(parse_date("1999-01")) and one.holds(parse_date("2050-12"))
-
-
-def test_a_raster_that_asks_to_be_resampled(folder):
-    (folder / "warp.csv").write_text("path,date,resample\na.tif,2023-05,nearest\n")
-    refused(folder, "none is resampled", images=ImageOptions(str(folder / "warp.csv")))

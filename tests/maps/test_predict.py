@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import rasterio
+from absl.testing import flagsaver
 from rasterio.transform import Affine
 
+from launch import _flags, predict
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.maps import fine_tuning, predicting
 from olmoearth_jax.maps.fine_tuning import ImageOptions
@@ -194,3 +196,41 @@ def test_images_that_do_not_fit_the_run(folder):
     with pytest.raises(ValueError, match="holds no run of launch.finetune"):
         predicting.run(dataclasses.replace(options(folder, "x"), run=str(folder)), quiet)
     assert not (folder / "x").exists()
+
+
+def program(*given) -> int:
+    """The exit code of launch.predict in this process."""
+    saved = flagsaver.save_flag_values(predict.FLAGS)
+    try:
+        predict.FLAGS(["predict", *map(str, given)])
+        return _flags.guarded(predict.main, ["predict"])
+    finally:
+        flagsaver.restore_flag_values(saved, predict.FLAGS)
+
+
+def test_a_damaged_image_fails_its_blocks_alone(folder, capsys):
+    rng = np.random.default_rng(0)
+    kinds = world.classes()
+    path = folder / "damaged.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", crs=world.CRS, transform=world.CORNER, nodata=0, count=12,
+        height=256, width=256, dtype="uint16", compress="deflate", blockysize=16,
+    ) as file:  # fmt: skip
+        file.write(world.images(kinds, 1))
+        file.descriptions = world.S2
+    whole = path.read_bytes()
+    middle = len(whole) - 30_000
+    path.write_bytes(whole[:middle] + rng.bytes(2_000) + whole[middle + 2_000 :])
+    (folder / "damaged.csv").write_text("path,date\ndamaged.tif,2024-05-10\nb.tif,2024-07-10\n")
+    given = [f"--run={folder / 'run'}", f"--inputs={folder / 'damaged.csv'}", "--block=64",
+             f"--output={folder / 'mended'}", "--nocheck_units"]  # fmt: skip
+    assert program(*given, "--device=7") == 2 and "no device 7" in capsys.readouterr().err
+    assert not (folder / "mended").exists()
+    assert program(*given, "--attempts=1") == 1
+    told = capsys.readouterr()
+    assert "damaged.tif" in told.err and "--attempts=2" in told.out
+    assert 0 < len(list((folder / "mended" / "job" / "failed").rglob("*.json"))) < 16
+    assert not (folder / "mended" / "classes.tif").exists()
+    path.write_bytes(whole)
+    assert program(*given, "--attempts=2") == 0
+    assert (folder / "mended" / "classes.tif").is_file()

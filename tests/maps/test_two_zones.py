@@ -1,4 +1,4 @@
-"""Images of two UTM zones: one run, and a map for each grid."""
+"""Images that share no grid: one run, and a map for each UTM zone on the lattice of 10 m."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def test_two_zones(tmp_path):
     made = predicting.Options(str(folder / "run"), o.images, str(folder / "map"))
     assert not predicting.run(made, quiet).failed
     numbers = np.array([{"field": 1, "forest": 2, "water": 3}[n] for n in world.NAMES])
-    for zone, transform in (("epsg_32633", world.CORNER), ("epsg_32632", WEST)):
+    for zone, transform in (("utm33", world.CORNER), ("utm32", WEST)):
         with rasterio.open(folder / "map" / zone / "classes.tif") as file:
             assert file.transform == transform
             assert (file.read(1) == numbers[kinds]).mean() > 0.8
@@ -38,3 +38,97 @@ def test_two_zones(tmp_path):
     alone = fine_tuning.run(dataclasses.replace(o, images=one, output=str(folder / "one")), quiet)
     # The other grid holds no labels: the same split of the same labels.
     assert alone["splits"]["test"]["labels"] == report["splits"]["test"]["labels"]
+
+
+def _predict(folder, rows, output, run="run"):
+    manifest = folder / f"{output}.csv"
+    manifest.write_text("path,date,resample\n" + "\n".join(rows) + "\n")
+    images = ImageOptions(str(manifest))
+    made = predicting.run(
+        predicting.Options(str(folder / run), images, str(folder / output)), quiet
+    )
+    assert not made.failed
+    with rasterio.open(folder / output / "classes.tif") as file:
+        return file.read(1), file.transform, file.crs
+
+
+def test_images_that_ask_to_be_resampled(tmp_path):
+    """Shifted by a part of a pixel and in another CRS: the map is that of the lattice."""
+    folder = world.build(tmp_path)
+    kinds, t = world.classes(), world.CORNER
+    numbers = np.array([{"field": 1, "forest": 2, "water": 3}[n] for n in world.NAMES])
+    for name in "ab":
+        with rasterio.open(folder / f"{name}.tif") as file:
+            x = file.read()
+        shifted = Affine(10, 0, t.c + 3, 0, -10, t.f - 4)
+        world.write_raster(folder / f"{name}_shifted.tif", x, transform=shifted)
+        with rasterio.vrt.WarpedVRT(
+            rasterio.open(folder / f"{name}.tif"), crs="EPSG:3035", add_alpha=False
+        ) as warped:
+            world.write_raster(
+                folder / f"{name}_laea.tif", warped.read(), crs="EPSG:3035",
+                transform=warped.transform,
+            )  # fmt: skip
+    # Trained on images that are resampled, too.
+    (folder / "laea.csv").write_text(
+        "path,date,resample\na_laea.tif,2023-05,nearest\nb_laea.tif,2023-07,bilinear\n"
+    )
+    o = options(folder, folder / "run", images=ImageOptions(str(folder / "laea.csv")))
+    report = fine_tuning.run(o, quiet)
+    assert report["splits"]["test"]["macro_f1"] > 0.5 and report["labels"]["on_nodata"] >= 0
+    _pixels_lie_where_they_were(o.images, kinds)
+    o = options(folder, folder / "run2")
+    fine_tuning.run(o, quiet)
+    rows = ["a_shifted.tif,2024-05,nearest", "b_shifted.tif,2024-07,bilinear"]
+    got, place, crs = _predict(folder, rows, "map", "run2")
+    assert crs == "EPSG:32633" and place.a == 10 and place.c % 10 == 0 and place.f % 10 == 0
+    top, left = round((place.f - t.f) / 10), round((t.c - place.c) / 10)
+    inner = got[top + 8 : top + 248, left + 8 : left + 248]
+    assert (inner == numbers[kinds][8:248, 8:248]).mean() > 0.7
+
+
+def _pixels_lie_where_they_were(images, kinds):
+    """On the lattice the classes of pixels agree best with the ground where nothing is moved."""
+    t = world.CORNER
+    with images.open(images.rasters()[0]) as (opened, _):
+        (scene,) = opened
+        place = scene.stack.transform
+        row, col = round((place.f - t.f) / 10), round((t.c - place.c) / 10)
+        got = scene.stack.read(slice(row, row + 256), slice(col, col + 256))
+    level = got.arrays["sentinel2_l2a"][:, :, 0].mean(-1)
+    near = np.abs(level[..., None] - np.array(world.LEVELS)).argmin(-1)
+    hits = {
+        (dy, dx): (near[4:-4, 4:-4] == np.roll(kinds, (dy, dx), (0, 1))[4:-4, 4:-4]).mean()
+        for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+    }  # fmt: skip
+    assert max(hits, key=lambda k: hits[k]) == (0, 0) and hits[0, 0] > 0.9, hits
+
+
+def test_northern_and_southern_names_of_one_zone_are_one_map(tmp_path):
+    """Across the equator EPSG:327zz is EPSG:326zz with other northings."""
+    folder = world.build(tmp_path)
+    fine_tuning.run(options(folder, folder / "run"), quiet)
+    kinds = world.classes()
+    numbers = np.array([{"field": 1, "forest": 2, "water": 3}[n] for n in world.NAMES])
+    for m, seed in (("05", 1), ("07", 2)):
+        x = world.images(kinds, seed)
+        world.write_raster(folder / f"n_{m}.tif", x[:, :128],
+                           transform=Affine(10, 0, 500_480, 0, -10, 1_280))  # fmt: skip
+        world.write_raster(folder / f"s_{m}.tif", x[:, 128:], crs="EPSG:32733",
+                           transform=Affine(10, 0, 500_480, 0, -10, 10_000_000))  # fmt: skip
+    rows = [f"{n}_{m}.tif,2024-{m}," for n in "ns" for m in ("05", "07")]
+    got, place, crs = _predict(folder, rows, "equator")
+    assert crs == "EPSG:32633" and place.f == 1_280 and got.shape == kinds.shape
+    assert (got == numbers[kinds]).mean() > 0.8
+
+
+def test_images_off_the_lattice_say_how_to_bring_them_to_it(tmp_path):
+    folder = world.build(tmp_path)
+    x = world.images(world.classes(), 3)
+    world.write_raster(folder / "c.tif", x, crs="EPSG:32632",
+                       transform=Affine(10, 0, 699_523, 0, -10, 5_600_640))  # fmt: skip
+    (folder / "off.csv").write_text("path,date\na.tif,2023-05\nc.tif,2023-05\n")
+    o = options(folder, folder / "x", images=ImageOptions(str(folder / "off.csv")))
+    with pytest.raises(ValueError, match=r"c\.tif .*lattice of 10 m.*resample 'nearest'.*gdalwarp"):
+        fine_tuning.run(o, quiet)
+    assert not (folder / "x").exists()

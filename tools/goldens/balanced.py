@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.configlib.tasks import BalancedTrials
 from olmoearth_jax.evals import balanced_trials as trials
-from olmoearth_jax.evals.balanced_trials import TrialSettings
 
 from .common import Checks, Result
 from .model import under
@@ -19,14 +19,14 @@ KNN = {"rtol": 1e-4, "atol": 1e-5}
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
-def settings_of(entry: Mapping[str, Any]) -> TrialSettings:
+def settings_of(entry: Mapping[str, Any]) -> BalancedTrials:
     """The settings of a recorded case."""
-    return TrialSettings(
+    return BalancedTrials(
         n_per_class=entry["n_per_class_setting"],
         cap=entry["cap"],
         n_folds=entry["n_folds_setting"],
         seed=entry["seed"],
-        ridge_lambdas=tuple(lam for lam in entry["ridge_lambdas"] if lam),
+        ridge_lambdas=[lam for lam in entry["ridge_lambdas"] if lam],
         fit_intercept=entry["fit_intercept"],
     )
 

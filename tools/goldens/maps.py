@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,15 @@ from .common import Case, Checks, Result, load_json, load_npz, skipped
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """All cases of a folder of goldens of maps; what a compact copy lacks is left out."""
+    """All cases of a folder of goldens of maps; a compact copy holds its stores in one file."""
     for name, made in _MADE.items():
         if (folder / name).exists():
             yield from made(folder)
+    if (folder / "stores.zip").is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            with zipfile.ZipFile(folder / "stores.zip") as held:
+                held.extractall(scratch)
+            yield from _stores(Path(scratch))
     try:
         labels = importlib.import_module(f"{__package__}.maps_labels")
     except ModuleNotFoundError as e:

@@ -24,6 +24,7 @@ _PREFIXES: dict[str, type[Reader]] = {
     "m-": GeoBench,
     "mados": Mados,
     "sen1floods11": Sen1Floods11,
+    "pastis_year_aligned": Windowed,
     "pastis": Pastis,
     "fifty_cities": FiftyCities,
     "breizhcrops": BreizhCrops,

@@ -83,14 +83,46 @@ class Windowed(Reader):
                     "are needed unless norm_stats_from_pretrained is true"
                 )
             self.stats = read_json(path, dict)
-        return self.seeded_subset(items)
+        items = self.seeded_subset(items)
+        if self.info.stored is None:
+            return items
+        return [(item, corner) for item in items for corner in self._corners()]
+
+    def _corners(self) -> list[tuple[int, int]]:
+        """Upper left corners of the samples that are cut out of each window."""
+        stored, side = self.info.stored or 0, self.info.height_width or 0
+        if not self.info.spatial:
+            start = stored // 2 - side // 2
+            return [(start, start)]
+        return [(y, x) for y in range(0, stored, side) for x in range(0, stored, side)]
 
     def read(self, item) -> Raw:
-        arrays = read_window(item, self.modalities)
+        folder, corner = item if isinstance(item, tuple) else (item, None)
+        arrays = read_window(folder, self.modalities)
         try:
-            return self.arranged(arrays)
+            return self.arranged(arrays if corner is None else self._cut(arrays, corner))
         except ValueError as e:
-            raise ValueError(f"window {item.name}: {e}") from None
+            raise ValueError(f"window {folder.name}: {e}") from None
+
+    def _cut(
+        self, arrays: Mapping[str, np.ndarray], corner: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """The part of a window that is a sample; its label is that of its middle pixel, or all."""
+        stored, side = self.info.stored, self.info.height_width or 0
+        (y, x), out = corner, dict(arrays)
+        for name in (*self.modalities, "label", "valid"):
+            if name not in arrays or arrays[name].ndim < 2:
+                continue
+            if arrays[name].shape[-2:] != (stored, stored):
+                raise ValueError(
+                    f"{name} is {arrays[name].shape[-2]} x {arrays[name].shape[-1]} pixels in "
+                    f"size; windows of {self.info.name!r} have {stored} per side"
+                )
+            part = arrays[name][..., y : y + side, x : x + side]
+            if not self.info.spatial and name in ("label", "valid"):
+                part = part[..., side // 2, side // 2]
+            out[name] = part
+        return out
 
     def arranged(self, arrays: dict[str, np.ndarray]) -> Raw:
         """Raw item of [C, T, H, W] arrays, `label` and `valid`; Sentinel-1 is linear power."""
