@@ -45,10 +45,10 @@ class UserError(ValueError):
     """A mistake of the user that is no config problem; its text is all that is printed."""
 
 
-Verb = Callable[[ExperimentConfig], int | None]
+_Verb = Callable[[ExperimentConfig], int | None]
 
 
-def run(verb: Verb, require_valid: bool = True) -> None:
+def run(verb: _Verb, require_valid: bool = True) -> None:
     """Runs a verb as a program and ends the process.
 
     Args:
@@ -98,7 +98,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return commands.parse_flags(flags.FLAGS, argv, hint, _FIRST)
 
 
-def _main(argv: list[str], verb: Verb, changes: list[str], require_valid: bool) -> int:
+def _main(argv: list[str], verb: _Verb, changes: list[str], require_valid: bool) -> int:
     if len(argv) > 1:
         _fail([f"unexpected argument {a!r}; write --config.<path>=<value>" for a in argv[1:]])
     try:

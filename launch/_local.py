@@ -29,10 +29,10 @@ _AVERAGED = 10
 _SHOWN = 5
 """Metrics in the printed table; the file has all."""
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 
 
-def gpus() -> list[str]:
+def _gpus() -> list[str]:
     """The GPUs that a job may use, as CUDA numbers them; none where there is no NVIDIA driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
@@ -51,7 +51,7 @@ def shares(at_once: int) -> list[list[str]]:
     Raises:
       ValueError: they cannot be shared evenly.
     """
-    found = gpus()
+    found = _gpus()
     if found and len(found) % at_once:
         raise ValueError(f"{len(found)} GPUs cannot be shared by --at_once={at_once} jobs")
     each = len(found) // at_once
@@ -61,7 +61,7 @@ def shares(at_once: int) -> list[list[str]]:
 class Jobs:
     """Runs commands until all have ended or the user stops them."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, say: Say) -> None:
+    def __init__(self, commands: Mapping[str, Sequence[str]], logs: Path, say: _Say) -> None:
         """
         Args:
           commands: name -> command.

@@ -13,7 +13,7 @@ from olmoearth_jax.images import RGB, stretched
 from olmoearth_jax.masks import CODES
 from olmoearth_jax.modalities import MISSING, Tokenization
 
-WORLDCOVER = {
+_WORLDCOVER = {
     10: ("trees", "#006400"),
     20: ("shrubs", "#ffbb22"),
     30: ("grass", "#ffff4c"),
@@ -26,7 +26,7 @@ WORLDCOVER = {
     95: ("mangroves", "#00cf75"),
     100: ("moss and lichen", "#fae6a0"),
 }
-MASKS = {code: (about.words, about.colour) for code, about in enumerate(CODES)}
+_MASKS = {code: (about.words, about.colour) for code, about in enumerate(CODES)}
 _GREY = 0.93
 _ABSENT = "#f2f2f2"
 
@@ -142,7 +142,7 @@ def _map(axes: Any, name: str, values: np.ndarray) -> None:
     elif values.shape[-1] > 1:
         _classes(axes, *_layers(name, values))
     elif name == "worldcover":
-        known = {c: (f"{c} {text}", colour) for c, (text, colour) in WORLDCOVER.items()}
+        known = {c: (f"{c} {text}", colour) for c, (text, colour) in _WORLDCOVER.items()}
         _classes(axes, values[..., 0], known)
     elif name in ("cdl", "eurocrops"):
         _classes(axes, values[..., 0], {})
@@ -214,7 +214,7 @@ def _masks(
             rows.append(_blocks(mask[..., i], grid, steps))
             labels.append(name if i == 0 else "")
     image = np.ma.masked_less(np.concatenate(rows), 0)
-    palette = ListedColormap([colour for _, colour in MASKS.values()])
+    palette = ListedColormap([colour for _, colour in _MASKS.values()])
     axes.imshow(image, cmap=palette, vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest")
     axes.set_yticks([grid * (i + 0.5) - 0.5 for i in range(len(rows))], labels, fontsize=6)
     axes.set_xticks([grid * (t + 0.5) - 0.5 for t in range(steps)], range(1, steps + 1), fontsize=7)
@@ -223,7 +223,7 @@ def _masks(
     for t in range(1, steps):
         axes.axvline(grid * t - 0.5, color="black", linewidth=0.4)
     axes.set_title(f"tokens of {view}: {grid} x {grid} patches, {steps} timesteps", fontsize=9)
-    handles = [Patch(color=colour, label=text) for text, colour in MASKS.values()]
+    handles = [Patch(color=colour, label=text) for text, colour in _MASKS.values()]
     axes.legend(handles=handles, fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0))
 
 

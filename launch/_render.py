@@ -21,7 +21,7 @@ from olmoearth_jax.train.build import masking_strategies
 
 from ._app import USER_ERROR
 
-TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 SCHEDULERS = ("slurm", "jobset", "docker")
 PROCESS_PER = ("node", "gpu")
 
@@ -31,10 +31,10 @@ STOPPED = 75
 GRACE_S = 300
 """Seconds that a job gets between the request to stop and its end."""
 
-RESTARTS = 20
+_RESTARTS = 20
 """Restarts of a JobSet or a container."""
 
-MEMORY_PER_GPU = 64
+_MEMORY_PER_GPU = 64
 """GiB of host memory per GPU that a JobSet asks for if nothing else is said."""
 
 PORT = 29500
@@ -170,7 +170,7 @@ class Settings:
 def fill(template: str, values: Mapping[str, Any]) -> str:
     """The text of a template with every `{{name}}` replaced; lines emptied by that are dropped."""
     lines = []
-    for line in (TEMPLATES / template).read_text().splitlines():
+    for line in (_TEMPLATES / template).read_text().splitlines():
         new = re.sub(r"\{\{(\w+)\}\}", lambda m: str(values[m[1]]), line)
         if new.strip() or not line.strip():
             lines.append(new)
@@ -255,16 +255,16 @@ def files(
         "stopped": STOPPED,
         "devices": ",".join(topology.device_sets),
         "user_error": USER_ERROR,
-        "preflight": preflight(cfg, topology),
+        "preflight": _preflight(cfg, topology),
     }
     writer = {"slurm": _slurm, "jobset": _jobset, "docker": _docker}[scheduler]
     return writer(values, topology, settings, folder)
 
 
-Values = dict[str, Any]
+_Values = dict[str, Any]
 
 
-def preflight(cfg: ExperimentConfig, topology: Topology) -> str:
+def _preflight(cfg: ExperimentConfig, topology: Topology) -> str:
     """Shell lines that end a host at once if program, GPUs or dataset are not there."""
     lines = [
         'refuse() { echo "error: on $(hostname): $1" >&2; exit "$2"; }',
@@ -280,7 +280,7 @@ def preflight(cfg: ExperimentConfig, topology: Topology) -> str:
     return "\n".join(lines)
 
 
-def _slurm(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
+def _slurm(values: _Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
     container = pyxis(settings)
     gpus_per_process = topology.gpus_per_host // len(topology.device_sets)
     given = {k: v for k, v in settings.environment.items() if v is not None}
@@ -320,7 +320,9 @@ def limits(settings: Settings) -> list[str]:
     return [f"--{name}={shlex.quote(value)}" for name, value in given.items() if value]
 
 
-def _docker(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
+def _docker(
+    values: _Values, topology: Topology, settings: Settings, folder: Path
+) -> dict[str, str]:
     options = [f"-v {shlex.quote(str(mount))}" for mount in settings.mounts]
     options += [
         f"-e {shlex.quote(k if v is None else f'{k}={v}')}" for k, v in settings.environment.items()
@@ -332,7 +334,7 @@ def _docker(values: Values, topology: Topology, settings: Settings, folder: Path
         "first_host": 0 if alone else "",
         "coordinator": f"127.0.0.1:{PORT}" if alone else "",
         "usage": "" if alone else f"HOST_INDEX ADDRESS_OF_HOST_0:{PORT}",
-        "restart": f"--restart=on-failure:{RESTARTS}" if settings.requeue else "--rm",
+        "restart": f"--restart=on-failure:{_RESTARTS}" if settings.requeue else "--rm",
         "folders": f"mkdir -p {shlex.join(made)}" if made else "",
         "options": "".join(f"  {option} \\\n" for option in options).rstrip("\n"),
         "image": shlex.quote(settings.image or ""),
@@ -342,10 +344,12 @@ def _docker(values: Values, topology: Topology, settings: Settings, folder: Path
     return {"docker.sh": fill("docker.sh", values), "host.sh": fill("host.sh", values)}
 
 
-def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
+def _jobset(
+    values: _Values, topology: Topology, settings: Settings, folder: Path
+) -> dict[str, str]:
     mounts, claims = volumes(settings)
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}, *mounts]
-    memory = settings.memory or MEMORY_PER_GPU * topology.gpus_per_host
+    memory = settings.memory or _MEMORY_PER_GPU * topology.gpus_per_host
     # Readers hand samples over in shared memory, which counts as memory of the pod.
     shared = {"medium": "Memory", "sizeLimit": f"{max(memory // 4, 1)}Gi"}
     every = [{"name": "shm", "emptyDir": shared}, *claims]
@@ -355,7 +359,7 @@ def _jobset(values: Values, topology: Topology, settings: Settings, folder: Path
     environment = [{"name": k, "value": v} for k, v in settings.environment.items()]
     values |= {
         "namespace": settings.namespace,
-        "restarts": RESTARTS if settings.requeue else 0,
+        "restarts": _RESTARTS if settings.requeue else 0,
         "image": json.dumps(settings.image),
         "workdir": json.dumps(settings.workdir),
         "script": "".join(f"{'':22}{line}\n" for line in script.rstrip("\n").split("\n")).rstrip(

@@ -17,7 +17,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data import index, order
 from olmoearth_jax.data.remote import location
 
-NUM_SAMPLES_HELP = (
+_NUM_SAMPLES_HELP = (
     "Samples of the dataset, where its folder is not here and its name does not tell them."
 )
 
@@ -46,7 +46,7 @@ class Samples:
 
 def define_flag() -> None:
     """Adds --num_samples to a verb."""
-    flags.DEFINE_integer("num_samples", None, NUM_SAMPLES_HELP, lower_bound=1)
+    flags.DEFINE_integer("num_samples", None, _NUM_SAMPLES_HELP, lower_bound=1)
 
 
 def known(cfg: ExperimentConfig, given: int | None = None, look: bool = True) -> Samples:

@@ -21,10 +21,10 @@ from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import Hooks, describe, run_task
 from olmoearth_jax.files import json_plain
 
-PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
-FINETUNE_LRS = (1e-4, 5e-4, 1e-3)
+_PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
+_FINETUNE_LRS = (1e-4, 5e-4, 1e-3)
 SWEEPS = ("none", "lr", "full")
-BEST_VAL_INTERVAL = 5
+_BEST_VAL_INTERVAL = 5
 
 Plan = list[tuple[str, EvalTaskConfig]]
 
@@ -54,8 +54,8 @@ def _variants(task: EvalTaskConfig, info: Any, sweep: str) -> list[EvalTaskConfi
         return [task]
     field, lrs = {
         "knn": ("probe_lr", (task.probe_lr,)),
-        "linear_probe": ("probe_lr", PROBE_LRS),
-        "finetune": ("ft_lr", FINETUNE_LRS),
+        "linear_probe": ("probe_lr", _PROBE_LRS),
+        "finetune": ("ft_lr", _FINETUNE_LRS),
     }[mode]
     out = [dataclasses.replace(task, **{field: lr}) for lr in lrs]
     if sweep == "lr" or mode == "finetune":
@@ -72,7 +72,7 @@ def _variants(task: EvalTaskConfig, info: Any, sweep: str) -> list[EvalTaskConfi
 def select_best_val(tasks: Mapping[str, EvalTaskConfig]) -> dict[str, EvalTaskConfig]:
     """Reports the best of validations every 5 epochs instead of the last."""
     return change_all(
-        tasks, select_best_by_primary_metric=True, linear_probe_eval_interval=BEST_VAL_INTERVAL
+        tasks, select_best_by_primary_metric=True, linear_probe_eval_interval=_BEST_VAL_INTERVAL
     )
 
 

@@ -36,10 +36,10 @@ _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _multi_string = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
-JOBS = ("embed", "predict")
+_JOBS = ("embed", "predict")
 """Programs whose workers share a list of work."""
-SCHEDULERS = ("slurm", "k8s")
-APP = "/app"
+_SCHEDULERS = ("slurm", "k8s")
+_APP = "/app"
 _RESTARTS = 6
 
 _string("job", None, "embed or predict.")
@@ -73,7 +73,7 @@ def asked(argv: Sequence[str]) -> bool:
 def main(argv: list[str]) -> int:
     """Writes the job file; the exit code."""
     try:
-        path = write(argv[1:])
+        path = _write(argv[1:])
     except (ValueError, OSError, flags.Error) as e:
         print(f"error: {e}", file=sys.stderr)
         return commands.USER_ERROR
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def write(given: list[str]) -> Path:
+def _write(given: list[str]) -> Path:
     """Writes the job file of the flags; its path.
 
     Args:
@@ -91,10 +91,10 @@ def write(given: list[str]) -> Path:
     Raises:
       ValueError: flags that do not fit.
     """
-    if FLAGS.job not in JOBS:
-        raise ValueError(f"unknown --job={FLAGS.job}; {closest(str(FLAGS.job), JOBS)}")
-    if FLAGS.scheduler not in SCHEDULERS:
-        near = closest(FLAGS.scheduler, SCHEDULERS)
+    if FLAGS.job not in _JOBS:
+        raise ValueError(f"unknown --job={FLAGS.job}; {closest(str(FLAGS.job), _JOBS)}")
+    if FLAGS.scheduler not in _SCHEDULERS:
+        near = closest(FLAGS.scheduler, _SCHEDULERS)
         raise ValueError(f"unknown --scheduler={FLAGS.scheduler} of --job; {near}")
     output = _check(given)
     name = FLAGS.run_name or Path(output).name or str(FLAGS.job)
@@ -139,7 +139,7 @@ def _settings() -> _render.Settings:
     if FLAGS.scheduler == "k8s":
         environment["OLMOEARTH_WORKERS"] = str(FLAGS.workers)
     return _render.Settings(
-        image=image, venv=venv, workdir=str(Path.cwd()) if image is None else APP,
+        image=image, venv=venv, workdir=str(Path.cwd()) if image is None else _APP,
         mounts=[_render.Mount.parse(text) for text in FLAGS.mount], environment=environment,
         cpus_per_gpu=FLAGS.cpus, namespace=FLAGS.namespace, sbatch=FLAGS.sbatch,
         memory=FLAGS.memory, time=FLAGS.time, account=FLAGS.account, tolerations=FLAGS.toleration,

@@ -76,7 +76,7 @@ _LIST = _bool("list", False, "Say why tasks are skipped.")
 _DTYPE = _enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
 
 
-def chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
+def _chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
     """The tasks of the flags, and whether they were named one by one."""
     known = tasks.catalogue(_CATALOGUE.value)
     if _TASKS.value:
@@ -119,9 +119,9 @@ def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, Eva
     return {**picked, **change_all(whom, **{field: values.parse_value(value)})}
 
 
-def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
+def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     """The runs on a model; tasks that cannot run are listed (an error if they were asked for)."""
-    picked, named = chosen_tasks()
+    picked, named = _chosen_tasks()
     if isinstance(loaded.model, Precomputed):
         able, skipped = loaded.model.able(picked, _TEST.value)
     else:
@@ -140,7 +140,7 @@ def plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     return sweep.expand(able, _SWEEP.value)
 
 
-def source_folder() -> Path:
+def _source_folder() -> Path:
     """Run folder, checkpoints folder or step folder that the flags name."""
     run_name = _RUN_NAME.value
     if (_CHECKPOINT.value is None) == (run_name is None):
@@ -155,7 +155,7 @@ def source_folder() -> Path:
     return folder
 
 
-def step_folders(source: Path) -> list[Path]:
+def _step_folders(source: Path) -> list[Path]:
     """Step folders to evaluate, ascending."""
     if _STEPS.value is None and not _WATCH.value:
         return [checkpoint.find_checkpoint(source)]
@@ -169,7 +169,7 @@ def step_folders(source: Path) -> list[Path]:
     return [root / step for step in sorted(_STEPS.value, key=int)]
 
 
-def results_folder(source: Path | None) -> Path:
+def _results_folder(source: Path | None) -> Path:
     """Where results are written."""
     if _OUT.value:
         return Path(_OUT.value)
@@ -181,9 +181,9 @@ def results_folder(source: Path | None) -> Path:
     return folder / "evals"
 
 
-def run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
+def _run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
     """All runs on one model; prints the plan alone with --dry_run."""
-    plan = plan_for(loaded, commands.say)
+    plan = _plan_for(loaded, commands.say)
     kept = folder / "finetune" / f"{loaded.name}_{loaded.step}"
     options = RunOptions(_TEST.value, _BOOTSTRAP.value, seed=_SEED.value, save_folder=kept)
     if _DRY.value:
@@ -193,11 +193,11 @@ def run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> 
     return sweep.evaluate(loaded, plan, options, folder, say=commands.say, stop=stop)
 
 
-def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
+def _watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
     """Evaluates checkpoints as they are completed, oldest first, until a signal ends it."""
     found, seen = [], set()
     while not stop.is_set():
-        fresh = [p for p in step_folders(source) if p not in seen] if source.is_dir() else []
+        fresh = [p for p in _step_folders(source) if p not in seen] if source.is_dir() else []
         for path in fresh:
             seen.add(path)
             try:
@@ -206,7 +206,7 @@ def watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
                 commands.say(f"step {path.name}: {e}")  # an ephemeral one may be gone
                 continue
             try:
-                found += run_model(loaded, folder, stop.is_set)
+                found += _run_model(loaded, folder, stop.is_set)
             except RuntimeError as e:
                 commands.say(f"error: step {path.name}: {e}")  # later ones are still of interest
             _show(folder, found)
@@ -244,25 +244,25 @@ def execute(stop: threading.Event) -> None:
         if _WATCH.value or any(v is not None for v in given):
             raise UserError("--embeddings stands alone: give no run, checkpoint or baseline")
         model = Precomputed(_EMBEDDINGS.value)
-        folder = results_folder(None)
+        folder = _results_folder(None)
         loaded = models.Loaded(model, model.path.stem, 0, {})
-        _show(folder, run_model(loaded, folder, stop.is_set))
+        _show(folder, _run_model(loaded, folder, stop.is_set))
         return
     if _BASELINE.value is not None:
-        folder = _checked(results_folder(None))
+        folder = _checked(_results_folder(None))
         loaded = models.baseline(
             _BASELINE.value, _SIZE.value, _VERSION.value, _SEED.value, _DTYPE.value
         )
-        _show(folder, run_model(loaded, folder, stop.is_set))
+        _show(folder, _run_model(loaded, folder, stop.is_set))
         return
-    source = source_folder()
-    folder = _checked(results_folder(source))
+    source = _source_folder()
+    folder = _checked(_results_folder(source))
     if _WATCH.value:
-        watch(source, folder, stop)
+        _watch(source, folder, stop)
         return
     found = []
-    for path in step_folders(source):
-        found += run_model(models.load_checkpoint(path, dtype=_DTYPE.value), folder, stop.is_set)
+    for path in _step_folders(source):
+        found += _run_model(models.load_checkpoint(path, dtype=_DTYPE.value), folder, stop.is_set)
     _show(folder, found)
 
 

@@ -38,10 +38,10 @@ _COMPILE = flags.DEFINE_bool("compile", True, "Compile the step programs.")
 _SEARCH = 20_000
 """Groups that are looked through, without reading them, for one of each shape."""
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 
 
-def check_files(folder: Path, count: int, say: Say) -> None:
+def check_files(folder: Path, count: int, say: _Say) -> None:
     """Checks some files of a dataset.
 
     Raises:
@@ -96,7 +96,7 @@ def one_of_each_shape(stream: TrainStream) -> Iterator[tuple[int, tuple[int, int
                 yield step * stream.groups_per_step + i, (patch, grid)
 
 
-def compile_all(program: TrainProgram, stream: TrainStream, say: Say) -> None:
+def _compile_all(program: TrainProgram, stream: TrainStream, say: _Say) -> None:
     """Compiles every step program and every per-shape program."""
     state = program.init_state()
     engine: Any = program.engine
@@ -143,7 +143,7 @@ def main(config: ExperimentConfig) -> int:
             )
         say(f"compilation cache: {cache}")
         training = build_training(config, say=say)
-        compile_all(training.program, training.stream, say)
+        _compile_all(training.program, training.stream, say)
     say(f"ready after {time.perf_counter() - begun:.0f} s")
     return 0
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from olmoearth_jax.exports import exported
 from olmoearth_jax.outputs import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -22,20 +22,15 @@ __all__ = [
     "open_archive",
 ]
 
-# Looked up on first use, so that importing the package stays light.
-_HOMES = {
-    "Sample": "olmoearth_jax.inference.sample",
-    "dequantize": "olmoearth_jax.maps.archive",
-    "list_models": "olmoearth_jax.model.versions",
-    "load_pretrained": "olmoearth_jax.inference.model",
-    "open_archive": "olmoearth_jax.maps.archive",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, _ = exported(
+    __name__,
+    {
+        "inference.model": "load_pretrained",
+        "inference.sample": "Sample",
+        "maps.archive": "dequantize open_archive",
+        "model.versions": "list_models",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from olmoearth_jax import modalities
 _TABLE = Path(__file__).with_name("band_aliases.json")
 
 
-def plain(name: str) -> str:
+def _plain(name: str) -> str:
     """A name without what does not count: 'Red_Edge 1' becomes 'rededge1'."""
     return re.sub(r"[\s_\-]+", "", str(name)).lower()
 
@@ -38,8 +38,8 @@ def _names_of(known: modalities.Modality) -> dict[str, str]:
     out = {}
     for band, others in _aliases().get(known.name, {}).items():
         if band != "none":
-            out.update({plain(other): band for other in others})
-    return out | {plain(band): band for band in known.bands}
+            out.update({_plain(other): band for other in others})
+    return out | {_plain(band): band for band in known.bands}
 
 
 def canonical(name: str, modality: str) -> str | None:
@@ -48,7 +48,7 @@ def canonical(name: str, modality: str) -> str | None:
     Raises:
       ValueError: unknown modality.
     """
-    return _names(modality).get(plain(name))
+    return _names(modality).get(_plain(name))
 
 
 def identify(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -64,7 +64,7 @@ def identify(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     out = []
     for modality in modalities.names():
         known = _names(modality)
-        bands = [known.get(plain(name)) for name in names]
+        bands = [known.get(_plain(name)) for name in names]
         found = tuple(band for band in bands if band is not None)
         if found and len(found) == len(names) == len(set(found)):
             out.append((modality, found))
@@ -81,7 +81,7 @@ def propose(name: str, modality: str | None = None) -> str:
         band = canonical(name, modality)
         if band is not None:
             return f"did you mean {band!r}?"
-        if plain(name) in map(plain, _aliases().get(modality, {}).get("none", ())):
+        if _plain(name) in map(_plain, _aliases().get(modality, {}).get("none", ())):
             return f"the models take no band {name} of {modality}"
         return ""
     fits = {(m, b) for m in _aliases() if (b := canonical(name, m)) is not None}

@@ -28,7 +28,7 @@ from olmoearth_jax.data.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
-TILE_PX = modalities.IMAGE_TILE_PX  # side of the tiles, which bounds the drawn crops
+_TILE_PX = modalities.IMAGE_TILE_PX  # side of the tiles, which bounds the drawn crops
 
 _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "greater than 0": lambda v: v > 0,
@@ -278,13 +278,13 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
     if not 1 <= low <= high:
         yield f"data_loader: 1 <= min_patch_size <= max_patch_size must hold, got {low} and {high}"
     elif loader.sample_timesteps:
-        yield from _says(lambda: shape_sampler(cfg, TILE_PX), "data_loader")
+        yield from _says(lambda: shape_sampler(cfg, _TILE_PX), "data_loader")
     else:  # a grid must fit the budget as it is counted: by the registry's band sets, or our own
         counted = encoder.tokenization if loader.match_model_tokenization else None
         sizes, names = range(low, high + 1), cfg.dataset.training_modalities
         grids, budget = loader.sampled_hw_p_list, loader.token_budget
         yield from _says(
-            lambda: check_grids(names, sizes, grids, budget, TILE_PX, counted), "data_loader"
+            lambda: check_grids(names, sizes, grids, budget, _TILE_PX, counted), "data_loader"
         )
     yield from _says(
         lambda: transforms.build(loader.transform_config), "data_loader.transform_config"

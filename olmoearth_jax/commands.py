@@ -24,7 +24,7 @@ from olmoearth_jax.outputs import expand_home
 USER_ERROR = 2
 """Exit code for a mistake on the command line, in a config or in the data."""
 
-HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull")
+_HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull")
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("launch.train", "pretrain a model, or go on where a run stopped"),
@@ -131,7 +131,7 @@ def parse_flags(
       hint: added to the sentence about a mistake.
       first: names of flags of other modules that help lists first.
     """
-    if any(a in HELP for a in argv[1:]):
+    if any(a in _HELP for a in argv[1:]):
         _print_help(values, first)
     if values is not flags.FLAGS and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # absl's own; those of the program live apart
@@ -142,7 +142,7 @@ def parse_flags(
         sys.exit(USER_ERROR)
 
 
-def help_text(values: flags.FlagValues, first: Sequence[str] = ()) -> str:
+def _help_text(values: flags.FlagValues, first: Sequence[str] = ()) -> str:
     """The running program's description and its flags, a line or two each."""
     main = sys.modules["__main__"]
     if values is flags.FLAGS:
@@ -172,7 +172,7 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
 
 def _print_help(values: flags.FlagValues, first: Sequence[str]) -> None:
     try:
-        print(help_text(values, first), flush=True)
+        print(_help_text(values, first), flush=True)
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         sys.stderr.close()
     sys.exit(0)
@@ -212,7 +212,7 @@ def _module(argv: Sequence[str]) -> tuple[str, list[str]]:
     return VERBS[verb][0], rest
 
 
-def installed(module: str) -> str:
+def _installed(module: str) -> str:
     """The full name of `launch.x` or `tools.x`, which lie beside the package in a source tree."""
     below = f"olmoearth_jax.{module}"
     top = below.rpartition(".")[0]
@@ -222,7 +222,7 @@ def installed(module: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `olmoearth`."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] in (*HELP, "help"):
+    if not given or given[0] in (*_HELP, "help"):
         print(f"usage: olmoearth VERB [flags]; olmoearth VERB --help lists its flags\n\n{_table()}")
         sys.exit(0)
     if given[0] == "--version":
@@ -236,4 +236,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {e}; `olmoearth` lists them", file=sys.stderr)
         sys.exit(USER_ERROR)
     sys.argv = [f"olmoearth {given[0]}", *rest]
-    runpy.run_module(installed(module), run_name="__main__", alter_sys=True)
+    runpy.run_module(_installed(module), run_name="__main__", alter_sys=True)

@@ -16,10 +16,10 @@ from typing import Any
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.modalities import closest
 
-PACKAGE = "olmoearth_jax.configs"
+_PACKAGE = "olmoearth_jax.configs"
 
 
-def folder() -> Path:
+def _folder() -> Path:
     """The folder of the config files that come with the program."""
     here = Path(__file__).resolve().parent
     inside = here / "configs"
@@ -59,7 +59,7 @@ def load_module(text: str) -> tuple[types.ModuleType, str]:
 
 
 def _find(name: str) -> Path:
-    own = folder()
+    own = _folder()
     named = [own / f"{name}.py", own / "ablations" / f"{name}.py"] if name else []
     for path in (Path(name), own.parent / name, *named):
         if path.is_file():
@@ -70,17 +70,17 @@ def _find(name: str) -> Path:
 
 def _own_package() -> None:
     """Makes the program's own configs importable by their name, installed or not."""
-    if PACKAGE in sys.modules or importlib.util.find_spec(PACKAGE) is not None:
+    if _PACKAGE in sys.modules or importlib.util.find_spec(_PACKAGE) is not None:
         return
-    _execute(PACKAGE, folder() / "__init__.py", keep=True)
+    _execute(_PACKAGE, _folder() / "__init__.py", keep=True)
 
 
 def _module_name(path: Path) -> str:
     """The name that a file is loaded under, which says what its relative imports mean."""
-    whole, own = path.resolve(), folder()
+    whole, own = path.resolve(), _folder()
     if own in whole.parents:
-        return ".".join((PACKAGE, *whole.relative_to(own).with_suffix("").parts))
-    return f"{PACKAGE}.{path.stem}"
+        return ".".join((_PACKAGE, *whole.relative_to(own).with_suffix("").parts))
+    return f"{_PACKAGE}.{path.stem}"
 
 
 def _execute(name: str, path: Path, keep: bool = False) -> types.ModuleType:

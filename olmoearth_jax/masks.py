@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class MaskCode(NamedTuple):
+class _MaskCode(NamedTuple):
     """A code's name in metrics, its words in legends, and its colour."""
 
     name: str
@@ -26,10 +26,10 @@ VISIBLE, TARGET_ONLY, DECODE, MISSING_TOKEN = range(4)
 """Seen by the online encoder; seen by the target only; predicted; absent from the data."""
 
 CODES = (
-    MaskCode("encoded", "encode", "#2a6fbb"),
-    MaskCode("target_only", "target only", "#9bbfe0"),
-    MaskCode("decoded", "decode", "#e08a2a"),
-    MaskCode("missing", "missing", "#d9d9d9"),
+    _MaskCode("encoded", "encode", "#2a6fbb"),
+    _MaskCode("target_only", "target only", "#9bbfe0"),
+    _MaskCode("decoded", "decode", "#e08a2a"),
+    _MaskCode("missing", "missing", "#d9d9d9"),
 )
 """By code."""
 

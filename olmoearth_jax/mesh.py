@@ -13,20 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes over which samples are split."""
 
-Rules = Sequence[tuple[str, Sequence[Any]]]
+_Rules = Sequence[tuple[str, Sequence[Any]]]
 """(regular expression searched in 'encoder/blocks/0/mlp/fc1/kernel', mesh axis per dimension)."""
 
-DEFAULT_RULES: Rules = (
+_DEFAULT_RULES: _Rules = (
     (r"(query|key|value|fc1)/kernel$", (None, "fsdp")),
     (r"(out|fc2)/kernel$", ("fsdp", None)),
 )
 """What `mesh.fsdp` splits where a config gives no rules: the products of every block."""
 
 
-def rules_of(given: Sequence[Sequence[Any]], fsdp: int) -> Rules:
+def rules_of(given: Sequence[Sequence[Any]], fsdp: int) -> _Rules:
     """The rules of a config as `shardings` takes them, the default ones if it has none."""
     if not given and fsdp > 1:
-        return DEFAULT_RULES
+        return _DEFAULT_RULES
     return [(pattern, tuple(axes)) for pattern, axes in given]
 
 
@@ -63,7 +63,7 @@ def path_text(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+def shardings(tree: Any, mesh: Mesh, rules: _Rules = ()) -> Any:
     """NamedSharding of every leaf: the first rule that matches its path, else replicated.
 
     Moments of the optimiser carry their parameter's path, so one rule shards all three. A rule

@@ -33,13 +33,13 @@ MAX_TIMESTEPS = 12
 
 BASE_RESOLUTION_M = 0.625
 IMAGE_TILE_PX = 256
-STD_MULTIPLIER = 2.0
+_STD_MULTIPLIER = 2.0
 WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
 DERIVED = {"worldcover_onehot": "worldcover", "ndvi": "sentinel2_l2a"}
 """Modalities that no file holds, and what each is computed from."""
 
-Kind = Literal["space_time", "space_only", "time_only", "static"]
+_Kind = Literal["space_time", "space_only", "time_only", "static"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Modality:
         return self.tile_resolution_factor > 0 and side > 1
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> _Kind:
         """Which axes vary: 'space_time', 'space_only', 'time_only' or 'static'."""
         if self.spatial:
             return "space_time" if self.multitemporal else "space_only"
@@ -129,7 +129,7 @@ class Modality:
             )
         if self.computed is not None and strategy != "predefined":
             mean, std = (np.asarray(v, np.float64) for v in self.computed)
-            return mean - STD_MULTIPLIER * std, mean + STD_MULTIPLIER * std
+            return mean - _STD_MULTIPLIER * std, mean + _STD_MULTIPLIER * std
         if self.predefined is not None and strategy != "computed":
             lo, hi = (np.asarray(v, np.float64) for v in self.predefined)
             return lo, hi

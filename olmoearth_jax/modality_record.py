@@ -7,16 +7,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-DTYPES = (
+_DTYPES = (
     "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
     "float16", "float32", "float64",
 )  # fmt: skip
 """Types in which a product may come."""
 
-MAX_FACTOR = 1 << 16
+_MAX_FACTOR = 1 << 16
 """Largest resolution factor, of 0.625 m each."""
 
-MAX_TILE_FACTOR = 256
+_MAX_TILE_FACTOR = 256
 """Most pixels per base pixel and side, or base pixels per pixel."""
 
 _NEEDED = (
@@ -48,18 +48,18 @@ def _problems(name: Any, record: Any) -> Iterator[str]:
         if not isinstance(record.get(key, True), bool):
             yield f"{key} must be true or false, got {record[key]!r}"
     factor = record["tile_resolution_factor"]
-    if not _whole(factor) or not 0 <= factor <= MAX_FACTOR:
-        most = f"a whole number from 0 to {MAX_FACTOR}"
+    if not _whole(factor) or not 0 <= factor <= _MAX_FACTOR:
+        most = f"a whole number from 0 to {_MAX_FACTOR}"
         yield f"tile_resolution_factor must be {most}, got {factor!r}"
     size = record["image_tile_size_factor"]
-    if not _whole(size) or not 1 <= abs(size) <= MAX_TILE_FACTOR:
+    if not _whole(size) or not 1 <= abs(size) <= _MAX_TILE_FACTOR:
         yield (
-            f"image_tile_size_factor must be a whole number from 1 to {MAX_TILE_FACTOR}, or its "
+            f"image_tile_size_factor must be a whole number from 1 to {_MAX_TILE_FACTOR}, or its "
             f"negative for coarser images, got {size!r}"
         )
     dtype = record.get("source_dtype")
-    if dtype is not None and dtype not in DTYPES:
-        yield f"source_dtype must be null or one of {', '.join(DTYPES)}, got {dtype!r}"
+    if dtype is not None and dtype not in _DTYPES:
+        yield f"source_dtype must be null or one of {', '.join(_DTYPES)}, got {dtype!r}"
     yield from _bands(record)
     yield from _normalization(record.get("normalization", {}), len(record["bands"]))
 
@@ -80,10 +80,10 @@ def _bands(record: Mapping[str, Any]) -> Iterator[str]:
                 yield f"band_sets has {band!r}, which is not one of its bands"
         factor = one["resolution_factor"]
         least = 1 if record["tile_resolution_factor"] else 0
-        if not _whole(factor) or not least <= factor <= MAX_FACTOR:
+        if not _whole(factor) or not least <= factor <= _MAX_FACTOR:
             yield (
                 f"resolution_factor of a band set must be a whole number from {least} to "
-                f"{MAX_FACTOR}, got {factor!r}"
+                f"{_MAX_FACTOR}, got {factor!r}"
             )
 
 

@@ -25,7 +25,7 @@ NOTICE = "converted by olmoearth-jax"
 SCRIPT_MARK = f"# Written by {MARK}"
 """A line of the job files that we write."""
 
-FOLDER_MARK = "made_by.json"
+_FOLDER_MARK = "made_by.json"
 _SCRIPTS = (".sh", ".sbatch", ".yaml")
 _HOME = re.compile(r"(^|[=,\[]\s*)(~[\w.-]*(?=/)|~(?=$|[,\]]))")
 _MOST_JSON = 64 << 20
@@ -81,7 +81,7 @@ def claim(folder: Path, overwrite: bool = False) -> None:
     Raises:
       ValueError: it holds files already and no mark, or cannot be written to.
     """
-    mark = folder / FOLDER_MARK
+    mark = folder / _FOLDER_MARK
     if folder.is_dir() and any(folder.iterdir()) and not overwrite and not is_ours(mark):
         raise ValueError(
             f"{folder} holds files that were not written by this program; give another folder, or "

@@ -101,7 +101,7 @@ def _apply(
             if isinstance(override.value, Mapping):
                 set_keys.update(f"{override.path}.{k}" for k in override.value)
         if any(k.startswith("common.") for k in set_keys) and stage == 1:
-            spread_common(cfg)
+            _spread_common(cfg)
     objectives.drop_stale(cfg, before, set_keys)
     problems += objectives.resolve_names(cfg)
     _settle(cfg, set_keys)
@@ -139,7 +139,7 @@ def _set_one(cfg: ExperimentConfig, override: _Override, written: bool) -> None:
     set_path(cfg, override.path, value, ALIASES, written=written)
 
 
-def spread_common(cfg: ExperimentConfig) -> None:
+def _spread_common(cfg: ExperimentConfig) -> None:
     """Brings model, dataset, masking, losses and exits in line with `common` (in place).
 
     Lists of modalities lose the ones that are no longer trained; tokenisations are taken from

@@ -15,7 +15,7 @@ except ImportError:  # not everywhere
 _ACCELERATORS = {"cuda": "cuda12 or cuda13", "gpu": "cuda12 or cuda13"}
 
 
-FEWEST_FILES = 64
+_FEWEST_FILES = 64
 """Open files without which the libraries below crash while they write a checkpoint."""
 
 
@@ -32,14 +32,14 @@ def check_open_files() -> None:
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = 16 * FEWEST_FILES
+    enough = 16 * _FEWEST_FILES
     if soft == resource.RLIM_INFINITY or soft >= enough:
         return
     wanted = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < FEWEST_FILES:
+    if wanted < _FEWEST_FILES:
         raise ValueError(
-            f"this process may open {wanted} files at a time, and a run needs {FEWEST_FILES}: "
+            f"this process may open {wanted} files at a time, and a run needs {_FEWEST_FILES}: "
             f"raise the limit (ulimit -n {enough})"
         )
 

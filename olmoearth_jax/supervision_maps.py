@@ -18,8 +18,8 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import closest
 
-TASKS = ("classification", "binary_classification", "regression")
-REGRESSION_LOSSES = ("l1", "mse")
+_TASKS = ("classification", "binary_classification", "regression")
+_REGRESSION_LOSSES = ("l1", "mse")
 
 _RECORDS: dict[str, Mapping[str, Any]] = json.loads(
     (Path(__file__).parent / "supervision.json").read_text()
@@ -61,10 +61,10 @@ class MapTask:
             raise ValueError(f"supervision by {self.name!r}: {problem}")
 
     def _problem(self) -> str:
-        if self.task_type not in TASKS:
-            return f"unknown task_type {self.task_type!r}; {closest(self.task_type, TASKS)}"
-        if self.regression_loss_type not in REGRESSION_LOSSES:
-            known = closest(self.regression_loss_type, REGRESSION_LOSSES)
+        if self.task_type not in _TASKS:
+            return f"unknown task_type {self.task_type!r}; {closest(self.task_type, _TASKS)}"
+        if self.regression_loss_type not in _REGRESSION_LOSSES:
+            known = closest(self.regression_loss_type, _REGRESSION_LOSSES)
             return f"unknown regression_loss_type {self.regression_loss_type!r}; {known}"
         if self.channels < 1:
             return f"num_output_channels must be positive, got {self.channels}"

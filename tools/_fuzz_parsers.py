@@ -33,8 +33,8 @@ from olmoearth_jax.evals.datasets.pretrain import prepare_numbers
 from olmoearth_jax.interop import config_json, torch_file, weights
 from olmoearth_jax.model.config import official_model
 
-NAMES = ("sentinel2_l2a", "worldcover", "latlon")
-ODD = (
+_NAMES = ("sentinel2_l2a", "worldcover", "latlon")
+_ODD = (
     None, True, -1, 0, 1, 2**31, 2**63, -(2**63), 10**30, 1e308, float("nan"), float("inf"), "",
     "x", "\0", "é\ud800", "9" * 400, [], [[]], [1, "a"], {}, {"a": {}}, [None] * 3,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def rng(name: str, seed: int, number: int) -> random.Random:
     return random.Random(int.from_bytes(digest[:8], "little"))
 
 
-def spoil(random: random.Random, raw: bytes) -> bytes:
+def _spoil(random: random.Random, raw: bytes) -> bytes:
     """Changes, cuts, repeats or swaps parts of a file."""
     data = bytearray(raw)
     for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
@@ -85,20 +85,20 @@ def spoil(random: random.Random, raw: bytes) -> bytes:
     return bytes(data)
 
 
-def spoil_tree(random: random.Random, tree: Any) -> Any:
+def _spoil_tree(random: random.Random, tree: Any) -> Any:
     """Replaces, drops or doubles a member somewhere in a tree of plain data."""
     if isinstance(tree, dict) and tree and random.random() < 0.9:
         key = random.choice(sorted(tree))
         out = {k: v for k, v in tree.items() if k != key or random.random() < 0.9}
         if key in out:
-            out[key] = spoil_tree(random, tree[key])
+            out[key] = _spoil_tree(random, tree[key])
         if random.random() < 0.1:
-            out[random.choice(("x", "", "type", *tree))] = random.choice(ODD)
+            out[random.choice(("x", "", "type", *tree))] = random.choice(_ODD)
         return out
     if isinstance(tree, list) and tree and random.random() < 0.8:
         at = random.randrange(len(tree))
-        return [*tree[:at], spoil_tree(random, tree[at]), *tree[at + random.randrange(2) :]]
-    return random.choice(ODD)
+        return [*tree[:at], _spoil_tree(random, tree[at]), *tree[at + random.randrange(2) :]]
+    return random.choice(_ODD)
 
 
 def _json(tree: Any) -> bytes:
@@ -121,11 +121,11 @@ def _spoilt_weights(random: random.Random, folder: Path) -> Path:
     """Half the time inside a member, under a checksum that is right."""
     path = _weights_file(folder)
     if random.random() < 0.4:
-        return _written(path, spoil(random, path.read_bytes()))
+        return _written(path, _spoil(random, path.read_bytes()))
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     target = random.choice([n for n in members for _ in range(8 if n.endswith("pkl") else 1)])
-    members[target] = spoil(random, members[target])
+    members[target] = _spoil(random, members[target])
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", random.choice((0, 0, 0, zipfile.ZIP_DEFLATED))) as archive:
         for name, raw in members.items():
@@ -157,12 +157,12 @@ def _spoilt_safetensors(random: random.Random, folder: Path) -> Path:
     raw = path.read_bytes()
     size = struct.unpack("<Q", raw[:8])[0]
     if random.random() < 0.5:
-        return _written(path, spoil(random, raw))
+        return _written(path, _spoil(random, raw))
     header = json.loads(raw[8 : 8 + size])
     for name in header:
         if random.random() < 0.3:
             header[name]["dtype"] = random.choice(("F64", "BF16", "F8_E4M3", "C64", "I4", "U8"))
-    return _written(path, _safetensors(_json(spoil_tree(random, header))))
+    return _written(path, _safetensors(_json(_spoil_tree(random, header))))
 
 
 def _sample_file(folder: Path, indexed: bool = False) -> Path:
@@ -182,7 +182,7 @@ def _sample_file(folder: Path, indexed: bool = False) -> Path:
 
 def _spoilt_sample(random: random.Random, folder: Path) -> Path:
     path = _sample_file(folder)
-    return _written(path, spoil(random, path.read_bytes()))
+    return _written(path, _spoil(random, path.read_bytes()))
 
 
 def _spoilt_index(random: random.Random, folder: Path) -> Path:
@@ -193,18 +193,18 @@ def _spoilt_index(random: random.Random, folder: Path) -> Path:
     length = int.from_bytes(raw[start - 8 : start - 4], "little")
     text, table = raw[start : start + length].split(b"\0", 1)
     if random.random() < 0.7:
-        text = _json(spoil_tree(random, json.loads(text)))
+        text = _json(_spoil_tree(random, json.loads(text)))
     if random.random() < 0.5:
-        table = spoil(random, table)
+        table = _spoil(random, table)
     body = text + b"\0" * (random.random() < 0.98) + table
     head = np.array([len(body), zlib.crc32(body)], "<u4").tobytes()
     rest = raw[start + len(body) :] if len(body) < 4000 else raw[start + length :]
     out = chunk_index.MAGIC + head + body + rest
-    return _written(path, out if random.random() < 0.9 else spoil(random, out))
+    return _written(path, out if random.random() < 0.9 else _spoil(random, out))
 
 
 def _read_sample(path: Path) -> Any:
-    with open_sample(path, NAMES) as sample:
+    with open_sample(path, _NAMES) as sample:
         return [sample.read(name).shape for name in sample.header.shapes]
 
 
@@ -221,12 +221,12 @@ def _spoilt_published(random: random.Random, folder: Path) -> Path:
 def _spoilt_json(random: random.Random, path: Path) -> Path:
     raw = path.read_bytes()
     if random.random() < 0.2:
-        return _written(path, spoil(random, raw))
+        return _written(path, _spoil(random, raw))
     if random.random() < 0.02:
         return _written(path, b"[" * 100_000)
     tree = json.loads(raw)
     for _ in range(random.choice((1, 1, 3))):
-        tree = spoil_tree(random, tree)
+        tree = _spoil_tree(random, tree)
     return _written(path, _json(tree))
 
 
@@ -307,7 +307,7 @@ def _spoilt_pickle(random: random.Random, folder: Path) -> Path:
         else:
             parts[at] += parts[other] * random.choice((1, 2, 50))
     spoilt = b"".join(parts)
-    spoilt = spoil(random, spoilt) if random.random() < 0.2 else spoilt
+    spoilt = _spoil(random, spoilt) if random.random() < 0.2 else spoilt
     if not torch:
         return _written(path, spoilt)
     with zipfile.ZipFile(path, "w") as archive:
@@ -338,7 +338,7 @@ def _tables() -> dict[str, list[list[str]]]:
     day, end = "2020-01-01T00:00:00+00:00", "2020-01-31T00:00:00+00:00"
     tiles = [["EPSG:32633", "100", "-2000", day, str(i), day, end] for i in range(3)]
     return {
-        METADATA_FILE: [["sample_index", *NAMES[:2]], *[[str(i), "1", "1"] for i in range(4)]],
+        METADATA_FILE: [["sample_index", *_NAMES[:2]], *[[str(i), "1", "1"] for i in range(4)]],
         _SERIES: [list(COLUMNS), *tiles],
         _MANIFEST: [["sample_index", "blake2b"], *[[str(i), "0" * 64] for i in range(3)]],
     }
@@ -365,7 +365,7 @@ def _spoilt_table(random: random.Random, folder: Path) -> Path:
     mark, end = random.choice(",,,;\t|"), random.choice(("\n", "\n", "\r\n", "\r", "\n\n"))
     text = random.choice(("", "", "\ufeff", "sep=;\n")) + end.join(map(mark.join, rows))
     raw = text.encode(random.choice(("utf-8",) * 6 + ("utf-16",)), "surrogatepass")
-    return _written(folder / name, spoil(random, raw) if raw and random.random() < 0.3 else raw)
+    return _written(folder / name, _spoil(random, raw) if raw and random.random() < 0.3 else raw)
 
 
 def _read_table(path: Path) -> Any:

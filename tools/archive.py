@@ -56,14 +56,14 @@ _integer("seed", 0, "Of the clusters.")
 _bool("complete", False, "Refuse an archive that is not complete.")
 _bool("overwrite", False, "Replace files that are not of this program.")
 
-UNFINISHED = 3
+_UNFINISHED = 3
 """Exit code of `status` while shards are missing."""
 
 
 def _status(folder: Path) -> int:
     lines, complete = archive_check.status(folder)
     print("\n".join(lines))
-    return 0 if complete else UNFINISHED
+    return 0 if complete else _UNFINISHED
 
 
 def _verify(folder: Path) -> int:

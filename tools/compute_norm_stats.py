@@ -32,7 +32,7 @@ from olmoearth_jax.data.stats import StreamingStats
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
 
-Bands = dict[str, list[StreamingStats]]
+_Bands = dict[str, list[StreamingStats]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,13 @@ class _Task:
     partial: bool
 
 
-def measure_file(task: _Task) -> Bands:
+def _measure_file(task: _Task) -> _Bands:
     """Statistics of one file per modality and band; modalities with gaps are left out.
 
     Raises:
       ReadError: damaged file.
     """
-    out: Bands = {}
+    out: _Bands = {}
     with open_sample(task.path, task.names) as file:
         for name, shape in file.header.shapes.items():
             kind = registry.get(name).kind
@@ -97,7 +97,7 @@ def compute(
     merged, waiting, turn = {}, {}, 0
     progress = Progress(len(tasks), "files", say)
     place = {task.path: i for i, task in enumerate(tasks)}
-    for task, found in run_tasks(measure_file, tasks, workers):
+    for task, found in run_tasks(_measure_file, tasks, workers):
         waiting[place[task.path]] = found
         while turn in waiting:  # merged in order of number, whoever is faster
             _merge(merged, waiting.pop(turn))
@@ -106,14 +106,14 @@ def compute(
     return _document(folder, merged, total, len(numbers))
 
 
-def _merge(into: Bands, found: Bands) -> None:
+def _merge(into: _Bands, found: _Bands) -> None:
     for name, bands in found.items():
         own = into.setdefault(name, [StreamingStats() for _ in bands])
         for mine, its in zip(own, bands, strict=True):
             mine.merge(its)
 
 
-def _document(folder: Path, merged: Bands, total: int, sampled: int) -> dict[str, Any]:
+def _document(folder: Path, merged: _Bands, total: int, sampled: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     records = {}
     for name in registry.in_sample_order(merged):

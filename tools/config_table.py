@@ -24,7 +24,7 @@ BEGIN, END = "<!-- paths: generated -->", "<!-- paths: end -->"
 
 
 @functools.cache
-def field_docs(cls: type) -> dict[str, str]:
+def _field_docs(cls: type) -> dict[str, str]:
     """Member -> the text below it in the class's source."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
@@ -40,7 +40,7 @@ def rows(cls: type, value: Any, prefix: str = "") -> list[tuple[str, str, str, s
     """(path, type, value in the official base v1 config, meaning) of every leaf."""
     out = []
     for name, hint in schema.hints(cls).items():
-        path, doc = prefix + name, field_docs(cls).get(name, "")
+        path, doc = prefix + name, _field_docs(cls).get(name, "")
         now = getattr(value, name) if value is not None else None
         inner, _ = schema.strip_optional(hint)
         item = get_args(inner)[1] if get_origin(inner) is dict else None
@@ -62,7 +62,7 @@ def _text(value: Any) -> str:
     return f"`{text}`" if len(text) <= 40 else f"{len(value)} entries"
 
 
-def table() -> str:
+def _table() -> str:
     """The Markdown text between the marks."""
     lines = ["| path | takes | base v1 | meaning |", "|---|---|---|---|"]
     for row in rows(ExperimentConfig, official("base")):
@@ -74,10 +74,10 @@ def table() -> str:
 
 
 def updated(text: str) -> str:
-    """`text` with the part between the marks replaced by `table`."""
+    """`text` with the part between the marks replaced by `_table`."""
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
-    return f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+    return f"{head}{BEGIN}\n{_table()}\n{END}{tail}"
 
 
 if __name__ == "__main__":

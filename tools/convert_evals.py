@@ -31,7 +31,7 @@ from olmoearth_jax.outputs import MARK, check, claim, expand_home
 from .evaldata import floods, geobench2, mados, pastis
 
 
-def convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = False) -> None:
+def _convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = False) -> None:
     """All three splits of PASTIS-R."""
     for split in pastis.FOLDS:
         claim(target / f"pastis_r_{split}", overwrite)
@@ -40,7 +40,7 @@ def convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = Fa
         print(f"{split}: {count} samples")
 
 
-def convert_mados(source: Path, target: Path, overwrite: bool = False) -> None:
+def _convert_mados(source: Path, target: Path, overwrite: bool = False) -> None:
     """All three splits of MADOS, from its split files."""
     files = {split: target / f"MADOS_{split}.npz" for split in ("train", "val", "test")}
     for path in files.values():
@@ -52,7 +52,7 @@ def convert_mados(source: Path, target: Path, overwrite: bool = False) -> None:
         print(f"{split}: {len(images)} tiles")
 
 
-def convert_floods(source: Path, target: Path, overwrite: bool = False) -> None:
+def _convert_floods(source: Path, target: Path, overwrite: bool = False) -> None:
     """All splits of Sen1Floods11 whose table flood_<split>_data.csv is below `source`."""
     tables = sorted(source.glob("**/flood_*_data.csv"))
     if not tables:
@@ -96,7 +96,7 @@ def save_buckets(path: str | Path, tables: dict[int, quantize.Buckets]) -> None:
         f["dim"] = f.attrs["dim"]
 
 
-def fit_quantiles(
+def _fit_quantiles(
     run: str, h5py_dir: str, target: Path, samples: int, overwrite: bool = False
 ) -> None:
     """Bucket tables of every bit depth from patch embeddings (patch size 4, mean pooling)."""
@@ -139,17 +139,19 @@ def main(argv: list[str]) -> int:
         parser.error(f"{args.what} needs --{missing[0]}")
     try:
         if args.what == "pastis":
-            convert_pastis(args.source, args.target, args.whole_patches, args.overwrite)
+            _convert_pastis(args.source, args.target, args.whole_patches, args.overwrite)
         elif args.what == "mados":
-            convert_mados(args.source, args.target, args.overwrite)
+            _convert_mados(args.source, args.target, args.overwrite)
         elif args.what == "floods":
-            convert_floods(args.source, args.target, args.overwrite)
+            _convert_floods(args.source, args.target, args.overwrite)
         elif args.what == "geobench2":
             found = geobench2.convert(args.source, args.target, args.overwrite)
             for name, count in found.items():
                 print(f"{name}: {count} samples")
         else:
-            fit_quantiles(args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite)
+            _fit_quantiles(
+                args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite
+            )
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

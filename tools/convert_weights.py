@@ -26,7 +26,7 @@ from olmoearth_jax.interop.weights import (
 )
 from olmoearth_jax.modalities import closest
 
-FILES = (CONFIG_FILE, TORCH_FILE, NOTICE_FILE)
+_FILES = (CONFIG_FILE, TORCH_FILE, NOTICE_FILE)
 VERBS = ("import", "export")
 
 
@@ -53,7 +53,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} is the folder of a run; export to another one")
     # An export holds the attribution and no safetensors, which would go as out of date.
     exported = outputs.is_ours(folder / NOTICE_FILE)
-    names = (SAFETENSORS_FILE,) if exported else (*FILES, SAFETENSORS_FILE)
+    names = (SAFETENSORS_FILE,) if exported else (*_FILES, SAFETENSORS_FILE)
     held = [f for f in names if (folder / f).exists()]
     if held and not overwrite:
         raise ValueError(

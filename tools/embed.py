@@ -129,7 +129,7 @@ def define_flags() -> None:
                       "month the date nearest its middle.")  # fmt: skip
 
 
-def tags_of(o: Options, model: PretrainedModel, names: Sequence[str]) -> dict[str, str]:
+def _tags_of(o: Options, model: PretrainedModel, names: Sequence[str]) -> dict[str, str]:
     """What a reader of the file must know about its values."""
     names = [n for n in names if n in model.modalities]
     ranges = {n: [list(map(float, r)) for r in model.ranges[n]] for n in names}
@@ -176,7 +176,7 @@ def embed(
     return out.reshape(*valid.shape, -1), valid
 
 
-def tile_sizes(o: Options, model: PretrainedModel) -> tuple[int, int]:
+def _tile_sizes(o: Options, model: PretrainedModel) -> tuple[int, int]:
     """(tile, overlap) in pixels, as given or by default whole patches."""
     patch = o.patch_size
     halo, core = -(-8 // patch) * patch, -(-48 // patch) * patch
@@ -187,7 +187,7 @@ def tile_sizes(o: Options, model: PretrainedModel) -> tuple[int, int]:
     return o.tile or overlap + core, overlap
 
 
-def sample_of(o: Options, stack: Stack, window: Window, check: bool = False) -> Sample:
+def _sample_of(o: Options, stack: Stack, window: Window, check: bool = False) -> Sample:
     """The sample of a window of a stack; with `check`, units are looked at."""
     return Sample.from_arrays(
         window.arrays, stack.dates or None, bands=window.bands, nan_pixels=o.nan_pixels,
@@ -205,18 +205,18 @@ def check_values(o: Options, stack: Stack) -> None:
     thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
     check_files(stack, thinned)
     try:
-        sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
+        _sample_of(dataclasses.replace(o, nan_pixels="mask"), stack, thinned, check=True)
     except ValueError as e:
         raise ValueError(values.for_rasters(str(e))) from None
 
 
-def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path) -> list[str]:
+def _embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path) -> list[str]:
     """Writes the map of a stack of rasters; returns the lines to print."""
     patch, step = o.patch_size, o.step
     whole = [side // patch * patch for side in stack.shape]
     if not all(whole):
         raise ValueError(f"rasters of {stack.shape} pixels are smaller than a patch of {patch}")
-    tile, overlap = tile_sizes(o, model)
+    tile, overlap = _tile_sizes(o, model)
     rows, cols = (domain.tiles_of(side, tile, overlap, patch) for side in whole)
     if o.check_units:
         check_values(o, stack)
@@ -226,7 +226,7 @@ def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path
         places = iter([(row, col) for row in rows for col in cols])
         while part := list(itertools.islice(places, o.batch_size)):
             samples = [
-                sample_of(o, stack, stack.read(slice(y.start, y.stop), slice(x.start, x.stop)))
+                _sample_of(o, stack, stack.read(slice(y.start, y.stop), slice(x.start, x.stop)))
                 for y, x in part
             ]
             for (row, col), x, seen in zip(part, *embed(o, model, samples), strict=True):
@@ -240,7 +240,7 @@ def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path
         raise ValueError("the rasters hold no data that the model takes")
     # The map covers all pixels; where they are no whole patch it has no data.
     shape = [-(-side // step) for side in stack.shape]
-    tags = tags_of(o, model, stack.names) | {"DATES": ",".join(stack.dates)}
+    tags = _tags_of(o, model, stack.names) | {"DATES": ",".join(stack.dates)}
     names = [f"e{i:03d}" for i in range(first[2].shape[-1])]
     form = {
         "height": shape[0], "width": shape[1], "dtype": o.dtype, "crs": stack.crs,
@@ -261,19 +261,19 @@ def embed_rasters(o: Options, model: PretrainedModel, stack: Stack, output: Path
     return [written, *notes]
 
 
-def h5_files(folder: Path) -> list[Path]:
+def _h5_files(folder: Path) -> list[Path]:
     """The sample files of a folder, in the order of their numbers."""
     found = (p for p in folder.glob("*.h5") if not p.name.startswith("."))
     return sorted(found, key=lambda p: (len(p.name), p.name))
 
 
-def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple[str, Sample]]:
+def _h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple[str, Sample]]:
     """(id, sample) of every H5 file of a folder, or of one file.
 
     Raises:
       ValueError: there is none, or one cannot be read.
     """
-    files = [source] if source.is_file() else h5_files(source)
+    files = [source] if source.is_file() else _h5_files(source)
     for path in files:
         with open_sample(path, names) as file:
             axis = timesteps.time_axis(file.header.timestamps, file.header.masks)
@@ -296,7 +296,7 @@ def h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tuple
         raise ValueError(f"the folder {source} holds no .h5 files; for GeoTIFFs give --name")
 
 
-def array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
+def _array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
     """(row number, sample) of every sample of an .npz file of arrays.
 
     Raises:
@@ -319,7 +319,7 @@ def array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
         yield str(row), sample.rows(row, row + 1)
 
 
-def embed_samples(
+def _embed_samples(
     o: Options,
     model: PretrainedModel,
     samples: Iterable[tuple[str, Sample]],
@@ -362,7 +362,7 @@ def embed_samples(
          for x, v in (done[name] for name in order)]
     )  # fmt: skip
     valid = np.stack([done[name][1] for name in order])
-    tags, arrays = tags_of(o, model, model.modalities), {}
+    tags, arrays = _tags_of(o, model, model.modalities), {}
     values[~valid] = np.nan
     if o.dtype == "int8":
         rule = quantize.Quantizer(values[valid].min(0), values[valid].max(0), o.quantization)
@@ -435,16 +435,16 @@ def run(o: Options) -> list[str]:
     if o.searchlight and o.pooling not in domain.OUTPUTS:
         raise ValueError("--searchlight goes with --pooling=student or location")
     if single:
-        read = h5_files(source) if source.is_dir() else [source]
+        read = _h5_files(source) if source.is_dir() else [source]
         outputs.check(output, [*read, *_model_files(o)], o.overwrite)
         model = _load(o)
         found = (
-            array_samples(o, source)
+            _array_samples(o, source)
             if source.suffix == ".npz"
-            else h5_samples(o, model.modalities, source)
+            else _h5_samples(o, model.modalities, source)
         )
-        total = len(h5_files(source)) if source.is_dir() else 0
-        return embed_samples(o, model, found, output, total)
+        total = len(_h5_files(source)) if source.is_dir() else 0
+        return _embed_samples(o, model, found, output, total)
     rasters, notes = _rasters(o)
     held = [source, *(Path(raster.path) for raster in rasters), *_model_files(o)]
     written = (output, output.with_suffix(".json"))
@@ -453,7 +453,7 @@ def run(o: Options) -> list[str]:
     with Stack(rasters, o.any_pixel_size, o.dates or (), o.over) as stack:
         for path in written:  # what virtual rasters are made of is known now
             outputs.check(path, map(Path, stack.files), o.overwrite)
-        return embed_rasters(o, _load(o), stack, output) + notes
+        return _embed_rasters(o, _load(o), stack, output) + notes
 
 
 def _model_files(o: Options) -> list[Path]:

@@ -25,10 +25,10 @@ from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import build, devices, targets
 
-Losses = dict[str, float]
+_Losses = dict[str, float]
 
 
-def fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> ExperimentConfig:
+def _fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> ExperimentConfig:
     """The config with other data, its own draws, and nothing random in the model."""
     config = ExperimentConfig.from_dict(config.to_dict())
     if h5py_dir is not None:
@@ -42,11 +42,11 @@ def fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> Ex
     return config
 
 
-class LossEvaluator:
+class _LossEvaluator:
     """The losses of any parameters on the same batches.
 
     Args:
-      config: of the checkpoints, see `fixed_draws`.
+      config: of the checkpoints, see `_fixed_draws`.
       batches: how many global batches.
     """
 
@@ -64,7 +64,7 @@ class LossEvaluator:
         params = latent_mim.initial_params(self.config.model, self.config.init_seed)
         return params, targets.start_of(params, self.program.engine.objective)
 
-    def __call__(self, params: Any, target: Any) -> Losses:
+    def __call__(self, params: Any, target: Any) -> _Losses:
         """Mean of each loss over the micro-steps, by name."""
         found: dict[str, list[float]] = {}
         for name, value in self._each(params, target):
@@ -89,7 +89,7 @@ class LossEvaluator:
         return self._compiled[key]
 
 
-def table(results: dict[str, Losses]) -> list[str]:
+def table(results: dict[str, _Losses]) -> list[str]:
     """Markdown: a row per loss, a column per checkpoint."""
     names = sorted({name for losses in results.values() for name in losses})
     lines = ["| loss | " + " | ".join(results) + " |", "|---|" + "--:|" * len(results)]
@@ -99,7 +99,7 @@ def table(results: dict[str, Losses]) -> list[str]:
     return lines
 
 
-def step_folders(paths: list[str], every: bool) -> list[Path]:
+def _step_folders(paths: list[str], every: bool) -> list[Path]:
     """The checkpoints meant. Raises ValueError if there is none."""
     if not every:
         return [checkpoint.find_checkpoint(p) for p in paths]
@@ -111,7 +111,7 @@ def evaluate(folders: list[Path], h5py_dir: str | None, batches: int, seed: int)
     """{'fresh' or '<run> <step>': losses} of checkpoints of one architecture."""
     metas = [checkpoint.open_whole(folder)[1] for folder in folders]
     config = ExperimentConfig.from_dict(metas[0]["config"])
-    evaluator = LossEvaluator(fixed_draws(config, h5py_dir, seed), batches)
+    evaluator = _LossEvaluator(_fixed_draws(config, h5py_dir, seed), batches)
     results = {"fresh": evaluator(*evaluator.fresh())}
     for folder, meta in zip(folders, metas, strict=True):
         items = [checkpoint.load_item(folder, i) if i in meta["items"] else {}
@@ -127,7 +127,7 @@ def _quiet(line: str) -> None:
 def main() -> None:
     given = flags.FLAGS
     devices.use_compilation_cache()
-    folders = step_folders(given.checkpoint, given.all_steps)
+    folders = _step_folders(given.checkpoint, given.all_steps)
     results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
     print("\n".join(table(results)))
     print(json.dumps({"batches": given.batches, "seed": given.seed, "losses": results}))

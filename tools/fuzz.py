@@ -29,14 +29,14 @@ from olmoearth_jax import commands
 
 from . import _fuzz_parsers
 
-HANG_S = 30.0
-MEMORY_BYTES = 2 << 30
+_HANG_S = 30.0
+_MEMORY_BYTES = 2 << 30
 """Room of a parser's process beside what it takes to start; the files have some kilobytes."""
 
 _PACKAGE = f"{os.sep}olmoearth_jax{os.sep}"
 
 
-def unclear(error: BaseException) -> str | None:
+def _unclear(error: BaseException) -> str | None:
     """Why an error is none that a user should see, or None if it was raised on purpose.
 
     On purpose is a ValueError whose last frame is a `raise` statement of the package.
@@ -59,7 +59,7 @@ def try_case(name: str, seed: int, number: int, folder: Path) -> str | None:
             warnings.simplefilter("ignore")
             parser.read(path)
     except Exception as error:
-        return unclear(error)
+        return _unclear(error)
     return None
 
 
@@ -69,10 +69,10 @@ def _limit_memory() -> None:
     except ImportError:  # not everywhere
         return
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES, resource.RLIM_INFINITY))
 
 
-def work(name: str, seed: int, first: int, seconds: float) -> None:
+def _work(name: str, seed: int, first: int, seconds: float) -> None:
     """Runs cases until time is up; a line per case on stdout before it and after a wrong one."""
     with tempfile.TemporaryDirectory() as folder:
         _fuzz_parsers.PARSERS[name].read(
@@ -89,7 +89,7 @@ def work(name: str, seed: int, first: int, seconds: float) -> None:
     print("end", flush=True)
 
 
-def watch(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
+def _watch(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
     """Runs the cases of a parser in processes; (cases tried, what was wrong)."""
     end, first, found = time.monotonic() + seconds, 0, []
     while (left := end - time.monotonic()) > 0:
@@ -115,7 +115,7 @@ def _follow(process: subprocess.Popen, first: int, found: list[str]) -> tuple[in
     at, rest, out = first - 1, b"", process.stdout
     assert out is not None
     while True:
-        ready, _, _ = select.select([out], [], [], HANG_S)
+        ready, _, _ = select.select([out], [], [], _HANG_S)
         chunk = os.read(out.fileno(), 1 << 16) if ready else b""
         if not chunk:
             return at, False
@@ -145,7 +145,7 @@ def main() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     values = flags.FLAGS
     if values.worker:
-        work(values.worker, values.seed, values.first, values.seconds)
+        _work(values.worker, values.seed, values.first, values.seconds)
         return
     for name in values.parsers:
         if name not in _fuzz_parsers.PARSERS:
@@ -158,7 +158,7 @@ def main() -> None:
         return
     bad = 0
     for name in values.parsers:
-        tried, found = watch(name, values.seed, values.seconds)
+        tried, found = _watch(name, values.seed, values.seconds)
         print(f"{name}: {tried} cases with seed {values.seed}, {len(found)} wrong", flush=True)
         for line in found[:20]:
             print(f"  case {line}")

@@ -8,6 +8,7 @@ folder of weights in the reference's layout. Damaged files are an error.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from absl import app, flags
 from olmoearth_jax import commands
 from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.interop import checkpoints, weights
-from olmoearth_jax.model.config import to_dict
 from olmoearth_jax.train.metrics import parameter_table
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -65,7 +65,7 @@ def report_reference(folder: Path, show_config: bool = True) -> list[str]:
     loaded = checkpoints.from_reference(folder)
     lines = [f"weights in the reference's layout: {folder}"]
     if show_config:
-        lines += ["config:", json.dumps(to_dict(loaded.config), indent=2)]
+        lines += ["config:", json.dumps(dataclasses.asdict(loaded.config), indent=2)]
     return [*lines, *_table(loaded.params), f"digest: {integrity.parameter_digest(loaded.params)}"]
 
 

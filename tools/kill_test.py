@@ -35,12 +35,12 @@ from olmoearth_jax.train.metrics import read_metrics
 
 _TRAIN = f"{(__package__ or 'tools').removesuffix('tools')}launch.train"
 
-MOST_DELAY_S = 0.5
-MOST_CALM_S = 8.0  # between two kills of workers
-MOST_WAIT_S = 1200.0  # for one start to get as far as its kill
+_MOST_DELAY_S = 0.5
+_MOST_CALM_S = 8.0  # between two kills of workers
+_MOST_WAIT_S = 1200.0  # for one start to get as far as its kill
 
 
-def start(folder: Path, arguments: list[str], processes: int) -> list[subprocess.Popen]:
+def _start(folder: Path, arguments: list[str], processes: int) -> list[subprocess.Popen]:
     """Starts the processes of a run; what they print goes to <folder>.log.
 
     `arguments` begin with the module to run.
@@ -63,7 +63,7 @@ def start(folder: Path, arguments: list[str], processes: int) -> list[subprocess
     return started
 
 
-def last_step(folder: Path) -> int:
+def _last_step(folder: Path) -> int:
     """The last step in metrics.jsonl; 0 if there is none."""
     path = folder / "metrics.jsonl"
     return max((r["step"] for r in read_metrics(path)), default=0) if path.exists() else 0
@@ -71,26 +71,26 @@ def last_step(folder: Path) -> int:
 
 def run_to_end(folder: Path, arguments: list[str], processes: int) -> None:
     """Runs until all processes have ended. Raises RuntimeError if one failed."""
-    started = start(folder, arguments, processes)
+    started = _start(folder, arguments, processes)
     codes = [process.wait() for process in started]
     if any(codes):
         raise RuntimeError(f"{arguments[0]} ended with {codes}; see {folder}.log")
 
 
-def kill_at(step: int, folder: Path, arguments: list[str], processes: int, draw) -> bool:
+def _kill_at(step: int, folder: Path, arguments: list[str], processes: int, draw) -> bool:
     """Starts a run and kills it soon after `step`; False if it was complete before."""
-    started = start(folder, arguments, processes)
+    started = _start(folder, arguments, processes)
     begun = time.monotonic()
-    while last_step(folder) < step:
+    while _last_step(folder) < step:
         codes = [process.poll() for process in started]
-        if any(codes) or time.monotonic() - begun > MOST_WAIT_S:
+        if any(codes) or time.monotonic() - begun > _MOST_WAIT_S:
             for process in started:
                 process.kill()
             raise RuntimeError(f"no step {step}, exit codes {codes}; see {folder}.log")
         if None not in codes:
             return False
         time.sleep(0.01)
-    time.sleep(draw.random() * MOST_DELAY_S)
+    time.sleep(draw.random() * _MOST_DELAY_S)
     first = draw.choice(started)
     killed = first.poll() is None
     first.send_signal(signal.SIGKILL)
@@ -130,7 +130,7 @@ def storm_of_workers(folder: Path, arguments: list[str], of: int, kills: int, dr
     workers = [start_worker(folder, arguments, k, of) for k in range(of)]
     killed = 0
     while killed < kills:
-        time.sleep(draw.uniform(0.2, MOST_CALM_S))
+        time.sleep(draw.uniform(0.2, _MOST_CALM_S))
         number = draw.randrange(of)
         worker = workers[number]
         if worker.poll() is None:
@@ -198,10 +198,10 @@ def main(argv: list[str]) -> None:
     peace, storm = folder / "peace", folder / "storm"
     begun, command = time.monotonic(), [given.module, *argv[1:]]
     run_to_end(peace, command, count)
-    last = last_step(peace)
+    last = _last_step(peace)
     kills = 0
     for step in sorted(draw.randrange(1, last) for _ in range(given.kills)):
-        kills += kill_at(step, storm, command, count, draw)
+        kills += _kill_at(step, storm, command, count, draw)
     run_to_end(storm, command, count)
     found = difference(peace, storm)
     result = {"steps": last, "kills": kills, "processes": count, "difference": found}

@@ -44,7 +44,7 @@ class _Task:
     finished: str | None
 
 
-def new_name(folder: Path, storage: Storage) -> Path:
+def _new_name(folder: Path, storage: Storage) -> Path:
     """The dataset's folder relative to its tile folder, with the new compression in its name."""
     settings = storage.settings()
     how = "".join(f"_{settings[k]}" for k in ("compression", "compression_opts") if settings[k])
@@ -99,7 +99,7 @@ def rechunk(
       OSError: the disk is full or not writable.
     """
     header, rows = read_metadata(folder)
-    final = output_dir / new_name(folder, storage)
+    final = output_dir / _new_name(folder, storage)
     if final.resolve() == folder.resolve():
         raise ValueError(f"--output_dir leads back to the original {folder}; give another folder")
     numbers = sorted(rows[:, header.index("sample_index")].tolist())

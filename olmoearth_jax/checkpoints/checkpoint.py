@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 State = dict[str, Any]
 Meta = dict[str, Any]
 
-META_FORMAT = 1
-OPTIMIZER = "opt_state"
-STEP = "step"  # the part of the state that travels in `meta`
+_META_FORMAT = 1
+_OPTIMIZER = "opt_state"
+_STEP = "step"  # the part of the state that travels in `meta`
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Checkpointer:
                 if fault:
                     raise _Damaged(fault)
                 meta = _read_meta_or_damaged(folder)
-                check_compatible(
+                _check_compatible(
                     meta,
                     abstract,
                     self.info,
@@ -210,7 +210,7 @@ class Checkpointer:
     def _meta(self, step: int, state: State, *, with_digest: bool) -> Meta:
         info = self.info
         return {
-            "format": META_FORMAT,
+            "format": _META_FORMAT,
             "step": step,
             "epoch": step // info.steps_per_epoch,
             "steps_into_epoch": step % info.steps_per_epoch,
@@ -307,7 +307,7 @@ def read_meta(step_folder: Path) -> Meta:
             meta = reader.restore(step_folder / "meta")
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"The meta record of {step_folder} cannot be read: {error}") from None
-    if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") != _META_FORMAT:
         raise ValueError(f"{step_folder} was not written by this version of the software.")
     if fault := integrity.meta_fault(meta):
         raise ValueError(f"The meta record of {step_folder} is damaged: {fault}.")
@@ -336,16 +336,16 @@ def restore_state(step_folder: Path, abstract: State) -> State:
     """Reads the items of a state onto the shardings of `abstract`."""
     state: State = {}
     for name, tree in abstract.items():
-        if name == STEP:
-            state[name] = _scalar(int(read_meta(step_folder)[STEP]), tree)
+        if name == _STEP:
+            state[name] = _scalar(int(read_meta(step_folder)[_STEP]), tree)
         elif not jax.tree.leaves(tree):
             state[name] = tree
         else:
-            wanted = optimizer_state.stored(tree) if name == OPTIMIZER else tree
+            wanted = optimizer_state.stored(tree) if name == _OPTIMIZER else tree
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
                 restore = ocp.args.StandardRestore(wanted)
                 found = reader.restore(step_folder / name, args=restore)
-            state[name] = _own_counts(found, tree) if name == OPTIMIZER else found
+            state[name] = _own_counts(found, tree) if name == _OPTIMIZER else found
     return state
 
 
@@ -379,7 +379,7 @@ def load_item(step_folder: Path, item: str = "params") -> dict[str, Any]:
     return found
 
 
-def check_compatible(
+def _check_compatible(
     meta: Meta,
     abstract: State,
     info: RunInfo,
@@ -453,9 +453,9 @@ def _check_trees(meta: Meta, abstract: State, changed: list[str] | None = None) 
 
 
 def _items(state: State) -> State:
-    items = {name: tree for name, tree in state.items() if name != STEP and jax.tree.leaves(tree)}
-    if OPTIMIZER in items:
-        items[OPTIMIZER] = optimizer_state.stored(items[OPTIMIZER])
+    items = {name: tree for name, tree in state.items() if name != _STEP and jax.tree.leaves(tree)}
+    if _OPTIMIZER in items:
+        items[_OPTIMIZER] = optimizer_state.stored(items[_OPTIMIZER])
     return items
 
 
@@ -486,11 +486,11 @@ def restore_as_start(
     that. Raises ValueError if the checkpoint is of another architecture.
     """
     meta = read_meta(step_folder)
-    if weights_only or OPTIMIZER not in meta["items"]:
+    if weights_only or _OPTIMIZER not in meta["items"]:
         parts = {name: abstract[name] for name in ("params", "target") if name in abstract}
         held = {name: meta["items"][name] for name in parts if name in meta["items"]}
         _check_trees({**meta, "items": held}, parts)
         return fresh() | restore_state(step_folder, parts)
     _check_trees(meta, abstract)
-    state = restore_state(step_folder, {k: v for k, v in abstract.items() if k != STEP})
-    return state | {STEP: _scalar(0, abstract[STEP])} if STEP in abstract else state
+    state = restore_state(step_folder, {k: v for k, v in abstract.items() if k != _STEP})
+    return state | {_STEP: _scalar(0, abstract[_STEP])} if _STEP in abstract else state

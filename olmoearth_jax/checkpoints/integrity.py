@@ -26,7 +26,7 @@ _ROOM = 64 << 20
 """Values that are all equal are packed well, noise is not: a model's arrays are mostly noise."""
 _SHOWN = 20  # lines of a long list that an error message shows
 
-RESUME_IGNORES = (
+_RESUME_IGNORES = (
     "common.run_name",
     "common.save_folder",
     "common.recipe",
@@ -80,7 +80,7 @@ def tree_differences(
 
 
 def config_differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], ignored: Sequence[str] = RESUME_IGNORES
+    saved: Mapping[str, Any], current: Mapping[str, Any], ignored: Sequence[str] = _RESUME_IGNORES
 ) -> list[str]:
     """Lines 'path: saved value -> current value' for fields that matter; see RESUME_IGNORES."""
     before, after = _flatten(saved), _flatten(current)

@@ -24,7 +24,7 @@ _STEPS = _up_to(10**12)
 _SIDE = _up_to(10**4)
 _RATE = _up_to(1e6)
 
-LIMITS: dict[str, tuple[float, float]] = {
+_LIMITS: dict[str, tuple[float, float]] = {
     # By the whole path ...
     "dataset.cache_size_gb": (0, 1e9),
     "dataset.samples_per_sec": _up_to(1e9),
@@ -101,14 +101,14 @@ _OTHERS = _up_to(1e30)
 """Limits of a number that is not named above."""
 
 
-def numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """(path, number) for every number in nested mappings and lists."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from numbers(value, f"{path}.{key}" if path else str(key))
+            yield from _numbers(value, f"{path}.{key}" if path else str(key))
     elif isinstance(tree, list | tuple):
         for i, value in enumerate(tree):
-            yield from numbers(value, f"{path}[{i}]")
+            yield from _numbers(value, f"{path}[{i}]")
     elif isinstance(tree, int | float) and not isinstance(tree, bool):
         yield path, tree
 
@@ -123,9 +123,9 @@ def problems(cfg: ExperimentConfig) -> dict[str, str]:
 def judge(values: Mapping[str, Any], where: str = "") -> dict[str, str]:
     """As `problems`, for nested plain values that stand at `where`."""
     out = {}
-    for path, value in numbers(values, where):
+    for path, value in _numbers(values, where):
         named = path.partition("[")[0]
-        low, high = LIMITS.get(named) or LIMITS.get(named.rpartition(".")[2]) or _OTHERS
+        low, high = _LIMITS.get(named) or _LIMITS.get(named.rpartition(".")[2]) or _OTHERS
         if isinstance(value, float) and not math.isfinite(value):
             out[path] = f"{path} must be a finite number, got {value}"
         elif value > high:

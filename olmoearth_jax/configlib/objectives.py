@@ -13,13 +13,13 @@ from olmoearth_jax.configlib import schema
 LOSSES = (
     "loss_config", "loss_config_b", "contrastive_config", "mae_loss_config", "regularizer_config",
 )  # fmt: skip
-MASKINGS = ("masking_config", "masking_config_b")
+_MASKINGS = ("masking_config", "masking_config_b")
 
 
 def options(cfg: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """Config path -> the mapping that holds a `type` and its parameters."""
     out = {}
-    for name in MASKINGS:
+    for name in _MASKINGS:
         found = getattr(cfg.data_loader, name)
         if found is not None:
             out[f"data_loader.{name}.strategy_config"] = found.strategy_config
@@ -30,7 +30,7 @@ def options(cfg: ExperimentConfig) -> dict[str, dict[str, Any]]:
     return out
 
 
-def registered(path: str) -> Mapping[str, type]:
+def _registered(path: str) -> Mapping[str, type]:
     """Class of every type that may stand at a path of `options`."""
     return masking.STRATEGIES if path.startswith("data_loader.") else losses.LOSSES
 
@@ -43,7 +43,7 @@ def build(path: str, values: Mapping[str, Any]) -> Any:
 def naming(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters that name modalities, of those that an options mapping has -> their type."""
     key = values.get("type")
-    cls = registered(path).get(key) if isinstance(key, str) else None
+    cls = _registered(path).get(key) if isinstance(key, str) else None
     known = {} if cls is None else schema.hints(cls)
     parts = {name: schema.naming_part(known[name]) for name in values if name in known}
     return {name: part for name, part in parts.items() if part is not None}
@@ -79,7 +79,7 @@ def drop_stale(cfg: ExperimentConfig, before: Mapping[str, Any], set_keys: set[s
     """
     for path, values in options(cfg).items():
         key = values.get("type")
-        new = registered(path).get(key) if isinstance(key, str) else None
+        new = _registered(path).get(key) if isinstance(key, str) else None
         if new is None or values["type"] == before.get(path):
             continue
         known = {"type", *(f.name for f in dataclasses.fields(new) if f.init)}

@@ -17,33 +17,33 @@ from olmoearth_jax.model.config import (
 )
 from olmoearth_jax.supervision_maps import task_of
 
-DECODE_ONLY = list(modalities.OFFICIAL_DECODE_ONLY)
+_DECODE_ONLY = list(modalities.OFFICIAL_DECODE_ONLY)
 
-V1_MASKING = {
+_V1_MASKING = {
     "type": "modality_cross_random",
     "encode_ratio": 0.5,
     "decode_ratio": 0.5,
     "allow_encoding_decoding_same_bandset": True,
-    "only_decode_modalities": DECODE_ONLY,
+    "only_decode_modalities": _DECODE_ONLY,
 }
-LATER_MASKING = {
+_LATER_MASKING = {
     "type": "random_time_with_decode",
     "encode_ratio": 0.5,
     "decode_ratio": 0.5,
     "random_ratio": 0.5,
-    "only_decode_modalities": DECODE_ONLY,
+    "only_decode_modalities": _DECODE_ONLY,
 }
-V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
+_V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
 LATER_LOSS = {
     "type": "modality_patch_discrimination_masked_negatives_vec",
     "tau": 0.1,
     "same_target_threshold": 0.999,
-    "mask_negatives_for_modalities": DECODE_ONLY,
+    "mask_negatives_for_modalities": _DECODE_ONLY,
 }
-V1_3_POOLER_DEPTH = 4
+_V1_3_POOLER_DEPTH = 4
 """Of the recipe; the published model has a depth of 1."""
 
-FAST = ("nano", "tiny", "small")
+_FAST = ("nano", "tiny", "small")
 """Sizes that learn at twice the rate from v1.1 on."""
 
 
@@ -61,10 +61,10 @@ def official(size: str, version: str = "v1", faster: bool = False) -> c.Experime
     """
     model = trained_model(size, version, faster)
     first, names = version == "v1", list(modalities.OFFICIAL_MODALITIES)
-    masking, loss = (V1_MASKING, V1_LOSS) if first else (LATER_MASKING, LATER_LOSS)
+    masking, loss = (_V1_MASKING, _V1_LOSS) if first else (_LATER_MASKING, LATER_LOSS)
     contrastive = {"type": "InfoNCE", "weight": 0.1 if first else 0.05, "tau": 0.1}
     optimizer = c.OptimConfig(
-        lr=2e-4 if size in FAST and not first else 1e-4,
+        lr=2e-4 if size in _FAST and not first else 1e-4,
         weight_decay=0.002 if size == "tiny" and not first else 0.02,
     )
     cfg = c.ExperimentConfig(
@@ -104,13 +104,13 @@ def trained_model(size: str, version: str = "v1", faster: bool = False) -> Model
     model = official_model(size, version, faster=faster)
     pooler = model.encoder_config.attention_pooler_config
     if version == "v1_3" and pooler is not None:
-        pooler.pooler_depth = V1_3_POOLER_DEPTH
-        model.supervision_head_config = supervision_heads()
+        pooler.pooler_depth = _V1_3_POOLER_DEPTH
+        model.supervision_head_config = _supervision_heads()
         model.location_token_distillation_head_config = LocationTokenDistillationHeadConfig(256)
     return model
 
 
-def supervision_heads(names: Sequence[str] = DECODE_ONLY) -> SupervisionHeadConfig:
+def _supervision_heads(names: Sequence[str] = _DECODE_ONLY) -> SupervisionHeadConfig:
     """Heads for the maps `names`, in the order of their records."""
     tasks = [task_of(n) for n in supervision_maps.names() if n in names]
     return SupervisionHeadConfig(

@@ -41,7 +41,7 @@ def strip_optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def names_modalities(hint: Any) -> bool:
+def _names_modalities(hint: Any) -> bool:
     """Whether a list lists modalities by name, or the keys of a dict are such names."""
     return naming_part(hint) is not None
 
@@ -52,7 +52,7 @@ def naming_part(hint: Any) -> Any:
     return next((part for part in parts if get_args(part)[:1] == (ModalityName,)), None)
 
 
-def item_type(inner: Any) -> Any:
+def _item_type(inner: Any) -> Any:
     """Type of the values of a dict type; None for other types."""
     return get_args(inner)[1] if get_origin(inner) is dict else None
 
@@ -65,12 +65,12 @@ def valid_paths(cls: Any, prefix: str = "") -> list[str]:
         out.append(prefix + name)
         if dataclasses.is_dataclass(inner):
             out += valid_paths(inner, f"{prefix}{name}.")
-        elif dataclasses.is_dataclass(item_type(inner)):
-            out += valid_paths(item_type(inner), f"{prefix}{name}.<name>.")
+        elif dataclasses.is_dataclass(_item_type(inner)):
+            out += valid_paths(_item_type(inner), f"{prefix}{name}.<name>.")
     return out
 
 
-def unknown_path(path: str, known: Sequence[str]) -> str:
+def _unknown_path(path: str, known: Sequence[str]) -> str:
     """The error text for a path that is not one of `known`."""
     text, parent = f"unknown config path {path!r}; ", path.rpartition(".")[0]
     if path.startswith("launch."):
@@ -96,7 +96,7 @@ def canonical(path: str, root: Any) -> str:
             part = part.replace("-", "_")
             hint = hints(typing.cast(type, inner)).get(part, Any)
         else:
-            hint = item_type(inner) or Any
+            hint = _item_type(inner) or Any
         out.append(part)
     return ".".join(out)
 
@@ -123,7 +123,7 @@ def set_path(
     try:
         _set_below(type(cfg), cfg, parts, _Given(value, written), "")
     except _UnknownPath as e:
-        raise ConfigError(unknown_path(path, [*valid_paths(type(cfg)), *aliases])) from e
+        raise ConfigError(_unknown_path(path, [*valid_paths(type(cfg)), *aliases])) from e
 
 
 class _Given(typing.NamedTuple):
@@ -147,10 +147,10 @@ def _set_below(hint: Any, node: Any, parts: Sequence[str], given: _Given, path: 
         return node
     if get_origin(inner) is not dict and inner is not Any:
         raise _UnknownPath(f"unknown config path below {path!r}")
-    node, item = dict(node) if isinstance(node, dict) else {}, item_type(inner) or Any
+    node, item = dict(node) if isinstance(node, dict) else {}, _item_type(inner) or Any
     if name.replace("-", "_") in node:
         name = name.replace("-", "_")
-    if names_modalities(inner) and name not in node:
+    if _names_modalities(inner) and name not in node:
         (name,) = _modality_names([name], path)
     if dataclasses.is_dataclass(item) and name not in node:
         raise ConfigError(f"unknown config path {prefix + name!r}; {closest(name, node)}")
@@ -167,7 +167,7 @@ def get_path(cfg: Any, path: str) -> Any:
         elif isinstance(node, dict) and part in node:
             node = node[part]
         else:
-            raise ConfigError(unknown_path(path, valid_paths(type(cfg))))
+            raise ConfigError(_unknown_path(path, valid_paths(type(cfg))))
     return node
 
 
@@ -266,15 +266,15 @@ def _list(hint: Any, inner: Any, value: Any, path: str, written: bool) -> list[A
         raise _wrong(path, hint, value)
     item = get_args(inner)[0]
     out = [convert(item, v, f"{path}[{i}]", written=written) for i, v in enumerate(value)]
-    return _modality_names(out, path) if names_modalities(inner) else out
+    return _modality_names(out, path) if _names_modalities(inner) else out
 
 
 def _dict(
     inner: Any, value: Mapping[str, Any], path: str, base: dict[str, Any], written: bool
 ) -> dict[str, Any]:
-    out, item = dict(base), item_type(inner) or Any
+    out, item = dict(base), _item_type(inner) or Any
     for key, v in value.items():
-        if names_modalities(inner) and key not in out:
+        if _names_modalities(inner) and key not in out:
             (key,) = _modality_names([key], path)
         out[str(key)] = convert(item, v, f"{path}.{key}", out.get(key), written=written)
     return out

@@ -34,8 +34,8 @@ Stats = Mapping[str, Mapping[str, float]]
 SPATIAL_TASKS = ("segmentation", "regression")
 """Task types with one label per pixel; classification and scalar_regression have one per sample."""
 
-EVAL_MODES = ("knn", "linear_probe", "finetune", "embedding_diagnostics")
-POOLING_TYPES = ("mean", "max")
+_EVAL_MODES = ("knn", "linear_probe", "finetune", "embedding_diagnostics")
+_POOLING_TYPES = ("mean", "max")
 PROBE_TYPES = ("linear", "interpolate_linear", "bilinear_conv", "attnpool")
 CATALOGUES = ("knn_lp", "finetune", "diagnostics")
 BALANCED = "balanced_accuracy"
@@ -409,10 +409,10 @@ def _problems(task: EvalTaskConfig, info: DatasetInfo) -> Iterator[str]:
         yield "input_modalities must be given; known: " + ", ".join(info.modalities)
     metrics = METRICS[info.scoring]
     for kind, name, names in (
-        ("eval_mode", mode, EVAL_MODES),
+        ("eval_mode", mode, _EVAL_MODES),
         ("probe_type", task.probe_type, PROBE_TYPES),
         ("norm_method", task.norm_method, METHODS),
-        ("pooling_type", task.pooling_type, POOLING_TYPES),
+        ("pooling_type", task.pooling_type, _POOLING_TYPES),
         ("primary_metric", task.primary_metric or metrics[0], metrics),
     ):
         if name not in names:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from olmoearth_jax.config import ExperimentConfig
 
-MAX_NAME = 200
+_MAX_NAME = 200
 """Bytes of a run's name; file systems take 255, of which suffixes need some."""
 
-MAX_PATH = 4000
+_MAX_PATH = 4000
 """Bytes of a path; Linux takes 4095."""
 
 _UNPRINTABLE = {
@@ -37,7 +37,7 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= 120 else f"{text[:60]}...{text[-20:]}")
 
 
-def name_problem(text: str, longest: int = MAX_NAME) -> str | None:
+def _name_problem(text: str, longest: int = _MAX_NAME) -> str | None:
     """Why a text is no name of a file, folder or job ("must ..."); None if it is one."""
     found = unprintable(text)
     if found is not None:
@@ -56,7 +56,7 @@ def name_problem(text: str, longest: int = MAX_NAME) -> str | None:
 def problems(cfg: ExperimentConfig) -> Iterator[str]:
     """What is wrong with the run's name and with the paths of a config, one sentence each."""
     name = cfg.common.run_name
-    found = name_problem(name)
+    found = _name_problem(name)
     if found is None and ("/" in name or name in (".", "..")):
         found = "must be a name without '/'"
     if found is not None:
@@ -70,10 +70,10 @@ def problems(cfg: ExperimentConfig) -> Iterator[str]:
         "compile.cache_dir": cfg.compile.cache_dir,
     }
     for path, value in paths.items():
-        found = name_problem(value, MAX_PATH) if value else None  # '' is none, as null is
+        found = _name_problem(value, _MAX_PATH) if value else None  # '' is none, as null is
         if found is not None:
             yield f"{path} {found}, got {shown(value or '')}"
     for folder in cfg.dataset.more_h5py_dirs:
-        found = name_problem(folder, MAX_PATH)
+        found = _name_problem(folder, _MAX_PATH)
         if found is not None:
             yield f"dataset.more_h5py_dirs {found}, got {shown(folder)}"

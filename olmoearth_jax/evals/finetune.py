@@ -31,9 +31,9 @@ from olmoearth_jax.evals.scoring import EvalResult
 from olmoearth_jax.files import replacing
 from olmoearth_jax.model.frozen import Call
 
-FREEZE_SHARE = 0.2
-UNFREEZE_FACTOR = 0.1
-THRESHOLD = 0.5
+_FREEZE_SHARE = 0.2
+_UNFREEZE_FACTOR = 0.1
+_THRESHOLD = 0.5
 
 
 @dataclasses.dataclass
@@ -60,12 +60,12 @@ class Schedule:
 
     @property
     def frozen_epochs(self) -> int:
-        return math.ceil(FREEZE_SHARE * self.epochs)
+        return math.ceil(_FREEZE_SHARE * self.epochs)
 
     def start_epoch(self, epoch: int) -> tuple[float, bool]:
         """Learning rate of an epoch and whether the backbone is frozen in it."""
         if epoch == self.frozen_epochs:
-            self.lr = UNFREEZE_FACTOR * self.max_lr
+            self.lr = _UNFREEZE_FACTOR * self.max_lr
         return self.lr, epoch < self.frozen_epochs
 
     def finish_epoch(self, metric: float) -> None:
@@ -288,7 +288,7 @@ class FineTuner:
         guess = out
         if info.multilabel:
             scores = 1 / (1 + np.exp(-out.astype(np.float64)))
-            guess = scores > THRESHOLD
+            guess = scores > _THRESHOLD
         elif "regression" not in info.task_type:
             scores = np.asarray(jax.nn.softmax(out, axis=-1))
             guess = scores.argmax(-1)

@@ -12,7 +12,7 @@ from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOption
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
 from olmoearth_jax.evals.scoring import EvalResult, average_precision, bootstrap, score
 
-TEMPERATURE = 0.07
+_TEMPERATURE = 0.07
 QUERY_BLOCK = 2048
 TRAIN_BLOCK = 8192
 """Most rows of either kind at a time."""
@@ -125,7 +125,7 @@ def knn_scores(
     labels = train[1]
     sims, index = neighbours(train[0], query, k, skip_nearest)
     if labels.ndim == 2:
-        weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
+        weights = np.exp(sims.astype(np.float64) / _TEMPERATURE)
         total = np.maximum(weights.sum(1, keepdims=True), 1e-8)
         positive = np.einsum("qk,qkc->qc", weights, labels[index].astype(np.float64))
         hard = positive > weights.sum(1, keepdims=True) - positive
@@ -136,7 +136,7 @@ def knn_scores(
 
 def vote(sims: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Scores float32 [Q, C] from similarities and classes [Q, k] of the nearest neighbours."""
-    weights = np.exp(sims.astype(np.float64) / TEMPERATURE)
+    weights = np.exp(sims.astype(np.float64) / _TEMPERATURE)
     votes = np.zeros((len(sims), num_classes))
     np.add.at(votes, (np.arange(len(sims))[:, None], labels), weights)
     return (votes / np.maximum(weights.sum(1, keepdims=True), 1e-8)).astype(np.float32)

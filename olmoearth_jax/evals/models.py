@@ -121,7 +121,7 @@ class RawBands:
         return out if pool.place == "spatial" else centre_token(out)
 
 
-PARTS = ("embeddings", "labels")
+_PARTS = ("embeddings", "labels")
 
 
 class Precomputed:
@@ -159,7 +159,7 @@ class Precomputed:
     def has(self, dataset: str, split: str) -> bool:
         """Whether there are embeddings of a split."""
         if self.archive is not None:
-            return f"{dataset}/{split}/{PARTS[0]}" in self.archive
+            return f"{dataset}/{split}/{_PARTS[0]}" in self.archive
         return (self.path / dataset / f"{split}.npz").is_file()
 
     def split(self, task: EvalTaskConfig, info: DatasetInfo, split: str) -> Split:
@@ -176,7 +176,7 @@ class Precomputed:
         if not self.has(info.name, split):
             raise DataUnavailable(f"{self.path} holds no embeddings of {where}")
         held = self._table(info.name, split)
-        if missing := [p for p in PARTS if p not in held]:
+        if missing := [p for p in _PARTS if p not in held]:
             raise ValueError(f"{where} in {self.path} has no {missing[0]}")
         x, y = np.asarray(held["embeddings"], np.float32), np.asarray(held["labels"])
         if x.ndim not in (2, 4) or (info.spatial and x.ndim != 4):
@@ -218,15 +218,15 @@ class Precomputed:
                 skipped[name] = "precomputed embeddings can't be fine-tuned"
             elif missing:
                 skipped[name] = f"{self.path} has no {missing[0]} embeddings of {info.name}"
-            elif (key := repr(as_shown(task))) in seen:
+            elif (key := repr(_as_shown(task))) in seen:
                 skipped[name] = f"for precomputed embeddings it is the same as {seen[key]}"
             else:
                 seen[key] = name
-                found[name] = as_shown(task)
+                found[name] = _as_shown(task)
         return found, skipped
 
 
-def as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
+def _as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
     """The task without what only concerns images, and without a second round trip to int8."""
     return dataclasses.replace(
         task, input_modalities=[], patch_size=1, norm_stats_from_pretrained=True,

@@ -22,8 +22,8 @@ from olmoearth_jax.evals.samples import IGNORE
 
 Params = dict
 
-BN_MOMENTUM = 0.1
-BN_EPS = 1e-5
+_BN_MOMENTUM = 0.1
+_BN_EPS = 1e-5
 _ADAM: Any = optax.scale_by_adam()
 _DECAY = 0.01
 
@@ -33,7 +33,7 @@ def rng(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose])))
 
 
-def init_linear(gen: np.random.Generator, fan_in: int, fan_out: int) -> Params:
+def _init_linear(gen: np.random.Generator, fan_in: int, fan_out: int) -> Params:
     """Kernel [in, out] and bias, uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return {
@@ -51,13 +51,13 @@ def linear(params: Params, x: jax.Array, bf16: bool = False) -> jax.Array:
     return round_bf16(out + round_bf16(bias))
 
 
-def init_conv(gen: np.random.Generator, fan_in: int, out: int) -> Params:
+def _init_conv(gen: np.random.Generator, fan_in: int, out: int) -> Params:
     """Kernel [3, 3, in, out] and bias, uniform in +-1/sqrt(9 fan_in)."""
-    flat = init_linear(gen, 9 * fan_in, out)
+    flat = _init_linear(gen, 9 * fan_in, out)
     return {"kernel": flat["kernel"].reshape(3, 3, fan_in, out), "bias": flat["bias"]}
 
 
-def conv3x3(params: Params, x: jax.Array) -> jax.Array:
+def _conv3x3(params: Params, x: jax.Array) -> jax.Array:
     """3x3 convolution, zero padding: [B, H, W, in] -> [B, H, W, out]."""
     out = jax.lax.conv_general_dilated(
         x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -71,7 +71,7 @@ def round_bf16(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
-def batch_norm(
+def _batch_norm(
     params: Params, stats: Params, x: jax.Array, weight: jax.Array | None
 ) -> tuple[jax.Array, Params]:
     """Batch norm over rows of x [B, D], and the running statistics after it.
@@ -87,10 +87,10 @@ def batch_norm(
         var = jnp.einsum("b,bd->d", weight, (x - mean) ** 2) / n
         unbiased = var * n / jnp.maximum(n - 1, 1)
         stats = {
-            "mean": (1 - BN_MOMENTUM) * stats["mean"] + BN_MOMENTUM * mean,
-            "var": (1 - BN_MOMENTUM) * stats["var"] + BN_MOMENTUM * unbiased,
+            "mean": (1 - _BN_MOMENTUM) * stats["mean"] + _BN_MOMENTUM * mean,
+            "var": (1 - _BN_MOMENTUM) * stats["var"] + _BN_MOMENTUM * unbiased,
         }
-    out = (x - mean) * jax.lax.rsqrt(var + BN_EPS) * params["scale"] + params["bias"]
+    out = (x - mean) * jax.lax.rsqrt(var + _BN_EPS) * params["scale"] + params["bias"]
     return out, stats
 
 
@@ -184,8 +184,8 @@ def multilabel_soft_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(valid, row, 0)) / jnp.maximum(valid.sum(), 1)
 
 
-HEAD_TYPES = ("linear", "unet")
-HEAD_WIDTH = 64
+_HEAD_TYPES = ("linear", "unet")
+_HEAD_WIDTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +242,10 @@ def make_probe(
             raise ValueError("probe_type 'attnpool' does not do regression")
         # One value per pixel from a patch-wise linear map would be blocky: always interpolated.
         kind = "bilinear_conv"
-    if kind == "attnpool" and width % HEAD_WIDTH:
-        raise ValueError(f"probe_type 'attnpool' needs an embedding size divisible by {HEAD_WIDTH}")
+    if kind == "attnpool" and width % _HEAD_WIDTH:
+        raise ValueError(
+            f"probe_type 'attnpool' needs an embedding size divisible by {_HEAD_WIDTH}"
+        )
     if height_width is None:
         raise ValueError(f"a {task_type} task needs the dataset's height_width")
     pixels = int(math.sqrt(height_width**2 / (embedding_shape[1] * embedding_shape[2])))
@@ -256,7 +258,7 @@ def make_head(kind: str, task_type: str, num_classes: int, width: int, patch_siz
     Raises:
       ValueError: an unknown head, or one that does not fit.
     """
-    known("ft_head_type", kind, HEAD_TYPES)
+    known("ft_head_type", kind, _HEAD_TYPES)
     if task_type == "scalar_regression":
         raise ValueError("fine-tuning does not do scalar regression; use linear_probe")
     if kind == "unet" and task_type not in SPATIAL_TASKS:
@@ -275,7 +277,7 @@ def init(head: Head, seed: int, purpose: int = 0) -> tuple[Params, Params]:
     out = head.num_classes
     if head.kind == "unet":
         widths = [d] * (int(math.log2(head.pixels)) + 1) + [out]
-        return {f"conv{i}": init_conv(gen, d, n) for i, n in enumerate(widths)}, {}
+        return {f"conv{i}": _init_conv(gen, d, n) for i, n in enumerate(widths)}, {}
     if head.kind in ("linear", "attnpool"):
         out *= head.pixels**2
     if head.kind == "attnpool":
@@ -289,7 +291,7 @@ def init(head: Head, seed: int, purpose: int = 0) -> tuple[Params, Params]:
             "kv": {"kernel": small(d, 2 * d), "bias": np.zeros(2 * d, np.float32)},
             "linear": {"kernel": small(d, out), "bias": np.zeros(out, np.float32)},
         }, {}
-    params, stats = {"linear": init_linear(gen, d, out)}, {}
+    params, stats = {"linear": _init_linear(gen, d, out)}, {}
     if head.norm:
         zeros, ones = np.zeros(d, np.float32), np.ones(d, np.float32)
         params["norm"], stats = {"scale": ones, "bias": zeros}, {"mean": zeros, "var": ones}
@@ -312,7 +314,7 @@ def forward(
     if head.kind == "unet":
         return _unet(params, x), stats
     if head.norm:
-        x, stats = batch_norm(params["norm"], stats, x, weight)
+        x, stats = _batch_norm(params["norm"], stats, x, weight)
     if head.kind == "attnpool":
         out, _ = attention_pool(params, x, head.bf16)
     else:
@@ -337,11 +339,11 @@ def at_labels(head: Head, out: jax.Array, size: tuple[int, ...] | None) -> jax.A
 def attention_pool(params: Params, x: jax.Array, bf16: bool) -> tuple[jax.Array, jax.Array]:
     """Pools N tokens per position: [B, h, w, N, D] -> ([B, h, w, C*p*p], [B*h*w, heads, 1, N])."""
     b, h, w, n, d = x.shape
-    heads = d // HEAD_WIDTH
+    heads = d // _HEAD_WIDTH
     kv = linear(params["kv"], x.reshape(b * h * w, n, d), bf16)
-    keys, values = (a.reshape(-1, n, heads, HEAD_WIDTH) for a in jnp.split(kv, 2, axis=-1))
-    query = params["query"].reshape(heads, HEAD_WIDTH)
-    scores = jnp.einsum("hd,bnhd->bhn", query, keys, precision="highest") / math.sqrt(HEAD_WIDTH)
+    keys, values = (a.reshape(-1, n, heads, _HEAD_WIDTH) for a in jnp.split(kv, 2, axis=-1))
+    query = params["query"].reshape(heads, _HEAD_WIDTH)
+    scores = jnp.einsum("hd,bnhd->bhn", query, keys, precision="highest") / math.sqrt(_HEAD_WIDTH)
     attention = jax.nn.softmax(scores, axis=-1)
     pooled = jnp.einsum("bhn,bnhd->bhd", attention, values, precision="highest")
     out = linear(params["linear"], pooled.reshape(b, h, w, d), bf16)
@@ -353,5 +355,5 @@ def _unet(params: Params, x: jax.Array) -> jax.Array:
     for i in range(last):
         if i:
             x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        x = jax.nn.relu(conv3x3(params[f"conv{i}"], x))
-    return conv3x3(params[f"conv{last}"], x)
+        x = jax.nn.relu(_conv3x3(params[f"conv{i}"], x))
+    return _conv3x3(params[f"conv{last}"], x)

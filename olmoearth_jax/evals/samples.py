@@ -17,7 +17,7 @@ from olmoearth_jax.masks import MISSING_TOKEN
 
 MASK = "_mask"
 TIMESTAMPS = "timestamps"
-DEFAULT_DATE = (1, 6, 2020)
+_DEFAULT_DATE = (1, 6, 2020)
 """1 July 2020: the date of samples that carry none."""
 
 EvalSample = dict[str, np.ndarray]
@@ -40,7 +40,7 @@ def make_sample(
         sample[name + MASK] = np.zeros(image.shape, np.int8)
         steps = image.shape[2]
     if timestamps is None:
-        timestamps = np.tile(np.array(DEFAULT_DATE), (steps, 1))
+        timestamps = np.tile(np.array(_DEFAULT_DATE), (steps, 1))
     sample[TIMESTAMPS] = np.asarray(timestamps, np.int64)
     return sample
 

@@ -13,7 +13,7 @@ from olmoearth_jax.configlib.tasks import BALANCED, METRICS, DatasetInfo, EvalTa
 from olmoearth_jax.evals.samples import IGNORE
 from olmoearth_jax.modalities import closest
 
-EPS = 1e-8
+_EPS = 1e-8
 LOWER_IS_BETTER = ("mae", "rmse")
 
 
@@ -161,7 +161,7 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
+def _confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
     """Segmentation metrics that follow from a confusion matrix.
 
     Raises:
@@ -172,15 +172,15 @@ def confusion_metrics(confusion: np.ndarray) -> dict[str, float]:
         raise ValueError("no pixel carries a label: every label is the ignore value")
     tp = np.diag(m)
     fp, fn = m.sum(0) - tp, m.sum(1) - tp
-    recall, precision = tp / (tp + fn + EPS), tp / (tp + fp + EPS)
-    f1 = 2 * precision * recall / (precision + recall + EPS)
+    recall, precision = tp / (tp + fn + _EPS), tp / (tp + fp + _EPS)
+    f1 = 2 * precision * recall / (precision + recall + _EPS)
     present, used = tp + fn > 0, tp + fp + fn > 0
     out = {
-        "miou": float((tp / (tp + fp + fn + EPS))[used].mean()),
-        "overall_acc": float(tp.sum() / (m.sum() + EPS)),
+        "miou": float((tp / (tp + fp + fn + _EPS))[used].mean()),
+        "overall_acc": float(tp.sum() / (m.sum() + _EPS)),
         "macro_acc": float(recall[present].mean()),
         "macro_f1": float(f1[present].mean()),
-        "micro_f1": float(2 * tp.sum() / (2 * tp.sum() + fp.sum() + fn.sum() + EPS)),
+        "micro_f1": float(2 * tp.sum() / (2 * tp.sum() + fp.sum() + fn.sum() + _EPS)),
     }
     return out | {f"f1_class_{i}": float(v) for i, v in enumerate(f1)}
 
@@ -189,7 +189,7 @@ def segmentation_metrics(
     predictions: np.ndarray, labels: np.ndarray, num_classes: int, scores: np.ndarray | None = None
 ) -> dict[str, float]:
     """Segmentation metrics of int predictions, labels [N, H, W]; scores [N, C, H, W] or None."""
-    out = confusion_metrics(confusion_matrix(predictions, labels, num_classes))
+    out = _confusion_metrics(confusion_matrix(predictions, labels, num_classes))
     if scores is not None:
         valid = labels != IGNORE
         flat = np.moveaxis(scores, 1, -1)[valid]
@@ -214,7 +214,7 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
         "mae": float(np.abs(error).mean()),
         "rmse": rmse,
         "neg_rmse": -rmse,
-        "r2": float(1 - np.sum(error**2) / (spread + EPS)),
+        "r2": float(1 - np.sum(error**2) / (spread + _EPS)),
     }
 
 

@@ -37,7 +37,7 @@ _GROUPS = {
 }
 _BYTES = 4 << 20  # normalised at once
 
-Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
+_Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Per modality (lo, hi) float64 [bands]: the raw values that become 0 and 1."""
 
 
@@ -96,7 +96,7 @@ class Rules:
     slots: SlotTable
     version: str
     """Decides how missing bands are filled."""
-    ranges: Ranges
+    ranges: _Ranges
 
 
 def prepare(sample: Sample, names: tuple[str, ...], patch_size: int, rules: Rules) -> ModelInput:

@@ -15,7 +15,7 @@ from olmoearth_jax.inference import describe
 from olmoearth_jax.inference.labelled_arrays import Place, images_of
 from olmoearth_jax.modalities import MISSING, Modality, closest
 
-Bands = Mapping[str, Sequence[str]]
+_Bands = Mapping[str, Sequence[str]]
 NAN_PIXELS = ("error", "fill", "mask")
 
 
@@ -59,7 +59,7 @@ class Sample:
         arrays: Mapping[str, Any],
         dates: Sequence[Any] | np.ndarray | None = None,
         *,
-        bands: Bands | None = None,
+        bands: _Bands | None = None,
         timestamps: Any = None,
         normalized: bool = False,
         nan_pixels: str = "error",
@@ -192,7 +192,7 @@ def _stamps(dates: Any, timestamps: Any) -> np.ndarray | None:
     return None if timestamps is None else check_timestamps(timestamps)
 
 
-def _bands_of(bands: Bands | None, arrays: Mapping[str, Any]) -> dict[str, list[str]]:
+def _bands_of(bands: _Bands | None, arrays: Mapping[str, Any]) -> dict[str, list[str]]:
     """{modality: names of its channels}."""
     if bands is None:
         return {}

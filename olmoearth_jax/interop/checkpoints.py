@@ -12,7 +12,6 @@ import numpy as np
 from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.configlib import limits, schema
 from olmoearth_jax.interop import torch_keys, weights
-from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 
@@ -79,7 +78,7 @@ def write(loaded: Weights, folder: str | Path, source: str = "") -> Path:
     names = loaded.config.encoder_config.supported_modality_names
     config: dict[str, Any] = {
         "common": {"run_name": folder.name, "recipe": f"converted from {source or 'weights'}"},
-        "model": model_config.to_dict(loaded.config),
+        "model": dataclasses.asdict(loaded.config),
     }
     if loaded.decode_only is not None:
         config |= weights.decode_only_record(loaded.decode_only)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 Spelling = Literal["register", "perceiver", "attention_pooler"]
-RELEASED: Spelling = "attention_pooler"
+_RELEASED: Spelling = "attention_pooler"
 
 _HEAD = "location_token_distillation_head."
 # (old, released); a name matches at the start of a key or behind a dot. The first that fits wins.
@@ -46,17 +46,17 @@ def spelling_of(keys: Iterable[str]) -> Spelling:
     """The spelling of a state dict, told by its first key that has different ones."""
     for key in keys:
         if _swap(key, "attention_pooler.", "") or _swap(key, _HEAD, ""):
-            return RELEASED
+            return _RELEASED
         for spelling, parts in _PARTS.items():
             # The decoder's layer has one name in two of them.
             if any(_swap(key, old, new) for old, new in parts[:-1]):
                 return spelling
-    return RELEASED
+    return _RELEASED
 
 
 def to_released(key: str, spelling: Spelling) -> str | None:
     """The released name of a key; None for a tensor that only training needed."""
-    if spelling == RELEASED:
+    if spelling == _RELEASED:
         return key
     if spelling == "register" and key.startswith(_DUMPED_HEAD):
         return None
@@ -71,7 +71,7 @@ def to_released(key: str, spelling: Spelling) -> str | None:
 
 def from_released(key: str, spelling: Spelling) -> str:
     """Inverse of `to_released`."""
-    if spelling == RELEASED:
+    if spelling == _RELEASED:
         return key
     key = _swap(key, _BLOCKS, _OLD_BLOCKS) or key
     if key == _QUERY or key.endswith("." + _QUERY):

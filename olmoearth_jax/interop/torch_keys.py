@@ -20,8 +20,8 @@ from olmoearth_jax.model.encodings import month_table, quarter_width
 from olmoearth_jax.model.heads import DISTILLATION, SUPERVISION, WIDTH, map_tasks
 from olmoearth_jax.model.latent_mim import Params, flatten, graph, target_graph, unflatten
 
-Path = tuple[str, ...]
-Layout = Literal["same", "linear", "conv", "transposed"]
+_Path = tuple[str, ...]
+_Layout = Literal["same", "linear", "conv", "transposed"]
 
 _AXES = {"linear": (1, 0), "conv": (2, 3, 1, 0), "transposed": (0, 2, 3, 1)}
 _STALE_SUFFIX = "composite_encodings.pos_embed"
@@ -57,10 +57,10 @@ _RECONSTRUCTIONS = "per_modality_reconstructions"
 class Entry:
     """One tensor: its path and shape here, its key and shape in the reference."""
 
-    path: Path
+    path: _Path
     shape: tuple[int, ...]
     key: str
-    layout: Layout
+    layout: _Layout
     torch_shape: tuple[int, ...]
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
@@ -79,13 +79,13 @@ class Entry:
         return _AXES.get(self.layout, tuple(range(len(self.torch_shape))))
 
 
-def block_key(path: Path) -> str:
+def block_key(path: _Path) -> str:
     """Key of a path within a block, a pooler, or anything else without numbers of its own."""
     parts = [_NAMES.get(part, _LEAVES.get(part, part)) for part in path if part != "attention"]
     return ".".join(parts)
 
 
-def _module_key(path: Path) -> str:
+def _module_key(path: _Path) -> str:
     """Key of a path within an encoder, a decoder or a reconstructor."""
     head, rest = path[0], path[1:]
     if head == "encodings":
@@ -99,7 +99,7 @@ def _module_key(path: Path) -> str:
     return block_key(path)
 
 
-def _band_set_key(stem: str, rest: Path) -> str:
+def _band_set_key(stem: str, rest: _Path) -> str:
     name, band_set, part = rest[:3]
     stem, leaf = f"{stem}.{name}.{name}__{band_set}", _LEAVES[rest[-1]]
     if not modalities.get(name).spatial:
@@ -111,7 +111,7 @@ def _band_set_key(stem: str, rest: Path) -> str:
     return f"{stem}.{part}.{index}.{leaf}"
 
 
-def _entry(path: Path, shape: tuple[int, ...], prefix: str, config: ModelConfig) -> Entry:
+def _entry(path: _Path, shape: tuple[int, ...], prefix: str, config: ModelConfig) -> Entry:
     """Entry of a path that starts below the part named by `prefix`."""
     layout, torch_shape = "same", shape
     encoder, kernel = config.encoder_config, path[-1] == "kernel"
@@ -137,7 +137,7 @@ def model_entries(config: ModelConfig) -> list[Entry]:
             layout, shape = ("linear", leaf.shape[::-1]) if path[-1] == "kernel" else (
                 "same", leaf.shape
             )  # fmt: skip
-            out.append(Entry(path, leaf.shape, head_key(path), layout, shape))
+            out.append(Entry(path, leaf.shape, _head_key(path), layout, shape))
             continue
         root = path[: 2 if path[:2] == ("reconstructor", "decoder") else 1]
         entry = _entry(path[len(root) :], tuple(leaf.shape), ".".join(root) + ".", config)
@@ -163,7 +163,7 @@ def _tables(config: ModelConfig) -> dict[str, np.ndarray]:
         decoders["reconstructor.decoder."] = config.reconstructor_config.decoder_config
     widths |= {name: d.decoder_embedding_size for name, d in decoders.items() if d is not None}
     months = {name + _MONTH: month_table(quarter_width(width)) for name, width in widths.items()}
-    return months | class_tables(config)
+    return months | _class_tables(config)
 
 
 def state_dict_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -272,7 +272,7 @@ def to_state_dict(
     return out
 
 
-def head_key(path: tuple[str, ...]) -> str:
+def _head_key(path: tuple[str, ...]) -> str:
     """Released name of a parameter whose path starts with one of `_HEADS`."""
     if path[0] == SUPERVISION:
         return ".".join((*path[:-1], _LEAVES[path[-1]]))
@@ -281,7 +281,7 @@ def head_key(path: tuple[str, ...]) -> str:
     return ".".join((root, group, width.removeprefix(WIDTH), *inner, _LEAVES[leaf]))
 
 
-def class_tables(config: ModelConfig) -> dict[str, np.ndarray]:
+def _class_tables(config: ModelConfig) -> dict[str, np.ndarray]:
     """The tables of class values that the reference keeps beside the heads, by name."""
     head = config.supervision_head_config
     if head is None:

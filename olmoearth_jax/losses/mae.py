@@ -28,7 +28,7 @@ def _huber(error: jax.Array, delta: float) -> jax.Array:
     return jnp.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
 
 
-ELEMENTWISE: dict[str, tuple[Callable[..., jax.Array], str | None]] = {
+_ELEMENTWISE: dict[str, tuple[Callable[..., jax.Array], str | None]] = {
     "MSELoss": (jnp.square, None),
     "L1Loss": (jnp.abs, None),
     "SmoothL1Loss": (_smooth_l1, "beta"),
@@ -42,7 +42,7 @@ class MAE:
     """Mean elementwise error over the pixel-band values of all modalities together."""
 
     loss_function: str = "MSELoss"
-    """A key of `ELEMENTWISE`."""
+    """A key of `_ELEMENTWISE`."""
     only_decode: bool = True
     """Only decoder tokens count, else all that aren't missing."""
     weight: float = 1.0
@@ -56,12 +56,12 @@ class MAE:
     name: ClassVar[str] = "MAE"
 
     def __post_init__(self) -> None:
-        if self.loss_function not in ELEMENTWISE:
+        if self.loss_function not in _ELEMENTWISE:
             raise ValueError(
                 f"unknown loss_function {self.loss_function!r}; "
-                f"{closest(self.loss_function, ELEMENTWISE)}"
+                f"{closest(self.loss_function, _ELEMENTWISE)}"
             )
-        takes = ELEMENTWISE[self.loss_function][1]
+        takes = _ELEMENTWISE[self.loss_function][1]
         for parameter in ("beta", "delta"):
             if getattr(self, parameter) is not None and parameter != takes:
                 raise ValueError(f"{self.loss_function} has no parameter {parameter!r}")
@@ -72,7 +72,7 @@ class MAE:
 
     def element(self, error: jax.Array) -> jax.Array:
         """Loss of each element's error."""
-        function, parameter = ELEMENTWISE[self.loss_function]
+        function, parameter = _ELEMENTWISE[self.loss_function]
         if parameter is None:
             return function(error)
         value = getattr(self, parameter)

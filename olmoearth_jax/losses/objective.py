@@ -15,7 +15,7 @@ from olmoearth_jax.losses.pooled import InfoNCE, KoLeo
 from olmoearth_jax.losses.rows import TokenLoss
 from olmoearth_jax.losses.supervision import Supervision
 
-Exits = tuple[tuple[str, int], ...]
+_Exits = tuple[tuple[str, int], ...]
 """(modality, depth) pairs; a modality that is not listed has depth 0."""
 
 
@@ -42,9 +42,9 @@ class Objective:
     """On pooled vectors where there are two views, else on encoder tokens."""
     mae: MAE | None = None
     """On reconstructed pixels."""
-    exits: Exits = ()
+    exits: _Exits = ()
     """Depth at which each modality's target leaves the target encoder."""
-    exits_b: Exits | None = None
+    exits_b: _Exits | None = None
     """Those of view B (galileo); None: the same."""
     moving: bool = False
     """The target follows the online encoder, so all of its parameters are kept."""
@@ -162,6 +162,6 @@ def spread_of(x: jax.Array, valid: jax.Array, segment: jax.Array, groups: int) -
     return jnp.sqrt(jnp.maximum(square - jnp.square(total / count[:, None]).sum(-1), 0.0))
 
 
-def exit_pairs(depths: Mapping[str, int] | None) -> Exits | None:
+def exit_pairs(depths: Mapping[str, int] | None) -> _Exits | None:
     """A mapping as hashable pairs; None stays None."""
     return None if depths is None else tuple(depths.items())

@@ -22,7 +22,7 @@ from olmoearth_jax.masks import DECODE
 NEGATIVE = -1e30
 """Score of an excluded pair: finite, so that rows without any pair stay finite too."""
 
-LOWEST_TAU = 1e-12
+_LOWEST_TAU = 1e-12
 """Scores are cosines over tau, and must stay far from `NEGATIVE` and the ends of float32."""
 
 
@@ -30,8 +30,8 @@ def check_tau(tau: float) -> None:
     """Raises ValueError for a temperature that no loss can be divided by."""
     if tau <= 0:
         raise ValueError(f"the temperature tau must be positive, got {tau}")
-    if tau < LOWEST_TAU:
-        raise ValueError(f"the temperature tau must be at least {LOWEST_TAU:g}, got {tau}")
+    if tau < _LOWEST_TAU:
+        raise ValueError(f"the temperature tau must be at least {_LOWEST_TAU:g}, got {tau}")
 
 
 def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
@@ -183,10 +183,10 @@ class TokenLoss:
           float32 [groups]; 0 with zero gradient where nothing takes part.
         """
         groups = Groups.given(groups, len(next(iter(preds.values()))))
-        return rows_value(self, dense_rows(self, preds, targets, masks, groups), groups.count)
+        return rows_value(self, _dense_rows(self, preds, targets, masks, groups), groups.count)
 
 
-def dense_rows(
+def _dense_rows(
     loss: TokenLoss,
     preds: Mapping[str, jax.Array],
     targets: Mapping[str, jax.Array],

@@ -20,11 +20,11 @@ from olmoearth_jax.losses.rows import Groups, safe_divide
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.supervision_maps import MapTask, spacing
 
-RATE_LIMIT = 1e-3
+_RATE_LIMIT = 1e-3
 """Share of a channel's rarer answer that is assumed at least."""
 
 _HIGHEST = lax.Precision.HIGHEST
-Sums = dict[str, jax.Array]
+_Sums = dict[str, jax.Array]
 
 
 @functools.lru_cache(maxsize=256)
@@ -99,14 +99,14 @@ def class_index(values: jax.Array, class_values: tuple[float, ...]) -> jax.Array
     return jnp.argmin(jnp.abs(values[..., None] - table), axis=-1).astype(jnp.int32)
 
 
-def unknown_codes(values: jax.Array, task: MapTask) -> jax.Array:
+def _unknown_codes(values: jax.Array, task: MapTask) -> jax.Array:
     """bool [...]: values that stand for no class of the table, in the units of the data set."""
     table = jnp.asarray(np.asarray(task.known_values, np.float32))
     distance = jnp.min(jnp.abs(values[..., None] - table), axis=-1)
     return distance > np.float32(min(spacing(task.known_values) / 4, 1e6))
 
 
-def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
+def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sums:
     """What a loss needs of each sample, to be added up over the samples of a group.
 
     Args:
@@ -121,11 +121,11 @@ def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
     valid = jnp.all(target != MISSING, axis=-1)
     target = jnp.where(valid[..., None], target, 0.0)
     over = tuple(range(1, valid.ndim))
-    sums: Sums = {}
+    sums: _Sums = {}
     if task.task_type == "classification":
         value = target[..., 0]
         if task.known_values:
-            unknown = valid & unknown_codes(value, task)
+            unknown = valid & _unknown_codes(value, task)
             sums["unknown"] = jnp.sum(unknown.astype(jnp.float32), over)
             valid = valid & ~unknown if task.ignore_unknown else valid
         chosen = class_index(value, task.class_values)
@@ -146,14 +146,14 @@ def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
     return sums | {"count": jnp.sum(valid.astype(jnp.float32), over)}
 
 
-def map_loss(task: MapTask, sums: Sums) -> jax.Array:
+def map_loss(task: MapTask, sums: _Sums) -> jax.Array:
     """float32 [groups]: the unweighted loss, from `pixel_sums` added up per group."""
     count = sums["count"]
     if task.task_type == "binary_classification":
         balance = jnp.ones_like(sums["positive"])
         if task.pos_weight:
             share = safe_divide(sums["positive"], count[:, None])
-            share = lax.stop_gradient(jnp.clip(share, RATE_LIMIT, 1.0 - RATE_LIMIT))
+            share = lax.stop_gradient(jnp.clip(share, _RATE_LIMIT, 1.0 - _RATE_LIMIT))
             balance = (1.0 - share) / share
         return safe_divide(jnp.sum(balance * sums["yes"] + sums["no"], -1), count * task.channels)
     values = task.channels if task.task_type == "regression" else 1

@@ -37,7 +37,7 @@ def _token_losses(scores: jax.Array, keep: jax.Array, tau: float) -> jax.Array:
     return 2.0 * tau * (log_sum_exp(jnp.where(keep, scores, NEGATIVE)) - diagonal(scores))
 
 
-def set_mean(losses: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _set_mean(losses: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(mean over valid tokens [...], number of them [...]); 0 for an empty set."""
     count = jnp.sum(valid, axis=-1).astype(jnp.float32)
     total = jnp.sum(jnp.where(valid, losses, 0.0), axis=-1)
@@ -71,7 +71,7 @@ class PatchDiscrimination(TokenLoss):
     ) -> tuple[jax.Array, jax.Array]:
         scores = products(normalise(pred), normalise(target)) / self.tau
         losses = _token_losses(scores, valid[..., None, :], self.tau)
-        value, count = set_mean(losses, valid)
+        value, count = _set_mean(losses, valid)
         return value, (count > 0).astype(jnp.float32)
 
 
@@ -145,7 +145,7 @@ class MaskedNegatives(ModalityPatchDiscrimination):
         skip = jnp.any(alike, axis=-1) & several
         keep = column & (~same | jnp.eye(same.shape[-1], dtype=bool))
         scores = products(normalise(pred), target) / self.tau
-        value, count = set_mean(_token_losses(scores, keep, self.tau), valid)
+        value, count = _set_mean(_token_losses(scores, keep, self.tau), valid)
         counts = (count > 0) & ~skip
         return jnp.where(counts, value, 0.0), counts.astype(jnp.float32)
 
@@ -190,7 +190,7 @@ class AdjustedPatchDiscrimination(TokenLoss):
         negatives = jnp.sum(valid, axis=-1)[..., None, None] - 1.0
         weights = negatives * jnp.exp(log_density - log_sum_exp(log_density)[..., None])
         scores = cosine * jnp.where(own, 1.0, weights) / self.tau
-        value, count = set_mean(_token_losses(scores, column, self.tau), valid)
+        value, count = _set_mean(_token_losses(scores, column, self.tau), valid)
         return value, (count > 0).astype(jnp.float32)
 
 
@@ -228,7 +228,7 @@ class AllDiscrimination(TokenLoss):
         values, start = [], 0
         for r in rows:
             part = losses[start : start + r.valid.size].reshape(r.valid.shape)
-            values.append(set_mean(part, r.valid)[0])
+            values.append(_set_mean(part, r.valid)[0])
             start += r.valid.size
         return values
 
@@ -252,7 +252,7 @@ class _PerToken(TokenLoss, abc.ABC):
     def set_value(
         self, pred: jax.Array, target: jax.Array, valid: jax.Array, modality: str | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        return set_mean(self.per_token(pred, target), valid)
+        return _set_mean(self.per_token(pred, target), valid)
 
 
 @dataclasses.dataclass(frozen=True)

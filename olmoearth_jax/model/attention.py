@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from olmoearth_jax.model import cpu_attention
 from olmoearth_jax.model.layers import product
 
-Implementation = Literal["auto", "xla", "cudnn"]
+_Implementation = Literal["auto", "xla", "cudnn"]
 
 # Bytes of scores alive at once: small enough for a CPU's caches, large enough to fill a GPU.
 _SCORE_BYTES = {"cpu": 2 << 20, "gpu": 1 << 30}
@@ -29,7 +29,7 @@ def row_attention(
     kv_lengths: jax.Array | None = None,
     key_mask: jax.Array | None = None,
     q_lengths: jax.Array | None = None,
-    implementation: Implementation = "auto",
+    implementation: _Implementation = "auto",
 ) -> jax.Array:
     """Softmax attention within each row, scale head_dim^-0.5.
 

@@ -6,7 +6,7 @@ spec/model.md sections 12-13. One table of sizes (`SIZES`) serves every version.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from olmoearth_jax import modalities
@@ -318,31 +318,3 @@ def exit_depths(preset: str, modality_names: Sequence[str], depth: int) -> dict[
     if preset == "varied":
         out.update({m: 0 for m in ("latlon", "worldcover") if m in out})
     return out
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON-able dict of any config dataclass."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """Builds a (nested) config dataclass strictly; unknown members name the nearest one."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    nested = {
-        "encoder_config": EncoderConfig,
-        "decoder_config": PredictorConfig,
-        "reconstructor_config": ReconstructorConfig,
-        "attention_pooler_config": AttentionPoolerConfig,
-        "supervision_head_config": SupervisionHeadConfig,
-        "location_token_distillation_head_config": LocationTokenDistillationHeadConfig,
-    }
-    out = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"unknown member {key!r} of {cls.__name__}; {closest(key, fields)}")
-        if key in nested and isinstance(value, Mapping):
-            value = from_dict(nested[key], value)
-        elif key == "modality_configs":
-            value = {name: from_dict(SupervisedMapConfig, one) for name, one in value.items()}
-        out[key] = value
-    return cls(**out)

@@ -16,7 +16,7 @@ from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.model.pooling import LOCATIONS, Pooling
 from olmoearth_jax.model.tokens import SlotTable
 
-DTYPES = (jnp.float32, jnp.bfloat16)
+_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def encoder_graph(config: ModelConfig, dtype: Any = jnp.float32) -> nnx.GraphDef:
@@ -38,9 +38,9 @@ class FrozenEncoder:
 
     def __init__(self, config: ModelConfig, params: Mapping[str, Any], dtype: Any = None):
         if dtype is None:
-            dtype = DTYPES[jax.default_backend() != "cpu"]
+            dtype = _DTYPES[jax.default_backend() != "cpu"]
         self.config, self.dtype = config, jnp.dtype(dtype)
-        if self.dtype not in DTYPES:
+        if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype}")
         self.slots = slot_table(config.encoder_config)
         self.graph = encoder_graph(config, self.dtype)

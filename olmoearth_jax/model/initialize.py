@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 
 
-HEADS = ("supervision_head", "location_token_distillation_head")
+_HEADS = ("supervision_head", "location_token_distillation_head")
 """Parts of the parameter tree that the encoder's rule does not reach."""
 
 
@@ -36,7 +36,7 @@ def _part(path: tuple[str, ...], config: ModelConfig) -> EncoderConfig | Predict
     if path[0] == "reconstructor":
         assert config.reconstructor_config is not None
         return config.reconstructor_config.decoder_config
-    part = config.encoder_config if path[0] in ("encoder", *HEADS) else config.decoder_config
+    part = config.encoder_config if path[0] in ("encoder", *_HEADS) else config.decoder_config
     assert part is not None
     return part
 
@@ -47,7 +47,7 @@ def _plain_bound(path: tuple[str, ...], kernel_shape: tuple[int, ...]) -> float 
     These are the layers of spatial patch embeddings, the reconstruction heads, and the heads of
     v1.3. A transposed convolution counts its outputs (channels times pixels) as fan-in.
     """
-    if path[0] in HEADS:
+    if path[0] in _HEADS:
         return kernel_shape[0] ** -0.5
     if path[1] == "patch_embeddings" and modalities.get(path[3]).spatial:
         return kernel_shape[0] ** -0.5

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-LAYER_NORM_EPS = 1e-5
+_LAYER_NORM_EPS = 1e-5
 
 
 def precision(dtype) -> jax.lax.Precision | None:
@@ -65,7 +65,7 @@ def _normed(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     # Recomputed in the backward pass: of x alone, which is kept anyway, it costs next to nothing.
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale + bias
+    return centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPS) * scale + bias
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.masks import VISIBLE
 
 PoolingType = Literal["mean", "max"]
-Arrays = Mapping[str, Any]
+_Arrays = Mapping[str, Any]
 LOCATIONS = ("location", "student")
 PLACES = ("instance", "spatial", "spatial_concat", *LOCATIONS)
 """What there can be one embedding of; see `Pooling`."""
@@ -34,11 +34,11 @@ def _check(how: str) -> None:
         raise ValueError(f"unknown pooling type {how!r}; known: mean, max")
 
 
-def _names(tokens: Arrays) -> tuple[str, ...]:
+def _names(tokens: _Arrays) -> tuple[str, ...]:
     return modalities.in_masked_order(tokens)
 
 
-def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> jax.Array:
+def pool_instance(tokens: _Arrays, masks: _Arrays, how: PoolingType = "max") -> jax.Array:
     """One vector per sample over all visible tokens of all modalities.
 
     Args:
@@ -64,24 +64,24 @@ def pool_instance(tokens: Arrays, masks: Arrays, how: PoolingType = "max") -> ja
     return _reduce(jnp.concatenate(flat, axis=1), visible, how)
 
 
-def spatial_names(masks: Arrays) -> tuple[str, ...]:
+def spatial_names(masks: _Arrays) -> tuple[str, ...]:
     """Spatial modalities with a visible token anywhere in the batch (concrete masks)."""
     return _spatial(masks, np.any)
 
 
-def concat_names(masks: Arrays) -> tuple[str, ...]:
+def _concat_names(masks: _Arrays) -> tuple[str, ...]:
     """Spatial modalities that are visible everywhere in the batch (concrete masks)."""
     return _spatial(masks, np.all)
 
 
-def _spatial(masks: Arrays, where: Callable[[np.ndarray], Any]) -> tuple[str, ...]:
+def _spatial(masks: _Arrays, where: Callable[[np.ndarray], Any]) -> tuple[str, ...]:
     names = (name for name in _names(masks) if modalities.get(name).spatial)
     return tuple(name for name in names if where(np.asarray(masks[name]) == VISIBLE))
 
 
 def pool_spatial(
-    tokens: Arrays,
-    masks: Arrays,
+    tokens: _Arrays,
+    masks: _Arrays,
     how: PoolingType = "max",
     names: tuple[str, ...] | None = None,
 ) -> jax.Array:
@@ -110,16 +110,16 @@ def pool_spatial(
 
 
 def pool_spatial_concat(
-    tokens: Arrays, masks: Arrays, names: tuple[str, ...] | None = None
+    tokens: _Arrays, masks: _Arrays, names: tuple[str, ...] | None = None
 ) -> jax.Array:
     """Mean over time, band sets side by side: [B, h, w, band sets, D].
 
-    Takes the modalities `names`; by default those of `concat_names` (concrete masks).
+    Takes the modalities `names`; by default those of `_concat_names` (concrete masks).
 
     Raises:
       ValueError: no modality qualifies.
     """
-    chosen = concat_names(masks) if names is None else names
+    chosen = _concat_names(masks) if names is None else names
     parts = [jnp.mean(jnp.asarray(tokens[name]), axis=3) for name in chosen]
     if not parts:
         raise ValueError("no spatial modality is visible everywhere, so none can be concatenated")
@@ -156,14 +156,14 @@ class Pooling:
             return jnp.mean(grid, axis=(1, 2))
         return centre_token(grid) if self.reduce == "centre" else grid
 
-    def over(self, masks: Arrays) -> Pooling:
+    def over(self, masks: _Arrays) -> Pooling:
         """The same with the modalities that count in a batch of these (concrete) masks."""
         if self.place in ("instance", *LOCATIONS):
             return self
-        names = concat_names(masks) if self.place == "spatial_concat" else spatial_names(masks)
+        names = _concat_names(masks) if self.place == "spatial_concat" else spatial_names(masks)
         return dataclasses.replace(self, names=names)
 
-    def __call__(self, tokens: Arrays, masks: Arrays) -> jax.Array:
+    def __call__(self, tokens: _Arrays, masks: _Arrays) -> jax.Array:
         """Pools tokens; masks are concrete unless `names` are set.
 
         Raises:

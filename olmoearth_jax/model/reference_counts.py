@@ -11,7 +11,7 @@ from olmoearth_jax.model.encodings import quarter_width
 from olmoearth_jax.model.heads import map_tasks
 from olmoearth_jax.model.latent_mim import flatten, graph, target_graph
 
-Path = tuple[str, ...]
+_Path = tuple[str, ...]
 
 
 def param_table(params: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], int]]:
@@ -26,11 +26,11 @@ def count(params: Mapping[str, Any]) -> int:
     return sum(row[2] for row in param_table(params))
 
 
-def trainable(config: ModelConfig) -> Callable[[Path], bool]:
+def trainable(config: ModelConfig) -> Callable[[_Path], bool]:
     """Predicate on paths: False for parameters that the config freezes."""
     encoder, decoder = config.encoder_config, config.decoder_config
 
-    def is_trainable(path: Path) -> bool:
+    def is_trainable(path: _Path) -> bool:
         if path[:2] == ("encoder", "patch_embeddings"):
             return not encoder.frozen_patch_embeddings
         if "encodings" not in path:

@@ -11,7 +11,7 @@ import numpy as np
 from olmoearth_jax.model.tokens import Tokens
 
 ROPE_MODES = ("rope", "rope_mixed", "rope_3d", "rope_3d_mixed")
-MIXED_MODES = ("rope_mixed", "rope_3d_mixed")
+_MIXED_MODES = ("rope_mixed", "rope_3d_mixed")
 TIME_AXIS_MODES = ("rope_3d", "rope_3d_mixed")
 
 
@@ -42,7 +42,7 @@ class RopeConfig:
 
     @property
     def mixed(self) -> bool:
-        return self.mode in MIXED_MODES
+        return self.mode in _MIXED_MODES
 
     @property
     def num_axes(self) -> int:
@@ -54,7 +54,7 @@ class RopeConfig:
             if head_dim % 4:
                 raise ValueError(f"{self.mode!r} needs heads of a multiple of 4, got {head_dim}")
         else:
-            axial_chunks(self, head_dim)
+            _axial_chunks(self, head_dim)
 
 
 def coordinates(config: RopeConfig, tokens: Tokens) -> jax.Array:
@@ -67,7 +67,7 @@ def coordinates(config: RopeConfig, tokens: Tokens) -> jax.Array:
     return jnp.stack(axes, axis=-1)
 
 
-def axial_chunks(config: RopeConfig, head_dim: int) -> tuple[int, ...]:
+def _axial_chunks(config: RopeConfig, head_dim: int) -> tuple[int, ...]:
     """Features of a head given to each axis in the axial modes.
 
     Raises:
@@ -102,7 +102,7 @@ def angles(
         ]
         return sum(terms[1:], terms[0])
     parts = []
-    for axis, size in enumerate(axial_chunks(config, head_dim)):
+    for axis, size in enumerate(_axial_chunks(config, head_dim)):
         base = config.base
         if config.num_axes == 3 and axis == 0 and config.temporal_base is not None:
             base = config.temporal_base

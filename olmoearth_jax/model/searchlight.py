@@ -113,7 +113,7 @@ def window_attention(
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
+class _Cells:
     """Visible tokens by cell, K in each."""
 
     index: np.ndarray
@@ -122,7 +122,7 @@ class Cells:
     """(h, w)"""
 
 
-def cells_of(layout: Layout, masks: Mapping[str, Any]) -> Cells:
+def _cells_of(layout: Layout, masks: Mapping[str, Any]) -> _Cells:
     """The visible tokens of a domain by cell; masks must be concrete, of one sample.
 
     Raises:
@@ -153,7 +153,7 @@ def cells_of(layout: Layout, masks: Mapping[str, Any]) -> Cells:
             f"{counts.min()} to {counts.max()}: leave out whole timesteps or modalities, not "
             "single pixels"
         )
-    return Cells(numbers[visible].astype(np.int32), (height, width))
+    return _Cells(numbers[visible].astype(np.int32), (height, width))
 
 
 def _window_cells(window_px: int, patch_size: int, grid: tuple[int, int]) -> int:
@@ -191,7 +191,7 @@ def encode_searchlight(encoder: Any, batch: UniformBatch, window_px: int = WINDO
         raise ValueError("searchlight does not go with register tokens")
     data, layout = batch.layout(encoder.slots)
     masks = {name: np.asarray(batch.masks[name]) for name in layout.shapes}
-    cells = cells_of(layout, masks)
+    cells = _cells_of(layout, masks)
     window = _window_cells(window_px, batch.patch_size, cells.grid)
     graph, state = nnx.split(encoder)
     sizes = (batch.patch_size, batch.input_res, batch.location_size)

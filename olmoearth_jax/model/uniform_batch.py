@@ -23,16 +23,16 @@ from olmoearth_jax.model.patch_embed import PatchEmbeddings, grid_size, to_patch
 from olmoearth_jax.model.pooler import GridSpec, LocationGrid
 from olmoearth_jax.model.tokens import SlotTable, Tokens, days_since_2000
 
-Arrays = Mapping[str, Any]
+_Arrays = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class UniformBatch:
     """Samples of one shape and patch size, as a model takes them."""
 
-    data: Arrays
+    data: _Arrays
     """{modality: raster}; those that the model does not support are ignored."""
-    masks: Arrays
+    masks: _Arrays
     """{modality: int8 [B, *token shape]}"""
     timestamps: Any
     """int [B, T, 3] of day 1..31, month 0..11, year"""
@@ -69,7 +69,7 @@ class Layout:
     total: int
     """Tokens of a sample."""
 
-    def join(self, per_modality: Arrays) -> jax.Array:
+    def join(self, per_modality: _Arrays) -> jax.Array:
         """{modality: [B, *shape, ...]} -> [B, N, ...]."""
         parts = []
         for name, shape in self.shapes.items():
@@ -151,7 +151,7 @@ def tokens_from_grid(
 
 
 def token_masks_from_pixels(
-    slots: SlotTable, masks: Arrays, patch_size: int
+    slots: SlotTable, masks: _Arrays, patch_size: int
 ) -> dict[str, jax.Array]:
     """Token masks from pixel masks: the value at each patch's top-left pixel.
 
@@ -168,7 +168,7 @@ def token_masks_from_pixels(
 
 
 def embed_patches(
-    embeddings: PatchEmbeddings, data: Arrays, patch_size: int
+    embeddings: PatchEmbeddings, data: _Arrays, patch_size: int
 ) -> dict[str, jax.Array]:
     """Patch embeddings {modality: [B, *token shape, D]} of rasters, spec section 3."""
     slots = embeddings.slots

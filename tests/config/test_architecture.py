@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,3 +142,41 @@ def test_changes_are_local():
     assert len(rows) >= 12
     for row in rows:
         assert len(re.findall(r"`olmoearth_jax/", row)) <= 3, row
+
+
+def _packages() -> list[str]:
+    inits = {p.parent.name: p.read_text() for p in (ROOT / PACKAGE).glob("*/__init__.py")}
+    return sorted(name for name, text in inits.items() if "exported(" in text)
+
+
+@pytest.mark.parametrize("package", _packages())
+def test_what_a_package_gives_away_is_there(package):
+    module = importlib.import_module(f"{PACKAGE}.{package}")
+    names = dir(module)
+    assert names
+    for name in names:
+        getattr(module, name)
+        assert not name.startswith("_")
+        # A module of that name would hide it, once it is imported.
+        assert f"{PACKAGE}.{package}.{name}" not in modules()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_former_places_are_listed_and_hold_nothing():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"\| `([\w/]+\.py)` \| `([\w/]+\.py)` \|", text.split("## Former places")[1])
+    listed = dict(rows)
+    bare = []
+    for path in _sources():
+        body = ast.parse(path.read_text()).body[1:]
+        only = body and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body)
+        if only and path.name != "__init__.py":
+            bare.append(path.relative_to(ROOT).as_posix())
+    assert sorted(listed) == sorted(bare)
+    for former, now in listed.items():
+        assert (ROOT / now).exists(), now
+        name = former.removesuffix(".py").replace("/", ".")
+        users = [p for p in _sources() if re.search(rf"\b{name}\b(?! import)", p.read_text())]
+        assert not users, users
+        importlib.import_module(name)

@@ -1,5 +1,6 @@
 """Evaluation beside training: a watching process, and a run that is evaluated as it goes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ import pytest
 
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.evals import runner
-from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train.metrics import read_metrics
 
@@ -45,7 +45,7 @@ def test_a_process_of_its_own_evaluates_checkpoints_as_they_appear(tmp_path):
         "--poll_seconds=0.2", "--tasks=yemen_crop", "--set=epochs=2", "--set=patch_size=4",
     ]  # fmt: skip
     env = {**os.environ, "EVAL_DATASETS_DIR": str(tmp_path / "data")}
-    info = checkpoint.RunInfo(config={"model": model_config.to_dict(tiny_config())})
+    info = checkpoint.RunInfo(config={"model": dataclasses.asdict(tiny_config())})
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as watcher:
         with checkpoint.Checkpointer(run / "checkpoints", info, save_interval=1) as saver:
             for step in (1, 2):

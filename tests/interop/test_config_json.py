@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from olmoearth_jax.interop import checkpoints, config_json
-from olmoearth_jax.model.config import official_model, to_dict
+from olmoearth_jax.model.config import official_model
 from tests.interop.test_torch_keys import CONFIGS
 from tests.interop.test_weights import loaded, tiny
 
@@ -16,7 +16,7 @@ RECORDED = Path(__file__).resolve().parents[1] / "goldens" / "model" / "official
 @pytest.mark.parametrize("name", CONFIGS)
 def test_round_trip(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_json.to_json(CONFIGS[name])))
-    assert to_dict(config_json.read(tmp_path / "config.json")) == to_dict(CONFIGS[name])
+    assert config_json.read(tmp_path / "config.json") == CONFIGS[name]
 
 
 def _document():

@@ -21,6 +21,7 @@ UNITS = [f"zone{k % 2}/{k}" for k in range(12)]
 WORKER = """
 import sys, time
 from pathlib import Path
+from olmoearth_jax.files import replacing
 from olmoearth_jax.maps import work_list
 root, index, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 units = [f"zone{k % 2}/{k}" for k in range(12)]
@@ -28,7 +29,7 @@ units = [f"zone{k % 2}/{k}" for k in range(12)]
 def work(unit):
     path = root / "objects" / unit
     path.parent.mkdir(parents=True, exist_ok=True)
-    with work_list.replacing(path) as scratch:
+    with replacing(path) as scratch:
         scratch.write_text(unit * 3)
         time.sleep(0.01)
     return {"valid": 1}, [unit]

@@ -10,7 +10,7 @@ import numpy as np
 from olmoearth_jax.evals.datasets.base import read_raster
 
 TILE, SCENE = 80, 240
-BANDS_ON_DISK = (
+_BANDS_ON_DISK = (
     ("60", ("442", "443")), ("10", ("492",)), ("10", ("559", "560")), ("10", ("665",)),
     ("20", ("704",)), ("20", ("780", "783")), ("10", ("833",)), ("20", ("864", "865")),
     ("20", ("1610", "1614")), ("20", ("2186", "2202")),
@@ -33,14 +33,14 @@ def convert_scene(root: Path, scene: str) -> tuple[np.ndarray, np.ndarray]:
     number, part = _scene_name(scene)
     folder = root / f"Scene_{number}"
     found = []
-    for resolution, wavelengths in BANDS_ON_DISK:
+    for resolution, wavelengths in _BANDS_ON_DISK:
         paths = [
             folder / resolution / f"Scene_{number}_L2R_rhorc_{w}_{part}.tif" for w in wavelengths
         ]
         path = next((p for p in paths if p.exists()), None)
         if path is None:
             raise ValueError(f"{folder} lacks {paths[0].name}")
-        found.append(resize_bilinear(read_raster(path)[0].astype(np.float32), SCENE, SCENE))
+        found.append(_resize_bilinear(read_raster(path)[0].astype(np.float32), SCENE, SCENE))
     b1, b2, b3, b4, b5, b7, b8, b8a, b11, b12 = found
     image = np.stack(
         [b1, b2, b3, b4, b5, (b5 + b7) / 2, b7, b8, b8a, b8a, (b8a + b11) / 2, b11, b12], -1
@@ -65,7 +65,7 @@ def convert(root: Path, split_file: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """[H, W] -> float32 [height, width], bilinear between pixel centres (corners not aligned)."""
 
     def weights(size: int, out: int) -> np.ndarray:

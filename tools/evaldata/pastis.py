@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-MONTHS = 12
+_MONTHS = 12
 FIRST_MONTH, LAST_MONTH = (2018, 9), (2019, 10)
 VOID = 19
 FOLDS = {"train": (1, 2, 3), "valid": (4,), "test": (5,)}
-EXPAND_S2 = (0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9)
+_EXPAND_S2 = (0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9)
 """Which of the 10 published bands stands for each of 13: B1 <- B2, B9 <- B8A, B10 <- B11."""
 
 
-def monthly_means(images: np.ndarray, dates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _monthly_means(images: np.ndarray, dates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean image of every calendar month of the season that has dates.
 
     Args:
@@ -45,15 +45,15 @@ def convert_patch(
     None if a sensor has fewer than 12 months. The dates of Sentinel-2 serve Sentinel-1 too, as in
     the files that the reference published.
     """
-    s2 = np.load(root / "DATA_S2" / f"S2_{patch}.npy")[:, list(EXPAND_S2)]
+    s2 = np.load(root / "DATA_S2" / f"S2_{patch}.npy")[:, list(_EXPAND_S2)]
     s1 = np.load(root / "DATA_S1A" / f"S1A_{patch}.npy")[:, :2]
     target = np.load(root / "ANNOTATIONS" / f"TARGET_{patch}.npy")[0].astype(np.int64)
-    s2, months = monthly_means(s2, dates)
-    s1, s1_months = monthly_means(s1, dates)
-    if len(months) < MONTHS or len(s1_months) < MONTHS:
+    s2, months = _monthly_means(s2, dates)
+    s1, s1_months = _monthly_means(s1, dates)
+    if len(months) < _MONTHS or len(s1_months) < _MONTHS:
         return None
     target[target == VOID] = -1
-    return s2[:MONTHS], s1[:MONTHS], months[:MONTHS], target
+    return s2[:_MONTHS], s1[:_MONTHS], months[:_MONTHS], target
 
 
 def quadrants(array: np.ndarray) -> list[np.ndarray]:
@@ -96,7 +96,7 @@ def convert(root: Path, target: Path, split: str, cut: bool = True) -> int:
             all_months.append(months)
             all_targets.append(c)
     if not all_months:
-        raise ValueError(f"no patch of the {split} folds in {root} has {MONTHS} months of data")
+        raise ValueError(f"no patch of the {split} folds in {root} has {_MONTHS} months of data")
     np.save(folder / "months.npy", np.stack(all_months))
     np.save(folder / "targets.npy", np.stack(all_targets))
     return len(all_months)

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.configlib import schema
 from olmoearth_jax.configlib.tasks import METHODS, DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals import (
     embeddings,
@@ -370,7 +371,7 @@ def _log_keys(name: str, z: Arrays) -> Result:
 
 def encoder_of(z: Arrays) -> EncoderModel:
     """The recorded tiny encoder."""
-    encoder = model_config.from_dict(model_config.EncoderConfig, _json(z, "encoder_json"))
+    encoder = schema.convert(model_config.EncoderConfig, _json(z, "encoder_json"))
     config = model_config.ModelConfig(kind="mae", encoder_config=encoder, decoder_config=None)
     weights = {
         "encoder." + k.removeprefix("param/"): v for k, v in z.items() if k.startswith("param/")

@@ -279,7 +279,7 @@ def preset(name: str) -> ModelConfig:
 def _config(name: str, doc: Any) -> Result:
     checks = Checks()
     config = config_json.from_json(doc)
-    checks.equal("config", model_config.to_dict(config), model_config.to_dict(preset(name)))
+    checks.equal("config", config, preset(name))
     checks.equal("written config", config_json.to_json(config)["model"], doc)
     return checks.result()
 

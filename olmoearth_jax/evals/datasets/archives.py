@@ -28,13 +28,13 @@ from olmoearth_jax.interop.plain_pickle import (
 )
 
 
-class Inert(Stateful):
+class _Inert(Stateful):
     """Stands in for an object of another package: keeps its state and does nothing."""
 
     def __init__(self, *args: Any):
         self.args = args
 
-    def with_state(self, state: Any) -> Inert:
+    def with_state(self, state: Any) -> _Inert:
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):
                 vars(self).update({str(k): v for k, v in part.items()})
@@ -150,7 +150,7 @@ def _find(module: str, name: str) -> Any:
     module = "builtins" if module == "__builtin__" else module  # as Python 2 called it
     package = module.split(".")[0]
     if package in _INERT_PACKAGES:
-        return Maker(name, Inert)
+        return Maker(name, _Inert)
     if (package, name) in _NAMES and (package == module or package == "numpy"):
         made = _NAMES[package, name]
         return None if made is None else Maker(name, made)

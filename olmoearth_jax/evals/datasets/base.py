@@ -28,10 +28,10 @@ from olmoearth_jax.evals.samples import EvalSample, check_label_range, make_samp
 from olmoearth_jax.files import check_file
 
 SPLITS = ("train", "valid", "test")
-LOW_LABEL_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_LOW_LABEL_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FRACTION_SEED = 42
 
-Bands = tuple[Sequence[str], Sequence[int]]
+_Bands = tuple[Sequence[str], Sequence[int]]
 """Names of bands in their order on disk, and the positions that give the model's order."""
 
 
@@ -110,7 +110,7 @@ class Location:
         )
 
 
-def canonical_split(split: str) -> str:
+def _canonical_split(split: str) -> str:
     """'train', 'valid' (also 'val') or 'test'."""
     return known("split", "valid" if split == "val" else split, SPLITS)
 
@@ -142,13 +142,13 @@ class Reader(abc.ABC):
     """
 
     location: Location
-    disk: Mapping[str, Bands] = {}
+    disk: Mapping[str, _Bands] = {}
     stats: Mapping[str, Stats] | None = None
     """Statistics by modality that come with the files; None takes those of the catalogue."""
 
     def __init__(self, task: EvalTaskConfig, info: DatasetInfo, split: str):
         self.task, self.info = task, info
-        self.split = canonical_split(split)
+        self.split = _canonical_split(split)
         self.modalities = modalities_of(task, info)
         self.folder = self.find(task, info)
         self.items: Sequence[Any] = self.open()
@@ -222,8 +222,8 @@ def label_subset(items: Sequence[Any], fraction: float) -> list[Any]:
 
 def partition_name(fraction: float) -> str:
     """Name of a label fraction's partition, e.g. '0.01x_train'."""
-    if fraction not in LOW_LABEL_FRACTIONS:
-        there = ", ".join(str(f) for f in LOW_LABEL_FRACTIONS)
+    if fraction not in _LOW_LABEL_FRACTIONS:
+        there = ", ".join(str(f) for f in _LOW_LABEL_FRACTIONS)
         raise ValueError(f"no partition exists for label_fraction {fraction}; known: {there}")
     return f"{fraction:.2f}x_train"
 

@@ -55,7 +55,7 @@ class PretrainSubset(Reader):
 
     def open(self):
         target = self.task.pretrain_target_modality
-        known("pretrain_target_modality", target or "worldcover", LABELS)
+        known("pretrain_target_modality", target or "worldcover", _LABELS)
         index = prepare(self.folder, self.modalities)
         part = index.parts[0]
         self.names = registry.in_sample_order([*self.modalities] + ([target] if target else []))
@@ -89,7 +89,7 @@ class PretrainSubset(Reader):
             )
             found = read()
             if target is not None:
-                label = LABELS[target](read(normalized=False).arrays[target])
+                label = _LABELS[target](read(normalized=False).arrays[target])
         sample: EvalSample = {TIMESTAMPS: found.timestamps.astype(np.int64)}
         for name in self.modalities:
             sample[name] = found.arrays[name]
@@ -201,7 +201,7 @@ def _height_label(raw: np.ndarray) -> np.ndarray:
     return np.where(values == MISSING, np.float32(np.nan), values)
 
 
-LABELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+_LABELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "worldcover": worldcover_label,
     "openstreetmap_raster": osm_label,
     "cdl": cdl_label,
@@ -248,10 +248,10 @@ class Brandenburg(Reader):
         return Raw({"sentinel2_l2a": image}, label, timestamps)
 
 
-DATE = (1, 6, 2021)
+_DATE = (1, 6, 2021)
 """Day, 0-based month and year of every patch."""
 
-SHORT = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+_SHORT = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """Names of the bands on disk."""
 
 _FIGURES = ("mean", "std", "min", "max")
@@ -273,9 +273,9 @@ class SimilarButDifferent(Reader):
         stem = self.folder / f"SBD_{'val' if self.split == 'valid' else self.split}"
         self.images, labels = load_table(self.location, stem, "images", "labels")
         shape = self.images.shape
-        if len(shape) != 4 or shape[-1] != len(SHORT) or labels.shape != shape[:1]:
+        if len(shape) != 4 or shape[-1] != len(_SHORT) or labels.shape != shape[:1]:
             raise ValueError(
-                f"{stem.name}: images must be [N, H, W, {len(SHORT)}] with labels [N], got "
+                f"{stem.name}: images must be [N, H, W, {len(_SHORT)}] with labels [N], got "
                 f"{shape} and {labels.shape}"
             )
         self.labels = labels.astype(np.int64)
@@ -289,7 +289,7 @@ class SimilarButDifferent(Reader):
 
     def read(self, item) -> Raw:
         image = self.images[item].astype(np.float64)
-        return Raw({"sentinel2_l2a": image}, self.labels[item], np.asarray([DATE]))
+        return Raw({"sentinel2_l2a": image}, self.labels[item], np.asarray([_DATE]))
 
     def _statistics(self) -> Stats:
         """The bands' figures, from a table by band or by figure."""
@@ -299,13 +299,13 @@ class SimilarButDifferent(Reader):
             return {name: _figures(table, i) for i, name in enumerate(bands.S2_12)}
         except (ValueError, KeyError, IndexError, TypeError) as e:
             raise ValueError(
-                f"{path.name} must hold {', '.join(_FIGURES)} of each of {', '.join(SHORT)}: {e}"
+                f"{path.name} must hold {', '.join(_FIGURES)} of each of {', '.join(_SHORT)}: {e}"
             ) from None
 
 
 def _figures(table: Any, band: int) -> dict[str, float]:
-    if SHORT[band] in table:
-        return {k: float(table[SHORT[band]][k]) for k in _FIGURES}
+    if _SHORT[band] in table:
+        return {k: float(table[_SHORT[band]][k]) for k in _FIGURES}
     return {k: float(table[k][band]) for k in _FIGURES}
 
 

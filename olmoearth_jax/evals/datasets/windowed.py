@@ -35,9 +35,9 @@ from olmoearth_jax.evals.datasets.base import (
 
 log = logging.getLogger(__name__)
 
-FIRST_MONTH = 2022 * 12 + 8
-MAX_STEPS = 13
-LAYERS = {
+_FIRST_MONTH = 2022 * 12 + 8
+_MAX_STEPS = 13
+_LAYERS = {
     "sentinel2_l2a": ("sentinel2_l2a", "sentinel2"),
     "sentinel1": ("sentinel1",),
     "landsat": ("landsat",),
@@ -132,8 +132,8 @@ class Windowed(Reader):
         label = self._marked(arrays["label"])
         label = window_label(self.info.task_type, label, arrays.get("valid"))
         steps = next(iter(images.values())).shape[2]
-        if steps > MAX_STEPS:
-            raise ValueError(f"windowed data may have at most {MAX_STEPS} time steps, got {steps}")
+        if steps > _MAX_STEPS:
+            raise ValueError(f"windowed data may have at most {_MAX_STEPS} time steps, got {steps}")
         return Raw(images, label, _timestamps(arrays, steps))
 
     def _decibel(self, power: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def _timestamps(arrays: Mapping[str, np.ndarray], steps: int) -> np.ndarray:
     elif "dates" in arrays:
         stamps = parse_dates(arrays["dates"].reshape(-1).tolist())
     else:
-        return month_timestamps(FIRST_MONTH + np.arange(steps))
+        return month_timestamps(_FIRST_MONTH + np.arange(steps))
     if len(stamps) != steps:
         raise ValueError(f"{len(stamps)} dates were given for {steps} time steps")
     return stamps.astype(np.int64)
@@ -232,11 +232,11 @@ def _read_layers(folder: Path, modality: str) -> np.ndarray:
     dates: list[tuple[int, Path]] = []
     for path in (folder / "layers").glob("*"):
         match = re.fullmatch(r"([a-z0-9_]+?)(?:\.(\d+)|_mo(\d+))?", path.name)
-        if match and match.group(1) in LAYERS[modality]:
+        if match and match.group(1) in _LAYERS[modality]:
             dates.append((int(match.group(2) or match.group(3) or 0), path))
     if not dates:
         raise ValueError(
-            f"window {folder.name} has no layer of {modality}; known: {LAYERS[modality]}"
+            f"window {folder.name} has no layer of {modality}; known: {_LAYERS[modality]}"
         )
     wanted = registry.get(modality).bands
     steps = []
