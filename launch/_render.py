@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ _RESTARTS = 20
 
 _MEMORY_PER_GPU = 64
 """GiB of host memory per GPU that a JobSet asks for if nothing else is said."""
+
+APP = "/app"
+"""Folder of the code in the image (Dockerfile)."""
 
 PORT = 29500
 """Port of the coordinator where each job has its own network or machine."""
@@ -167,6 +171,37 @@ class Settings:
     pull_secrets: Sequence[str] = ()
 
 
+def surroundings(image: str | None, venv: str | None) -> tuple[str | None, str | None, str]:
+    """(image, virtual environment, working folder) of a job; without an image that at hand.
+
+    Raises:
+      ValueError: both are given, or the environment is none.
+    """
+    if image is not None:
+        if venv is not None:
+            raise ValueError("--image and --venv exclude each other: the image has Python itself")
+        return image, None, APP
+    found = venv or sys.prefix
+    if Path(found, "bin", "activate").is_file():
+        return None, found, str(Path.cwd())
+    if venv:
+        raise ValueError(f"--venv={venv} is not a virtual environment")
+    return None, None, str(Path.cwd())
+
+
+def variable(text: str, form: str = "NAME=VALUE") -> tuple[str, str | None]:
+    """(name, value) of --env, whose value is None where there is no '='.
+
+    Raises:
+      ValueError: not of that form.
+    """
+    name, equals, value = text.partition("=")
+    known = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
+    if not known or (form == "NAME=VALUE" and not equals):
+        raise ValueError(f"--env={text} must be {form}")
+    return name, value if equals else None
+
+
 def fill(template: str, values: Mapping[str, Any]) -> str:
     """The text of a template with every `{{name}}` replaced; lines emptied by that are dropped."""
     lines = []
@@ -281,28 +316,32 @@ def _preflight(cfg: ExperimentConfig, topology: Topology) -> str:
 
 
 def _slurm(values: _Values, topology: Topology, settings: Settings, folder: Path) -> dict[str, str]:
-    container = pyxis(settings)
     gpus_per_process = topology.gpus_per_host // len(topology.device_sets)
-    given = {k: v for k, v in settings.environment.items() if v is not None}
-    values |= {
+    values |= slurm_values(settings) | {
         "cpus_per_process": settings.cpus_per_gpu * gpus_per_process,
         "log": shlex.quote(f"{folder}/slurm-%j.out"),
         "task_log": shlex.quote(f"{folder}/slurm-%j-%t.out"),
         "quoted_preflight": shlex.quote(values["preflight"]),
-        "limits": "\n".join(f"#SBATCH {option}" for option in limits(settings)),
         "requeue": "--requeue" if settings.requeue else "--no-requeue",
-        "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
-        "submit_dir": shlex.quote(str(Path.cwd())),
-        "activate": f"source {shlex.quote(f'{settings.venv}/bin/activate')}"
-        if settings.venv
-        else "",
-        "environment": "\n".join(f"export {k}={shlex.quote(v)}" for k, v in given.items()),
-        "srun": container,
     }
     return {"job.sbatch": fill("slurm.sbatch", values)}
 
 
-def pyxis(settings: Settings) -> str:
+def slurm_values(settings: Settings) -> dict[str, str]:
+    """What the templates of all Slurm jobs take of the settings."""
+    given = [(k, v) for k, v in settings.environment.items() if v is not None]
+    activate = shlex.quote(f"{settings.venv}/bin/activate")
+    return {
+        "limits": "\n".join(f"#SBATCH {option}" for option in _limits(settings)),
+        "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
+        "submit_dir": shlex.quote(str(Path.cwd())),
+        "activate": f"source {activate}" if settings.venv else "",
+        "environment": "\n".join(f"export {k}={shlex.quote(v)}" for k, v in given),
+        "srun": _pyxis(settings),
+    }
+
+
+def _pyxis(settings: Settings) -> str:
     """Options of srun for a container, which are those of the pyxis plugin."""
     if settings.image is None:
         return ""
@@ -312,7 +351,7 @@ def pyxis(settings: Settings) -> str:
     return container + (f" --container-mounts={shlex.quote(mounts)}" if mounts else "")
 
 
-def limits(settings: Settings) -> list[str]:
+def _limits(settings: Settings) -> list[str]:
     """Options of sbatch that say what the job may take."""
     given = {"time": settings.time, "account": settings.account}
     if settings.memory is not None:
@@ -347,51 +386,56 @@ def _docker(
 def _jobset(
     values: _Values, topology: Topology, settings: Settings, folder: Path
 ) -> dict[str, str]:
-    mounts, claims = volumes(settings)
-    mounts = [{"name": "shm", "mountPath": "/dev/shm"}, *mounts]
     memory = settings.memory or _MEMORY_PER_GPU * topology.gpus_per_host
     # Readers hand samples over in shared memory, which counts as memory of the pod.
     shared = {"medium": "Memory", "sizeLimit": f"{max(memory // 4, 1)}Gi"}
-    every = [{"name": "shm", "emptyDir": shared}, *claims]
+    shm = {"name": "shm", "mountPath": "/dev/shm"}, {"name": "shm", "emptyDir": shared}
     job = values["job"]
     head = f'HOST_INDEX="$JOB_COMPLETION_INDEX"\nCOORDINATOR={job}-host-0-0.{job}:{PORT}\n'
     script = head + fill("host.sh", values)
-    environment = [{"name": k, "value": v} for k, v in settings.environment.items()]
-    values |= {
-        "namespace": settings.namespace,
+    values |= pod_values(settings, 16, [shm]) | {
         "restarts": _RESTARTS if settings.requeue else 0,
-        "image": json.dumps(settings.image),
-        "workdir": json.dumps(settings.workdir),
         "script": "".join(f"{'':22}{line}\n" for line in script.rstrip("\n").split("\n")).rstrip(
             "\n"
         ),
-        "environment": items(environment, 20),
         "cpus": settings.cpus_per_gpu * topology.gpus_per_host,
         "memory": f"{memory}Gi",
-        "pull_secrets": items([{"name": name} for name in settings.pull_secrets], 16),
-        "tolerations": items([toleration(text) for text in settings.tolerations], 16),
-        "mounts": items(mounts, 20),
-        "volumes": items(every, 16),
     }
     return {"jobset.yaml": fill("jobset.yaml", values)}
 
 
-def volumes(settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(mounts of a container, volumes of its pod) on Kubernetes."""
+_Volume = tuple[dict[str, Any], dict[str, Any]]
+"""A mount of a container, and the volume of its pod."""
+
+
+def pod_values(settings: Settings, indent: int, first: Sequence[_Volume] = ()) -> dict[str, str]:
+    """What the templates of all Kubernetes jobs take of the settings.
+
+    Args:
+      indent: of the lists of a pod; those of its container stand 4 deeper.
+      first: volumes before those of the settings.
+    """
+    environment = [{"name": k, "value": v} for k, v in settings.environment.items()]
+    mounts, volumes = [mount for mount, _ in first], {v["name"]: v for _, v in first}
     names = {m.source: f"mount-{i}" for i, m in enumerate(settings.mounts)}
-    mounts = [
-        {"name": names[m.source], "mountPath": m.target, "readOnly": m.read_only}
-        for m in settings.mounts
-    ]
-    out = []
-    for source, name in names.items():
-        claim = {"persistentVolumeClaim": {"claimName": source}}
-        path = {"hostPath": {"path": source}}
-        out.append({"name": name, **(path if source.startswith("/") else claim)})
-    return mounts, out
+    for m in settings.mounts:
+        name, path = names[m.source], {"hostPath": {"path": m.source}}
+        claim = {"persistentVolumeClaim": {"claimName": m.source}}
+        mounts.append({"name": name, "mountPath": m.target, "readOnly": m.read_only})
+        volumes[name] = {"name": name, **(path if m.source.startswith("/") else claim)}
+    return {
+        "namespace": settings.namespace,
+        "image": json.dumps(settings.image),
+        "workdir": json.dumps(settings.workdir),
+        "environment": _items(environment, indent + 4),
+        "pull_secrets": _items([{"name": name} for name in settings.pull_secrets], indent),
+        "tolerations": _items([_toleration(text) for text in settings.tolerations], indent),
+        "mounts": _items(mounts, indent + 4),
+        "volumes": _items([*volumes.values()], indent),
+    }
 
 
-def toleration(text: str) -> dict[str, str]:
+def _toleration(text: str) -> dict[str, str]:
     """A taint, KEY or KEY=VALUE, that a pod tolerates."""
     key, equals, value = text.partition("=")
     if equals:
@@ -399,6 +443,6 @@ def toleration(text: str) -> dict[str, str]:
     return {"key": key, "operator": "Exists", "effect": "NoSchedule"}
 
 
-def items(items: Sequence[Mapping[str, Any]], indent: int) -> str:
+def _items(items: Sequence[Mapping[str, Any]], indent: int) -> str:
     """YAML text of a list, one item a line."""
     return "".join(f"\n{'':{indent}}- {json.dumps(item)}" for item in items) or "[]"

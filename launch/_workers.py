@@ -10,7 +10,6 @@ environment.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import re
@@ -31,15 +30,13 @@ from . import _render
 FLAGS = flags.FlagValues()
 """The flags before `--`; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_multi_string = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _integer, _multi_string, _string = commands.definers(
+    FLAGS, "bool integer multi_string string"
+)
 
 _JOBS = ("embed", "predict")
 """Programs whose workers share a list of work."""
 _SCHEDULERS = ("slurm", "k8s")
-_APP = "/app"
 _RESTARTS = 6
 
 _string("job", None, "embed or predict.")
@@ -123,23 +120,12 @@ def _check(given: list[str]) -> str:
 
 def _settings() -> _render.Settings:
     image = FLAGS.image or (None if FLAGS.scheduler == "slurm" else "olmoearth-jax")
-    if image is not None and FLAGS.venv is not None:
-        raise ValueError("--image and --venv exclude each other: the image has Python itself")
-    venv = (FLAGS.venv or sys.prefix) if image is None else None
-    if venv is not None and not Path(venv, "bin", "activate").is_file():
-        if FLAGS.venv:
-            raise ValueError(f"--venv={venv} is not a virtual environment")
-        venv = None
-    environment: dict[str, str | None] = {"PYTHONUNBUFFERED": "1"}
-    for text in FLAGS.env:
-        name, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"--env={text} must be NAME=VALUE")
-        environment[name] = value
+    image, venv, workdir = _render.surroundings(image, FLAGS.venv)
+    environment = {"PYTHONUNBUFFERED": "1", **dict(map(_render.variable, FLAGS.env))}
     if FLAGS.scheduler == "k8s":
         environment["OLMOEARTH_WORKERS"] = str(FLAGS.workers)
     return _render.Settings(
-        image=image, venv=venv, workdir=str(Path.cwd()) if image is None else _APP,
+        image=image, venv=venv, workdir=workdir,
         mounts=[_render.Mount.parse(text) for text in FLAGS.mount], environment=environment,
         cpus_per_gpu=FLAGS.cpus, namespace=FLAGS.namespace, sbatch=FLAGS.sbatch,
         memory=FLAGS.memory, time=FLAGS.time, account=FLAGS.account, tolerations=FLAGS.toleration,
@@ -151,18 +137,11 @@ def _slurm(
     name: str, command: list[str], settings: _render.Settings, folder: Path
 ) -> tuple[str, str]:
     last, most = FLAGS.workers - 1, FLAGS.at_once
-    given = settings.environment.items()
-    values: dict[str, Any] = {
+    values: dict[str, Any] = _render.slurm_values(settings) | {
         "job": shlex.quote(name), "array": f"0-{last}" + (f"%{most}" if most else ""),
         "gpus": FLAGS.gpus, "cpus": FLAGS.cpus, "log": shlex.quote(f"{folder}/slurm-%A_%a.out"),
         "grace": _render.GRACE_S, "stopped": _render.STOPPED, "mark": outputs.SCRIPT_MARK,
-        "limits": "\n".join(f"#SBATCH {option}" for option in _render.limits(settings)),
-        "sbatch": "\n".join(f"#SBATCH {option}" for option in settings.sbatch),
-        "submit_dir": shlex.quote(str(Path.cwd())),
-        "activate": f"source {shlex.quote(f'{settings.venv}/bin/activate')}"
-        if settings.venv else "",
-        "environment": "\n".join(f"export {k}={shlex.quote(v or '')}" for k, v in given),
-        "srun": _render.pyxis(settings), "command": shlex.join(command),
+        "command": shlex.join(command),
     }  # fmt: skip
     text = _render.fill("workers.sbatch", values)
     return "job.sbatch", text.replace("#SBATCH --gpus=0\n", "")
@@ -171,18 +150,11 @@ def _slurm(
 def _k8s(
     name: str, command: list[str], settings: _render.Settings, folder: Path
 ) -> tuple[str, str]:
-    mounts, volumes = _render.volumes(settings)
-    environment = [{"name": k, "value": v} for k, v in settings.environment.items()]
-    values: dict[str, Any] = {
-        "job": _render.job_name(name), "namespace": settings.namespace,
-        "workers": FLAGS.workers, "at_once": FLAGS.at_once or FLAGS.workers,
-        "restarts": _RESTARTS, "user_error": commands.USER_ERROR, "stopped": _render.STOPPED,
-        "image": json.dumps(settings.image), "workdir": json.dumps(settings.workdir),
-        "command": json.dumps(command), "environment": _render.items(environment, 12),
-        "gpus": FLAGS.gpus, "cpus": FLAGS.cpus, "memory": f"{FLAGS.memory}Gi",
-        "pull_secrets": _render.items([{"name": n} for n in settings.pull_secrets], 8),
-        "tolerations": _render.items([_render.toleration(t) for t in settings.tolerations], 8),
-        "mounts": _render.items(mounts, 12), "volumes": _render.items(volumes, 8),
-        "grace": _render.GRACE_S, "mark": outputs.SCRIPT_MARK,
+    values: dict[str, Any] = _render.pod_values(settings, 8) | {
+        "job": _render.job_name(name), "workers": FLAGS.workers,
+        "at_once": FLAGS.at_once or FLAGS.workers, "restarts": _RESTARTS,
+        "user_error": commands.USER_ERROR, "stopped": _render.STOPPED,
+        "command": json.dumps(command), "gpus": FLAGS.gpus, "cpus": FLAGS.cpus,
+        "memory": f"{FLAGS.memory}Gi", "grace": _render.GRACE_S, "mark": outputs.SCRIPT_MARK,
     }  # fmt: skip
     return "job.yaml", _render.fill("workers.yaml", values)

@@ -72,9 +72,6 @@ _samples.define_flag()
 _app.define_overwrite()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 
-APP = "/app"
-"""Folder of the code in the image (Dockerfile)."""
-
 LAUNCH_KEYS = ("launch.config", "launch.name", "launch.hosts", "launch.gpus_per_host")
 """Members of a sweep's item that are not overrides but settings of its job."""
 
@@ -148,14 +145,8 @@ def settings(cfg: ExperimentConfig, scheduler: str) -> _render.Settings:
       UserError: flags that exclude each other or are malformed.
     """
     image = _IMAGE.value or (None if scheduler == "slurm" else "olmoearth-jax")
-    if image is not None and _VENV.value is not None:
-        raise _app.UserError("--image and --venv exclude each other: the image has Python itself")
-    venv = (_VENV.value or sys.prefix) if image is None else None
-    if venv is not None and not Path(venv, "bin", "activate").is_file() and _VENV.value:
-        raise _app.UserError(f"--venv={venv} is not a virtual environment")
-    if venv is not None and not Path(venv, "bin", "activate").is_file():
-        venv = None
     try:
+        image, venv, workdir = _render.surroundings(image, _VENV.value)
         mounts = [_render.Mount.parse(text) for text in _MOUNT.value]
     except ValueError as e:
         raise _app.UserError(str(e)) from e
@@ -164,9 +155,9 @@ def settings(cfg: ExperimentConfig, scheduler: str) -> _render.Settings:
     return _render.Settings(
         image=image,
         venv=venv,
-        workdir=str(Path.cwd()) if image is None else APP,
+        workdir=workdir,
         mounts=mounts,
-        environment=_environment(scheduler, Path(APP, cfg.run_folder), mounts),
+        environment=_environment(scheduler, Path(_render.APP, cfg.run_folder), mounts),
         cpus_per_gpu=_CPUS.value,
         requeue=_REQUEUE.value,
         namespace=_NAMESPACE.value,
@@ -187,9 +178,9 @@ def _host_mounts(cfg: ExperimentConfig, given: list[_render.Mount]) -> list[_ren
     here, data, saved = Path.cwd(), cfg.dataset.h5py_dir, cfg.common.save_folder
     wanted = []
     if _BAKED.value or not Path("launch", "train.py").is_file():
-        wanted.append(_render.Mount(f"{here}/local_output", f"{APP}/local_output"))
+        wanted.append(_render.Mount(f"{here}/local_output", f"{_render.APP}/local_output"))
     else:
-        wanted.append(_render.Mount(str(here), APP))
+        wanted.append(_render.Mount(str(here), _render.APP))
     if data is not None and data.startswith("/"):
         wanted.append(_render.Mount(data, data, read_only=True))
     if saved is not None and saved.startswith("/"):
@@ -217,12 +208,10 @@ def _environment(
         # A container's own cache would be empty after each restart.
         out["JAX_COMPILATION_CACHE_DIR"] = str(run_folder.parent / "compilation_cache")
     for text in _ENV.value:
-        name, equals, value = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise _app.UserError(f"--env={text} must be NAME=VALUE or NAME")
-        if not equals and scheduler == "jobset":
+        name, value = _render.variable(text, "NAME=VALUE or NAME")
+        if value is None and scheduler == "jobset":
             raise _app.UserError(f"--env={text}: a JobSet cannot take over values; give {name}=...")
-        out[name] = value if equals else None
+        out[name] = value
     return out
 
 

@@ -129,14 +129,8 @@ def logits(job: Job, call: Call, params: Any, batch: Any) -> jax.Array:
 def _loss_and_grads(job: Job, call: Call, params, batch, labels):
     def loss(params):
         out = logits(job, call, params, batch)
-        if job.head.task_type == "regression":
-            return probe_heads.masked_mse(out, labels)
-        if job.multilabel:
-            return probe_heads.multilabel_soft_margin(out, labels)
-        if job.dice:
-            return probe_heads.dice_cross_entropy(out, labels)
         weights = None if job.class_weights is None else jnp.asarray(job.class_weights)
-        return probe_heads.cross_entropy(out, labels, weights)
+        return probe_heads.loss(job.head, out, labels, job.dice, weights, job.multilabel)
 
     return jax.value_and_grad(loss)(params)
 

@@ -87,11 +87,7 @@ def _loss(rule: _Rule, fixed, flat, stats, batch):
     x, y, weight = batch
     out, stats = probe_heads.forward(rule.probe, unravel(flat), stats, x, weight)
     out = probe_heads.at_labels(rule.probe, out, y.shape[1:3])
-    if "regression" in rule.probe.task_type:
-        return probe_heads.masked_mse(out, y), stats
-    if rule.dice:
-        return probe_heads.dice_cross_entropy(out, y), stats
-    return probe_heads.cross_entropy(out, y, class_weights), stats
+    return probe_heads.loss(rule.probe, out, y, rule.dice, class_weights), stats
 
 
 @functools.partial(jax.jit, static_argnames="rule")

@@ -336,6 +336,20 @@ def at_labels(head: Head, out: jax.Array, size: tuple[int, ...] | None) -> jax.A
     return out[..., 0] if head.task_type == "regression" else out
 
 
+def loss(
+    head: Head, out: jax.Array, labels: jax.Array, dice: bool = False,
+    class_weights: jax.Array | None = None, multilabel: bool = False,
+) -> jax.Array:  # fmt: skip
+    """The loss of a head's task on logits at the labels' size, see `at_labels`."""
+    if "regression" in head.task_type:
+        return masked_mse(out, labels)
+    if multilabel:
+        return multilabel_soft_margin(out, labels)
+    if dice:
+        return dice_cross_entropy(out, labels)
+    return cross_entropy(out, labels, class_weights)
+
+
 def attention_pool(params: Params, x: jax.Array, bf16: bool) -> tuple[jax.Array, jax.Array]:
     """Pools N tokens per position: [B, h, w, N, D] -> ([B, h, w, C*p*p], [B*h*w, heads, 1, N])."""
     b, h, w, n, d = x.shape

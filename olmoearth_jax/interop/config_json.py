@@ -209,13 +209,17 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
     return {"model": model}
 
 
-def read(path: Path) -> ModelConfig:
-    """Reads a ``config.json`` file.
+def read(path: Path, document: Any = None) -> ModelConfig:
+    """The model config of a ``config.json`` file.
+
+    Args:
+      path: the file.
+      document: what `load` gave of it, if that was asked for.
 
     Raises:
       ValueError: missing, not JSON or not a model config; the message names the file.
     """
-    document = load(path)
+    document = load(path) if document is None else document
     try:
         return from_json(document)
     except ValueError as e:

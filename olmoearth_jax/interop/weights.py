@@ -115,8 +115,8 @@ def read_folder(folder: str | Path) -> Reference:
             f"read it after python -m tools.convert_weights export --checkpoint={folder} "
             "--target=DIR"
         )
-    config = config_json.read(folder / CONFIG_FILE)
     doc = config_json.load(folder / CONFIG_FILE)
+    config = config_json.read(folder / CONFIG_FILE, doc)
     if not held:
         raise ValueError(f"{folder} holds neither {TORCH_FILE} nor {SAFETENSORS_FILE}")
     path = folder / held[0]
