@@ -312,6 +312,13 @@ def _views(cfg: ExperimentConfig) -> Iterator[str]:
             f"data_loader.num_masked_views must be {VIEWS[kind]} for train_module.kind "
             f"{kind!r}, got {views}"
         )
+    if VIEWS[kind] == 2 and cfg.model.encoder_config.attention_pooler_config is not None:
+        yield (
+            f"train_module.kind {kind!r} has two masked views, but v1.3 trains on one: configs "
+            "saved before its recipe was known borrowed that of v1.2, and their runs cannot go on; "
+            "start from configs/base.py:version=v1_3, with their checkpoint as trainer.load_path "
+            "and trainer.load_partial=true"
+        )
     if loader.masking_config is None:
         yield "data_loader.masking_config must be given"
     if loader.masking_config_b is not None and views == 1:
