@@ -59,9 +59,9 @@ def plan(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> Plan
     Raises:
       ValueError: the devices do not fit the config.
     """
-    timesteps = estimate.grid_timesteps(cfg)
-    spec = build.stream_of(cfg, timesteps, devices, build.build_objective(cfg))
-    ladder = build.size_ladder(cfg, spec, timesteps, [])
+    timesteps, most = estimate.grid_timesteps(cfg), estimate.most_timesteps(cfg)
+    spec = build.stream_of(cfg, most, devices, build.build_objective(cfg))
+    ladder = build.size_ladder(cfg, spec, most, [])
     tokens = estimate.simulate_tokens(cfg, timesteps)
     return Plan(cfg, devices, samples, timesteps, spec, ladder, tokens)
 

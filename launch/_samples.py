@@ -76,7 +76,8 @@ def known(cfg: ExperimentConfig, given: int | None = None, look: bool = True) ->
         if folder:
             notes.append(f"the dataset {folder} is not looked into here")
         total = given if first and given is not None else _by_name(folder)
-        counts.append(None if total is None else math.floor(total * share))
+        kept = share * (1 - data.validation_fraction)  # about: blocks are kept or not
+        counts.append(None if total is None else math.floor(total * kept))
     if problems:
         return Samples(None, tuple(problems), tuple(notes))
     if any(n is None for n in counts):
@@ -99,6 +100,7 @@ def _listed(cfg: ExperimentConfig, folder: Path, share: float, first: bool) -> n
         filter_idx_file=data.filter_idx_file if first else None,
         dataset_percentage=share,
         seed=data.seed,
+        validation_fraction=data.validation_fraction,
     )
 
 

@@ -66,6 +66,7 @@ def report(
     )
     for number, rung in enumerate(made.ladder):
         text = f"{rung.enc} encoder tokens, {rung.dec} decoder tokens, {sum(rung.patches)} patches"
+        text += f", {rung.loc} locations" if made.spec.loc_bound else ""
         lines.append(row(f"step program {number}", text))
     sizes = cfg.data_loader.max_patch_size - cfg.data_loader.min_patch_size + 1
     return [*lines, row("resize programs (small, lazy)", f"at most {len(made.timesteps) * sizes}")]
@@ -89,17 +90,16 @@ def _step(made: _plan.Plan) -> list[str]:
     steps = made.samples.steps_per_epoch(cfg)
     batch, views = cfg.data_loader.global_batch_size, cfg.data_loader.num_masked_views
     flops = estimate.step_flops(cfg, spec, tokens)
-    pooler = ", without the pooler" if cfg.model.encoder_config.attention_pooler_config else ""
     lines = [
         row("samples", f"{batch}, in {cfg.groups_per_step} groups"),
         row("devices planned for", f"{devices}, {spec.samples} samples each per micro-step"),
         row("micro-steps", f"{batch // (spec.samples * devices)}"),
         row("encoded tokens", f"{tokens.encoded * views * batch:,.0f} ({tokens.encoded:.0f} each)"),
         row("decoded tokens", f"{tokens.decoded * views * batch:,.0f} ({tokens.decoded:.0f} each)"),
-        row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device){pooler}"),
+        row("FLOPs", f"{flops:.3g} ({flops / devices:.3g} per device)"),
         row(
             "forward FLOPs per view of a sample",
-            f"{estimate.forward_flops(cfg, tokens):.3g} without patch projection{pooler}",
+            f"{estimate.forward_flops(cfg, tokens):.3g} without patch projection",
         ),
     ]
     if steps is not None:

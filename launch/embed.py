@@ -4,12 +4,15 @@
         --inputs=imagery.csv --area=region.geojson --years=2023,2024 --output=/data/region
     python -m launch.embed ...same flags... --shard=3 --of=64       one of 64 workers
     python -m launch.embed ...same flags... --plan_only             sizes and memory, no model
+    python -m launch.embed ...same flags... --years=2023,2024,2025 --extend     a later year, too
 
 --inputs is a CSV or JSON list of GeoTIFFs with the columns path, date, modality, bands, and if need
 be offset, scale, nodata, resample (refuse, nearest, bilinear) and period; or a folder of them with
---name='{modality}_{date}_{tile}.tif'. They may overlap and lie in several UTM zones, on pixels of
-10 m that are counted from E = N = 0. --area is GeoJSON, GeoParquet or .gpkg of polygons; by default
-what the rasters cover. Tokens outside of it have no embedding.
+--name='{modality}_{date}_{tile}.tif'; or STAC: an item collection, a collection or catalogue with
+links to items, a folder of items, a stac-geoparquet file. All but folders may be URLs. Rasters may
+overlap and lie in several UTM zones, on pixels of 10 m that are counted from E = N = 0. --area is
+GeoJSON, GeoParquet or .gpkg of polygons; by default what the rasters cover. Tokens outside of it
+have no embedding.
 
 The same command again goes on where it was stopped. Workers need not know of each other: any number
 may be started, in any order, and killed. Read the result with olmoearth_jax.open_archive(OUTPUT),
@@ -53,7 +56,7 @@ _list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
 _string("model", None, "Folder or published name.")
-_string("inputs", None, "Manifest or folder of GeoTIFFs.")
+_string("inputs", None, "Manifest, STAC items, folder of GeoTIFFs or of items, or one GeoTIFF.")
 _string("output", None, "Folder of the archive.")
 _string("area", None, "Polygons to embed; default: what the rasters cover.")
 _list("years", [], "Periods that are years.")
@@ -61,6 +64,8 @@ _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
 _string("name", None, "Form of the names in a folder, with {modality}, {date} and others.")
 _string("modality", None, "Modality of the rasters, if they do not say it.")
 _list("bands", [], "Names of a raster's bands, in its order.")
+_list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
+_integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
 _enum("step", "month", imagery.STEPS, "What is one timestep.")
 _bool("check_units", True, "Stop at values that look like another unit.")
 _integer("patch_size", 4, "Side of a patch in pixels of 10 m.", lower_bound=1)
@@ -79,6 +84,7 @@ _float("offset", None, "Of --quantization=linear.")
 _integer("shard_side", None, "Tokens per side of a shard.", lower_bound=1)
 _integer("chunk", 64, "Tokens per side of a chunk.", lower_bound=1)
 _enum("extent", "region", plan.EXTENTS, "Arrays span the plan, or their whole zone.")
+_bool("extend", False, "Append later periods to the archive that is there.")
 _integer("shard", None, "Number of this worker, from 0.")
 _integer("of", None, "How many workers there are.")
 _bool("steal", True, "Take the shards of others when the own ones are done.")
@@ -146,6 +152,8 @@ def embed(o: Options) -> int:
         return 0
     if o.check_units:
         job.imagery.check_units()
+    if FLAGS.extend:
+        embed_job.extend(job, model)
     work, form = embed_job.open_job(job, model)
     from olmoearth_jax.maps.embed_shards import ShardWorker
 

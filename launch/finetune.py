@@ -9,11 +9,13 @@
 
 --labels is GeoJSON, GeoParquet, .gpkg or a CSV with lon and lat, of points or polygons with a
 column of classes (--label_column) or values (--value_column), or a GeoTIFF of one band. The columns
-split (train, valid, test), date or year, and id are used if they are there.
+split (train, valid, test), date or year, and id are used if they are there: a label sees the images
+of the period that holds it, or with --months=-6:6 those of the year around its own month.
 
---inputs is a manifest of GeoTIFFs as `tools.embed` takes it, or a folder with --name. Labels are
-split by blocks on the ground, so that no test label lies beside training labels. With --archive
-the embeddings of `launch.embed` are taken instead, and no model is needed.
+--inputs is a manifest of GeoTIFFs as `tools.embed` takes it, a folder with --name, or STAC items (a
+file or folder of them, a collection with links, stac-geoparquet); all but folders may be URLs.
+Labels are split by blocks on the ground, so that no test label lies beside training labels. With
+--archive the embeddings of `launch.embed` are taken instead, and no model is needed.
 
 The folder --output then holds report.md, report.json, confusion.png, predictions.parquet,
 split.geojson, task.json, log.jsonl and the weights; `launch.predict --run` makes the map. The same
@@ -27,7 +29,7 @@ from typing import cast
 
 from absl import flags
 
-from olmoearth_jax.maps import fine_tuning, from_archive, imagery, tokens
+from olmoearth_jax.maps import fine_tuning, from_archive, imagery, plan, stac, tokens
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
 from olmoearth_jax.maps.labelled import LabelOptions
@@ -48,7 +50,7 @@ _list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
 _MODEL = _string("model", None, "Folder or published name.")
-_INPUTS = _string("inputs", None, "Manifest or folder of GeoTIFFs, or one of them.")
+_INPUTS = _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
 _ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
 _YEAR = _string("year", None, "As --years, for one.")
 _WIDTH = _integer("width", None, "The first bands of an archive only.", lower_bound=1)
@@ -57,6 +59,9 @@ _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
 _YEARS = _list("years", [], "Periods that are years.")
 _PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+_MONTHS = _string("months", None, "Window around each label's date, as -6:6.")
+_ASSETS = _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
+_S2_OFFSET = _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
 _STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
 _ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
 _UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
@@ -101,6 +106,7 @@ def _images(years: list[str]) -> tuple[ImageOptions | ArchiveOptions, str]:
     images = ImageOptions(
         inputs, _NAME.value, _MODALITY.value, _BANDS.value, years, _PERIODS.value, _STEP.value,
         _ANY_SIZE.value, _UNITS.value,
+        stac.Options(_ASSETS.value, _S2_OFFSET.value),
     )  # fmt: skip
     return images, model
 
@@ -124,6 +130,7 @@ def options() -> Options:
         path, _LABEL.value, _VALUE.value, None, _CLASSES.value, _COLORS.value,
         _RARE.value, _TOUCHED.value, ignore, _RESAMPLE.value, _BLOCK.value, _GAP.value,
         dict(zip(("train", "valid", "test"), _SPLIT.value, strict=True)), _UNIT.value,
+        plan.months_of(_MONTHS.value) if _MONTHS.value else None,
     )  # fmt: skip
     full = _MODE.value == "full"
     head = HeadOptions(

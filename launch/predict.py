@@ -21,7 +21,7 @@ import sys
 
 from absl import flags
 
-from olmoearth_jax.maps import imagery, map_files, predicting, work_list
+from olmoearth_jax.maps import imagery, map_files, predicting, stac, work_list
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.predicting import Options
@@ -38,13 +38,15 @@ _list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 
 _RUN = _string("run", None, "Folder of a finished launch.finetune.")
-_INPUTS = _string("inputs", None, "Manifest or folder of GeoTIFFs, or one of them.")
+_INPUTS = _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
 _ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
 _NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
 _MODALITY = _string("modality", None, "Modality of the rasters.")
 _BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
 _YEARS = _list("years", [], "Periods that are years.")
 _PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+_ASSETS = _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
+_S2_OFFSET = _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
 _STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
 _ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
 _UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
@@ -79,6 +81,7 @@ def options() -> Options:
         images = ImageOptions(
             _flags.needed(FLAGS, "inputs"), _NAME.value, _MODALITY.value, _BANDS.value,
             _YEARS.value, _PERIODS.value, _STEP.value, _ANY_SIZE.value, _UNITS.value,
+        stac.Options(_ASSETS.value, _S2_OFFSET.value),
         )  # fmt: skip
     return Options(
         run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,

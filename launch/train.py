@@ -19,6 +19,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags
@@ -37,6 +38,9 @@ from olmoearth_jax.train.progress import TrainingDiverged
 from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse
 
 from . import _app
+
+if TYPE_CHECKING:
+    from olmoearth_jax.train.build import Training
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
@@ -68,6 +72,8 @@ def run(config: ExperimentConfig) -> Summary:
         _say(f"compilation cache: {cache}")
     training = build_training(config, say=_say)
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
+    if config.dataset.validation_fraction:
+        evaluation = _with_validation(config, training, evaluation)
     extras = dataclasses.replace(
         training.extras, sinks=_sinks(config), evaluation=evaluation, say=_say
     )
@@ -78,6 +84,18 @@ def run(config: ExperimentConfig) -> Summary:
         if advice is None:
             raise
         raise devices.OutOfMemory(advice) from error
+
+
+def _with_validation(config: ExperimentConfig, training: Training, evaluation: Any) -> Any:
+    """The evaluation of a run after that of its loss on what is kept out of training."""
+    from olmoearth_jax.train.validation import Together, Validation
+
+    held = Validation(config, training.program, training.stream.steps_per_epoch)
+    _say(
+        f"val/loss: {held.samples} of {len(held.stream.index)} samples that are kept out of "
+        f"training, every {held.settings.interval} steps"
+    )
+    return held if evaluation is None else Together((held, evaluation))
 
 
 def _local_devices(given: list[str] | None) -> list[int] | None:

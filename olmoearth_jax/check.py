@@ -28,8 +28,7 @@ from olmoearth_jax.data.sampler import SAMPLER_OPTIONS, shape_sampler
 from olmoearth_jax.modalities import Tokenization, closest
 from olmoearth_jax.model.config import POSITION_ENCODINGS, EncoderConfig, PredictorConfig
 
-_TILE_PX = modalities.IMAGE_TILE_PX
-"""Side of the tiles that bounds the drawn crops."""
+_TILE_PX = modalities.IMAGE_TILE_PX  # side of the tiles, which bounds the drawn crops
 
 _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "greater than 0": lambda v: v > 0,
@@ -37,6 +36,7 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "0 or more": lambda v: v is None or (v >= 0 and math.isfinite(v)),
     "between 0 and 1": lambda v: v is None or 0 <= v <= 1,
     "greater than 0 and at most 1": lambda v: 0 < v <= 1,
+    "at least 0 and below 1": lambda v: 0 <= v < 1,
     "0 or 1": lambda v: v in (0, 1),
     "two numbers in [0, 1)": lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
     "two numbers between 0 and 1": lambda v: len(v) == 2 and all(0 <= b <= 1 for b in v),
@@ -48,6 +48,7 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
 _RULES = {
     "dataset.dtype": "float32: float16 cannot hold the fill value of missing data",
     "dataset.dataset_percentage": "greater than 0 and at most 1",
+    "dataset.validation_fraction": "at least 0 and below 1",
     "dataset.samples_per_sec": "greater than 0 or null",
     "data_loader.global_batch_size": "greater than 0",
     "data_loader.prefetch_factor": "greater than 0",
@@ -74,6 +75,8 @@ _RULES = {
     "trainer.cancel_check_interval": "greater than 0",
     "trainer.host_timeout_s": "greater than 0",
     "trainer.callbacks.tensorboard.image_interval": "greater than 0 or null",
+    "trainer.callbacks.validation.interval": "greater than 0",
+    "trainer.callbacks.validation.samples": "greater than 0",
     "trainer.profile.start_step": "greater than 0",
     "trainer.profile.num_steps": "greater than 0",
     "trainer.callbacks.checkpointer.save_interval": "greater than 0",
@@ -107,6 +110,10 @@ def problems(cfg: ExperimentConfig) -> list[str]:
 
         for whole in (lambda: latent_mim.check(cfg.model), lambda: build_objective(cfg)):
             out += _says(whole)
+    if not out and cfg.engine == "stream":
+        from olmoearth_jax.stream.locations import check_grid
+
+        out += _says(lambda: check_grid(cfg.model))
     return out
 
 
@@ -176,11 +183,6 @@ def _model(cfg: ExperimentConfig) -> Iterator[str]:
         return
     yield from _stack(encoder, "embedding_size", "model.encoder_config")
     yield from _encoder(encoder, "model.encoder_config")
-    if encoder.attention_pooler_config is not None and cfg.engine != "dense":
-        yield (
-            "model.encoder_config.attention_pooler_config (v1.3) is trained by engine=dense only: "
-            "set --config.engine=dense"
-        )
     decoder, path, pixels = model.decoder_config, "model.decoder_config", model.reconstructor_config
     if pixels is not None and decoder is None:
         decoder, path = pixels.decoder_config, "model.reconstructor_config.decoder_config"
@@ -293,8 +295,6 @@ def _loader(cfg: ExperimentConfig) -> Iterator[str]:
 def _drawn_timesteps(cfg: ExperimentConfig) -> Iterator[str]:
     loader, usual = cfg.data_loader, DataLoaderConfig()
     if loader.sample_timesteps:
-        if cfg.engine != "dense":
-            yield "data_loader.sample_timesteps (v1.3) goes with engine=dense only"
         for name in loader.token_budget_excluded_modalities:
             if name not in cfg.dataset.training_modalities:
                 yield f"data_loader.token_budget_excluded_modalities: {name!r} is not trained"

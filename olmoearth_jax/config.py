@@ -70,6 +70,8 @@ class DatasetConfig:
     apply_cutmix: bool = False
     filter_idx_file: str | None = None
     """.npy file of the sample numbers to keep."""
+    validation_fraction: float = 0.0
+    """Fraction of the map, in blocks of 0.1 degrees, that is not trained on but gives val/loss."""
 
 
 @dataclasses.dataclass
@@ -263,6 +265,18 @@ class CheckpointerConfig:
 
 
 @dataclasses.dataclass
+class ValidationConfig:
+    """Loss on samples that are kept out of training (dataset.validation_fraction)."""
+
+    interval: int = 1000
+    """Steps between validations; the last step has one too."""
+    samples: int = 2048
+    """How many samples at most, always the same ones, with the same crops and masks."""
+    keep_best: bool = True
+    """Keep the checkpoint of the lowest val/loss for good."""
+
+
+@dataclasses.dataclass
 class CallbacksConfig:
     """What happens besides training."""
 
@@ -272,6 +286,7 @@ class CallbacksConfig:
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     checkpointer: CheckpointerConfig = field(default_factory=CheckpointerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 
 @dataclasses.dataclass

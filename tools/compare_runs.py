@@ -1,9 +1,15 @@
-"""Compares runs by their metrics.jsonl: a table of last values, and curves if matplotlib is there.
+"""Compares runs by their metrics.jsonl, step by step: a table, and curves if matplotlib is there.
 
     python -m tools.compare_runs [--metrics=train/loss] [--png=curves.png] RUN [RUN ...]
 
-RUN is a run folder or a metrics.jsonl. With --exact it tells instead whether all runs wrote the
-same values, timing aside, and exits with 1 if they did not.
+RUN is a run folder or a metrics.jsonl. Values are those of the last steps that all runs have, so
+that a longer run has no advantage; training metrics are means of --average of them, with the
+standard error of the mean. The last columns are differences to the first run at the same steps:
+runs of the same seed draw the same samples and shapes, whose part in the noise is gone there. A
+validation or an evaluation counts by its last shared step.
+
+With --exact it tells instead whether all runs wrote the same values, timing aside, and exits with 1
+if they did not.
 """
 
 from __future__ import annotations
@@ -16,9 +22,13 @@ from olmoearth_jax import commands, outputs
 from olmoearth_jax.train.comparison import Runs, first_difference, metric_names, plot, table
 from olmoearth_jax.train.metrics import read_metrics
 
-_METRICS = flags.DEFINE_list("metrics", [], "Metrics to compare; default: those under train/, eval")
+_METRICS = flags.DEFINE_list(
+    "metrics", [], "Metrics to compare; default: those under train/, val/ and eval/."
+)
 _PNG = flags.DEFINE_string("png", None, "File for the curves; needs matplotlib.")
-_SMOOTH = flags.DEFINE_integer("average", 10, "The table averages this many last values.")
+_SMOOTH = flags.DEFINE_integer(
+    "average", 10, "The table averages this many of the last steps that the runs share."
+)
 _EXACT = flags.DEFINE_bool("exact", False, "Compare bit for bit instead.")
 
 

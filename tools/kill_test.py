@@ -6,6 +6,12 @@
 What follows `--` goes to launch.train. One run is left in peace. In the other, SIGKILL hits one
 process at a random step, after a random delay; the rest is killed too, as a scheduler would, and
 all are started again. Prints one JSON line. Exit code 1 if parameters or metrics differ in a bit.
+
+    python -m tools.kill_test --folder=/tmp/kills --kills=40 --workers=3 \\
+        --module=launch.predict -- --run=runs/crops --inputs=imagery.csv --block=64
+
+With --workers they share a list of work, as those of launch.embed and launch.predict do: each kill
+hits one of them, which is started again at once; the files that result must be the same.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ from olmoearth_jax.train.metrics import read_metrics
 _TRAIN = f"{(__package__ or 'tools').removesuffix('tools')}launch.train"
 
 _MOST_DELAY_S = 0.5
+_MOST_CALM_S = 8.0  # between two kills of workers
 _MOST_WAIT_S = 1200.0  # for one start to get as far as its kill
 
 
@@ -106,9 +113,82 @@ def difference(one: Path, other: Path) -> str | None:
     return None
 
 
+def start_worker(folder: Path, arguments: list[str], number: int, of: int) -> subprocess.Popen:
+    """Starts one of the workers that write to a folder; what it prints goes to <folder>.log."""
+    command = [sys.executable, "-m", *arguments, f"--output={folder}", f"--shard={number}"]
+    with open(f"{folder}.log", "ab") as log:
+        return subprocess.Popen([*command, f"--of={of}"], stdout=log, stderr=subprocess.STDOUT)
+
+
+def storm_of_workers(folder: Path, arguments: list[str], of: int, kills: int, draw) -> int:
+    """Kills workers one by one at random times and starts them again, then lets them end; how many
+    were killed.
+
+    Raises:
+      RuntimeError: one failed by itself.
+    """
+    workers = [start_worker(folder, arguments, k, of) for k in range(of)]
+    killed = 0
+    while killed < kills:
+        time.sleep(draw.uniform(0.2, _MOST_CALM_S))
+        number = draw.randrange(of)
+        worker = workers[number]
+        if worker.poll() is None:
+            worker.kill()
+            killed += 1
+        elif worker.returncode:
+            break
+        worker.wait()
+        if all(w.poll() == 0 for w in workers):
+            break  # all is done: there is nothing left to kill
+        workers[number] = start_worker(folder, arguments, number, of)
+    codes = [w.wait() for w in workers]
+    last = start_worker(folder, arguments, 0, 1).wait()
+    if last or any(code not in (0, -signal.SIGKILL) for code in codes):
+        raise RuntimeError(f"{arguments[0]} ended with {codes} and {last}; see {folder}.log")
+    return killed
+
+
+def file_difference(one: Path, other: Path) -> str | None:
+    """The first file of two folders that differs, but for the records of their jobs."""
+    names = [
+        sorted(p.relative_to(f).as_posix() for p in f.rglob("*") if p.is_file())
+        for f in (one, other)
+    ]
+    kept = [[n for n in held if not n.startswith("job/")] for held in names]
+    if kept[0] != kept[1]:
+        return f"names: {', '.join(sorted(set(kept[0]) ^ set(kept[1])))}"
+    differ = [n for n in kept[0] if (one / n).read_bytes() != (other / n).read_bytes()]
+    return ", ".join(differ) or None
+
+
+def kill_workers(folder: Path, command: list[str], of: int, kills: int, draw) -> dict:
+    """Works once in peace, then in as many storms as so many kills need; what came of it."""
+    peace = folder / "peace" / "out"
+    peace.parent.mkdir(parents=True, exist_ok=True)
+    if start_worker(peace, command, 0, 1).wait():
+        raise RuntimeError(f"{command[0]} failed; see {peace}.log")
+    killed, rounds, found = 0, 0, None
+    while killed < kills and found is None:
+        storm = folder / f"storm{rounds}" / "out"
+        storm.parent.mkdir(parents=True, exist_ok=True)
+        killed += storm_of_workers(storm, command, of, kills - killed, draw)
+        found = file_difference(peace, storm)
+        rounds += 1
+    return {"kills": killed, "workers": of, "rounds": rounds, "difference": found}
+
+
 def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     given = flags.FLAGS
+    if given.workers:
+        begun, draw = time.monotonic(), random.Random(given.seed)
+        result = kill_workers(Path(given.folder).absolute(), [given.module, *argv[1:]],
+                              given.workers, given.kills, draw)  # fmt: skip
+        print(json.dumps(result | {"seconds": round(time.monotonic() - begun, 1)}))
+        if result["difference"] is not None:
+            raise SystemExit(1)
+        return
     folder, count, draw = (
         Path(given.folder).absolute(),
         given.processes,
@@ -135,6 +215,7 @@ def define_flags() -> None:
     flags.DEFINE_string("folder", None, "Where both runs are written.", required=True)
     flags.DEFINE_integer("kills", 20, "Kills, spread over the steps of the run.")
     flags.DEFINE_integer("processes", 2, "Processes of a run, connected over localhost.")
+    flags.DEFINE_integer("workers", 0, "Workers of a list of work instead.", 0)
     flags.DEFINE_string("module", _TRAIN, "What to run; must take the same flags.")
     flags.DEFINE_integer("seed", 0, "Of the steps, processes and delays.")
 

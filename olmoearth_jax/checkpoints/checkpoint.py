@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from olmoearth_jax.checkpoints import integrity, optimizer_state
 from olmoearth_jax.checkpoints.folders import complete_steps, find_checkpoint
+from olmoearth_jax.checkpoints.kept import Kept
 from olmoearth_jax.platforms import HostMissing
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Checkpointer:
         self._saving: int | None = None
         self._writing: int | None = None  # as _saving, but kept for Orbax's thread
         self.on_disk: int | None = None  # step whose checkpoint is known to be complete
+        self.kept = Kept()  # whose step is kept for good too
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -227,7 +229,7 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            keep: list[Any] = [LatestN(1)]
+            keep: list[Any] = [LatestN(1), self.kept]
             if self.save_interval:
                 keep.append(EveryNSteps(self.save_interval))
             options = ocp.CheckpointManagerOptions(

@@ -47,6 +47,9 @@ _RESUME_IGNORES = (
 they move files, spread the same sums otherwise, or say how long and how often, not what is learnt.
 The dataset is compared by its content, not by its folder."""
 
+_ADDED = {"dataset.validation_fraction": 0.0}
+"""Members that configs of older checkpoints lack, and what their runs did."""
+
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
     """Leaves of a pytree by path, e.g. 'encoder/blocks/0/attn/q/kernel', in sorted order."""
@@ -83,7 +86,7 @@ def config_differences(
     before, after = _flatten(saved), _flatten(current)
     lines = []
     for path in sorted({*before, *after}):
-        old, new = before.get(path, "(not set)"), after.get(path, "(not set)")
+        old, new = before.get(path, _ADDED.get(path, "(not set)")), after.get(path, "(not set)")
         if old != new and not any(fnmatch.fnmatchcase(path, pattern) for pattern in ignored):
             lines.append(f"{path}: {json.dumps(old)} -> {json.dumps(new)}")
     return lines

@@ -41,6 +41,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train_module.rank_microbatch_size": _up_to(2**20),
     "train_module.max_grad_norm": _up_to(1e30),
     "trainer.host_timeout_s": _up_to(1e8),
+    "trainer.callbacks.validation.interval": _STEPS,
+    "trainer.callbacks.validation.samples": _up_to(10**9),
     "trainer.profile.num_steps": _up_to(10**6),
     "init_seed": _SEED,
     "mesh.data": _up_to(10**6),

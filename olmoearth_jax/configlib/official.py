@@ -53,8 +53,7 @@ def official(size: str, version: str = "v1", faster: bool = False) -> c.Experime
     Args:
       size: 'nano', 'tiny', 'small', 'base' or 'large'.
       version: 'v1', 'v1_1', 'v1_2' or 'v1_3'. The recipe of v1.3 is that of its public branch
-        (spec/train_v1_3.md), on the dense engine, which alone can train it; all of its sizes but
-        'base' are ours.
+        (spec/train_v1_3.md); all of its sizes but 'base' are ours.
       faster: targets from a projection instead of a copy of the encoder.
 
     Raises:
@@ -89,7 +88,6 @@ def official(size: str, version: str = "v1", faster: bool = False) -> c.Experime
             contrastive_config=c.LossConfig(contrastive),
             token_exit_cfg=dict.fromkeys(names, 0),
         ),
-        engine="dense" if version == "v1_3" else "stream",
     )
     cfg.trainer.callbacks.downstream_evaluator.tasks = official_tasks(version)
     if version == "v1_3":

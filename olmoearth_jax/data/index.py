@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +19,12 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import nominal_tile_px, open_sample
+from olmoearth_jax.data.holdout import held_out
 from olmoearth_jax.data.remote import AnyPath, location
 from olmoearth_jax.modalities import IMAGE_TILE_PX
+
+Split = Literal["train", "validation"]
+"""A side of the map; without a validation fraction all of it is for training."""
 
 FINGERPRINT_VERSION = "v0.1"
 METADATA_FILE = "sample_metadata.csv"
@@ -86,12 +91,15 @@ def prepare(
     filter_idx_file: str | Path | None = None,
     dataset_percentage: float = 1.0,
     seed: int = 0,
+    validation_fraction: float = 0.0,
+    part: Split = "train",
 ) -> DatasetIndex:
     """Builds the index of one folder (or URL) of sample files.
 
     Keeps samples that hold at least one of the trained space-time modalities (a modality without
     CSV column counts as absent everywhere), then those whose numbers stand in the .npy file
-    `filter_idx_file`, then a random share of them in drawn order.
+    `filter_idx_file`, then a random share of them in drawn order, then those of one `part` of the
+    map (see `holdout`).
 
     Raises:
       ValueError: missing or empty folder, malformed files, or nothing left.
@@ -103,13 +111,15 @@ def prepare(
         filter_idx_file=filter_idx_file,
         dataset_percentage=dataset_percentage,
         seed=seed,
+        validation_fraction=validation_fraction,
+        part=part,
     )
-    part = Part(folder, numbers, _tile_px(folder, numbers, names))
+    taken = Part(folder, numbers, _tile_px(folder, numbers, names))
     return DatasetIndex(
-        (part,),
+        (taken,),
         names,
         fingerprint(folder, filter_idx_file),
-        content_digest(part, names),
+        content_digest(taken, names),
         _latlon(folder, numbers),
     )
 
@@ -135,13 +145,15 @@ def chosen_numbers(
     filter_idx_file: str | Path | None = None,
     dataset_percentage: float = 1.0,
     seed: int = 0,
+    validation_fraction: float = 0.0,
+    part: Split = "train",
 ) -> np.ndarray:
     """int64 numbers of the samples that `prepare` keeps, in its order; no sample is opened.
 
     Args:
       folder: with its table, sample_metadata.csv.
       names: as `trained_names` gives them.
-      filter_idx_file, dataset_percentage, seed: as for `prepare`.
+      filter_idx_file, dataset_percentage, seed, validation_fraction, part: as for `prepare`.
 
     Raises:
       ValueError: as `prepare`.
@@ -173,7 +185,30 @@ def chosen_numbers(
             )
         rng = np.random.Generator(np.random.PCG64(seed))
         numbers = rng.choice(numbers, size=count, replace=False)
-    return numbers.astype(np.int64)
+    numbers = numbers.astype(np.int64)
+    if validation_fraction == 0:
+        return numbers if part == "train" else numbers[:0]
+    return _of_part(folder, numbers, validation_fraction, seed, part)
+
+
+def _of_part(
+    folder: AnyPath, numbers: np.ndarray, fraction: float, seed: int, part: Split
+) -> np.ndarray:
+    """The samples of one side of the split."""
+    latlon = _latlon(folder, numbers)
+    if latlon is None:
+        raise ValueError(
+            f"dataset.validation_fraction needs {folder / LATLON_FILE}, which says where the "
+            "samples lie; tools.convert_to_h5 writes it"
+        )
+    mine = held_out(latlon, fraction, seed) == (part == "validation")
+    if not mine.any():
+        raise ValueError(
+            f"dataset.validation_fraction {fraction} leaves no sample of {folder} for {part}: it "
+            "is a fraction of blocks of 0.1 degrees, of which there are few; take another "
+            "fraction or dataset.seed"
+        )
+    return numbers[mine]
 
 
 def concat(indices: Sequence[DatasetIndex]) -> DatasetIndex:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax import modalities
+from olmoearth_jax.data.remote import AnyPath, RemotePath
 from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import closest
 
@@ -57,21 +58,22 @@ class Raster:
 FIELDS = tuple(field.name for field in dataclasses.fields(Raster))
 
 
-def read_manifest(path: Path, resample: bool = False) -> list[Raster]:
+def read_manifest(path: AnyPath, resample: bool = False) -> list[Raster]:
     """The rasters of a JSON or CSV manifest; relative paths start at its folder.
 
     Args:
-      path: of the manifest.
+      path: of the manifest, which may be remote.
       resample: take rasters that ask to be resampled.
 
     Raises:
       ValueError: it cannot be read, is cut off, or holds other members or values.
     """
     try:
-        check_file(path)
-        text = path.read_text(encoding="utf-8-sig")
+        if isinstance(path, Path):
+            check_file(path)
+        text = io.TextIOWrapper(io.BytesIO(path.read_bytes()), "utf-8-sig").read()
         rows = None
-        if path.suffix.lower() == ".json":
+        if path.name.partition("?")[0].lower().endswith(".json"):
             rows = json.loads(text, object_pairs_hook=_once)
     except UnicodeDecodeError:
         raise ValueError(f"the manifest {path} is no UTF-8 text: save it as UTF-8") from None
@@ -92,7 +94,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+def _csv_rows(path: AnyPath, text: str) -> list[dict[str, Any]]:
     skipped = 0
     named = re.match(r'"?sep=(.)"?\s*?\n', text)  # Excel's own first line
     if named:
@@ -120,7 +122,7 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _raster(manifest: Path, row: Mapping[str, Any], resample: bool) -> Raster:
+def _raster(manifest: AnyPath, row: Mapping[str, Any], resample: bool) -> Raster:
     for key in row:
         if key not in FIELDS:
             raise ValueError(f"{manifest}: unknown member {key!r}; {closest(str(key), FIELDS)}")
@@ -161,10 +163,12 @@ def _number(where: str, key: str, value: Any) -> float:
     return number
 
 
-def located(folder: Path, text: str) -> str:
+def located(folder: AnyPath, text: str) -> str:
     """Where a path of a manifest leads: relative ones start at its folder."""
     if "://" in text or text.startswith("/vsi"):
         return text
+    if isinstance(folder, RemotePath):
+        return str(folder / text)
     return str(folder / Path(text).expanduser())
 
 

@@ -16,8 +16,8 @@ from jax import lax
 
 from olmoearth_jax.losses.rows import normalise, products, safe_divide
 
-_COSINE_EPS = 1e-8
-_GRAM_EPS = 1e-12
+COSINE_EPS = 1e-8
+GRAM_EPS = 1e-12
 
 
 def cell_scores(key: jax.Array, position: jax.Array, cells: int) -> jax.Array:
@@ -134,7 +134,7 @@ def _mean(values: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.sum(normalise(a, _COSINE_EPS) * normalise(b, _COSINE_EPS), axis=-1)
+    return jnp.sum(normalise(a, COSINE_EPS) * normalise(b, COSINE_EPS), axis=-1)
 
 
 def _gram(z: jax.Array, g: jax.Array, real: jax.Array, chosen: jax.Array | None) -> jax.Array:
@@ -143,7 +143,7 @@ def _gram(z: jax.Array, g: jax.Array, real: jax.Array, chosen: jax.Array | None)
         # All places differ, so the gradient of the gather adds nothing up.
         how = {"unique_indices": True, "mode": "promise_in_bounds"}
         z, g, real = (x.at[chosen].get(**how) for x in (z, g, real))
-    z, g = normalise(z, _GRAM_EPS), normalise(g, _GRAM_EPS)
+    z, g = normalise(z, GRAM_EPS), normalise(g, GRAM_EPS)
     error = jnp.square(products(z, z) - products(g, g))
     pairs = (real[:, None] & real[None, :]).astype(jnp.float32)
     return safe_divide(jnp.sum(error * pairs), jnp.sum(pairs))

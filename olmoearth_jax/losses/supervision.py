@@ -24,11 +24,11 @@ _RATE_LIMIT = 1e-3
 """Share of a channel's rarer answer that is assumed at least."""
 
 _HIGHEST = lax.Precision.HIGHEST
-_Sums = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
 
 
 @functools.lru_cache(maxsize=256)
-def _bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
+def bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
     """One axis of a bilinear resize without antialiasing, float32 [out_size, in_size].
 
     Half-pixel centres; beyond the outer ones the outermost pixel counts alone.
@@ -71,7 +71,7 @@ def draw_map(
     exact = per_cell[0] * rows == size[0] and per_cell[1] * cols == size[1]
     folded = exact and max(per_cell) <= unfold
     if folded:
-        down = [jnp.asarray(_bilinear_matrix(unfold, n)) for n in per_cell]
+        down = [jnp.asarray(bilinear_matrix(unfold, n)) for n in per_cell]
         if per_cell != (unfold, unfold):
             blocks = jnp.einsum("dcrs,ar,bs->dcab", blocks, *down, precision=_HIGHEST)
             offsets = jnp.einsum("crs,ar,bs->cab", offsets, *down, precision=_HIGHEST)
@@ -81,7 +81,7 @@ def draw_map(
     y = y.reshape(batch, h * r, w * s, channels)
     if not folded:
         across = [
-            jnp.asarray(_bilinear_matrix(n, to)) for n, to in zip(y.shape[1:3], size, strict=True)
+            jnp.asarray(bilinear_matrix(n, to)) for n, to in zip(y.shape[1:3], size, strict=True)
         ]
         y = jnp.einsum("byxc,ay,dx->badc", y, *across, precision=_HIGHEST)
     return y[:, :, :, None]
@@ -106,7 +106,7 @@ def _unknown_codes(values: jax.Array, task: MapTask) -> jax.Array:
     return distance > np.float32(min(spacing(task.known_values) / 4, 1e6))
 
 
-def _pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sums:
+def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
     """What a loss needs of each sample, to be added up over the samples of a group.
 
     Args:
@@ -121,7 +121,7 @@ def _pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sum
     valid = jnp.all(target != MISSING, axis=-1)
     target = jnp.where(valid[..., None], target, 0.0)
     over = tuple(range(1, valid.ndim))
-    sums: _Sums = {}
+    sums: Sums = {}
     if task.task_type == "classification":
         value = target[..., 0]
         if task.known_values:
@@ -146,8 +146,8 @@ def _pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sum
     return sums | {"count": jnp.sum(valid.astype(jnp.float32), over)}
 
 
-def _map_loss(task: MapTask, sums: _Sums) -> jax.Array:
-    """float32 [groups]: the unweighted loss, from `_pixel_sums` added up per group."""
+def map_loss(task: MapTask, sums: Sums) -> jax.Array:
+    """float32 [groups]: the unweighted loss, from `pixel_sums` added up per group."""
     count = sums["count"]
     if task.task_type == "binary_classification":
         balance = jnp.ones_like(sums["positive"])
@@ -195,9 +195,9 @@ class Supervision:
             if task.name not in targets or task.name not in predictions:
                 metrics[f"supervision/{task.name}"] = jnp.zeros(groups.count, jnp.float32)
                 continue
-            sums = _pixel_sums(task, predictions[task.name], targets[task.name])
+            sums = pixel_sums(task, predictions[task.name], targets[task.name])
             sums = {k: _by_group(v, groups) for k, v in sums.items()}
-            loss = _map_loss(task, sums)
+            loss = map_loss(task, sums)
             metrics[f"supervision/{task.name}"] = loss
             if "unknown" in sums:
                 seen = sums["count"] + sums["unknown"] * float(task.ignore_unknown)

@@ -83,7 +83,7 @@ def verify(output: Path) -> tuple[list[str], bool]:
         held = work_list.read_json(work.folder / "done" / f"{unit}.json")
         if held is None:
             continue
-        if held.get("job_digest") != work.digest:
+        if not work.is_ours(held):
             wrong.append(f"{unit}: its marker is of another job")
             continue
         for key, (length, digest) in held.get("objects", {}).items():

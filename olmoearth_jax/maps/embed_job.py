@@ -14,7 +14,7 @@ from olmoearth_jax.inference import domain
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
-from olmoearth_jax.maps import area, conventions, plan, quantise, store, work_list
+from olmoearth_jax.maps import area, conventions, plan, quantise, stac, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
@@ -44,6 +44,8 @@ class Options:
     name: str | None = None
     modality: str | None = None
     bands: Sequence[str] = ()
+    assets: Sequence[str] = ()
+    s2_offset: int | None = None
     step: str = "month"
     check_units: bool = True
     patch_size: int = 4
@@ -227,7 +229,9 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
       ValueError: inputs or settings that cannot be used.
     """
     layout = layout_of(o, config)
-    rasters, notes = list_rasters(o.inputs, o.name, o.modality, o.bands)
+    rasters, notes = list_rasters(
+        o.inputs, o.name, o.modality, o.bands, stac.Options(o.assets, o.s2_offset)
+    )
     imagery = Imagery(rasters, plan.periods_of(o.years, o.periods), o.step)
     if names is not None:
         imagery.keep(names)
@@ -327,13 +331,78 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
     """
     digest = work_list.open_job(job.folder / "job.json", members_of(job, model), DECIDES)
     form = form_of(job, model, digest)
-    lines = "".join(json.dumps({"id": s.id}) + "\n" for s in job.shards)
-    path = job.folder / "plan.jsonl"
+    lines, path = _plan_lines(job), job.folder / "plan.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:
         work_list.write_durably(path, lines)
     store.make_store(job.store, form, job.grids)
     units = [s.id for s in job.shards]
-    return work_list.WorkList(job.folder, job.store, digest, units), form
+    held = work_list.read_json(job.folder / "job.json") or {}
+    earlier = held.get("extends", ())
+    return work_list.WorkList(job.folder, job.store, digest, units, earlier), form
+
+
+def extend(job: Job, model: PretrainedModel) -> None:
+    """Appends the later periods of a job to the archive that is there, unless that was done.
+
+    What is there must be the same job but for these periods; its shards stay as they are. A kill on
+    the way leaves the archive as it was, with room for more: the same again goes on.
+
+    Raises:
+      ValueError: there is no archive, it differs otherwise, or somebody works on it.
+      OSError: it cannot be written.
+    """
+    path = job.folder / "job.json"
+    held = work_list.read_json(path)
+    if held is None:
+        raise ValueError(f"{job.output} holds no archive that could grow: leave out --extend")
+    members = json.loads(json.dumps(members_of(job, model)))
+    digest = work_list.digest_of({name: members[name] for name in DECIDES})
+    if held.get("job_digest") == digest:
+        return
+    _check_growth(job, path, held, members)
+    work = read_plan(job.output)
+    busy = work.claimed()
+    if busy:
+        raise ValueError(
+            f"{len(busy)} shards of {job.output} are being worked on: stop the workers, or wait "
+            "ten minutes after they were killed, and start again with --extend"
+        )
+    store.extend_store(job.store, form_of(job, model, digest), job.grids)
+    work_list.write_durably(job.folder / "plan.jsonl", _plan_lines(job))
+    for name in ("index.parquet", "collection.json", "job/report.json"):
+        (job.output / name).unlink(missing_ok=True)  # made again when all is complete
+    grown = {**members, "job_digest": digest, "extends": [*work.earlier, work.digest]}
+    work_list.write_durably(path, json.dumps(grown, indent=1, sort_keys=True) + "\n")
+
+
+def _check_growth(job: Job, path: Path, held: dict[str, Any], members: dict[str, Any]) -> None:
+    old, new = held["periods"], members["periods"]
+    lost = [name for name in old if name not in new]
+    early = [n for n in new if n not in old and new[n][0] <= max(days[1] for days in old.values())]
+    if lost or early:
+        raise ValueError(
+            f"--extend appends later periods: name those that are there ({', '.join(sorted(old))}) "
+            f"and later ones, not {', '.join(sorted(new))}"
+        )
+    rows = [row for row in members["inputs"].values() if row["period"] in old]
+    same = {
+        **members, "periods": {n: new[n] for n in old},
+        "timesteps": {n: members["timesteps"][n] for n in old},
+        "inputs": {f"{k:06d}": row for k, row in enumerate(rows)},
+    }  # fmt: skip
+    if any(held.get(name) != same[name] for name in DECIDES):
+        raise work_list.another_job(path, held, same, DECIDES)
+    places = {g.name: (g.transform, list(g.shape)) for g in job.grids.values()}
+    if places != store.grids_there(job.store):
+        raise ValueError(
+            f"the new periods reach beyond the arrays of {job.output}, which span what was planned "
+            "at first: give an --area that lies within, or another --output; archives made with "
+            "--extent=zone have room for a whole zone"
+        )
+
+
+def _plan_lines(job: Job) -> str:
+    return "".join(json.dumps({"id": s.id}) + "\n" for s in job.shards)
 
 
 def read_plan(output: Path) -> work_list.WorkList:
@@ -349,7 +418,8 @@ def read_plan(output: Path) -> work_list.WorkList:
     with path.open(encoding="utf-8") as file:
         units = [json.loads(line)["id"] for line in file]
     digest = str(held.get("job_digest"))
-    return work_list.WorkList(output / "job", output / store.NAME, digest, units)
+    earlier = held.get("extends", ())
+    return work_list.WorkList(output / "job", output / store.NAME, digest, units, earlier)
 
 
 def memory_of(job: Job) -> int:

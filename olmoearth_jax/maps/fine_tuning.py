@@ -21,6 +21,7 @@ from olmoearth_jax.maps import (
     run_folder,
     run_report,
     scenes,
+    stac,
     tile_map,
     token_head,
 )
@@ -29,6 +30,7 @@ from olmoearth_jax.maps import report as reporting
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.full_model import PixelReader
 from olmoearth_jax.maps.labelled import Labelled, LabelOptions
+from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.samples import Target
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_cache import ImageTokens, Reader, Tokens, read_tokens
@@ -51,6 +53,7 @@ class ImageOptions:
       years, periods: one of them, or none.
       step: 'month' or 'date'.
       any_pixel_size, check_units: see `tools.embed`.
+      items: what is said of STAC items.
     """
 
     inputs: str
@@ -62,14 +65,27 @@ class ImageOptions:
     step: str = "month"
     any_pixel_size: bool = False
     check_units: bool = True
+    items: stac.Options = stac.Options()
 
     def rasters(self) -> tuple[list[Raster], list[str]]:
         """The rasters, and notes; see `imagery.list_rasters`."""
-        return imagery.list_rasters(self.inputs, self.name, self.modality, self.bands)
+        return imagery.list_rasters(self.inputs, self.name, self.modality, self.bands, self.items)
 
-    def open(self, rasters: Sequence[Raster]) -> Any:
-        """A context manager of the scenes; see `scenes.open_scenes`."""
-        spans = scenes.periods_of(self.years, self.periods)
+    def open(self, rasters: Sequence[Raster], windows: Sequence[Period] | None = None) -> Any:
+        """A context manager of the scenes; see `scenes.open_scenes`.
+
+        Args:
+          windows: take these instead of years and periods, as far as there are images.
+
+        Raises:
+          ValueError: see there; or no raster lies in any window.
+        """
+        if windows is None:
+            spans = scenes.periods_of(self.years, self.periods)
+        elif self.years or self.periods:
+            raise ValueError("--months does not go with --years or --periods")
+        else:
+            spans = scenes.with_images(rasters, windows, self.step)
         return scenes.open_scenes(rasters, spans, self.step, self.any_pixel_size, self.check_units)
 
 
@@ -130,7 +146,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     rasters, notes = o.images.rasters()
     model = load_pretrained(o.model)
     record = record_of(o, model, rasters)
-    with o.images.open(rasters) as (opened, more):
+    windows = None if o.labels.months is None else o.labels.windows()
+    with o.images.open(rasters, windows) as (opened, more):
         step = o.settings.step if o.mode == "probe" else 1
         model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
@@ -161,6 +178,8 @@ def settings_record(o: Options) -> dict[str, Any]:
     """What determines the result of a run, but for its images."""
     labels = dataclasses.asdict(o.labels)
     path = Path(labels.pop("path")).expanduser()
+    if labels["months"] is None:
+        labels.pop("months")  # as in runs that were begun before there was such a flag
     labels["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     if o.labels.colors:
         labels["colors"] = Path(o.labels.colors).expanduser().read_text()
@@ -179,9 +198,9 @@ def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, A
     for raster in rasters:
         row = {k: v for k, v in dataclasses.asdict(raster).items() if v not in ("", (), [], None)}
         path = Path(row["path"])
-        rows.append(
-            {**row, "path": path.name, "bytes": path.stat().st_size if path.exists() else 0}
-        )
+        # The query of a URL holds a signature, which is another one every time.
+        name = path.name.partition("?")[0] if "://" in row["path"] else path.name
+        rows.append({**row, "path": name, "bytes": path.stat().st_size if path.exists() else 0})
     return {
         "rasters": rows, "years": list(images.years), "periods": list(images.periods),
         "step": images.step, "any_pixel_size": images.any_pixel_size,

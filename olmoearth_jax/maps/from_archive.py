@@ -36,6 +36,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     """
     if o.mode != "probe":
         raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
+    if o.labels.months is not None:
+        raise ValueError("--months does not go with --archive, whose periods are fixed")
     folder, images = Path(o.output).expanduser(), o.images
     assert isinstance(images, ArchiveOptions)
     if not Path(o.labels.path).expanduser().is_file():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack, Placed, look_
 from olmoearth_jax.data.raster_list import Raster, read_folder, read_manifest
 from olmoearth_jax.data.raster_units import check_files
 from olmoearth_jax.data.rasters import spread_bands
+from olmoearth_jax.data.remote import AnyPath, location
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.inference.sample import Sample
-from olmoearth_jax.maps import area
+from olmoearth_jax.maps import area, stac
 from olmoearth_jax.maps.lattice import LONLAT, crs_of, zone_bounds, zone_of
 from olmoearth_jax.maps.plan import Period
 
@@ -29,39 +32,71 @@ _OVERVIEW = 256
 _LOOKED_AT = 8
 """Rasters per modality that the units are judged by."""
 
+_NOTHING_SAID = stac.Options()
+
 Box = tuple[float, float, float, float]
 
 
 def list_rasters(
-    source: str, name: str | None = None, modality: str | None = None, bands: Sequence[str] = ()
+    source: str,
+    name: str | None = None,
+    modality: str | None = None,
+    bands: Sequence[str] = (),
+    items: stac.Options = _NOTHING_SAID,
 ) -> tuple[list[Raster], list[str]]:
-    """(the rasters of a manifest, of a folder with a name pattern, or one file; notes).
+    """(the rasters of a manifest, STAC items, a folder with a name pattern, or one file; notes).
+
+    Args:
+      source: a path, or the URL of a manifest, of items, or of one raster.
+      items: what is said of STAC items.
 
     Raises:
       ValueError: there is no such file, or it cannot be read.
     """
-    path, notes = Path(source).expanduser(), []
-    if not path.exists():
-        raise ValueError(f"there is no file {source}")
-    if path.is_dir():
-        if not name:
-            raise ValueError(
-                f"{source} is a folder: say how its rasters are named, for example with "
-                "--name='{modality}_{date}_{tile}.tif'"
-            )
-        found, others = read_folder(path, name)
-        if others:
-            shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
-            notes = [f"{len(others)} files are not named like {name}: {shown}"]
-    elif path.suffix.lower() in (".json", ".csv"):
-        found = read_manifest(path, resample=True)
-    else:
-        found = [Raster(str(path))]
+    path = location(source)
+    path = path.expanduser() if isinstance(path, Path) else path
+    found, notes = _listed(path, source, name, items)
     for raster in found:
         raster.modality = raster.modality or modality or ""
+        if "://" in raster.path:
+            # What a web server or bucket does not give at once may come later.
+            os.environ.setdefault("GDAL_HTTP_MAX_RETRY", "3")
+            os.environ.setdefault("GDAL_HTTP_RETRY_DELAY", "1")
     if bands:
         spread_bands(found, bands)
     return found, notes
+
+
+def _listed(
+    path: AnyPath, source: str, name: str | None, items: stac.Options
+) -> tuple[list[Raster], list[str]]:
+    if isinstance(path, Path) and not path.exists():
+        raise ValueError(f"there is no file {source}")
+    suffix = Path(path.name.partition("?")[0]).suffix.lower()
+    folder = isinstance(path, Path) and path.is_dir()
+    if folder and name:
+        found, others = read_folder(path, name)
+        shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        notes = [f"{len(others)} files are not named like {name}: {shown}"] if others else []
+        return found, notes
+    if folder and not any(path.glob("*.json")):
+        raise ValueError(
+            f"{source} is a folder without STAC items: say how its rasters are named, for example "
+            "with --name='{modality}_{date}_{tile}.tif'"
+        )
+    if folder or suffix in (".parquet", ".geoparquet"):
+        return stac.read(path, items)
+    if suffix in (".json", ".geojson"):
+        held = None
+        with contextlib.suppress(ValueError):  # the manifest's reader says what is wrong
+            held = stac.load(path)
+        if stac.leads_to_items(held):
+            return stac.read(path, items, held)
+    if items.assets or items.s2_offset is not None:
+        raise ValueError(f"--assets and --s2_offset are for STAC items; {source} holds none")
+    if suffix in (".json", ".geojson", ".csv"):
+        return read_manifest(path, resample=True), []
+    return [Raster(str(path))], []
 
 
 def in_periods(

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.maps import label_files, samples
+from olmoearth_jax.maps import label_files, plan, samples
 from olmoearth_jax.maps import labels as label_grids
 from olmoearth_jax.maps import split as splitting
+from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.samples import Grid, Places, Target, Window
 from olmoearth_jax.maps.scenes import Scene
 
@@ -37,6 +38,7 @@ class LabelOptions:
       gap: metres between training samples and the other blocks.
       fractions: share of each split.
       unit: of values.
+      months: window of months around the date of each label that it sees, see `plan.months_of`.
     """
 
     path: str
@@ -55,6 +57,34 @@ class LabelOptions:
         default_factory=lambda: dict(splitting.FRACTIONS)
     )
     unit: str = ""
+    months: tuple[int, int] | None = None
+
+    @property
+    def column(self) -> str:
+        """The column of the labels.
+
+        Raises:
+          ValueError: there are two, or none.
+        """
+        if (self.label_column is None) == (self.value_column is None):
+            raise ValueError(
+                "give --label_column for classes or --value_column for values, one of them"
+            )
+        return self.label_column or self.value_column or ""
+
+    def windows(self) -> list[Period]:
+        """The windows of months around the dates of the labels, ascending.
+
+        Raises:
+          ValueError: the labels have no dates.
+        """
+        assert self.months is not None
+        if _is_raster(self.path):
+            raise ValueError("--months needs labels with dates; a raster has none")
+        features = label_files.read(Path(self.path), self.column, self.value_column is not None)
+        days = samples.days_of(features, True) or []
+        found = {plan.around(day, self.months) for day in days if day is not None}
+        return sorted(found, key=lambda p: p.first)
 
 
 @dataclasses.dataclass
@@ -132,11 +162,7 @@ def _shown(counts: Mapping[str, int]) -> str:
 
 
 def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, int]):
-    if (o.label_column is None) == (o.value_column is None):
-        raise ValueError(
-            "give --label_column for classes or --value_column for values, one of them"
-        )
-    column, numeric = o.label_column or o.value_column or "", o.value_column is not None
+    column, numeric = o.column, o.value_column is not None
     features = label_files.read(Path(o.path), column, numeric)
     total = len(features.shapes) + sum(features.dropped.values())
     counts["features"] = total
@@ -148,7 +174,7 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
         classes = label_grids.classes_of(features.values, o.classes, colors)
     target = Target(classes, o.unit)
     periods = list(dict.fromkeys(scene.period for scene in scenes))
-    rows = samples.by_period(features, periods)
+    rows = samples.by_period(features, periods, o.months)
     counts["without_period"] = len(features.shapes) - sum(map(len, rows.values()))
     grids: list[tuple[int, Grid]] = []
     inside = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from olmoearth_jax.maps.area import shapely_library
 from olmoearth_jax.maps.lattice import Grid, Lattice, grid_around, whole_zone
+from olmoearth_jax.modalities import MAX_TIMESTEPS
 
 MOST_SHARD_BYTES = 512 << 20
 LARGEST_SIDE, SMALLEST_SIDE = 2048, 64
@@ -76,6 +77,30 @@ def periods_of(years: Sequence[str] = (), spans: Sequence[str] = ()) -> list[Per
         if other.first <= one.last:
             raise ValueError(f"the periods {one.name} and {other.name} overlap")
     return out
+
+
+def months_of(text: str) -> tuple[int, int]:
+    """The window of months that --months names: '-6:6' is six before and six from a label's on.
+
+    Raises:
+      ValueError: it is none, or of more months than the models take.
+    """
+    found = re.fullmatch(r"(-?\d+):(-?\d+)", text.strip())
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not first < last <= first + MAX_TIMESTEPS:
+        raise ValueError(
+            f"--months is a window of at most {MAX_TIMESTEPS} months around a label's own, such as "
+            f"-6:6 (six before, and six from it on), got {text!r}"
+        )
+    return first, last
+
+
+def around(day: datetime.date, months: tuple[int, int]) -> Period:
+    """The window of months (`months_of`) around a day."""
+    first, last = (12 * day.year + day.month - 1 + k for k in (months[0], months[1] - 1))
+    y0, m0, y1, m1 = first // 12, first % 12 + 1, last // 12, last % 12 + 1
+    end = datetime.date(y1, m1, calendar.monthrange(y1, m1)[1])
+    return Period(f"{y0}-{m0:02d}_{y1}-{m1:02d}", datetime.date(y0, m0, 1), end)
 
 
 @dataclasses.dataclass(frozen=True)

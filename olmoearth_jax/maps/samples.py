@@ -7,6 +7,7 @@ blocks of the split are made of.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.data.raster_lattice import FALSE_NORTHING
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import labels as label_grids
+from olmoearth_jax.maps import plan
 from olmoearth_jax.maps.label_files import Features
 from olmoearth_jax.maps.lattice import crs_of, zone_of
 from olmoearth_jax.maps.plan import Period
@@ -293,15 +295,21 @@ def counts_of(windows: Sequence[Window], target: Target) -> list[Mapping[str, in
     return out
 
 
-def by_period(features: Features, periods: Sequence[Period]) -> dict[int, np.ndarray]:
+def by_period(
+    features: Features, periods: Sequence[Period], months: tuple[int, int] | None = None
+) -> dict[int, np.ndarray]:
     """Which features see the images of which period.
+
+    Args:
+      months: each sees those of a window around its date (`plan.around`), not of the first period
+        that holds it.
 
     Raises:
       ValueError: there are several periods and the labels have neither date nor year, or a date
         that is none.
     """
-    texts = features.columns.get("date") or features.columns.get("year")
-    if texts is None:
+    days = days_of(features, months is not None)
+    if days is None:
         if len(periods) > 1:
             names = ", ".join(p.name for p in periods)
             raise ValueError(
@@ -310,15 +318,40 @@ def by_period(features: Features, periods: Sequence[Period]) -> dict[int, np.nda
             )
         return {0: np.arange(len(features.shapes))}
     out: dict[int, list[int]] = {}
-    for i, text in enumerate(texts):
-        if not text:
+    for i, day in enumerate(days):
+        if day is None:
             continue
-        by_year = "date" not in features.columns
-        day = parse_date(f"{int(float(text))}-07" if by_year else text)
-        mine = next((k for k, p in enumerate(periods) if p.holds(day)), None)
+        if months is not None:
+            own = plan.around(day, months)
+            mine = next((k for k, p in enumerate(periods) if p == own), None)
+        else:
+            mine = next((k for k, p in enumerate(periods) if p.holds(day)), None)
         if mine is not None:
             out.setdefault(mine, []).append(i)
     return {k: np.array(rows) for k, rows in out.items()}
+
+
+def days_of(features: Features, exact: bool = False) -> list[datetime.date | None] | None:
+    """The day of each feature, in the middle of its year if that is all it says.
+
+    Args:
+      exact: a year will not do.
+
+    Returns:
+      None without such a column; None for features that say nothing.
+
+    Raises:
+      ValueError: a date that is none, or no dates where they are needed.
+    """
+    texts = features.columns.get("date")
+    if texts is None and exact:
+        raise ValueError("--months needs a column 'date' in the labels")
+    by_year = texts is None
+    texts = features.columns.get("year") if by_year else texts
+    if texts is None:
+        return None
+    whole = [f"{int(float(t))}-07" if by_year and t else t for t in texts]
+    return [parse_date(t) if t else None for t in whole]
 
 
 def subset(features: Features, rows: np.ndarray) -> Features:

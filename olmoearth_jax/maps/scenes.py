@@ -36,6 +36,19 @@ def periods_of(years: Sequence[str] = (), spans: Sequence[str] = ()) -> list[Per
     return plan.periods_of(years, spans)
 
 
+def with_images(rasters: Sequence[Raster], periods: Sequence[Period], step: str) -> list[Period]:
+    """The periods that hold images which vary in time.
+
+    Raises:
+      ValueError: there are none.
+    """
+    moving = [r for r in rasters if _look(r)[1]]
+    names = {name for r in moving for name in imagery.in_periods(r, True, periods, step)}
+    if not names:
+        raise imagery.no_raster_in(periods[0], rasters)
+    return [p for p in periods if p.name in names]
+
+
 @dataclasses.dataclass
 class Scene:
     """The images of one period on one grid.

@@ -104,6 +104,37 @@ def make_store(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
+def extend_store(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
+    """Gives a store that is there the metadata and coordinates of a form with more periods.
+
+    Values stay as they are. The consolidated metadata, which readers go by, come last.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        _write_metadata(scratch, form, grids)
+        files = sorted(p for p in scratch.rglob("*") if p.is_file())
+        top = scratch / "zarr.json"
+        for file in [*(f for f in files if f != top), top]:
+            work_list.sync_file(file)
+            os.replace(file, path / file.relative_to(scratch))
+        for folder in {path / f.relative_to(scratch).parent for f in files}:
+            work_list.sync_folder(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def grids_there(path: Path) -> dict[str, tuple[list[float], list[int]]]:
+    """(transform, shape) of each zone group of a store."""
+    root = zarr_library().open_group(path, mode="r", zarr_format=3)
+    return {
+        name: (list(group.attrs["spatial:transform"]), list(group.attrs["spatial:shape"]))
+        for name, group in root.groups()
+    }
+
+
 def _write_metadata(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
     zarr = zarr_library()
     root = zarr.open_group(path, mode="w", zarr_format=3, attributes=dict(form.attrs))

@@ -212,14 +212,20 @@ def open_job(path: Path, job: Mapping[str, Any], decides: Sequence[str]) -> str:
     if held is None:
         raise ValueError(f"{path} cannot be read; give another --output")
     if held.get("job_digest") != digest:
-        ours = json.loads(text)
-        rows = _differences({k: held.get(k) for k in decides}, {k: ours[k] for k in decides})
-        shown = "; ".join(f"{name}: {a} there, {b} here" for name, a, b in rows[:8])
-        raise ValueError(
-            f"{path.parent.parent} holds another job ({shown or 'another version of it'}); give "
-            "another --output, or the same flags and inputs as before"
-        )
+        raise another_job(path, held, json.loads(text), decides)
     return digest
+
+
+def another_job(
+    path: Path, there: Mapping[str, Any], here: Mapping[str, Any], decides: Sequence[str]
+) -> ValueError:
+    """The error of a job.json that holds another job; shows the members that differ."""
+    rows = _differences({k: there.get(k) for k in decides}, {k: here[k] for k in decides})
+    shown = "; ".join(f"{name}: {a} there, {b} here" for name, a, b in rows[:8])
+    return ValueError(
+        f"{path.parent.parent} holds another job ({shown or 'another version of it'}); give "
+        "another --output, or the same flags and inputs as before"
+    )
 
 
 def _differences(there: Any, here: Any, name: str = "") -> list[tuple[str, str, str]]:
@@ -268,10 +274,19 @@ class WorkList:
       objects: folder that the keys of objects start at.
       digest: of the job; markers of another job do not count.
       units: the ids in plan order; they may hold slashes.
+      earlier: digests of smaller jobs that this one grew from, whose markers count too.
     """
 
-    def __init__(self, folder: Path, objects: Path, digest: str, units: Sequence[str]):
+    def __init__(
+        self, folder: Path, objects: Path, digest: str, units: Sequence[str],
+        earlier: Sequence[str] = (),
+    ):  # fmt: skip
         self.folder, self.objects, self.digest, self.units = folder, objects, digest, units
+        self.earlier = tuple(earlier)
+
+    def is_ours(self, record: Mapping[str, Any]) -> bool:
+        """Whether a marker is of this job, or of one that it grew from."""
+        return record.get("job_digest") in (self.digest, *self.earlier)
 
     def _path(self, kind: str, unit: str) -> Path:
         return self.folder / kind / f"{unit}.json"
@@ -279,7 +294,7 @@ class WorkList:
     def marker(self, unit: str) -> dict[str, Any] | None:
         """The marker of a unit, if it counts: of this job, and all its objects are there."""
         held = read_json(self._path("done", unit))
-        if held is None or held.get("job_digest") != self.digest:
+        if held is None or not self.is_ours(held):
             return None
         try:
             for key, (size, _) in held["objects"].items():
@@ -302,6 +317,10 @@ class WorkList:
         if self._held_by_other(self._path("claims", unit)):
             return "claimed"
         return "failed" if self.failure(unit) else "planned"
+
+    def claimed(self) -> list[str]:
+        """The units that other living workers hold."""
+        return [u for u in self.units if self._held_by_other(self._path("claims", u))]
 
     def _held_by_other(self, path: Path) -> bool:
         """Whether a claim still means something to this process."""

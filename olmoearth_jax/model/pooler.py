@@ -11,7 +11,15 @@ import numpy as np
 from flax import nnx
 
 from olmoearth_jax import modalities
-from olmoearth_jax.model.blocks import Attend, Block, BlockShape, Reading
+from olmoearth_jax.model.blocks import (
+    PLAIN,
+    Attend,
+    Block,
+    BlockShape,
+    Reading,
+    Running,
+    run_block,
+)
 from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig, ModelConfig
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
 from olmoearth_jax.model.rope import ROPE_MODES, RopeConfig, coordinates
@@ -159,18 +167,39 @@ class AttentionPooler(nnx.Module):
         batch, (rows, cols) = x.shape[0], grid.shape
         where = grid.positions(self.coordinate_scale)
         at = jnp.broadcast_to(where if order is None else where[order], (batch, *where.shape))
-        q = jnp.broadcast_to(
-            self.learned_query[...], (batch, rows * cols, self.norm.scale.shape[0])
-        )
-        for layer, (read, mix) in enumerate(zip(self.read_blocks, self.self_blocks, strict=True)):
-            q = read(q, Reading(attend_read, at, self._context(x, layer), places))
-            q = mix(q, Reading(attend_self, at))
-        q = self.norm(q)
+        q = self.locate(x, places, at, attend_read, attend_self)
         if order is not None:
             q = q[:, np.argsort(order)]  # sorted on the host, not by the compiler
         located = q.reshape(batch, rows, cols, -1)
         positions = jnp.broadcast_to(where, (batch, *where.shape))
-        return LocationGrid(located, positions, self._student(located))
+        return LocationGrid(located, positions, self.student_of(located))
+
+    def locate(
+        self,
+        x: jax.Array,
+        places: jax.Array,
+        at: jax.Array,
+        attend_read: Attend,
+        attend_self: Attend,
+        running: Running = PLAIN,
+    ) -> jax.Array:
+        """The location tokens alone, in any layout.
+
+        Args:
+          x, places: tokens float32 [..., N, D] and their positions [..., N, 2] (row, col).
+          at: positions of the locations, float32 [..., Q, 2].
+          attend_read, attend_self: see `__call__`.
+          running: how the blocks run.
+
+        Returns:
+          float32 [..., Q, pooler_dim].
+        """
+        q = jnp.broadcast_to(self.learned_query[...], (*at.shape[:-1], self.norm.scale.shape[0]))
+        for layer, (read, mix) in enumerate(zip(self.read_blocks, self.self_blocks, strict=True)):
+            reading = Reading(attend_read, at, self._context(x, layer), places)
+            q = run_block(read, layer, q, reading, running)
+            q = run_block(mix, layer, q, Reading(attend_self, at), running)
+        return self.norm(q)
 
     def _context(self, x: jax.Array, layer: int) -> jax.Array:
         norm = self.input_norm or self.input_norms[layer]
@@ -179,7 +208,8 @@ class AttentionPooler(nnx.Module):
             return self.kv_proj(y, jnp.float32)
         return self.kv_projs[layer](y, jnp.float32) if len(self.kv_projs) else y
 
-    def _student(self, located: jax.Array) -> jax.Array | None:
+    def student_of(self, located: jax.Array) -> jax.Array | None:
+        """The student [..., S] of location tokens, which get no gradient; None without one."""
         if self.student is None:
             return None
         y = self.student(jax.lax.stop_gradient(located), jnp.float32)

@@ -17,6 +17,7 @@ from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import global_array, join_devices, local_devices
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
+from olmoearth_jax.stream.locations import fill_maps
 from olmoearth_jax.stream.loss_terms import fill_pixels
 from olmoearth_jax.stream.pack import pack_device
 from olmoearth_jax.stream.patches import fill_buffers
@@ -98,6 +99,7 @@ class StreamEngine:
       ladder: rungs, cheapest first; the last is the hard bound.
       mesh: devices.
       agree: bits common to all processes: the rungs that hold everybody's share.
+      per_patch: locations per side of a patch in a group, where there is a pooler.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class StreamEngine:
         ladder: Sequence[Rung],
         mesh: Mesh,
         agree: Agree = lambda bits: bits,
+        per_patch: Callable[[Group], int] = lambda group: 1,
     ):
         self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree
+        self.per_patch = per_patch
         self.rung_counts = np.zeros(len(self.ladder), np.int64)
 
     @property
@@ -132,7 +136,7 @@ class StreamEngine:
         return [self._micro_step(groups[i : i + k]) for i in range(0, len(groups), k)]
 
     def _micro_step(self, groups: Sequence[Group]) -> Prepared:
-        counts = [count_tokens(g, self.spec) for g in groups]
+        counts = [count_tokens(g, self.spec, self.per_patch(g)) for g in groups]
         devices = local_devices(self.mesh)
         owner = balance_devices(np.concatenate([c.loads for c in counts]), len(devices))
         need = needs(counts, owner, self.spec, len(devices))
@@ -176,6 +180,7 @@ class StreamEngine:
                 mine.arrays,
                 fill_buffers(self.spec, mine.runs, devices[number]),
                 fill_pixels(self.spec, mine.runs, devices[number]) if pixels else (),
+                fill_maps(self.spec, rung, mine.runs, devices[number]),
             )
 
         if len(devices) > 1:
@@ -186,16 +191,16 @@ class StreamEngine:
             shares = [share(0)]
         arrays, *filled = zip(*shares, strict=True)
         batch = jax.tree.map(lambda *xs: global_array(self.mesh, np.stack(xs)), *arrays)
-        patches, pixels = (
+        patches, pixels, drawn = (
             tuple(join_devices(self.mesh, shards) for shards in zip(*parts, strict=True))
             for parts in filled
         )
-        return batch, patches, pixels
+        return batch, patches, pixels, drawn
 
     def loss(self, params: Any, target: Any, inputs: tuple, key: jax.Array, program_key: Rung):
         """See `Engine`."""
-        batch, patches, pixels = inputs
-        return self.forward(params, target, batch, patches, key, program_key, pixels)
+        batch, patches, pixels, drawn = inputs
+        return self.forward(params, target, batch, patches, key, program_key, pixels, drawn)
 
 
 def _members(counts: list[TokenCounts], mine: np.ndarray) -> list[np.ndarray]:
@@ -214,15 +219,17 @@ def _host_counts(
     """Counts of this process's samples, summed over micro-steps by the caller."""
     encoded = sum(int(c.enc.sum()) for c in counts)
     decoded = sum(int(c.dec.sum()) for c in counts)
+    located = sum(int(c.loc.sum()) for c in counts)
     # The target encoder's stream is as long as its patch buffers.
     seen = sum(int(c.need.sum()) for c in counts) if spec.deep else 0
-    room = (rung.enc + rung.dec) * devices
+    room = (rung.enc + rung.dec + rung.loc) * devices
     if spec.deep:
         room += (sum(rung.patches) + spec.registers * spec.samples) * devices
     return {
         "encoded_tokens": encoded,
         "decoded_tokens": decoded,
         "target_tokens": seen,
+        **({"location_tokens": located} if spec.loc_bound else {}),
         "stream_tokens": room,
         "attention_pairs": _real_pairs(counts, spec),
         "row_pairs": devices * _row_pairs(rung, spec),
@@ -232,7 +239,11 @@ def _host_counts(
 
 def _real_pairs(counts: list[TokenCounts], spec: StreamSpec) -> int:
     """Query-key pairs that exist: one layer of each attention."""
-    pairs = sum(int((c.enc * (c.enc + c.dec.sum(-1))).sum()) for c in counts)
+    pairs = 0
+    for c in counts:
+        read = c.loc if spec.loc_bound else c.enc
+        pairs += int((c.enc * c.enc + read * c.dec.sum(-1)).sum())
+        pairs += int((c.loc * (c.enc + c.loc)).sum())
     if spec.deep:
         pairs += sum(int((c.need.sum(1) ** 2).sum()) for c in counts)
     return pairs

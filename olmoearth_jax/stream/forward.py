@@ -13,7 +13,8 @@ from olmoearth_jax.losses import Objective, spread_of
 from olmoearth_jax.model.blocks import Running
 from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.model.tokens import Tokens
-from olmoearth_jax.stream import loss_terms
+from olmoearth_jax.stream import location_terms, loss_terms
+from olmoearth_jax.stream.locations import Located, locate
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.patch_tables import (
     BandDropout,
@@ -25,7 +26,7 @@ from olmoearth_jax.stream.patch_tables import (
 )
 from olmoearth_jax.stream.row_maps import RowMaps, stream_attention
 from olmoearth_jax.stream.rows import RowMap, permute, take_rows
-from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import CROSS, Rung, StreamSpec
 
 
 class _Seen(NamedTuple):
@@ -36,6 +37,8 @@ class _Seen(NamedTuple):
     cross: tuple[RowMap, RowMap]
     """Rows of the decoders' queries and of their keys."""
     key: jax.Array
+    located: Located | None = None
+    """The grid of the pooler, which is all that the decoders then read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ class StreamForward:
         key: Any,
         rung: Rung,
         pixels: tuple = (),
+        drawn: tuple = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean over the micro-step's groups of the reference's per-microbatch loss.
 
@@ -84,6 +88,7 @@ class StreamForward:
           rung: capacities the batch was packed for.
           pixels: per slot, float32 [D, buffer rows, width] of pixels at their own resolution, if
             the objective compares pixels.
+          drawn: per map, see `locations.fill_maps`, if there is supervision.
 
         Returns:
           The loss (float32 scalar) and its terms by metric name, float32.
@@ -91,7 +96,12 @@ class StreamForward:
         model, maps = merge(self.graph, params), RowMaps(self.spec, rung, batch)
         objective, rows = self.objective, maps.encoder()
         latent, tokens = self._encode(model, maps, patches, key, rows)
-        seen = _Seen(latent, tokens, (maps.decoder(), maps.context()), key)
+        located, context = None, None
+        if self.spec.loc_bound:
+            how = (self.mesh, self.attention, self.remat)
+            located = locate(model.encoder, maps, latent, tokens, *how)
+            context = maps.locations(CROSS)
+        seen = _Seen(latent, tokens, (maps.decoder(), context or maps.context()), key, located)
         terms, parts = {}, {}
         if objective.compares_tokens:
             predictions = self._predict(model, maps, seen)
@@ -106,9 +116,23 @@ class StreamForward:
             terms["mae"] = loss_terms.pixel_terms(
                 objective.mae, model.reconstructor, maps, out, pixels
             )
+        terms |= self._pooled_terms(model, maps, rows, latent, located)
+        on_grid, found = self._grid_terms(model, maps, located, drawn, key)
+        total, aux = objective.total(terms | on_grid)
+        return total, {**aux, **parts, **found}
+
+    def _pooled_terms(
+        self, model, maps: RowMaps, rows: RowMap, latent, located: Located | None
+    ) -> dict:
+        """The terms on pooled vectors, and the regulariser on tokens where there is one view."""
+        objective, terms = self.objective, {}
         vectors = []
         if objective.pools:
-            vectors = loss_terms.pooled(model.encoder.project_and_aggregate, maps, rows, latent)
+            head = model.encoder.project_and_aggregate
+            if located is None:
+                vectors = loss_terms.pooled(head, maps, rows, latent)
+            else:
+                vectors = loss_terms.pooled_locations(head, maps, located.tokens)
         if objective.regularizer is not None:
             if objective.views == 1:
                 spread = loss_terms.spread_tokens(objective.regularizer, maps, rows, latent)
@@ -119,8 +143,27 @@ class StreamForward:
             terms["contrastive"] = objective.contrastive(
                 vectors[0], vectors[1], loss_terms.of_samples(maps)
             )
-        total, aux = objective.total(terms)
-        return total, {**aux, **parts}
+        return terms
+
+    def _grid_terms(self, model, maps: RowMaps, located: Located | None, drawn: tuple, key):
+        """(terms, metrics) of the losses on the location grid."""
+        terms, metrics = {}, {}
+        supervision, distillation = self.objective.supervision, self.objective.distillation
+        if supervision is not None:
+            assert located is not None
+            terms["supervision"], found = location_terms.supervision_terms(
+                supervision, model.supervision_head, maps, located, drawn
+            )
+            metrics |= found
+        if distillation is not None:
+            assert located is not None
+            back = model.location_token_distillation_head.by_width
+            own = jax.random.fold_in(key, 3)
+            terms["projection"], found = location_terms.distillation_terms(
+                distillation, back, maps, located, own, self.mesh
+            )
+            metrics |= found
+        return terms, metrics
 
     def _spreads(self, maps: RowMaps, predictions: jax.Array, targets: jax.Array) -> dict:
         """`spread_of` the decoded tokens and their targets, both views of a group together."""
@@ -162,11 +205,13 @@ class StreamForward:
         attend = stream_attention(queries, keys, self.mesh, self.attention)
         drop_key = jax.random.fold_in(seen.key, 2)
         drop = self._scales(self.decoder_drop, model.decoder_depth, batch, drop_key, batch.dec_row)
-        context = decoder.context(seen.latent, seen.tokens)
+        read: tuple[jax.Array, Tokens | jax.Array]
+        if seen.located is None:
+            read = decoder.context(seen.latent, seen.tokens), seen.tokens
+        else:
+            read = decoder.location_context(seen.located.tokens), seen.located.positions
         running = Running(drop, self.remat)
-        out = decoder.decode(
-            decoder.queries(wanted), wanted, (context, seen.tokens), attend, running
-        )
+        out = decoder.decode(decoder.queries(wanted), wanted, read, attend, running)
         return decoder.output(out)
 
     def _by_view(self, batch: MicroBatch, a: jax.Array, b: jax.Array) -> jax.Array:

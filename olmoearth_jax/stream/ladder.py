@@ -240,12 +240,12 @@ class _Sizer:
         """The smallest rung, with head room, for the needs numbered in `bucket`."""
         spec, slots = self.spec, len(self.spec.slots)
         most = spec.top_rung().totals
-        multiple = 64 if most[-2] > 4096 else 8
+        multiple = 64 if most[2 * slots] > 4096 else 8
         totals = self.totals[bucket].max(0)
         # Patches get plenty: they cost little and must not decide about the rung.
-        share = np.r_[np.full(2 * slots, 4 * slack), [slack, slack]]
+        share = np.r_[np.full(2 * slots, 4 * slack), np.full(3, slack)]
         totals = -(-np.ceil(totals * (1.0 + share)).astype(np.int64) // multiple) * multiple
-        totals[-2:] = np.maximum(totals[-2:], 8)
+        totals[2 * slots :] = np.maximum(totals[2 * slots :], 8)
         totals = np.minimum(totals, most).tolist()
         rows = []
         for number, plan in enumerate(spec.plans):
@@ -255,7 +255,8 @@ class _Sizer:
             else:
                 rows.append(choose_classes(draws, plan, LOSS_CLASSES, 4 * slack, 2 * slack))
         patches, sparse = tuple(totals[:slots]), tuple(totals[slots : 2 * slots])
-        return Rung(patches, sparse, totals[-2], totals[-1], tuple(rows))
+        enc, dec, loc = totals[2 * slots :]
+        return Rung(patches, sparse, enc, dec, tuple(rows), loc)
 
     def owners(self, rungs: Sequence[Rung]) -> np.ndarray:
         """int [needs]: the first rung that holds each need, rows of losses aside."""
@@ -307,7 +308,8 @@ def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
     then moved to the cheapest rung that holds them until nothing changes. The last rung holds all
     of them with more to spare, for the bound lies far above whatever is drawn.
     """
-    visible = sizer.totals[:, -2] / np.maximum(sizer.totals[:, -1], 1)
+    enc, dec = (sizer.totals[:, 2 * len(sizer.spec.slots) + i] for i in range(2))
+    visible = enc / np.maximum(dec, 1)
     count = len(visible)
     owner, used = np.zeros(count, np.int64), 0
     rare = sizer.rung(np.arange(count), RARE_SLACK)

@@ -21,7 +21,7 @@ from olmoearth_jax.stream.pack import PatchRun, target_sections
 from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.row_maps import RowMaps
 from olmoearth_jax.stream.rows import RowMap, gather_rows, permute, take_rows
-from olmoearth_jax.stream.stream_shape import SELF, StreamSpec
+from olmoearth_jax.stream.stream_shape import GRID, SELF, StreamSpec
 
 
 def of_samples(maps: RowMaps) -> Groups:
@@ -109,6 +109,23 @@ def _sample_means(maps: RowMaps, rows: RowMap, latent: jax.Array) -> jax.Array:
     batch = maps.batch
     by_row = take_rows(jnp.concatenate(means, axis=1), batch.rank[:, maps.spec.plan(SELF)])
     return take_rows(by_row, batch.sample_row)
+
+
+def pooled_locations(head: Any, maps: RowMaps, tokens: jax.Array) -> list[jax.Array]:
+    """As `pooled`, from the location tokens [D, loc, width] of each sample."""
+    if not head.aggregate_first:
+        tokens = head.project(tokens)
+    rows = maps.locations(GRID)
+    means = []
+    for part, n in zip(gather_rows(tokens, rows), rows.lengths, strict=True):
+        count = jnp.maximum(n, 1).astype(jnp.float32)[..., None]
+        means.append(part.astype(jnp.float32).sum(2) / count)
+    batch = maps.batch
+    by_row = take_rows(jnp.concatenate(means, axis=1), batch.rank[:, maps.spec.plan(GRID)])
+    found = take_rows(by_row, batch.sample_row)
+    if head.aggregate_first:
+        found = head.project(found)
+    return [found[:, v].reshape(-1, found.shape[-1]) for v in range(maps.spec.views)]
 
 
 def pooled(head: Any, maps: RowMaps, rows: RowMap, latent: jax.Array) -> list[jax.Array]:

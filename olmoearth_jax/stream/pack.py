@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,7 @@ import numpy as np
 
 from olmoearth_jax.masks import DECODE, VISIBLE
 from olmoearth_jax.stream.ladder import class_of
-from olmoearth_jax.stream.stream_shape import REGISTER, Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import REGISTER, Rung, StreamSpec, pack_coordinates
 from olmoearth_jax.stream.token_counts import TokenCounts
 
 Array = Any
@@ -45,6 +46,22 @@ class PixelIndex:
     """int32 [1, dec], place of each decoded token in the flattened `token`"""
     sample: Array
     """int32 [table], sample of each patch"""
+
+
+@flax.struct.dataclass
+class LocationStream:
+    """The locations of the pooler's grids, row by row; those of the first view stand in front."""
+
+    coord: Array
+    """uint32 [loc], packed (0, 0, row, column), counted in locations"""
+    row: Array
+    """int32 [loc], attention row"""
+    offset: Array
+    """int32 [rows]"""
+    length: Array
+    """int32 [rows]"""
+    per_patch: Array
+    """int32 [samples], locations per side of a patch"""
 
 
 @flax.struct.dataclass
@@ -105,6 +122,8 @@ class MicroBatch:
     """the stream of the target encoder, if it runs"""
     pixels: PixelIndex | None
     """which token predicts each patch, if pixels are compared"""
+    locations: LocationStream | None = None
+    """the pooler's grids, if there is a pooler"""
 
 
 @dataclasses.dataclass
@@ -225,6 +244,7 @@ def pack_device(
         if spec.deep
         else None,
         pixels=_pixel_index(spec, counts, items, tables, packer) if spec.pixels else None,
+        locations=_locations(spec, rung, counts, items, samples) if spec.loc_bound else None,
         **_orders(spec, rung, counts, items),
         **_sample_arrays(spec, counts, samples),
     )
@@ -346,6 +366,31 @@ def _pixel_index(spec, counts, items, tables, packer) -> PixelIndex:
         sample[wanted] = i
         at += len(wanted)
     return PixelIndex(token, inverse, sample)
+
+
+def _locations(spec, rung, counts, items, samples) -> LocationStream:
+    """Grids in row order, each row-major."""
+    total = spec.rows
+    offset, length = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    coord, rows, at = [], [], 0
+    for row, (view, _, g, b) in enumerate(items):
+        size = int(counts[g].loc[view, b])
+        place = np.arange(size)
+        side = math.isqrt(size)
+        coord.append(pack_coordinates(0, 0, place // side, place % side))
+        rows.append(np.full(size, row))
+        offset[row], length[row] = at, size
+        at += size
+    per_patch = np.ones(spec.samples, np.int32)
+    for i, (g, _) in enumerate(samples):
+        per_patch[i] = counts[g].per_patch
+    return LocationStream(
+        coord=_pad(coord, rung.loc, 0, np.uint32),
+        row=_pad(rows, rung.loc, total, np.int32),
+        offset=offset,
+        length=length,
+        per_patch=per_patch,
+    )
 
 
 def _sample_arrays(spec: StreamSpec, counts: list[TokenCounts], samples: list) -> dict:

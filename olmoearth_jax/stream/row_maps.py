@@ -14,7 +14,14 @@ from olmoearth_jax.model.attention import row_attention
 from olmoearth_jax.model.blocks import Attend
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.rows import RowMap, gather_rows, row_map, scatter_rows
-from olmoearth_jax.stream.stream_shape import CROSS, SAMPLE, SELF, TARGET, Rung, StreamSpec
+from olmoearth_jax.stream.stream_shape import (
+    CROSS,
+    SAMPLE,
+    SELF,
+    TARGET,
+    Rung,
+    StreamSpec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +46,19 @@ class RowMaps:
         b = self.batch
         return self._map(SELF, b.enc_offset, b.enc_length, b.enc_row)
 
-    def context(self) -> RowMap:
-        """Keys of the decoder: visible tokens without registers."""
+    def context(self, name: str = CROSS) -> RowMap:
+        """Keys of the decoder, or of the pooler (READ): visible tokens without registers."""
         b, extra = self.batch, self.spec.registers
         length = b.enc_length - extra if extra else b.enc_length
         offset = b.enc_offset + extra
         # Unused rows have no registers either.
-        return self._map(CROSS, offset, length.clip(0), b.enc_row, keys=True)
+        return self._map(name, offset, length.clip(0), b.enc_row, keys=True)
+
+    def locations(self, name: str) -> RowMap:
+        """Locations: queries of the pooler (READ, GRID) or keys of the decoder (CROSS)."""
+        at = self.batch.locations
+        assert at is not None
+        return self._map(name, at.offset, at.length, at.row, keys=name == CROSS)
 
     def decoder(self, name: str = CROSS) -> RowMap:
         """Decoded tokens, as queries (CROSS) or rows of a loss over whole samples (SAMPLE)."""

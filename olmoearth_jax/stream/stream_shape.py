@@ -36,7 +36,7 @@ class RowPlan:
     """Rows of one purpose: an attention or a loss sorts the rows by its own lengths."""
 
     name: str
-    """SELF, CROSS, SAMPLE, TARGET or a modality (the rows of its loss)."""
+    """SELF, CROSS, READ, GRID, SAMPLE, TARGET or a modality (the rows of its loss)."""
     queries: int
     """The most of a row, whatever is drawn."""
     keys: int
@@ -45,7 +45,7 @@ class RowPlan:
     @property
     def is_attention(self) -> bool:
         """Whether these are the rows of an attention rather than of a loss."""
-        return self.name in (SELF, CROSS, TARGET)
+        return self.name in (SELF, CROSS, READ, GRID, TARGET)
 
 
 class RowClass(NamedTuple):
@@ -59,6 +59,9 @@ class RowClass(NamedTuple):
 SELF, CROSS, SAMPLE, TARGET = "self", "cross", "sample", "target"
 """Plans of the encoder's attention, the decoder's attention, losses over whole samples, and the
 target encoder's attention (over all tokens of a sample that aren't missing)."""
+
+READ, GRID = "read", "grid"
+"""Plans of the pooler's attentions: its locations read visible tokens, and one another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +78,13 @@ class Rung:
     """Length of the decoder's stream."""
     rows: tuple[tuple[RowClass, ...], ...]
     """Per plan its classes, shortest first; their rows sum to those of a device."""
+    loc: int = 0
+    """Length of the stream of locations, 0 without a pooler."""
 
     @functools.cached_property
     def totals(self) -> np.ndarray:
-        """int64 [2 slots + 2]: patches, sparse patches, enc, dec."""
-        return np.array([*self.patches, *self.sparse, self.enc, self.dec], np.int64)
+        """int64 [2 slots + 3]: patches, sparse patches, enc, dec, loc."""
+        return np.array([*self.patches, *self.sparse, self.enc, self.dec, self.loc], np.int64)
 
     def pairs(self, plan: int) -> int:
         """Query-key pairs that one layer computes on the padded rows of a plan."""
@@ -119,6 +124,10 @@ class StreamSpec:
     """Register tokens at the front of an encoder row."""
     pixels: bool = False
     """Whether decoded tokens are compared with their pixels."""
+    loc_bound: int = 0
+    """Most locations of a row, where the encoder has an attention pooler; else 0."""
+    maps: tuple[str, ...] = ()
+    """Modalities that are drawn from the locations of the first view."""
 
     @property
     def deep(self) -> bool:
@@ -160,6 +169,7 @@ class StreamSpec:
             enc=round_up(self.enc_bound * self.rows, 8),
             dec=round_up(self.dec_bound * self.rows, 8),
             rows=tuple(rows),
+            loc=round_up(self.loc_bound * self.rows, 8),
         )
 
 

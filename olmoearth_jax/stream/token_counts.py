@@ -10,6 +10,8 @@ import numpy as np
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
 from olmoearth_jax.stream.stream_shape import (
     CROSS,
+    GRID,
+    READ,
     SAMPLE,
     SELF,
     TARGET,
@@ -46,11 +48,15 @@ class TokenCounts:
     """int [plans, views, B, 2], queries and keys of the row in each plan; 0 for holes"""
     alive: np.ndarray
     """bool [B], False for holes"""
+    loc: np.ndarray
+    """int [views, B], locations of the pooler's grid; 0 for holes, and without a pooler"""
+    per_patch: int = 1
+    """locations per side of a patch"""
 
     @property
     def loads(self) -> np.ndarray:
-        """int [B, 2], visible and decoded tokens of a sample over its views."""
-        return np.stack([self.enc.sum(0), self.dec.sum((0, 2))], axis=1)
+        """int [B, 3], visible and decoded tokens and locations of a sample over its views."""
+        return np.stack([self.enc.sum(0), self.dec.sum((0, 2)), self.loc.sum(0)], axis=1)
 
 
 def _flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray:
@@ -63,11 +69,16 @@ def _flat_masks(group: dict[str, Any], key: str, spec: StreamSpec) -> np.ndarray
     return np.concatenate(parts, axis=1)
 
 
-def count_tokens(group: dict[str, Any], spec: StreamSpec) -> TokenCounts:
+def count_tokens(group: dict[str, Any], spec: StreamSpec, per_patch: int = 1) -> TokenCounts:
     """Counts the tokens of a group.
 
     A sample that is marked bad, or has no visible token in some view, becomes a hole: all of its
     tokens are dropped from both views (spec/train.md Q22).
+
+    Args:
+      group: see `olmoearth_jax.data.pipeline`.
+      spec: the stream.
+      per_patch: locations per side of a patch, where there is a pooler.
 
     Raises:
       ValueError: a row exceeds the stream's hard bound, so masking and bounds disagree.
@@ -94,14 +105,15 @@ def count_tokens(group: dict[str, Any], spec: StreamSpec) -> TokenCounts:
     per_slot = np.add.reduceat(decoded, starts, axis=2, dtype=np.int64)
     owner = np.arange(len(spec.modalities))[:, None] == spec.slot_modality[None]
     dec = per_slot @ owner.T
+    loc = (enc > 0) * ((int(group["grid"]) * per_patch) ** 2 if spec.loc_bound else 0)
     return TokenCounts(
         group, table, masks, need, rank, patches, sparse, enc, dec,
-        _row_lengths(spec, enc, dec, need.sum(1)), alive,
+        _row_lengths(spec, enc, dec, loc, need.sum(1)), alive, loc, per_patch,
     )  # fmt: skip
 
 
 def _row_lengths(
-    spec: StreamSpec, enc: np.ndarray, dec: np.ndarray, present: np.ndarray
+    spec: StreamSpec, enc: np.ndarray, dec: np.ndarray, loc: np.ndarray, present: np.ndarray
 ) -> np.ndarray:
     """int [plans, views, B, 2]: queries and keys of each row.
 
@@ -109,6 +121,7 @@ def _row_lengths(
       spec: the stream.
       enc: [views, B] visible tokens.
       dec: [views, B, modalities] decoded tokens.
+      loc: [views, B] locations.
       present: [B] tokens that the target encoder sees.
     """
     total = dec.sum(-1)
@@ -116,7 +129,14 @@ def _row_lengths(
     seen = np.zeros_like(enc)
     # A sample's one target row stands where its first view's row does.
     seen[0] = present + spec.registers * (present > 0)
-    known = {SELF: (own, own), CROSS: (total, enc), SAMPLE: (total, total), TARGET: (seen, seen)}
+    known = {
+        SELF: (own, own),
+        CROSS: (total, loc if spec.loc_bound else enc),
+        READ: (loc, enc),
+        GRID: (loc, loc),
+        SAMPLE: (total, total),
+        TARGET: (seen, seen),
+    }
     out = np.empty((len(spec.plans), *enc.shape, 2), np.int64)
     for p, plan in enumerate(spec.plans):
         if plan.name in known:
@@ -128,7 +148,8 @@ def _row_lengths(
         _, view, sample, _ = np.argwhere(out > most[:, None, None])[0]
         raise ValueError(
             f"a sample has {enc[view, sample]} visible and {total[view, sample]} decoded "
-            f"tokens, more than the stream's bounds {spec.enc_bound} and {spec.dec_bound}"
+            f"tokens and {loc[view, sample]} locations, more than the stream's bounds "
+            f"{spec.enc_bound}, {spec.dec_bound} and {spec.loc_bound}"
         )
     return out
 
@@ -167,7 +188,7 @@ class Need:
     """What a micro-step asks of a rung."""
 
     totals: np.ndarray
-    """int64 [2 slots + 2] as in `Rung.totals`, the most of any device"""
+    """int64 [2 slots + 3] as in `Rung.totals`, the most of any device"""
     lengths: np.ndarray
     """int [plans, devices, rows, 2], queries and keys; 0 where a device has fewer rows"""
 
@@ -184,12 +205,14 @@ def needs(counts: list[TokenCounts], devices: np.ndarray, spec: StreamSpec, coun
     # Rows of holes have no visible token and no registers either.
     enc = np.concatenate([c.enc + spec.registers * (c.enc > 0) for c in counts], axis=1)
     dec = np.concatenate([c.dec.sum(-1) for c in counts], axis=1)
+    loc = np.concatenate([c.loc for c in counts], axis=1)
     lengths = np.concatenate([c.lengths for c in counts], axis=2)
-    totals = np.zeros(2 * len(spec.slots) + 2, np.int64)
+    totals = np.zeros(2 * len(spec.slots) + 3, np.int64)
     rows = np.zeros((len(spec.plans), count, spec.rows, 2), np.int64)
     for d in range(count):
         mine = devices == d
-        sums = patches[mine].sum(0), sparse[mine].sum(0), [enc[:, mine].sum(), dec[:, mine].sum()]
+        streams = [x[:, mine].sum() for x in (enc, dec, loc)]
+        sums = patches[mine].sum(0), sparse[mine].sum(0), streams
         totals = np.maximum(totals, np.concatenate(sums))
         own = lengths[:, :, mine].reshape(len(spec.plans), -1, 2)
         rows[:, d, : own.shape[1]] = own

@@ -23,8 +23,12 @@ from olmoearth_jax.model.encoder import slot_table
 from olmoearth_jax.stream.engine import StreamEngine, shared_bits
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import row_plans
+from olmoearth_jax.stream.locations import check_grid
 from olmoearth_jax.stream.patch_tables import BandDropout
 from olmoearth_jax.stream.stream_shape import (
+    CROSS,
+    GRID,
+    READ,
     SELF,
     TARGET,
     MicroStepSize,
@@ -32,6 +36,7 @@ from olmoearth_jax.stream.stream_shape import (
     Rung,
     StreamSpec,
     make_slots,
+    round_up,
 )
 from olmoearth_jax.train import hosts
 from olmoearth_jax.train.dense_engine import DenseEngine
@@ -130,12 +135,15 @@ class StreamNeeds:
     """Whether the target encoder runs."""
     pixels: bool = False
     """Whether decoded tokens are compared with their pixels."""
+    maps: tuple[str, ...] = ()
+    """Modalities that are drawn from the location grid."""
 
     @classmethod
     def of(cls, objective: Objective) -> StreamNeeds:
         """Those of an objective."""
-        pixels = objective.mae is not None
-        return cls(objective.views, objective.scopes, objective.deep, pixels)
+        pixels, drawn = objective.mae is not None, objective.supervision
+        maps = () if drawn is None else tuple(task.name for task in drawn.tasks)
+        return cls(objective.views, objective.scopes, objective.deep, pixels, maps)
 
 
 def stream_spec(
@@ -144,6 +152,7 @@ def stream_spec(
     grid_timesteps: Mapping[int, int],
     size: MicroStepSize,
     needs: StreamNeeds,
+    most_queries: int = 0,
 ) -> StreamSpec:
     """The static stream of a model under its masking.
 
@@ -152,6 +161,7 @@ def stream_spec(
       grid_timesteps: grid side -> timesteps the token budget allows.
       size: of a micro-step.
       needs: of the objective.
+      most_queries: most locations of a sample where there may be several in a patch.
     """
     encoder = model.encoder_config
     names = modalities.in_sample_order(encoder.supported_modality_names)
@@ -180,9 +190,18 @@ def stream_spec(
     if needs.deep:
         most = _most_tokens(counts, grid_timesteps) + extra
         plans[TARGET] = RowPlan(TARGET, most, most)
+    locations = 0
+    if encoder.attention_pooler_config is not None:
+        locations = round_up(max(most_queries, max(grid_timesteps) ** 2), 4)
+        plans[CROSS] = RowPlan(CROSS, dec, locations)
+        plans[READ], plans[GRID] = (
+            RowPlan(READ, locations, enc),
+            RowPlan(GRID, locations, locations),
+        )
     return StreamSpec(
         slots, names, tuple(plans.values()), enc + extra, dec, size.samples, size.devices,
         needs.views, size.groups, encoder.max_patch_size, registers=extra, pixels=needs.pixels,
+        loc_bound=locations, maps=needs.maps,
     )  # fmt: skip
 
 
@@ -211,12 +230,15 @@ def stream_engine(
             "engine=stream compares the pixels of decoded tokens only; for "
             "train_module.mae_loss_config.loss_config.only_decode=False use --config.engine=dense"
         )
+    check_grid(config.model)
     forward = StreamForward(
         spec=spec, mesh=mesh, attention=config.attention, **_shared(config, objective)
     )
-    return StreamEngine(
-        forward, ladder, mesh, functools.partial(hosts.current().agree, join=shared_bits)
-    )
+    agree = functools.partial(hosts.current().agree, join=shared_bits)
+    stride = query_stride(config)
+    if stride is None:
+        return StreamEngine(forward, ladder, mesh, agree)
+    return StreamEngine(forward, ladder, mesh, agree, stride.per_patch)
 
 
 def dense_engine(

@@ -19,13 +19,14 @@ from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
-from olmoearth_jax.modalities import normalization_of
+from olmoearth_jax.modalities import IMAGE_TILE_PX, normalization_of
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.stream_shape import MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
+from olmoearth_jax.train.query_stride import query_stride
 from olmoearth_jax.train.step import TrainProgram
 
 _log = logging.getLogger(__name__)
@@ -55,8 +56,10 @@ def masking_strategies(config: ExperimentConfig) -> list[masking.Strategy]:
     return [first, first if second is None else masking.build(second.strategy_config)]
 
 
-def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
-    """The samples of `config.dataset`."""
+def build_index(
+    config: ExperimentConfig, part: dataset_index.Split = "train"
+) -> dataset_index.DatasetIndex:
+    """The samples of `config.dataset` that are trained on, or those kept out for validation."""
     data = config.dataset
     if not data.h5py_dir:
         raise ValueError(
@@ -71,6 +74,8 @@ def build_index(config: ExperimentConfig) -> dataset_index.DatasetIndex:
             filter_idx_file=data.filter_idx_file if folder == data.h5py_dir else None,
             dataset_percentage=share,
             seed=data.seed,
+            validation_fraction=data.validation_fraction,
+            part=part,
         )
         for folder, share in folders.items()
     ]
@@ -107,7 +112,38 @@ def stream_of(
     else:
         needs = dataclasses.replace(assemble.StreamNeeds.of(objective), views=views)
     size = MicroStepSize(samples, devices, k)
-    return assemble.stream_spec(config.model, masking_strategies(config), timesteps, size, needs)
+    stride = query_stride(config)
+    most = 0 if stride is None else stride.most
+    return assemble.stream_spec(
+        config.model, masking_strategies(config), timesteps, size, needs, most
+    )
+
+
+def likely_shapes(
+    config: ExperimentConfig, timesteps: dict[int, int], count: int, tile_px: int = IMAGE_TILE_PX
+) -> dict[int, int] | list[probe.Shape]:
+    """Shapes of groups for `probe.simulate`: about `count`, each as often as it is likely.
+
+    Every shape that can be drawn is there at least once. Where timesteps and locations are not
+    drawn, just `timesteps`.
+    """
+    sampler, stride = shape_sampler(config, tile_px), query_stride(config)
+    if sampler is None and stride is None:
+        return timesteps
+    if sampler is not None:
+        drawn = sampler.probabilities()
+    else:
+        loader = config.data_loader
+        patches = range(loader.min_patch_size, loader.max_patch_size + 1)
+        fitting = [(p, g, t) for g, t in timesteps.items() for p in patches if p * g <= tile_px]
+        drawn = dict.fromkeys(fitting, 1.0 / max(len(fitting), 1))
+    likely: dict[probe.Shape, float] = {}
+    for (patch, grid, steps), p in drawn.items():
+        sizes = [patch] if stride is None else stride.sizes(patch, grid)
+        for size in sizes:
+            shape = probe.Shape(grid, steps, patch // size)
+            likely[shape] = likely.get(shape, 0.0) + p / len(sizes)
+    return [s for s in sorted(likely) for _ in range(max(1, round(count * likely[s])))]
 
 
 def size_ladder(
@@ -115,16 +151,19 @@ def size_ladder(
     spec: StreamSpec,
     timesteps: dict[int, int],
     presence: list[probe.Presence],
+    tile_px: int = IMAGE_TILE_PX,
 ) -> tuple[Rung, ...]:
     """Rungs for a data set with these presence patterns; one slot is kept for the update."""
+    count = MICRO_STEPS_PER_GRID * len(timesteps)
+    shapes = likely_shapes(config, timesteps, count, tile_px)
     presence = presence or [probe.complete(spec.modalities)]
     found = probe.simulate_needs(
         spec,
         presence,
         masking_strategies(config),
-        timesteps,
+        shapes,
         config.data_loader.seed,
-        MICRO_STEPS_PER_GRID * len(timesteps),
+        count if shapes is timesteps else len(shapes),
         pool=MICRO_STEPS_PER_GRID,
     )
     return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1), config.ladder.row_classes)
@@ -138,7 +177,10 @@ def build_program(
     last_step: int,
     say: Callable[[str], None] = _log.info,
 ) -> TrainProgram:
-    """Engine, ladder and optimiser of a run."""
+    """Engine, ladder and optimiser of a run.
+
+    The ladder also holds what is kept out of training, for its validation.
+    """
     objective = build_objective(config)
     loader, group = config.data_loader, config.train_module.rank_microbatch_size
     assemble.micro_step_shape(loader.global_batch_size, group, mesh.size, config.engine)
@@ -147,7 +189,10 @@ def build_program(
     else:
         spec = stream_of(config, stream.timesteps, mesh.size, objective)
         begun = time.perf_counter()
-        ladder = size_ladder(config, spec, stream.timesteps, probe.read_presence(index))
+        presence = probe.read_presence(index)
+        if config.dataset.validation_fraction:
+            presence += probe.read_presence(build_index(config, "validation"))
+        ladder = size_ladder(config, spec, stream.timesteps, presence, index.tile_px)
         say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
         engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
     return TrainProgram(

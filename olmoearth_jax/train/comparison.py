@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from olmoearth_jax import outputs
 from olmoearth_jax.train.metrics import is_timing, without_timing
@@ -19,9 +22,9 @@ def series(records: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 
 
 def metric_names(runs: Runs) -> list[str]:
-    """Metrics that describe learning: all under train/ and eval.../."""
+    """Metrics that describe learning: all under train/, val/ and eval.../."""
     names = {name for records in runs.values() for record in records for name in record}
-    chosen = [n for n in names if n.startswith(("train/", "eval")) and not is_timing(n)]
+    chosen = [n for n in names if n.startswith(("train/", "val/", "eval")) and not is_timing(n)]
     return sorted(chosen)
 
 
@@ -35,16 +38,109 @@ def final(records: list[dict[str, Any]], name: str, average: int) -> float | Non
     return sum(last) / len(last) if last else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What one run says of a metric at the steps that all runs share.
+
+    Attributes:
+      mean: of the values.
+      error: standard error of the mean, or the deviation that the run itself recorded; None if
+        neither is known.
+      change: mean difference to the first run at the same steps; None for that run itself.
+      change_error: its standard error, which what both runs have drawn alike does not enter.
+    """
+
+    mean: float
+    error: float | None = None
+    change: float | None = None
+    change_error: float | None = None
+
+
+def common_steps(runs: Runs, name: str) -> list[int]:
+    """Steps at which all runs that have a metric at all have a finite value of it."""
+    held = [_finite(records, name) for records in runs.values()]
+    held = [values for values in held if values]
+    return sorted(set.intersection(*map(set, held))) if held else []
+
+
+def compare(runs: Runs, name: str, average: int) -> tuple[list[int], dict[str, Side]]:
+    """A metric of several runs at the last steps that they share.
+
+    Args:
+      average: how many steps of a training metric; of all others the last one counts.
+
+    Returns:
+      (the steps, {run: what it says}); runs without the metric are left out, and without a shared
+      step there is nothing.
+    """
+    steps = common_steps(runs, name)[-average if name.startswith("train/") else -1 :]
+    out: dict[str, Side] = {}
+    first: np.ndarray | None = None
+    for run, records in runs.items():
+        held = _finite(records, name)
+        if not held or not steps:
+            continue
+        values = np.array([held[s] for s in steps])
+        mean, error = _mean_error(values)
+        if error is None:
+            error = _finite(records, f"{name}_bootstrap_std").get(steps[-1])
+        if first is None:
+            first = values
+            out[run] = Side(mean, error)
+        else:
+            out[run] = Side(mean, error, *_mean_error(values - first))
+    return steps, out
+
+
+def _finite(records: list[dict[str, Any]], name: str) -> dict[int, float]:
+    return {step: value for step, value in series(records, name) if math.isfinite(value)}
+
+
+def _mean_error(values: np.ndarray) -> tuple[float, float | None]:
+    error = None if len(values) < 2 else float(values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()), error
+
+
 def table(runs: Runs, names: list[str], average: int) -> list[str]:
-    """Markdown table: one row per metric, one column per run, see `final`."""
-    lines = ["| metric | " + " | ".join(runs) + " |", "|---|" + "--:|" * len(runs)]
-    steps = [str(max((r["step"] for r in records), default=0)) for records in runs.values()]
-    lines.append("| last step | " + " | ".join(steps) + " |")
+    """Markdown table: a row per metric, a column per run, and one per difference to the first.
+
+    Values are compared at the last steps that the runs share, see `compare`.
+    """
+    first, *others = runs
+    heads = ["metric", "steps", *runs, *(f"{run} - {first}" for run in others)]
+    lines = [_line(heads), "|---|---|" + "--:|" * (len(heads) - 2)]
+    last = [str(max((r["step"] for r in records), default=0)) for records in runs.values()]
+    lines.append(_line(["last step", "", *last, *("" for _ in others)]))
     for name in names:
-        values = [final(records, name, average) for records in runs.values()]
-        cells = ["-" if value is None else f"{value:.6g}" for value in values]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        steps, sides = compare(runs, name, average)
+        cells = [name, _span(steps)]
+        for run, records in runs.items():
+            side = sides.get(run)
+            alone = "-" if not _finite(records, name) else "(no step in common)"
+            cells.append(alone if side is None else _text(side.mean, side.error))
+        for run in others:
+            side = sides.get(run)
+            if side is None or side.change is None:
+                cells.append("")
+            else:
+                cells.append(_text(side.change, side.change_error, "+"))
+        lines.append(_line(cells))
     return lines
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _span(steps: list[int]) -> str:
+    if not steps:
+        return "-"
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+
+
+def _text(value: float, error: float | None, sign: str = "") -> str:
+    text = f"{value:{sign}.6g}"
+    return text if error is None else f"{text} ± {error:.2g}"
 
 
 def first_difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.data.sampler import shape_sampler
@@ -16,9 +17,11 @@ from olmoearth_jax.modalities import IMAGE_TILE_PX
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
 from olmoearth_jax.model.reference_counts import reference_counts
+from olmoearth_jax.stream.locations import map_room
 from olmoearth_jax.stream.stream_shape import CROSS, SELF, MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
+from olmoearth_jax.train.query_stride import query_stride
 
 SAMPLES = 8
 """Samples of a simulated group."""
@@ -80,6 +83,12 @@ def grid_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
     )
 
 
+def most_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
+    """Grid side -> the most timesteps that a sample can have."""
+    sampler = shape_sampler(cfg, IMAGE_TILE_PX)
+    return grid_timesteps(cfg) if sampler is None else sampler.timesteps
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Mean real tokens of one view of one sample that lacks nothing.
@@ -89,6 +98,8 @@ class Tokens:
       encoder_pairs: tokens attended to, summed over the encoded ones.
       decoder_pairs: the same from decoded to encoded tokens.
       patches: patches per slot that either view needs.
+      locations: of the pooler's grid, if there is one.
+      read_pairs, grid_pairs: pairs of locations with encoded tokens, and with one another.
     """
 
     encoded: float
@@ -96,6 +107,9 @@ class Tokens:
     encoder_pairs: float
     decoder_pairs: float
     patches: np.ndarray
+    locations: float = 0.0
+    read_pairs: float = 0.0
+    grid_pairs: float = 0.0
 
 
 def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Tokens:
@@ -103,16 +117,21 @@ def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Toke
     strategies = build.masking_strategies(cfg)
     needs = assemble.StreamNeeds(cfg.data_loader.num_masked_views)
     size = MicroStepSize(SAMPLES)
-    spec = assemble.stream_spec(cfg.model, strategies, timesteps, size, needs)
+    stride = query_stride(cfg)
+    most = 0 if stride is None else stride.most
+    spec = assemble.stream_spec(cfg.model, strategies, most_timesteps(cfg), size, needs, most)
+    shapes = build.likely_shapes(cfg, dict(timesteps), 4 * len(timesteps))
+    count = 4 * len(timesteps) if isinstance(shapes, dict) else len(shapes)
     drawn = probe.simulate_needs(
-        spec, [probe.complete(spec.modalities)], strategies, timesteps, 0, 4 * len(timesteps)
+        spec, [probe.complete(spec.modalities)], strategies, shapes, 0, count
     )
     slots, rows = len(spec.slots), spec.rows
-    enc = np.array([n.totals[-2] for n in drawn]) / rows
-    dec = np.array([n.totals[-1] for n in drawn]) / rows
+    enc, dec, loc = (np.array([n.totals[2 * slots + i] for n in drawn]) / rows for i in range(3))
     patches = np.mean([n.totals[:slots] for n in drawn], axis=0) / SAMPLES
-    pairs = float(np.mean(enc * enc)), float(np.mean(enc * dec))
-    return Tokens(float(enc.mean()), float(dec.mean()), *pairs, patches)
+    read = loc if spec.loc_bound else enc
+    pairs = float(np.mean(enc * enc)), float(np.mean(read * dec))
+    grid = float(loc.mean()), float(np.mean(loc * enc)), float(np.mean(loc * loc))
+    return Tokens(float(enc.mean()), float(dec.mean()), *pairs, patches, *grid)
 
 
 def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
@@ -124,16 +143,41 @@ def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
     width = encoder.embedding_size
     block = 2 * width * width * (4 + 2 * encoder.mlp_ratio)
     total = encoder.depth * (tokens.encoded * block + 4 * tokens.encoder_pairs * width)
+    total += _grid_flops(cfg, tokens)
     if decoder is None:
         return total
     inner = decoder.decoder_embedding_size
     per_query = 2 * inner * inner * (2 + 2 * decoder.mlp_ratio)
     per_context = 2 * 2 * inner * inner
+    read, read_width = tokens.encoded, width
+    if decoder.use_attention_pooler:
+        read, read_width = tokens.locations, decoder.pooler_dim or width
     total += decoder.depth * (
-        tokens.decoded * per_query + tokens.encoded * per_context + 4 * tokens.decoder_pairs * inner
+        tokens.decoded * per_query + read * per_context + 4 * tokens.decoder_pairs * inner
     )
     output = decoder.output_embedding_size or decoder.encoder_embedding_size
-    return total + 2 * inner * (tokens.encoded * width + tokens.decoded * output)
+    return total + 2 * inner * (read * read_width + tokens.decoded * output)
+
+
+def _grid_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
+    """FLOPs of pooler, student and heads on the location grid."""
+    encoder, heads = cfg.model.encoder_config, cfg.model.supervision_head_config
+    pooler = encoder.attention_pooler_config
+    if pooler is None:
+        return 0.0
+    width, inner = pooler.pooler_dim, pooler.attn_dim or pooler.pooler_dim
+    mlp = 4 * width * width * encoder.mlp_ratio
+    context = encoder.embedding_size if pooler.attn_dim is not None else width
+    read = tokens.locations * (4 * width * inner + mlp) + tokens.encoded * 4 * context * inner
+    mix = tokens.locations * (8 * width * inner + mlp)
+    pairs = 4 * inner * (tokens.read_pairs + tokens.grid_pairs)
+    total = pooler.pooler_depth * (read + mix + pairs)
+    each = 2 * width * max(pooler.student_dims or [0])
+    if heads is not None:
+        side = heads.spatial_unfold or encoder.max_patch_size
+        maps = heads.modality_configs.values()
+        each += 2 * width * side**2 * sum(m.num_output_channels for m in maps)
+    return total + tokens.locations * each
 
 
 def patch_flops(cfg: ExperimentConfig, spec: StreamSpec, patches: np.ndarray) -> float:
@@ -191,10 +235,18 @@ def memory_rows(
     keep = {"none": 1.0, "dots": 0.7, "block": 0.15}[cfg.remat]
     blocks = encoder.depth * rung.enc * _activation_bytes(encoder, encoder.embedding_size, item)
     scores = encoder.num_heads * rung.pairs(spec.plan(SELF))
+    pooler = encoder.attention_pooler_config
+    if pooler is not None:
+        wide = (pooler.attn_dim or pooler.pooler_dim) + pooler.pooler_dim
+        at_locations = _activation_bytes(encoder, pooler.pooler_dim, item)
+        blocks += pooler.pooler_depth * (2 * rung.loc * at_locations + rung.enc * 2 * wide * item)
+        maps = sum(map_room(spec, n) ** 2 * modalities.get(n).num_bands for n in spec.maps)
+        rows.append(("maps to be drawn (float32)", 4.0 * rung.loc * maps))
     if decoder is not None:
         width = decoder.decoder_embedding_size
+        read = rung.loc or rung.enc
         blocks += decoder.depth * (
-            rung.dec * _activation_bytes(decoder, width, item) + rung.enc * 2 * width * item
+            rung.dec * _activation_bytes(decoder, width, item) + read * 2 * width * item
         )
         scores = max(scores, decoder.num_heads * rung.pairs(spec.plan(CROSS)))
         output = decoder.output_embedding_size or decoder.encoder_embedding_size

@@ -17,6 +17,7 @@ from olmoearth_jax.train import hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
     Batches,
+    Best,
     Evaluate,
     Evaluation,
     Program,
@@ -103,10 +104,11 @@ def train(
     with ExitStack() as stack:
         cancel, device, guard = _occupy(stack, run)
         saver = stack.enter_context(_checkpointer(run))
-        start_up = (_restore_or_init, program, saver, run)
+        best = Best(saver.kept, run.saves and run.trainer.callbacks.validation.keep_best)
+        start_up = (_restore_or_init, program, saver, run, best)
         state, start = device.call(*start_up, stop=cancel.told_alone, poll=cancel.poll)
         stop, step = run.stop, start
-        evaluate = Evaluate(evaluation, run.folder, cancel, run.say)
+        evaluate = Evaluate(evaluation, run.folder, cancel, run.say, best)
         owed = evaluate.owed(start)
         if start >= stop and not owed:
             run.say(f"Training is already complete: step {start} of {stop}.")
@@ -134,12 +136,12 @@ def train(
                 device.call(recorder.images, step, extras.pictures, state, poll=cancel.poll)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
-            if run.saves and saver.due(step):
-                device.call(_save, saver, recorder, step, state, poll=cancel.poll)
+            if run.saves and (saver.due(step) or best.step == step):
+                device.call(_save, saver, recorder, step, state, best, poll=cancel.poll)
             if cancel.told() or getattr(evaluation, "cancel", False):
                 break
 
-        saved = _finish(stack, device, saver if run.saves else None, recorder, step, state)
+        saved = _finish(stack, device, saver if run.saves else None, recorder, step, state, best)
         status = "cancelled" if step < stop or owed else "completed"
         run.say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
@@ -167,6 +169,7 @@ def _finish(
     recorder: Recorder,
     step: int,
     state: State,
+    best: Best,
 ) -> bool:
     """Writes all metrics, and the state if there is a saver; whether it is saved."""
     if device.busy:  # in a compilation that nobody waits for any more
@@ -174,7 +177,7 @@ def _finish(
         stack.callback(device.close)
     device.call(recorder.drain)
     recorder.flush()
-    return saver is not None and device.call(_save, saver, recorder, step, state, True)
+    return saver is not None and device.call(_save, saver, recorder, step, state, best, True)
 
 
 def _occupy(stack: ExitStack, run: _Run) -> tuple[CancelFlag, Worker, Callable[[], None]]:
@@ -197,7 +200,9 @@ def _unguarded() -> None:
     """The guard of processes that hold no lock."""
 
 
-def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[State, int]:
+def _restore_or_init(
+    program: Program, saver: Checkpointer, run: _Run, best: Best
+) -> tuple[State, int]:
     """State, and the number of steps it has behind it."""
     abstract, config, say = program.abstract_state(), run.trainer, run.say
     found = None
@@ -215,6 +220,7 @@ def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[
     if found is not None:
         state, meta = found
         _note_loaded(run.info, meta["config"].get("trainer", {}).get("loaded"))
+        best.restore(meta)
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")
@@ -245,14 +251,19 @@ def _restore_or_init(program: Program, saver: Checkpointer, run: _Run) -> tuple[
 
 
 def _save(
-    saver: Checkpointer, recorder: Recorder, step: int, state: State, and_wait: bool = False
+    saver: Checkpointer,
+    recorder: Recorder,
+    step: int,
+    state: State,
+    best: Best,
+    and_wait: bool = False,
 ) -> bool:
     # All lines up to this step must be in metrics.jsonl before a checkpoint says that they are.
     begun = time.perf_counter()
     recorder.drain()
     recorder.flush()
     recorder.guard()
-    saved = saver.save(step, state)
+    saved = saver.save(step, state, **best.record())
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -9,10 +10,11 @@ from typing import Any, Protocol
 import jax
 
 from olmoearth_jax.checkpoints.checkpoint import State
+from olmoearth_jax.checkpoints.kept import Kept
 from olmoearth_jax.config import ProfileConfig
 from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
-from olmoearth_jax.train.progress import Recorder, Report
+from olmoearth_jax.train.progress import VAL_LOSS, Recorder, Report
 from olmoearth_jax.train.runfolder import RunFolder
 from olmoearth_jax.train.signals import CancelFlag, Worker, wait
 
@@ -96,6 +98,37 @@ class Batches:
         return next(self._iterator, None)
 
 
+class Best:
+    """The step of the lowest validation loss so far, whose checkpoint is kept."""
+
+    def __init__(self, kept: Kept, wanted: bool) -> None:
+        self._kept = kept
+        self._wanted = wanted
+        self.step: int | None = None
+        self.loss = math.inf
+
+    def better(self, step: int, values: Mapping[str, Any]) -> bool:
+        """Takes the values of an evaluation; whether they are the best so far."""
+        loss = values.get(VAL_LOSS, math.inf)
+        if not self._wanted or not loss < self.loss:
+            return False
+        self.step, self.loss = step, float(loss)
+        self._kept.step = step
+        return True
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's meta record says of it."""
+        if self.step is None:
+            return {}
+        return {"best": {"step": self.step, VAL_LOSS: self.loss}}
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """Takes over what a checkpoint says."""
+        found = meta.get("best")
+        if isinstance(found, Mapping):
+            self.better(int(found["step"]), found)
+
+
 class Evaluate:
     """Runs the evaluation and records its values; False if a signal stopped it."""
 
@@ -105,8 +138,10 @@ class Evaluate:
         folder: RunFolder,
         cancel: CancelFlag,
         say: Callable[[str], None],
+        best: Best,
     ) -> None:
         self._evaluation = evaluation
+        self._best = best
         self._folder = folder
         self._cancel = cancel
         self._say = say
@@ -137,6 +172,8 @@ class Evaluate:
         recorder.write(step, {**values, _EVALUATED: time.perf_counter() - begun})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._say(f"step {step} evaluation: {shown}")
+        if self._best.better(step, values):
+            self._say(f"step {step} has the lowest {VAL_LOSS} so far; its checkpoint is kept.")
         return True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,15 @@ class Presence:
     steps: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]
     static: frozenset[str]
+
+
+class Shape(NamedTuple):
+    """What the samples of a simulated group share."""
+
+    grid: int
+    timesteps: int
+    per_patch: int = 1
+    """Locations per side of a patch, where there is a pooler."""
 
 
 def complete(names: Sequence[str]) -> Presence:
@@ -152,7 +162,7 @@ def simulate(
     spec: StreamSpec,
     presence: Sequence[Presence],
     strategies: Sequence[Strategy],
-    grid_timesteps: Mapping[int, int],
+    shapes: Mapping[int, int] | Sequence[Shape],
     seed: int,
     micro_steps: int,
     pool: int | None = None,
@@ -163,36 +173,39 @@ def simulate(
       spec: the stream.
       presence: patterns to draw samples from.
       strategies: masking per view.
-      grid_timesteps: grid side -> timesteps.
+      shapes: grid side -> timesteps, each as likely; or shapes, each as often as it is likely.
       seed: of the simulation.
       micro_steps: how many to simulate.
-      pool: draw micro-steps from so many groups of each grid instead of new ones; drawing masks
+      pool: draw micro-steps from so many groups of each shape instead of new ones; drawing masks
         is what takes time, and groups can be combined in many ways.
     """
-    grids = sorted(grid_timesteps)
+    if isinstance(shapes, Mapping):
+        shapes = [Shape(grid, shapes[grid]) for grid in sorted(shapes)]
 
-    def draw_group(grid: int, draw: np.random.Generator) -> TokenCounts:
-        timesteps = grid_timesteps[grid]
-        return count_tokens(
-            _group(spec, presence, strategies, grid, timesteps, spec.group_size, draw), spec
-        )
+    def draw_group(shape: Shape, draw: np.random.Generator) -> TokenCounts:
+        group = _group(spec, presence, strategies, *shape[:2], spec.group_size, draw)
+        return count_tokens(group, spec, shape.per_patch)
 
     @functools.cache
-    def from_pool(grid: int, number: int) -> TokenCounts:
-        return draw_group(grid, rng(seed, "pool", grid, number))
+    def from_pool(shape: Shape, number: int) -> TokenCounts:
+        more = shape[1:] if listed else ()
+        return draw_group(shape, rng(seed, "pool", shape.grid, *more, number))
 
+    listed = len({shape.grid for shape in shapes}) < len(shapes)
+    earlier = [shapes[:n].count(shape) for n, shape in enumerate(shapes)]
     for n in range(micro_steps):
         draw = rng(seed, "ladder", n)
         counts = []
         for g in range(spec.groups):
-            # The first group walks through the grids, so that every grid is met equally often.
-            grid = grids[n % len(grids)] if g == 0 else grids[draw.integers(len(grids))]
+            # The first group walks through the shapes, so that each is met as often as it should.
+            place = n % len(shapes) if g == 0 else int(draw.integers(len(shapes)))
             if pool is None:
-                counts.append(draw_group(grid, draw))
+                counts.append(draw_group(shapes[place], draw))
                 continue
             # A lone group walks through the pool; several are combined at random.
-            one = n // len(grids) % pool if spec.groups == 1 else int(draw.integers(pool))
-            counts.append(from_pool(grid, one))
+            walked = n // len(shapes) + earlier[place]
+            one = walked % pool if spec.groups == 1 else int(draw.integers(pool))
+            counts.append(from_pool(shapes[place], one))
         owner = balance_devices(np.concatenate([c.loads for c in counts]), spec.devices)
         yield counts, needs(counts, owner, spec, spec.devices)
 
@@ -201,13 +214,13 @@ def simulate_needs(
     spec: StreamSpec,
     presence: Sequence[Presence],
     strategies: Sequence[Strategy],
-    grid_timesteps: Mapping[int, int],
+    shapes: Mapping[int, int] | Sequence[Shape],
     seed: int,
     micro_steps: int,
     pool: int | None = None,
 ) -> list[Need]:
     """Needs of `simulate`, the input of `build_ladder`."""
-    drawn = simulate(spec, presence, strategies, grid_timesteps, seed, micro_steps, pool)
+    drawn = simulate(spec, presence, strategies, shapes, seed, micro_steps, pool)
     return [need for _, need in drawn]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from olmoearth_jax.train.metrics import MetricWriter
 
 GOOD_MICRO_STEPS = "train/good_micro_steps"
+VAL_LOSS = "val/loss"
 BAD_STEPS_IN_A_ROW = 3
 MAX_IN_FLIGHT = 2
 """Steps the host may run ahead of the device: enough to keep it busy, few enough for memory."""
@@ -77,6 +78,7 @@ class Recorder:
         self._recent: deque[float] = deque(maxlen=200)
         self._finished_at: float | None = None
         self._bad_steps: list[tuple[int, list[str]]] = []
+        self._validated: dict[str, float] = {}  # the last validation, for the progress line
 
     def add(self, step: int, report: Report, data_wait_s: float) -> None:
         """Takes the report of a step just dispatched. Raises TrainingDiverged."""
@@ -105,7 +107,7 @@ class Recorder:
             self._writer.write(number, record)
         self._writer.write(step, last | rates)
         self._writer.flush()
-        self._say(progress_line(step, self._last_step, last, rates))
+        self._say(progress_line(step, self._last_step, last | self._validated, rates))
         self._records.clear()
         self._window = _Window()
 
@@ -122,6 +124,8 @@ class Recorder:
         self.guard()
         self._writer.write(step, values)
         self._writer.flush()
+        if VAL_LOSS in values:
+            self._validated = {VAL_LOSS: float(values[VAL_LOSS]), "val/step": step}
         if self._finished_at is not None:  # the time they took is not the next step's
             self._finished_at = time.perf_counter()
 
@@ -239,6 +243,8 @@ def progress_line(
     losses = [n for n in record if n.startswith("train/") and n != GOOD_MICRO_STEPS]
     parts = [f"step {step}/{last_step}"]
     parts += [f"{name.removeprefix('train/')} {record[name]:.4g}" for name in losses[:3]]
+    if VAL_LOSS in record:
+        parts.append(f"{VAL_LOSS} {record[VAL_LOSS]:.4g} (step {record['val/step']})")
     tokens = {k: known.get(f"throughput/{k}_tokens_per_s") for k in ("encoded", "decoded")}
     if shown := [f"{short(rate)} {kind}" for kind, rate in tokens.items() if rate is not None]:
         known["tokens"] = " + ".join(shown)

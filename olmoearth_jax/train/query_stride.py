@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.draws import rng
@@ -29,6 +31,12 @@ class QueryStride:
         """Pixels per side of a location of that group."""
         sizes = self.sizes(patch_size, grid)
         return sizes[int(rng(self.seed, "query stride", epoch, group).integers(len(sizes)))]
+
+    def per_patch(self, group: Mapping[str, Any]) -> int:
+        """Locations per side of a patch of a training group."""
+        patch = int(group["patch_size"])
+        place = int(group["epoch"]), int(group["group"])
+        return patch // self.draw(patch, int(group["grid"]), *place)
 
 
 def query_stride(config: ExperimentConfig) -> QueryStride | None:

@@ -417,6 +417,7 @@ class TrainProgram:
 
         name = self.engine.objective.metric_name
         out = {
+            "train/loss": mean(total["loss"]),
             f"train/{name}": mean(total["loss"]),
             "train/good_micro_steps": good,
             "train/dropped_micro_steps": total["seen"] - good,
@@ -439,7 +440,8 @@ def counts_of(micro_steps: Sequence[Prepared], groups: Sequence[Group]) -> dict[
 def with_shares(counts: dict[str, float]) -> dict[str, float]:
     """All processes' counts as they are reported: padding, and tokens per mask code, as shares."""
     out = dict(counts)
-    real = out["encoded_tokens"] + out["decoded_tokens"] + out.get("target_tokens", 0.0)
+    real = out["encoded_tokens"] + out["decoded_tokens"]
+    real += out.get("target_tokens", 0.0) + out.get("location_tokens", 0.0)
     out["padded_share"] = 1.0 - real / out.pop("stream_tokens")
     tokens = [name for name in out if name.startswith("masks/")]
     every = sum(out[name] for name in tokens) if tokens else 1.0

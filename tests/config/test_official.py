@@ -77,7 +77,7 @@ def test_recipe(size, version):
 def test_the_newest_recipe(size):
     config = official(size, "v1_3")
     loader, module, model = config.data_loader, config.train_module, config.model
-    assert (module.kind, loader.num_masked_views, config.engine) == ("latent_mim", 1, "dense")
+    assert (module.kind, loader.num_masked_views, config.engine) == ("latent_mim", 1, "stream")
     assert model.projection_only_target and not any(module.token_exit_cfg.values())
     pooler, heads = model.encoder_config.attention_pooler_config, model.supervision_head_config
     assert pooler is not None and heads is not None
@@ -102,7 +102,9 @@ BAD_V1_3 = {
     "data_loader.min_tokens_per_instance needs": (
         "v1_2", {"data_loader.min_tokens_per_instance": 5}
     ),
-    "goes with engine=dense only": ("v1_2", {"data_loader.sample_timesteps": True}),
+    "spatial_unfold must be at least 8": (
+        "v1_3", {"model.supervision_head_config.spatial_unfold": 4}
+    ),
     "leaves no grid": ("v1_3", {"data_loader.min_tokens_per_instance": 4000}),
     "patch_size_probs has 1 numbers for 8": ("v1_3", {"data_loader.patch_size_probs": [1.0]}),
     "num_masked_views must be 1": ("v1_3", {"data_loader.num_masked_views": 2}),

@@ -75,12 +75,11 @@ def test_every_ablation_builds_its_objective(name):
     trained = assemble.trainable_leaves(cfg.model, objective.pools, objective)
     head = trained["encoder"]["project_and_aggregate"]
     assert all(jax.tree.leaves(head)) == (cfg.train_module.contrastive_config is not None)
-    if cfg.engine == "dense":
-        assert name.startswith("v1_3")
-        return
+    assert cfg.engine == "stream"
     spec = build.stream_of(cfg, {1: 12, 2: 12}, 1, objective)
     assert spec.pixels == (name == "mae")
     assert spec.deep == name.endswith("emafull")
+    assert bool(spec.loc_bound) == name.startswith("v1_3")
 
 
 @pytest.mark.slow

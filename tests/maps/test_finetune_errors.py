@@ -7,7 +7,7 @@ import pytest
 import shapely
 
 from olmoearth_jax.dates import parse_date
-from olmoearth_jax.maps import fine_tuning, labelled, scenes
+from olmoearth_jax.maps import fine_tuning, labelled, plan, scenes
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.tokens import Settings
@@ -167,3 +167,45 @@ def test_labels_see_the_images_of_their_year(folder):
 def test_without_periods_all_dates_are_one():
     (one,) = scenes.periods_of()
     assert one.name == "" and one.holds(parse_date("1999-01")) and one.holds(parse_date("2050-12"))
+
+
+def test_windows_of_months():
+    for text, first, last in (
+        ("-6:6", "2022-11-01", "2023-10-31"), ("0:1", "2023-05-01", "2023-05-31"),
+        ("-5:-2", "2022-12-01", "2023-02-28"),
+    ):  # fmt: skip
+        found = plan.around(parse_date("2023-05-17"), plan.months_of(text))
+        assert found.days == [first, last]
+    for text in ("6", "6:-6", "-7:6", "a:b", "0:0"):
+        with pytest.raises(ValueError, match="--months is a window of at most 12 months"):
+            plan.months_of(text)
+
+
+def test_labels_see_the_months_around_their_date(folder):
+    """The classes of the images turn round every month; only the label's own month fits."""
+    kinds = world.classes()
+    rows = ["path,date"]
+    for m in (3, 4, 5, 6):
+        world.write_raster(folder / f"m{m}.tif", world.images(kinds if m % 2 else 2 - kinds, m))
+        rows.append(f"m{m}.tif,2023-{m:02d}-10")
+    (folder / "months.csv").write_text("\n".join(rows) + "\n")
+    held = json.loads((folder / "fields.geojson").read_text())
+    for i, feature in enumerate(held["features"]):
+        month, props = 3 + i % 5, feature["properties"]
+        if month % 2 == 0:
+            props["kind"] = {"water": "field", "field": "water"}.get(props["kind"], props["kind"])
+        props["date"] = f"2023-{month:02d}-20"
+    (folder / "monthly.geojson").write_text(json.dumps(held))
+    images = ImageOptions(str(folder / "months.csv"))
+    o = options(folder, folder / "monthly", "monthly.geojson", images=images)
+    o = dataclasses.replace(o, labels=dataclasses.replace(o.labels, months=(0, 1)))
+    report = fine_tuning.run(o, lambda _: None)
+    assert report["splits"]["test"]["macro_f1"] > 0.8
+    in_july = sum(f["properties"]["date"] == "2023-07-20" for f in held["features"])
+    assert report["labels"]["without_period"] == in_july > 0
+    refused(folder, "--months needs a column 'date'",
+            labels=dataclasses.replace(o.labels, path=str(folder / "fields.geojson")))  # fmt: skip
+    refused(folder, "--months does not go with --years", labels=o.labels,
+            images=dataclasses.replace(images, years=["2023"]))  # fmt: skip
+    refused(folder, "no raster lies in the period 2024-03",
+            labels=dataclasses.replace(o.labels, months=(12, 13)))  # fmt: skip

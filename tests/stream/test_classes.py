@@ -97,8 +97,8 @@ def test_processes_agree_on_a_rung_that_holds_the_share_of_each():
     # Neither of the first two holds what the other holds.
     ladder = (rung(100, 400), rung(400, 100), rung(400, 400))
     rows = np.full((1, 1, 4, 2), 10)
-    left = Need(np.array([8, 0, 90, 300]), rows)
-    right = Need(np.array([8, 0, 300, 90]), rows)
+    left = Need(np.array([8, 0, 90, 300, 0]), rows)
+    right = Need(np.array([8, 0, 300, 90, 0]), rows)
     assert cheapest(fitting_rungs(ladder, left)) == 0
     assert cheapest(fitting_rungs(ladder, right)) == 1
     assert cheapest(shared_bits([fitting_rungs(ladder, left), fitting_rungs(ladder, right)])) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.train import comparison
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 from tools import compare_runs, inspect_checkpoint
@@ -64,14 +65,49 @@ def test_compare(runs, tmp_path):
     loaded = compare_runs.load([str(runs / name) for name in ("long", "again", "short")])
     assert list(loaded) == ["long", "again", "short"]
     table = compare_runs.table(loaded, compare_runs.metric_names(loaded), 10)
-    assert "| last step | 10 | 10 | 4 |" in table
-    assert any(line.startswith("| train/loss |") for line in table)
+    assert "| last step |  | 10 | 10 | 4 |  |  |" in table
+    assert any(line.startswith("| train/loss | 1 to 4 |") for line in table)
     long, again, short = loaded.values()
     assert compare_runs.first_difference(long, again) is None
     assert "10 lines, the other 4" in str(compare_runs.first_difference(long, short))
     changed = [dict(record) for record in read_metrics(runs / "long")]
     changed[2]["train/loss"] += 1e-12
     assert str(compare_runs.first_difference(long, changed)).startswith("step 3: train/loss is")
+
+
+def made(values: dict[int, float], **others) -> list[dict]:
+    return [{"step": step, "train/loss": value, **others} for step, value in values.items()]
+
+
+def test_runs_are_compared_at_the_steps_that_they_share():
+    noise = [0.3, -0.2, 0.1, 0.4]
+    long = made({step: 5 + noise[step % 4] - step / 10 for step in range(1, 41)})
+    short = made({step: 4 + noise[step % 4] - step / 10 for step in range(1, 11)})
+    steps, sides = comparison.compare({"long": long, "short": short}, "train/loss", 4)
+    assert steps == [7, 8, 9, 10]
+    assert sides["long"].mean == pytest.approx(5 + 0.15 - 0.85)
+    assert sides["short"].change == pytest.approx(-1) and sides["long"].change is None
+    assert sides["long"].error > 0.05  # what both have drawn alike is not in the difference
+    assert sides["short"].change_error == pytest.approx(0, abs=1e-9)
+
+
+def test_evaluations_count_by_their_last_shared_step_and_bring_their_own_deviation():
+    name = "eval/test/mados"
+    runs = {
+        "a": [{"step": s, name: s / 10, f"{name}_bootstrap_std": 0.5} for s in (2, 4, 6)],
+        "b": [{"step": s, name: s / 5} for s in (2, 4)] + [{"step": 6, name: float("nan")}],
+        "c": [{"step": 5, "val/loss": 1.0}],
+    }
+    steps, sides = comparison.compare(runs, name, 10)
+    assert steps == [4] and set(sides) == {"a", "b"}
+    assert sides["a"].error == 0.5 and sides["b"].error is None
+    assert sides["b"].change == pytest.approx(0.4) and sides["b"].change_error is None
+    (line,) = (x for x in comparison.table(runs, [name], 10) if x.startswith(f"| {name}"))
+    assert line == f"| {name} | 4 | 0.4 ± 0.5 | 0.8 | - | +0.4 |  |"
+    assert comparison.metric_names(runs)[-1] == "val/loss"
+    apart = {"a": made({1: 1.0}), "b": made({2: 1.0})}
+    (line,) = (x for x in comparison.table(apart, ["train/loss"], 10) if "train/loss" in x)
+    assert "(no step in common)" in line
 
 
 def test_curves(runs, tmp_path):

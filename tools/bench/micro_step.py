@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,39 @@ from olmoearth_jax.data.draws import rng
 from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.masking import MaskContext, missing_tokens
 from olmoearth_jax.mesh import make_mesh
+from olmoearth_jax.stream.stream_shape import CROSS, GRID, READ, SELF, Rung, StreamSpec
+from olmoearth_jax.stream.token_counts import TokenCounts
 from olmoearth_jax.train import assemble, build, estimate, probe
 from olmoearth_jax.train.step import TrainProgram
+
+
+def real_tokens(counts: list[TokenCounts], spec: StreamSpec) -> estimate.Tokens:
+    """All tokens and pairs that exist, as sums."""
+    enc, dec, loc = (
+        np.concatenate([x.ravel() for x in found]).astype(float)
+        for found in zip(*((c.enc, c.dec.sum(-1), c.loc) for c in counts), strict=True)
+    )
+    read = loc if spec.loc_bound else enc
+    sums = [enc, dec, enc * enc, read * dec, loc, loc * enc, loc * loc]
+    return _tokens([float(x.sum()) for x in sums])
+
+
+def padded_tokens(rung: Rung, spec: StreamSpec, devices: int = 1) -> estimate.Tokens:
+    """All that a rung computes on so many devices, as sums."""
+    plans = [SELF, CROSS, *([READ, GRID] if spec.loc_bound else [])]
+    pairs = [rung.pairs(spec.plan(name)) for name in plans] + [0, 0]
+    sums = [rung.enc, rung.dec, *pairs[:2], rung.loc, *pairs[2:4]]
+    return _tokens([float(devices * x) for x in sums])
+
+
+def without_rows(padded: estimate.Tokens, real: estimate.Tokens) -> estimate.Tokens:
+    """Padded streams, but attention on the pairs that exist."""
+    pairs = ("encoder_pairs", "decoder_pairs", "read_pairs", "grid_pairs")
+    return dataclasses.replace(padded, **{name: getattr(real, name) for name in pairs})
+
+
+def _tokens(sums: list[float]) -> estimate.Tokens:
+    return estimate.Tokens(*sums[:4], np.zeros(0), *sums[4:])
 
 
 def random_group(
@@ -48,7 +80,7 @@ def stream_program(config: ExperimentConfig, max_rungs: int) -> TrainProgram:
     """Training through the token stream, its ladder sized for complete samples."""
     mesh = make_mesh()
     objective = build.build_objective(config)
-    timesteps = estimate.grid_timesteps(config)
+    timesteps = estimate.most_timesteps(config)
     spec = build.stream_of(config, timesteps, mesh.size, objective)
     config.ladder.max_rungs = max_rungs
     ladder = build.size_ladder(config, spec, timesteps, [probe.complete(spec.modalities)])

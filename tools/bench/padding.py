@@ -18,9 +18,9 @@ from olmoearth_jax import commands
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.index import prepare
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
-from olmoearth_jax.stream.stream_shape import CROSS, SELF, Rung, StreamSpec
-from olmoearth_jax.stream.token_counts import TokenCounts
 from olmoearth_jax.train import build, estimate, probe
+
+from .micro_step import padded_tokens, real_tokens, without_rows
 
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")
 _DATA = flags.DEFINE_string("h5py_dir", None, "Data set whose gaps are simulated.")
@@ -28,26 +28,10 @@ _STEPS = flags.DEFINE_integer("micro_steps", 240, "Micro-steps that judge the la
 _RUNGS = flags.DEFINE_list("max_rungs", ["12"], "Step programs, one or several values.")
 
 
-def _flops(config: Any, enc: float, dec: float, pairs: float, cross: float) -> float:
-    nothing = np.zeros(0)
-    return estimate.forward_flops(config, estimate.Tokens(enc, dec, pairs, cross, nothing))
-
-
-def _real(config: Any, counts: list[TokenCounts]) -> tuple[float, float, float, float]:
-    enc = np.concatenate([c.enc.ravel() for c in counts]).astype(float)
-    dec = np.concatenate([c.dec.sum(-1).ravel() for c in counts]).astype(float)
-    return enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum())
-
-
-def _padded(rung: Rung, spec: StreamSpec) -> tuple[float, float, float, float]:
-    pairs = rung.pairs(spec.plan(SELF)), rung.pairs(spec.plan(CROSS))
-    return float(rung.enc), float(rung.dec), float(pairs[0]), float(pairs[1])
-
-
 def measure(config: Any, rungs: int) -> dict[str, Any]:
     """Ratios over all simulated micro-steps (sums over sums)."""
     config.ladder.max_rungs = rungs
-    timesteps = estimate.grid_timesteps(config)
+    timesteps = estimate.most_timesteps(config)
     objective = build.build_objective(config)
     spec = build.stream_of(config, timesteps, _DEVICES.value, objective)
     presence = [probe.complete(spec.modalities)]
@@ -57,16 +41,17 @@ def measure(config: Any, rungs: int) -> dict[str, Any]:
     real = streams = rows = 0.0
     used = np.zeros(len(ladder), int)
     strategies = build.masking_strategies(config)
+    shapes = build.likely_shapes(config, timesteps, _STEPS.value)
+    steps = _STEPS.value if shapes is timesteps else len(shapes)
     for counts, need in probe.simulate(
-        spec, presence, strategies, timesteps, config.data_loader.seed + 1, _STEPS.value
+        spec, presence, strategies, shapes, config.data_loader.seed + 1, steps
     ):
         number = cheapest(fitting_rungs(ladder, need))
         used[number] += 1
-        enc, dec, pairs, cross = _real(config, counts)
-        most = tuple(spec.devices * x for x in _padded(ladder[number], spec))
-        real += _flops(config, enc, dec, pairs, cross)
-        streams += _flops(config, most[0], most[1], pairs, cross)
-        rows += _flops(config, *most)
+        own, most = real_tokens(counts, spec), padded_tokens(ladder[number], spec, spec.devices)
+        real += estimate.forward_flops(config, own)
+        streams += estimate.forward_flops(config, without_rows(most, own))
+        rows += estimate.forward_flops(config, most)
     return {
         "max_rungs": rungs,
         "step_programs": len(ladder) + 1,

@@ -22,12 +22,19 @@ from absl import flags
 from olmoearth_jax import commands
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
-from olmoearth_jax.stream.stream_shape import CROSS, SELF
 from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
-from .micro_step import dense_program, prepare_step, random_group, stream_program
+from .micro_step import (
+    dense_program,
+    padded_tokens,
+    prepare_step,
+    random_group,
+    real_tokens,
+    stream_program,
+    without_rows,
+)
 
 _BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.", lower_bound=1)
 _GRIDS = flags.DEFINE_list("grids", ["2", "5", "12"], "Grid sides to time.")
@@ -41,26 +48,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of pixels and masks.")
 def _padding(config: ExperimentConfig, program: TrainProgram, group: dict[str, Any], host: dict):
     """FLOPs computed over FLOPs of real tokens, with and without the attention rows."""
     engine: Any = program.engine
-    counts = count_tokens(group, engine.spec)
-    rows = engine.spec.rows
-    enc, dec = counts.enc.sum() / rows, counts.dec.sum() / rows
-    self_pairs = float((counts.enc.astype(float) ** 2).sum()) / rows
-    cross = float((counts.enc * counts.dec.sum(-1)).sum()) / rows
-    nothing = np.zeros(0)
-    real = estimate.forward_flops(
-        config, estimate.Tokens(float(enc), float(dec), self_pairs, cross, nothing)
-    )
-    rung = engine.ladder[host["rung"]]
-    padded_self = rung.pairs(engine.spec.plan(SELF)) / rows
-    padded_cross = rung.pairs(engine.spec.plan(CROSS)) / rows
-    streams = (rung.enc / rows, rung.dec / rows)
+    own = real_tokens([count_tokens(group, engine.spec)], engine.spec)
+    most = padded_tokens(engine.ladder[host["rung"]], engine.spec)
+    real = estimate.forward_flops(config, own)
     return {
-        "flops_padded_over_real": estimate.forward_flops(
-            config, estimate.Tokens(*streams, padded_self, padded_cross, nothing)
-        )
-        / real,
+        "flops_padded_over_real": estimate.forward_flops(config, most) / real,
         "flops_padded_over_real_without_rows": estimate.forward_flops(
-            config, estimate.Tokens(*streams, self_pairs, cross, nothing)
+            config, without_rows(most, own)
         )
         / real,
     }

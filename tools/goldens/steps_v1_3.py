@@ -18,7 +18,7 @@ from olmoearth_jax.model.uniform_batch import UniformBatch, forward_batch, targe
 from olmoearth_jax.train.dense_engine import DenseEngine
 
 from . import trajectories
-from .common import Case, Checks, Result, load_json, load_npz, skipped
+from .common import Case, Checks, Result, load_json, load_npz
 from .model import under
 
 VALUE = {"rtol": 1e-4, "atol": 1e-6}
@@ -28,38 +28,39 @@ PARTS = {"base": "base", "supervision": "supervision", "distillation": "projecti
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """Micro-batches and trajectories, under the dense engine."""
+    """Micro-batches and trajectories, under both engines."""
     files = {f["name"]: f for f in load_json(folder / "manifest.json")["files"]}
     for name, file in files.items():
         if name.startswith("forward_"):
             entry = files[file["trajectory"]]
-            yield Case(name, lambda file=file, entry=entry: _forward(folder, file, entry))
-    yield from trajectories.cases(folder, ("dense",))
-    for name in files:
-        if name.startswith("traj_"):
-            yield skipped(f"{name}/stream", "not built yet")
+            yield Case(name, lambda file=file, entry=entry: _forward(folder, file, entry, "dense"))
+            yield Case(
+                f"{name}/stream",
+                lambda file=file, entry=entry: _forward(folder, file, entry, "stream"),
+            )
+    yield from trajectories.cases(folder)
 
 
-def _forward(folder: Path, file: dict[str, Any], entry: dict[str, Any]) -> Result:
-    """One micro-batch: outputs, terms, and the gradient of each term."""
+def _forward(folder: Path, file: dict[str, Any], entry: dict[str, Any], kind: str) -> Result:
+    """One micro-batch: terms, the gradient of each, and under the dense engine the outputs."""
     checks, arrays = Checks(atol=1e-4), load_npz(folder / file["file"])
     recorded = load_npz(folder / file["params_from"])
     model = trajectories.model_of(entry)
-    program = trajectories.program_of(entry, model, "dense")
+    program = trajectories.program_of(entry, model, kind)
     params, target, _ = from_state_dict(under(recorded, "params/"), model)
     engine = program.engine
-    assert isinstance(engine, DenseEngine) and target is not None
+    assert target is not None
     params, target = jax.tree.map(jnp.asarray, (params, target))
     group = trajectories.groups_of(recorded, entry, 0)[0]
-    _check_outputs(checks, engine, params, target, group, arrays)
+    if isinstance(engine, DenseEngine):
+        _check_outputs(checks, engine, params, target, group, arrays)
     prepared = engine.prepare([group])[0]
+    inputs = prepared.inputs  # packed here, outside of any trace
 
     @jax.jit
     def run(params: Any) -> Any:
         def terms(params: Any) -> tuple[jax.Array, Any]:
-            total, aux = engine.loss(
-                params, target, prepared.inputs, jax.random.key(0), prepared.key
-            )
+            total, aux = engine.loss(params, target, inputs, jax.random.key(0), prepared.key)
             grid = {k: v for k, v in aux.items() if "/" in k}
             weights = {t.name: t.weight for t in engine.objective.supervision.tasks}  # pyright: ignore
             parts = [

@@ -1,0 +1,180 @@
+"""Loss on samples that are kept out of training, always with the same crops and masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.stream.engine import Engine, StreamEngine
+from olmoearth_jax.train import assemble, build
+from olmoearth_jax.train.loop import max_steps
+from olmoearth_jax.train.loop_parts import Evaluation
+from olmoearth_jax.train.step import State, TrainProgram
+
+LOSS = "val/loss"
+SEED = 99
+"""Of the draws, which no training step has made."""
+_KEPT_BYTES = 1 << 30
+"""Samples up to this size are read once; more are read again each time."""
+
+
+def quiet(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with nothing random in the model, and draws and batches of validation.
+
+    A batch is one micro-step, so that few samples are enough.
+    """
+    config = config.copy()
+    config.data_loader.seed, config.data_loader.repeats = SEED, 1
+    config.data_loader.num_workers = 0  # it is read beside the readers of training
+    config.data_loader.transform_config = None
+    config.dataset.apply_cutmix = False
+    config.model.encoder_config.drop_path = 0.0
+    config.model.encoder_config.band_dropout_rate = 0.0
+    if config.model.decoder_config is not None:
+        config.model.decoder_config.drop_path = 0.0
+    return config
+
+
+class Validation:
+    """The loss of the parameters on fixed draws of the samples for validation.
+
+    Programs run forward only, and have the capacities of the training's.
+
+    Args:
+      config: of the run.
+      program: the training, of which engine, ladder and devices are taken.
+      steps_per_epoch: of the training, which say where its end is.
+
+    Raises:
+      ValueError: too few samples are kept out of training.
+    """
+
+    def __init__(self, config: ExperimentConfig, program: TrainProgram, steps_per_epoch: int):
+        self.settings = config.trainer.callbacks.validation
+        self.last_step = max_steps(config.trainer.max_duration, steps_per_epoch)
+        calm = quiet(config)
+        group, devices = config.train_module.rank_microbatch_size, program.mesh.size
+        k, _ = assemble.micro_step_shape(
+            config.data_loader.global_batch_size, group, devices, config.engine
+        )
+        calm.data_loader.global_batch_size = k * group
+        self.stream = _stream(config, calm)
+        self.engine = _engine(config, calm, program)
+        wanted = self.settings.samples // (k * group)
+        self.batches = max(1, min(wanted, self.stream.steps_per_epoch))
+        self.mesh = program.mesh
+        self._programs: dict[Any, Any] = {}
+        self._groups: list[Any] | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples are looked at."""
+        return self.batches * self.stream.global_batch_size
+
+    def due(self, step: int) -> bool:
+        """Is it time after this step?"""
+        return step > 0 and (step % self.settings.interval == 0 or step == self.last_step)
+
+    def __call__(
+        self, state: State, step: int, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Mean losses over the micro-steps by name; None if `stop()` became true."""
+        found: dict[str, list[Any]] = {}
+        # Several processes compute together: none may leave before the others.
+        alone = jax.process_count() == 1
+        for groups in self._read():
+            if alone and stop():
+                return None
+            for name, value in self.losses(state["params"], state["target"], groups):
+                found.setdefault(name, []).append(value)
+        return {name: float(np.mean(jax.device_get(values))) for name, values in found.items()}
+
+    def losses(self, params: Any, target: Any, groups: Sequence[Any]):
+        """(name, value) of the losses of each micro-step of some groups."""
+        for micro_step in self.engine.prepare(groups):
+            total, parts = self._program(micro_step.key)(params, target, micro_step.inputs)
+            yield LOSS, total
+            for name, value in parts.items():
+                yield "val/" + ("InfoNCE" if name == "contrastive" else name), value
+
+    def _program(self, key: Any) -> Any:
+        if key not in self._programs:
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+            def forward(params: Any, target: Any, inputs: Any):
+                rng = jax.random.key(0)  # nothing is drawn
+                total, parts = self.engine.loss(params, target, inputs, rng, key)
+                return total, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), parts)
+
+            self._programs[key] = jax.jit(forward, out_shardings=everywhere)
+        return self._programs[key]
+
+    def _read(self) -> Any:
+        """The groups of each batch, from memory if they fit."""
+        if self._groups is not None:
+            return self._groups
+        read, size = [], 0
+        for groups in self.stream.batches(0, self.batches):
+            size += sum(x.nbytes for x in jax.tree.leaves(groups) if hasattr(x, "nbytes"))
+            if size > _KEPT_BYTES:
+                return self.stream.batches(0, self.batches)
+            read.append(groups)
+        self._groups = read
+        return read
+
+
+def _stream(config: ExperimentConfig, calm: ExperimentConfig) -> TrainStream:
+    index = build.build_index(config, "validation")
+    need = calm.data_loader.global_batch_size
+    if len(index) < need:
+        raise ValueError(
+            f"{len(index)} samples are kept out of training, fewer than the {need} of one "
+            "micro-step: raise dataset.validation_fraction, or lower "
+            "train_module.rank_microbatch_size"
+        )
+    return build.build_stream(calm, index)
+
+
+def _engine(config: ExperimentConfig, calm: ExperimentConfig, program: TrainProgram) -> Engine:
+    objective, mesh = program.engine.objective, program.mesh
+    if not isinstance(program.engine, StreamEngine):
+        group = config.train_module.rank_microbatch_size
+        return assemble.dense_engine(calm, objective, mesh, group)
+    spec, ladder = program.engine.spec, program.engine.ladder
+    return assemble.stream_engine(calm, spec, ladder, objective, mesh)
+
+
+@dataclasses.dataclass
+class Together:
+    """Several evaluations as one: those that are due, one after another."""
+
+    parts: tuple[Evaluation, ...]
+
+    def due(self, step: int) -> bool:
+        return any(part.due(step) for part in self.parts)
+
+    @property
+    def cancel(self) -> bool:
+        """Whether one of them ends the training."""
+        return any(getattr(part, "cancel", False) for part in self.parts)
+
+    def __call__(
+        self, state: State, step: int, stop: Callable[[], bool]
+    ) -> Mapping[str, float] | None:
+        values: dict[str, float] = {}
+        for part in self.parts:
+            if not part.due(step):
+                continue
+            found = part(state, step, stop)
+            if found is None:
+                return None
+            values |= found
+        return values

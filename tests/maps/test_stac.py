@@ -1,0 +1,226 @@
+"""STAC items as images: which rasters they make, and what they do not say."""
+
+import datetime
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from olmoearth_jax.data.rasters import Stack
+from olmoearth_jax.maps import imagery, stac
+from tests.inference.test_model import S2
+from tests.maps import world
+
+EARTH_SEARCH = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir", "B8A": "nir08",
+                "B11": "swir16"}  # fmt: skip
+
+
+def _asset(href, **more):
+    return {"href": href, "type": "image/tiff; application=geotiff; profile=cloud-optimized"} | more
+
+
+def _item(name, assets, date: str | None = "2024-05-10T10:20:30Z", baseline="02.14", **properties):
+    held = {"datetime": date, "platform": "sentinel-2b", **properties}
+    if baseline:
+        held["s2:processing_baseline"] = baseline
+    return {"type": "Feature", "stac_version": "1.0.0", "id": name, "properties": held,
+            "collection": "sentinel-2-l2a", "geometry": None, "assets": assets}  # fmt: skip
+
+
+def _write(path, held):
+    path.write_text(json.dumps(held))
+    return str(path)
+
+
+def _collection(path, *items):
+    return _write(path, {"type": "FeatureCollection", "features": list(items)})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two items of single-band images, as catalogues of Sentinel-2 have them."""
+    out = tmp_path_factory.mktemp("stac")
+    x = world.images(world.classes()[:64, :64], 1) + np.uint16(1000)
+    (out / "may").mkdir()
+    for k, band in enumerate(S2):
+        world.write_raster(out / "may" / f"{band}.tif", x[k : k + 1], None)
+    return out
+
+
+def _assets(folder, at="may"):
+    out = {b: _asset(f"{at}/{b}.tif", **{"eo:bands": [{"name": b}]}) for b in S2}
+    more = {
+        "visual": _asset("may/B02.tif", **{"eo:bands": [{"name": b} for b in ("B04", "B03")]}),
+        "SCL": _asset("may/B02.tif"), "thumb": {"href": "t.jpg", "roles": ["thumbnail"]},
+        "B02-jp2": {"href": "x.jp2", "type": "image/jp2"},
+    }  # fmt: skip
+    return out | more
+
+
+def _pixels(source, **options):
+    rasters, notes = imagery.list_rasters(source, items=stac.Options(**options))
+    with Stack(rasters) as held:
+        window = held.read(slice(0, 8), slice(0, 8))
+        return window, held.dates, rasters, notes
+
+
+def test_an_item_collection_is_a_raster_per_band(folder):
+    path = _collection(folder / "items.json", _item("a", _assets(folder)))
+    window, dates, rasters, notes = _pixels(path)
+    assert dates == ["2024-05-10"] and len(rasters) == 12
+    assert set(window.bands["sentinel2_l2a"]) == set(S2)
+    assert notes == ["12 rasters of 1 STAC items",
+                     "assets that are not used: B02-jp2 1, SCL 1, thumb 1, visual 1"]  # fmt: skip
+    raw = window.arrays["sentinel2_l2a"]
+    shifted, *_ = _pixels(
+        _collection(folder / "new.json", _item("a", _assets(folder), baseline="05.09"))
+    )
+    np.testing.assert_array_equal(shifted.arrays["sentinel2_l2a"], raw - 1000)
+    item = _item("a", _assets(folder), baseline="05.09")
+    item["properties"]["earthsearch:boa_offset_applied"] = True
+    same, *_ = _pixels(_collection(folder / "e.json", item))
+    np.testing.assert_array_equal(same.arrays["sentinel2_l2a"], raw)
+
+
+def test_an_unknown_baseline_is_refused_and_a_flag_settles_it(folder):
+    path = _collection(folder / "none.json", _item("a", _assets(folder), baseline=""))
+    with pytest.raises(ValueError, match=r"STAC item a .*--s2_offset=-1000 .*--s2_offset=0"):
+        imagery.list_rasters(path)
+    raw, shifted = (_pixels(path, s2_offset=v)[0].arrays["sentinel2_l2a"] for v in (0, -1000))
+    np.testing.assert_array_equal(shifted, raw - 1000)
+
+
+def test_common_names_and_flags_name_assets(folder):
+    assets = {v: _asset(f"may/{k}.tif") for k, v in EARTH_SEARCH.items()}
+    assets["scene"] = _asset("may/B12.tif")
+    path = _collection(folder / "e.json", _item("a", assets))
+    rasters, notes = imagery.list_rasters(path)
+    assert [r.bands for r in rasters] == [[b] for b in EARTH_SEARCH]
+    assert "scene 1" in notes[1]
+    rasters, _ = imagery.list_rasters(
+        path, items=stac.Options(["scene:sentinel2_l2a/B12", "red:ignore"])
+    )
+    assert [r.bands[0] for r in rasters] == ["B02", "B03", "B08", "B8A", "B11", "B12"]
+    for flags, said in (
+        (["red"], "not of the form NAME:MODALITY/BAND"), (["red:sentinel2/B04"], "sentinel2_l2a"),
+        (["red:sentinel2_l2a/B99"], "has no band 'B99'"), (["rot:ignore"], "no item .* has 'rot'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            imagery.list_rasters(path, items=stac.Options(flags))
+    rows = "path,date\nmay/B02.tif,2024-05\n"
+    (folder / "m.csv").write_text(rows)
+    with pytest.raises(ValueError, match="--assets and --s2_offset are for STAC items"):
+        imagery.list_rasters(str(folder / "m.csv"), items=stac.Options(["red:ignore"]))
+
+
+def test_one_file_of_several_bands_and_other_sensors(folder):
+    """STAC 1.1 has 'bands'; an asset of several is one raster."""
+    assets = {"data": _asset("all.tif", bands=[{"name": b, "nodata": 0} for b in ("B02", "B8A")])}
+    radar = {"vv": _asset("vv.tif"), "vh": _asset("vh.tif")}
+    s1 = _item("s", radar, baseline="", platform="sentinel-1a") | {"collection": "sentinel-1-rtc"}
+    rasters, _ = imagery.list_rasters(_collection(folder / "two.json", _item("a", assets), s1))
+    assert [(r.modality, list(r.bands), r.nodata) for r in rasters] == [
+        ("sentinel2_l2a", ["B02", "B8A"], 0.0), ("sentinel1", ["vv"], None),
+        ("sentinel1", ["vh"], None),
+    ]  # fmt: skip
+    level1 = _item("a", assets) | {"collection": "sentinel-2-l1c"}
+    with pytest.raises(ValueError, match="is Sentinel-2 L1C"):
+        imagery.list_rasters(_collection(folder / "l1c.json", level1))
+    unknown = _item("u", {"B02": _asset("x.tif")}, platform="mine") | {"collection": "fields"}
+    assert imagery.list_rasters(_collection(folder / "u.json", unknown))[0][0].bands == ["B02"]
+    unknown["assets"] = {"red": _asset("x.tif")}
+    with pytest.raises(ValueError, match=r"asset 'red' of the STAC item u may be .*--assets=red:"):
+        imagery.list_rasters(_collection(folder / "u.json", unknown))
+
+
+def test_links_folders_and_geoparquet_lead_to_the_same_items(folder):
+    """However items are handed over, relative paths start where they lie."""
+    for date in ("2024-05-10", "2024-07-12"):
+        (folder / "cat" / date).mkdir(parents=True, exist_ok=True)
+        held = _item(date, _assets(folder, "../../may"), f"{date}T10:00:00Z")
+        held["assets"].pop("visual")
+        _write(folder / "cat" / date / "item.json", held)
+    links = [{"rel": "self", "href": "x"}] + [
+        {"rel": "item", "href": f"./{date}/item.json"} for date in ("2024-05-10", "2024-07-12")
+    ]
+    _write(folder / "cat" / "collection.json", {"type": "Collection", "links": links})
+    child = {"rel": "child", "href": "cat/collection.json"}
+    top = _write(folder / "catalog.json", {"type": "Catalog", "links": [child]})
+    flat = folder / "flat"
+    flat.mkdir(exist_ok=True)
+    items = []
+    for date in ("2024-05-10", "2024-07-12"):
+        items.append(_item(date, _assets(folder, "../may"), f"{date}T10:00:00Z"))
+        _write(flat / f"{date}.json", items[-1])
+    table = pyarrow.Table.from_pylist([
+        {"id": i["id"], "assets": i["assets"], "collection": i["collection"],
+         "datetime": datetime.datetime.fromisoformat(i["properties"]["datetime"]),
+         "geometry": b"", "platform": "sentinel-2a",
+         "s2:processing_baseline": i["properties"]["s2:processing_baseline"]}
+        for i in items
+    ])  # fmt: skip
+    pyarrow.parquet.write_table(table, flat / "items.parquet")
+    first, *_ = _pixels(top)
+    for source in (str(flat), str(flat / "items.parquet"), f"file://{top}",
+                   f"file://{flat}/items.parquet"):  # fmt: skip
+        window, dates, rasters, _ = _pixels(source)
+        assert dates == ["2024-05-10", "2024-07-12"] and len(rasters) == 24
+        np.testing.assert_array_equal(window.arrays["sentinel2_l2a"], first.arrays["sentinel2_l2a"])
+    _write(folder / "round.json", {"type": "Catalog", "links": [
+        {"rel": "child", "href": "round.json"}]})  # fmt: skip
+    with pytest.raises(ValueError, match="round in circles"):
+        imagery.list_rasters(str(folder / "round.json"))
+
+
+@pytest.fixture
+def server(folder):
+    """The folder on a web server of this machine; a process, since GDAL holds Python's lock."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield f"http://127.0.0.1:{line.split('port ')[1].split()[0]}"
+        process.kill()
+
+
+def test_rasters_of_a_web_server(folder, server):
+    path = _collection(folder / "web.json", _item("a", _assets(folder, f"{server}/may")))
+    window, *_ = _pixels(path)
+    local, *_ = _pixels(_collection(folder / "items.json", _item("a", _assets(folder))))
+    np.testing.assert_array_equal(window.arrays["sentinel2_l2a"], local.arrays["sentinel2_l2a"])
+
+
+def test_what_is_no_stac(folder, tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match="x.json is no STAC item"):
+        imagery.list_rasters(str(tmp_path))
+    bare = {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": None}]}
+    with pytest.raises(ValueError, match="feature 1 is no STAC item"):
+        imagery.list_rasters(_write(tmp_path / "y.json", bare))
+    none = _collection(tmp_path / "z.json", _item("a", {"meta": {"href": "m.xml"}}))
+    with pytest.raises(ValueError, match=r"none of the assets \(meta\) of the 1 items"):
+        imagery.list_rasters(none)
+    late = _item("a", _assets(folder), date=None)
+    with pytest.raises(ValueError, match="the STAC item a has no datetime"):
+        imagery.list_rasters(_collection(tmp_path / "d.json", late))
+    with pytest.raises(ValueError, match="there is no file"):
+        imagery.list_rasters(str(tmp_path / "none.json"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        imagery.list_rasters(f"file://{tmp_path}/none.csv")
+
+
+def test_an_archive_of_stac_items(folder, tmp_path):
+    """Items of one tile as `launch.embed` takes them: planned like the same rasters in a list."""
+    from tests.maps.test_embed import run
+
+    given = ["--model=OlmoEarth-v1_2-Nano", "--years=2024", "--plan_only",
+             f"--output={tmp_path / 'out'}"]  # fmt: skip
+    path = _collection(folder / "items.json", _item("a", _assets(folder)))
+    assert run(*given, f"--inputs={path}") == 0
+    assert not (tmp_path / "out").exists()
