@@ -24,11 +24,11 @@ command again goes on where it was stopped.
 
 from __future__ import annotations
 
-import functools
 from typing import cast
 
 from absl import flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.maps import fine_tuning, from_archive, imagery, plan, stac, tokens
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
@@ -42,12 +42,9 @@ from . import _flags
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _float, _integer, _list, _string = commands.definers(
+    FLAGS, "bool enum float integer list string"
+)
 
 _MODEL = _string("model", None, "Folder or published name.")
 _INPUTS = _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
@@ -150,7 +147,7 @@ def main() -> int:
     """Runs the program with the flags of the command line."""
     o = options()
     run = from_archive.run if isinstance(o.images, ArchiveOptions) else fine_tuning.run
-    run(o, lambda line: print(line, flush=True))
+    run(o, commands.say)
     return 0
 
 

@@ -16,11 +16,11 @@ by SIGTERM.
 
 from __future__ import annotations
 
-import functools
 import sys
 
 from absl import flags
 
+from olmoearth_jax import commands
 from olmoearth_jax.maps import imagery, map_files, predicting, stac, work_list
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions
@@ -31,11 +31,7 @@ from . import _flags
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _integer, _list, _string = commands.definers(FLAGS, "bool enum integer list string")
 
 _RUN = _string("run", None, "Folder of a finished launch.finetune.")
 _INPUTS = _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
@@ -95,7 +91,7 @@ def main() -> int:
     _flags.take_device(_DEVICE.value)
     try:
         with work_list.stopping():
-            found = predicting.run(o, lambda line: print(line, flush=True))
+            found = predicting.run(o, commands.say)
     except work_list.Stopped:
         print("stopped; run it again to go on", file=sys.stderr)
         return work_list.STOPPED
