@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -48,12 +47,9 @@ FLAGS = flags.FlagValues()
 _M_ARENA_MAX = -8
 """Of mallopt in glibc."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _float, _integer, _list, _string = commands.definers(
+    FLAGS, "bool enum float integer list string"
+)
 
 _string("model", None, "Folder or published name.")
 _string("inputs", None, "Manifest, STAC items, folder of GeoTIFFs or of items, or one GeoTIFF.")

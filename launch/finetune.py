@@ -24,47 +24,33 @@ command again goes on where it was stopped.
 
 from __future__ import annotations
 
-import functools
 from typing import cast
 
 from absl import flags
 
-from olmoearth_jax.maps import fine_tuning, from_archive, imagery, plan, stac, tokens
+from olmoearth_jax import commands
+from olmoearth_jax.maps import fine_tuning, from_archive, plan, tokens
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
-from olmoearth_jax.maps.fine_tuning import ImageOptions, Options
+from olmoearth_jax.maps.fine_tuning import Options
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings
 from olmoearth_jax.model.pooling import PoolingType
 
-from . import _flags
+from . import _flags, _image_flags
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _float, _integer, _list, _string = commands.definers(
+    FLAGS, "bool enum float integer list string"
+)
 
+_image_flags.define(FLAGS)
 _MODEL = _string("model", None, "Folder or published name.")
-_INPUTS = _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
-_ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
 _YEAR = _string("year", None, "As --years, for one.")
 _WIDTH = _integer("width", None, "The first bands of an archive only.", lower_bound=1)
-_NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
-_MODALITY = _string("modality", None, "Modality of the rasters.")
-_BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
-_YEARS = _list("years", [], "Periods that are years.")
-_PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
 _MONTHS = _string("months", None, "Window around each label's date, as -6:6.")
-_ASSETS = _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
-_S2_OFFSET = _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
-_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
-_ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
-_UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
 _LABELS = _string("labels", None, "File of labels, see above.")
 _LABEL = _string("label_column", None, "Column of classes.")
 _VALUE = _string("value_column", None, "Column of values.")
@@ -95,22 +81,6 @@ _WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json fi
 _SEED = _integer("seed", 0, "Seed of the split and the training.")
 
 
-def _images(years: list[str]) -> tuple[ImageOptions | ArchiveOptions, str]:
-    """(what to learn from, the model)."""
-    if _ARCHIVE.value:
-        for flag in (_INPUTS, _MODEL):
-            if flag.value:
-                raise ValueError(f"--{flag.name} does not go with --archive")
-        return ArchiveOptions(_ARCHIVE.value, years, _PERIODS.value, _WIDTH.value), ""
-    model, inputs = (_flags.needed(FLAGS, name) for name in ("model", "inputs"))
-    images = ImageOptions(
-        inputs, _NAME.value, _MODALITY.value, _BANDS.value, years, _PERIODS.value, _STEP.value,
-        _ANY_SIZE.value, _UNITS.value,
-        stac.Options(_ASSETS.value, _S2_OFFSET.value),
-    )  # fmt: skip
-    return images, model
-
-
 def options() -> Options:
     """The flags as options.
 
@@ -118,14 +88,15 @@ def options() -> Options:
       ValueError: a flag is missing, or not of its form.
     """
     path, output = (_flags.needed(FLAGS, name) for name in ("labels", "output"))
-    years = [_YEAR.value] if _YEAR.value else _YEARS.value
+    years = [_YEAR.value] if _YEAR.value else FLAGS.years
     if len(_SPLIT.value) != 3:
         raise ValueError("--split takes three shares: training, validation, test")
     try:
         ignore = [float(v) for v in _IGNORE.value]
     except ValueError:
         raise ValueError(f"--ignore_values are numbers, got {','.join(_IGNORE.value)}") from None
-    images, model = _images(years)
+    model = "" if FLAGS.archive else _flags.needed(FLAGS, "model")
+    images = _image_flags.chosen(FLAGS, years, _WIDTH.value, ("inputs", "model"))
     labels = LabelOptions(
         path, _LABEL.value, _VALUE.value, None, _CLASSES.value, _COLORS.value,
         _RARE.value, _TOUCHED.value, ignore, _RESAMPLE.value, _BLOCK.value, _GAP.value,
@@ -150,7 +121,7 @@ def main() -> int:
     """Runs the program with the flags of the command line."""
     o = options()
     run = from_archive.run if isinstance(o.images, ArchiveOptions) else fine_tuning.run
-    run(o, lambda line: print(line, flush=True))
+    run(o, commands.say)
     return 0
 
 

@@ -16,40 +16,23 @@ by SIGTERM.
 
 from __future__ import annotations
 
-import functools
 import sys
 
 from absl import flags
 
-from olmoearth_jax.maps import imagery, map_files, predicting, stac, work_list
-from olmoearth_jax.maps.archive_scenes import ArchiveOptions
-from olmoearth_jax.maps.fine_tuning import ImageOptions
+from olmoearth_jax import commands
+from olmoearth_jax.maps import map_files, predicting, work_list
 from olmoearth_jax.maps.predicting import Options
 
-from . import _flags
+from . import _flags, _image_flags
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
-_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool, _enum, _integer, _list, _string = commands.definers(FLAGS, "bool enum integer list string")
 
+_image_flags.define(FLAGS)
 _RUN = _string("run", None, "Folder of a finished launch.finetune.")
-_INPUTS = _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
-_ARCHIVE = _string("archive", None, "Archive of embeddings instead of images.")
-_NAME = _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
-_MODALITY = _string("modality", None, "Modality of the rasters.")
-_BANDS = _list("bands", [], "Names of a raster's bands, in its order.")
-_YEARS = _list("years", [], "Periods that are years.")
-_PERIODS = _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
-_ASSETS = _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
-_S2_OFFSET = _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
-_STEP = _enum("step", "month", imagery.STEPS, "What is one timestep.")
-_ANY_SIZE = _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
-_UNITS = _bool("check_units", True, "Stop at values that look like another unit.")
 _OUTPUT = _string("output", None, "Folder of the map.")
 _MODEL = _string("model", None, "Where the model lies, if not where the run had it.")
 _AREA = _string("area", None, "File of polygons; outside of them is no data.")
@@ -73,16 +56,7 @@ def options() -> Options:
     """
     run, output = (_flags.needed(FLAGS, n) for n in ("run", "output"))
     index, count = work_list.place_of(_SHARD.value, _OF.value)
-    if _ARCHIVE.value:
-        if _INPUTS.value:
-            raise ValueError("--inputs does not go with --archive")
-        images = ArchiveOptions(_ARCHIVE.value, _YEARS.value, _PERIODS.value)
-    else:
-        images = ImageOptions(
-            _flags.needed(FLAGS, "inputs"), _NAME.value, _MODALITY.value, _BANDS.value,
-            _YEARS.value, _PERIODS.value, _STEP.value, _ANY_SIZE.value, _UNITS.value,
-        stac.Options(_ASSETS.value, _S2_OFFSET.value),
-        )  # fmt: skip
+    images = _image_flags.chosen(FLAGS, FLAGS.years, None, ("inputs",))
     return Options(
         run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,
         _PROBABILITIES.value, _AREA.value, index, count, _STEAL.value, _WAIT.value, _ATTEMPTS.value,
@@ -95,7 +69,7 @@ def main() -> int:
     _flags.take_device(_DEVICE.value)
     try:
         with work_list.stopping():
-            found = predicting.run(o, lambda line: print(line, flush=True))
+            found = predicting.run(o, commands.say)
     except work_list.Stopped:
         print("stopped; run it again to go on", file=sys.stderr)
         return work_list.STOPPED

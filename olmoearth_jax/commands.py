@@ -25,7 +25,7 @@ from olmoearth_jax.outputs import expand_home
 USER_ERROR = 2
 """Exit code for a mistake on the command line, in a config or in the data."""
 
-_HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull")
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull")
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("launch.train", "pretrain a model, or go on where a run stopped"),
@@ -132,7 +132,7 @@ def parse_flags(
       hint: added to the sentence about a mistake.
       first: names of flags of other modules that help lists first.
     """
-    if any(a in _HELP for a in argv[1:]):
+    if any(a in HELP for a in argv[1:]):
         _print_help(values, first)
     try:
         argv = plugins.take(argv)
@@ -230,7 +230,7 @@ def _installed(module: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `olmoearth`."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] in (*_HELP, "help"):
+    if not given or given[0] in (*HELP, "help"):
         print(f"usage: olmoearth VERB [flags]; olmoearth VERB --help lists its flags\n\n{_table()}")
         sys.exit(0)
     if given[0] == "--version":

@@ -24,7 +24,7 @@ _RATE_LIMIT = 1e-3
 """Share of a channel's rarer answer that is assumed at least."""
 
 _HIGHEST = lax.Precision.HIGHEST
-_Sums = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
 
 
 @functools.lru_cache(maxsize=256)
@@ -106,7 +106,7 @@ def _unknown_codes(values: jax.Array, task: MapTask) -> jax.Array:
     return distance > np.float32(min(spacing(task.known_values) / 4, 1e6))
 
 
-def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sums:
+def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> Sums:
     """What a loss needs of each sample, to be added up over the samples of a group.
 
     Args:
@@ -121,7 +121,7 @@ def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sums
     valid = jnp.all(target != MISSING, axis=-1)
     target = jnp.where(valid[..., None], target, 0.0)
     over = tuple(range(1, valid.ndim))
-    sums: _Sums = {}
+    sums: Sums = {}
     if task.task_type == "classification":
         value = target[..., 0]
         if task.known_values:
@@ -146,7 +146,7 @@ def pixel_sums(task: MapTask, prediction: jax.Array, target: jax.Array) -> _Sums
     return sums | {"count": jnp.sum(valid.astype(jnp.float32), over)}
 
 
-def map_loss(task: MapTask, sums: _Sums) -> jax.Array:
+def map_loss(task: MapTask, sums: Sums) -> jax.Array:
     """float32 [groups]: the unweighted loss, from `pixel_sums` added up per group."""
     count = sums["count"]
     if task.task_type == "binary_classification":

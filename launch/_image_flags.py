@@ -1,0 +1,58 @@
+"""The flags of images that `launch.finetune` and `launch.predict` share, or of an archive."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from olmoearth_jax import commands
+from olmoearth_jax.maps import imagery, stac
+from olmoearth_jax.maps.archive_scenes import ArchiveOptions
+from olmoearth_jax.maps.fine_tuning import ImageOptions
+
+from . import _flags
+
+
+def define(own: flags.FlagValues) -> None:
+    """Adds the flags of images, or of an archive in their place."""
+    _bool, _enum, _integer, _list, _string = commands.definers(own, "bool enum integer list string")
+    _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
+    _string("archive", None, "Archive of embeddings instead of images.")
+    _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
+    _string("modality", None, "Modality of the rasters.")
+    _list("bands", [], "Names of a raster's bands, in its order.")
+    _list("years", [], "Periods that are years.")
+    _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
+    _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
+    _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
+    _enum("step", "month", imagery.STEPS, "What is one timestep.")
+    _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
+    _bool("check_units", True, "Stop at values that look like another unit.")
+
+
+def chosen(
+    own: flags.FlagValues, years: Sequence[str], width: int | None, images_only: Sequence[str]
+) -> ImageOptions | ArchiveOptions:
+    """What the flags of `define` name.
+
+    Args:
+      years: periods that are years.
+      width: of an archive's embeddings, all by default.
+      images_only: flags that do not go with an archive.
+
+    Raises:
+      ValueError: no images and no archive, or flags that exclude each other.
+    """
+    given: dict[str, Any] = {name: own[name].value for name in own}
+    if given["archive"]:
+        for name in images_only:
+            if given[name]:
+                raise ValueError(f"--{name} does not go with --archive")
+        return ArchiveOptions(given["archive"], years, given["periods"], width)
+    _flags.needed(own, "inputs")
+    fields = {f.name for f in dataclasses.fields(ImageOptions)} & given.keys() - {"years"}
+    items = stac.Options(given["assets"], given["s2_offset"])
+    return ImageOptions(**{name: given[name] for name in fields}, years=years, items=items)
