@@ -47,7 +47,8 @@ def without_rows(padded: estimate.Tokens, real: estimate.Tokens) -> estimate.Tok
 
 
 def _tokens(sums: list[float]) -> estimate.Tokens:
-    return estimate.Tokens(*sums[:4], np.zeros(0), *sums[4:])
+    enc, dec, own, cross, loc, read, grid = sums
+    return estimate.Tokens(enc, dec, own, cross, np.zeros(0), loc, read, grid)
 
 
 def random_group(
