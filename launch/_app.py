@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import check, commands, config_files, overrides, platforms
+from olmoearth_jax import check, commands, config_files, overrides, platforms, plugins
 from olmoearth_jax.config import ConfigError, ExperimentConfig, load_json
 from olmoearth_jax.outputs import expand_home
 
@@ -90,7 +90,9 @@ def load(
         base.common.run_name = run_name
         if config_json is not None:
             base.common.save_folder = None  # another run; its folder follows its name
-    return overrides.apply(base, changes)
+    cfg = overrides.apply(base, changes)
+    cfg.common.plugins = list(dict.fromkeys([*cfg.common.plugins, *plugins.allowed()]))
+    return cfg
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

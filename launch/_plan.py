@@ -141,8 +141,13 @@ def _time(made: Plan, card: str) -> list[str]:
     lines.append(row("seconds per step", _span(fast, slow, "{:.2g}")))
     if made.steps is not None:
         hours = [made.steps * s / 3600 for s in (fast, slow)]
-        lines.append(row("hours of training", _span(*hours, "{:,.3g}")))
-        lines.append(row("hours x devices", _span(*(h * made.devices for h in hours), "{:,.3g}")))
+        lines.append(row("hours of training", _span(hours[0], hours[1], "{:,.3g}")))
+        lines.append(
+            row(
+                "hours x devices",
+                _span(hours[0] * made.devices, hours[1] * made.devices, "{:,.3g}"),
+            )
+        )
     cores = [rate.high * s for s in cards.READER_CORES_S]
     lines.append(row("cores that read, per device", f"about {cores[0]:.0f}, or {cores[1]:.0f} for "
                      "rechunked files"))  # fmt: skip

@@ -28,7 +28,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import commands
 from olmoearth_jax.checkpoints import checkpoint
-from olmoearth_jax.configlib import tasks, values
+from olmoearth_jax.configlib import own_tasks, tasks, values
 from olmoearth_jax.configlib.tasks import EvalTaskConfig, RunOptions, change_all
 from olmoearth_jax.evals import models, runner
 from olmoearth_jax.evals.datasets import split_available
@@ -55,6 +55,7 @@ _SIZE = _string("baseline_size", "nano", "Model size of --baseline=random_init."
 _VERSION = _string("baseline_version", "v1", "Model version of --baseline=random_init.")
 _TASKS = _list("tasks", None, "Task names; default: all whose data is there.")
 _SKIP = _list("skip_tasks", None, "Task names to leave out.")
+_TASKS_JSON = _string("tasks_json", None, "File with tasks of your own (docs/new_task.md).")
 _CATALOGUE = _enum("catalogue", "knn_lp", tasks.CATALOGUES, "List of known tasks.")
 _SET = _multi_string("set", [], "[<task>.]<field>=<value> for the tasks.")
 _JSON = _string("settings_json", None, "JSON file of settings: task name -> field -> value.")
@@ -78,9 +79,11 @@ _DTYPE = _enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.
 
 def _chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
     """The tasks of the flags, and whether they were named one by one."""
-    known = tasks.catalogue(_CATALOGUE.value)
+    own = own_tasks.add_file(_TASKS_JSON.value) if _TASKS_JSON.value else {}
+    known = own or tasks.catalogue(_CATALOGUE.value)
     if _TASKS.value:
-        known = {**tasks.official_tasks("v1"), **tasks.official_tasks("v1_3"), **known}
+        official = {**tasks.official_tasks("v1"), **tasks.official_tasks("v1_3")}
+        known = {**official, **tasks.catalogue(_CATALOGUE.value), **own}
     picked = tasks.select(known, _TASKS.value or None, _SKIP.value)
     if _BEST.value:
         picked = sweep.select_best_val(picked)
@@ -93,7 +96,7 @@ def _chosen_tasks() -> tuple[dict[str, EvalTaskConfig], bool]:
         picked |= _settings_of(Path(_JSON.value), picked)
     for text in _SET.value:
         picked = _with_setting(picked, text)
-    return picked, bool(_TASKS.value)
+    return picked, bool(_TASKS.value or own)
 
 
 def _settings_of(path: Path, picked: dict[str, EvalTaskConfig]) -> dict[str, EvalTaskConfig]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import check, commands, config_files, outputs, overrides
+from olmoearth_jax import check, commands, config_files, outputs, overrides, plugins
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
@@ -95,7 +95,8 @@ class Job:
         """Of launch.train."""
         source = f"--config={self.config}" if self.config else f"--config_json={self.config_json}"
         dashed = [f"--config.{c.lstrip('-').removeprefix('config.')}" for c in self.changes]
-        return [source, f"--run_name={self.name}", *dashed]
+        own = [f"{plugins.FLAG}={','.join(found)}"] if (found := plugins.allowed()) else []
+        return [source, f"--run_name={self.name}", *own, *dashed]
 
 
 def sweep_jobs(config: str, run_name: str | None, changes: Sequence[str]) -> list[Job]:

@@ -19,9 +19,8 @@ from olmoearth_jax.config import (
     DataLoaderConfig,
     ExperimentConfig,
 )
-from olmoearth_jax.configlib import limits, objectives, texts
+from olmoearth_jax.configlib import limits, objectives, own_tasks, texts
 from olmoearth_jax.configlib.schema import get_path
-from olmoearth_jax.configlib.tasks import catalogue, check_task
 from olmoearth_jax.data import transforms
 from olmoearth_jax.data.budget import check_grids
 from olmoearth_jax.data.sampler import SAMPLER_OPTIONS, shape_sampler
@@ -313,6 +312,13 @@ def _views(cfg: ExperimentConfig) -> Iterator[str]:
             f"data_loader.num_masked_views must be {VIEWS[kind]} for train_module.kind "
             f"{kind!r}, got {views}"
         )
+    if VIEWS[kind] == 2 and cfg.model.encoder_config.attention_pooler_config is not None:
+        yield (
+            f"train_module.kind {kind!r} has two masked views, but v1.3 trains on one: configs "
+            "saved before its recipe was known borrowed that of v1.2, and their runs cannot go on; "
+            "start from configs/base.py:version=v1_3, with their checkpoint as trainer.load_path "
+            "and trainer.load_partial=true"
+        )
     if loader.masking_config is None:
         yield "data_loader.masking_config must be given"
     if loader.masking_config_b is not None and views == 1:
@@ -450,7 +456,8 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
         yield from _says(lambda: micro_step_shape(batch, group, devices, cfg.engine), "mesh")
     for i, rule in enumerate(cfg.fsdp_rules):
         yield from _rule(rule, f"fsdp_rules[{i}]")
-    yield from _evaluator(cfg)
+    evaluator = trainer.callbacks.downstream_evaluator
+    yield from own_tasks.problems(evaluator, evaluator.enabled and not trainer.no_evals)
 
 
 _MOST_REPEATS, _LONGEST_RULE = 4, 200
@@ -476,22 +483,3 @@ def _rule(rule: list[Any], path: str) -> Iterator[str]:
     for axis in rule[1]:
         if axis not in (None, "data", "fsdp"):
             yield f"{path}: unknown mesh axis {axis!r}; {closest(str(axis), ('data', 'fsdp'))}"
-
-
-def _evaluator(cfg: ExperimentConfig) -> Iterator[str]:
-    evaluator = cfg.trainer.callbacks.downstream_evaluator
-    path, tasks = "trainer.callbacks.downstream_evaluator.tasks", evaluator.tasks
-    for name in evaluator.tasks_to_run or ():
-        if name not in tasks:
-            near = closest(name, [*tasks, *(t for t in catalogue() if t not in tasks)])
-            yield f"{path}_to_run: unknown task {name!r}; {near}"
-    if not evaluator.enabled or cfg.trainer.no_evals:
-        return
-    for name, task in tasks.items():
-        if task.eval_interval.value < 1:
-            yield (
-                f"{path}.{name}.eval_interval.value must be greater than 0, "
-                f"got {task.eval_interval.value}"
-            )
-        if evaluator.tasks_to_run is None or name in evaluator.tasks_to_run:
-            yield from _says(lambda name=name, task=task: check_task(name, task), path)

@@ -19,6 +19,7 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
+from olmoearth_jax import plugins
 from olmoearth_jax.outputs import expand_home
 
 USER_ERROR = 2
@@ -133,6 +134,12 @@ def parse_flags(
     """
     if any(a in HELP for a in argv[1:]):
         _print_help(values, first)
+    try:
+        argv = plugins.take(argv)
+        plugins.load()
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     if values is not flags.FLAGS and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # absl's own; those of the program live apart
     try:
@@ -154,6 +161,7 @@ def _help_text(values: flags.FlagValues, first: Sequence[str] = ()) -> str:
     lines = [(main.__doc__ or "").rstrip(), "", "flags:"]
     for flag in listed:
         lines += _flag_lines(flag)
+    lines += [f"  {plugins.FLAG}=a,b", f"      {plugins.HELP}"]
     return "\n".join(lines)
 
 

@@ -41,6 +41,9 @@ class CommonConfig:
     (docs/new_sensor.md)."""
     tokenization: BandSets = field(default_factory=dict)
     """Per modality, the bands of each token; a modality not named keeps its own band sets."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of yours that the run uses, written by --plugins, which alone imports them
+    (docs/new_masking.md)."""
     recipe: str = ""
     """Which size and version the config was made from; for the reader only."""
 
@@ -226,7 +229,9 @@ class DownstreamEvaluatorConfig:
     enabled: bool = True
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
     tasks_to_run: list[str] | None = None
-    """Names of `tasks` or of the catalogue; null means all of `tasks`."""
+    """Names of `tasks`, of tasks_json or of the catalogue; null means all but the catalogue's."""
+    tasks_json: str | None = None
+    """File with tasks of your own and their data sets (docs/new_task.md)."""
     eval_on_startup: bool = False
     cancel_after_first_eval: bool = False
     run_on_test: bool = False

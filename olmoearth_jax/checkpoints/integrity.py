@@ -30,6 +30,7 @@ _RESUME_IGNORES = (
     "common.run_name",
     "common.save_folder",
     "common.recipe",
+    "common.plugins",
     "dataset.h5py_dir",
     "dataset.cache_dir",
     "dataset.samples_per_sec",

@@ -210,6 +210,8 @@ class DatasetInfo:
     """Pairs (source band, target band) for absent bands."""
     sources: tuple[str, ...] = ()
     """Sensors the images really come from (GeoBench v2)."""
+    folder: str = ""
+    """Where a data set of the user lies; others are found by variables of the environment."""
     target: tuple[float, float] | None = None
     """Mean and standard deviation that regression targets are scaled by."""
 
@@ -257,9 +259,17 @@ def _load(name: str) -> dict[str, Any]:
     return json.loads((Path(__file__).parent / name).read_text())
 
 
-@functools.cache
+OWN: dict[str, DatasetInfo] = {}
+"""Data sets of the user, see `own_tasks`."""
+
+
 def datasets() -> dict[str, DatasetInfo]:
     """Every known data set by its key."""
+    return {**_published(), **OWN}
+
+
+@functools.cache
+def _published() -> dict[str, DatasetInfo]:
 
     def frozen(value: Any) -> Any:
         return tuple(frozen(v) for v in value) if isinstance(value, list) else value

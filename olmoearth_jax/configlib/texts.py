@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from olmoearth_jax import plugins
+
 if TYPE_CHECKING:
     from olmoearth_jax.config import ExperimentConfig
 
@@ -54,7 +56,8 @@ def _name_problem(text: str, longest: int = _MAX_NAME) -> str | None:
 
 
 def problems(cfg: ExperimentConfig) -> Iterator[str]:
-    """What is wrong with the run's name and with the paths of a config, one sentence each."""
+    """What is wrong with the run's name, its plugins and its paths, one sentence each."""
+    yield from plugins.problems(cfg.common.plugins)
     name = cfg.common.run_name
     found = _name_problem(name)
     if found is None and ("/" in name or name in (".", "..")):
@@ -68,6 +71,9 @@ def problems(cfg: ExperimentConfig) -> Iterator[str]:
         "dataset.filter_idx_file": cfg.dataset.filter_idx_file,
         "trainer.load_path": cfg.trainer.load_path,
         "compile.cache_dir": cfg.compile.cache_dir,
+        "trainer.callbacks.downstream_evaluator.tasks_json": (
+            cfg.trainer.callbacks.downstream_evaluator.tasks_json
+        ),
     }
     for path, value in paths.items():
         found = _name_problem(value, _MAX_PATH) if value else None  # '' is none, as null is

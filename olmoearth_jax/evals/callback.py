@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.configlib import tasks
+from olmoearth_jax.configlib import own_tasks, tasks
 from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
@@ -48,8 +48,7 @@ class DownstreamEvaluator:
         self.config, self.model = config, run.model
         self.dtype = None if run.precision == "auto" else run.precision
         self.folder, self.run_name, self._say = run.run_folder / "evals", run.common.run_name, say
-        known = {**tasks.catalogue(), **config.tasks} if config.tasks_to_run else config.tasks
-        chosen = tasks.select(known, config.tasks_to_run)
+        chosen = tasks.select(own_tasks.known_tasks(config), config.tasks_to_run)
         for name, task in chosen.items():
             if task.dataset.startswith(tasks.PRETRAIN_PREFIX) and not task.h5py_dir:
                 chosen[name] = dataclasses.replace(task, h5py_dir=run.dataset.h5py_dir)

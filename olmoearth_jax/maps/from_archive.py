@@ -25,6 +25,18 @@ from olmoearth_jax.maps.tokens import Settings
 from olmoearth_jax.outputs import SOFTWARE
 
 
+def _checked(o: Options) -> ArchiveOptions:
+    """The images of the options, once what does not go with an archive is refused."""
+    if o.mode != "probe":
+        raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
+    if o.labels.months is not None:
+        raise ValueError("--months does not go with --archive, whose periods are fixed")
+    if not Path(o.labels.path).expanduser().is_file():
+        raise ValueError(f"there is no label file {o.labels.path}")
+    assert isinstance(o.images, ArchiveOptions)
+    return o.images
+
+
 def run(o: Options, say: Say = print) -> dict[str, Any]:
     """As `fine_tuning.run`, from an archive.
 
@@ -34,14 +46,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     Raises:
       ValueError: what cannot be used; nothing is written then.
     """
-    if o.mode != "probe":
-        raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
-    if o.labels.months is not None:
-        raise ValueError("--months does not go with --archive, whose periods are fixed")
-    folder, images = Path(o.output).expanduser(), o.images
-    assert isinstance(images, ArchiveOptions)
-    if not Path(o.labels.path).expanduser().is_file():
-        raise ValueError(f"there is no label file {o.labels.path}")
+    folder, images = Path(o.output).expanduser(), _checked(o)
     archive = open_archive(images.path)
     step, about = step_of(archive), record_of(archive, images.width)
     scenes, notes = open_scenes(images, archive, False)

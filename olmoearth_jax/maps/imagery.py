@@ -74,7 +74,7 @@ def _listed(
         raise ValueError(f"there is no file {source}")
     suffix = Path(path.name.partition("?")[0]).suffix.lower()
     folder = isinstance(path, Path) and path.is_dir()
-    if folder and name:
+    if isinstance(path, Path) and folder and name:
         found, others = read_folder(path, name)
         shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
         notes = [f"{len(others)} files are not named like {name}: {shown}"] if others else []

@@ -35,6 +35,25 @@ STRATEGIES: dict[str, type[Strategy]] = {
 """Strategy class of every registered key."""
 
 
+def register(strategy: type[Strategy]) -> type[Strategy]:
+    """Makes a strategy known to configs by its `key`; a decorator (docs/new_masking.md).
+
+    Raises:
+      ValueError: it has no key, or another class has it.
+    """
+    key = getattr(strategy, "key", "")
+    if not key or not issubclass(strategy, Strategy):
+        raise ValueError(f"{strategy.__name__} needs to be a Strategy with a `key` of its own")
+    held = STRATEGIES.get(key)
+    if held is not None and (held.__module__, held.__name__) != (
+        strategy.__module__,
+        strategy.__name__,
+    ):
+        raise ValueError(f"the masking strategy {key!r} is there already: {held.__name__}")
+    STRATEGIES[key] = strategy
+    return strategy
+
+
 def build(config: Mapping[str, Any]) -> Strategy:
     """The strategy of a config {'type': key, **constructor arguments}; the config is not changed.
 
@@ -53,4 +72,5 @@ __all__ = [
     "Tokens",
     "build",
     "missing_tokens",
+    "register",
 ]

@@ -183,14 +183,15 @@ class _Compared:
         steps = jnp.arange(most)
         self.valid = steps < counts[:groups, None]
         at = jnp.minimum(starts[:groups, None] + steps, size - 1)
-        self.index = jnp.where(self.valid, jnp.take(order, at), size)
+        self.index: jax.Array = jnp.where(self.valid, jnp.take(order, at), size)
         taken = (group < groups) & (rank < most)
         self.inverse = jnp.where(taken, group * most + rank, groups * most)
 
     def cosines(self, x: jax.Array) -> jax.Array:
         """float32 [groups, most, most]: of all pairs of compared cells of x [D, loc, width]."""
         flat = x.reshape(1, -1, x.shape[-1])
-        rows = permute(flat, self.index[None], self.inverse[None, None])[0]
+        rows: Any = permute(flat, self.index[None], self.inverse[None, None])
+        rows = rows[0]
         if self.mesh is not None:
             rows = jax.lax.with_sharding_constraint(
                 rows, NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))

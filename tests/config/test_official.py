@@ -124,6 +124,9 @@ BAD_V1_3 = {
     "with an attention pooler; set it to null": (
         "v1_2", {"model.location_token_distillation_head_config": {"gram_max_tokens": 5}}
     ),
+    "their runs cannot go on; start from configs/base.py:version=v1_3": (
+        "v1_3", {"train_module.kind": "contrastive_latent_mim", "data_loader.num_masked_views": 2}
+    ),
     "temporal_bias must be at most 100": ("v1_3", {"data_loader.temporal_bias": 1000.0}),
 }  # fmt: skip
 

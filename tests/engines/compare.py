@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.config import ExperimentConfig, TrainModuleConfig
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES
@@ -19,6 +19,7 @@ from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.stream_shape import MicroStepSize
 from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble, targets
+from olmoearth_jax.train.query_stride import query_stride
 from tests.stream.builders import GRID_TIMESTEPS, small_model
 
 NAMES = ("sentinel2_l2a", "worldcover", "landsat")
@@ -64,18 +65,26 @@ def evaluate(engine, groups, params, target):
     return jax.tree.map(lambda *xs: np.mean(np.stack(xs), axis=0), *parts)
 
 
-def check(config, groups, strategies, objective: Objective) -> None:
+def check(
+    config, groups, strategies, objective: Objective, module: TrainModuleConfig | None = None
+) -> None:
     """Asserts that stream and dense agree in loss, terms and gradients."""
+    settings = ExperimentConfig(
+        model=config, train_module=module or TrainModuleConfig(), precision="float32"
+    )
+    stride = query_stride(settings)
     mesh = make_mesh(devices=jax.devices()[:1])
     size = len(groups[0]["position"])
     step = MicroStepSize(size * len(groups), 1, len(groups))
     needed = assemble.StreamNeeds.of(objective)
-    spec = assemble.stream_spec(config, strategies, GRID_TIMESTEPS, step, needed)
+    most = 0 if stride is None else stride.most
+    spec = assemble.stream_spec(config, strategies, GRID_TIMESTEPS, step, needed, most)
     spec = dataclasses.replace(spec, chunk=2)
     owner = np.zeros(size * len(groups), int)
-    need = needs([count_tokens(g, spec) for g in groups], owner, spec, 1)
+    fine = [1 if stride is None else stride.per_patch(g) for g in groups]
+    counts = [count_tokens(g, spec, n) for g, n in zip(groups, fine, strict=True)]
+    need = needs(counts, owner, spec, 1)
     ladder = build_ladder(spec, [need], 2)
-    settings = ExperimentConfig(model=config, precision="float32")
     params = random_params(config, 0)
     target = targets.start_of(random_params(config, 1), objective)
     stream = assemble.stream_engine(settings, spec, ladder, objective, mesh)

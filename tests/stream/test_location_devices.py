@@ -49,7 +49,7 @@ for devices, fsdp, dense in [(1, 1, True), (4, 1, False), (4, 2, False)]:
     print(devices, fsdp, dense)
     grads, others = step(devices, fsdp, dense)
     for name, value in metrics.items():
-        if "micro_steps" not in name and not name.startswith("train/modality"):
+        if "micro_steps" not in name and not name.startswith("modality/"):
             np.testing.assert_allclose(others[name], value, rtol=2e-5, atol=1e-7, err_msg=name)
     for (path, x), (_, y) in zip(
         latent_mim.flatten(grads), latent_mim.flatten(one), strict=True

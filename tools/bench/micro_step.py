@@ -47,7 +47,8 @@ def without_rows(padded: estimate.Tokens, real: estimate.Tokens) -> estimate.Tok
 
 
 def _tokens(sums: list[float]) -> estimate.Tokens:
-    return estimate.Tokens(*sums[:4], np.zeros(0), *sums[4:])
+    encoded, decoded, encoder_pairs, decoder_pairs, *others = sums
+    return estimate.Tokens(encoded, decoded, encoder_pairs, decoder_pairs, np.zeros(0), *others[:3])
 
 
 def random_group(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig, check_task, modalities_of
+from olmoearth_jax.configlib.tasks import OWN, EvalTaskConfig, check_task, modalities_of
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
 from olmoearth_jax.evals.datasets.pretrain import (
@@ -38,6 +38,8 @@ _PREFIXES: dict[str, type[Reader]] = {
 
 def reader_class(dataset: str) -> type[Reader]:
     """The reader of a data set, by its key."""
+    if dataset in OWN:
+        return Windowed
     return next((r for prefix, r in _PREFIXES.items() if dataset.startswith(prefix)), Windowed)
 
 

@@ -62,6 +62,10 @@ class Windowed(Reader):
 
     @classmethod
     def find(cls, task, info):
+        if info.folder:
+            if not (Path(info.folder) / "windows").is_dir():
+                raise DataUnavailable(f"{info.folder} has no {cls.layout}")
+            return Path(info.folder)
         shared, own = cls.location, cls.own.get(info.name)
         if own is None or (os.environ.get(shared.variable) and not os.environ.get(own.variable)):
             return shared.either(shared.folder() / info.name / "windows").parent

@@ -1,0 +1,155 @@
+"""The worked example of docs/new_task.md, and what is wrong in a file of tasks."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import evaluate
+from olmoearth_jax import check, overrides
+from olmoearth_jax.configlib import own_tasks, tasks
+from olmoearth_jax.configlib.official import official
+from olmoearth_jax.evals import callback, datasets
+from olmoearth_jax.evals.datasets.base import DataUnavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "new_task.md").read_text()
+
+
+def block(kind: str) -> str:
+    found = re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
+    assert found
+    return found[1]
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch) -> Path:
+    """A folder with the files of the page, its data made."""
+    monkeypatch.setattr(tasks, "OWN", {})
+    monkeypatch.setattr(datasets, "OWN", tasks.OWN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "make_fields.py").write_text(block("python"))
+    (tmp_path / "my_tasks.json").write_text(block("json"))
+    exec(compile(block("python"), "make_fields.py", "exec"), {})
+    return tmp_path
+
+
+def test_the_data_of_the_page(page):
+    (name, task), = own_tasks.add_file("my_tasks.json").items()  # fmt: skip
+    sizes = {s: len(datasets.open_split(name, task, s)) for s in ("train", "valid", "test")}
+    assert sizes == {"train": 12, "valid": 6, "test": 6}
+    sample, label = datasets.open_split(name, task, "train")[0]
+    assert sample["sentinel2_l2a"].shape == (16, 16, 2, 12) and label.shape == (16, 16)
+    assert sample["timestamps"].tolist() == [[15, 3, 2023], [15, 6, 2023]]
+    assert (label[:2] == -1).all() and label.max() == 2
+
+
+def test_evaluated_by_its_file(page, capsys):
+    argv = ["evaluate", "--baseline=raw_bands", "--tasks_json=my_tasks.json", "--out=out"]
+    argv += ["--set=epochs=5"]
+    rest = evaluate.parse_flags(argv)
+    assert evaluate.main(rest) == 0
+    (line,) = (page / "out" / "results.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found["task"] == "my_fields_probe" and 0 < found["test"]["primary"] <= 1
+    with pytest.raises(ValueError, match="is in the catalogue"):
+        _write(page, task_name="mados")
+        own_tasks.add_file("odd.json")
+
+
+def test_in_a_run(page):
+    at = "trainer.callbacks.downstream_evaluator"
+    cfg = overrides.apply_values(official("nano"), {f"{at}.tasks_json": "my_tasks.json"})
+    assert check.problems(cfg) == []
+    evaluator = callback.DownstreamEvaluator(cfg, 10, lambda line: None)
+    assert "my_fields_probe" in evaluator.tasks and evaluator.intervals["my_fields_probe"] == 10
+    named = overrides.apply_values(cfg, {f"{at}.tasks_to_run": ["my_fields_probe", "mados"]})
+    assert check.problems(named) == []
+    assert list(callback.DownstreamEvaluator(named, 1, lambda line: None).tasks) == [
+        "my_fields_probe"
+    ]
+    wrong = overrides.apply_values(cfg, {f"{at}.tasks_to_run": ["my_field_probe"]})
+    (problem,) = check.problems(wrong)
+    assert "did you mean 'my_fields_probe'?" in problem
+    lost = overrides.apply_values(cfg, {f"{at}.tasks_json": "absent.json"})
+    (problem,) = check.problems(lost)
+    assert problem.startswith(f"{at}.tasks_json: the tasks file absent.json cannot be read")
+
+
+def _write(where: Path, task_name: str = "mine", task=None, **dataset) -> None:
+    values = json.loads(block("json"))
+    values["datasets"]["my_fields"] |= dataset
+    (settings,) = values["tasks"].values()
+    values["tasks"] = {task_name: settings | (task or {})}
+    (where / "odd.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 1}, "num_classes must be at least 2 for segmentation"),
+        ({"task_type": "regression"}, "num_classes must be 1 for regression, got 3"),
+        ({"task_type": "segmentaton"}, "did you mean 'segmentation'"),
+        ({"modalities": []}, "it needs 'modalities'"),
+        ({"modalities": ["sentinel2"]}, "sentinel2"),
+        ({"folder": ""}, "it needs 'folder'"),
+        ({"height_width": None}, "it needs 'height_width'"),
+        ({"height_width": 0}, "height_width must be at least 1"),
+        ({"classes": 3}, "classes"),
+        ({"task": {"patch_size": 5}}, "patch_size 5 does not divide the tile of 16 px"),
+        ({"task": {"probe_lr": None}}, "needs probe_lr"),
+        ({"task": {"dataset": "my_field"}}, "unknown evaluation dataset 'my_field'; did you mean"),
+        ({"task": {"eval_mode": "nearest"}}, "eval_mode"),
+    ],
+)
+def test_wrong_files_are_told(page, change, message):
+    _write(page, **change)
+    with pytest.raises(ValueError, match=message) as caught:
+        own_tasks.add_file("odd.json")
+    assert "odd.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mados", "pastis_mine", "m-mine", "pretrain_subset_2"])
+def test_names_of_other_data_sets_are_taken(page, name):
+    values = json.loads(block("json"))
+    values["datasets"] = {name: values["datasets"]["my_fields"]}
+    (page / "odd.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="choose another"):
+        own_tasks.add_file("odd.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": 3}', '{"task": {}}', "[" * 100000])
+def test_what_is_no_file_of_tasks(page, text):
+    (page / "odd.json").write_text(text)
+    with pytest.raises(ValueError, match=r"odd\.json"):
+        own_tasks.add_file("odd.json")
+
+
+def test_data_that_is_not_there(page):
+    _write(page, folder="nowhere")
+    (task,) = own_tasks.add_file("odd.json").values()
+    assert "has no windows/" in str(datasets.why_unavailable("mine", task))
+    with pytest.raises(DataUnavailable):
+        datasets.open_split("mine", task, "train")
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page(page):
+    lines = PAGE.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(x) for x in lines if re.match(r"python (-m|\w+\.py)", x)]
+    assert len(commands) == 4
+    small = ["--config.trainer.max_duration.value=2", "--config.ladder.max_rungs=2"]
+    small.append("--config.common.training_modalities=[sentinel2_l2a,openstreetmap_raster]")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    commands = [*commands[:2], commands[3] + small, commands[2]]  # the run comes last on the page
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command[1:]], cwd=page, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert "my_fields_probe" in done.stdout
