@@ -70,7 +70,9 @@ class DownstreamEvaluator:
             tasks.check_task(name, task, self.options)
         for reason in dict.fromkeys(self.skipped.values()):
             names = [n for n, r in self.skipped.items() if r == reason]
-            what = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
+            rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            what = f"tasks {', '.join(names[:2])}{rest} are"
+            what = f"task {names[0]} is" if len(names) == 1 else what
             say(f"evaluation {what} skipped: {reason}")
 
     @property
