@@ -29,6 +29,7 @@ from absl import flags
 
 from olmoearth_jax import commands, modalities
 from olmoearth_jax.evals.models import embed_tokens
+from olmoearth_jax.files import append_json
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
@@ -250,10 +251,9 @@ def execute() -> int:
                 failed += 1
                 continue
             figures = {"oom_occurred": 1}
-        line = json.dumps({"name": run.name, **dataclasses.asdict(run), **figures})
-        print(line, flush=True)
-        with open(folder / "results.jsonl", "a", encoding="utf-8") as f:
-            f.write(line + "\n")
+        item = {"name": run.name, **dataclasses.asdict(run), **figures}
+        commands.say(json.dumps(item))
+        append_json(folder / "results.jsonl", item)
     return 1 if failed else 0
 
 

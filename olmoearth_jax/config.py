@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from olmoearth_jax import modalities
 from olmoearth_jax.configlib import schema
-from olmoearth_jax.configlib.nesting import too_deep
 from olmoearth_jax.configlib.schema import ConfigError
 from olmoearth_jax.configlib.tasks import EvalMode, EvalTaskConfig
+from olmoearth_jax.configlib.values import too_deep
 from olmoearth_jax.modalities import BandSets, ModalityName
 from olmoearth_jax.model.config import ModelConfig
 

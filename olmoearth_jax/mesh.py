@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
@@ -124,3 +125,10 @@ def join_devices(mesh: Mesh, shards: Sequence[jax.Array]) -> jax.Array:
     """One array from one [1, ...] shard per local device."""
     shape = (mesh.size, *shards[0].shape[1:])
     return jax.make_array_from_single_device_arrays(shape, batch_sharding(mesh), list(shards))
+
+
+def gathered(x: Any) -> np.ndarray:
+    """A copy on the host, gathered from other processes where an array is spread over them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.array(x)

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from olmoearth_jax import modalities
-from olmoearth_jax.configlib.nesting import DEEPEST, too_deep
-from olmoearth_jax.configlib.values import plain, scalar, unquoted
+from olmoearth_jax.configlib.values import DEEPEST, plain, scalar, too_deep, unquoted
 from olmoearth_jax.modalities import ModalityName, closest
 
 

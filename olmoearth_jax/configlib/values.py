@@ -148,3 +148,22 @@ def parse_value(text: str) -> Any:
 def format_value(value: Any) -> str:
     """Text that `parse_value` reads back as `value`."""
     return json.dumps(value, ensure_ascii=False)
+
+
+DEEPEST = 64
+"""Levels of lists and mappings in each other that a config may have."""
+
+
+def too_deep(tree: Any) -> bool:
+    """Whether lists and mappings lie deeper in each other than any config needs."""
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [
+            item
+            for node in level
+            if isinstance(node, Mapping | list | tuple)
+            for item in (node.values() if isinstance(node, Mapping) else node)
+        ]
+        if not level:
+            return False
+    return True

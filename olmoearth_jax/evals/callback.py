@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import own_tasks, tasks
@@ -22,6 +20,7 @@ from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.models import EncoderModel
 from olmoearth_jax.evals.runner import Hooks, run_task
+from olmoearth_jax.mesh import gathered
 from olmoearth_jax.train import hosts
 
 
@@ -105,7 +104,7 @@ class DownstreamEvaluator:
         Returns:
           Values to log by name (spec/evals.md section 3.4).
         """
-        params = _host_copy(state["params"]["encoder"])
+        params = jax.tree.map(gathered, state["params"]["encoder"])
         values: dict[str, float] | None = {}
         if jax.process_index() == 0:
             values = self._run({"encoder": params}, step, stop)
@@ -139,17 +138,6 @@ class DownstreamEvaluator:
         runner.write_step(self.folder, step, found)
         self._say(f"evaluated {done} tasks in {time.perf_counter() - begun:.1f} s")
         return values
-
-
-def _host_copy(tree: Any) -> Any:
-    """NumPy copies of arrays, gathered from other processes where they are spread over them."""
-
-    def copy(x: Any) -> np.ndarray:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-            x = multihost_utils.process_allgather(x, tiled=True)
-        return np.array(x)
-
-    return jax.tree.map(copy, tree)
 
 
 def build_evaluator(

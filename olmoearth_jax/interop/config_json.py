@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax.configlib import limits, schema
-from olmoearth_jax.configlib.nesting import too_deep
+from olmoearth_jax.configlib.values import too_deep
 from olmoearth_jax.files import is_pointer
 from olmoearth_jax.interop import spellings
 from olmoearth_jax.modalities import closest

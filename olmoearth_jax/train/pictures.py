@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.images import stretched
 from olmoearth_jax.masks import CODES, MISSING_TOKEN
+from olmoearth_jax.mesh import gathered
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.frozen import encoder_graph
@@ -44,7 +44,7 @@ class Pictures:
 
     def __call__(self, params: Any) -> dict[str, np.ndarray]:
         """Pictures uint8 [H, W, 3] by name; every process must call it, the first one draws."""
-        encoder = jax.tree.map(_whole, params["encoder"])
+        encoder = jax.tree.map(gathered, params["encoder"])
         if jax.process_index() or not self._names:
             return {}
         if self._sample is None:
@@ -107,12 +107,6 @@ class Pictures:
 def _encode(graph, patch_size, params, data, masks, timestamps):
     batch = UniformBatch(data, masks, timestamps, patch_size)
     return encode_batch(latent_mim.merge(graph, params), batch).tokens
-
-
-def _whole(x: Any) -> np.ndarray:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-        return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
 
 
 def _in_a_row(frames: np.ndarray) -> np.ndarray:

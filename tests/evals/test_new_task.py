@@ -52,7 +52,7 @@ def test_the_data_of_the_page(page):
 def test_evaluated_by_its_file(page, capsys):
     argv = ["evaluate", "--baseline=raw_bands", "--tasks_json=my_tasks.json", "--out=out"]
     argv += ["--set=epochs=5"]
-    rest = evaluate.parse_flags(argv)
+    rest = evaluate.FLAGS(argv)
     assert evaluate.main(rest) == 0
     (line,) = (page / "out" / "results.jsonl").read_text().splitlines()
     found = json.loads(line)
