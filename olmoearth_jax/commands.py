@@ -10,14 +10,16 @@ A mistake on a command line ends with one sentence and exit code 2; help ends wi
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
-from olmoearth_jax import plugins
+from olmoearth_jax import early, plugins
 from olmoearth_jax.outputs import expand_home
 
 USER_ERROR = 2
@@ -87,8 +89,11 @@ def parse_flags(
       hint: added to the sentence about a mistake.
       first: names of flags of other modules that help lists first.
     """
+    if early.DUMP in os.environ:
+        print(json.dumps(early.describe(values, help_text(values, first), hint, bool(first))))
+        sys.exit(0)
     if any(a in HELP for a in argv[1:]):
-        _print_help(values, first)
+        show(help_text(values, first))
     try:
         argv = plugins.take(argv)
         plugins.load()
@@ -133,9 +138,10 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
     return [f"  {name}", *(f"      {line}" for line in flags.text_wrap(text, 94).splitlines())]
 
 
-def _print_help(values: flags.FlagValues, first: Sequence[str]) -> None:
+def show(text: str) -> NoReturn:
+    """Prints help and ends the process."""
     try:
-        print(help_text(values, first), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         sys.stderr.close()
     sys.exit(0)
@@ -199,4 +205,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {e}; `olmoearth` lists them", file=sys.stderr)
         sys.exit(USER_ERROR)
     sys.argv = [f"olmoearth {given[0]}", *rest]
+    early.answer(module)
     runpy.run_module(installed(module), run_name="__main__", alter_sys=True)
