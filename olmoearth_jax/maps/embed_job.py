@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.inference import domain
+from olmoearth_jax.inference import domain, quantize
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
-from olmoearth_jax.maps import area, conventions, plan, quantise, stac, store, work_list
+from olmoearth_jax.maps import area, conventions, plan, stac, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
@@ -87,7 +87,7 @@ class Layout:
     widths: tuple[int, ...]
     tile: int
     overlap: int
-    rule: quantise.Rule
+    rule: quantize.Rule
     lattice: Lattice
 
     @property
@@ -132,7 +132,7 @@ def layout_of(o: Options, config: ModelConfig) -> Layout:
         raise ValueError(
             f"a location_size of {o.location_size} does not divide the patch size {o.patch_size}"
         )
-    rule = quantise.rule_of(o.dtype, o.quantization, o.normalize, o.scale, o.offset,
+    rule = quantize.rule_of(o.dtype, o.quantization, o.normalize, o.scale, o.offset,
                             o.pooling == "student")  # fmt: skip
     tile, overlap = _tile_of(o)
     itemsize = {"int8": 1, "float16": 2, "float32": 4}[rule.dtype]
