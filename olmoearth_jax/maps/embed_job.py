@@ -247,7 +247,7 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
         return bool(imagery.touching(zone, period.name, box))
 
     shards = plan.make(zones, lattice, imagery.periods, seen)
-    _check_touched(o, imagery, shards, zones)
+    _check_touched(o, imagery, shards)
     for zone in zones:
         if all(s.zone != zone for s in shards):
             notes.append(
@@ -258,7 +258,7 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
     return Job(o, layout, imagery, zones, shards, grids, digest, [*notes, *imagery.notes])
 
 
-def _check_touched(o: Options, imagery: Imagery, shards: list[plan.Shard], zones: Any) -> None:
+def _check_touched(o: Options, imagery: Imagery, shards: list[plan.Shard]) -> None:
     for period in imagery.periods:
         if any(s.period == period.name for s in shards):
             continue
