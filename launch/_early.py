@@ -11,6 +11,8 @@ import signal
 import sys
 from types import FrameType
 
+from olmoearth_jax import early as answers
+
 AGAIN = 75
 """Exit code of a run that ended before its time through no fault of its own (EX_TEMPFAIL)."""
 
@@ -39,3 +41,4 @@ if is_program("train"):
     signal.signal(signal.SIGTERM, leave)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells ignore it for "&"
         signal.signal(signal.SIGINT, leave)
+    answers.answer("launch.train")

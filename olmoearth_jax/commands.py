@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax import plugins
+from olmoearth_jax import early, plugins
 from olmoearth_jax.outputs import expand_home
 
 USER_ERROR = 2
@@ -132,8 +134,11 @@ def parse_flags(
       hint: added to the sentence about a mistake.
       first: names of flags of other modules that help lists first.
     """
+    if early.DUMP in os.environ:
+        print(json.dumps(early.describe(values, help_text(values, first), hint, bool(first))))
+        sys.exit(0)
     if any(a in HELP for a in argv[1:]):
-        _print_help(values, first)
+        show(help_text(values, first))
     try:
         argv = plugins.take(argv)
         plugins.load()
@@ -149,7 +154,7 @@ def parse_flags(
         sys.exit(USER_ERROR)
 
 
-def _help_text(values: flags.FlagValues, first: Sequence[str] = ()) -> str:
+def help_text(values: flags.FlagValues, first: Sequence[str] = ()) -> str:
     """The running program's description and its flags, a line or two each."""
     main = sys.modules["__main__"]
     if values is flags.FLAGS:
@@ -178,9 +183,10 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
     return [f"  {name}", *(f"      {line}" for line in flags.text_wrap(text, 94).splitlines())]
 
 
-def _print_help(values: flags.FlagValues, first: Sequence[str]) -> None:
+def show(text: str) -> NoReturn:
+    """Prints help and ends the process."""
     try:
-        print(_help_text(values, first), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         sys.stderr.close()
     sys.exit(0)
@@ -220,7 +226,7 @@ def _module(argv: Sequence[str]) -> tuple[str, list[str]]:
     return VERBS[verb][0], rest
 
 
-def _installed(module: str) -> str:
+def installed(module: str) -> str:
     """The full name of `launch.x` or `tools.x`, which lie beside the package in a source tree."""
     below = f"olmoearth_jax.{module}"
     top = below.rpartition(".")[0]
@@ -244,4 +250,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {e}; `olmoearth` lists them", file=sys.stderr)
         sys.exit(USER_ERROR)
     sys.argv = [f"olmoearth {given[0]}", *rest]
-    runpy.run_module(_installed(module), run_name="__main__", alter_sys=True)
+    early.answer(module)
+    runpy.run_module(installed(module), run_name="__main__", alter_sys=True)

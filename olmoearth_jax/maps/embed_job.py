@@ -19,6 +19,7 @@ from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig, official_model
+from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.outputs import SOFTWARE
 
 POOLINGS = ("spatial", "location", "student")
@@ -52,6 +53,7 @@ class Options:
     pooling: str = "spatial"
     pooling_type: str = "mean"
     location_size: int | None = None
+    searchlight: bool = False
     tile: int | None = None
     overlap: int | None = None
     block: int = 256
@@ -126,6 +128,8 @@ def layout_of(o: Options, config: ModelConfig) -> Layout:
                 raise ValueError("this model has no student embeddings; take --pooling=location")
             widths = tuple(sorted(pooler.student_dims, reverse=True))
             dimensions = widths[0]
+    elif o.searchlight:
+        raise ValueError("--searchlight goes with --pooling=student or location")
     elif o.location_size is not None:
         raise ValueError("--location_size goes with --pooling=location or student")
     if o.location_size is not None and o.patch_size % o.location_size:
@@ -134,7 +138,7 @@ def layout_of(o: Options, config: ModelConfig) -> Layout:
         )
     rule = quantize.rule_of(o.dtype, o.quantization, o.normalize, o.scale, o.offset,
                             o.pooling == "student")  # fmt: skip
-    tile, overlap = _tile_of(o)
+    tile, overlap = _tile_of(o, config)
     itemsize = {"int8": 1, "float16": 2, "float32": 4}[rule.dtype]
     side = o.shard_side or plan.side_of(dimensions, itemsize)
     core = tile - overlap
@@ -148,13 +152,21 @@ def layout_of(o: Options, config: ModelConfig) -> Layout:
     return Layout(dimensions, widths, tile, overlap, rule, Lattice(PIXEL * o.pixels, side))
 
 
-def _tile_of(o: Options) -> tuple[int, int]:
+def _tile_of(o: Options, config: ModelConfig) -> tuple[int, int]:
     """(tile, overlap) in pixels; by default a core that halves down to a patch."""
-    patch = o.patch_size
+    patch, most = o.patch_size, 64
     halo = -(-8 // patch) * patch
+    if o.searchlight:
+        most = 256
+        halo = domain.safe_halo(config.encoder_config, patch, WINDOW_PX)
+        if o.overlap is not None and o.overlap < 2 * halo:
+            raise ValueError(
+                f"--searchlight leaves no trace of tiles from an --overlap of {2 * halo} on, not "
+                f"{o.overlap}"
+            )
     overlap = 2 * halo if o.overlap is None else o.overlap
     core = patch
-    while 2 * core <= 64:
+    while 2 * core <= most:
         core *= 2
     tile = o.tile or overlap + core
     domain.tiles_of(4 * tile, tile, overlap, patch)  # says what does not fit
@@ -280,7 +292,7 @@ def members_of(job: Job, model: PretrainedModel) -> dict[str, Any]:
     o, layout, rule = job.options, job.layout, job.layout.rule
     return {
         "model_digest": model.digest, "pooling": o.pooling,
-        "pooling_type": o.pooling_type if o.pooling == "spatial" else "",
+        "pooling_type": _kind_of(o),
         "patch_size": o.patch_size, "location_size": o.pixels, "tile": layout.tile,
         "overlap": layout.overlap, "dtype": rule.dtype, "quantization": rule.method,
         "normalize": rule.normalize, "scale": rule.scale, "offset": rule.offset,
@@ -291,6 +303,12 @@ def members_of(job: Job, model: PretrainedModel) -> dict[str, Any]:
         "store_version": conventions.STORE_VERSION,
         "software": _software(), "model": model.name, "options": _given(o),
     }  # fmt: skip
+
+
+def _kind_of(o: Options) -> str:
+    if o.searchlight:
+        return "searchlight"
+    return o.pooling_type if o.pooling == "spatial" else ""
 
 
 def _given(o: Options) -> dict[str, Any]:
@@ -312,6 +330,8 @@ def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
         "location_size": o.pixels, "pooling": o.pooling, "normalize": layout.rule.normalize,
         "modalities": names, "dequantize": layout.rule.formula, "license": LICENSE_URL,
     }  # fmt: skip
+    if o.searchlight:
+        provenance["searchlight"] = True
     attrs = conventions.root_attributes(
         layout.rule, layout.dimensions, layout.lattice.token,
         url if published else f"urn:sha256:{model.digest}", names, _software(), layout.widths,

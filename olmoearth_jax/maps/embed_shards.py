@@ -38,11 +38,13 @@ class Tiles:
       places: int [B, 2], first row and column in tokens of what each keeps.
       ready: what the model takes.
       counts: uint8 [B, h, w] of the kept tokens: timesteps with data.
+      values: float32 [B, h, w, D] of the kept tokens, if they were computed already.
     """
 
     places: np.ndarray
     ready: ModelInput
     counts: np.ndarray
+    values: np.ndarray | None = None
 
 
 class ShardWorker:
@@ -67,7 +69,7 @@ class ShardWorker:
         with ThreadPoolExecutor(1) as pool:
             waiting: Future | None = None
             for tiles in self._batches(shard, inside):
-                got = self._encode(tiles.ready)
+                got = self._encode(tiles.ready) if tiles.values is None else tiles.values
                 if waiting is not None:
                     waiting.result()
                 waiting = pool.submit(made.put, tiles, got, inside, self._core)
@@ -102,6 +104,9 @@ class ShardWorker:
         """Groups of `batch_size` tiles that one program takes, prepared in another thread."""
         held: dict[Any, list[Tiles]] = {}
         size = self._job.options.batch_size
+        if self._job.options.searchlight:
+            yield from _ahead(self._tiles(shard, inside), _AHEAD)
+            return
         for tiles in _ahead(self._tiles(shard, inside), _AHEAD):
             for key, rows in _groups(tiles.ready):
                 group = held.setdefault(key, [])
@@ -134,7 +139,8 @@ class ShardWorker:
                         for at, start in ((row, top), (col, left))
                     )
                     window = stack.read(rows, cols)
-                    yield from self._cut(window, stack.dates, places, row, col)
+                    cut = self._lit if o.searchlight else self._cut
+                    yield from cut(window, stack.dates, places, row, col)
 
     def _places(self, inside: np.ndarray, row: int, col: int, block: int) -> list[tuple[int, int]]:
         """First tokens of the tiles of a block that the area touches."""
@@ -174,8 +180,43 @@ class ShardWorker:
             if len(seen):
                 yield Tiles(np.array(kept)[seen], ready.rows(seen), counts[seen])
 
+    def _lit(
+        self, window: Any, dates: Sequence[str], places: list[tuple[int, int]], row: int, col: int
+    ) -> Iterator[Tiles]:
+        """Tiles for the searchlight, one by one, each of what the images cover of it.
+
+        Raises:
+          ValueError: a timestep that is there has gaps.
+        """
+        o, extent = self._job.options, self._core + 2 * self._halo
+        for r, c in places:
+            at = [(v * o.pixels, (v + extent) * o.pixels) for v in (r - row, c - col)]
+            parts = _covered(window.arrays, at, o.patch_size)
+            if parts is None:
+                continue
+            arrays, top, left = parts
+            _refuse_gaps(arrays, dates)
+            sample = Sample.from_arrays(arrays, dates, bands=window.bands, nan_pixels="mask",
+                                        check_units=False)  # fmt: skip
+            ready = self._model.prepare([sample], o.patch_size)
+            got = self._model.embed_domain(ready, o.patch_size, o.location_size, o.pooling)
+            counts = np.zeros((extent, extent), np.uint8)
+            values = np.zeros((extent, extent, got.shape[-1]), np.float32)
+            y = slice(top // o.pixels, top // o.pixels + got.shape[0])
+            x = slice(left // o.pixels, left // o.pixels + got.shape[1])
+            counts[y, x], values[y, x] = self._seen(ready)[0], got
+            kept = slice(self._halo, self._halo + self._core)
+            if counts[kept, kept].any():
+                yield Tiles(np.array([(r, c)]), ready, counts[None, kept, kept],
+                            values[None, kept, kept])  # fmt: skip
+
     def _counts(self, ready: ModelInput) -> np.ndarray:
         """uint8 [B, core, core]: timesteps with data of the tokens that tiles keep."""
+        kept = slice(self._halo, self._halo + self._core)
+        return self._seen(ready)[:, kept, kept]
+
+    def _seen(self, ready: ModelInput) -> np.ndarray:
+        """uint8 [B, h, w]: timesteps with data of tokens."""
         moving, still = [], []
         for name, mask in ready.masks.items():
             if modalities.get(name).spatial:
@@ -188,8 +229,7 @@ class ShardWorker:
             count = np.maximum(count, seen.any(-1))
         factor = self._job.options.patch_size // self._job.options.pixels
         count = count.repeat(factor, 1).repeat(factor, 2)
-        kept = slice(self._halo, self._halo + self._core)
-        return np.minimum(count, store.MOST_COVERAGE).astype(np.uint8)[:, kept, kept]
+        return np.minimum(count, store.MOST_COVERAGE).astype(np.uint8)
 
     def _encode(self, ready: ModelInput) -> np.ndarray:
         """Embeddings float32 [B, core, core, D] of the tokens that tiles keep."""
@@ -230,6 +270,55 @@ class _Arrays:
             self.clipped += clipped
             if valid.any():
                 self.largest = max(self.largest, float(np.abs(x[valid]).max()))
+
+
+def _covered(
+    arrays: dict[str, np.ndarray], at: Sequence[tuple[int, int]], patch: int
+) -> tuple[dict[str, np.ndarray], int, int] | None:
+    """(the part of a tile that images cover, its first row and column in the tile's pixels).
+
+    Args:
+      arrays: of a window, [H, W, T, C] with NaN.
+      at: first and last row, and column, of the tile in the window.
+      patch: pixels that the part is whole multiples of.
+
+    Returns:
+      None if it is less than a patch.
+    """
+    tile, seen = {}, None
+    for name, x in arrays.items():
+        f = modalities.get(name).image_factor
+        (y0, y1), (x0, x1) = at
+        tile[name] = x[y0 * f : y1 * f, x0 * f : x1 * f]
+        there: Any = np.isfinite(tile[name]).any((2, 3))
+        there = there.reshape(y1 - y0, f, x1 - x0, f).any((1, 3))
+        seen = there if seen is None else seen | there
+    if seen is None or not seen.any():
+        return None
+    ends = []
+    for axis in (1, 0):
+        found = np.flatnonzero(seen.any(axis))
+        first, last = -(-found[0] // patch) * patch, (found[-1] + 1) // patch * patch
+        if first >= last:
+            return None
+        ends.append((int(first), int(last)))
+    (y0, y1), (x0, x1) = ends
+    for name in tile:
+        f = modalities.get(name).image_factor
+        tile[name] = tile[name][y0 * f : y1 * f, x0 * f : x1 * f]
+    return tile, y0, x0
+
+
+def _refuse_gaps(arrays: dict[str, np.ndarray], dates: Sequence[str]) -> None:
+    """Raises ValueError if a timestep [H, W, T, C] is there at some pixels only."""
+    for name, x in arrays.items():
+        there: Any = np.isfinite(x).any(-1).reshape(-1, x.shape[2])
+        for step in np.flatnonzero(there.any(0) & ~there.all(0)):
+            when = f" of {dates[int(step)]}" if modalities.get(name).multitemporal else ""
+            raise ValueError(
+                f"{name}{when} has gaps, and --searchlight takes whole timesteps: fill them, leave "
+                "the timestep out, or embed without it"
+            )
 
 
 def _span(first: int, last: int, halo: int, pixels: int, start: int) -> slice:

@@ -190,8 +190,8 @@ class _Compared:
     def cosines(self, x: jax.Array) -> jax.Array:
         """float32 [groups, most, most]: of all pairs of compared cells of x [D, loc, width]."""
         flat = x.reshape(1, -1, x.shape[-1])
-        rows: Any = permute(flat, self.index[None], self.inverse[None, None])
-        rows = rows[0]
+        found: Any = permute(flat, self.index[None], self.inverse[None, None])
+        rows = found[0]
         if self.mesh is not None:
             rows = jax.lax.with_sharding_constraint(
                 rows, NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))

@@ -14,7 +14,7 @@ ARGS = ["--patch_size=4", "--tile=48", "--overlap=16", f"--shard_side={SHARD}", 
         "--batch_size=4", "--years=2023,2024"]  # fmt: skip
 
 
-def write_raster(path, x, transform, crs="EPSG:32632", names=S2, nodata=0):
+def write_raster(path, x, transform, crs="EPSG:32632", names=S2, nodata: float | None = 0):
     """A GeoTIFF of x [C, H, W]."""
     form = {"count": len(x), "height": x.shape[1], "width": x.shape[2], "dtype": x.dtype}
     with rasterio.open(

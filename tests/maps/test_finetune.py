@@ -215,3 +215,38 @@ def _same_at_test_samples(run, made):
     numbers = {"field": 1, "forest": 2, "water": 3}
     wanted = [numbers[name] for name in table["predicted"]]
     assert np.mean(np.array(found) == wanted) > 0.999
+
+
+@pytest.mark.slow
+def test_a_whole_encoder_learns_values(folder):
+    """Regression with --mode=full: standardised while training, in the user's unit in the map."""
+    import rasterio
+    import rasterio.warp
+
+    from olmoearth_jax.maps import predicting
+
+    labels = LabelOptions(
+        str(folder / "plots.geojson"), value_column="height", unit="m", block="640"
+    )
+    o = options(
+        folder, folder / "full_values", labels=labels, mode="full",
+        head=HeadOptions(8, 10, 0.01), settings=Settings(2),
+    )  # fmt: skip
+    report = fine_tuning.run(o, quiet)
+    test = report["splits"]["test"]
+    assert test["rmse"] < report["baselines"]["mean of training"]["rmse"] and test["r2"] > 0.1
+    task = json.loads((folder / "full_values" / "task.json").read_text())
+    mean, spread = task["standardised_by"]
+    assert 3 < mean < 35 and spread > 1
+    images = ImageOptions(str(folder / "imagery.csv"))
+    made = folder / "full_values_map"
+    assert not predicting.run(
+        predicting.Options(str(folder / "full_values"), images, str(made)), quiet
+    ).failed
+    table = pyarrow.parquet.read_table(folder / "full_values" / "predictions.parquet").to_pydict()
+    with rasterio.open(made / "values.tif") as file:
+        assert file.dtypes == ("float32",) and file.units == ("m",)
+        xs, ys = rasterio.warp.transform("EPSG:4326", file.crs, table["lon"], table["lat"])
+        found = [float(v[0]) for v in file.sample(zip(xs, ys, strict=True))]
+    np.testing.assert_allclose(found, table["predicted"], rtol=1e-4, atol=1e-3)
+    assert not (made / "classes.tif").exists() and not (made / "areas.csv").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,9 @@ def grid_objective(config: ModelConfig, most: int = 2048) -> Objective:
     student = heads.distillation_of(config)
     if student is not None:
         student = dataclasses.replace(student, gram_max_tokens=most)
+    token_loss: Any = losses.build(LOSS)
     return Objective(
-        losses.build(LOSS), kind="latent_mim", supervision=heads.supervision_of(config),
+        token_loss, kind="latent_mim", supervision=heads.supervision_of(config),
         distillation=student,
     )  # fmt: skip
 

@@ -48,6 +48,7 @@ def test_programs_of_the_newest_recipe_are_few_and_hold_all_shapes():
     ladder = build.size_ladder(config, spec, timesteps, [])
     assert 2 < len(ladder) <= 11 and ladder[-1] == spec.top_rung()
     shapes = build.likely_shapes(config, timesteps, 1)
+    assert isinstance(shapes, list)
     assert len(shapes) == len(set(shapes)) and {s.grid for s in shapes} == set(timesteps)
     whole = [probe.complete(spec.modalities)]
     drawn = probe.simulate_needs(

@@ -47,8 +47,8 @@ def without_rows(padded: estimate.Tokens, real: estimate.Tokens) -> estimate.Tok
 
 
 def _tokens(sums: list[float]) -> estimate.Tokens:
-    encoded, decoded, encoder_pairs, decoder_pairs, *others = sums
-    return estimate.Tokens(encoded, decoded, encoder_pairs, decoder_pairs, np.zeros(0), *others[:3])
+    enc, dec, own, cross, loc, read, grid = sums
+    return estimate.Tokens(enc, dec, own, cross, np.zeros(0), loc, read, grid)
 
 
 def random_group(
