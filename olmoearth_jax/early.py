@@ -24,7 +24,10 @@ DUMP = "OLMOEARTH_DUMP_FLAGS"
 WITH_CONFIG = ("launch.train", "launch.dry_run", "launch.prep", "launch.visualize")
 """Programs that read the config of a run before anything else."""
 
-_SHARED = ("launch/_app.py", "launch/_flags.py", "launch/_samples.py", "launch/_workers.py")
+_SHARED = (
+    "launch/_app.py", "launch/_flags.py", "launch/_image_flags.py", "launch/_samples.py",
+    "launch/_workers.py",
+)  # fmt: skip
 
 
 def of_command_line() -> str | None:

@@ -78,7 +78,7 @@ def images_of(
     """
     held = {m.name: _images(m, x, any_pixel_size) for m, x in _by_modality(given, modality).items()}
     days = sorted({d for image in held.values() for d in image.days})
-    arrays = {name: _on_days(name, image, days) for name, image in held.items()}
+    arrays = {name: _on_days(image, days) for name, image in held.items()}
     bands = {name: image.bands for name, image in held.items()}
     return arrays, bands, days, _one_place(held)
 
@@ -411,7 +411,7 @@ def _crs(array: Any) -> tuple[str, Any]:
     return "spatial_ref", None
 
 
-def _on_days(name: str, image: Images, days: Sequence[Any]) -> np.ndarray:
+def _on_days(image: Images, days: Sequence[Any]) -> np.ndarray:
     """The image on the days of all modalities, NaN where it has none."""
     if not image.days or list(image.days) == list(days):
         return image.values

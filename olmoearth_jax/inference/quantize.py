@@ -1,9 +1,10 @@
-"""Embeddings as small integers: of maps, and by percentiles (spec/evals.md section 10)."""
+"""Embeddings as small integers, of maps and archives, and by percentiles (spec/evals.md 10)."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,3 +115,163 @@ def check_bits(bits: int) -> None:
     """Raises ValueError for a number of bits that nothing is quantised to."""
     if bits not in BITS:
         raise ValueError(f"quantize_bits must be one of {BITS}, got {bits}")
+
+
+DTYPES = ("int8", "float16", "float32")
+METHODS = ("signed_power", "per_pixel_scale", "linear")
+NORMALIZE = ("l2", "none")
+FORMULAS = {
+    "signed_power": "x = sign(q) * (q / 127.5)^2; nodata: q = -128",
+    "per_pixel_scale": "x = q * scales; nodata: q = -128",
+    "linear": "x = q * scale + offset; nodata: q = -128",
+    "": "x as stored; nodata: NaN",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How float32 embeddings become stored values.
+
+    Attributes:
+      dtype: 'int8', 'float16' or 'float32'.
+      method: of int8, else ''.
+      normalize: 'l2' or 'none'.
+      scale, offset: of 'linear'.
+    """
+
+    dtype: str = "int8"
+    method: str = "signed_power"
+    normalize: str = "l2"
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def formula(self) -> str:
+        """How to get the values back."""
+        return FORMULAS[self.method]
+
+    @property
+    def fill(self) -> float:
+        """What is stored where there is no embedding."""
+        return NO_VALUE if self.dtype == "int8" else float("nan")
+
+
+def rule_of(
+    dtype: str,
+    method: str | None,
+    normalize: str | None,
+    scale: float | None = None,
+    offset: float | None = None,
+    short: bool = True,
+) -> Rule:
+    """The rule of flags, with defaults.
+
+    Args:
+      dtype, method, normalize, scale, offset: as given.
+      short: the embeddings are the unit-length ones of a student head; decides the default.
+
+    Raises:
+      ValueError: choices that do not go together, with the pair that does.
+    """
+    if dtype == "bfloat16":
+        raise ValueError("Zarr has no bfloat16: take --dtype=float16, or float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    if dtype != "int8":
+        if method is not None:
+            raise ValueError(f"--quantization goes with --dtype=int8, not {dtype}")
+        return Rule(dtype, "", normalize or ("l2" if short else "none"))
+    if method is None:
+        method = {"l2": "signed_power", "none": "per_pixel_scale", None: None}[normalize]
+        method = method or ("signed_power" if short else "per_pixel_scale")
+    if method not in METHODS:
+        raise ValueError(f"unknown quantization {method!r}; known: {', '.join(METHODS)}")
+    fitting = "l2" if method == "signed_power" else "none"
+    if normalize is None:
+        normalize = fitting
+    if method == "signed_power" and normalize != "l2":
+        raise ValueError(
+            "signed_power holds values of -1 to 1: take --normalize=l2, or "
+            "--quantization=per_pixel_scale with --normalize=none"
+        )
+    if method == "per_pixel_scale" and normalize != "none":
+        raise ValueError(
+            "per_pixel_scale keeps lengths: take --normalize=none, or "
+            "--quantization=signed_power with --normalize=l2"
+        )
+    if method == "linear" and (scale is None or not scale > 0):
+        raise ValueError(
+            "linear needs a --scale above 0 (and an --offset) for the whole archive; "
+            "per_pixel_scale needs none"
+        )
+    if method != "linear" and (scale is not None or offset is not None):
+        raise ValueError(f"--scale and --offset go with --quantization=linear, not {method}")
+    return Rule(dtype, method, normalize, 1.0 if scale is None else scale, offset or 0.0)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """x [..., D] / max(|x|, 1e-8), lengths summed in float64, float32."""
+    length = np.sqrt((x.astype(np.float64) ** 2).sum(-1, keepdims=True))
+    return (x / np.maximum(length, 1e-8)).astype(np.float32)
+
+
+def quantize(x: np.ndarray, valid: np.ndarray, rule: Rule) -> tuple[np.ndarray, Any, int]:
+    """Stored values of embeddings.
+
+    Args:
+      x: float32 [..., D].
+      valid: bool [...]; the rest becomes nodata.
+      rule: see `Rule`.
+
+    Returns:
+      (values [..., D] in the rule's dtype, scales float32 [...] of per_pixel_scale or None, number
+      of vectors that were clipped).
+
+    Raises:
+      ValueError: a value that is not finite where there is data.
+    """
+    x = np.where(valid[..., None], x, np.float32(0)).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError("the model gave values that are not finite")
+    if rule.normalize == "l2":
+        x = unit(x)
+    scales, clipped = None, 0
+    if rule.method == "signed_power":
+        out = quantize_int8(x)
+    elif rule.method == "per_pixel_scale":
+        largest = np.abs(x).max(-1)
+        scales = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+        # The smallest floats have no inverse: their scale may be 0.
+        scales = np.where(scales > 0, scales, np.float32(1))
+        out = np.clip(np.rint(x / scales[..., None]), -127, 127).astype(np.int8)
+        scales = np.where(valid, scales, np.float32(np.inf))
+    elif rule.method == "linear":
+        raw = np.rint((x - np.float32(rule.offset)) / np.float32(rule.scale))
+        clipped = int(((np.abs(raw) > 127).any(-1) & valid).sum())
+        out = np.clip(raw, -127, 127).astype(np.int8)
+    else:
+        with np.errstate(over="ignore"):
+            out = x.astype(rule.dtype)
+        if not np.isfinite(out).all():
+            raise ValueError("the model gave values that float16 cannot hold: --dtype=float32")
+    return np.where(valid[..., None], out, np.array(rule.fill, out.dtype)), scales, clipped
+
+
+def restore(q: Any, rule: Rule, scales: Any = None) -> Any:
+    """float32 of stored values [..., D], NaN where there are none.
+
+    Args:
+      q: NumPy array, bands last.
+      rule: of the archive.
+      scales: float32 [...] of per_pixel_scale.
+    """
+    if rule.dtype != "int8":
+        return q.astype(np.float32)
+    if rule.method == "signed_power":
+        out = dequantize_int8(q)
+    elif rule.method == "per_pixel_scale":
+        with np.errstate(invalid="ignore"):
+            out = q.astype(np.float32) * scales[..., None]
+    else:
+        out = q.astype(np.float32) * np.float32(rule.scale) + np.float32(rule.offset)
+    return np.where(q == NO_VALUE, np.float32(np.nan), out)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.inference.quantize import Rule, restore
 from olmoearth_jax.maps import conventions
 from olmoearth_jax.maps.lattice import LONLAT, crs_of, pixel_of, zone_of
-from olmoearth_jax.maps.quantise import Rule, restore
 from olmoearth_jax.maps.store import NAME, NOT_PROCESSED, zarr_library
 
 NEAR_BOUNDARY = 0.5

@@ -20,6 +20,9 @@ from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.quantize import NO_VALUE, QUANTIZATIONS, Quantizer
 from olmoearth_jax.modalities import closest
 
+STAC_VERSION = "1.1.0"
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+"""The extension that all our items have."""
 _BLOCK_BYTES = 8 << 20
 
 
@@ -246,9 +249,9 @@ def stac_item(
             band |= {"raster:scale": float(scale), "raster:offset": float(offset)}
     return {
         "type": "Feature",
-        "stac_version": "1.1.0",
+        "stac_version": STAC_VERSION,
         "stac_extensions": [
-            "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+            PROJECTION,
             "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
         ],
         "id": Path(name).stem,

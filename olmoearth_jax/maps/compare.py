@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.inference.quantize import unit
 from olmoearth_jax.maps import cogs, extract, preview
 from olmoearth_jax.maps.archive import Archive, Zone
-from olmoearth_jax.maps.quantise import unit
 
 STEPS = 50
 """Lloyd steps of k-means."""

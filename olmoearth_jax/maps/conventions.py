@@ -6,9 +6,9 @@ import concurrent.futures
 from collections.abc import Sequence
 from typing import Any
 
+from olmoearth_jax.inference.quantize import Rule
 from olmoearth_jax.maps.lattice import Grid
 from olmoearth_jax.maps.plan import Period
-from olmoearth_jax.maps.quantise import Rule
 
 STORE_VERSION = 1
 _RAW = "https://raw.githubusercontent.com"

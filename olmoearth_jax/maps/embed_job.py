@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.inference import domain
+from olmoearth_jax.inference import domain, quantize
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
-from olmoearth_jax.maps import area, conventions, plan, quantise, stac, store, work_list
+from olmoearth_jax.maps import area, conventions, plan, stac, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.modalities import closest
@@ -89,7 +89,7 @@ class Layout:
     widths: tuple[int, ...]
     tile: int
     overlap: int
-    rule: quantise.Rule
+    rule: quantize.Rule
     lattice: Lattice
 
     @property
@@ -136,7 +136,7 @@ def layout_of(o: Options, config: ModelConfig) -> Layout:
         raise ValueError(
             f"a location_size of {o.location_size} does not divide the patch size {o.patch_size}"
         )
-    rule = quantise.rule_of(o.dtype, o.quantization, o.normalize, o.scale, o.offset,
+    rule = quantize.rule_of(o.dtype, o.quantization, o.normalize, o.scale, o.offset,
                             o.pooling == "student")  # fmt: skip
     tile, overlap = _tile_of(o, config)
     itemsize = {"int8": 1, "float16": 2, "float32": 4}[rule.dtype]
@@ -259,7 +259,7 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
         return bool(imagery.touching(zone, period.name, box))
 
     shards = plan.make(zones, lattice, imagery.periods, seen)
-    _check_touched(o, imagery, shards, zones)
+    _check_touched(o, imagery, shards)
     for zone in zones:
         if all(s.zone != zone for s in shards):
             notes.append(
@@ -270,7 +270,7 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
     return Job(o, layout, imagery, zones, shards, grids, digest, [*notes, *imagery.notes])
 
 
-def _check_touched(o: Options, imagery: Imagery, shards: list[plan.Shard], zones: Any) -> None:
+def _check_touched(o: Options, imagery: Imagery, shards: list[plan.Shard]) -> None:
     for period in imagery.periods:
         if any(s.period == period.name for s in shards):
             continue

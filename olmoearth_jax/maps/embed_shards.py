@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
-from olmoearth_jax.maps import area, quantise, store
+from olmoearth_jax.maps import area, store
 from olmoearth_jax.maps.embed_job import PIXEL, Job
 from olmoearth_jax.maps.plan import Shard, shard_of
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
@@ -261,7 +262,7 @@ class _Arrays:
         for (row, col), x, count in zip(tiles.places, got, tiles.counts, strict=True):
             at = slice(row, row + core), slice(col, col + core)
             valid = (count > 0) & inside[at]
-            q, scales, clipped = quantise.quantise(x, valid, self._rule)
+            q, scales, clipped = quantize.quantize(x, valid, self._rule)
             self.values[(slice(None), *at)] = np.moveaxis(q, -1, 0)
             self.coverage[at] = np.where(valid, count, 0)
             if self.scales is not None and scales is not None:

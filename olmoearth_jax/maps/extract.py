@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.inference.quantize import NO_VALUE
 from olmoearth_jax.maps import cogs, vectors
 from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.lattice import LONLAT
-from olmoearth_jax.maps.quantise import NODATA
 from olmoearth_jax.maps.store import NOT_PROCESSED
 
 DTYPES = ("stored", "float32")
@@ -73,7 +73,7 @@ def export(
             files[zone.number], crs=zone.crs, transform=zone.place(rows, cols),
             shape=(rows.stop - rows.start, cols.stop - cols.start), dtype=kind,
             names=[f"e{i:03d}" for i in range(d)], tags=tags, rule=scale,
-            nodata=NODATA if kind == "int8" else np.nan,
+            nodata=NO_VALUE if kind == "int8" else np.nan,
         ) as file:  # fmt: skip
             for r, c in pieces(zone, rows, cols):
                 x, seen = _values(archive, zone, step, r, c, d, kind)
@@ -90,7 +90,7 @@ def _values(
         return x, bool(valid.any())
     q, _, coverage = archive.stored(zone, step, rows, cols, width)
     valid = (coverage > 0) & (coverage < NOT_PROCESSED)
-    return np.where(valid[..., None], q, np.int8(NODATA)), bool(valid.any())
+    return np.where(valid[..., None], q, np.int8(NO_VALUE)), bool(valid.any())
 
 
 def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:

@@ -11,12 +11,11 @@ from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.files import replacing
 from olmoearth_jax.maps import embed_job, work_list
 from olmoearth_jax.maps.archive import Archive, open_archive
+from olmoearth_jax.maps.cogs import PROJECTION, STAC_VERSION
 from olmoearth_jax.maps.lattice import LONLAT, Lattice, crs_of
 from olmoearth_jax.maps.plan import Shard, shard_of
 from olmoearth_jax.maps.store import NAME
 
-STAC_VERSION = "1.1.0"
-_EXTENSIONS = ["https://stac-extensions.github.io/projection/v2.0.0/schema.json"]
 _ROWS = 10_000
 """Items that are held before they are written."""
 
@@ -50,7 +49,7 @@ def write(output: Path) -> list[Path]:
         if not bounds:
             raise ValueError(f"{output} has no finished shard yet")
     collection = output / "collection.json"
-    work_list.write_durably(collection, json.dumps(_collection(archive, output, bounds), indent=1))
+    work_list.write_durably(collection, json.dumps(_collection(archive, bounds), indent=1))
     return [path, collection]
 
 
@@ -69,7 +68,7 @@ def _items(work: work_list.WorkList, archive: Archive) -> Iterator[dict[str, Any
         west, south, east, north = shape.bounds
         first, last = spans[shard.period]
         yield {
-            "type": "Feature", "stac_version": STAC_VERSION, "stac_extensions": _EXTENSIONS,
+            "type": "Feature", "stac_version": STAC_VERSION, "stac_extensions": [PROJECTION],
             "id": unit, "collection": "embeddings", "geometry": shapely.to_wkb(shape),
             "bbox": {"xmin": west, "ymin": south, "xmax": east, "ymax": north},
             "start_datetime": f"{first}T00:00:00Z", "end_datetime": f"{last}T23:59:59Z",
@@ -119,7 +118,7 @@ def _schema(pyarrow: Any) -> Any:
     return pyarrow.schema(fields, metadata={"geo": json.dumps(geo)})
 
 
-def _collection(archive: Archive, output: Path, bounds: list[float]) -> dict[str, Any]:
+def _collection(archive: Archive, bounds: list[float]) -> dict[str, Any]:
     spans = list(_spans(archive).values())
     attrs = archive.attrs
     return {

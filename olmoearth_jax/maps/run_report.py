@@ -50,7 +50,7 @@ def write(
     report["scored_split"] = scored
     report["best_epoch"] = next((r["epoch"] for r in reversed(log) if r.get("best")), None)
     write_atomically(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
-    run_folder.write_json(folder / "split.geojson", split_features(found, scenes))
+    run_folder.write_json(folder / "split.geojson", split_features(found))
     _write_predictions(folder / "predictions.parquet", found, part, guess, scenes)
     if report["classes"] is not None:
         confusion = np.array(report["splits"][scored]["confusion"])
@@ -110,7 +110,7 @@ def _interval(found: Labelled, labels, guess, blocks, seed: int) -> list[float |
     return reporting.class_interval(np.stack(each), seed)
 
 
-def split_features(found: Labelled, scenes: Sequence[Scene]) -> dict[str, Any]:
+def split_features(found: Labelled) -> dict[str, Any]:
     """The blocks with their split and labels as GeoJSON; windows, if the labels say the split."""
     held = samples.counts_of(found.windows, found.target)
     if found.split.blocks:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.inference.quantize import unit
 from olmoearth_jax.maps.lattice import LONLAT
-from olmoearth_jax.maps.quantise import unit
 
 
 def query_of_points(archive: Any, lonlat: Any, period: Any, width: int | None = None) -> np.ndarray:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.inference.quantize import Rule
 from olmoearth_jax.maps import conventions, work_list
 from olmoearth_jax.maps.lattice import Grid
 from olmoearth_jax.maps.plan import Period, Shard
-from olmoearth_jax.maps.quantise import Rule
 
 NAME = "embeddings.zarr"
 NOT_PROCESSED = 255

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import olmoearth_jax
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.inference.model import PretrainedModel
-from olmoearth_jax.maps import plan, quantise
+from olmoearth_jax.maps import plan
 from olmoearth_jax.model.versions import PUBLISHED
 from tests.inference.test_model import sample, weights_of
 from tests.maps import stores
@@ -78,7 +79,7 @@ def test_a_sample_says_what_it_holds():
 
 def test_an_archive_says_what_it_holds(tmp_path):
     pytest.importorskip("zarr")
-    rule = quantise.rule_of("int8", "signed_power", None)
+    rule = quantize.rule_of("int8", "signed_power", None)
     grids = {33: stores.grid(33, 300_000, 5_800_000)}
     stores.make(tmp_path / "embeddings.zarr", rule, grids, plan.periods_of(["2023", "2024"]))
     text = repr(olmoearth_jax.open_archive(tmp_path))

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from olmoearth_jax.maps import conventions, plan, quantise, store
+from olmoearth_jax.inference import quantize
+from olmoearth_jax.maps import conventions, plan, store
 from olmoearth_jax.maps.lattice import Grid, Lattice
 
 SIDE = 16
 
 
 def make(
-    path: Path, rule: quantise.Rule, grids: dict[int, Grid], periods: list[plan.Period],
+    path: Path, rule: quantize.Rule, grids: dict[int, Grid], periods: list[plan.Period],
     dimensions: int = 8, left_out: tuple[str, ...] = (), **provenance,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Writes an archive of random values; (values [S, S, D], valid) of each shard by id."""
@@ -31,9 +32,9 @@ def make(
                     continue
                 x = draw.normal(size=(SIDE, SIDE, dimensions)).astype(np.float32)
                 valid = draw.random((SIDE, SIDE)) > 0.2
-                q, scales, _ = quantise.quantise(x, valid, rule)
+                q, scales, _ = quantize.quantize(x, valid, rule)
                 writer.write(shard, np.moveaxis(q, -1, 0), scales, valid.astype(np.uint8) * 7)
-                x = quantise.unit(x) if rule.normalize == "l2" else x
+                x = quantize.unit(x) if rule.normalize == "l2" else x
                 out[shard.id] = x, valid
     return out
 

@@ -15,16 +15,17 @@ import rasterio.transform
 
 import olmoearth_jax
 from olmoearth_jax.data.raster_file import transform_points
-from olmoearth_jax.maps import conventions, plan, quantise
+from olmoearth_jax.inference import quantize
+from olmoearth_jax.maps import conventions, plan
 from olmoearth_jax.maps.lattice import LONLAT
 from tests.maps import stores
 
 RULES = {
-    "signed_power": quantise.rule_of("int8", "signed_power", None),
-    "per_pixel_scale": quantise.rule_of("int8", "per_pixel_scale", None),
-    "linear": quantise.rule_of("int8", "linear", None, 0.04),
-    "float16": quantise.rule_of("float16", None, "none"),
-    "float32": quantise.rule_of("float32", None, "none"),
+    "signed_power": quantize.rule_of("int8", "signed_power", None),
+    "per_pixel_scale": quantize.rule_of("int8", "per_pixel_scale", None),
+    "linear": quantize.rule_of("int8", "linear", None, 0.04),
+    "float16": quantize.rule_of("float16", None, "none"),
+    "float32": quantize.rule_of("float32", None, "none"),
 }
 TOLERANCE = {"signed_power": 0.008, "per_pixel_scale": 0.02, "linear": 0.03, "float16": 2e-3}
 YEARS = plan.periods_of(["2023", "2024"])

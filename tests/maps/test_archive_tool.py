@@ -10,17 +10,18 @@ rasterio = pytest.importorskip("rasterio")
 
 import olmoearth_jax  # noqa: E402
 from olmoearth_jax.data.raster_file import transform_points  # noqa: E402
-from olmoearth_jax.maps import plan, quantise, work_list  # noqa: E402
+from olmoearth_jax.inference import quantize  # noqa: E402
+from olmoearth_jax.maps import plan, work_list  # noqa: E402
 from tests.maps import stores  # noqa: E402
 from tools import archive as tool  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 YEARS = plan.periods_of(["2023", "2024"])
 RULES = {
-    "signed_power": quantise.rule_of("int8", "signed_power", None),
-    "per_pixel_scale": quantise.rule_of("int8", "per_pixel_scale", None),
-    "linear": quantise.rule_of("int8", "linear", None, 0.05, 0.1),
-    "float32": quantise.rule_of("float32", None, "none"),
+    "signed_power": quantize.rule_of("int8", "signed_power", None),
+    "per_pixel_scale": quantize.rule_of("int8", "per_pixel_scale", None),
+    "linear": quantize.rule_of("int8", "linear", None, 0.05, 0.1),
+    "float32": quantize.rule_of("float32", None, "none"),
 }
 
 
@@ -307,7 +308,7 @@ def test_k_means_finds_groups_and_refuses_too_few():
 
     draw = np.random.default_rng(0)
     groups = np.eye(4, 8).repeat(50, 0) + draw.normal(0, 0.05, (200, 8))
-    x = quantise.unit(groups.astype(np.float32))
+    x = quantize.unit(groups.astype(np.float32))
     centres = compare.k_means(x, 4, 1)
     label = compare.nearest(x, centres).reshape(4, 50)
     assert (label == label[:, :1]).all() and len(set(label[:, 0])) == 4

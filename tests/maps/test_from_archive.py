@@ -9,13 +9,13 @@ import pytest
 import rasterio
 import shapely
 
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import (
     conventions,
     fine_tuning,
     from_archive,
     plan,
     predicting,
-    quantise,
     store,
 )
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
@@ -40,7 +40,7 @@ def kinds(year, shape):
 
 def make(path, **provenance):
     """An archive of 128 x 192 tokens of 20 m whose vectors say the class."""
-    rule = quantise.rule_of("float32", None, "none")
+    rule = quantize.rule_of("float32", None, "none")
     told = {"normalize": "none", "patch_size": 2, "pooling": "spatial", "model_digest": "abc",
             "job_digest": "d", **provenance}  # fmt: skip
     attrs = conventions.root_attributes(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import (
     archive,
     area,
@@ -20,7 +21,6 @@ from olmoearth_jax.maps import (
     lattice,
     plan,
     preview,
-    quantise,
     store,
     work_list,
 )
@@ -53,21 +53,21 @@ def _quantise(folder: Path) -> Iterator[Case]:
         g, checks = load_npz(folder / "quantise.npz"), Checks()
         valid = g["valid"]
         rules = {
-            "power": quantise.rule_of("int8", "signed_power", None),
-            "scale": quantise.rule_of("int8", "per_pixel_scale", None),
-            "linear": quantise.rule_of("int8", "linear", None, float(g["linear_scale"]),
+            "power": quantize.rule_of("int8", "signed_power", None),
+            "scale": quantize.rule_of("int8", "per_pixel_scale", None),
+            "linear": quantize.rule_of("int8", "linear", None, float(g["linear_scale"]),
                                        float(g["linear_offset"])),
         }  # fmt: skip
-        checks.array("unit", quantise.unit(g["x"])[valid], g["unit"][valid], rtol=1e-6)
+        checks.array("unit", quantize.unit(g["x"])[valid], g["unit"][valid], rtol=1e-6)
         for name, rule in rules.items():
-            q, scales, _ = quantise.quantise(g["x"], valid, rule)
+            q, scales, _ = quantize.quantize(g["x"], valid, rule)
             want = g[f"{name}_q"]
             near = g.get(f"{name}_near_tie", np.zeros(want.shape, bool)) & valid[:, None]
             off = np.abs(q.astype(int) - want)
             checks.true(f"{name}: values differ", (off[~near] == 0).all() and (off <= 1).all())
             if scales is not None:
                 checks.array(f"{name} scales", scales, g["scale_scales"], rtol=1e-6)
-            back = quantise.restore(want, rule, g["scale_scales"])
+            back = quantize.restore(want, rule, g["scale_scales"])
             checks.array(f"{name} back", back, g[f"{name}_back"], rtol=1e-6)
         return checks.result("int8 exact but at ties, 1e-6 |ref|")
 
@@ -180,7 +180,7 @@ def _rewritten(path: Path, method: str) -> Result:
     periods = plan.periods_of([str(p) for p in held.periods])
     first = held.zone(held.zones[0])
     grid = lattice.Lattice(held.attrs["geoemb:gsd"], first.side)
-    rule = quantise.rule_of("int8", method, None)
+    rule = quantize.rule_of("int8", method, None)
     own = {k.removeprefix("olmoearth:"): v for k, v in held.attrs.items() if "olmoearth:" in k}
     attrs = conventions.root_attributes(
         rule, held.dimensions, grid.token, held.attrs["geoemb:model"], ["sentinel2_l2a"],

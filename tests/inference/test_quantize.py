@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from olmoearth_jax.maps import quantise
+from olmoearth_jax.inference import quantize
 
 EVERY = [
-    quantise.rule_of("int8", "signed_power", None),
-    quantise.rule_of("int8", "per_pixel_scale", None),
-    quantise.rule_of("int8", "linear", None, 0.02, 0.1),
-    quantise.rule_of("float16", None, None),
-    quantise.rule_of("float32", None, "none"),
+    quantize.rule_of("int8", "signed_power", None),
+    quantize.rule_of("int8", "per_pixel_scale", None),
+    quantize.rule_of("int8", "linear", None, 0.02, 0.1),
+    quantize.rule_of("float16", None, None),
+    quantize.rule_of("float32", None, "none"),
 ]
 
 
@@ -25,14 +25,14 @@ def _vectors() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("rule", EVERY, ids=lambda r: r.method or r.dtype)
 def test_nodata_is_nodata_in_every_band_and_nothing_else_is(rule):
     x, valid = _vectors()
-    q, scales, _ = quantise.quantise(x, valid, rule)
-    gone = np.isnan(q) if rule.dtype != "int8" else q == quantise.NODATA
+    q, scales, _ = quantize.quantize(x, valid, rule)
+    gone = np.isnan(q) if rule.dtype != "int8" else q == quantize.NO_VALUE
     assert (gone == ~valid[..., None]).all()
     if scales is not None:
         assert (np.isposinf(scales) == ~valid).all()
-    back = quantise.restore(q, rule, scales)
+    back = quantize.restore(q, rule, scales)
     assert (np.isnan(back) == ~valid[..., None]).all()
-    want = quantise.unit(x[valid]) if rule.normalize == "l2" else x[valid]
+    want = quantize.unit(x[valid]) if rule.normalize == "l2" else x[valid]
     if rule.method != "linear":
         assert np.abs(back[valid] - want).max() < 0.02
 
@@ -43,24 +43,24 @@ def test_values_that_are_not_finite_are_refused(rule, bad):
     x, valid = _vectors()
     x[tuple(np.argwhere(valid)[0])][3] = bad
     with pytest.raises(ValueError, match="not finite"):
-        quantise.quantise(x, valid, rule)
+        quantize.quantize(x, valid, rule)
 
 
 def test_clipped_vectors_are_counted():
     x = np.array([[0.5, 0.2], [9.0, 9.0], [9.0, 0.0]], np.float32)
-    rule = quantise.rule_of("int8", "linear", None, 0.01)
-    assert quantise.quantise(x, np.array([True, True, False]), rule)[2] == 1
+    rule = quantize.rule_of("int8", "linear", None, 0.01)
+    assert quantize.quantize(x, np.array([True, True, False]), rule)[2] == 1
     with pytest.raises(ValueError, match="float16 cannot hold"):
         big = np.full((1, 2), 1e6, np.float32)
-        quantise.quantise(big, np.ones(1, bool), quantise.rule_of("float16", None, "none"))
+        quantize.quantize(big, np.ones(1, bool), quantize.rule_of("float16", None, "none"))
 
 
 def test_vectors_of_no_length_and_of_tiny_values():
     x = np.array([[0, 0], [1e-40, 0], [1e-45, 1e-45]], np.float32)
     for rule in EVERY[:3]:
-        q, scales, _ = quantise.quantise(x, np.ones(3, bool), rule)
-        assert (q != quantise.NODATA).all()
-        assert np.isfinite(quantise.restore(q, rule, scales)).all()
+        q, scales, _ = quantize.quantize(x, np.ones(3, bool), rule)
+        assert (q != quantize.NO_VALUE).all()
+        assert np.isfinite(quantize.restore(q, rule, scales)).all()
 
 
 @pytest.mark.parametrize("given, said", [
@@ -76,12 +76,12 @@ def test_vectors_of_no_length_and_of_tiny_values():
 ])  # fmt: skip
 def test_choices_that_do_not_fit_name_the_pair(given, said):
     with pytest.raises(ValueError, match=said):
-        quantise.rule_of(*given)
+        quantize.rule_of(*given)
 
 
 def test_defaults():
     def chosen(*given, **kw):
-        rule = quantise.rule_of(*given, **kw)
+        rule = quantize.rule_of(*given, **kw)
         return rule.method, rule.normalize
 
     assert chosen("int8", None, None) == ("signed_power", "l2")
