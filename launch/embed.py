@@ -196,7 +196,7 @@ def _end(o: Options, found: work_list.Outcome) -> int:
 
 def _index(output: Path) -> None:
     """Catalogue and report, made by whoever finds the job complete; readers do not need them."""
-    from olmoearth_jax.maps import archive_check, index
+    from olmoearth_jax.maps import archive_check
 
     if not (output / "job" / "report.json").is_file():
         archive_check.write_report(output)
@@ -204,7 +204,7 @@ def _index(output: Path) -> None:
     if (output / "index.parquet").is_file() and (output / "collection.json").is_file():
         return
     try:
-        index.write(output)
+        archive_check.write_index(output)
     except ValueError as e:
         _say(f"no catalogue: {e}")
 

@@ -73,9 +73,7 @@ def _verify(folder: Path) -> int:
 
 
 def _index(folder: Path) -> int:
-    from olmoearth_jax.maps import index
-
-    return _written(index.write(folder))
+    return _written(archive_check.write_index(folder))
 
 
 def _preview(folder: Path) -> int:
@@ -111,8 +109,6 @@ def _sample(folder: Path) -> int:
 
 
 def _search(folder: Path) -> int:
-    from olmoearth_jax.maps import search_map
-
     archive, output = _open(folder), _output(("",))
     period = _period(archive)
     if bool(FLAGS.point) == bool(FLAGS.area):
@@ -124,7 +120,7 @@ def _search(folder: Path) -> int:
         flat = _numbers("point", FLAGS.point, len(FLAGS.point))
         places = [flat[k : k + 2] for k in range(0, len(flat), 2)]
     area = Path(FLAGS.area) if FLAGS.area else None
-    made = search_map.write(
+    made = extract.search(
         archive, places, area, period, output, FLAGS.width, FLAGS.top, FLAGS.min_distance
     )
     return _written(made)

@@ -25,18 +25,6 @@ from olmoearth_jax.maps.tokens import Settings
 from olmoearth_jax.outputs import SOFTWARE
 
 
-def _checked(o: Options) -> ArchiveOptions:
-    """The images of the options, once what does not go with an archive is refused."""
-    if o.mode != "probe":
-        raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
-    if o.labels.months is not None:
-        raise ValueError("--months does not go with --archive, whose periods are fixed")
-    if not Path(o.labels.path).expanduser().is_file():
-        raise ValueError(f"there is no label file {o.labels.path}")
-    assert isinstance(o.images, ArchiveOptions)
-    return o.images
-
-
 def run(o: Options, say: Say = print) -> dict[str, Any]:
     """As `fine_tuning.run`, from an archive.
 
@@ -46,7 +34,9 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     Raises:
       ValueError: what cannot be used; nothing is written then.
     """
-    folder, images = Path(o.output).expanduser(), _checked(o)
+    _check(o)
+    folder, images = Path(o.output).expanduser(), o.images
+    assert isinstance(images, ArchiveOptions)
     archive = open_archive(images.path)
     step, about = step_of(archive), record_of(archive, images.width)
     scenes, notes = open_scenes(images, archive, False)
@@ -59,8 +49,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         "periods": [s.period.name for s in scenes], "window": side,
     }  # fmt: skip
     fresh = not folder.exists()
-    software = SOFTWARE
-    run_folder.claim(folder, record, {"software": software})
+    run_folder.claim(folder, record, {"software": SOFTWARE})
     if (folder / run_folder.REPORT).is_file():
         say(f"{folder} is finished already")
         return json.loads((folder / run_folder.REPORT).read_text())
@@ -80,7 +69,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     more = {
         "archive": about, "column": o.labels.label_column or o.labels.value_column,
         "seed": o.seed, "overlap": 0, "labels": found.counts, "block": found.split.side,
-        "training_labels": counts.tolist(), "software": software,
+        "training_labels": counts.tolist(), "software": SOFTWARE,
         "class_weights": None if weights is None else weights.tolist(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
@@ -92,3 +81,13 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     guesses = {s: head(t.x) for s, t in tokens.items()}
     o = dataclasses.replace(o, model=str(about["model"]))
     return run_report.write(folder, o, found, tokens, guesses, {}, counts, log, scenes, say)
+
+
+def _check(o: Options) -> None:
+    """Raises ValueError if options do not go with an archive."""
+    if o.mode != "probe":
+        raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
+    if o.labels.months is not None:
+        raise ValueError("--months does not go with --archive, whose periods are fixed")
+    if not Path(o.labels.path).expanduser().is_file():
+        raise ValueError(f"there is no label file {o.labels.path}")

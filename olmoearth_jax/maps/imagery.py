@@ -73,18 +73,18 @@ def _listed(
     if isinstance(path, Path) and not path.exists():
         raise ValueError(f"there is no file {source}")
     suffix = Path(path.name.partition("?")[0]).suffix.lower()
-    folder = isinstance(path, Path) and path.is_dir()
-    if isinstance(path, Path) and folder and name:
-        found, others = read_folder(path, name)
+    folder = path if isinstance(path, Path) and path.is_dir() else None
+    if folder is not None and name:
+        found, others = read_folder(folder, name)
         shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
         notes = [f"{len(others)} files are not named like {name}: {shown}"] if others else []
         return found, notes
-    if folder and not any(path.glob("*.json")):
+    if folder is not None and not any(folder.glob("*.json")):
         raise ValueError(
             f"{source} is a folder without STAC items: say how its rasters are named, for example "
             "with --name='{modality}_{date}_{tile}.tif'"
         )
-    if folder or suffix in (".parquet", ".geoparquet"):
+    if folder is not None or suffix in (".parquet", ".geoparquet"):
         return stac.read(path, items)
     if suffix in (".json", ".geojson"):
         held = None

@@ -21,13 +21,13 @@ from olmoearth_jax.interop.weights import LICENSE_URL
 from olmoearth_jax.maps import (
     archive_scenes,
     full_model,
-    map_area,
     map_files,
     report_html,
     run_folder,
     tile_map,
     token_head,
 )
+from olmoearth_jax.maps import area as areas
 from olmoearth_jax.maps.archive import open_archive
 from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions, image_record
@@ -142,7 +142,7 @@ def _job(o: Options, task: Task, source: Path) -> dict[str, Any]:
     return {
         "run_digest": digest_of(source), "model_digest": task.digest, "window": task.window,
         "block": o.block, "probabilities": o.probabilities,
-        "area": None if o.area is None else map_area.digest_of(Path(o.area)),
+        "area": None if o.area is None else areas.digest_of_file(Path(o.area)),
         "software": SOFTWARE,
     }  # fmt: skip
 
@@ -152,7 +152,7 @@ def _mapped(
     opened: Sequence[Scene], make: Maker, notes: Sequence[str], say: Say,
 ) -> Outcome:  # fmt: skip
     """Opens the job and does this worker's share."""
-    area = None if o.area is None else map_area.Area(Path(o.area), opened)
+    area = None if o.area is None else areas.AreaOfScenes(Path(o.area), opened)
     _check_folder(folder)
     digest = open_job(folder / "job" / "job.json", job, _DECIDES)
     for note in notes:
@@ -252,7 +252,7 @@ class _Mapper:
     digest: str
     scenes: Sequence[Scene]
     make: Maker
-    area: map_area.Area | None
+    area: areas.AreaOfScenes | None
     say: Say
 
     def __post_init__(self) -> None:

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from olmoearth_jax.maps import blend
+from olmoearth_jax.maps import tile_map
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
 def test_tiles_cover_the_axis(side, tile, data):
     overlap = data.draw(st.integers(0, tile - 1))
-    at = blend.starts(side, tile, overlap)
+    at = tile_map.starts(side, tile, overlap)
     covered = np.zeros(side, int)
     for start in at:
         covered[start : start + tile] += 1
@@ -23,7 +23,7 @@ def test_tiles_cover_the_axis(side, tile, data):
 
 @pytest.mark.parametrize("tile", [1, 2, 7, 64])
 def test_weights_are_never_zero(tile):
-    weights = blend.weights(tile)
+    weights = tile_map.weights(tile)
     assert (weights > 0).all() and np.allclose(weights, weights[::-1])
 
 
@@ -32,12 +32,12 @@ def test_parts_of_a_map_agree(seed, cut):
     """Whatever the blocks, the values of a pixel are the same to the last bit."""
     rng = np.random.default_rng(seed)
     side, tile = 31, 8
-    at = blend.starts(side, tile, 3)
+    at = tile_map.starts(side, tile, 3)
     tiles = {(r, c): rng.normal(size=(tile, tile, 2)) for r in at for c in at}
     valid = {key: rng.random((tile, tile)) > 0.1 for key in tiles}
 
     def mapped(rows, cols):
-        part = blend.Blend(rows, cols, 2, (tile, tile))
+        part = tile_map.Blend(rows, cols, 2, (tile, tile))
         for (r, c), x in tiles.items():
             part.add(r, c, x, valid[r, c])
         return part.result()
@@ -55,7 +55,7 @@ def test_pixels_without_data_do_not_count():
     tile[0, 0] = np.nan
     valid = np.ones((4, 4), bool)
     valid[0, 0] = False
-    part = blend.Blend(slice(0, 5), slice(0, 5), 1, (4, 4))
+    part = tile_map.Blend(slice(0, 5), slice(0, 5), 1, (4, 4))
     part.add(0, 0, tile, valid)
     got, there = part.result()
     assert there.sum() == 15 and np.allclose(got[there], 5) and not got[~there].any()
@@ -64,4 +64,4 @@ def test_pixels_without_data_do_not_count():
 @pytest.mark.parametrize("given_", [(0, 4, 1), (5, 0, 0), (5, 4, 4), (5, 4, -1)])
 def test_sizes_that_do_not_fit(given_):
     with pytest.raises(ValueError, match="pixels"):
-        blend.starts(*given_)
+        tile_map.starts(*given_)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.evals import scoring
-from olmoearth_jax.maps import blend, label_files, labels, lattice, report, split
+from olmoearth_jax.maps import label_files, labels, lattice, report, split, tile_map
 
 from .common import Case, Checks, Result, load_json, load_npz
 
@@ -142,11 +142,11 @@ def _blend(path: Path) -> Result:
     z, checks = load_npz(path), Checks(atol=1e-5)
     tile, overlap = int(z["tile"]), int(z["overlap"])
     height, width, channels = z["blended"].shape
-    rows, cols = (blend.starts(side, tile, overlap) for side in (height, width))
+    rows, cols = (tile_map.starts(side, tile, overlap) for side in (height, width))
     checks.array("rows", rows, z["row_starts"])
     checks.array("columns", cols, z["col_starts"])
-    checks.array("weights", blend.weights(tile), z["weights"], 0, 1e-12)
-    whole = blend.Blend(slice(0, height), slice(0, width), channels, (tile, tile))
+    checks.array("weights", tile_map.weights(tile), z["weights"], 0, 1e-12)
+    whole = tile_map.Blend(slice(0, height), slice(0, width), channels, (tile, tile))
     for i, row in enumerate(rows):
         for j, col in enumerate(cols):
             whole.add(row, col, z["probs"][i, j])
