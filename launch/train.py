@@ -162,9 +162,22 @@ def main(config: ExperimentConfig) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return _app.USER_ERROR if told else 1
+    _write_page(config)
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1
     return _STOPPED.value if summary.status == "cancelled" else 0
+
+
+def _write_page(config: ExperimentConfig) -> None:
+    """report.html; a run does not fail for the want of it."""
+    if jax.process_index():
+        return
+    from . import _run_page
+
+    try:
+        _say(f"report: {_run_page.write(config.run_folder)}")
+    except (ValueError, OSError) as error:
+        _say(f"no report: {error}")
 
 
 def leave(code: int) -> None:

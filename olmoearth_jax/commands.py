@@ -16,7 +16,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -27,8 +27,6 @@ from olmoearth_jax.outputs import expand_home
 USER_ERROR = 2
 """Exit code for a mistake on the command line, in a config or in the data."""
 
-HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull")
-
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("launch.train", "pretrain a model, or go on where a run stopped"),
     "dry_run": ("launch.dry_run", "what a run would cost: parameters, tokens, memory, steps"),
@@ -36,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "submit": ("launch.submit", "job files for Slurm, Kubernetes and Docker, sweeps too"),
     "visualize": ("launch.visualize", "pictures of what a run trains on"),
     "evaluate": ("launch.evaluate", "evaluate checkpoints and baselines on the tasks"),
+    "report": ("launch.report", "one page about a training run: curves, pictures, scores"),
     "benchmark": ("launch.benchmark", "throughput of an encoder by size, patch and batch"),
     "embed": ("launch.embed", "embed a region for years: an archive, by any number of workers"),
     "finetune": ("launch.finetune", "labels and images to a trained map, with its report"),
@@ -59,8 +58,8 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Name -> (module, what it does)."""
 
-BENCHMARKS = ("data_loader", "evals", "inference", "kernels", "padding", "reference_step",
-              "throughput", "train_step")  # fmt: skip
+BENCHMARKS = ("archive", "data_loader", "evals", "inference", "kernels", "padding",
+              "reference_step", "throughput", "train_step")  # fmt: skip
 """Modules of tools.bench that `olmoearth bench NAME` runs."""
 
 
@@ -137,8 +136,8 @@ def parse_flags(
     if early.DUMP in os.environ:
         print(json.dumps(early.describe(values, help_text(values, first), hint, bool(first))))
         sys.exit(0)
-    if any(a in HELP for a in argv[1:]):
-        show(help_text(values, first))
+    if any(a in early.HELP for a in argv[1:]):
+        early.show(help_text(values, first))
     try:
         argv = plugins.take(argv)
         plugins.load()
@@ -181,15 +180,6 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
     if choices and not all(str(c) in text for c in choices):
         text += f" One of {', '.join(choices)}."
     return [f"  {name}", *(f"      {line}" for line in flags.text_wrap(text, 94).splitlines())]
-
-
-def show(text: str) -> NoReturn:
-    """Prints help and ends the process."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader has seen enough, as `head` has
-        sys.stderr.close()
-    sys.exit(0)
 
 
 def _ended(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
@@ -236,7 +226,7 @@ def installed(module: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `olmoearth`."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] in (*HELP, "help"):
+    if not given or given[0] in (*early.HELP, "help"):
         print(f"usage: olmoearth VERB [flags]; olmoearth VERB --help lists its flags\n\n{_table()}")
         sys.exit(0)
     if given[0] == "--version":

@@ -13,11 +13,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from olmoearth_jax.outputs import expand_home
 
 TABLE = Path(__file__).with_name("flag_table.json")
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull")
+
 DUMP = "OLMOEARTH_DUMP_FLAGS"
 """A variable of the environment: programs print their entry of the table and end."""
 
@@ -53,15 +55,15 @@ def answer(module: str | None, with_config: bool = True) -> None:
         return  # job files alone have flags of their own
     from absl import flags
 
-    from olmoearth_jax import commands, plugins
+    from olmoearth_jax import plugins
 
     argv = expand_home(sys.argv)
     changes = (
         [a for a in argv if a.startswith(("-config.", "--config."))] if record["config"] else []
     )
     argv = [a for a in argv if a not in changes]
-    if any(a in commands.HELP for a in argv[1:]):
-        commands.show(record["help"])
+    if any(a in HELP for a in argv[1:]):
+        show(record["help"])
     values = _values(record["flags"])
     own = plugins.allowed() or any(a.startswith(plugins.FLAG) for a in argv)
     try:
@@ -89,6 +91,15 @@ def _check_config(values: Any, changes: Sequence[str]) -> None:
         _end(e.problems)
     except Exception:
         return  # a fault of the file, which the program shows
+
+
+def show(text: str) -> NoReturn:
+    """Prints help and ends the process."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        sys.stderr.close()
+    sys.exit(0)
 
 
 def _end(problems: Sequence[str]) -> None:

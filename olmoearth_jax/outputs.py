@@ -148,7 +148,7 @@ def _software(path: Path) -> Any:
 
         with h5py.File(path, "r") as file:
             return file.attrs.get("software")
-    if path.suffix in (".png", ".md"):
+    if path.suffix in (".png", ".md", ".html"):
         mark = (NOTICE if path.suffix == ".md" else MARK).encode()
         with path.open("rb") as file:
             return MARK if mark in file.read(4096) else None

@@ -209,7 +209,8 @@ class Imagery:
             if not self._of[period.name]:
                 raise no_raster_in(period, rasters)
         for name, found in self._of.items():
-            _check_bands(found)
+            check_bands((s.placed.raster.path, s.placed.modality, s.placed.bands, s.days)
+                        for s in found)  # fmt: skip
             _check_repeats(found)
             check_steps(name, days[name], step)
         self.bands = {n: bands[n] for n in modalities.in_sample_order(bands)}
@@ -402,23 +403,30 @@ def _strip(zone: int, shape: Any) -> Any:
     return area.project(box, LONLAT, crs_of(zone))
 
 
-def _check_bands(sources: Sequence[Source]) -> None:
-    """Rasters of one modality and timestep hold the same bands, or share none."""
+def check_bands(rasters: Iterable[tuple[str, str, Iterable[str], Iterable[Any]]]) -> None:
+    """Checks that rasters of one modality and timestep hold the same bands, or share none.
+
+    Args:
+      rasters: path, modality, bands, and the days of the timesteps of each; no day where nothing
+        varies in time.
+
+    Raises:
+      ValueError: two do not; both are named.
+    """
     held: dict[Any, list[tuple[str, frozenset[str]]]] = {}
-    for source in sources:
-        placed = source.placed
-        mine = frozenset(placed.bands)
-        for day in source.days or (None,):
-            others = held.setdefault((placed.modality, day), [])
-            for path, bands in others:
-                if bands != mine and bands & mine:
-                    when = f" of {day:%Y-%m}" if day else ""
+    for own, modality, bands, days in rasters:
+        mine = frozenset(bands)
+        for day in list(days) or [""]:
+            others = held.setdefault((modality, day), [])
+            for path, there in others:
+                if there != mine and there & mine:
+                    when = f" of {str(day)[:7]}" if day else ""
                     raise ValueError(
-                        f"{path} and {placed.raster.path} are both {placed.modality}{when}, but "
-                        f"hold different bands ({', '.join(sorted(bands ^ mine))} only in one)"
+                        f"{path} and {own} are both {modality}{when}, but hold different bands "
+                        f"({', '.join(sorted(there ^ mine))} only in one)"
                     )
-            if all(bands != mine for _, bands in others):
-                others.append((placed.raster.path, mine))
+            if all(there != mine for _, there in others):
+                others.append((own, mine))
 
 
 def _check_repeats(sources: Sequence[Source]) -> None:

@@ -286,14 +286,13 @@ def read_raster(
         if not other:
             _copy_shifted(out, file, (round(at[1]), round(at[0])))
     if other:
+        # Without a nodata value an alpha band tells zeros from what lies beside the raster.
         with rasterio.open(path) as source, WarpedVRT(
             source, crs=crs, transform=transform, width=shape[1], height=shape[0],
-            resampling=rasterio.enums.Resampling.nearest,
+            resampling=rasterio.enums.Resampling.nearest, add_alpha=fill is None,
         ) as warped:  # fmt: skip
             mask = warped.dataset_mask() > 0
             out[mask] = warped.read(1)[mask]
-        if fill is None and not is_float:
-            out[out == 0] = -1
     for value in ignore:
         out[out == value] = np.nan if is_float else -1
     return out

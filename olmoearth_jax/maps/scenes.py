@@ -187,6 +187,10 @@ def _one_grid(
             raise imagery.no_raster_in(period, rasters)
         imagery.check_steps(period.name, (d for r in mine for d in r.dates), step)
         stack = files.enter_context(Stack(mine, any_pixel_size))
+        imagery.check_bands(
+            (path, name, (b for b, _ in planes), sorted({day for _, day in planes if day}))
+            for name in stack.names for path, planes, _ in stack.files_of(name)
+        )  # fmt: skip
         notes += [n for n in stack.notes if n not in notes]
         scenes.append(Scene(period, stack))
     unused = sum(not names for names in placed)

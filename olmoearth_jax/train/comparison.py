@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from olmoearth_jax.train.metrics import is_timing, without_timing
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def series(records: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+def series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """(step, value) of one metric in a run."""
     found = [(r["step"], r[name]) for r in records if name in r]
     return [(step, float(value)) for step, value in found if not isinstance(value, list)]

@@ -21,6 +21,7 @@ from olmoearth_jax.train.loop_parts import (
     Evaluate,
     Evaluation,
     Program,
+    Shown,
     StepTaker,
     Stream,
     Trace,
@@ -98,8 +99,7 @@ def train(
     checkpoint that doesn't fit, RunFolderInUse, RunFolderLost, TrainingDiverged, HostMissing; and
     `signals.Abandoned` when a signal came before the first step could begin.
     """
-    begun, board = time.monotonic(), config.trainer.callbacks.tensorboard
-    evaluation = extras.evaluation
+    begun, evaluation = time.monotonic(), extras.evaluation
     run = _begin(config, info, extras, stream.steps_per_epoch)
     with ExitStack() as stack:
         cancel, device, guard = _occupy(stack, run)
@@ -118,6 +118,8 @@ def train(
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
+        show = Shown(extras.pictures, config.trainer.callbacks.tensorboard, stop)
+        show.before(start, state, recorder, device, cancel)
         take_step = StepTaker(program, device, cancel, run.say, extras.cancel_grace_s)
         trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
 
@@ -132,8 +134,7 @@ def train(
             step = number
             device.call(recorder.add, step, report, batches.waited, poll=cancel.poll)
             trace.after(step, report)
-            if extras.pictures and board.image_interval and step % board.image_interval == 0:
-                device.call(recorder.images, step, extras.pictures, state, poll=cancel.poll)
+            show(step, state, recorder, device, cancel)
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
             if run.saves and (saver.due(step) or best.step == step):

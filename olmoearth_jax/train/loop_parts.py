@@ -11,7 +11,7 @@ import jax
 
 from olmoearth_jax.checkpoints.checkpoint import State
 from olmoearth_jax.checkpoints.kept import Kept
-from olmoearth_jax.config import ProfileConfig
+from olmoearth_jax.config import ProfileConfig, TensorBoardConfig
 from olmoearth_jax.train.hosts import COMPILING, EVALUATING, StopAgreed
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import VAL_LOSS, Recorder, Report
@@ -175,6 +175,28 @@ class Evaluate:
         if self._best.better(step, values):
             self._say(f"step {step} has the lowest {VAL_LOSS} so far; its checkpoint is kept.")
         return True
+
+
+class Shown:
+    """Pictures of the parameters: before the first step, at intervals, and after the last."""
+
+    def __init__(self, draw: Any, board: TensorBoardConfig, stop: int) -> None:
+        self._draw = draw if board.image_interval else None
+        self._interval, self._stop = board.image_interval or 1, stop
+
+    def __call__(
+        self, step: int, state: State, recorder: Recorder, device: Worker, cancel: CancelFlag
+    ) -> None:
+        """Draws after a step, if it is time."""
+        if self._draw is not None and (step % self._interval == 0 or step == self._stop):
+            device.call(recorder.images, step, self._draw, state, poll=cancel.poll)
+
+    def before(
+        self, start: int, state: State, recorder: Recorder, device: Worker, cancel: CancelFlag
+    ) -> None:
+        """Draws before the first step of a run."""
+        if start == 0:
+            self(0, state, recorder, device, cancel)
 
 
 class Trace:

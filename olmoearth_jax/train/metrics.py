@@ -27,6 +27,8 @@ metrics.jsonl are equal, bit for bit, between a run and the same run interrupted
 log = logging.getLogger(__name__)
 
 _BOARD_NEEDS = 2 << 20  # bytes
+_FIRST_ON_BOARD = {"train/loss": "Loss/train", "val/loss": "Loss/val"}
+"""Second tags of the losses: TensorBoard, which sorts capital letters first, shows them on top."""
 
 Values = Mapping[str, Any]
 
@@ -60,6 +62,7 @@ class MetricWriter:
         self._file: io.RawIOBase | None = None
         self._pending = b""
         self._root, self._full = folder.root, False
+        self._pictures = folder.pictures
         self._board: Any = None
         if not self._active:
             return
@@ -90,6 +93,8 @@ class MetricWriter:
                 self._board.add_text(name, ", ".join(map(str, value)), step)
             else:
                 self._board.add_scalar(name, float(value), step)
+                if name in _FIRST_ON_BOARD:
+                    self._board.add_scalar(_FIRST_ON_BOARD[name], float(value), step)
         for sink in self._sinks:
             sink.write(step, values)
 
@@ -99,9 +104,10 @@ class MetricWriter:
             self._board.add_text(name, markdown, step)
 
     def images(self, found: Mapping[str, np.ndarray], step: int) -> None:
-        """Images uint8 [H, W, 3] in TensorBoard."""
+        """Images uint8 [H, W, 3] in TensorBoard; the first and the newest are also files."""
         if not self._room_for_board():
             return
+        self._keep(found, step)
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         for name, image in found.items():
@@ -111,6 +117,20 @@ class MetricWriter:
             )
             value = Summary.Value(tag=name, image=shown)  # pyright: ignore[reportAttributeAccessIssue]
             self._board.file_writer.add_summary(Summary(value=[value]), step)
+
+    def _keep(self, found: Mapping[str, np.ndarray], step: int) -> None:
+        """Writes images as files `<name>_step_<step>.png`, in the place of all but the first's."""
+        folder = self._pictures
+        for name, image in found.items():
+            stem = name.replace("/", "_")
+            for old in folder.glob(f"{stem}_step_*.png"):
+                if old.stem != f"{stem}_step_0":
+                    old.unlink(missing_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{stem}_step_{step}.png").write_bytes(png(image))
+            except OSError as error:
+                log.warning("The picture %s could not be written: %s", stem, error.strerror)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""

@@ -134,7 +134,8 @@ class Recorder:
         self.drain()
         self.guard()
         self._writer.images(draw(state["params"]), step)
-        self._finished_at = time.perf_counter()
+        if self._finished_at is not None:  # the first step has no predecessor
+            self._finished_at = time.perf_counter()
 
     def _finish_oldest(self) -> None:
         step, report = self._pending.popleft()
@@ -241,6 +242,7 @@ def progress_line(
     """One readable line: step, losses, rates, padding, waiting, memory, time left."""
     known: dict[str, Any] = {**record, **rates}
     losses = [n for n in record if n.startswith("train/") and n != GOOD_MICRO_STEPS]
+    losses.sort(key=lambda name: name != "train/loss")  # the sum of the others comes first
     parts = [f"step {step}/{last_step}"]
     parts += [f"{name.removeprefix('train/')} {record[name]:.4g}" for name in losses[:3]]
     if VAL_LOSS in record:

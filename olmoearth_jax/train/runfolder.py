@@ -36,6 +36,7 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.evals = self.root / "evals"
         self.visualizations = self.root / "visualizations"
+        self.pictures = self.visualizations / "train"
 
     def create(self) -> RunFolder:
         """Makes the folder and its subfolders. Raises ValueError if that is not possible."""

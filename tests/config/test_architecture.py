@@ -38,6 +38,7 @@ SINGLE = {
     "__init__": "door",
     "__main__": "door",
     "commands": "door",
+    "early": "door",
 }
 """Modules and packages that are not the room of their own name; other modules are the ground."""
 

@@ -230,7 +230,7 @@ def test_a_whole_encoder_learns_values(folder):
     )
     o = options(
         folder, folder / "full_values", labels=labels, mode="full",
-        head=HeadOptions(8, 10, 0.01), settings=Settings(2),
+        head=HeadOptions(6, 10, 0.01), settings=Settings(4),
     )  # fmt: skip
     report = fine_tuning.run(o, quiet)
     test = report["splits"]["test"]

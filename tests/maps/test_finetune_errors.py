@@ -11,6 +11,7 @@ from olmoearth_jax.maps import fine_tuning, labelled, plan, scenes
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.tokens import Settings
+from tests.inference.test_model import S2
 from tests.maps import world
 from tests.maps.test_finetune import options
 
@@ -120,6 +121,10 @@ def test_images_that_do_not_go_together(folder):
     world.write_raster(folder / "off.tif", world.images(world.classes()), transform=moved)
     (folder / "off.csv").write_text("path,date\na.tif,2023-05\noff.tif,2023-06\n")
     refused(folder, "lie on different grids", images=ImageOptions(str(folder / "off.csv")))
+    world.write_raster(folder / "few.tif", world.images(world.classes())[:10], S2[:10])
+    (folder / "bands.csv").write_text("path,date\na.tif,2023-05\nfew.tif,2023-05\n")
+    refused(folder, "a.tif and .*few.tif are both sentinel2_l2a of 2023-05, but hold different",
+            images=ImageOptions(str(folder / "bands.csv")))  # fmt: skip
     rows = "".join(f"a.tif,{y}-{m:02d}\n" for y in (2022, 2023) for m in range(1, 8))
     (folder / "many.csv").write_text("path,date\n" + rows)
     many = ImageOptions(str(folder / "many.csv"))

@@ -132,6 +132,12 @@ def test_rasters_of_another_grid_are_taken_only_if_asked(tmp_path):
             labels.read_raster(path, CRS, GRID, SHAPE)
     got = labels.read_raster(half, CRS, GRID, SHAPE, resample="nearest")
     assert (got == 3).all()
+    # Without a nodata value 0 is a class, beside the raster is nothing.
+    small = _write(tmp_path / "z.tif", np.zeros((4, 4), np.uint8), _moved(0.25, 0.25))
+    got = labels.read_raster(small, CRS, GRID, SHAPE, resample="nearest")
+    assert (got == 0).sum() == 16 and (got == -1).sum() == got.size - 16
+    filled = _write(tmp_path / "y.tif", np.zeros((4, 4), np.uint8), _moved(0.25, 0.25), nodata=0)
+    assert (labels.read_raster(filled, CRS, GRID, SHAPE, resample="nearest") == -1).all()
     two = tmp_path / "two.tif"
     with rasterio.open(two, "w", driver="GTiff", count=2, dtype="uint8", height=2, width=2,
                        crs=CRS, transform=GRID) as file:  # fmt: skip

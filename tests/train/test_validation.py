@@ -113,8 +113,10 @@ def test_the_loss_of_a_step_is_recorded_under_its_plain_name(trained):
     _, report = made.program.step(made.program.init_state(), groups, 1)
     name = made.program.engine.objective.metric_name
     assert float(report.metrics["train/loss"]) == float(report.metrics[f"train/{name}"])
-    line = progress.progress_line(3, 9, {"train/loss": 2.5, LOSS: 1.25, "val/step": 2}, {})
-    assert line == "step 3/9  loss 2.5  val/loss 1.25 (step 2)"
+    line = progress.progress_line(
+        3, 9, {"train/base": 2.0, "train/loss": 2.5, LOSS: 1.25, "val/step": 2}, {}
+    )
+    assert line == "step 3/9  loss 2.5  base 2  val/loss 1.25 (step 2)"
 
 
 class Falling:

@@ -36,7 +36,7 @@ from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .kernels import top_kernels
-from .micro_step import random_group, stream_program
+from .micro_step import random_group, real_tokens, stream_program
 
 _BATCH = flags.DEFINE_list("micro_batch", ["32"], "Samples of a micro-step, one or several values.")
 _ATTENTION = flags.DEFINE_list("attention", ["auto"], "Attention kernels: auto, cudnn, xla.")
@@ -93,11 +93,7 @@ def real_flops(config: ExperimentConfig, program: TrainProgram, groups: Sequence
     spec, total = engine.spec, 0.0
     for group in groups:
         counts = count_tokens(group, spec)
-        enc = counts.enc.astype(float).ravel()
-        dec = counts.dec.sum(-1).astype(float).ravel()
-        tokens = estimate.Tokens(
-            enc.sum(), dec.sum(), float((enc * enc).sum()), float((enc * dec).sum()), np.zeros(0)
-        )
+        tokens = real_tokens([counts], spec)
         patches = counts.need.sum(0)
         starts = counts.table.starts
         per_slot = np.array([patches[a:b].sum() for a, b in zip(starts, starts[1:], strict=False)])

@@ -1,0 +1,127 @@
+"""The page of a training run, and the pictures before the first step and after the last."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+from launch import _run_page
+from olmoearth_jax import config_files, images, outputs, overrides
+from olmoearth_jax.evals import results
+from tests.train import train_toy
+
+
+def draw(params):
+    return {"input/s2": np.zeros((4, 4, 3), np.uint8), "features": np.ones((4, 4, 3), np.uint8)}
+
+
+def pictures(folder):
+    return sorted(p.name for p in (folder / "visualizations" / "train").glob("*"))
+
+
+def test_pictures_of_the_first_and_the_last_step(tmp_path):
+    train_toy.run(tmp_path, 7, pictures=draw, tensorboard=True)
+    names = ["features_step_0.png", "features_step_7.png"]
+    assert pictures(tmp_path) == [*names, "input_s2_step_0.png", "input_s2_step_7.png"]
+    assert (tmp_path / "visualizations" / "train" / names[0]).read_bytes() == images.png(
+        np.ones((4, 4, 3), np.uint8)
+    )
+
+
+def test_a_resumed_run_keeps_the_first_picture(tmp_path):
+    train_toy.run(tmp_path, 9, hard_stop=4, pictures=draw, tensorboard=True)
+    assert "features_step_4.png" in pictures(tmp_path)
+    train_toy.run(tmp_path, 9, pictures=draw, tensorboard=True)
+    names = [n for n in pictures(tmp_path) if n.startswith("features")]
+    assert names == ["features_step_0.png", "features_step_9.png"]
+    without = tmp_path / "without"
+    train_toy.run(without, 3, pictures=draw, tensorboard=False)
+    assert pictures(without) == []
+
+
+def test_metrics_do_not_depend_on_pictures(tmp_path):
+    train_toy.run(tmp_path / "with", 7, pictures=draw, tensorboard=True)
+    train_toy.run(tmp_path / "without", 7)
+    assert train_toy.lines_of(tmp_path / "with") == train_toy.lines_of(tmp_path / "without")
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.open = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "data", "action")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder as a run leaves it."""
+    changes = {"dataset.validation_fraction": 0.25, "common.run_name": "<mine>"}
+    cfg = overrides.apply_values(config_files.load_file("nano:smoke"), changes)
+    (tmp_path / "config.json").write_text(cfg.to_json())
+    lines = [{"step": s, "train/loss": 5 - s / 100, "train/base": "nan"} for s in range(1, 1001)]
+    lines += [{"step": s, "val/loss": 4 - s / 500} for s in (500, 1000)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 10')  # cut short
+    folder = tmp_path / "visualizations" / "train"
+    folder.mkdir(parents=True)
+    for step in (0, 1000):
+        (folder / f"features_step_{step}.png").write_bytes(images.png(draw(None)["features"]))
+    score = {"primary": 0.5, "primary_key": "miou"}
+    item = {"task": "mados", "mode": "linear_probe", "valid": score, "test": None,
+            "checkpoint_step": 1000}  # fmt: skip
+    results.append_line(tmp_path / "evals", item)
+    return tmp_path
+
+
+def test_the_page_stands_alone_and_says_it_all(run):
+    path = _run_page.write(run)
+    text = path.read_text()
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "form", "a"} & set(page.tags)
+    assert page.links and all(x.startswith("data:image/png;base64,") for x in page.links)
+    assert "http" not in text and "url(" not in text and "<mine>" not in text
+    parts = ["&lt;mine&gt;", "train/loss", "val/loss", "features step 1000", "mados", "0.5000"]
+    parts += ["dataset.validation_fraction", "0.25", "the official nano, v1", "1,000"]
+    for part in parts:
+        assert part in text, part
+    assert page.tags.count("svg") == 2 and page.tags.count("img") == 2  # no curve of NaN
+    assert len(text) < 60_000  # long curves are thinned out
+    assert text.index("features step 0") < text.index("features step 1000")
+
+
+def test_a_page_of_somebody_else_is_not_replaced(run):
+    assert outputs.is_ours(_run_page.write(run))
+    _run_page.write(run)
+    (run / "report.html").write_text("<html>mine</html>")
+    with pytest.raises(ValueError, match="was not written by this program"):
+        _run_page.write(run)
+    assert outputs.is_ours(_run_page.write(run, overwrite=True))
+
+
+def test_what_is_no_run(tmp_path, run):
+    with pytest.raises(ValueError, match="no metrics file"):
+        _run_page.page(tmp_path / "absent")
+    (run / "config.json").unlink()
+    with pytest.raises(ValueError, match="is no run folder"):
+        _run_page.page(run)
+
+
+def test_a_run_without_more(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.5}\n')
+    page = Page(_run_page.page(tmp_path))
+    assert "img" not in page.tags and "svg" not in page.tags
