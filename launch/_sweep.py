@@ -14,12 +14,12 @@ from olmoearth_jax.configlib.tasks import (
     check_task,
     eval_mode,
     has_own_stats,
-    known,
 )
 from olmoearth_jax.evals import balanced_trials, runner
 from olmoearth_jax.evals.models import Loaded
 from olmoearth_jax.evals.runner import Hooks, describe, run_task
 from olmoearth_jax.files import json_plain
+from olmoearth_jax.proposals import known
 
 _PROBE_LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
 _FINETUNE_LRS = (1e-4, 5e-4, 1e-3)

@@ -30,11 +30,11 @@ from absl import flags
 from olmoearth_jax import commands, modalities
 from olmoearth_jax.evals.models import embed_tokens
 from olmoearth_jax.files import append_json
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import official_model
 from olmoearth_jax.model.frozen import Call, FrozenEncoder
 from olmoearth_jax.model.pooling import Pooling
+from olmoearth_jax.proposals import known
 
 WARM_UP = 5
 MODALITIES = ("sentinel2_l2a", "sentinel1", "landsat")
@@ -119,9 +119,7 @@ def parse(name: str, text: Any) -> Any:
     Raises:
       ValueError: unknown parameter or unreadable value.
     """
-    if name not in _FIELDS:
-        raise ValueError(f"unknown run parameter {name!r}; {closest(name, _FIELDS)}")
-    kind = _FIELDS[name]
+    kind = _FIELDS[known("run parameter", name, _FIELDS)]
     if kind is bool:
         low = str(text).lower()
         if low not in ("true", "false", "1", "0"):
@@ -230,9 +228,7 @@ def wanted_sweep() -> dict[str, Sequence[Any]]:
         return sweep
     out: dict[str, Sequence[Any]] = {}
     for key in _KEYS.value or ():
-        if key not in SWEEPS:
-            raise ValueError(f"unknown sweep {key!r}; {closest(key, SWEEPS)}")
-        out |= SWEEPS[key]
+        out |= SWEEPS[known("sweep", key, SWEEPS)]
     return out
 
 

@@ -8,7 +8,8 @@ like, and where two names fit equally well none is proposed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 _OPPOSITES = frozenset({("macro", "micro"), ("decoder", "encoder")})
 """Words that look like slips of each other and mean something else, sorted within a pair."""
@@ -21,6 +22,13 @@ def closest(name: str, known: Iterable[str]) -> str:
     near = nearest(name, known)
     hint = "" if near is None else f"did you mean {near!r}? "
     return f"{hint}known: {', '.join(known)}"
+
+
+def known(kind: str, name: Any, names: Collection[Any]) -> Any:
+    """`name` if it is one of `names`, else a ValueError that tells the nearest of them."""
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}; {closest(name, names)}")
+    return name
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -57,8 +57,8 @@ from olmoearth_jax.inference.model import POOLINGS, PretrainedModel, load_pretra
 from olmoearth_jax.inference.sample import NAN_PIXELS
 from olmoearth_jax.interop.weights import LICENSE_URL
 from olmoearth_jax.maps import cogs
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.searchlight import WINDOW_PX
+from olmoearth_jax.proposals import known
 
 _OVERVIEW = 256  # pixels per side that the units are judged by
 
@@ -413,8 +413,7 @@ def run(o: Options) -> list[str]:
     Raises:
       ValueError: unusable input, told before the model runs wherever that can be known.
     """
-    if o.pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {o.pooling!r}; {closest(o.pooling, POOLINGS)}")
+    known("pooling", o.pooling, POOLINGS)
     inputs, output = o.input, Path(o.output).expanduser()
     source = Path(inputs[0]).expanduser()
     if o.name and not (len(inputs) == 1 and source.is_dir()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from olmoearth_jax.configlib import schema
 from olmoearth_jax.modalities import ModalityName, closest
 from olmoearth_jax.model.versions import VERSIONS
+from olmoearth_jax.proposals import known
 
 _CLIPPED = tuple(f"norm_yes_clip{k}{i}" for i in ("", "_int") for k in ("", "_2_std", "_3_std"))
 METHODS = (
@@ -245,13 +246,6 @@ class RunOptions:
 
 
 DEFAULTS = RunOptions()
-
-
-def known(kind: str, name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    """`name` if it is one of `names`, else a ValueError that tells the nearest of them."""
-    if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}; {closest(name, names)}")
-    return name
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.checkpoints import checkpoint
-from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode, known
+from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
 from olmoearth_jax.evals.samples import (
@@ -35,6 +35,7 @@ from olmoearth_jax.model import config as model_config
 from olmoearth_jax.model import frozen, latent_mim
 from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import Pooling, centre_token
+from olmoearth_jax.proposals import known
 
 
 class EmbeddingModel(Protocol):

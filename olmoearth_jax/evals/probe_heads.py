@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from olmoearth_jax.configlib.tasks import PROBE_TYPES, SPATIAL_TASKS, known
+from olmoearth_jax.configlib.tasks import PROBE_TYPES, SPATIAL_TASKS
 from olmoearth_jax.evals.samples import IGNORE
+from olmoearth_jax.proposals import known
 
 Params = dict
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.inference.prepare import ModelInput
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import searchlight
 from olmoearth_jax.model.uniform_batch import UniformBatch
+from olmoearth_jax.proposals import known
 
 OUTPUTS = ("student", "location")
 
@@ -144,8 +144,7 @@ def embed_domain(encoder: Any, domain: ModelInput, plan: DomainPlan) -> np.ndarr
       ValueError: sizes that do not fit, or an encoder without what is asked for.
     """
     output, patch_size, data = plan.output, plan.patch_size, domain.data
-    if output not in OUTPUTS:
-        raise ValueError(f"unknown output {output!r}; {closest(output, OUTPUTS)}")
+    known("output", output, OUTPUTS)
     pooler = encoder.attention_pooler
     if pooler is None:
         raise ValueError("embed_domain needs an encoder with an attention pooler (v1.3)")

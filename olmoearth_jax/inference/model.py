@@ -21,12 +21,12 @@ from olmoearth_jax.inference.labelled_arrays import embeddings_array
 from olmoearth_jax.inference.prepare import ModelInput, Rules, prepare, ranges_of
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.interop import checkpoints, weights
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.model import frozen, latent_mim
 from olmoearth_jax.model.frozen import FrozenEncoder
 from olmoearth_jax.model.pooling import LOCATIONS, PLACES, Pooling
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.model.versions import version_of
+from olmoearth_jax.proposals import known
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +113,8 @@ class PretrainedModel(FrozenEncoder):
         Raises:
           ValueError: sizes, modalities or choices that do not fit.
         """
-        if pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}; {closest(str(pooling), POOLINGS)}")
-        if pooling_type not in ("mean", "max"):
-            raise ValueError(f"unknown pooling_type {pooling_type!r}; known: mean, max")
+        known("pooling", pooling, POOLINGS)
+        known("pooling_type", pooling_type, ("mean", "max"))
         if patch_size is None:
             patch_size = self.default_patch_size
         self.check_locations(pooling, patch_size, location_size)

@@ -18,9 +18,10 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
-from olmoearth_jax.modalities import MISSING, closest
+from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.model.tokens import SlotTable
 from olmoearth_jax.model.versions import VERSIONS, Version
+from olmoearth_jax.proposals import known
 
 _WARN_ABOVE = 0.2  # share of a pixel's bands that may be made up without a word
 
@@ -246,9 +247,7 @@ def fill(
     Raises:
       ValueError: unknown version or wrong number of bands.
     """
-    if version not in ("none", *VERSIONS):
-        known = ("none", *VERSIONS)
-        raise ValueError(f"unknown model version {version!r}; {closest(version, known)}")
+    known("model version", version, ("none", *VERSIONS))
     bands = modalities.get(name).bands
     if values.shape[-1] != len(bands):
         raise ValueError(f"{name} has {len(bands)} bands, got {values.shape[-1]}")

@@ -13,7 +13,8 @@ from olmoearth_jax.data.values import check_values
 from olmoearth_jax.dates import check_timestamps, newest, parse_dates
 from olmoearth_jax.inference import describe
 from olmoearth_jax.inference.labelled_arrays import Place, images_of
-from olmoearth_jax.modalities import MISSING, Modality, closest
+from olmoearth_jax.modalities import MISSING, Modality
+from olmoearth_jax.proposals import known
 
 _Bands = Mapping[str, Sequence[str]]
 NAN_PIXELS = ("error", "fill", "mask")
@@ -387,10 +388,7 @@ def _time_elsewhere(data: Mapping[str, np.ndarray], steps: int) -> str:
 
 
 def _check_given(arrays: Any, nan_pixels: str) -> None:
-    if nan_pixels not in NAN_PIXELS:
-        raise ValueError(
-            f"unknown nan_pixels {nan_pixels!r}; {closest(str(nan_pixels), NAN_PIXELS)}"
-        )
+    known("nan_pixels", nan_pixels, NAN_PIXELS)
     if not isinstance(arrays, Mapping):
         raise ValueError(
             "say which modality an array is of: Sample.from_arrays({'sentinel2_l2a': array}, "

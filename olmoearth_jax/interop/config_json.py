@@ -23,6 +23,7 @@ from olmoearth_jax.model.config import (
     SupervisedMapConfig,
     SupervisionHeadConfig,
 )
+from olmoearth_jax.proposals import known
 
 _MODULES = {
     "LatentMIMConfig": "latent_mim", "MAEConfig": "mae", "GalileoConfig": "galileo",
@@ -49,9 +50,7 @@ def _path(name: str) -> dict[str, Any]:
 def _class_name(doc: Mapping[str, Any], default: str) -> str:
     """Last component of `_CLASS_`: module paths have changed over time."""
     name = str(doc.get("_CLASS_", default)).rsplit(".", 1)[-1]
-    if name not in _MODULES:
-        raise ValueError(f"unknown config class {name!r}; {closest(name, _MODULES)}")
-    return name
+    return known("config class", name, _MODULES)
 
 
 def _part(cls: type, doc: Any, where: str, required: str = "supported_modality_names") -> Any:

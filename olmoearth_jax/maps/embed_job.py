@@ -17,10 +17,10 @@ from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
 from olmoearth_jax.maps import area, conventions, plan, stac, store, work_list
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig, official_model
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.outputs import SOFTWARE
+from olmoearth_jax.proposals import known
 
 POOLINGS = ("spatial", "location", "student")
 PIXEL = 10.0
@@ -108,8 +108,7 @@ def layout_of(o: Options, config: ModelConfig) -> Layout:
     Raises:
       ValueError: sizes or choices that do not go together; the nearest that do are named.
     """
-    if o.pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {o.pooling!r}; {closest(o.pooling, POOLINGS)}")
+    known("pooling", o.pooling, POOLINGS)
     encoder, widths = config.encoder_config, ()
     pooler = encoder.attention_pooler_config
     least, most = encoder.min_patch_size, encoder.max_patch_size

@@ -36,8 +36,8 @@ from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_cache import ImageTokens, Reader, Tokens, read_tokens
 from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings, TokenEncoder
-from olmoearth_jax.modalities import closest
 from olmoearth_jax.outputs import SOFTWARE
+from olmoearth_jax.proposals import known
 
 MODES = ("probe", "full")
 Say = Callable[[str], None]
@@ -135,8 +135,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     Raises:
       ValueError: what cannot be used; nothing is written then.
     """
-    if o.mode not in MODES:
-        raise ValueError(f"unknown mode {o.mode!r}; {closest(o.mode, MODES)}")
+    known("mode", o.mode, MODES)
     if o.mode == "full" and o.settings.pooling != "spatial":
         raise ValueError("--mode=full goes with --pooling=spatial")
     folder = Path(o.output).expanduser()

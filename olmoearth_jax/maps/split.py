@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.proposals import known
 
 SPLITS = ("train", "valid", "test")
 FRACTIONS = {"train": "0.7", "valid": "0.15", "test": "0.15"}
@@ -66,8 +67,7 @@ def fractions_of(texts: Mapping[str, str]) -> dict[str, Fraction]:
     """
     out = {}
     for name, text in texts.items():
-        if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}; {closest(str(name), SPLITS)}")
+        known("split", name, SPLITS)
         try:
             out[name] = Fraction(str(text))
         except (ValueError, ZeroDivisionError):

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from olmoearth_jax import modalities
-from olmoearth_jax.modalities import BandSets, ModalityName, Tokenization, closest
+from olmoearth_jax.modalities import BandSets, ModalityName, Tokenization
 from olmoearth_jax.model.versions import VERSIONS
+from olmoearth_jax.proposals import known
 
 POSITION_ENCODINGS = ("absolute", "rope", "rope_mixed", "rope_3d", "rope_3d_mixed", "none")
 
@@ -312,9 +313,7 @@ def _add_pooler(encoder: EncoderConfig, decoder: PredictorConfig) -> None:
 def exit_depths(preset: str, modality_names: Sequence[str], depth: int) -> dict[str, int]:
     """Token exit depths by preset name: 'zero', 'half', 'full' or 'varied' (spec section 7)."""
     values = {"zero": 0, "half": depth // 2, "full": depth, "varied": depth}
-    if preset not in values:
-        raise ValueError(f"unknown token exit preset {preset!r}; {closest(preset, values)}")
-    out = dict.fromkeys(modality_names, values[preset])
+    out = dict.fromkeys(modality_names, values[known("token exit preset", preset, values)])
     if preset == "varied":
         out.update({m: 0 for m in ("latlon", "worldcover") if m in out})
     return out

@@ -20,6 +20,7 @@ from olmoearth_jax.model.initialize import initial_value
 from olmoearth_jax.model.layers import Linear
 from olmoearth_jax.model.patch_embed import PatchEmbeddings
 from olmoearth_jax.model.pooler import check_pooler
+from olmoearth_jax.proposals import known
 
 Params = dict[str, Any]
 """Nested dict of str to dict or float32 array."""
@@ -86,10 +87,7 @@ def check(config: ModelConfig) -> None:
     Raises:
       ValueError: with the first disagreement found.
     """
-    if config.kind not in KINDS:
-        raise ValueError(
-            f"unknown model kind {config.kind!r}; {modalities.closest(config.kind, KINDS)}"
-        )
+    known("model kind", config.kind, KINDS)
     encoder, decoder = config.encoder_config, config.decoder_config
     if decoder is None and config.reconstructor_config is not None:
         decoder = config.reconstructor_config.decoder_config

@@ -13,6 +13,7 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.configlib.tasks import DEFAULT_METHOD, METHODS, Stats
 from olmoearth_jax.modalities import closest
+from olmoearth_jax.proposals import known
 
 S2_13 = (
     "01 - Coastal aerosol",
@@ -73,8 +74,7 @@ def normalize(image: np.ndarray, stats: Statistics, method: str = DEFAULT_METHOD
     Raises:
       ValueError: unknown method, or a min-max method without min and max.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown norm_method {method!r}; {closest(method, METHODS)}")
+    known("norm_method", method, METHODS)
     if method == "no_norm":
         return image
     mean, std, lo, hi = stats

@@ -19,13 +19,13 @@ from olmoearth_jax.configlib.tasks import (
     EvalTaskConfig,
     Stats,
     band_stats,
-    known,
     modalities_of,
 )
 from olmoearth_jax.data import raster_file
 from olmoearth_jax.evals.datasets import bands as by_band
 from olmoearth_jax.evals.samples import EvalSample, check_label_range, make_sample
 from olmoearth_jax.files import check_file
+from olmoearth_jax.proposals import known
 
 SPLITS = ("train", "valid", "test")
 _LOW_LABEL_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

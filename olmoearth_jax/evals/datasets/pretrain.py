@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.configlib.tasks import Stats, known
+from olmoearth_jax.configlib.tasks import Stats
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
 from olmoearth_jax.data.index import prepare, read_metadata
@@ -34,6 +34,7 @@ from olmoearth_jax.evals.datasets.tensors import load_table
 from olmoearth_jax.evals.samples import MASK, TIMESTAMPS, EvalSample, check_label_range
 from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
+from olmoearth_jax.proposals import known
 
 _DIAGNOSTICS_SEED = 42
 _CROP = 32

@@ -15,12 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import known
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.datasets.archives import load_torch
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, month_timestamps, read_json
 from olmoearth_jax.evals.samples import check_label_range
+from olmoearth_jax.proposals import known
 
 
 def _load_either(location: Location, stem: Path) -> Any:
