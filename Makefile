@@ -1,6 +1,7 @@
 # make demo   environment, a one-minute pretraining run on the packaged sample, its evaluation
 # make test   environment if needed, then the fast tests
 # make test-torch  compare with the PyTorch package
+# make test-oldest  the fast tests with the oldest declared versions of everything (Python 3.11)
 # make lint   style and types
 # make bench  benchmarks that a CPU can run
 # make lock   versions of the image's packages, for its Python (LOCK_PYTHON)
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow test-torch lint lock bench env env-torch clean
+.PHONY: demo test test-slow test-torch test-oldest lint lock bench env env-torch clean
 
 env: $(VENV)/.ready
 
@@ -61,6 +62,14 @@ env-torch:
 
 test-torch: env-torch
 	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
+
+OLDEST_PYTHON ?= python3.11
+test-oldest:
+	mkdir -p build
+	$(OLDEST_PYTHON) tools/oldest.py > build/oldest.txt
+	test -x $(VENV)-oldest/bin/python || $(OLDEST_PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet -c build/oldest.txt -e ".[dev,geo,zarr]"
+	$(VENV)-oldest/bin/python -m pytest -q -n 2 -W ignore::DeprecationWarning -m "not slow and not torch"
 
 # What pip would install today; --dry-run fetches little more than the packages' descriptions.
 LOCK_PYTHON ?= python3.12

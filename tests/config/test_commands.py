@@ -21,7 +21,12 @@ def test_every_program_is_there_and_every_one_is_listed():
     for module, _ in commands.VERBS.values():
         assert importlib.util.find_spec(module) is not None, module
     listed = {module for module, _ in commands.VERBS.values()}
-    own = ("tools.code_report", "tools.config_table", "tools.flag_table")  # of this repository
+    own = (
+        "tools.code_report",
+        "tools.config_table",
+        "tools.flag_table",
+        "tools.oldest",
+    )  # of this repository
     for path in (*(ROOT / "launch").glob("[a-z]*.py"), *(ROOT / "tools").glob("[a-z]*.py")):
         if "__main__" in path.read_text():
             name = f"{path.parent.name}.{path.stem}"
