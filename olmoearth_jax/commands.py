@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),
     "compare_runs": ("tools.compare_runs", "settings and metrics of runs side by side"),
+    "learned": ("tools.learned", "trained features against untrained ones and raw bands"),
     "eval_loss": ("tools.eval_loss", "losses of a checkpoint on fixed draws"),
     "convert_to_h5": ("tools.convert_to_h5", "GeoTIFFs to a training dataset"),
     "verify_dataset": ("tools.verify_dataset", "check a dataset file by file"),

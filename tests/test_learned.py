@@ -1,0 +1,29 @@
+"""tools.learned: intervals and verdicts."""
+
+import math
+
+import pytest
+
+from tools import learned
+
+
+def every(value: float) -> learned.Scores:
+    return {(task, split): value for task in learned.TASKS for split in learned.SPLITS}
+
+
+def test_intervals():
+    mean, half = learned.interval([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2) and half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert math.isnan(learned.interval([0.1])[1])
+
+
+def test_a_gain_counts_only_beyond_its_interval():
+    fresh = [every(x) for x in (0.10, 0.20, 0.30)]
+    lines, said = learned.table([every(x) for x in (0.14, 0.25, 0.34)], fresh, every(0.2))
+    assert all("better than untrained beyond" in x and "not better" not in x for x in said)
+    assert all("above raw bands" in x for x in said) and len(said) == 4
+    assert "+0.043 ± 0.014" in lines[2]
+    _, said = learned.table([every(x) for x in (0.14, 0.15, 0.34)], fresh, every(0.9))
+    assert all("not better" in x and "below raw bands" in x for x in said)
+    _, said = learned.table([every(0.5)], [every(0.1)], every(0.2))
+    assert all("one seed says nothing" in x for x in said)
