@@ -52,6 +52,8 @@ def test_the_data_of_the_page(page):
 def test_evaluated_by_its_file(page, capsys):
     argv = ["evaluate", "--baseline=raw_bands", "--tasks_json=my_tasks.json", "--out=out"]
     argv += ["--set=epochs=5"]
+    for name in evaluate.FLAGS:  # what other tests have set
+        evaluate.FLAGS[name].unparse()
     rest = evaluate.FLAGS(argv)
     assert evaluate.main(rest) == 0
     (line,) = (page / "out" / "results.jsonl").read_text().splitlines()
