@@ -3,6 +3,7 @@
 # make test-torch  compare with the PyTorch package
 # make test-oldest  the fast tests with the oldest declared versions of everything (Python 3.11)
 # make learn  pretrain nano on the packaged sample from three seeds; are its features better? (minutes)
+# make examples  run the notebooks of docs/examples
 # make lint   style and types
 # make bench  benchmarks that a CPU can run
 # make lock   versions of the image's packages, for its Python (LOCK_PYTHON)
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow test-torch test-oldest learn lint lock bench env env-torch clean
+.PHONY: demo test test-slow test-torch test-oldest learn examples lint lock bench env env-torch clean
 
 env: $(VENV)/.ready
 
@@ -71,6 +72,9 @@ test-oldest:
 	test -x $(VENV)-oldest/bin/python || $(OLDEST_PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet -c build/oldest.txt -e ".[dev,geo,zarr]"
 	$(VENV)-oldest/bin/python -m pytest -q -n 2 -W ignore::DeprecationWarning -m "not slow and not torch"
+
+examples: env
+	$(BIN)/python -m pytest -q tests/test_examples.py
 
 LEARN ?= learn
 LEARN_STEPS ?= 300
