@@ -15,7 +15,7 @@ from olmoearth_jax import outputs
 from olmoearth_jax.checkpoints import integrity
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.evals import results
+from olmoearth_jax.evals import runner
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.train.comparison import series
 from olmoearth_jax.train.metrics import is_timing, read_metrics
@@ -163,7 +163,7 @@ def _evaluations(folder: Path) -> str:
     if not (folder / results.LINES).is_file():
         return ""
     rows = []
-    for item in results.read_lines(folder):
+    for item in runner.read_lines(folder):
         valid, test = (_score(item.get(part)) for part in ("valid", "test"))
         metric = (item.get("valid") or item.get("test") or {}).get("primary_key", "")
         rows.append([item["task"], item["mode"], metric, str(item.get("checkpoint_step", "")),

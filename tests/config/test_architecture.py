@@ -181,3 +181,22 @@ def test_former_places_are_listed_and_hold_nothing():
         users = [p for p in _sources() if re.search(rf"\b{name}\b(?! import)", p.read_text())]
         assert not users, users
         importlib.import_module(name)
+
+
+def test_names_taken_from_packages_are_there():
+    """Packages give their names away lazily, so that a type checker takes any name for one."""
+    wrong = []
+    folders = (PACKAGE, "launch", "tools", "tests")
+    for path in [p for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+                continue
+            home = ROOT / node.module.replace(".", "/")
+            if not node.module.startswith(PACKAGE) or not (home / "__init__.py").is_file():
+                continue
+            package = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                module = (home / f"{name}.py").is_file() or (home / name).is_dir()
+                if not module and not hasattr(package, name):
+                    wrong.append(f"{path.relative_to(ROOT)}: {node.module} has no {name}")
+    assert not wrong

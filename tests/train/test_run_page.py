@@ -8,7 +8,7 @@ import pytest
 
 from launch import _run_page
 from olmoearth_jax import config_files, images, outputs, overrides
-from olmoearth_jax.evals import results
+from olmoearth_jax.evals import runner
 from tests.train import train_toy
 
 
@@ -83,7 +83,7 @@ def run(tmp_path):
     score = {"primary": 0.5, "primary_key": "miou"}
     item = {"task": "mados", "mode": "linear_probe", "valid": score, "test": None,
             "checkpoint_step": 1000}  # fmt: skip
-    results.append_line(tmp_path / "evals", item)
+    runner.append_line(tmp_path / "evals", item)
     return tmp_path
 
 

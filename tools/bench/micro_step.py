@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
@@ -19,6 +20,17 @@ from olmoearth_jax.stream.stream_shape import CROSS, GRID, READ, SELF, Rung, Str
 from olmoearth_jax.stream.token_counts import TokenCounts
 from olmoearth_jax.train import assemble, build, estimate, probe
 from olmoearth_jax.train.step import TrainProgram
+
+if "config" not in flags.FLAGS:  # programs of launch in the same process have it, too
+    flags.DEFINE_string(
+        "config", None, "Config file, with an argument after a colon.",
+        allow_override=True,
+    )  # fmt: skip
+
+
+def config_path(usual: str = "configs/nano.py") -> str:
+    """What --config says; `usual` where it says nothing."""
+    return flags.FLAGS["config"].value or usual
 
 
 def real_tokens(counts: list[TokenCounts], spec: StreamSpec) -> estimate.Tokens:

@@ -20,8 +20,9 @@ from olmoearth_jax.data.index import prepare
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
 from olmoearth_jax.train import build, estimate, probe
 
-from .micro_step import padded_tokens, real_tokens, without_rows
+from .micro_step import config_path, padded_tokens, real_tokens, without_rows
 
+flags.declare_key_flag("config")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")
 _DATA = flags.DEFINE_string("h5py_dir", None, "Data set whose gaps are simulated.")
 _STEPS = flags.DEFINE_integer("micro_steps", 240, "Micro-steps that judge the ladder.")
@@ -64,7 +65,7 @@ def measure(config: Any, rungs: int) -> dict[str, Any]:
 
 
 def main(_argv: list[str]) -> None:
-    path = flags.FLAGS.config or "configs/nano.py"
+    path = config_path()
     results = [measure(load_file(path), int(r)) for r in _RUNGS.value]
     print(
         json.dumps(

@@ -37,9 +37,10 @@ from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.train import estimate
 
-from .micro_step import prepare_step, random_group, stream_program
+from .micro_step import config_path, prepare_step, random_group, stream_program
 from .torch_worker import read_group, serve
 
+flags.declare_key_flag("config")
 _BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.", lower_bound=1)
 _GRIDS = flags.DEFINE_list("grids", ["2", "5"], "Grid sides to time.")
 _PATCH = flags.DEFINE_integer("patch_size", 4, "Patch size in pixels.")
@@ -50,7 +51,7 @@ _FOLDER = flags.DEFINE_string("worker_folder", None, "Internal: answer as a work
 
 def _config() -> Any:
     """The config of the run with everything random in the forward pass switched off."""
-    config = load_file(flags.FLAGS.config or "configs/nano.py")
+    config = load_file(config_path())
     config.data_loader.global_batch_size = config.train_module.rank_microbatch_size = _BATCH.value
     config.model.encoder_config.drop_path = 0.0
     config.model.encoder_config.band_dropout_rate = 0.0
@@ -115,7 +116,7 @@ class _Worker:
             given = [f"{__package__}.torch_worker", str(folder), str(_PATCH.value)]
         else:
             same = [f"--{f}={flags.FLAGS[f].value}" for f in ("batch", "patch_size")]
-            config = f"--config={flags.FLAGS.config or 'configs/nano.py'}"
+            config = f"--config={config_path()}"
             given = [f"{__package__}.reference_step", f"--worker_folder={folder}", config, *same]
         self.side = side
         self.process = subprocess.Popen(
@@ -165,7 +166,7 @@ def measure() -> dict[str, Any]:
             results.append(row)
     return {
         "benchmark": "reference_step",
-        "config": flags.FLAGS.config or "configs/nano.py",
+        "config": config_path(),
         "batch": _BATCH.value,
         "patch_size": _PATCH.value,
         "device": jax.devices()[0].device_kind,

@@ -36,8 +36,9 @@ from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .kernels import top_kernels
-from .micro_step import random_group, real_tokens, stream_program
+from .micro_step import config_path, random_group, real_tokens, stream_program
 
+flags.declare_key_flag("config")
 _BATCH = flags.DEFINE_list("micro_batch", ["32"], "Samples of a micro-step, one or several values.")
 _ATTENTION = flags.DEFINE_list("attention", ["auto"], "Attention kernels: auto, cudnn, xla.")
 _PRECISION = flags.DEFINE_list("precision", ["auto"], "Matrix products: auto, bfloat16, float32.")
@@ -224,7 +225,7 @@ def _packed(case: Case) -> list[Any]:
 
 
 def main(_argv: list[str]) -> None:
-    path = flags.FLAGS.config or "configs/base.py:version=v1_2"
+    path = config_path("configs/base.py:version=v1_2")
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     settings = itertools.product(_PRECISION.value, _ATTENTION.value, _BATCH.value)
     cases = [Case.build(path, p, a, int(size)) for p, a, size in settings]

@@ -27,6 +27,7 @@ from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .micro_step import (
+    config_path,
     dense_program,
     padded_tokens,
     prepare_step,
@@ -36,6 +37,7 @@ from .micro_step import (
     without_rows,
 )
 
+flags.declare_key_flag("config")
 _BATCH = flags.DEFINE_integer("batch", 8, "Samples of the group.", lower_bound=1)
 _GRIDS = flags.DEFINE_list("grids", ["2", "5", "12"], "Grid sides to time.")
 _PATCH = flags.DEFINE_integer("patch_size", 4, "Patch size in pixels.")
@@ -106,7 +108,7 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
         results.append(row)
     return {
         "benchmark": "train_step",
-        "config": flags.FLAGS.config,
+        "config": config_path(),
         "batch": _BATCH.value,
         "patch_size": _PATCH.value,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -118,7 +120,7 @@ def measure(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def main(_argv: list[str]) -> None:
-    config = load_file(flags.FLAGS.config or "configs/nano.py")
+    config = load_file(config_path())
     print(json.dumps(measure(config)))
 
 
