@@ -160,7 +160,7 @@ def _order(path: Path) -> tuple[str, int]:
 
 
 def _evaluations(folder: Path) -> str:
-    if not (folder / results.LINES).is_file():
+    if not (folder / runner.LINES).is_file():
         return ""
     rows = []
     for item in runner.read_lines(folder):
