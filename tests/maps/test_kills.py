@@ -29,7 +29,7 @@ found = work_list.WorkList(out / "job", out, "d", units).run(
 def module(tmp_path, monkeypatch):
     (tmp_path / "a_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(p for p in sys.path if p)}")
-    monkeypatch.setattr(kill_test, "MOST_CALM_S", 1.0)
+    monkeypatch.setattr(kill_test, "_MOST_CALM_S", 1.0)
     return "a_worker"
 
 
