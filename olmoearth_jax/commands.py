@@ -228,8 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command `olmoearth`."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in (*early.HELP, "help"):
-        print(f"usage: olmoearth VERB [flags]; olmoearth VERB --help lists its flags\n\n{_table()}")
-        sys.exit(0)
+        early.show(
+            f"usage: olmoearth VERB [flags]; olmoearth VERB --help lists its flags\n\n{_table()}"
+        )
     if given[0] == "--version":
         from olmoearth_jax import __version__
 
