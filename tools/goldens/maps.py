@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import tempfile
 import zipfile
@@ -18,14 +17,18 @@ from olmoearth_jax.maps import (
     archive,
     area,
     conventions,
+    labels,
     lattice,
+    map_files,
     plan,
     preview,
+    samples,
     store,
     work_list,
 )
 
-from .common import Case, Checks, Result, load_json, load_npz, skipped
+from . import maps_labels
+from .common import Case, Checks, Result, load_json, load_npz
 
 
 def cases(folder: Path) -> Iterator[Case]:
@@ -38,14 +41,18 @@ def cases(folder: Path) -> Iterator[Case]:
             with zipfile.ZipFile(folder / "stores.zip") as held:
                 held.extractall(scratch)
             yield from _stores(Path(scratch))
-    try:
-        labels = importlib.import_module(f"{__package__}.maps_labels")
-    except ModuleNotFoundError as e:
-        if e.name != f"{__package__}.maps_labels":
-            raise
-        yield skipped("labels", "not built yet")
-    else:
-        yield from labels.cases(folder)
+    yield from maps_labels.cases(folder)
+
+
+def _as_uint8(probabilities: np.ndarray) -> np.ndarray:
+    """What a map's file holds of probabilities [N, K]: uint8 [N, K]."""
+    names = tuple(str(k) for k in range(probabilities.shape[1]))
+    classes = [labels.Class(k, name, "#000000") for k, name in enumerate(names)]
+    target = samples.Target(classes)
+    bands = [b for b in map_files.bands_of(target, "uint8") if b.name == "probabilities"]
+    valid = np.ones((len(probabilities), 1), bool)
+    made = map_files.layers_of(target, bands, probabilities[:, None], valid)
+    return np.moveaxis(made["probabilities"][..., 0], 0, -1)
 
 
 def _quantise(folder: Path) -> Iterator[Case]:
@@ -69,7 +76,8 @@ def _quantise(folder: Path) -> Iterator[Case]:
                 checks.array(f"{name} scales", scales, g["scale_scales"], rtol=1e-6)
             back = quantize.restore(want, rule, g["scale_scales"])
             checks.array(f"{name} back", back, g[f"{name}_back"], rtol=1e-6)
-        return checks.result("int8 exact but at ties, 1e-6 |ref|")
+        checks.array("probabilities", _as_uint8(g["prob"]), g["prob_q"], rtol=0, atol=0)
+        return checks.result("int8 and uint8 exact but at ties, 1e-6 |ref|")
 
     yield Case("quantise", run)
 
