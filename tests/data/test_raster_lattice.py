@@ -4,12 +4,11 @@ import datetime
 
 import numpy as np
 import pytest
+import rasterio
 
-rasterio = pytest.importorskip("rasterio")
-
-from olmoearth_jax.data import raster_lattice  # noqa: E402
-from olmoearth_jax.data.raster_lattice import LatticeStack, look_at  # noqa: E402
-from olmoearth_jax.data.raster_list import Raster  # noqa: E402
+from olmoearth_jax.data import raster_lattice
+from olmoearth_jax.data.raster_lattice import LatticeStack, look_at
+from olmoearth_jax.data.raster_list import Raster
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 DAYS = [datetime.date(2023, 5, 15), datetime.date(2023, 6, 15)]
