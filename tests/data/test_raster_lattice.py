@@ -139,7 +139,8 @@ def test_a_cropped_stack_counts_from_the_corner_of_its_box(tmp_path):
     raster = Raster(_write(tmp_path / "a.tif", _image(1), t), "2023-05")
     # Noise at an edge takes no further pixel, a part of a pixel does; the box reaches beyond.
     box = (399_985.0, 4_999_900.0 - 1e-6, 400_050.0 + 1e-6, 5_000_020.0)
-    with LatticeStack([raster], 33, BANDS, DAYS) as stack:
+    stack = LatticeStack([raster], 33, BANDS, DAYS)
+    with stack:
         want = stack.read(slice(-500_002, -499_990), slice(39_998, 40_005))
         stack.crop(box)
         got = stack.read(slice(0, 12), slice(0, 7))
