@@ -27,6 +27,8 @@ _SENSORS = {"sentinel-2": "sentinel2_l2a", "sentinel-1": "sentinel1", "landsat":
 _PICTURES = {"visual", "thumbnail", "overview", "rendered_preview", "preview", "tilejson"}
 _SHIFTED = 4.0
 """Processing baseline of Sentinel-2 from which stored values are 1000 too large."""
+_SHIFT = -1000
+"""What takes that away."""
 _DEEPEST = 20
 
 
@@ -37,11 +39,22 @@ class Options:
     Attributes:
       assets: 'NAME:MODALITY/BAND', 'NAME:MODALITY' for an asset of several bands, or
         'NAME:ignore'; by default names of bands decide.
-      s2_offset: what is added to stored values of Sentinel-2; by default the baseline decides.
+      s2_offset: 0 or -1000, what is added to stored values of Sentinel-2, in place of what the
+        files' own tags say; by default the baseline decides.
+
+    Raises:
+      ValueError: another s2_offset.
     """
 
     assets: Sequence[str] = ()
     s2_offset: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.s2_offset not in (None, 0, _SHIFT):
+            raise ValueError(
+                f"--s2_offset is {_SHIFT} (processing baseline 04.00 and later) or 0 (earlier, or "
+                f"corrected), not {self.s2_offset}"
+            )
 
     def rules(self) -> dict[str, tuple[str, str]]:
         """Asset -> (modality or 'ignore', band or '').
@@ -198,14 +211,15 @@ def _raster(
         raise ValueError(f"{where} has no datetime")
     offset = None
     if modality == "sentinel2_l2a":
-        offset = _offset(where, properties) if s2_offset is None else s2_offset
+        # 0 of the flag holds against tags of the file, too; where nothing is to do, they count.
+        offset = _offset(where, properties) or None if s2_offset is None else s2_offset
     told = _described(asset)
     fills = {str(b["nodata"]) for b in told if b.get("nodata") is not None}
     fill = float(fills.pop()) if len(fills) == 1 else None
     day = date.isoformat() if isinstance(date, datetime.date) else str(date or "")
     return Raster(
         _joined(base, str(asset["href"])), day[:10], modality, bands,
-        offset=None if not offset else float(offset), nodata=fill,
+        offset=None if offset is None else float(offset), nodata=fill,
     )  # fmt: skip
 
 
@@ -283,7 +297,7 @@ def _offset(where: str, properties: Mapping[str, Any]) -> int:
         return 0
     text = properties.get("s2:processing_baseline") or properties.get("processing:version")
     try:
-        return -1000 if float(str(text)) >= _SHIFTED else 0
+        return _SHIFT if float(str(text)) >= _SHIFTED else 0
     except ValueError:
         raise ValueError(
             f"{where} does not say the processing baseline of its Sentinel-2 values: give "
