@@ -125,12 +125,14 @@ def read(source: AnyPath, o: Options, held: Any = None) -> tuple[list[Raster], l
 def _items(source: AnyPath, held: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
     """(item, where relative paths of it start) of a file or folder."""
     if isinstance(source, Path) and source.is_dir():
+        # A collection may lie beside the items that it links to: each file counts once.
+        seen: set[str] = set()
         for path in sorted(source.glob("*.json")):
-            yield from _below(path, load(path), 0)
+            yield from _below(path, load(path), 0, seen)
     elif source.name.lower().endswith((".parquet", ".geoparquet")):
         yield from _rows(source)
     else:
-        yield from _below(source, load(source) if held is None else held, 0)
+        yield from _below(source, load(source) if held is None else held, 0, set())
 
 
 def load(source: AnyPath) -> Any:
@@ -147,12 +149,18 @@ def load(source: AnyPath) -> Any:
         raise ValueError(f"{source} cannot be read as JSON: {e}") from None
 
 
-def _below(source: AnyPath, held: Any, depth: int) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _below(
+    source: AnyPath, held: Any, depth: int, seen: set[str]
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """As `_items`, of an object and of what it links to; `seen` has the files of items before."""
     base, kind = str(source.parent), held.get("type") if isinstance(held, dict) else None
     if kind not in KINDS:
         raise ValueError(f"{source} is no STAC item, collection or catalogue")
     if kind == "Feature":
-        yield held, base
+        name = str(source.resolve() if isinstance(source, Path) else source)
+        if name not in seen:
+            seen.add(name)
+            yield held, base
         return
     if kind == "FeatureCollection":
         for number, item in enumerate(held.get("features") or [], 1):
@@ -165,7 +173,7 @@ def _below(source: AnyPath, held: Any, depth: int) -> Iterator[tuple[Mapping[str
     for link in held.get("links") or []:
         if link.get("rel") in ("item", "child"):
             path = location(_joined(base, str(link.get("href"))))
-            yield from _below(path, load(path), depth + 1)
+            yield from _below(path, load(path), depth + 1, seen)
 
 
 def _rows(source: AnyPath) -> Iterator[tuple[Mapping[str, Any], str]]:

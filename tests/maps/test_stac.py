@@ -191,6 +191,10 @@ def test_links_folders_and_geoparquet_lead_to_the_same_items(folder):
         window, dates, rasters, _ = _pixels(source)
         assert dates == ["2024-05-10", "2024-07-12"] and len(rasters) == 24
         np.testing.assert_array_equal(window.arrays["sentinel2_l2a"], first.arrays["sentinel2_l2a"])
+    # A collection beside the items that it links to adds nothing.
+    links = [{"rel": "item", "href": f"./{date}.json"} for date in ("2024-05-10", "2024-07-12")]
+    _write(flat / "collection.json", {"type": "Collection", "links": links})
+    assert len(imagery.list_rasters(str(flat))[0]) == 24
     _write(folder / "round.json", {"type": "Catalog", "links": [
         {"rel": "child", "href": "round.json"}]})  # fmt: skip
     with pytest.raises(ValueError, match="round in circles"):
