@@ -1,4 +1,5 @@
-"""The flags of images that `launch.finetune` and `launch.predict` share, or of an archive."""
+"""The flags of images, for `launch.embed`, `launch.finetune` and `launch.predict`; for the last two
+also those of an archive in their place."""
 
 from __future__ import annotations
 
@@ -18,18 +19,24 @@ from . import _flags
 
 def define(own: flags.FlagValues) -> None:
     """Adds the flags of images, or of an archive in their place."""
-    _bool, _enum, _integer, _list, _string = commands.definers(own, "bool enum integer list string")
-    _string("inputs", None, "Manifest, STAC items, folder of either, or one GeoTIFF.")
+    define_images(own)
+    _bool, _string = commands.definers(own, "bool string")
     _string("archive", None, "Archive of embeddings instead of images.")
+    _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
+
+
+def define_images(own: flags.FlagValues) -> None:
+    """Adds the flags that say which images there are."""
+    _bool, _enum, _integer, _list, _string = commands.definers(own, "bool enum integer list string")
+    _string("inputs", None, "Manifest, STAC items, folder of GeoTIFFs or of items, or one GeoTIFF.")
     _string("name", None, "Form of the names in a folder: {modality}_{date}_{tile}.tif")
-    _string("modality", None, "Modality of the rasters.")
+    _string("modality", None, "Modality of the rasters, if they do not say it.")
     _list("bands", [], "Names of a raster's bands, in its order.")
     _list("years", [], "Periods that are years.")
     _list("periods", [], "Periods such as 2023-04/2024-03, months included.")
     _list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
     _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
     _enum("step", "month", imagery.STEPS, "What is one timestep.")
-    _bool("any_pixel_size", False, "Take pixels of another size than 10 m.")
     _bool("check_units", True, "Stop at values that look like another unit.")
 
 

@@ -36,10 +36,10 @@ from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, imagery, plan, store, work_list
+from olmoearth_jax.maps import embed_job, plan, store, work_list
 from olmoearth_jax.maps.embed_job import Job, Options
 
-from . import _flags
+from . import _flags, _image_flags
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
@@ -51,19 +51,10 @@ _bool, _enum, _float, _integer, _list, _string = commands.definers(
     FLAGS, "bool enum float integer list string"
 )
 
+_image_flags.define_images(FLAGS)
 _string("model", None, "Folder or published name.")
-_string("inputs", None, "Manifest, STAC items, folder of GeoTIFFs or of items, or one GeoTIFF.")
 _string("output", None, "Folder of the archive.")
 _string("area", None, "Polygons to embed; default: what the rasters cover.")
-_list("years", [], "Periods that are years.")
-_list("periods", [], "Periods such as 2023-04/2024-03, months included.")
-_string("name", None, "Form of the names in a folder, with {modality}, {date} and others.")
-_string("modality", None, "Modality of the rasters, if they do not say it.")
-_list("bands", [], "Names of a raster's bands, in its order.")
-_list("assets", [], "STAC assets, as B02:sentinel2_l2a/B02,visual:ignore.")
-_integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
-_enum("step", "month", imagery.STEPS, "What is one timestep.")
-_bool("check_units", True, "Stop at values that look like another unit.")
 _integer("patch_size", 4, "Side of a patch in pixels of 10 m.", lower_bound=1)
 _enum("pooling", "spatial", embed_job.POOLINGS, "How patches become embeddings.")
 _enum("pooling_type", "mean", ["mean", "max"], "How tokens are pooled.")
@@ -98,8 +89,7 @@ def options() -> Options:
       ValueError: a flag that is needed is missing.
     """
     for name in ("model", "inputs", "output"):
-        if not FLAGS[name].value:
-            raise ValueError(f"give --{name}")
+        _flags.needed(FLAGS, name)
     given: dict[str, Any] = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Options)}
     return Options(**given)
 

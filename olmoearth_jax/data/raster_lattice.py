@@ -30,6 +30,8 @@ PIXEL = 10.0
 FALSE_NORTHING = 10_000_000.0
 _MOST_OFF = 1e-3
 """Metres by which an edge may miss the lattice."""
+_NEAR = 1e-3
+"""Pixels by which a box may reach into one that it does not mean to hold."""
 _REPEATS = (1, 2, 6)
 """Pixels of the modality's own size that one of a file may cover: 10, 20 and 60 m."""
 
@@ -162,7 +164,7 @@ def _off_lattice(file: RasterFile, zone: int | None, size: float) -> ValueError:
 
 
 class LatticeStack(Stack):
-    """Open rasters of one zone and period; rows and columns are counted from E = N = 0.
+    """Open rasters of one zone and period; rows and columns are counted from E = N = 0, see `crop`.
 
     Windows may lie anywhere; where no raster is there is no value. All windows of a period have the
     same modalities, bands and timesteps.
@@ -204,6 +206,17 @@ class LatticeStack(Stack):
             if zone != self._zone or _repeat_of(layer.file, size) is None:
                 self._warp(layer, size)
             locate(layer, layer, (0.0, 0.0), (PIXEL, PIXEL))
+
+    def crop(self, box: tuple[float, float, float, float]) -> None:
+        """Counts rows and columns from the corner of a box from now on; `shape` is the box's.
+
+        Args:
+          box: west, south, east, north in metres of the zone; it grows to whole pixels.
+        """
+        west, south, east, north = box
+        left, right = math.floor(west / PIXEL + _NEAR), math.ceil(east / PIXEL - _NEAR)
+        top, bottom = math.floor(-north / PIXEL + _NEAR), math.ceil(-south / PIXEL - _NEAR)
+        self._crop(top, left, bottom, right)
 
     def _warp(self, layer: Layer, size: float) -> None:
         raster = layer.raster

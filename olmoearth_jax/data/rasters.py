@@ -223,13 +223,9 @@ class Stack:
         anchor = self._layers[sizes.index(min(sizes))]
         t = anchor.file.transform
         boxes = [locate(x, anchor, (t.c, t.f), (width, height)) for x in self._layers]
-        top, left = (min(int(np.floor(b[k])) for b in boxes) for k in (0, 1))
-        bottom, right = (max(int(np.ceil(b[k])) for b in boxes) for k in (2, 3))
-        self.shape = bottom - top, right - left
-        self.transform = type(t)(width, 0.0, t.c + left * width, 0.0, -height, t.f - top * height)
-        for layer in self._layers:
-            layer.top -= top * layer.modality.image_factor
-            layer.left -= left * layer.modality.image_factor
+        corner = (min(int(np.floor(b[k])) for b in boxes) for k in (0, 1))
+        self.transform = type(t)(width, 0.0, t.c, 0.0, -height, t.f)
+        self._crop(*corner, *(max(int(np.ceil(b[k])) for b in boxes) for k in (2, 3)))
         self._check_repeats()
         if not any_pixel_size:
             self._check_pixel_size(anchor)
@@ -284,6 +280,15 @@ class Stack:
             f"the pixels of {anchor.path} have {size}, but the models were trained on 10 m: warp "
             "it to a UTM grid of 10 m, or pass --any_pixel_size"
         )
+
+    def _crop(self, top: int, left: int, bottom: int, right: int) -> None:
+        """Makes a rectangle of the grid's pixels the grid; it may reach beyond the rasters."""
+        t: Any = self.transform
+        self.shape = bottom - top, right - left
+        self.transform = type(t)(t.a, 0.0, t.c + left * t.a, 0.0, t.e, t.f + top * t.e)
+        for layer in self._layers:
+            layer.top -= top * layer.modality.image_factor
+            layer.left -= left * layer.modality.image_factor
 
     def _notes(self) -> list[str]:
         out, held = [], {}

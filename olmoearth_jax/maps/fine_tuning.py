@@ -345,15 +345,17 @@ def window_guesses(
 ) -> np.ndarray:
     """What a model gives at labelled pixels within their own windows, float32 [N, K]."""
     out = np.zeros((len(tokens.labels), model.channels), np.float32)
-    numbers = np.unique(tokens.window)
-    for start in range(0, len(numbers), model.batch):
-        part = numbers[start : start + model.batch]
-        windows = [found.windows[i] for i in part]
-        samples = [opened[w.scene].sample(w.row, w.col, *w.size) for w in windows]
-        values, _ = model([s for s in samples if s is not None])
-        for i, w, x in zip(part, windows, values, strict=True):
-            mine = np.flatnonzero(tokens.window == i)
-            out[mine] = x[tokens.row[mine] - w.row, tokens.col[mine] - w.col]
+    # Scene by scene: others may have windows of another size, or other numbers of timesteps.
+    for scene in np.unique(tokens.scene):
+        numbers = np.unique(tokens.window[tokens.scene == scene])
+        for start in range(0, len(numbers), model.batch):
+            part = numbers[start : start + model.batch]
+            windows = [found.windows[i] for i in part]
+            samples = [opened[w.scene].sample(w.row, w.col, *w.size) for w in windows]
+            values, _ = model([s for s in samples if s is not None])
+            for i, w, x in zip(part, windows, values, strict=True):
+                mine = np.flatnonzero(tokens.window == i)
+                out[mine] = x[tokens.row[mine] - w.row, tokens.col[mine] - w.col]
     return out
 
 

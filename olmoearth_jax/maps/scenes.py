@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from olmoearth_jax.data.raster_file import same_crs, transform_points
-from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack
+from olmoearth_jax.data.raster_lattice import LatticeStack
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.rasters import Raster, Stack
 from olmoearth_jax.dates import parse_date
@@ -21,8 +20,6 @@ from olmoearth_jax.maps.plan import Period
 
 _OVERVIEW = 256
 """Pixels per side that the units are judged by."""
-_NEAR = 1e-3
-"""Pixels by which a box may reach into one that it does not mean to hold."""
 
 
 def periods_of(years: Sequence[str] = (), spans: Sequence[str] = ()) -> list[Period]:
@@ -88,38 +85,6 @@ def sample_of(stack: Stack, window: Any, check: bool = False) -> Sample | None:
         window.arrays, stack.dates or None, bands=window.bands, nan_pixels="mask",
         check_units=check,
     )  # fmt: skip
-
-
-class ZoneStack(LatticeStack):
-    """Rasters of a zone as a map of some box of it: rows and columns start at its corner."""
-
-    def __init__(
-        self,
-        rasters: Sequence[Raster],
-        zone: int,
-        bands: dict[str, list[str]],
-        days: Sequence[datetime.date],
-        box: imagery.Box,
-    ):
-        """Opens rasters; see `LatticeStack`.
-
-        Args:
-          box: west, south, east, north in metres; grows to whole pixels.
-        """
-        self._box = box
-        super().__init__(rasters, zone, bands, days)
-
-    def _place(self, any_pixel_size: bool) -> None:
-        super()._place(any_pixel_size)
-        west, south, east, north = self._box
-        left, right = math.floor(west / PIXEL + _NEAR), math.ceil(east / PIXEL - _NEAR)
-        top, bottom = math.floor(-north / PIXEL + _NEAR), math.ceil(-south / PIXEL - _NEAR)
-        t: Any = self.transform
-        self.transform = type(t)(t.a, 0.0, t.a * left, 0.0, t.e, t.e * top)
-        self.shape = bottom - top, right - left
-        for layer in self._layers:
-            layer.top -= top * layer.modality.image_factor
-            layer.left -= left * layer.modality.image_factor
 
 
 @contextlib.contextmanager
@@ -212,7 +177,8 @@ def _zones(files: contextlib.ExitStack, images: Imagery) -> Iterator[Scene]:
     for period in images.periods:
         days = [parse_date(text) for text in images.steps[period.name]]
         for zone, box in boxes[period.name].items():
-            stack = files.enter_context(
-                ZoneStack(images.touching(zone, period.name, box), zone, images.bands, days, box)
-            )
+            rasters = images.touching(zone, period.name, box)
+            stack = LatticeStack(rasters, zone, images.bands, days)
+            files.enter_context(stack)
+            stack.crop(box)
             yield Scene(period, stack, f"utm{zone:02d}" if several else "")

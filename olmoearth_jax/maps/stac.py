@@ -27,6 +27,8 @@ _SENSORS = {"sentinel-2": "sentinel2_l2a", "sentinel-1": "sentinel1", "landsat":
 _PICTURES = {"visual", "thumbnail", "overview", "rendered_preview", "preview", "tilejson"}
 _SHIFTED = 4.0
 """Processing baseline of Sentinel-2 from which stored values are 1000 too large."""
+_SHIFT = -1000
+"""What takes that away."""
 _DEEPEST = 20
 
 
@@ -37,11 +39,22 @@ class Options:
     Attributes:
       assets: 'NAME:MODALITY/BAND', 'NAME:MODALITY' for an asset of several bands, or
         'NAME:ignore'; by default names of bands decide.
-      s2_offset: what is added to stored values of Sentinel-2; by default the baseline decides.
+      s2_offset: 0 or -1000, what is added to stored values of Sentinel-2, in place of what the
+        files' own tags say; by default the baseline decides.
+
+    Raises:
+      ValueError: another s2_offset.
     """
 
     assets: Sequence[str] = ()
     s2_offset: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.s2_offset not in (None, 0, _SHIFT):
+            raise ValueError(
+                f"--s2_offset is {_SHIFT} (processing baseline 04.00 and later) or 0 (earlier, or "
+                f"corrected), not {self.s2_offset}"
+            )
 
     def rules(self) -> dict[str, tuple[str, str]]:
         """Asset -> (modality or 'ignore', band or '').
@@ -112,12 +125,14 @@ def read(source: AnyPath, o: Options, held: Any = None) -> tuple[list[Raster], l
 def _items(source: AnyPath, held: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
     """(item, where relative paths of it start) of a file or folder."""
     if isinstance(source, Path) and source.is_dir():
+        # A collection may lie beside the items that it links to: each file counts once.
+        seen: set[str] = set()
         for path in sorted(source.glob("*.json")):
-            yield from _below(path, load(path), 0)
+            yield from _below(path, load(path), 0, seen)
     elif source.name.lower().endswith((".parquet", ".geoparquet")):
         yield from _rows(source)
     else:
-        yield from _below(source, load(source) if held is None else held, 0)
+        yield from _below(source, load(source) if held is None else held, 0, set())
 
 
 def load(source: AnyPath) -> Any:
@@ -134,12 +149,18 @@ def load(source: AnyPath) -> Any:
         raise ValueError(f"{source} cannot be read as JSON: {e}") from None
 
 
-def _below(source: AnyPath, held: Any, depth: int) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _below(
+    source: AnyPath, held: Any, depth: int, seen: set[str]
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """As `_items`, of an object and of what it links to; `seen` has the files of items before."""
     base, kind = str(source.parent), held.get("type") if isinstance(held, dict) else None
     if kind not in KINDS:
         raise ValueError(f"{source} is no STAC item, collection or catalogue")
     if kind == "Feature":
-        yield held, base
+        name = str(source.resolve() if isinstance(source, Path) else source)
+        if name not in seen:
+            seen.add(name)
+            yield held, base
         return
     if kind == "FeatureCollection":
         for number, item in enumerate(held.get("features") or [], 1):
@@ -152,7 +173,7 @@ def _below(source: AnyPath, held: Any, depth: int) -> Iterator[tuple[Mapping[str
     for link in held.get("links") or []:
         if link.get("rel") in ("item", "child"):
             path = location(_joined(base, str(link.get("href"))))
-            yield from _below(path, load(path), depth + 1)
+            yield from _below(path, load(path), depth + 1, seen)
 
 
 def _rows(source: AnyPath) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -198,14 +219,15 @@ def _raster(
         raise ValueError(f"{where} has no datetime")
     offset = None
     if modality == "sentinel2_l2a":
-        offset = _offset(where, properties) if s2_offset is None else s2_offset
+        # 0 of the flag holds against tags of the file, too; where nothing is to do, they count.
+        offset = _offset(where, properties) or None if s2_offset is None else s2_offset
     told = _described(asset)
     fills = {str(b["nodata"]) for b in told if b.get("nodata") is not None}
     fill = float(fills.pop()) if len(fills) == 1 else None
     day = date.isoformat() if isinstance(date, datetime.date) else str(date or "")
     return Raster(
         _joined(base, str(asset["href"])), day[:10], modality, bands,
-        offset=None if not offset else float(offset), nodata=fill,
+        offset=None if offset is None else float(offset), nodata=fill,
     )  # fmt: skip
 
 
@@ -283,7 +305,7 @@ def _offset(where: str, properties: Mapping[str, Any]) -> int:
         return 0
     text = properties.get("s2:processing_baseline") or properties.get("processing:version")
     try:
-        return -1000 if float(str(text)) >= _SHIFTED else 0
+        return _SHIFT if float(str(text)) >= _SHIFTED else 0
     except ValueError:
         raise ValueError(
             f"{where} does not say the processing baseline of its Sentinel-2 values: give "

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from olmoearth_jax import modalities
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.labelled import Labelled
 from olmoearth_jax.maps.samples import Target, Window
@@ -112,6 +113,9 @@ class ImageTokens:
     ) -> dict[str, Any]:
         """See `Reader`."""
         out: list[Any] = [None] * len(windows)
+        # Of all scenes: not every period need have every modality.
+        held = {n for scene in scenes for n in scene.stack.names}
+        names = modalities.in_sample_order(held.intersection(self.encoder.model.modalities))
         groups: dict[Any, list[tuple[int, Any]]] = {}
         for i, w in enumerate(windows):
             sample = scenes[w.scene].sample(w.row, w.col, *w.size)
@@ -123,7 +127,7 @@ class ImageTokens:
                 part = group[start : start + self.encoder.batch]
                 ready = self.encoder.prepare([s for _, s in part])
                 x, seen = self.encoder.embed(ready) if embed else (None, self.encoder.seen(ready))
-                raw = raw_tokens(ready, self.encoder.settings)
+                raw = raw_tokens(ready, self.encoder.settings, names)
                 for k, (i, _) in enumerate(part):
                     there = target.labelled(windows[i].labels)
                     own = x[k][there] if x is not None else np.zeros((there.sum(), 0), np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax import modalities
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
@@ -126,22 +127,28 @@ class TokenEncoder:
         return out, seen
 
 
-def raw_tokens(ready: ModelInput, settings: Settings) -> np.ndarray:
+def raw_tokens(ready: ModelInput, settings: Settings, names: Sequence[str]) -> np.ndarray:
     """Normalised pixels of each token side by side, averaged over the timesteps with data.
+
+    Args:
+      names: modalities, in this order; 0 for those that the batch has not.
 
     Returns:
       float32 [B, h, w, D].
     """
     p, step = settings.patch_size, settings.step
-    parts = []
-    for name, x in ready.data.items():
-        if x.ndim != 5:
+    batch, rows, cols = ready.visible.shape
+    factor, parts = p // step, []
+    for name in names:
+        own = modalities.get(name).image_factor * step  # pixels of the modality's size per token
+        if name not in ready.data:
+            width = own * own * len(modalities.get(name).bands)
+            parts.append(np.zeros((batch, rows * factor, cols * factor, width), np.float32))
             continue
-        there = (ready.masks[name] == VISIBLE).any(-1)
-        side = x.shape[1] // there.shape[1]  # pixels of the modality's own size per patch
+        x, there = ready.data[name], (ready.masks[name] == VISIBLE).any(-1)
+        side = x.shape[1] // there.shape[1]  # and per patch
         weight = there.repeat(side, 1).repeat(side, 2).astype(np.float32)[..., None]
         mean = (x * weight).sum(3) / np.maximum(weight.sum(3), 1)
-        own = side * step // p
         b, height, width, c = mean.shape
         cut = mean.reshape(b, height // own, own, width // own, own, c)
         parts.append(cut.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // own, width // own, -1))

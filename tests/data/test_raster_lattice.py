@@ -4,12 +4,11 @@ import datetime
 
 import numpy as np
 import pytest
+import rasterio
 
-rasterio = pytest.importorskip("rasterio")
-
-from olmoearth_jax.data import raster_lattice  # noqa: E402
-from olmoearth_jax.data.raster_lattice import LatticeStack, look_at  # noqa: E402
-from olmoearth_jax.data.raster_list import Raster  # noqa: E402
+from olmoearth_jax.data import raster_lattice
+from olmoearth_jax.data.raster_lattice import LatticeStack, look_at
+from olmoearth_jax.data.raster_list import Raster
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 DAYS = [datetime.date(2023, 5, 15), datetime.date(2023, 6, 15)]
@@ -133,3 +132,19 @@ def test_windows_have_all_modalities_bands_and_timesteps_of_the_period(tmp_path)
         "sentinel2_l2a": (10, 10, 2, 2), "sentinel1": (10, 10, 2, 2)}  # fmt: skip
     assert np.isnan(window.arrays["sentinel2_l2a"]).all()
     assert np.isfinite(window.arrays["sentinel1"][:, :, 1]).all()
+
+
+def test_a_cropped_stack_counts_from_the_corner_of_its_box(tmp_path):
+    t = rasterio.Affine(10, 0, 400_000, 0, -10, 5_000_000)
+    raster = Raster(_write(tmp_path / "a.tif", _image(1), t), "2023-05")
+    # Noise at an edge takes no further pixel, a part of a pixel does; the box reaches beyond.
+    box = (399_985.0, 4_999_900.0 - 1e-6, 400_050.0 + 1e-6, 5_000_020.0)
+    stack = LatticeStack([raster], 33, BANDS, DAYS)
+    with stack:
+        want = stack.read(slice(-500_002, -499_990), slice(39_998, 40_005))
+        stack.crop(box)
+        got = stack.read(slice(0, 12), slice(0, 7))
+        assert stack.shape == (12, 7)
+    assert got.transform == want.transform == rasterio.Affine(10, 0, 399_980, 0, -10, 5_000_020)
+    assert np.isfinite(got.arrays["sentinel1"]).any()
+    assert np.array_equal(got.arrays["sentinel1"], want.arrays["sentinel1"], equal_nan=True)

@@ -4,16 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 from absl.testing import flagsaver
 
-rasterio = pytest.importorskip("rasterio")
-
-import olmoearth_jax  # noqa: E402
-from olmoearth_jax.data.raster_file import transform_points  # noqa: E402
-from olmoearth_jax.inference import quantize  # noqa: E402
-from olmoearth_jax.maps import plan, work_list  # noqa: E402
-from tests.maps import stores  # noqa: E402
-from tools import archive as tool  # noqa: E402
+import olmoearth_jax
+from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.inference import quantize
+from olmoearth_jax.maps import plan, work_list
+from tests.maps import stores
+from tools import archive as tool
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 YEARS = plan.periods_of(["2023", "2024"])

@@ -11,16 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import rasterio
+from absl.testing import flagsaver
 
-rasterio = pytest.importorskip("rasterio")
-
-from absl.testing import flagsaver  # noqa: E402
-
-import olmoearth_jax  # noqa: E402
-from launch import embed  # noqa: E402
-from olmoearth_jax.inference.sample import Sample  # noqa: E402
-from tests.inference.test_model import S2  # noqa: E402
-from tests.maps import region  # noqa: E402
+import olmoearth_jax
+from launch import embed, finetune, predict
+from olmoearth_jax.inference.sample import Sample
+from tests.inference.test_model import S2
+from tests.maps import region
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -419,3 +417,13 @@ def test_a_damaged_raster_fails_its_shards_alone(world, tmp_path, capsys):
     got = objects(tmp_path / "out")
     assert got.keys() == want.keys()
     assert all(got[key] == want[key] for key in want if "/c/" in key)
+
+
+def test_flags_of_images_are_the_same_in_every_program():
+    names = ("inputs", "name", "modality", "bands", "years", "periods", "assets", "s2_offset",
+             "step", "check_units")  # fmt: skip
+    told = [
+        {n: (program.FLAGS[n].help, program.FLAGS[n].default) for n in names}
+        for program in (embed, finetune, predict)
+    ]
+    assert told[0] == told[1] == told[2]

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-rasterio = pytest.importorskip("rasterio")
-
-from olmoearth_jax.interop import checkpoints  # noqa: E402
-from tests.inference.test_model import weights_of  # noqa: E402
-from tests.maps import region  # noqa: E402
+from olmoearth_jax.interop import checkpoints
+from tests.inference.test_model import weights_of
+from tests.maps import region
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """

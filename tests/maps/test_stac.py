@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import rasterio
 
 from olmoearth_jax.data.rasters import Stack
 from olmoearth_jax.maps import imagery, stac
@@ -94,6 +95,26 @@ def test_an_unknown_baseline_is_refused_and_a_flag_settles_it(folder):
     np.testing.assert_array_equal(shifted, raw - 1000)
 
 
+def test_the_flag_of_the_offset_holds_against_tags_of_files(tmp_path):
+    x = world.images(world.classes()[:64, :64], 1)[:1] + np.uint16(1000)
+    for name, tags in (("plain", None), ("tagged", (1e-4, -0.1))):
+        world.write_raster(tmp_path / f"{name}.tif", x, None)
+        if tags:
+            with rasterio.open(tmp_path / f"{name}.tif", "r+") as file:
+                file.scales, file.offsets = tags[:1], tags[1:]
+    for name in ("plain", "tagged"):
+        for baseline in ("", "02.14", "05.09"):
+            item = _item("a", {"B02": _asset(f"{name}.tif")}, baseline=baseline)
+            path = _collection(tmp_path / "i.json", item)
+            for offset in (0, -1000):
+                got, *_ = _pixels(path, s2_offset=offset)
+                want = x[0, :8, :8].astype(np.float32) + offset
+                np.testing.assert_array_equal(got.arrays["sentinel2_l2a"][..., 0, 0], want)
+    for offset in (1000, -100, -1):
+        with pytest.raises(ValueError, match=f"--s2_offset is -1000 .* or 0 .*, not {offset}"):
+            stac.Options(s2_offset=offset)
+
+
 def test_common_names_and_flags_name_assets(folder):
     assets = {v: _asset(f"may/{k}.tif") for k, v in EARTH_SEARCH.items()}
     assets["scene"] = _asset("may/B12.tif")
@@ -170,6 +191,10 @@ def test_links_folders_and_geoparquet_lead_to_the_same_items(folder):
         window, dates, rasters, _ = _pixels(source)
         assert dates == ["2024-05-10", "2024-07-12"] and len(rasters) == 24
         np.testing.assert_array_equal(window.arrays["sentinel2_l2a"], first.arrays["sentinel2_l2a"])
+    # A collection beside the items that it links to adds nothing.
+    links = [{"rel": "item", "href": f"./{date}.json"} for date in ("2024-05-10", "2024-07-12")]
+    _write(flat / "collection.json", {"type": "Collection", "links": links})
+    assert len(imagery.list_rasters(str(flat))[0]) == 24
     _write(folder / "round.json", {"type": "Catalog", "links": [
         {"rel": "child", "href": "round.json"}]})  # fmt: skip
     with pytest.raises(ValueError, match="round in circles"):
