@@ -45,7 +45,10 @@ def page(run: Path) -> str:
     config = run / "config.json"
     if not config.is_file():
         raise ValueError(f"{run} is no run folder: it has no config.json")
-    cfg = json.loads(config.read_text(encoding="utf-8"))
+    try:
+        cfg = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{config} cannot be read: {e}") from None
     name = str(cfg.get("common", {}).get("run_name", run.name))
     parts = [f"<h1>{escaped(name)}</h1>", _head(records, cfg)]
     parts += ["<h2>Curves</h2>", *_curves(records)]
@@ -69,7 +72,7 @@ def _head(records: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any]) -> str:
         ["steps so far", f"{last:,}"],
         ["modalities", ", ".join(common.get("training_modalities", []))],
         ["dataset", data.get("h5py_dir") or ""],
-        ["kept out for validation", f"{data.get('validation_fraction', 0):.0%}"],
+        ["kept out for validation", f"{100 * data.get('validation_fraction', 0):g} %"],
     ]
     for name in ("train/loss", "val/loss"):
         if found := [v for _, v in series(records, name) if math.isfinite(v)]:
