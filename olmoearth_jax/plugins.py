@@ -53,6 +53,12 @@ def take(argv: Sequence[str]) -> list[str]:
     return out
 
 
+def as_flags() -> list[str]:
+    """The flag with which another program imports the same modules; [] if there are none."""
+    names = allowed()
+    return [f"{FLAG}={','.join(names)}"] if names else []
+
+
 def load() -> None:
     """Imports the allowed modules, also from the working directory.
 
