@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from olmoearth_jax import commands, outputs
+from olmoearth_jax import commands, outputs, plugins
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.modalities import closest
 
@@ -98,7 +98,8 @@ def _write(given: list[str]) -> Path:
     folder = Path(FLAGS.output or Path("local_output", name, "submit")).absolute()
     settings = _settings()
     _render.refuse_breakouts(name, given, settings, folder)
-    command = ["python", "-m", f"{__package__}.{FLAGS.job}", *given]
+    program = f"{__package__}.{FLAGS.job}"
+    command = ["python", "-m", program, *plugins.as_flags(), *given]
     file, text = (_slurm if FLAGS.scheduler == "slurm" else _k8s)(name, command, settings, folder)
     outputs.check(folder / file, overwrite=FLAGS.overwrite)
     folder.mkdir(parents=True, exist_ok=True)

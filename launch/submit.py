@@ -95,8 +95,7 @@ class Job:
         """Of launch.train."""
         source = f"--config={self.config}" if self.config else f"--config_json={self.config_json}"
         dashed = [f"--config.{c.lstrip('-').removeprefix('config.')}" for c in self.changes]
-        own = [f"{plugins.FLAG}={','.join(found)}"] if (found := plugins.allowed()) else []
-        return [source, f"--run_name={self.name}", *own, *dashed]
+        return [source, f"--run_name={self.name}", *plugins.as_flags(), *dashed]
 
 
 def sweep_jobs(config: str, run_name: str | None, changes: Sequence[str]) -> list[Job]:

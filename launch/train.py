@@ -162,7 +162,8 @@ def main(config: ExperimentConfig) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return _app.USER_ERROR if told else 1
-    _write_page(config)
+    if summary.status != "cancelled":  # one that was told to stop has little time left
+        _write_page(config)
     if not summary.saved and not config.trainer.no_checkpoints:
         return 1
     return _STOPPED.value if summary.status == "cancelled" else 0
@@ -176,8 +177,8 @@ def _write_page(config: ExperimentConfig) -> None:
 
     try:
         _say(f"report: {_run_page.write(config.run_folder)}")
-    except (ValueError, OSError) as error:
-        _say(f"no report: {error}")
+    except Exception as error:
+        _say(f"no report: {error if isinstance(error, ValueError | OSError) else repr(error)}")
 
 
 def leave(code: int) -> None:

@@ -65,9 +65,9 @@ def answer(module: str | None, with_config: bool = True) -> None:
     if any(a in HELP for a in argv[1:]):
         show(record["help"])
     values = _values(record["flags"])
-    own = plugins.allowed() or any(a.startswith(plugins.FLAG) for a in argv)
+    own = plugins.allowed() or any(plugins.is_flag(a) for a in argv)
     try:
-        rest = values([a for a in argv if not a.startswith(plugins.FLAG)])
+        rest = values([a for a in argv if not plugins.is_flag(a)])
     except flags.Error as e:
         _end([f"{e}{record['hint']}"])
     if with_config and module in WITH_CONFIG and len(rest) == 1 and not own:

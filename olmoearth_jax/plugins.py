@@ -26,6 +26,11 @@ def allowed() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
 
 
+def is_flag(argument: str) -> bool:
+    """Whether an argument of a command line is `--plugins` or `-plugins`, with or without names."""
+    return argument.partition("=")[0] in (FLAG, FLAG[1:])
+
+
 def take(argv: Sequence[str]) -> list[str]:
     """A command line without `--plugins=a,b`, whose names are allowed from here on.
 
@@ -36,8 +41,8 @@ def take(argv: Sequence[str]) -> list[str]:
     """
     out, names = [], list(allowed())
     for argument in argv:
-        flag, equals, value = argument.partition("=")
-        if flag not in (FLAG, FLAG[1:]):
+        _, equals, value = argument.partition("=")
+        if not is_flag(argument):
             out.append(argument)
         elif not equals or not value:
             raise ValueError(f"{FLAG} needs names of modules, as in {FLAG}=my_masks,my_losses")
@@ -46,6 +51,12 @@ def take(argv: Sequence[str]) -> list[str]:
     if len(out) < len(argv):
         os.environ[VARIABLE] = ",".join(dict.fromkeys(n.strip() for n in names if n.strip()))
     return out
+
+
+def as_flags() -> list[str]:
+    """The flag with which another program imports the same modules; [] if there are none."""
+    names = allowed()
+    return [f"{FLAG}={','.join(names)}"] if names else []
 
 
 def load() -> None:

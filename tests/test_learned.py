@@ -15,6 +15,9 @@ def test_intervals():
     mean, half = learned.interval([0.1, 0.2, 0.3])
     assert mean == pytest.approx(0.2) and half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
     assert math.isnan(learned.interval([0.1])[1])
+    many = [0.1, 0.3] * 8
+    spread = math.sqrt(16 * 0.01 / 15)
+    assert learned.interval(many)[1] == pytest.approx(2.262 * spread / 4)
 
 
 def test_a_gain_counts_only_beyond_its_interval():

@@ -23,7 +23,7 @@ from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import build, devices, targets
+from olmoearth_jax.train import build, devices, targets, validation
 
 _Losses = dict[str, float]
 
@@ -33,11 +33,9 @@ def _fixed_draws(config: ExperimentConfig, h5py_dir: str | None, seed: int) -> E
     config = ExperimentConfig.from_dict(config.to_dict())
     if h5py_dir is not None:
         config.dataset.h5py_dir, config.dataset.more_h5py_dirs = h5py_dir, {}
+        config.dataset.validation_fraction = 0.0  # all of it: none is known to be trained on
     config.data_loader.seed = seed
-    config.model.encoder_config.drop_path = 0.0
-    config.model.encoder_config.band_dropout_rate = 0.0
-    if config.model.decoder_config is not None:
-        config.model.decoder_config.drop_path = 0.0
+    validation.without_noise(config.model)
     check.checked(config)
     return config
 

@@ -58,11 +58,12 @@ def scores(model: EmbeddingModel, patch_size: int) -> Scores:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half of the 95 % interval); the half is NaN for one value or more than ten."""
+    """(mean, half of the 95 % interval); the half is NaN for one value."""
     x = np.asarray(values, float)
-    if len(x) not in _T:
+    if len(x) < 2:
         return float(x.mean()), math.nan
-    return float(x.mean()), float(_T[len(x)] * x.std(ddof=1) / math.sqrt(len(x)))
+    wide = _T[min(len(x), max(_T))]  # that of ten is a little too wide for more
+    return float(x.mean()), float(wide * x.std(ddof=1) / math.sqrt(len(x)))
 
 
 def table(

@@ -83,7 +83,7 @@ def tree_differences(
 def config_differences(
     saved: Mapping[str, Any], current: Mapping[str, Any], ignored: Sequence[str] = _RESUME_IGNORES
 ) -> list[str]:
-    """Lines 'path: saved value -> current value' for fields that matter; see RESUME_IGNORES."""
+    """Lines 'path: saved value -> current value' for fields that matter; see `_RESUME_IGNORES`."""
     before, after = _flatten(saved), _flatten(current)
     lines = []
     for path in sorted({*before, *after}):

@@ -324,7 +324,8 @@ def _filled(array: Any) -> np.ndarray:
     absent = array.attrs.get("_FillValue", array.attrs.get("nodata"))
     if absent is None or values.dtype.kind not in "iuf" or np.isnan(float(absent)):
         return values
-    gone = values == absent
+    # 1e20 as float64 is not the 1e20 of a float32 image.
+    gone = values == (values.dtype.type(absent) if values.dtype.kind == "f" else absent)
     if not gone.any():
         return values
     out = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
@@ -335,12 +336,15 @@ def _filled(array: Any) -> np.ndarray:
 def _place(
     modality: Modality, array: Any, axes: Mapping[str, Any], any_pixel_size: bool
 ) -> tuple[Place | None, slice, slice]:
-    """(where the pixels lie at 10 m, rows and columns that turn the image north-up)."""
-    if axes["x"] not in array.coords or axes["y"] not in array.coords:
-        return None, slice(None), slice(None)
-    steps, turned = {}, {}
+    """(where the pixels lie at 10 m, rows and columns that turn the image north-up).
+
+    An axis without coordinates runs the usual way: y to the south, x to the east.
+    """
+    steps, turned = {}, {"x": slice(None), "y": slice(None)}
     centres: dict[str, np.ndarray] = {}
     for kind, sign in (("x", 1), ("y", -1)):
+        if axes[kind] not in array.coords:
+            continue
         along = np.asarray(array.coords[axes[kind]].values, np.float64)
         step, back = _step(along, str(axes[kind]), sign)
         turned[kind] = slice(None, None, -1) if back else slice(None)
@@ -354,6 +358,8 @@ def _place(
                 f"on {side:g} m: warp it to a UTM grid of that size (array.rio.reproject(crs, "
                 f"resolution={side:g})), or pass any_pixel_size=True"
             )
+    if len(centres) < 2:
+        return None, turned["y"], turned["x"]
     for kind in centres:
         n = len(centres[kind]) // factor * factor
         centres[kind] = centres[kind][:n].reshape(-1, factor).mean(1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,17 @@ import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
 from olmoearth_jax.files import read_json_lines
+from olmoearth_jax.html_page import (
+    curve,
+    document,
+    drawing,
+    escaped,
+    figure,
+    image,
+    key,
+    label,
+    table,
+)
 from olmoearth_jax.images import png
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.run_folder import Task
@@ -21,16 +30,6 @@ from olmoearth_jax.maps.run_folder import Task
 SPLIT_COLORS = {"train": "#4477aa", "valid": "#ccbb44", "test": "#ee6677"}
 _SIDE = 900
 """Most pixels per side of the preview."""
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
-       padding: 0 1rem; color: #222; background: #fff }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem } th, td { padding: .2rem .7rem }
-th { text-align: left; border-bottom: 1px solid #999 } td { border-bottom: 1px solid #eee }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-.key { display: inline-block; width: .9em; height: .9em; margin: 0 .35em 0 .9em;
-       vertical-align: -.1em; border: 1px solid #888 }
-img, svg { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555 }
-"""
 
 
 def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None = None) -> str:
@@ -48,7 +47,7 @@ def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None =
     if report is None:
         report = json.loads((run / run_folder.REPORT).read_text())
     assert report is not None
-    parts = [f"<h1>{_esc(report['title'])}</h1>", _summary(report)]
+    parts = [f"<h1>{escaped(report['title'])}</h1>", _summary(report)]
     if made is not None:
         parts += ["<h2>Map</h2>", _preview(task, made), _areas(made)]
     parts += ["<h2>Scores</h2>", _scores(report)]
@@ -62,16 +61,7 @@ def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None =
     parts += ["<h2>Split</h2>", _split_map(json.loads((run / "split.geojson").read_text()))]
     parts += ["<h2>Training</h2>", _curves(read_json_lines(run / "log.jsonl"))]
     parts += ["<h2>Labels and notes</h2>", _notes(report)]
-    body = "\n".join(p for p in parts if p)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{_esc(report['title'])}</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _esc(value: Any) -> str:
-    return html.escape(str(value))
+    return document(report["title"], parts)
 
 
 def _number(value: Any) -> str:
@@ -80,30 +70,15 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table whose first `words` columns are texts; cells are HTML."""
-    kinds = ["" if i < words else ' class="n"' for i in range(len(head))]
-    top = "".join(f"<th{k}>{h}</th>" for k, h in zip(kinds, head, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _key(color: str) -> str:
-    return f'<span class="key" style="background:{_esc(color)}"></span>'
-
-
 def _summary(report: Mapping[str, Any]) -> str:
     scored, primary = report["scored_split"], report["primary_metric"]
     low, high = report["interval"]
     span = "" if low is None else f" (95 % of resampled blocks: {low:.3f} to {high:.3f})"
     score = _number(report["splits"][scored][primary])
-    unit = f" {_esc(report['unit'])}" if report["unit"] else ""
+    unit = f" {escaped(report['unit'])}" if report["unit"] else ""
     return (
-        f"<p>{_esc(primary)} of the {scored} split: <strong>{score}{unit}</strong>{span}. Model "
-        f"{_esc(Path(report['model']).name)}, mode {_esc(report['mode'])}.</p>"
+        f"<p>{escaped(primary)} of the {scored} split: <strong>{score}{unit}</strong>{span}. Model "
+        f"{escaped(Path(report['model']).name)}, mode {escaped(report['mode'])}.</p>"
     )
 
 
@@ -112,19 +87,19 @@ def _scores(report: Mapping[str, Any]) -> str:
     if report["classes"] is None:
         keys = ("rmse", "mae", "bias", "r2")
     rows = [
-        [_esc(name), _number(s.get("labels")), *(_number(s.get(k)) for k in keys)]
+        [escaped(name), _number(s.get("labels")), *(_number(s.get(k)) for k in keys)]
         for name, s in [*report["splits"].items(), *report["baselines"].items()]
     ]
-    return _table(["", "labels", *(k.replace("_", " ") for k in keys)], rows)
+    return table(["", "labels", *(k.replace("_", " ") for k in keys)], rows)
 
 
 def _class_table(names, per_class, colors) -> str:
     keys = ("support", "precision", "recall", "f1", "iou")
     rows = [
-        [_key(color) + _esc(name), *(_number(row[k]) for k in keys)]
+        [key(color) + escaped(name), *(_number(row[k]) for k in keys)]
         for name, row, color in zip(names, per_class, colors, strict=True)
     ]
-    return _table(["class", *keys], rows)
+    return table(["class", *keys], rows)
 
 
 def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
@@ -134,7 +109,7 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     for r, row in enumerate(counts):
         total = max(sum(row), 1)
         y = top + r * size
-        out.append(_text(left - 8, y + size / 2 + 4, names[r], "end"))
+        out.append(label(left - 8, y + size / 2 + 4, names[r], "end"))
         for c, count in enumerate(row):
             x, share = left + c * size, count / total
             shade = (
@@ -143,33 +118,14 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
             out.append(f'<rect x="{x}" y="{y}" width="{size}" height="{size}" fill="{shade}" '
                        'stroke="#fff"/>')  # fmt: skip
             ink = "#fff" if share > 0.6 else "#222"
-            out.append(_text(x + size / 2, y + size / 2 - 2, str(count), "middle", ink))
-            out.append(_text(x + size / 2, y + size / 2 + 13, f"{share:.0%}", "middle", ink))
+            out.append(label(x + size / 2, y + size / 2 - 2, str(count), "middle", ink))
+            out.append(label(x + size / 2, y + size / 2 + 13, f"{share:.0%}", "middle", ink))
     for c, name in enumerate(names):
         x = left + c * size + size / 2
         out.append(f'<text x="{x}" y="{top - 8}" font-size="12" '
-                   f'transform="rotate(-45 {x} {top - 8})">{_esc(name)}</text>')  # fmt: skip
-    picture = _svg(left + n * size + 70, top + n * size + 10, out, "confusion matrix")
-    return _figure(picture, "Rows are truth, columns what the map shows; percent of the row.")
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", color: str = "#222") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="{color}">'
-        f"{_esc(text)}</text>"
-    )
-
-
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
-        f'font-family="system-ui, sans-serif" role="img" aria-label="{_esc(label)}">'
-        + "".join(parts) + "</svg>"
-    )  # fmt: skip
-
-
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+                   f'transform="rotate(-45 {x} {top - 8})">{escaped(name)}</text>')  # fmt: skip
+    picture = drawing(left + n * size + 70, top + n * size + 10, out, "confusion matrix")
+    return figure(picture, "Rows are truth, columns what the map shows; percent of the row.")
 
 
 def _split_map(features: Mapping[str, Any]) -> str:
@@ -186,56 +142,42 @@ def _split_map(features: Mapping[str, Any]) -> str:
         x = (ring[:, 0] - low[0]) * stretch * scale + 5
         y = (high[1] - ring[:, 1]) * scale + 5
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        title = _esc(f"{about['split']}: {about['labels']} labels")
+        title = escaped(f"{about['split']}: {about['labels']} labels")
         color = SPLIT_COLORS.get(about["split"], "#999")
         parts.append(
             f'<polygon points="{points}" fill="{color}" fill-opacity=".75" stroke="#fff">'
             f"<title>{title}</title></polygon>"
         )
-    keys = "".join(f"{_key(c)}{s}" for s, c in SPLIT_COLORS.items())
-    picture = _svg(size[0] * scale + 10, size[1] * scale + 10, parts, "map of the split")
-    return _figure(picture, keys)
+    keys = "".join(f"{key(c)}{s}" for s, c in SPLIT_COLORS.items())
+    picture = drawing(size[0] * scale + 10, size[1] * scale + 10, parts, "map of the split")
+    return figure(picture, keys)
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     """Loss and validation metric by epoch."""
     out = []
-    numeric = [k for k in (records[0] if records else {}) if k not in ("epoch", "best", "lr")]
-    for key in numeric:
-        values = [(r["epoch"], r[key]) for r in records if isinstance(r.get(key), int | float)]
-        if len(values) < 2:
+    best = [r["epoch"] for r in records if r.get("best")]
+    for name in records[0] if records else ():
+        if name in ("epoch", "best", "lr"):
             continue
-        x, y = np.array(values, float).T
-        low, high = y.min(), max(y.max(), y.min() + 1e-9)
-        px = 60 + 400 * (x - x[0]) / max(x[-1] - x[0], 1)
-        py = 150 - 130 * (y - low) / (high - low)
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
-        parts = [
-            f'<polyline points="{points}" fill="none" stroke="#4477aa" stroke-width="2"/>',
-            _text(55, 24, f"{high:.3g}", "end"), _text(55, 154, f"{low:.3g}", "end"),
-            _text(60, 175, f"epoch {int(x[0])}"), _text(460, 175, str(int(x[-1])), "end"),
-        ]  # fmt: skip
-        best = [i for i, r in enumerate(records) if r.get("best")]
-        if best and best[-1] < len(px):
-            i = best[-1]
-            parts.append(f'<circle cx="{px[i]:.1f}" cy="{py[i]:.1f}" r="4" fill="#ee6677"/>')
-        name = "training loss" if key == "loss" else f"validation {key}"
-        out.append(_figure(_svg(480, 185, parts, name), _esc(name)))
+        points = [(r["epoch"], r[name]) for r in records if isinstance(r.get(name), int | float)]
+        caption = "training loss" if name == "loss" else f"validation {name}"
+        out.append(curve(caption, points, "epoch", marked=best[-1] if best else None))
     return "".join(out)
 
 
 def _notes(report: Mapping[str, Any]) -> str:
-    rows = [[_esc(k.replace("_", " ")), _number(v)] for k, v in report["labels"].items() if v]
-    notes = "".join(f"<li>{_esc(n)}</li>" for n in report["notes"])
-    return _table(["labels", ""], rows) + (f"<ul>{notes}</ul>" if notes else "")
+    rows = [[escaped(k.replace("_", " ")), _number(v)] for k, v in report["labels"].items() if v]
+    notes = "".join(f"<li>{escaped(n)}</li>" for n in report["notes"])
+    return table(["labels", ""], rows) + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def _scatter(run: Path, task: Task) -> str:
     """Truth against prediction of the test samples."""
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(run / "predictions.parquet")
-    truth, guess = (np.array(table[k], float)[:2000] for k in ("truth", "predicted"))
+    found = pyarrow.parquet.read_table(run / "predictions.parquet")
+    truth, guess = (np.array(found[k], float)[:2000] for k in ("truth", "predicted"))
     low, high = min(truth.min(), guess.min()), max(truth.max(), guess.max())
     place = lambda v: 40 + 400 * (v - low) / max(high - low, 1e-9)  # noqa: E731
     parts = ['<line x1="40" y1="440" x2="440" y2="40" stroke="#bbb"/>']
@@ -243,10 +185,10 @@ def _scatter(run: Path, task: Task) -> str:
         f'<circle cx="{place(t):.1f}" cy="{480 - place(g):.1f}" r="2.5" fill="#4477aa" '
         'fill-opacity=".5"/>' for t, g in zip(truth, guess, strict=True)
     ]  # fmt: skip
-    parts += [_text(40, 460, f"{low:.4g}"), _text(440, 460, f"{high:.4g}", "end")]
-    unit = f" in {_esc(task.target.unit)}" if task.target.unit else ""
-    picture = _svg(480, 480, parts, "truth and prediction")
-    return _figure(picture, f"Test samples: truth across, prediction up{unit}.")
+    parts += [label(40, 460, f"{low:.4g}"), label(440, 460, f"{high:.4g}", "end")]
+    unit = f" in {escaped(task.target.unit)}" if task.target.unit else ""
+    picture = drawing(480, 480, parts, "truth and prediction")
+    return figure(picture, f"Test samples: truth across, prediction up{unit}.")
 
 
 def _preview(task: Task, made: Path) -> str:
@@ -257,22 +199,20 @@ def _preview(task: Task, made: Path) -> str:
         shrink = max(1.0, max(file.shape) / _SIDE)
         shape = tuple(max(1, round(n / shrink)) for n in file.shape)
         x = file.read(1, out_shape=shape)
-    image = np.full((*x.shape, 3), 255, np.uint8)  # white where there is no data
+    pixels = np.full((*x.shape, 3), 255, np.uint8)  # white where there is no data
     if task.target.classes is None:
         there = np.isfinite(x)
         low, high = np.percentile(x[there], [2, 98]) if there.any() else (0.0, 1.0)
         share = np.clip((np.where(there, x, low) - low) / max(high - low, 1e-9), 0, 1)[..., None]
         ramp = np.array([[255, 255, 229], [0, 69, 41]])
-        image[there] = (ramp[0] + share * (ramp[1] - ramp[0]))[there].astype(np.uint8)
-        keys = f"{_key('#ffffe5')}{low:.4g}{_key('#004529')}{high:.4g} {_esc(task.target.unit)}"
+        pixels[there] = (ramp[0] + share * (ramp[1] - ramp[0]))[there].astype(np.uint8)
+        keys = f"{key('#ffffe5')}{low:.4g}{key('#004529')}{high:.4g} {escaped(task.target.unit)}"
     else:
         keys = ""
         for c in task.target.classes:
-            image[x == c.value] = [int(c.color[i : i + 2], 16) for i in (1, 3, 5)]
-            keys += _key(c.color) + _esc(c.name)
-    data = base64.b64encode(png(image)).decode()
-    picture = f'<img alt="map" width="{x.shape[1]}" src="data:image/png;base64,{data}">'
-    return _figure(picture, keys)
+            pixels[x == c.value] = [int(c.color[i : i + 2], 16) for i in (1, 3, 5)]
+            keys += key(c.color) + escaped(c.name)
+    return figure(image(png(pixels), "map", x.shape[1]), keys)
 
 
 def _areas(made: Path) -> str:
@@ -281,9 +221,9 @@ def _areas(made: Path) -> str:
         return ""
     first, *lines = path.read_text().splitlines()
     rows = [
-        [_esc(r["class"]), f"{int(r['pixels']):,}", f"{float(r['hectares']):,.1f}",
+        [escaped(r["class"]), f"{int(r['pixels']):,}", f"{float(r['hectares']):,.1f}",
          f"{float(r['share']):.1%}" if r["share"] else ""]
         for r in csv.DictReader(lines)
     ]  # fmt: skip
-    table = _table(["class", "pixels", "hectares", "share"], rows)
-    return f"{table}<p>{_esc(first.lstrip('# '))}.</p>"
+    shares = table(["class", "pixels", "hectares", "share"], rows)
+    return f"{shares}<p>{escaped(first.lstrip('# '))}.</p>"

@@ -13,13 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.stream.engine import Engine, StreamEngine
 from olmoearth_jax.train import assemble, build
 from olmoearth_jax.train.loop import max_steps
 from olmoearth_jax.train.loop_parts import Evaluation
+from olmoearth_jax.train.progress import VAL_LOSS
 from olmoearth_jax.train.step import State, TrainProgram
 
-LOSS = "val/loss"
 SEED = 99
 """Of the draws, which no training step has made."""
 _KEPT_BYTES = 1 << 30
@@ -36,11 +37,16 @@ def quiet(config: ExperimentConfig) -> ExperimentConfig:
     config.data_loader.num_workers = 0  # it is read beside the readers of training
     config.data_loader.transform_config = None
     config.dataset.apply_cutmix = False
-    config.model.encoder_config.drop_path = 0.0
-    config.model.encoder_config.band_dropout_rate = 0.0
-    if config.model.decoder_config is not None:
-        config.model.decoder_config.drop_path = 0.0
+    without_noise(config.model)
     return config
+
+
+def without_noise(model: ModelConfig) -> None:
+    """Sets all rates of a model to 0 at which parts of it are left out at random."""
+    model.encoder_config.drop_path = 0.0
+    model.encoder_config.band_dropout_rate = 0.0
+    if model.decoder_config is not None:
+        model.decoder_config.drop_path = 0.0
 
 
 class Validation:
@@ -101,7 +107,7 @@ class Validation:
         """(name, value) of the losses of each micro-step of some groups."""
         for micro_step in self.engine.prepare(groups):
             total, parts = self._program(micro_step.key)(params, target, micro_step.inputs)
-            yield LOSS, total
+            yield VAL_LOSS, total
             for name, value in parts.items():
                 yield "val/" + ("InfoNCE" if name == "contrastive" else name), value
 

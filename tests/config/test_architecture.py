@@ -135,6 +135,18 @@ def test_files_on_the_pages_exist(page):
         assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (name, path)
 
 
+def test_files_that_pages_name_exist():
+    pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+    named = re.compile(r"`((?:olmoearth_jax|launch|tools|configs|tests|docs)/[\w./]+\.\w+)`")
+    missing = [
+        f"{page.name}: {name}"
+        for page in pages
+        for name in named.findall(page.read_text())
+        if not (ROOT / name).exists()
+    ]
+    assert not missing, missing
+
+
 def test_changes_are_local():
     """The table of docs/architecture.md names at most three files for each change."""
     text = (ROOT / "docs" / "architecture.md").read_text()

@@ -92,6 +92,16 @@ def test_mistakes_import_nothing_heavy(given, message):
     assert not imported(done) & set(HEAVY)
 
 
+def test_plugins_are_left_to_the_program():
+    for flag in ("--plugins=my_masks", "-plugins=my_masks"):
+        done = run("launch.train", flag, "--confg=x")
+        assert done.returncode == 2 and told(done).startswith("error: Unknown command line flag")
+        assert "'confg'" in told(done)
+    done = run("launch.train", "--pluginss=my_masks")
+    assert done.returncode == 2 and "'pluginss'" in told(done)
+    assert not imported(done) & set(HEAVY)
+
+
 def test_a_wrong_setting_is_answered_without_what_trains():
     done = run("launch.train", "--config=nano", "--config.trainer.nope=1", "--config.mesh.data=0")
     assert done.returncode == 2 and told(done).count("error: ") == 2

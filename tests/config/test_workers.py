@@ -1,6 +1,7 @@
 """Job files of workers that share a list of work."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from absl.testing import flagsaver
 
 from launch import _workers, embed, predict
+from olmoearth_jax import plugins
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ["--model=m", "--inputs=i.csv", "--years=2023", "--output=/data/re gion"]
@@ -129,3 +131,16 @@ def test_the_command_of_submit_leads_here(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-2\n" in (tmp_path / "job.sbatch").read_text()
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "k8s"])
+def test_workers_import_the_same_plugins(submit, tmp_path, monkeypatch, scheduler):
+    monkeypatch.setenv(plugins.VARIABLE, "my_masks,my.losses")
+    code, told = submit(f"--scheduler={scheduler}", f"--output={tmp_path}")
+    assert code == 0, told
+    (text,) = (p.read_text() for p in tmp_path.glob("job.*"))
+    command = re.search(r"launch\.embed\W+--plugins=my_masks,my\.losses\W+--model=m", text)
+    assert command, text
+    monkeypatch.delenv(plugins.VARIABLE)
+    submit(f"--scheduler={scheduler}", f"--output={tmp_path}")
+    assert all("--plugins" not in p.read_text() for p in tmp_path.glob("job.*"))

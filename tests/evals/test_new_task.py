@@ -125,6 +125,12 @@ def test_names_of_other_data_sets_are_taken(page, name):
         own_tasks.add_file("odd.json")
 
 
+def test_every_reader_has_its_names():
+    taken = own_tasks.PREFIXES
+    assert all(name.startswith(taken) for name in datasets._PREFIXES)
+    assert set(taken) <= set(datasets._PREFIXES)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": 3}', '{"task": {}}', "[" * 100000])
 def test_what_is_no_file_of_tasks(page, text):
     (page / "odd.json").write_text(text)

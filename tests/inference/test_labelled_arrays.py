@@ -63,6 +63,10 @@ def test_labels_say_what_arrays_need_arguments_for():
     same(Sample.from_xarray(array.isel(time=[1, 0])))  # dates ascending
     same(Sample.from_xarray(array.isel(y=slice(None, None, -1))))  # south-up
     same(Sample.from_xarray(array.isel(x=slice(None, None, -1))))  # mirrored
+    for one, other in (("x", "y"), ("y", "x")):  # turned also where the other axis says nothing
+        alone = array.drop_vars(one).isel({other: slice(None, None, -1)})
+        same(Sample.from_xarray(alone))
+        assert Sample.from_xarray(alone).place is None
     same(Sample.from_xarray(array.rename(time="t", band="bands", y="northing", x="easting")))
     same(Sample.from_xarray(array.rename(None)))  # modality by its bands
     same(Sample.from_xarray(array.to_dataset("band")))  # bands as variables
@@ -109,6 +113,12 @@ def test_fill_values_are_missing():
     array[0] = 0
     array.attrs["_FillValue"] = 0
     assert np.isnan(Sample.from_xarray(array).data["sentinel2_l2a"][:, :, :, 0]).all()
+    for told in (1e20, np.float64(1e20), np.float32(1e20)):  # as files and readers spell it
+        array = optical().astype(np.float32)
+        array[0, :, 2] = 1e20
+        array.attrs["_FillValue"] = told
+        found = Sample.from_xarray(array, nan_pixels="mask").data["sentinel2_l2a"]
+        assert np.isnan(found[0, 2, :, 0]).all() and np.isfinite(found[0, 3]).all()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 import html.parser
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from launch import _run_page
+from launch import _run_page, train
 from olmoearth_jax import config_files, images, outputs, overrides
 from olmoearth_jax.evals import runner
+from olmoearth_jax.train.loop import Summary
 from tests.train import train_toy
 
 
@@ -95,7 +97,7 @@ def test_the_page_stands_alone_and_says_it_all(run):
     assert page.links and all(x.startswith("data:image/png;base64,") for x in page.links)
     assert "http" not in text and "url(" not in text and "<mine>" not in text
     parts = ["&lt;mine&gt;", "train/loss", "val/loss", "features step 1000", "mados", "0.5000"]
-    parts += ["dataset.validation_fraction", "0.25", "the official nano, v1", "1,000"]
+    parts += ["dataset.validation_fraction", "0.25", "25 %", "the official nano, v1", "1,000"]
     for part in parts:
         assert part in text, part
     assert page.tags.count("svg") == 2 and page.tags.count("img") == 2  # no curve of NaN
@@ -115,6 +117,9 @@ def test_a_page_of_somebody_else_is_not_replaced(run):
 def test_what_is_no_run(tmp_path, run):
     with pytest.raises(ValueError, match="no metrics file"):
         _run_page.page(tmp_path / "absent")
+    (run / "config.json").write_text('{"common": ')
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        _run_page.page(run)
     (run / "config.json").unlink()
     with pytest.raises(ValueError, match="is no run folder"):
         _run_page.page(run)
@@ -125,3 +130,27 @@ def test_a_run_without_more(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.5}\n')
     page = Page(_run_page.page(tmp_path))
     assert "img" not in page.tags and "svg" not in page.tags
+
+
+@pytest.mark.parametrize(
+    ("status", "fault", "said"),
+    [
+        ("completed", None, "report: page"),
+        ("already complete", None, "report: page"),
+        ("completed", ValueError("not ours"), "no report: not ours"),
+        ("completed", KeyError("task"), "no report: KeyError('task')"),
+        ("cancelled", KeyError("task"), ""),
+    ],
+)
+def test_a_run_does_not_fail_for_the_want_of_its_page(monkeypatch, capsys, status, fault, said):
+    def write(folder):
+        if fault is not None:
+            raise fault
+        return "page"
+
+    monkeypatch.setattr(_run_page, "write", write)
+    monkeypatch.setattr(train, "run", lambda cfg: Summary(status, 0, 4, True, 1.0))
+    monkeypatch.setattr(train, "_STOPPED", SimpleNamespace(value=75))
+    cfg = config_files.load_file("nano:smoke")
+    assert train.main(cfg) == (75 if status == "cancelled" else 0)
+    assert capsys.readouterr().out.strip() == said

@@ -12,8 +12,10 @@ from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.checkpoints.folders import complete_steps
 from olmoearth_jax.train import build, progress, validation
 from olmoearth_jax.train.metrics import read_metrics
-from olmoearth_jax.train.validation import LOSS, Together, Validation
+from olmoearth_jax.train.progress import VAL_LOSS as LOSS
+from olmoearth_jax.train.validation import Together, Validation
 from tests.train import train_toy
+from tools import eval_loss
 
 SMALL = {
     "common.training_modalities": ["sentinel2_l2a", "openstreetmap_raster"],
@@ -214,3 +216,16 @@ def test_a_run_with_validation_resumes_bit_for_bit(tmp_path):
     ours, theirs = (train_toy.lines_of(tmp_path / n) for n in ("whole", "parts"))
     assert ours == theirs and sum(LOSS in r for r in ours) == 3
     shutil.rmtree(tmp_path / "parts")
+
+
+def test_losses_on_another_folder_are_of_all_of_it(tmp_path):
+    """A folder need not say where its samples lie, and the run has kept none of them out."""
+    cfg = config(tmp_path)
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(cfg.dataset.h5py_dir, folder)
+    (folder / "latlon_distribution.npy").unlink()
+    other = eval_loss._fixed_draws(cfg, str(folder), 99)
+    assert other.dataset.validation_fraction == 0 and len(build.build_index(other)) > 0
+    same = eval_loss._fixed_draws(cfg, None, 99)
+    assert same.dataset.validation_fraction == cfg.dataset.validation_fraction
+    assert same.model.encoder_config.drop_path == 0 != cfg.model.encoder_config.drop_path
