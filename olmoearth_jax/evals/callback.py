@@ -19,7 +19,7 @@ from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
 from olmoearth_jax.evals.models import EncoderModel
-from olmoearth_jax.evals.runner import Hooks, run_task
+from olmoearth_jax.evals.runner import Hooks, TaskResult, run_task
 from olmoearth_jax.mesh import gathered
 from olmoearth_jax.train import hosts
 
@@ -117,26 +117,26 @@ class DownstreamEvaluator:
     def _run(self, params: Mapping[str, Any], step: int, stop: Callable[[], bool]):
         model = EncoderModel(self.model, params, self.dtype)
         values: dict[str, float] = {"checkpoint_step": float(step)}
-        found: list[dict[str, Any]] = []
-        done = 0
+        results: dict[str, TaskResult] = {}
         begun, hooks = time.perf_counter(), Hooks(stop, cache={})
-        for name in self.due_tasks(step):
+        due = self.due_tasks(step)
+        for place in runner.encoding_order([self.tasks[n] for n in due], self.options):
+            name = due[place]
             try:
-                task = self.tasks[name]
-                result = run_task(name, task, model, self.options, hooks)
+                results[name] = run_task(name, self.tasks[name], model, self.options, hooks)
             except Stopped:
                 return None
             except (ValueError, TypeError, OSError) as e:
                 self._say(f"evaluation task {name} failed at step {step}: {e}")
-                continue
+        found: list[dict[str, Any]] = []
+        for result in (results[n] for n in due if n in results):
             values |= runner.log_values(result)
             found += runner.records(result, model=self.run_name, checkpoint_step=step)
-            done += 1
         # Written together, so that an evaluation that was stopped half-way leaves nothing.
         for item in found:
             runner.append_line(self.folder, item)
         runner.write_step(self.folder, step, found)
-        self._say(f"evaluated {done} tasks in {time.perf_counter() - begun:.1f} s")
+        self._say(f"evaluated {len(results)} tasks in {time.perf_counter() - begun:.1f} s")
         return values
 
 

@@ -232,7 +232,7 @@ def _as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
     return dataclasses.replace(
         task, input_modalities=[], patch_size=1, norm_stats_from_pretrained=True,
         quantize_embeddings=False, quantize_bits=None, quantile_config_path=None,
-        embedding_batch_size=EvalTaskConfig.embedding_batch_size,
+        output=None, output_dim=None, embedding_batch_size=EvalTaskConfig.embedding_batch_size,
         num_workers=EvalTaskConfig.num_workers,
     )  # fmt: skip
 

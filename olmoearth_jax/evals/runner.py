@@ -22,6 +22,7 @@ from olmoearth_jax.configlib.tasks import (
     EvalTaskConfig,
     RunOptions,
     check_task,
+    dataset_info,
     eval_mode,
     modalities_of,
 )
@@ -78,8 +79,8 @@ class Hooks:
     log: Callable[[str], None] | None = None
     """Takes progress lines."""
     cache: dict | None = None
-    """Keeps the embeddings of the last task, for runs that differ in the probe only; one per
-    model."""
+    """Keeps the embeddings of the last task, for runs that differ in the probe only or take fewer
+    of the student's channels; one per model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,26 +236,64 @@ def describe(
     return out | {key: getattr(task, key) for key in (*_BY_MODE.get(mode, ()), *own)}
 
 
-def _embeddings(run: _Run) -> dict[str, Split]:
-    """The splits' embeddings, from the cache if they were made for the same settings."""
+def _encoding(task: EvalTaskConfig, options: RunOptions) -> str:
+    """Equal for tasks whose embeddings are the same, or are the first channels of one another."""
+    diagnosed = eval_mode(task, dataset_info(task.dataset)) == "embedding_diagnostics"
     ours = {
         "eval_mode",
         "eval_interval",
         "primary_metric",
         "primary_metric_class",
         "balanced_trials",
+        *_PROBE,
     }
-    ours |= set(_PROBE)
-    fields = dataclasses.asdict(run.task).items()
-    fields = {k: v for k, v in fields if k not in ours - {"probe_type"}}
-    key = repr([run.options, run.mode == "embedding_diagnostics", fields])
+    ours.discard("probe_type")
+    # Neither principal components nor the buckets of a table are the same for fewer channels.
+    if task.output == "student" and not task.embedding_dim and not task.quantile_config_path:
+        ours.add("output_dim")
+    fields = {k: v for k, v in dataclasses.asdict(task).items() if k not in ours}
+    return repr([options, diagnosed, fields])
+
+
+def encoding_order(tasks: Sequence[EvalTaskConfig], options: RunOptions = DEFAULTS) -> list[int]:
+    """The places of tasks in the order in which `Hooks.cache` spares most encoding.
+
+    Tasks with the same embeddings follow the first of them, those with more channels before those
+    with fewer; all else stays in order.
+
+    Raises:
+      ValueError: a task on a data set that is not known.
+    """
+    keys = [_encoding(task, options) for task in tasks]
+
+    def rank(place: int) -> tuple[int, float]:
+        return keys.index(keys[place]), -(tasks[place].output_dim or float("inf"))
+
+    return sorted(range(len(tasks)), key=rank)
+
+
+def _embeddings(run: _Run) -> dict[str, Split]:
+    """The splits' embeddings, from the cache if they were made for the same settings."""
+    # Embeddings from outside are taken as they are.
+    width = None if isinstance(run.model, Precomputed) else run.task.output_dim
     cache = run.hooks.cache
-    if cache is not None and cache.get("key") == key:
-        return cache["splits"]
-    splits = _extract_all(run)
-    if cache is not None:
-        cache.update(key=key, splits=splits)
-    return splits
+    if cache is None:
+        return _extract_all(run)
+    key = _encoding(run.task, run.options)
+    if cache.get("key") != key or not _holds(cache, width):
+        cache.clear()
+        cache.update(key=key, width=width, splits=_extract_all(run))
+    splits = cache["splits"]
+    if cache["width"] == width:
+        return splits
+    return {name: (np.ascontiguousarray(x[..., :width]), y) for name, (x, y) in splits.items()}
+
+
+def _holds(cache: dict, width: int | None) -> bool:
+    """Whether embeddings that are kept have so many channels; None is all there are."""
+    if width is None:
+        return cache["width"] is None
+    return width <= cache["splits"]["train"][0].shape[-1]
 
 
 def _extract_all(run: _Run) -> dict[str, Split]:

@@ -107,6 +107,67 @@ def test_a_grid_is_kept_averaged_or_taken_in_the_middle(stored):
     assert embed(output="tokens").shape == (3, 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (KNN, {}),
+        (KNN, {"use_center_token": False}),
+        (KNN, {"quantize_embeddings": False}),
+        (PASTIS, {"eval_mode": "embedding_diagnostics"}),
+    ],
+)
+def test_a_student_is_encoded_once_for_all_its_widths(stored, monkeypatch, name, changes):
+    calls, seen = [], []
+    extract, scores = runner.extract, runner._scores
+    monkeypatch.setattr(runner, "extract", lambda *a, **k: (calls.append(1), extract(*a, **k))[1])
+    monkeypatch.setattr(runner, "_scores", lambda run, s: (seen.append(s), scores(run, s))[1])
+    changes = {"patch_size": 4, "balanced_trials": None, **changes}
+    model, hooks = pooled_model(), runner.Hooks(cache={})
+    at = {d: official(name, output_dim=d, **changes) for d in (None, 16, 12, 8)}
+    for width in (16, 8, 12):
+        runner.run_task(name, at[width], model, hooks=hooks)
+    once = len(calls)
+    for width in (16, 8, 12):
+        runner.run_task(name, at[width], model)
+    assert len(calls) == 4 * once
+    for kept, new in zip(seen[:3], seen[3:], strict=True):
+        for split, (x, y) in kept.items():
+            np.testing.assert_array_equal(x, new[split][0])
+            np.testing.assert_array_equal(y, new[split][1])
+            assert x.flags.c_contiguous
+    # Fewer channels do not hold more, and what there is not is still refused.
+    calls.clear()
+    runner.run_task(name, at[8], model, hooks=(hooks := runner.Hooks(cache={})))
+    runner.run_task(name, at[None], model, hooks=hooks)
+    runner.run_task(name, at[16], model, hooks=hooks)
+    assert len(calls) == 2 * once
+    with pytest.raises(ValueError, match="output_dim=17 is more"):
+        runner.run_task(name, official(name, output_dim=17, **changes), model, hooks=hooks)
+
+
+def test_components_of_fewer_channels_are_found_anew(stored):
+    model, hooks = pooled_model(), runner.Hooks(cache={})
+    at = {d: official(KNN, output_dim=d, embedding_dim=4, patch_size=4) for d in (16, 8)}
+    runner.run_task(KNN, at[16], model, hooks=hooks)
+    assert hooks.cache is not None
+    runner.run_task(KNN, at[8], model, hooks=hooks)
+    kept = hooks.cache["splits"]["train"][0]
+    runner.run_task(KNN, at[8], model, hooks=(alone := runner.Hooks(cache={})))
+    assert alone.cache is not None
+    np.testing.assert_array_equal(kept, alone.cache["splits"]["train"][0])
+
+
+def test_tasks_of_one_encoding_follow_each_other():
+    found = list(tasks.official_tasks("v1_3").values())
+    order = runner.encoding_order(found)
+    assert order == [place for first in range(9) for place in (first, first + 9)]
+    assert runner.encoding_order(found[9:] + found[:9]) == [
+        place for first in range(9) for place in (first + 9, first)
+    ]
+    plain = list(tasks.official_tasks("v1_2").values())
+    assert runner.encoding_order(plain) == list(range(len(plain)))
+
+
 def test_samples_are_cut_out_of_stored_windows(stored):
     reader = open_split(KNN, official(KNN), "train")
     sample, label = reader[4]

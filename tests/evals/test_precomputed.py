@@ -69,9 +69,11 @@ def test_tasks_that_differ_by_images_only_are_one(tmp_path):
         "b": task("m-brick-kiln", patch_size=8, quantize_embeddings=True),
         "c": task("m-brick-kiln", eval_mode="finetune", ft_lr=0.1),
         "d": task("m-eurosat"),
+        "e": task("m-brick-kiln", output="student", output_dim=3),
     }
     able, skipped = model.able(picked)
     assert list(able) == ["a"] and not able["a"].quantize_embeddings
+    assert "the same as a" in skipped["e"]
     assert "the same as a" in skipped["b"] and "fine-tuned" in skipped["c"]
     assert "no train embeddings of m-eurosat" in skipped["d"]
 

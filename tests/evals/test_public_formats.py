@@ -97,7 +97,7 @@ def test_breizhcrops(monkeypatch, tmp_path):
     series = np.column_stack([RNG.uniform(0, 9000, (8, 16)), days.astype("int64")])
     for region in ("frh01", "frh02", "frh03", "frh04"):
         (folder / f"{region}.csv").write_text(
-            f"idx,CODE_CULTU,path,sequencelength\n0,BTH,{region}/a,8\n1,XXX,{region}/b,8\n"
+            f"idx,CODE_CULTU,path,sequencelength\n0,BTH,{region}/a,8\n1,ZZZ,{region}/b,8\n"
         )
         with h5py.File(folder / f"{region}.h5", "w") as f:
             f[f"{region}/a"] = series
