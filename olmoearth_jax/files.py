@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,11 @@ def remove_leftovers(path: Path) -> None:
     """
     for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
         left.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is one under which `replacing` and its like write before they rename."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name) is not None
 
 
 def check_file(path: str | Path) -> None:

@@ -30,6 +30,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import commands
 from olmoearth_jax.checkpoints import checkpoint, integrity
+from olmoearth_jax.files import is_leftover
 from olmoearth_jax.train.comparison import first_difference
 from olmoearth_jax.train.metrics import read_metrics
 
@@ -150,9 +151,15 @@ def storm_of_workers(folder: Path, arguments: list[str], of: int, kills: int, dr
 
 
 def file_difference(one: Path, other: Path) -> str | None:
-    """The first file of two folders that differs, but for the records of their jobs."""
+    """The first file of two folders that differs, but for the records of their jobs.
+
+    What a killed writer had not renamed yet is no result: it is never read, and goes with the
+    next writer of the same file that finds it old.
+    """
     names = [
-        sorted(p.relative_to(f).as_posix() for p in f.rglob("*") if p.is_file())
+        sorted(
+            p.relative_to(f).as_posix() for p in f.rglob("*") if p.is_file() and not is_leftover(p)
+        )
         for f in (one, other)
     ]
     kept = [[n for n in held if not n.startswith("job/")] for held in names]

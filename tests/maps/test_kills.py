@@ -42,6 +42,8 @@ def test_what_workers_leave_is_compared(module, tmp_path):
     (tmp_path / "well" / "peace" / "out" / "3").unlink()
     found = kill_test.file_difference(tmp_path / "well" / "peace" / "out", storm / "out")
     assert found == "names: 3"
+    (storm / "out" / "3").rename(storm / "out" / ".3.0123abcd.tmp")  # killed before it was renamed
+    assert kill_test.file_difference(tmp_path / "well" / "peace" / "out", storm / "out") is None
 
 
 def test_a_worker_that_fails_by_itself_ends_the_storm(tmp_path, monkeypatch):
