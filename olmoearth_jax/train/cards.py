@@ -55,6 +55,12 @@ def card_of(device_kind: str) -> str | None:
     return next(found, None)
 
 
+def rate_of(device_kind: str, devices: int) -> float | None:
+    """TFLOP/s of bfloat16 products that so many devices are sold with, or None if not known."""
+    card = card_of(device_kind)
+    return None if card is None else devices * CARDS[card].tflops
+
+
 MEASURED_CARD = "h200"
 MEASURED_SAMPLES_PER_S = 477.0
 """Of v1.2 Base with official settings on one such card (docs/performance.md)."""

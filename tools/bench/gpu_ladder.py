@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,8 @@ def compile_all(jobs: list[Trial], bench: Bench, until: float) -> None:
 
 
 def nominal_tflops() -> float | None:
-    """The card's rate of bfloat16 products by its vendor, or None."""
-    card = cards.card_of(jax.devices()[0].device_kind)
-    return None if card is None else cards.CARDS[card].tflops
+    """The devices' rate of bfloat16 products by their vendor, or None."""
+    return cards.rate_of(jax.devices()[0].device_kind, jax.device_count())
 
 
 def figures(trial: Trial, base: Trial, bench: Bench, rate: float) -> dict[str, Any]:
@@ -232,10 +232,12 @@ def _about(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    import jaxlib
-
     client = getattr(jax.devices()[0].client, "platform_version", "")
-    return {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "platform": client[:200]}
+    found = {name: metadata.version(name) for name in ("jax", "jaxlib")}
+    driver = Path("/proc/driver/nvidia/version")
+    if driver.exists():
+        found["driver"] = driver.read_text().partition("\n")[0]
+    return {**found, "platform": client[:200], "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 
 
 def time_arms(ready: list[Trial], bench: Bench, rate: float, end: float) -> list[Trial]:

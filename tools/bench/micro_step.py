@@ -20,8 +20,9 @@ from olmoearth_jax.data.subset import array_shape
 from olmoearth_jax.masking import MaskContext, missing_tokens
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.stream.stream_shape import CROSS, GRID, READ, SELF, Rung, StreamSpec
-from olmoearth_jax.stream.token_counts import TokenCounts, count_tokens
+from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import assemble, build, estimate, probe
+from olmoearth_jax.train.flops import tokens_of, training_flops
 from olmoearth_jax.train.step import TrainProgram
 
 if "config" not in flags.FLAGS:  # programs of launch in the same process have it, too
@@ -36,34 +37,18 @@ def config_path(usual: str = "configs/nano.py") -> str:
     return flags.FLAGS["config"].value or usual
 
 
-def real_tokens(counts: list[TokenCounts], spec: StreamSpec) -> estimate.Tokens:
-    """All tokens and pairs that exist, as sums."""
-    enc, dec, loc = (
-        np.concatenate([x.ravel() for x in found]).astype(float)
-        for found in zip(*((c.enc, c.dec.sum(-1), c.loc) for c in counts), strict=True)
-    )
-    read = loc if spec.loc_bound else enc
-    sums = [enc, dec, enc * enc, read * dec, loc, loc * enc, loc * loc]
-    return _tokens([float(x.sum()) for x in sums])
-
-
 def padded_tokens(rung: Rung, spec: StreamSpec, devices: int = 1) -> estimate.Tokens:
     """All that a rung computes on so many devices, as sums."""
     plans = [SELF, CROSS, *([READ, GRID] if spec.loc_bound else [])]
     pairs = [rung.pairs(spec.plan(name)) for name in plans] + [0, 0]
     sums = [rung.enc, rung.dec, *pairs[:2], rung.loc, *pairs[2:4]]
-    return _tokens([float(devices * x) for x in sums])
+    return tokens_of([float(devices * x) for x in sums])
 
 
 def without_rows(padded: estimate.Tokens, real: estimate.Tokens) -> estimate.Tokens:
     """Padded streams, but attention on the pairs that exist."""
     pairs = ("encoder_pairs", "decoder_pairs", "read_pairs", "grid_pairs")
     return dataclasses.replace(padded, **{name: getattr(real, name) for name in pairs})
-
-
-def _tokens(sums: list[float]) -> estimate.Tokens:
-    enc, dec, own, cross, loc, read, grid = sums
-    return estimate.Tokens(enc, dec, own, cross, np.zeros(0), loc, read, grid)
 
 
 _SIDE = {"cpu": 1024}
@@ -88,17 +73,8 @@ def matrix_rate(dtype: Any) -> float:
 
 
 def real_flops(config: ExperimentConfig, spec: StreamSpec, groups: Sequence[Any]) -> float:
-    """Training operations of all groups' real tokens: three times the forward pass of all views."""
-    total = 0.0
-    for group in groups:
-        counts = count_tokens(group, spec)
-        tokens = real_tokens([counts], spec)
-        patches = counts.need.sum(0)
-        starts = counts.table.starts
-        per_slot = np.array([patches[a:b].sum() for a, b in zip(starts, starts[1:], strict=False)])
-        total += 3 * estimate.forward_flops(config, tokens)
-        total += (3 * spec.views + 1) * estimate.patch_flops(config, spec, per_slot)
-    return total
+    """Training operations of all groups' real tokens; see `flops.training_flops`."""
+    return training_flops(config, spec, [count_tokens(group, spec) for group in groups])
 
 
 def program_bytes(compiled: Any) -> int:
