@@ -1,7 +1,7 @@
 """Every other way to compute the blocks gives the loss and the gradients of today's."""
 
 import dataclasses
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def case():
     group, strategy = make_group(np.random.default_rng(0), 2, 2, 2, names=NAMES)
     spec = make_spec(config, strategy, 2)
     need = needs([count_tokens(group, spec)], np.zeros(2, int), spec, 1)
-    term: Any = losses.build(LOSS)
+    term = cast(losses.TokenLoss, losses.build(LOSS))
     objective = Objective(term, losses.InfoNCE(0.1, 0.1))
     settings = ExperimentConfig(model=config, precision="float32")
     mesh = make_mesh(devices=jax.devices()[:1])

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_more_groups_at_a_time_are_the_same_step():
     spec = make_spec(config, strategy, 2)
     found = [needs([count_tokens(g, spec)], np.zeros(2, int), spec, 1) for g in groups]
     (rung, *_) = build_ladder(spec, found, 1)
-    term: Any = losses.build(_loss())
+    term = cast(losses.TokenLoss, losses.build(_loss()))
     objective = Objective(term, losses.InfoNCE(0.1, 0.1))
     settings = ExperimentConfig(model=config, precision="float32")
     mesh = make_mesh(devices=jax.devices()[:1])

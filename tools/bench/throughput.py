@@ -153,7 +153,8 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 def measure(case: Case) -> dict[str, Any]:
     """Figures of one setting whose programs are compiled."""
-    config, engine = case.config, case.program.engine
+    engine: Any = case.program.engine
+    config = case.config
     rate = matrix_rate(assemble.compute_dtype(config))
     metrics = case.one_pass()
     seconds = [_seconds(case.one_pass) for _ in range(_REPEATS.value)]
