@@ -327,6 +327,16 @@ class TrainProgram:
         program_key = prepared.key
         if program_key in self._programs:
             return self._programs[program_key]
+        micro_step = self.micro_step(program_key)
+        arguments = (state["params"], state["target"], total, prepared.inputs, key)
+        return self._cached(program_key, micro_step, arguments, (2,), self._total_shardings)
+
+    def micro_step(self, program_key: Any) -> Callable[..., Any]:
+        """The function of a micro-step before it is compiled.
+
+        It takes parameters, target, sums so far (donated), inputs and a random key, and gives
+        the sums with this micro-step's.
+        """
 
         def micro_step(params, target, total, inputs, key):
             def loss(params):
@@ -347,8 +357,7 @@ class TrainProgram:
                 "seen": total["seen"] + 1.0,
             }
 
-        arguments = (state["params"], state["target"], total, prepared.inputs, key)
-        return self._cached(program_key, micro_step, arguments, (2,), self._total_shardings)
+        return micro_step
 
     def _cached(self, name, function, arguments, donate, out_shardings=None):
         if name not in self._programs:

@@ -22,7 +22,7 @@ from olmoearth_jax.train import cards
 from olmoearth_jax.train.assemble import stream_engine
 from tests.engines.compare import evaluate, random_params
 from tests.stream.builders import make_group, make_spec, small_model
-from tools.bench import arms, gpu_ladder
+from tools.bench import absent_gpu, arms, gpu_ladder
 
 NAMES = ("sentinel2_l2a", "worldcover")
 
@@ -134,6 +134,15 @@ def test_cards_by_what_drivers_call_them(kind, name):
 
 def test_every_card_has_a_driver_name():
     assert set(cards._KINDS.values()) == set(cards.CARDS)
+
+
+def test_a_missing_plugin_is_told(monkeypatch):
+    def none(*args, **kwargs):
+        raise RuntimeError("Unknown backend cuda")
+
+    monkeypatch.setattr(absent_gpu.topologies, "get_topology_desc", none)
+    with pytest.raises(ValueError, match=r"Unknown backend cuda.*pip install"):
+        absent_gpu.absent_device()
 
 
 @pytest.mark.slow

@@ -347,7 +347,7 @@ def _run_stage(name: str, end: float, cache: str | None = None) -> None:
         _say(stage=name, error=f"ended with code {code}; see its message above")
 
 
-def main(_argv: list[str]) -> None:
+def main() -> None:
     if _STAGE.value is not None:
         end = _END.value or time.time() + 60 * _MINUTES.value
         if _STAGE.value == "arms":
@@ -360,6 +360,7 @@ def main(_argv: list[str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+    _chosen()  # an unknown arm is told at once
     begun = time.time()
     end = begun + 60 * _MINUTES.value
     _run_stage("arms", begun + 0.75 * (end - begun))
@@ -372,4 +373,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run_alone(main)
