@@ -94,10 +94,11 @@ def plan(arm: Arm, bench: Bench, device: Any) -> dict[str, Any]:
         # What the model chooses by the backend, it is to choose as on a GPU.
         with mock.patch.object(jax, "default_backend", lambda: "gpu"):
             lowered = step.lower(*shapes)
-        compiled = lowered.compile({"xla_gpu_autotune_level": 0, **arm.options})
+        options: Any = {"xla_gpu_autotune_level": 0, **arm.options}
+        compiled = lowered.compile(options)
     except Exception as e:
         return {"error": f"{type(e).__name__}: {str(e).partition(chr(10))[0][:300]}"}
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     return {
         "at_work_gb": memory.temp_size_in_bytes / 1e9,
         "arguments_gb": memory.argument_size_in_bytes / 1e9,
