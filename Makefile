@@ -1,5 +1,6 @@
 # make demo   environment, a one-minute pretraining run on the packaged sample, its evaluation
 # make test   environment if needed, then the fast tests
+# make test-newer  the same but for goldens, in an environment of a newer interpreter (VENV, PYTHON)
 # make test-torch  compare with the PyTorch package
 # make test-oldest  the fast tests with the oldest declared versions of everything (Python 3.11)
 # make learn  pretrain nano on the packaged sample from three seeds; are its features better? (minutes)
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow test-torch test-oldest learn examples lint lock bench env env-torch clean
+.PHONY: demo test test-slow test-newer newer-python test-torch test-oldest learn examples lint lock bench env env-torch clean
 
 env: $(VENV)/.ready
 
@@ -45,6 +46,17 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not torch"
+
+test-newer: env
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not torch" --ignore-glob="*goldens*"
+
+# The newest interpreter on the path that is newer than the environment's, or nothing.
+newer-python: env
+	@for v in 3.14 3.13 3.12; do \
+	if python$$v -c "import venv, ensurepip" >/dev/null 2>&1; then \
+	python$$v -c "import sys; raise SystemExit('%d.%d' % sys.version_info[:2] <= '$(shell \
+	$(BIN)/python -c "import sys; print('%d.%d' % sys.version_info[:2])")')" && echo python$$v; \
+	exit 0; fi; done
 
 test-slow: env
 	$(BIN)/python -m pytest -q -n 2 --durations=40 -m "slow and not torch"
