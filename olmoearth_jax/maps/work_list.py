@@ -441,21 +441,44 @@ class WorkList:
             found, again = Outcome(made), False
             for at in order(len(self.units), index, count, steal):
                 unit = self.units[at]
-                if self.marker(unit) is not None:
-                    continue
-                before = self.failure(unit)
-                if before is not None and before.get("attempts", 0) >= attempts:
-                    found.failed[unit] = str(before.get("error"))
-                elif not self.claim(unit):
+                state = self.take(unit, work, attempts, say)
+                if state == "failed":
+                    found.failed[unit] = str((self.failure(unit) or {}).get("error"))
+                elif state == "busy":
                     found.busy.append(unit)
                 else:
-                    again = True
-                    made += self._try(unit, work, say)
+                    again |= state != "done"
+                    made += state == "made"
             found.made = made
             if not again and not (wait and found.busy):
                 return found
             if not again:
                 time.sleep(min(TOUCH_S, 5.0))
+
+    def take(
+        self,
+        unit: str,
+        work: Callable[[str], tuple[Mapping[str, Any], Sequence[str]]],
+        attempts: int = 3,
+        say: Callable[[str, Mapping[str, Any]], None] = lambda unit, record: None,
+    ) -> str:
+        """Works on one unit, if it is free; see `run`.
+
+        Returns:
+          'made' by this call, 'tried' if the attempt failed, 'done' before it, 'busy' with another
+          worker, 'failed' as often as it may.
+        """
+        if self.marker(unit) is not None:
+            return "done"
+        if (self.failure(unit) or {}).get("attempts", 0) >= attempts:
+            return "failed"
+        if not self.claim(unit):
+            return "busy"
+        return "made" if self._try(unit, work, say) else "tried"
+
+    def forget(self, unit: str) -> None:
+        """Removes the claim on a unit whose worker is known to be dead."""
+        self._path("claims", unit).unlink(missing_ok=True)
 
     def _try(self, unit: str, work: Any, say: Any) -> bool:
         """One attempt at a claimed unit; whether it is done now by this."""
