@@ -472,9 +472,13 @@ class WorkList:
             return "done"
         if (self.failure(unit) or {}).get("attempts", 0) >= attempts:
             return "failed"
-        if not self.claim(unit):
-            return "busy"
-        return "made" if self._try(unit, work, say) else "tried"
+        # SIGTERM may come between the claim and what follows it.
+        try:
+            if not self.claim(unit):
+                return "busy"
+            return "made" if self._try(unit, work, say) else "tried"
+        finally:
+            self.release(unit)
 
     def forget(self, unit: str) -> None:
         """Removes the claim on a unit whose worker is known to be dead."""
@@ -482,22 +486,19 @@ class WorkList:
 
     def _try(self, unit: str, work: Any, say: Any) -> bool:
         """One attempt at a claimed unit; whether it is done now by this."""
-        try:
-            if self.marker(unit) is not None:  # done between the look and the claim
+        if self.marker(unit) is not None:  # done between the look and the claim
+            return False
+        with self._kept_fresh(unit):
+            begun = time.monotonic()
+            try:
+                record, objects = work(unit)
+                record = {**record, "seconds": round(time.monotonic() - begun, 3)}
+                self.finish(unit, record, objects)
+            except Exception as e:
+                if isinstance(e, OSError) and e.errno in _REFUSED:
+                    raise
+                self._note_failure(unit, e)
                 return False
-            with self._kept_fresh(unit):
-                begun = time.monotonic()
-                try:
-                    record, objects = work(unit)
-                    record = {**record, "seconds": round(time.monotonic() - begun, 3)}
-                    self.finish(unit, record, objects)
-                except Exception as e:
-                    if isinstance(e, OSError) and e.errno in _REFUSED:
-                        raise
-                    self._note_failure(unit, e)
-                    return False
-        finally:
-            self.release(unit)
         say(unit, record)
         return True
 

@@ -204,3 +204,17 @@ def test_killed_workers_leave_what_others_finish(tmp_path):
     for unit in UNITS:
         assert (tmp_path / "objects" / unit).read_text() == unit * 3
         assert _list(tmp_path).state(unit) == "done"
+
+
+def test_asked_to_end_right_after_the_claim_it_is_given_back(tmp_path, monkeypatch):
+    held = work_list.WorkList(tmp_path / "job", tmp_path, "d", ["a"])
+    claim = held.claim
+
+    def stopped(unit):
+        assert claim(unit)
+        raise work_list.Stopped
+
+    monkeypatch.setattr(held, "claim", stopped)
+    with pytest.raises(work_list.Stopped):
+        held.run(lambda unit: ({}, []))
+    assert not list((tmp_path / "job" / "claims").rglob("*.json"))
