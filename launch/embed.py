@@ -37,7 +37,7 @@ from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, plan, store, work_list
+from olmoearth_jax.maps import embed_job, plan, store, work_list, worker_place
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from . import _flags, _image_flags
@@ -128,7 +128,7 @@ def embed(o: Options) -> int:
       ValueError: flags or inputs that cannot be used.
     """
     _keep_memory_flat()
-    index, count = work_list.place_of(FLAGS.shard, FLAGS.of)
+    index, count = worker_place.place_of(FLAGS.shard, FLAGS.of)
     if not FLAGS.plan_only:
         store.zarr_library()
     config = embed_job.config_of(o.model)

@@ -294,7 +294,9 @@ class Archive:
         if lonlat.ndim != 2 or lonlat.shape[1] != 2:
             raise ValueError(f"points are [N, 2] of longitude and latitude, not {lonlat.shape}")
         periods = self.periods if periods is None else periods
-        steps = [self.step_of(p) for p in ([periods] if isinstance(periods, int | str) else periods)]
+        if isinstance(periods, int | str):
+            periods = [periods]
+        steps = [self.step_of(p) for p in periods]
         count, d = len(lonlat), self.width_of(width)
         values = np.full((count, len(steps), d), np.nan, np.float32)
         valid = np.zeros((count, len(steps)), bool)
