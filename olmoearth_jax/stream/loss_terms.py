@@ -1,6 +1,6 @@
 """Terms of the objective on the token stream; every one gives a value per group.
 
-The last part compares the pixels of decoded patches, which need buffers of their own.
+The last part compares the pixels of patches, which need buffers of their own.
 """
 
 from __future__ import annotations
@@ -190,27 +190,37 @@ def _resizes(base: int, room: int, largest: int) -> np.ndarray:
 
 
 def pixel_terms(
-    loss: MAE, reconstructor: Any, maps: RowMaps, decoded: jax.Array, pixels: tuple
+    loss: MAE,
+    reconstructor: Any,
+    maps: RowMaps,
+    tokens: tuple[jax.Array, jax.Array | None],
+    pixels: tuple,
 ) -> jax.Array:
     """[views, groups]: the pixel loss of every view.
 
     Args:
-      loss: the loss; only decoded tokens count.
+      loss: the loss.
       reconstructor: its heads are used.
       maps: of the batch.
-      decoded: float32 [D, dec, width] from the reconstructor's decoder.
+      tokens: what predicts the patches, float32 [D, n, width] as `PixelIndex` counts them, and
+        float32 [width], what a patch has that no token predicts (None: such patches don't count).
       pixels: see `fill_pixels`, [D, rows, width].
     """
     spec, batch, index = maps.spec, maps.batch, maps.batch.pixels
     assert index is not None
     count = spec.views * spec.groups
-    tokens: Any = permute(decoded, index.token, index.inverse)
+    own, blank = tokens
+    made: Any = permute(own, index.token, index.inverse)
+    real = index.token < own.shape[1]
+    if blank is not None:
+        empty = index.token > own.shape[1]
+        made, real = jnp.where(empty[..., None], blank, made), real | empty
     starts = target_sections(maps.rung)
     numbers = reconstructor.slots.numbers(spec.slots)
     group = take_rows(batch.segment[..., None], index.sample)[..., 0]
     segment = jnp.arange(spec.views)[:, None] * spec.groups + group[:, None]
     weight = take_rows(batch.weight[..., None], index.sample)[..., 0]
-    real = (index.token < decoded.shape[1]) & (weight > 0)[:, None]
+    real &= (weight > 0)[:, None]
     size = take_rows(batch.patch_size[..., None], index.sample)[..., 0]
     total = used = jnp.zeros(count, jnp.float32)
     for i, slot in enumerate(spec.slots):
@@ -236,7 +246,7 @@ def pixel_terms(
             errors = jnp.where(counts, errors, 0.0)
             return errors.sum((3, 4, 5)), counts.astype(jnp.float32).sum((3, 4, 5))
 
-        pair = sums(tokens[:, :, mine], truth, real[:, :, mine], size[:, mine])
+        pair = sums(made[:, :, mine], truth, real[:, :, mine], size[:, mine])
         flat = segment[:, :, mine].reshape(-1)
         total = total + segment_sum(pair[0].reshape(-1), flat, count)
         used = used + segment_sum(pair[1].reshape(-1), flat, count)

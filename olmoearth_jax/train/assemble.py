@@ -134,16 +134,19 @@ class StreamNeeds:
     deep: bool = False
     """Whether the target encoder runs."""
     pixels: bool = False
-    """Whether decoded tokens are compared with their pixels."""
+    """Whether tokens are compared with their pixels."""
+    all_pixels: bool = False
+    """Whether that holds for all tokens that aren't missing rather than for decoded ones."""
     maps: tuple[str, ...] = ()
     """Modalities that are drawn from the location grid."""
 
     @classmethod
     def of(cls, objective: Objective) -> StreamNeeds:
         """Those of an objective."""
-        pixels, drawn = objective.mae is not None, objective.supervision
+        mae, drawn = objective.mae, objective.supervision
         maps = () if drawn is None else tuple(task.name for task in drawn.tasks)
-        return cls(objective.views, objective.scopes, objective.deep, pixels, maps)
+        pixels, every = mae is not None, mae is not None and not mae.only_decode
+        return cls(objective.views, objective.scopes, objective.deep, pixels, every, maps)
 
 
 def stream_spec(
@@ -201,7 +204,7 @@ def stream_spec(
     return StreamSpec(
         slots, names, tuple(plans.values()), enc + extra, dec, size.samples, size.devices,
         needs.views, size.groups, encoder.max_patch_size, registers=extra, pixels=needs.pixels,
-        loc_bound=locations, maps=needs.maps,
+        all_pixels=needs.all_pixels, loc_bound=locations, maps=needs.maps,
     )  # fmt: skip
 
 
@@ -223,13 +226,8 @@ def stream_engine(
     """The packed engine.
 
     Raises:
-      ValueError: a term that only the dense engine has.
+      ValueError: a model whose grid the stream does not have (`locations.check_grid`).
     """
-    if objective.mae is not None and not objective.mae.only_decode:
-        raise ValueError(
-            "engine=stream compares the pixels of decoded tokens only; for "
-            "train_module.mae_loss_config.loss_config.only_decode=False use --config.engine=dense"
-        )
     check_grid(config.model)
     forward = StreamForward(
         spec=spec, mesh=mesh, attention=config.attention, **_shared(config, objective)

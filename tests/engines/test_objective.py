@@ -1,7 +1,5 @@
 """Names, totals and targets of an objective, and the moving target of a training step."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,10 +125,3 @@ def test_mae_training_keeps_no_target():
 def test_a_target_parameter_needs_its_online_counterpart():
     with pytest.raises(ValueError, match="no online counterpart"):
         ema_update({"a": jnp.ones(1)}, {"b": jnp.ones(1)}, 0.5)
-
-
-def test_pixels_of_visible_patches_need_the_dense_engine():
-    mesh = make_mesh(devices=jax.devices()[:1])
-    pixels = dataclasses.replace(PIXELS, only_decode=False)
-    with pytest.raises(ValueError, match=r"use --config\.engine=dense"):
-        assemble.stream_engine(steady(model_of()), None, (), Objective(PATCH, mae=pixels), mesh)
