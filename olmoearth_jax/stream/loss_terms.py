@@ -17,7 +17,7 @@ from olmoearth_jax.losses import MAE, Groups, KoLeo, Rows, TokenLoss, rows_value
 from olmoearth_jax.losses.rows import safe_divide, segment_sum
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.model.patch_embed import resize_matrix
-from olmoearth_jax.stream.pack import PatchRun, target_sections
+from olmoearth_jax.stream.pack import PatchRun, PixelIndex, target_sections
 from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.row_maps import RowMaps
 from olmoearth_jax.stream.rows import RowMap, gather_rows, permute, take_rows
@@ -189,6 +189,18 @@ def _resizes(base: int, room: int, largest: int) -> np.ndarray:
     return out
 
 
+def _of_patches(
+    index: PixelIndex, tokens: jax.Array, blank: jax.Array | None
+) -> tuple[Any, jax.Array]:
+    """What predicts each patch [D, views, table, width], and whether the patch counts."""
+    made: Any = permute(tokens, index.token, index.inverse)
+    real = index.token < tokens.shape[1]
+    if blank is None:
+        return made, real
+    empty = index.token > tokens.shape[1]
+    return jnp.where(empty[..., None], blank, made), real | empty
+
+
 def pixel_terms(
     loss: MAE,
     reconstructor: Any,
@@ -209,12 +221,7 @@ def pixel_terms(
     spec, batch, index = maps.spec, maps.batch, maps.batch.pixels
     assert index is not None
     count = spec.views * spec.groups
-    own, blank = tokens
-    made: Any = permute(own, index.token, index.inverse)
-    real = index.token < own.shape[1]
-    if blank is not None:
-        empty = index.token > own.shape[1]
-        made, real = jnp.where(empty[..., None], blank, made), real | empty
+    made, real = _of_patches(index, *tokens)
     starts = target_sections(maps.rung)
     numbers = reconstructor.slots.numbers(spec.slots)
     group = take_rows(batch.segment[..., None], index.sample)[..., 0]

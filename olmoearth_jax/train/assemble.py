@@ -76,13 +76,11 @@ def _shared(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
     }
 
 
-def micro_step_shape(
-    global_batch: int, group: int, devices: int, engine: str = "stream"
-) -> tuple[int, int]:
+def micro_step_shape(global_batch: int, group: int, devices: int) -> tuple[int, int]:
     """(groups per micro-step, samples per device).
 
     k = min(groups, devices) whole groups, k dividing the number of groups, so that a device
-    holds about one group's worth of samples; always one group with engine 'dense'.
+    holds about one group's worth of samples.
 
     Raises:
       ValueError: the batch doesn't divide into groups, or a micro-step over the devices; the
@@ -93,13 +91,12 @@ def micro_step_shape(
             f"data_loader.global_batch_size={global_batch} is not divisible by "
             f"train_module.rank_microbatch_size={group}"
         )
-    k = _groups_at_once(global_batch, group, devices, engine)
+    k = _groups_at_once(global_batch, group, devices)
     if (k * group) % devices:
         fit = [
             n
             for n in range(1, global_batch + 1)
-            if global_batch % n == 0
-            and not _groups_at_once(global_batch, n, devices, engine) * n % devices
+            if global_batch % n == 0 and not _groups_at_once(global_batch, n, devices) * n % devices
         ]
         advice = (
             f"set train_module.rank_microbatch_size to one of {', '.join(map(str, fit))} (which "
@@ -110,16 +107,14 @@ def micro_step_shape(
             "as many devices as divide it"
         )
         raise ValueError(
-            f"a micro-step of {k} group(s) of {group} samples (engine={engine}) does not divide "
-            f"over {devices} devices; {advice}"
+            f"a micro-step of {k} group(s) of {group} samples does not divide over {devices} "
+            f"devices; {advice}"
         )
     return k, k * group // devices
 
 
-def _groups_at_once(global_batch: int, group: int, devices: int, engine: str) -> int:
+def _groups_at_once(global_batch: int, group: int, devices: int) -> int:
     groups = global_batch // group
-    if engine == "dense":
-        return 1
     return max(n for n in range(1, min(groups, devices) + 1) if groups % n == 0)
 
 
