@@ -39,7 +39,6 @@ from olmoearth_jax.stream.stream_shape import (
     round_up,
 )
 from olmoearth_jax.train import hosts
-from olmoearth_jax.train.dense_engine import DenseEngine
 from olmoearth_jax.train.query_stride import query_stride
 
 _REMAT = {"none": "none", "dots": "dots", "block": "full"}
@@ -52,8 +51,8 @@ def compute_dtype(config: ExperimentConfig) -> Any:
     return jnp.dtype(config.precision)
 
 
-def _shared(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
-    """What both engines are given: module structures, losses, what is dropped and recomputed."""
+def parts_of(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
+    """What any engine is given: module structures, losses, what is dropped and recomputed."""
     model, dtype, dropout = config.model, compute_dtype(config), None
     encoder, decoder = model.encoder_config, model.decoder_config
     if encoder.band_dropout_rate > 0:
@@ -225,32 +224,13 @@ def stream_engine(
     """
     check_grid(config.model)
     forward = StreamForward(
-        spec=spec, mesh=mesh, attention=config.attention, **_shared(config, objective)
+        spec=spec, mesh=mesh, attention=config.attention, **parts_of(config, objective)
     )
     agree = functools.partial(hosts.current().agree, join=shared_bits)
     stride = query_stride(config)
     if stride is None:
         return StreamEngine(forward, ladder, mesh, agree)
     return StreamEngine(forward, ladder, mesh, agree, stride.per_patch)
-
-
-def dense_engine(
-    config: ExperimentConfig,
-    objective: Objective,
-    mesh: Mesh,
-    group_size: int,
-    views: int | None = None,
-) -> DenseEngine:
-    """The oracle engine."""
-    names = config.model.encoder_config.supported_modality_names
-    return DenseEngine(
-        names=modalities.in_sample_order(names),
-        mesh=mesh,
-        group_size=group_size,
-        views=objective.views if views is None else views,
-        query_stride=query_stride(config),
-        **_shared(config, objective),
-    )
 
 
 def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | None = None) -> Any:

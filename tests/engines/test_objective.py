@@ -9,12 +9,13 @@ from olmoearth_jax import losses
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import assemble, targets
+from olmoearth_jax.train import targets
 from olmoearth_jax.train.assemble import trainable_leaves
 from olmoearth_jax.train.step import TrainProgram
 from olmoearth_jax.train.targets import ema_update
 from tests.engines.compare import model_of
 from tests.train.steady import steady
+from tools.goldens.dense_engine import dense_engine
 
 PATCH = losses.build({"type": "patch_discrimination"})
 MODALITY = losses.build({"type": "modality_patch_discrimination_vec"})
@@ -79,7 +80,7 @@ def test_what_no_loss_reads_is_left_alone():
 def _program(objective, **changes) -> TrainProgram:
     model, mesh = model_of(), make_mesh(devices=jax.devices()[:1])
     config, trained = steady(model, **changes), trainable_leaves(model, True, objective)
-    engine = assemble.dense_engine(config, objective, mesh, 4)
+    engine = dense_engine(config, objective, mesh, 4)
     return TrainProgram(config, engine, mesh, trained, 10)
 
 

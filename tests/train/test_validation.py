@@ -10,12 +10,13 @@ import pytest
 from olmoearth_jax import config_files, overrides
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.checkpoints.folders import complete_steps
-from olmoearth_jax.train import assemble, build, progress, validation
+from olmoearth_jax.train import build, progress, validation
 from olmoearth_jax.train.metrics import read_metrics
 from olmoearth_jax.train.progress import VAL_LOSS as LOSS
 from olmoearth_jax.train.validation import Together, Validation
 from tests.train import train_toy
 from tools import eval_loss
+from tools.goldens.dense_engine import dense_engine
 
 SMALL = {
     "common.training_modalities": ["sentinel2_l2a", "openstreetmap_raster"],
@@ -79,7 +80,7 @@ def test_it_is_the_loss_of_the_dense_engine_too(trained):
     state = made.program.init_state()
     other = Validation(cfg, made.program, made.stream.steps_per_epoch)
     size, objective = cfg.train_module.rank_microbatch_size, made.program.engine.objective
-    other.engine = assemble.dense_engine(validation.quiet(cfg), objective, made.program.mesh, size)
+    other.engine = dense_engine(validation.quiet(cfg), objective, made.program.mesh, size)
     theirs = other(state, 2)
     ours = held(state, 2)
     assert theirs is not None and ours is not None and {LOSS, "val/base"} <= set(theirs)
