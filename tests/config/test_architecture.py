@@ -94,7 +94,7 @@ def test_no_imports_go_round():
 
 
 def test_only_tools_need_tools():
-    """The oracle of the token stream and the golden checks are no part of what is installed."""
+    """Training and use rest neither on the oracle of the token stream nor on golden checks."""
     for top in (PACKAGE, "configs", "launch"):
         for path in sorted((ROOT / top).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
