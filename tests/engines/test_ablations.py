@@ -75,7 +75,6 @@ def test_every_ablation_builds_its_objective(name):
     trained = assemble.trainable_leaves(cfg.model, objective.pools, objective)
     head = trained["encoder"]["project_and_aggregate"]
     assert all(jax.tree.leaves(head)) == (cfg.train_module.contrastive_config is not None)
-    assert cfg.engine == "stream"
     spec = build.stream_of(cfg, {1: 12, 2: 12}, 1, objective)
     assert spec.pixels == (name == "mae")
     assert spec.deep == name.endswith("emafull")
@@ -106,9 +105,6 @@ def _kind(kind: str) -> ExperimentConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["dense", "stream"])
 @pytest.mark.parametrize("kind", ["latent_mim", "galileo"])
-def test_every_other_kind_takes_a_step(kind, engine):
-    cfg = _kind(kind)
-    cfg.engine = engine
-    _step(cfg)
+def test_every_other_kind_takes_a_step(kind):
+    _step(_kind(kind))

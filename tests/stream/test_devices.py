@@ -19,6 +19,7 @@ from olmoearth_jax.mesh import make_mesh, rules_of
 from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 from tests.train.steady import steady
+from tools.goldens.dense_engine import dense_engine
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(0)
@@ -35,7 +36,7 @@ def step(devices, fsdp=1, rules=(), dense=False):
     settings = steady(config)
     settings.fsdp_rules = [list(rule) for rule in rules]
     if dense:
-        engine = assemble.dense_engine(settings, objective, mesh, 4)
+        engine = dense_engine(settings, objective, mesh, 4)
     else:
         k, samples = assemble.micro_step_shape(8, 4, devices)
         spec = make_spec(config, strategy, samples, devices, k)

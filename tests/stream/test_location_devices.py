@@ -20,6 +20,7 @@ from tests.engines.compare import random_params
 from tests.stream.builders import GRID_TIMESTEPS
 from tests.stream.grids import grid_groups, grid_model, grid_objective
 from tests.train.steady import steady
+from tools.goldens.dense_engine import dense_engine
 
 assert jax.device_count() == 4
 config = grid_model()
@@ -32,7 +33,7 @@ def step(devices, fsdp=1, dense=False):
     settings = steady(config)
     settings.fsdp_rules = [list(rule) for rule in rules_of([], fsdp)]
     if dense:
-        engine = assemble.dense_engine(settings, objective, mesh, 4)
+        engine = dense_engine(settings, objective, mesh, 4)
     else:
         k, samples = assemble.micro_step_shape(8, 4, devices)
         size, needs = MicroStepSize(samples, devices, k), assemble.StreamNeeds.of(objective)
