@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.data.worker_place import order
 from olmoearth_jax.files import write_atomically
-from olmoearth_jax.maps.worker_place import order
 
 STALE_S = 600.0
 """Age at which a claim means nothing any more."""
