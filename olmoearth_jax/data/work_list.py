@@ -412,6 +412,11 @@ class WorkList:
         finally:
             self.release(unit)
 
+    def forgive(self) -> None:
+        """Forgets failed attempts, so that every unit may be tried again."""
+        for path in (self.folder / "failed").rglob("*.json"):
+            path.unlink(missing_ok=True)
+
     def forget(self, unit: str) -> None:
         """Removes the claim on a unit whose worker is known to be dead."""
         self._path("claims", unit).unlink(missing_ok=True)
