@@ -22,6 +22,7 @@ from absl import flags
 from olmoearth_jax import commands
 from olmoearth_jax.data import blocks, chunk_index
 from olmoearth_jax.data.blocks import ALONE, Place
+from olmoearth_jax.data.checksums import file_digest, text_digest
 from olmoearth_jax.data.errors import ReadError, translate_errors
 from olmoearth_jax.data.h5_writer import (
     COMPRESSIONS,
@@ -31,7 +32,6 @@ from olmoearth_jax.data.h5_writer import (
 )
 from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, read_metadata
-from olmoearth_jax.data.journal import file_digest, text_digest
 from olmoearth_jax.data.pool import WorkerDied, Workers, default_workers
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.data.work_list import WorkList
@@ -169,7 +169,7 @@ def _rewrite_all(
                 progress.step()
             return {}, names[unit]
 
-        if blocks.run(work, do, at, final):
+        if blocks.run(work, do, at, final, say):
             blocks.publish(work.objects, final, work.folder, write)
         else:
             blocks.clear(work.objects, work.folder)

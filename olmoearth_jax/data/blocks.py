@@ -51,7 +51,13 @@ def split(items: Sequence[Item], size: int | None = None) -> dict[str, Sequence[
     return {f"{i // step:06d}": items[i : i + step] for i in range(0, len(items), step)}
 
 
-def run(work: WorkList, do: Do, at: Place = ALONE, final: Path | None = None) -> bool:
+def run(
+    work: WorkList,
+    do: Do,
+    at: Place = ALONE,
+    final: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> bool:
     """Does blocks until all are done; what failed in an earlier run is tried again.
 
     A damaged file fails its block only, and is raised when the other blocks are done; every other
@@ -62,6 +68,7 @@ def run(work: WorkList, do: Do, at: Place = ALONE, final: Path | None = None) ->
       do: works on one, see `WorkList.run`.
       at: this worker's place.
       final: what the last worker makes of all blocks; when it is there, nothing is left to do.
+      say: is told when this worker begins to wait.
 
     Returns:
       whether the blocks still have to be put together: False if `final` is there.
@@ -87,7 +94,11 @@ def run(work: WorkList, do: Do, at: Place = ALONE, final: Path | None = None) ->
 
     work.forgive()
     try:
-        found = work.run(guarded, at.index, at.count, wait=at.wait, attempts=1)
+        found = work.run(guarded, at.index, at.count, attempts=1)
+        if found.busy and at.wait:
+            if say is not None:
+                say(f"waiting for {len(found.busy)} blocks of files that other workers hold")
+            found = work.run(guarded, at.index, at.count, wait=True, attempts=1)
     except _Halt as e:
         # A worker that did a block once more may find that the others have renamed the folder.
         if e.__cause__ is not None and not (_is_gone(e.__cause__) and _appears(final)):
@@ -128,6 +139,7 @@ def publish(partial: Path, final: Path, job: Path, write: Callable[[Path], None]
     """
     try:
         # Written elsewhere and moved in: another worker may rename the folder meanwhile.
+        job.mkdir(exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="tables.", dir=job))
         write(scratch)
         for path in sorted(scratch.iterdir()):

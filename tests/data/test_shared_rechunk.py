@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from olmoearth_jax.data import blocks
+from olmoearth_jax.data.checksums import text_digest
 from olmoearth_jax.data.h5_writer import Storage
-from olmoearth_jax.data.journal import text_digest
 from tests.data.shared import content, ended, start
 from tools import rechunk_h5
 
