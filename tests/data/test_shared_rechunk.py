@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import errno
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -93,3 +96,38 @@ def test_a_folder_that_another_worker_finished_is_a_success(dataset, alone, tmp_
     monkeypatch.setattr(rechunk_h5, "rewrite", rewrite)
     folder, _ = rechunk_h5.rechunk(dataset, tmp_path, STORAGE)
     assert folder == _only(tmp_path)
+
+
+def test_a_full_disk_ends_it_at_once_and_is_no_fault_of_a_file(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+    seen: list[Path] = []
+
+    def full(path, *_):
+        seen.append(path)
+        raise OSError(errno.EFBIG, "File too large")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="File too large"):
+        patch.setattr(rechunk_h5, "write_arrays", full)
+        rechunk_h5.rechunk(dataset, tmp_path, STORAGE)
+    assert len(seen) == 1
+    assert rechunk_h5.rechunk(dataset, tmp_path, STORAGE)[1] == 24
+
+
+def test_workers_that_finish_at_the_same_time(tmp_path):
+    for turn in range(20):
+        partial, final, job = (tmp_path / f"{turn}" / n for n in (".a.partial", "a", ".a.job"))
+        partial.mkdir(parents=True)
+        job.mkdir()
+        (partial / "sample_0.h5").write_text("x")
+        (partial / ".sample_0.h5.01234567.tmp").write_text("cut sho")
+        together = threading.Barrier(4)
+
+        def write(folder: Path, together=together) -> None:
+            (folder / "table.csv").write_text("y" * 1000)
+            together.wait()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            ends = [pool.submit(blocks.publish, partial, final, job, write) for _ in range(4)]
+        assert [e.result() for e in ends] == [None] * 4
+        assert content(final) == {"sample_0.h5": b"x", "table.csv": b"y" * 1000}
+        assert [p.name for p in final.parent.iterdir()] == ["a"]
