@@ -19,13 +19,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
-    """Programs are compiled in half the time; those that run once are not worth more."""
+    """Programs are compiled in half the time; those that run once are not worth more.
+
+    They are dropped at the end: other tests compare the bits of what they and other processes
+    compiled.
+    """
     import jax
 
     name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
     jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
+    try:
+        yield
+    finally:
+        jax.config.update(name, False)
+        jax.clear_caches()
