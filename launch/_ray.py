@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.maps.work_list import Outcome, WorkList
+from olmoearth_jax.data.work_list import Outcome, WorkList
 
 from ._app import is_users
 

@@ -36,8 +36,9 @@ from typing import Any
 from absl import flags
 
 from olmoearth_jax import commands
+from olmoearth_jax.data import work_list, worker_place
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, plan, store, work_list, worker_place
+from olmoearth_jax.maps import embed_job, plan, store
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from . import _flags, _image_flags

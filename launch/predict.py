@@ -21,7 +21,8 @@ import sys
 from absl import flags
 
 from olmoearth_jax import commands
-from olmoearth_jax.maps import map_files, predicting, work_list, worker_place
+from olmoearth_jax.data import work_list, worker_place
+from olmoearth_jax.maps import map_files, predicting
 from olmoearth_jax.maps.predicting import Options
 
 from . import _flags, _image_flags

@@ -13,12 +13,12 @@ import numpy as np
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import chunk_index, npy_file, quality
+from olmoearth_jax.data.checksums import file_digest
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import write_csv
 from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, read_metadata
-from olmoearth_jax.data.journal import file_digest
 from olmoearth_jax.data.pool import run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.files import check_file, replacing

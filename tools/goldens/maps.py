@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data import worker_place
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import (
     archive,
@@ -24,7 +25,6 @@ from olmoearth_jax.maps import (
     preview,
     samples,
     store,
-    worker_place,
 )
 
 from . import maps_labels

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax.maps import work_list, worker_place
-from olmoearth_jax.maps.work_list import WorkList
+from olmoearth_jax.data import work_list, worker_place
+from olmoearth_jax.data.work_list import WorkList
 
 GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "maps" / "workers.json"
 UNITS = [f"zone{k % 2}/{k}" for k in range(12)]
@@ -22,7 +22,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from olmoearth_jax.files import replacing
-from olmoearth_jax.maps import work_list
+from olmoearth_jax.data import work_list
 root, index, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 units = [f"zone{k % 2}/{k}" for k in range(12)]
 

@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.data.worker_place import order
 from olmoearth_jax.files import write_atomically
-from olmoearth_jax.maps.worker_place import order
 
 STALE_S = 600.0
 """Age at which a claim means nothing any more."""
@@ -411,6 +411,11 @@ class WorkList:
             return "made" if self._try(unit, work, say) else "tried"
         finally:
             self.release(unit)
+
+    def forgive(self) -> None:
+        """Forgets failed attempts, so that every unit may be tried again."""
+        for path in (self.folder / "failed").rglob("*.json"):
+            path.unlink(missing_ok=True)
 
     def forget(self, unit: str) -> None:
         """Removes the claim on a unit whose worker is known to be dead."""
