@@ -56,7 +56,7 @@ flags.declare_key_flag("config")
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "Time for everything.", lower_bound=0.5)
 _COMPILE = flags.DEFINE_float("compile_s", 240.0, "Seconds of that for compiling the arms.")
 _ARMS = flags.DEFINE_list("arms", None, "Only these arms (today is always one).")
-_TURNS = flags.DEFINE_float("turn_s", 3.0, "Seconds of turns per arm and micro-step.")
+_TURNS = flags.DEFINE_float("turn_s", 2.5, "Seconds of turns per arm and micro-step.")
 _DRAWS = flags.DEFINE_integer("draws", 96, "Micro-steps of the mix.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("compile_threads", None, "Programs compiled at a time.")
 _FIRST_RUNGS = flags.DEFINE_integer(
@@ -362,7 +362,7 @@ def main(_argv: list[str]) -> None:
         os._exit(0)
     begun = time.time()
     end = begun + 60 * _MINUTES.value
-    _run_stage("arms", begun + 0.68 * (end - begun))
+    _run_stage("arms", begun + 0.75 * (end - begun))
     with tempfile.TemporaryDirectory() as cache:
         _run_stage("cold", end - 0.15 * (end - time.time()), cache)
         _run_stage("warm", end, cache)
