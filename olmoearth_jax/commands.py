@@ -59,7 +59,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Name -> (module, what it does)."""
 
-BENCHMARKS = ("archive", "data_loader", "evals", "inference", "kernels", "padding",
+BENCHMARKS = ("archive", "data_loader", "evals", "gpu_ladder", "inference", "kernels", "padding",
               "reference_step", "throughput", "train_step")  # fmt: skip
 """Modules of tools.bench that `olmoearth bench NAME` runs."""
 

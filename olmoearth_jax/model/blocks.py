@@ -16,8 +16,9 @@ from flax import nnx
 
 from olmoearth_jax.model import rope as rotary
 from olmoearth_jax.model.config import EncoderConfig, PredictorConfig
-from olmoearth_jax.model.layers import LayerNorm, Linear, empty, gelu
+from olmoearth_jax.model.layers import LayerNorm, Linear, empty, gelu, joined
 from olmoearth_jax.model.rope import RopeConfig
+from olmoearth_jax.model.variants import ALL, TODAY, Variant
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q [..., Nq, H, hd], k [..., Nk, H, hd], v like k) -> [..., Nq, H, hd]."""
@@ -76,6 +77,8 @@ class Running:
     'dots' keeps only the matrix products of tokens and weights."""
     attention: Any = "auto"
     """See `attention.row_attention`; only for engines that leave the choice to the model."""
+    variant: Variant = TODAY
+    """Other ways to compute the same."""
 
 
 PLAIN = Running()
@@ -105,20 +108,42 @@ class Attention(nnx.Module):
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
 
-    def _turn(self, x: jax.Array, norm: LayerNorm | None, position: jax.Array | None) -> jax.Array:
+    def _turn(
+        self, x: jax.Array, norm: LayerNorm | None, position: jax.Array | None, variant: Variant
+    ) -> jax.Array:
         if norm is not None:
-            x = norm(x).astype(x.dtype)
-        if self.rope is None or position is None:
+            x = norm(x, variant).astype(x.dtype)
+        rope = self.rope
+        if rope is None or position is None:
             return x
+
+        def turned(x, position, freqs):
+            return rotary.rotate(x, rotary.angles(rope, position, self.head_dim, freqs))
+
         freqs = None if self.rope_freqs is None else self.rope_freqs[...]
-        return rotary.rotate(x, rotary.angles(self.rope, position, self.head_dim, freqs))
+        return (variant.again(turned) if variant.turn_again else turned)(x, position, freqs)
 
     def keys_values(
-        self, context: jax.Array, position: jax.Array | None = None
+        self, context: jax.Array, position: jax.Array | None = None, variant: Variant = TODAY
     ) -> tuple[jax.Array, jax.Array]:
         """Keys (rotated) and values of `context` [..., Nk, D], each [..., Nk, H, hd]."""
-        k = self._turn(self._split(self.key(context)), self.k_norm, position)
-        return k, self._split(self.value(context))
+        if variant.joined:
+            k, v = joined([self.key, self.value], context)
+        else:
+            k, v = self.key(context), self.value(context)
+        return self._turn(self._split(k), self.k_norm, position, variant), self._split(v)
+
+    def within(
+        self, x: jax.Array, position: jax.Array | None, attend: Attend, variant: Variant = TODAY
+    ) -> jax.Array:
+        """Self-attention of x [..., N, D]; returns float32 [..., N, D]."""
+        if not variant.joined:
+            keys_values = self.keys_values(x, position, variant)
+            return self(x, position, attend, keys_values, variant)
+        q, k, v = (self._split(y) for y in joined([self.query, self.key, self.value], x))
+        q = self._turn(q, self.q_norm, position, variant)
+        k = self._turn(k, self.k_norm, position, variant)
+        return self._project(attend(q, k, v))
 
     def __call__(
         self,
@@ -126,10 +151,13 @@ class Attention(nnx.Module):
         position: jax.Array | None,
         attend: Attend,
         keys_values: tuple[jax.Array, jax.Array],
+        variant: Variant = TODAY,
     ) -> jax.Array:
         """Queries from x [..., Nq, D]; returns float32 [..., Nq, D]."""
-        q = self._turn(self._split(self.query(x)), self.q_norm, position)
-        y = attend(q, *keys_values)
+        q = self._turn(self._split(self.query(x)), self.q_norm, position, variant)
+        return self._project(attend(q, *keys_values))
+
+    def _project(self, y: jax.Array) -> jax.Array:
         return self.out(y.reshape(*y.shape[:-2], -1), jnp.float32)
 
 
@@ -140,17 +168,21 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(width, hidden, dtype)
         self.fc2 = Linear(hidden, width, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, variant: Variant = TODAY) -> jax.Array:
+        """[..., N, D] -> float32 [..., N, D]."""
+        hidden = self.fc1(x)
+        if variant.keep_hidden:
+            return self.fc2(variant.again(gelu)(hidden), jnp.float32)
         # The hidden layer is the widest thing a block makes: only what goes into the GELU is kept
         # for the backward pass.
-        return jax.checkpoint(self._narrow)(self.fc1(x))
+        return variant.again(self._narrow)(hidden)
 
     def _narrow(self, hidden: jax.Array) -> jax.Array:
         return self.fc2(gelu(hidden), jnp.float32)
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the stream x is float32."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the stream x is float32 (see `Variant`)."""
 
     def __init__(self, shape: BlockShape, dtype=jnp.float32):
         width = shape.width
@@ -166,23 +198,31 @@ class Block(nnx.Module):
         x: jax.Array,
         reading: Reading,
         scale: Callable[[int], jax.Array | None] | None = None,
+        variant: Variant = TODAY,
     ) -> jax.Array:
         """One block.
 
         Args:
-          x: float32 [..., N, D].
+          x: [..., N, D] in the stream's type.
           reading: what these tokens attend to.
           scale: branch (0 or 1) -> drop path factor or None.
+          variant: other ways to compute the same.
         """
-        normed, position = self.norm1(x), reading.position
+        normed, position = self.norm1(x, variant), reading.position
         if reading.context is None:
-            keys_values = self.attention.keys_values(normed, position)
+            y = self.attention.within(normed, position, reading.attend, variant)
         else:
-            keys_values = self.attention.keys_values(reading.context, reading.context_position)
-        y = self.attention(normed, position, reading.attend, keys_values)
-        x = x + _scaled(y, self.layer_scale1, scale, 0)
-        y = self.mlp(self.norm2(x))
-        return x + _scaled(y, self.layer_scale2, scale, 1)
+            read = reading.context, reading.context_position
+            keys_values = self.attention.keys_values(*read, variant)
+            y = self.attention(normed, position, reading.attend, keys_values, variant)
+        x = _add(x, _scaled(y, self.layer_scale1, scale, 0))
+        y = self.mlp(self.norm2(x, variant), variant)
+        return _add(x, _scaled(y, self.layer_scale2, scale, 1))
+
+
+def _add(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x + y in float32, in the type of x."""
+    return (x.astype(jnp.float32) + y).astype(x.dtype)
 
 
 def stack(shape: BlockShape, depth: int, dtype=jnp.float32) -> nnx.List:
@@ -209,7 +249,8 @@ def run_block(
         return None if drop is None else drop(layer, branch)
 
     def call(x: jax.Array, context: jax.Array | None) -> jax.Array:
-        return block(x, dataclasses.replace(reading, context=context), scale)
+        read = dataclasses.replace(reading, context=context)
+        return block(x, read, scale, running.variant)
 
     if remat in (None, "none"):
         return call(x, reading.context)
@@ -222,14 +263,16 @@ def run_block(
 def run_blocks(
     blocks: Sequence[Block], x: jax.Array, reading: Reading, running: Running
 ) -> jax.Array:
-    """Calls all blocks in turn as one loop over their stacked parameters.
+    """Calls all blocks in turn as one loop over their stacked parameters; float32 in and out.
 
     The program then holds one block whatever the depth, which is what keeps compilation short.
     """
-    if len(blocks) < 2:
+    variant = running.variant
+    x = x.astype(variant.stream_dtype)
+    if len(blocks) < 2 or variant.unroll == ALL:
         for layer, block in enumerate(blocks):
             x = run_block(block, layer, x, reading, running)
-        return x
+        return x.astype(jnp.float32)
     parts = [nnx.split(block) for block in blocks]
     graph = parts[0][0]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in parts])
@@ -238,4 +281,5 @@ def run_blocks(
         layer, state = item
         return run_block(nnx.merge(graph, state), layer, x, reading, running), None
 
-    return jax.lax.scan(body, x, (jnp.arange(len(blocks)), stacked))[0]
+    items = (jnp.arange(len(blocks)), stacked)
+    return jax.lax.scan(body, x, items, unroll=variant.unroll)[0].astype(jnp.float32)

@@ -6,9 +6,13 @@ residual stream, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from olmoearth_jax.model.variants import TODAY, Variant
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -49,6 +53,18 @@ class Linear(nnx.Module):
         return y.astype(out_dtype or self.dtype)
 
 
+def joined(layers: Sequence[Linear], x: jax.Array) -> list[jax.Array]:
+    """What each layer makes of x [..., in], by one product; the layers share their dtype."""
+    dtype = layers[0].dtype
+    kernel = jnp.concatenate([layer.kernel[...].astype(dtype) for layer in layers], axis=1)
+    bias = jnp.concatenate([layer.bias[...] for layer in layers])
+    y = jnp.dot(x.astype(dtype), kernel, precision=precision(dtype))
+    y = (y.astype(jnp.float32) + bias).astype(dtype)
+    widths = [layer.bias[...].shape[0] for layer in layers]
+    ends = [sum(widths[: n + 1]) for n in range(len(widths) - 1)]
+    return jnp.split(y, ends, axis=-1)
+
+
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis in float32, eps 1e-5, affine."""
 
@@ -56,16 +72,48 @@ class LayerNorm(nnx.Module):
         self.scale = empty(width)
         self.bias = empty(width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return _normed(x.astype(jnp.float32), self.scale[...], self.bias[...])
+    def __call__(self, x: jax.Array, variant: Variant = TODAY) -> jax.Array:
+        """[..., width] of any type -> float32 [..., width]."""
+        if variant.norm_once:
+            return _normed_once(x, self.scale[...], self.bias[...])
+        # Cast inside, a narrow stream is kept as it is for the backward pass.
+        wide = x if variant.narrow else x.astype(jnp.float32)
+        return variant.again(_normed)(wide, self.scale[...], self.bias[...])
 
 
-@jax.checkpoint
 def _normed(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     # Recomputed in the backward pass: of x alone, which is kept anyway, it costs next to nothing.
+    x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPS) * scale + bias
+
+
+@jax.custom_vjp
+def _normed_once(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return _once_forward(x, scale, bias)[0]
+
+
+def _once_forward(x, scale, bias):
+    wide = x.astype(jnp.float32)
+    # Both sums in one pass over x; the variance of a residual stream is far above the rounding
+    # of its mean's square.
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + _LAYER_NORM_EPS)
+    return (wide - mean) * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _once_backward(saved, g):
+    x, mean, inverse, scale = saved
+    unit = (x.astype(jnp.float32) - mean) * inverse
+    scaled, axes = g * scale, tuple(range(g.ndim - 1))
+    along = jnp.mean(scaled * unit, axis=-1, keepdims=True)
+    d_x = inverse * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - unit * along)
+    return d_x.astype(x.dtype), jnp.sum(g * unit, axis=axes), jnp.sum(g, axis=axes)
+
+
+_normed_once.defvjp(_once_forward, _once_backward)
 
 
 def gelu(x: jax.Array) -> jax.Array:

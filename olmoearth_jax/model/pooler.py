@@ -24,6 +24,7 @@ from olmoearth_jax.model.config import AttentionPoolerConfig, EncoderConfig, Mod
 from olmoearth_jax.model.layers import LayerNorm, Linear, empty
 from olmoearth_jax.model.rope import ROPE_MODES, RopeConfig, coordinates
 from olmoearth_jax.model.tokens import Tokens
+from olmoearth_jax.model.variants import ALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,9 @@ class AttentionPooler(nnx.Module):
         own = [self.input_norms, self.kv_projs] if len(self.kv_projs) else [self.input_norms]
         lists = [self.read_blocks, self.self_blocks, *(own if shared is None else [])]
         layers = list(zip(*lists, strict=True))
-        if len(layers) < 2:
+        variant = running.variant
+        q = q.astype(variant.stream_dtype)
+        if len(layers) < 2 or variant.unroll == ALL:
             for number, modules in enumerate(layers):
                 q = layer_of(number, q, *modules)
             return self.norm(q)
@@ -219,7 +222,8 @@ class AttentionPooler(nnx.Module):
             modules = [nnx.merge(g, state) for g, state in zip(graphs, found, strict=True)]
             return layer_of(number, q, *modules), None
 
-        return self.norm(jax.lax.scan(body, q, (jnp.arange(len(layers)), stacked))[0])
+        items = (jnp.arange(len(layers)), stacked)
+        return self.norm(jax.lax.scan(body, q, items, unroll=variant.unroll)[0])
 
     def student_of(self, located: jax.Array) -> jax.Array | None:
         """The student [..., S] of location tokens, which get no gradient; None without one."""

@@ -46,7 +46,7 @@ class Prepared:
     @classmethod
     def of(
         cls, key: Any, pack: Callable[[], tuple], alive: np.ndarray, index: np.ndarray,
-        counts: Mapping[str, int],
+        counts: Mapping[str, float],
     ) -> Prepared:  # fmt: skip
         """A micro-step of samples numbered `index` [B] in the dataset, those not `alive` holes."""
         host = {"samples": int(alive.sum()), "holes": int((~alive).sum()), **counts}
@@ -112,6 +112,8 @@ class StreamEngine:
     ):
         self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree
         self.per_patch = per_patch
+        self.flops: Callable[[Sequence[TokenCounts]], float] | None = None
+        """Operations of training on the real tokens of groups, to be counted with them."""
         self.rung_counts = np.zeros(len(self.ladder), np.int64)
 
     @property
@@ -164,11 +166,12 @@ class StreamEngine:
     def _plan(self, counts: list[TokenCounts], owner: np.ndarray, rung: Rung) -> Prepared:
         devices = len(local_devices(self.mesh))
         host = _host_counts(counts, devices, rung, self.spec)
+        work = {} if self.flops is None else {"flops": self.flops(counts)}
         index, alive = (
             np.concatenate(x)
             for x in zip(*((c.group["index"], c.alive) for c in counts), strict=True)
         )
-        return Prepared.of(rung, lambda: self._pack(counts, owner, rung), alive, index, host)
+        return Prepared.of(rung, lambda: self._pack(counts, owner, rung), alive, index, host | work)
 
     def _pack(self, counts: list[TokenCounts], owner: np.ndarray, rung: Rung) -> tuple:
         devices = local_devices(self.mesh)

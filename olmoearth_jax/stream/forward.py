@@ -13,6 +13,7 @@ from olmoearth_jax.losses import Objective, spread_of
 from olmoearth_jax.model.blocks import Running
 from olmoearth_jax.model.latent_mim import merge
 from olmoearth_jax.model.tokens import Tokens
+from olmoearth_jax.model.variants import TODAY, Variant
 from olmoearth_jax.stream import location_terms, loss_terms
 from olmoearth_jax.stream.locations import Located, locate
 from olmoearth_jax.stream.pack import MicroBatch
@@ -65,6 +66,8 @@ class StreamForward:
     """Likewise."""
     band_dropout: BandDropout | None = None
     """Band dropout of the online encoder, or None."""
+    variant: Variant = TODAY
+    """How the blocks are computed."""
 
     def __call__(
         self,
@@ -98,8 +101,8 @@ class StreamForward:
         latent, tokens = self._encode(model, maps, patches, key, rows)
         located, context = None, None
         if self.spec.loc_bound:
-            how = (self.mesh, self.attention, self.remat)
-            located = locate(model.encoder, maps, latent, tokens, *how)
+            how = self._running(None)
+            located = locate(model.encoder, maps, latent, tokens, self.mesh, how)
             context = maps.locations(CROSS)
         seen = _Seen(latent, tokens, (maps.decoder(), context or maps.context()), key, located)
         terms, parts = {}, {}
@@ -177,6 +180,9 @@ class StreamForward:
         position = take_rows(batch.position[..., None], batch.row_sample)[..., 0]
         return drop_fn(keep_scales(key, rate, depth, position, batch.row_view), row)
 
+    def _running(self, drop: Any) -> Running:
+        return Running(drop, self.remat, self.attention, self.variant)
+
     def _encode(self, model, maps: RowMaps, patches, key, rows: RowMap):
         encoder, batch = model.encoder, maps.batch
         tokens = stream_tokens(self.spec, encoder.slots, batch.enc_coord, batch.enc_row, batch)
@@ -185,7 +191,7 @@ class StreamForward:
         attend = stream_attention(rows, rows, self.mesh, self.attention)
         drop_key = jax.random.fold_in(key, 1)
         drop = self._scales(self.encoder_drop, len(encoder.blocks), batch, drop_key, batch.enc_row)
-        latent = encoder.encode(x, tokens, attend, Running(drop, self.remat))
+        latent = encoder.encode(x, tokens, attend, self._running(drop))
         return encoder.project_output(latent), tokens
 
     def _with_registers(self, encoder, x: jax.Array, number: jax.Array) -> jax.Array:
@@ -209,8 +215,8 @@ class StreamForward:
             read = decoder.context(seen.latent, seen.tokens), seen.tokens
         else:
             read = decoder.location_context(seen.located.tokens), seen.located.positions
-        running = Running(drop, self.remat)
-        out = decoder.decode(decoder.queries(wanted), wanted, read, attend, running)
+        queries = decoder.queries(wanted)
+        out = decoder.decode(queries, wanted, read, attend, self._running(drop))
         return decoder.output(out)
 
     def _pixel_tokens(self, model, maps: RowMaps, seen: _Seen):

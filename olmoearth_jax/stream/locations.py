@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import MISSING
-from olmoearth_jax.model.blocks import Running
+from olmoearth_jax.model.blocks import PLAIN, Running
 from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.rope import coordinates
 from olmoearth_jax.model.tokens import Tokens
@@ -89,8 +89,7 @@ def locate(
     latent: jax.Array,
     tokens: Tokens,
     mesh: Mesh | None,
-    attention: Any = "auto",
-    remat: str = "none",
+    running: Running = PLAIN,
 ) -> Located:
     """The location grids of all rows.
 
@@ -99,15 +98,16 @@ def locate(
       maps: of the batch.
       latent: float32 [D, enc, width], the encoder's normed tokens.
       tokens: their coordinates.
-      mesh, attention, remat: as in `StreamForward`.
+      mesh: devices of the leading axis.
+      running: how the blocks of the pooler run, and their attention.
     """
     pooler = encoder.attention_pooler
     places = coordinates(pooler.encoder_rope, tokens)[..., -2:]
     at = _positions(maps, pooler.coordinate_scale)
     rows = maps.locations(GRID)
-    read = stream_attention(maps.locations(READ), maps.context(READ), mesh, attention)
-    mix = stream_attention(rows, rows, mesh, attention)
-    found = pooler.locate(latent, places, at, read, mix, Running(remat=remat))
+    read = stream_attention(maps.locations(READ), maps.context(READ), mesh, running.attention)
+    mix = stream_attention(rows, rows, mesh, running.attention)
+    found = pooler.locate(latent, places, at, read, mix, running)
     return Located(found, at, pooler.student_of(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.stream_shape import MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
+from olmoearth_jax.train.flops import training_flops
 from olmoearth_jax.train.loop import Extras, max_steps
 from olmoearth_jax.train.pictures import Pictures
 from olmoearth_jax.train.query_stride import query_stride
@@ -188,9 +190,11 @@ def build_program(
         presence += probe.read_presence(build_index(config, "validation"))
     ladder = size_ladder(config, spec, stream.timesteps, presence, index.tile_px)
     say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
+    engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
+    engine.flops = functools.partial(training_flops, config, spec)
     return TrainProgram(
         config,
-        assemble.stream_engine(config, spec, ladder, objective, mesh),
+        engine,
         mesh,
         assemble.trainable_leaves(config.model, objective.pools, objective),
         last_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 GIB = 2.0**30
 
@@ -33,6 +34,32 @@ CARDS = {
     "a10g": Card(22.5, 70, 0.6),
     "l4": Card(22.5, 121, 0.3),
 }
+
+_KINDS = {
+    r"B200\b": "b200",
+    r"H200\b": "h200",
+    r"H100 80GB HBM3": "h100",
+    r"A100.*80GB": "a100-80",
+    r"A100.*40GB": "a100-40",
+    r"L40S\b": "l40s",
+    r"RTX 4090$": "rtx4090",
+    r"A10G\b": "a10g",
+    r"L4\b": "l4",
+}
+"""What drivers call the cards; slower ones of the same name (H100 PCIe and NVL) are left out."""
+
+
+def card_of(device_kind: str) -> str | None:
+    """The name in `CARDS` of what a driver calls a device, as 'NVIDIA H100 80GB HBM3'; or None."""
+    found = (name for kind, name in _KINDS.items() if re.search(rf"\b{kind}", device_kind))
+    return next(found, None)
+
+
+def rate_of(device_kind: str, devices: int) -> float | None:
+    """TFLOP/s of bfloat16 products that so many devices are sold with, or None if not known."""
+    card = card_of(device_kind)
+    return None if card is None else devices * CARDS[card].tflops
+
 
 MEASURED_CARD = "h200"
 MEASURED_SAMPLES_PER_S = 477.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -21,6 +20,7 @@ from olmoearth_jax.stream.locations import map_room
 from olmoearth_jax.stream.stream_shape import CROSS, SELF, MicroStepSize, Rung, StreamSpec
 from olmoearth_jax.train import assemble, build, probe
 from olmoearth_jax.train.build_objective import build_objective
+from olmoearth_jax.train.flops import Tokens, decoder_of, forward_flops, patch_flops
 from olmoearth_jax.train.query_stride import query_stride
 
 SAMPLES = 8
@@ -36,12 +36,6 @@ def parameter_rows(cfg: ExperimentConfig) -> list[tuple[str, int]]:
         part = "/".join(path[:2])
         out[part] = out.get(part, 0) + math.prod(leaf.shape)
     return list(out.items())
-
-
-def decoder_of(cfg: ExperimentConfig) -> PredictorConfig | None:
-    """The decoder, also where it stands inside a pixel reconstructor."""
-    pixels = cfg.model.reconstructor_config
-    return cfg.model.decoder_config or (pixels.decoder_config if pixels else None)
 
 
 def full_target(cfg: ExperimentConfig) -> bool:
@@ -89,29 +83,6 @@ def most_timesteps(cfg: ExperimentConfig) -> dict[int, int]:
     return grid_timesteps(cfg) if sampler is None else sampler.timesteps
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Mean real tokens of one view of one sample that lacks nothing.
-
-    Attributes:
-      encoded, decoded: tokens.
-      encoder_pairs: tokens attended to, summed over the encoded ones.
-      decoder_pairs: the same from decoded to encoded tokens.
-      patches: patches per slot that either view needs.
-      locations: of the pooler's grid, if there is one.
-      read_pairs, grid_pairs: pairs of locations with encoded tokens, and with one another.
-    """
-
-    encoded: float
-    decoded: float
-    encoder_pairs: float
-    decoder_pairs: float
-    patches: np.ndarray
-    locations: float = 0.0
-    read_pairs: float = 0.0
-    grid_pairs: float = 0.0
-
-
 def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Tokens:
     """Draws masks for samples of every grid and counts their tokens."""
     strategies = build.masking_strategies(cfg)
@@ -132,66 +103,6 @@ def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Toke
     pairs = float(np.mean(enc * enc)), float(np.mean(read * dec))
     grid = float(loc.mean()), float(np.mean(loc * enc)), float(np.mean(loc * loc))
     return Tokens(float(enc.mean()), float(dec.mean()), *pairs, patches, *grid)
-
-
-def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
-    """FLOPs of the forward pass of one view of one sample, patch projection and losses left out.
-
-    A multiplication and an addition count as two.
-    """
-    encoder, decoder = cfg.model.encoder_config, decoder_of(cfg)
-    width = encoder.embedding_size
-    block = 2 * width * width * (4 + 2 * encoder.mlp_ratio)
-    total = encoder.depth * (tokens.encoded * block + 4 * tokens.encoder_pairs * width)
-    total += _grid_flops(cfg, tokens)
-    if decoder is None:
-        return total
-    inner = decoder.decoder_embedding_size
-    per_query = 2 * inner * inner * (2 + 2 * decoder.mlp_ratio)
-    per_context = 2 * 2 * inner * inner
-    read, read_width = tokens.encoded, width
-    if decoder.use_attention_pooler:
-        read, read_width = tokens.locations, decoder.pooler_dim or width
-    total += decoder.depth * (
-        tokens.decoded * per_query + read * per_context + 4 * tokens.decoder_pairs * inner
-    )
-    output = decoder.output_embedding_size or decoder.encoder_embedding_size
-    return total + 2 * inner * (read * read_width + tokens.decoded * output)
-
-
-def _grid_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
-    """FLOPs of pooler, student and heads on the location grid."""
-    encoder, heads = cfg.model.encoder_config, cfg.model.supervision_head_config
-    pooler = encoder.attention_pooler_config
-    if pooler is None:
-        return 0.0
-    width, inner = pooler.pooler_dim, pooler.attn_dim or pooler.pooler_dim
-    mlp = 4 * width * width * encoder.mlp_ratio
-    context = encoder.embedding_size if pooler.attn_dim is not None else width
-    read = tokens.locations * (4 * width * inner + mlp) + tokens.encoded * 4 * context * inner
-    mix = tokens.locations * (8 * width * inner + mlp)
-    pairs = 4 * inner * (tokens.read_pairs + tokens.grid_pairs)
-    total = pooler.pooler_depth * (read + mix + pairs)
-    each = 2 * width * max(pooler.student_dims or [0])
-    if heads is not None:
-        side = heads.spatial_unfold or encoder.max_patch_size
-        maps = heads.modality_configs.values()
-        each += 2 * width * side**2 * sum(m.num_output_channels for m in maps)
-    return total + tokens.locations * each
-
-
-def patch_flops(cfg: ExperimentConfig, spec: StreamSpec, patches: np.ndarray) -> float:
-    """FLOPs of projecting the patches of one sample once."""
-    hidden = cfg.model.encoder_config.patch_embed_hidden_sizes or []
-    width = cfg.model.encoder_config.embedding_size
-    total = 0.0
-    for slot, count in zip(spec.slots, patches, strict=True):
-        pixels, channels = slot.patch_side**2, len(slot.channels)
-        for size in hidden:
-            total += count * 2 * pixels * channels * size
-            channels = size
-        total += count * 2 * pixels * channels * width
-    return total
 
 
 def step_flops(cfg: ExperimentConfig, spec: StreamSpec, tokens: Tokens) -> float:

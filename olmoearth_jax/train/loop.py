@@ -13,7 +13,7 @@ import jax
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
 from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
-from olmoearth_jax.train import hosts, partial
+from olmoearth_jax.train import cards, hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
 from olmoearth_jax.train.loop_parts import (
     Batches,
@@ -315,6 +315,7 @@ def _open_recorder(
         compile_count=lambda: program.compile_count,
         say=run.say,
         guard=guard,
+        tflops=cards.rate_of(jax.devices()[0].device_kind, jax.device_count()),
     )
     stack.callback(recorder.flush)  # after an error: what is finished is still written
     return recorder

@@ -64,8 +64,13 @@ class Recorder:
         compile_count: Callable[[], int] = lambda: 0,
         say: Callable[[str], None] = print,
         guard: Callable[[], None] = lambda: None,
+        tflops: float | None = None,
     ) -> None:
-        """`guard` is called before every write; what it raises is raised, and nothing written."""
+        """`guard` is called before every write; what it raises is raised, and nothing written.
+
+        `tflops` is the rate of products of all devices together, where it is known.
+        """
+        self._tflops = tflops
         self._writer = writer
         self._guard_folder = guard
         self._last_step = last_step
@@ -143,7 +148,8 @@ class Recorder:
         self._clock()
         record: dict[str, Any] = dict(metrics)
         for name, value in jax.device_get(dict(report.host)).items():
-            record[name if "/" in name else f"data/{name}"] = float(value)
+            if name != "flops":
+                record[name if "/" in name else f"data/{name}"] = float(value)
             self._window.sums[name] = self._window.sums.get(name, 0.0) + float(value)
         if report.bad_ids:
             record["data/bad_ids"] = list(report.bad_ids)
@@ -193,6 +199,8 @@ class Recorder:
             if "flops" in window.sums:
                 tflops = window.sums["flops"] * share / elapsed / 1e12
                 rates["throughput/model_tflops_per_s"] = tflops
+                if self._tflops:
+                    rates["throughput/mfu"] = tflops / self._tflops
             for percent in (50, 90, 99):
                 value = float(np.percentile(times, percent))
                 rates[f"throughput/step_time_p{percent}_s"] = value
@@ -227,6 +235,7 @@ def memory() -> dict[str, float]:
 _LINE = (
     "{throughput/samples_per_s:.3g} samples/s",
     "{tokens} tokens/s",
+    "MFU {throughput/mfu:.1%}",
     "padded {data/padded_share:.0%}",
     "{throughput/step_time_p50_s:.3g} s/step (p99 {throughput/step_time_p99_s:.3g})",
     "data wait {throughput/data_wait_share:.0%}",

@@ -98,6 +98,7 @@ class TrainProgram:
         trainable: Any,
         last_step: int,
         on_compile: Callable[[str, float], None] | None = None,
+        compiler_options: Mapping[str, Any] | None = None,
     ):
         """Args:
         config: its model, training module, seed and sharding rules are used.
@@ -106,9 +107,11 @@ class TrainProgram:
         trainable: tree of bools like the parameters (see `assemble.trainable_leaves`).
         last_step: horizon of the learning rate and of the target's decay.
         on_compile: told the name of a program and the seconds it took to compile.
+        compiler_options: XLA's options by name, beside those of XLA_FLAGS.
         """
         self.config, self.model, self.engine, self.mesh = config, config.model, engine, mesh
         self.last_step, self.on_compile = last_step, on_compile
+        self._compiler_options = dict(compiler_options or {}) or None
         module = config.train_module
         self._trained = trainable
         self._optimizer = optimizer.adamw(module.optim_config, trainable, module.max_grad_norm)
@@ -353,7 +356,7 @@ class TrainProgram:
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
             self._count_compiling(1)
             try:
-                self._programs[name] = jitted.lower(*arguments).compile()
+                self._programs[name] = jitted.lower(*arguments).compile(self._compiler_options)
             finally:
                 self._count_compiling(-1)
             with self._counting:

@@ -18,6 +18,8 @@ PATCH = {"type": "patch_discrimination_new"}
 MODALITY = {"type": "modality_patch_discrimination_new"}
 EXITS = (("sentinel2_l2a", 2), ("landsat", 1), ("worldcover", 0))
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def _groups(shapes, seed=0, tokenization=None, holes=(1,), strategy=None):
     rng = np.random.default_rng(seed)

@@ -18,6 +18,8 @@ from tools.goldens.dense_engine import dense_engine
 
 V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def _params(config, seed=0):
     """Parameters with nothing left at zero, so that every path shows in the gradient."""

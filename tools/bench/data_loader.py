@@ -4,8 +4,10 @@
 
 Reads groups with the official settings and prints one JSON line: settings, samples per second, CPU
 time per sample, peak memory, and where one process spends its time. With --compare_reference the
-PyTorch reference reads the same files with the same shapes in turn; it needs what
-`tools.bench.reference_step` installs, torchvision and cartopy.
+PyTorch reference reads the same files with the same shapes in turn. That needs the packages that
+`tools.bench.reference_step` lists, and two that the reference's dataset imports:
+
+  pip install torchvision cartopy
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.index import prepare
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
 from olmoearth_jax.train import build, estimate, probe
+from olmoearth_jax.train.flops import real_tokens
 
-from .micro_step import config_path, padded_tokens, real_tokens, without_rows
+from .micro_step import config_path, padded_tokens, without_rows
 
 flags.declare_key_flag("config")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a micro-step.")

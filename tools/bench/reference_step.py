@@ -13,8 +13,8 @@ Needs PyTorch and the reference with its losses, for which these are enough:
     pip install torch
     pip install --no-deps olmoearth-pretrain==0.1.2 ai2-olmo-core==2.6.0 bettermap dill \\
         class-registry dataclass-extensions
-    pip install einops cached-path omegaconf rich pyyaml pandas safetensors matplotlib \\
-        "setuptools<80"
+    pip install einops cached-path universal-pathlib omegaconf rich pyyaml pandas safetensors \\
+        matplotlib "setuptools<80"
 """
 
 from __future__ import annotations

@@ -18,12 +18,11 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -31,12 +30,18 @@ from olmoearth_jax import commands, overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.data.draws import rng
-from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import assemble, estimate
 from olmoearth_jax.train.step import TrainProgram
 
 from .kernels import top_kernels
-from .micro_step import config_path, random_group, real_tokens, stream_program
+from .micro_step import (
+    config_path,
+    matrix_rate,
+    program_bytes,
+    random_group,
+    real_flops,
+    stream_program,
+)
 
 flags.declare_key_flag("config")
 _BATCH = flags.DEFINE_list("micro_batch", ["32"], "Samples of a micro-step, one or several values.")
@@ -49,26 +54,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of draws, pixels and masks.")
 _THREADS = flags.DEFINE_integer("compile_threads", 8, "Programs compiled at a time.")
 _TRACE = flags.DEFINE_string("trace", None, "Folder for a profile; names top kernels.")
 
-_SIDE = {"cpu": 1024}
 _RATE = np.float32(1e-4)  # learning rate of the timed updates
-
-
-def matrix_rate(dtype: Any) -> float:
-    """Floating-point operations per second of a large square product of random numbers."""
-    side = _SIDE.get(jax.default_backend(), 8192)
-    a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in (0, 1))
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
-    product(a, b).block_until_ready()
-    rates = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        out = None
-        for _ in range(10):
-            out = product(a, b)
-        jax.block_until_ready(out)
-        rates.append(10 * 2 * side**3 / (time.perf_counter() - begun))
-    return statistics.median(rates)
 
 
 def draw_groups(config: ExperimentConfig, size: int) -> list[dict[str, Any]]:
@@ -86,21 +72,6 @@ def draw_groups(config: ExperimentConfig, size: int) -> list[dict[str, Any]]:
 
     with ThreadPoolExecutor(_THREADS.value) as pool:
         return list(pool.map(one, range(_DRAWS.value)))
-
-
-def real_flops(config: ExperimentConfig, program: TrainProgram, groups: Sequence[Any]) -> float:
-    """Training operations of all groups' real tokens: three times the forward pass of all views."""
-    engine: Any = program.engine
-    spec, total = engine.spec, 0.0
-    for group in groups:
-        counts = count_tokens(group, spec)
-        tokens = real_tokens([counts], spec)
-        patches = counts.need.sum(0)
-        starts = counts.table.starts
-        per_slot = np.array([patches[a:b].sum() for a, b in zip(starts, starts[1:], strict=False)])
-        total += 3 * estimate.forward_flops(config, tokens)
-        total += (3 * spec.views + 1) * estimate.patch_flops(config, spec, per_slot)
-    return total
 
 
 @dataclasses.dataclass
@@ -170,12 +141,8 @@ class Case:
 
     def memory_gb(self) -> float:
         """What the largest micro-step program needs, its arguments included."""
-        most = 0
-        for micro in self.prepared:
-            a = self.program._programs[micro.key].memory_analysis()
-            kept = a.argument_size_in_bytes + a.output_size_in_bytes - a.alias_size_in_bytes
-            most = max(most, kept + a.temp_size_in_bytes)
-        return most / 1e9
+        used = {micro.key for micro in self.prepared}
+        return max(program_bytes(self.program._programs[key]) for key in used) / 1e9
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -186,7 +153,8 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 def measure(case: Case) -> dict[str, Any]:
     """Figures of one setting whose programs are compiled."""
-    config, engine = case.config, case.program.engine
+    engine: Any = case.program.engine
+    config = case.config
     rate = matrix_rate(assemble.compute_dtype(config))
     metrics = case.one_pass()
     seconds = [_seconds(case.one_pass) for _ in range(_REPEATS.value)]
@@ -200,7 +168,7 @@ def measure(case: Case) -> dict[str, Any]:
         kernels = top_kernels(_TRACE.value, 10)
     size = config.train_module.rank_microbatch_size
     median, samples = statistics.median(seconds), size * len(case.groups)
-    flops = real_flops(config, case.program, case.groups)
+    flops = real_flops(config, engine.spec, case.groups)
     return {
         "micro_batch": size,
         "attention": config.attention,

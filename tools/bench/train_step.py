@@ -24,6 +24,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
 from olmoearth_jax.stream.token_counts import count_tokens
 from olmoearth_jax.train import assemble, estimate
+from olmoearth_jax.train.flops import real_tokens
 from olmoearth_jax.train.step import TrainProgram
 
 from .micro_step import (
@@ -32,7 +33,6 @@ from .micro_step import (
     padded_tokens,
     prepare_step,
     random_group,
-    real_tokens,
     stream_program,
     without_rows,
 )
