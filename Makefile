@@ -1,6 +1,8 @@
 # make demo   environment, a one-minute pretraining run on the packaged sample, its evaluation
 # make test   environment if needed, then the fast tests
+# make test-newer  the same but for goldens, in an environment of a newer interpreter (VENV, PYTHON)
 # make test-torch  compare with the PyTorch package
+# make test-maps  read archives with other programs, and embed with Ray (Python >= 3.12)
 # make test-oldest  the fast tests with the oldest declared versions of everything (Python 3.11)
 # make learn  pretrain nano on the packaged sample from three seeds; are its features better? (minutes)
 # make examples  run the notebooks of docs/examples
@@ -20,7 +22,8 @@ PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11 3; do \
 	if $$p -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))" \
 	>/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 
-.PHONY: demo test test-slow test-torch test-oldest learn examples lint lock bench env env-torch clean
+.PHONY: demo test test-slow test-newer newer-python test-torch test-oldest learn examples lint lock bench env env-torch env-maps
+.PHONY: test-maps clean
 
 env: $(VENV)/.ready
 
@@ -46,6 +49,17 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not torch"
 
+test-newer: env
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not torch" --ignore-glob="*goldens*"
+
+# The newest interpreter on the path that is newer than the environment's, or nothing.
+newer-python: env
+	@for v in 3.14 3.13 3.12; do \
+	if python$$v -c "import venv, ensurepip" >/dev/null 2>&1; then \
+	python$$v -c "import sys; raise SystemExit('%d.%d' % sys.version_info[:2] <= '$(shell \
+	$(BIN)/python -c "import sys; print('%d.%d' % sys.version_info[:2])")')" && echo python$$v; \
+	exit 0; fi; done
+
 test-slow: env
 	$(BIN)/python -m pytest -q -n 2 --durations=40 -m "slow and not torch"
 
@@ -64,6 +78,17 @@ env-torch:
 
 test-torch: env-torch
 	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
+
+# Other programs that read archives, and Ray: in an environment of their own, of Python 3.12 or later.
+MAPS_PYTHON ?= $(shell for v in 3.13 3.12 3.14; do \
+	if python$$v -c "import venv, ensurepip" >/dev/null 2>&1; then echo python$$v; exit; fi; done)
+env-maps:
+	@test -n "$(MAPS_PYTHON)" || { echo "no Python >= 3.12 found; set MAPS_PYTHON"; exit 1; }
+	test -x $(VENV)-maps/bin/python || $(MAPS_PYTHON) -m venv $(VENV)-maps
+	$(VENV)-maps/bin/python -m pip install --quiet -e ".[geo,zarr,maps-test]"
+
+test-maps: env env-maps
+	$(BIN)/python -m pytest -q tests/maps/test_other_readers.py tests/maps/test_ray.py
 
 OLDEST_PYTHON ?= python3.11
 test-oldest:

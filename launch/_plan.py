@@ -131,7 +131,6 @@ def _time(made: Plan, card: str) -> list[str]:
     official = (
         version_of(cfg.model) == "v1_2" and cfg.model.encoder_config.embedding_size == 768
         and cfg.model.encoder_config.depth == 12 and views == 2 and cfg.remat == "none"
-        and cfg.engine == "stream"
     )  # fmt: skip
     rate = cards.speed(card, flops, official)
     slow, fast = (batch / (r * made.devices) for r in (rate.low, rate.high))

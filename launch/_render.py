@@ -78,9 +78,7 @@ class Topology:
         group = cfg.train_module.rank_microbatch_size
         for check in (
             lambda: mesh_sizes(cfg.mesh.data, cfg.mesh.fsdp, self.devices),
-            lambda: micro_step_shape(
-                cfg.data_loader.global_batch_size, group, self.devices, cfg.engine
-            ),
+            lambda: micro_step_shape(cfg.data_loader.global_batch_size, group, self.devices),
         ):
             try:
                 check()
@@ -99,9 +97,8 @@ class Topology:
     def table(self, cfg: ExperimentConfig) -> list[str]:
         """The lines of the table of processes and devices."""
         k, samples = micro_step_shape(
-            cfg.data_loader.global_batch_size, cfg.train_module.rank_microbatch_size, self.devices,
-            cfg.engine,
-        )  # fmt: skip
+            cfg.data_loader.global_batch_size, cfg.train_module.rank_microbatch_size, self.devices
+        )
         lines = [
             f"{self.hosts} host(s) x {self.gpus_per_host} GPUs, one process per "
             f"{self.process_per}: {self.processes} processes, {self.devices} devices",

@@ -59,8 +59,6 @@ def report(
     lines += [row(what, _bytes(size)) for what, size in made.memory_rows()]
     lines.append(row("total", _bytes(made.memory)))
     lines += ["", "programs to be compiled"]
-    if cfg.engine == "dense":
-        return [*lines, row("dense engine", f"one per grid and timesteps: {len(made.timesteps)}")]
     lines.append(
         "  sized for samples that lack nothing; a run sizes them from the dataset's own gaps"
     )

@@ -3,6 +3,7 @@
     python -m launch.embed --model=OlmoEarth-v1_3-Base --pooling=student --patch_size=1 \\
         --inputs=imagery.csv --area=region.geojson --years=2023,2024 --output=/data/region
     python -m launch.embed ...same flags... --shard=3 --of=64       one of 64 workers
+    python -m launch.embed ...same flags... --engine=ray --actors=8   a GPU each
     python -m launch.embed ...same flags... --plan_only             sizes and memory, no model
     python -m launch.embed ...same flags... --years=2023,2024,2025 --extend     a later year, too
 
@@ -35,8 +36,9 @@ from typing import Any
 from absl import flags
 
 from olmoearth_jax import commands
+from olmoearth_jax.data import work_list, worker_place
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, plan, store, work_list
+from olmoearth_jax.maps import embed_job, plan, store
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from . import _flags, _image_flags
@@ -77,6 +79,10 @@ _integer("shard", None, "Number of this worker, from 0.")
 _integer("of", None, "How many workers there are.")
 _bool("steal", True, "Take the shards of others when the own ones are done.")
 _bool("wait", False, "Wait for shards that others hold.")
+_enum("engine", None, ["ray"], "Actors of Ray instead of this process.")
+_integer("actors", None, "How many actors; default one.", lower_bound=1)
+_float("gpus_per_actor", None, "1 where there are GPUs.", lower_bound=0.0)
+_string("ray_address", None, "Of a cluster of Ray ('auto'); default: this machine alone.")
 _integer("attempts", 3, "Times that a shard is tried.", lower_bound=1)
 _integer("device", None, "Number of the device to use.", lower_bound=0)
 _bool("plan_only", False, "Print the plan and stop.")
@@ -123,7 +129,7 @@ def embed(o: Options) -> int:
       ValueError: flags or inputs that cannot be used.
     """
     _keep_memory_flat()
-    index, count = work_list.place_of(FLAGS.shard, FLAGS.of)
+    index, count = worker_place.place_of(FLAGS.shard, FLAGS.of)
     if not FLAGS.plan_only:
         store.zarr_library()
     config = embed_job.config_of(o.model)
@@ -132,11 +138,33 @@ def embed(o: Options) -> int:
         return 0
     if config is not None:
         embed_job.layout_of(o, config)  # settings that do not fit are told before weights are read
+    if FLAGS.engine == "ray" and not FLAGS.plan_only:
+        return _by_ray(o)
+    opened = _open(o, _say)
+    if opened is None:
+        return 0
+    work, worker = opened
+    try:
+        with work_list.stopping():
+            found = work.run(
+                worker, index, count, steal=FLAGS.steal, wait=FLAGS.wait,
+                attempts=FLAGS.attempts, say=_teller(len(work.units)),
+            )  # fmt: skip
+    except work_list.Stopped:
+        _say("stopped; the same command goes on")
+        return work_list.STOPPED
+    return _end(o, found)
+
+
+def _open(
+    o: Options, say: Callable[..., object]
+) -> tuple[work_list.WorkList, Callable[[str], Any]] | None:
+    """Loads the model and opens the job; None after --plan_only."""
     model = _load(o)
     job = embed_job.make_job(o, model.config, model.modalities)
-    _say(*describe(job))
+    say(*describe(job))
     if FLAGS.plan_only:
-        return 0
+        return None
     if o.check_units:
         job.imagery.check_units()
     if FLAGS.extend:
@@ -144,11 +172,36 @@ def embed(o: Options) -> int:
     work, form = embed_job.open_job(job, model)
     from olmoearth_jax.maps.embed_shards import ShardWorker
 
+    return work, ShardWorker(job, model, form)
+
+
+def open_in_actor(
+    arguments: list[str], say: Callable[..., object]
+) -> tuple[work_list.WorkList, Callable[[str], Any]]:
+    """The list of work of a command line, and what works on a unit; `say` takes the job's lines.
+
+    Raises:
+      ValueError: flags or inputs that cannot be used.
+    """
+    FLAGS(["embed", *arguments])
+    _keep_memory_flat()
+    opened = _open(options(), say)
+    assert opened is not None
+    return opened
+
+
+def _by_ray(o: Options) -> int:
+    from . import _ray
+
+    if FLAGS.shard is not None:
+        raise ValueError("--shard and --of are of workers; --engine=ray has --actors")
+    given = [FLAGS[n].serialize() for n in FLAGS if FLAGS[n].present and n != "engine"]
+    module = __spec__.name if __name__ == "__main__" else __name__
     try:
         with work_list.stopping():
-            found = work.run(
-                ShardWorker(job, model, form), index, count, steal=FLAGS.steal, wait=FLAGS.wait,
-                attempts=FLAGS.attempts, say=_teller(len(job.shards)),
+            found = _ray.run(
+                f"{module}:open_in_actor", given, FLAGS.actors or 1, FLAGS.gpus_per_actor,
+                FLAGS.ray_address, FLAGS.attempts, _say,
             )  # fmt: skip
     except work_list.Stopped:
         _say("stopped; the same command goes on")

@@ -21,7 +21,8 @@ import sys
 from absl import flags
 
 from olmoearth_jax import commands
-from olmoearth_jax.maps import map_files, predicting, work_list
+from olmoearth_jax.data import work_list, worker_place
+from olmoearth_jax.maps import map_files, predicting
 from olmoearth_jax.maps.predicting import Options
 
 from . import _flags, _image_flags
@@ -55,7 +56,7 @@ def options() -> Options:
       ValueError: a flag is missing, or not of its form.
     """
     run, output = (_flags.needed(FLAGS, n) for n in ("run", "output"))
-    index, count = work_list.place_of(_SHARD.value, _OF.value)
+    index, count = worker_place.place_of(_SHARD.value, _OF.value)
     images = _image_flags.chosen(FLAGS, FLAGS.years, None, ("inputs",))
     return Options(
         run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,

@@ -101,17 +101,14 @@ def _compile_all(program: TrainProgram, stream: TrainStream, say: _Say) -> None:
     state = program.init_state()
     engine: Any = program.engine
     shapes = list(one_of_each_shape(stream))
-    ladder = getattr(engine, "ladder", None)
-    if ladder is not None:
-        first = empty_group(stream.group(0))
-        groups = [first] * stream.groups_per_step
-        program.compile_all(state, groups)
-        say(f"all {len(ladder)} step programs are ready")
-        program.step(state, groups, 1)  # the update
-        state = program.init_state()
-    per_call = engine.spec.groups if ladder is not None else 1
+    first = empty_group(stream.group(0))
+    groups = [first] * stream.groups_per_step
+    program.compile_all(state, groups)
+    say(f"all {len(engine.ladder)} step programs are ready")
+    program.step(state, groups, 1)  # the update
+    state = program.init_state()
     for done, (number, shape) in enumerate(shapes, start=1):
-        for prepared in engine.prepare([stream.group(number)] * per_call):
+        for prepared in engine.prepare([stream.group(number)] * engine.spec.groups):
             jax.block_until_ready(prepared.inputs)  # the programs that make patches of this shape
             program.warm_up(prepared, state)
         if done % 10 == 0 or done == len(shapes):

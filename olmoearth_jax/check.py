@@ -109,7 +109,7 @@ def problems(cfg: ExperimentConfig) -> list[str]:
 
         for whole in (lambda: latent_mim.check(cfg.model), lambda: build_objective(cfg)):
             out += _says(whole)
-    if not out and cfg.engine == "stream":
+    if not out:
         from olmoearth_jax.stream.locations import check_grid
 
         out += _says(lambda: check_grid(cfg.model))
@@ -453,7 +453,7 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
         )
     elif -1 not in sizes and group > 0 and batch > 0 and batch % group == 0:
         devices = sizes[0] * sizes[1]
-        yield from _says(lambda: micro_step_shape(batch, group, devices, cfg.engine), "mesh")
+        yield from _says(lambda: micro_step_shape(batch, group, devices), "mesh")
     for i, rule in enumerate(cfg.fsdp_rules):
         yield from _rule(rule, f"fsdp_rules[{i}]")
     evaluator = trainer.callbacks.downstream_evaluator

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from olmoearth_jax import modalities
-from olmoearth_jax.configlib import schema
+from olmoearth_jax.configlib import gone, schema
 from olmoearth_jax.configlib.schema import ConfigError
 from olmoearth_jax.configlib.tasks import EvalMode, EvalTaskConfig
 from olmoearth_jax.configlib.values import too_deep
@@ -374,8 +374,6 @@ class ExperimentConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     init_seed: int = 12536
     """Seed of initialisation, drop path and band dropout."""
-    engine: Literal["stream", "dense"] = "stream"
-    """Packed token stream, or padded rows (slow; the oracle of the tests)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; auto is bfloat16 on GPU and float32 on CPU."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -434,7 +432,7 @@ class ExperimentConfig:
         common = values.get("common")
         own = common.get("extra_modalities") if isinstance(common, Mapping) else None
         schema.register_modalities(own or {})  # before any list that names them is read
-        return schema.convert(cls, values)
+        return schema.convert(cls, gone.left_out(values))
 
     @classmethod
     def from_json(cls, text: str) -> ExperimentConfig:

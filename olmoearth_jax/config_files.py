@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax.config import ConfigError, ExperimentConfig
+from olmoearth_jax.configlib import gone
 from olmoearth_jax.modalities import closest
 
 _PACKAGE = "olmoearth_jax.configs"
@@ -33,13 +34,14 @@ def load_file(text: str) -> ExperimentConfig:
     which also have names without folder and ending: `base:version=v1_2`, `ema`.
 
     Raises:
-      ConfigError: no such file, no get_config in it, or a bad argument.
+      ConfigError: no such file, no get_config in it, a bad argument, or a setting that is gone.
     """
     module, argument = load_module(text)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {module.__file__!r} has no function get_config(arg)")
     values: Any = module.get_config(argument)
     if isinstance(values, ExperimentConfig):
+        gone.refuse(getattr(values, gone.ENGINE, gone.STREAM))
         return values
     return ExperimentConfig.from_dict(values.to_dict() if hasattr(values, "to_dict") else values)
 

@@ -28,7 +28,7 @@ WITH_CONFIG = ("launch.train", "launch.dry_run", "launch.prep", "launch.visualiz
 
 _SHARED = (
     "launch/_app.py", "launch/_flags.py", "launch/_image_flags.py", "launch/_samples.py",
-    "launch/_workers.py",
+    "launch/_workers.py", "tools/_workers.py",
 )  # fmt: skip
 
 

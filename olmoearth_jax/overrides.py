@@ -12,7 +12,7 @@ from typing import Any
 
 from olmoearth_jax import check
 from olmoearth_jax.config import ExperimentConfig
-from olmoearth_jax.configlib import objectives, schema
+from olmoearth_jax.configlib import gone, objectives, schema
 from olmoearth_jax.configlib.schema import ConfigError, set_path
 from olmoearth_jax.configlib.values import format_value, parse, parse_value, plain
 from olmoearth_jax.model.config import exit_depths
@@ -84,7 +84,8 @@ def _apply(
 ) -> ExperimentConfig:
     cfg = cfg.copy()
     before = {path: values.get("type") for path, values in objectives.options(cfg).items()}
-    overrides = [o for written, value in parsed for o in _classify(written, value)]
+    parsed = _without_gone(parsed, problems, written)
+    overrides = [o for name, value in parsed for o in _classify(name, value)]
     # Others may name these modalities and tasks; exits by name depend on the encoder's depth.
     first = (_OWN_MODALITIES, _TASKS_TO_RUN)
     overrides.sort(key=lambda o: (o.path not in first, "token_exit_cfg" in o.path))
@@ -108,6 +109,22 @@ def _apply(
     if problems:
         raise ConfigError([*problems, *check.problems(cfg)])
     return cfg
+
+
+def _without_gone(
+    parsed: list[tuple[str, Any]], problems: list[str], written: bool
+) -> list[tuple[str, Any]]:
+    """The overrides without settings that are gone, of which wrong values become problems."""
+    out = []
+    for name, value in parsed:
+        if schema.canonical(name, ExperimentConfig) != gone.ENGINE:
+            out.append((name, value))
+            continue
+        try:
+            gone.refuse(plain(value) if written else value)
+        except ConfigError as e:
+            problems += e.problems
+    return out
 
 
 def _classify(written: str, value: Any) -> list[_Override]:

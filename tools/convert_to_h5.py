@@ -2,8 +2,9 @@
 
   python -m tools.convert_to_h5 --tile_path=TREE [--tile_size=128] [--compression=zstd] ...
 
-Run the same command again after an interruption: finished samples are checked and kept. Tiles that
-make no sample are listed with the reason in dropped.csv. Prints the dataset's folder last.
+Run the same command again after an interruption, or on other machines at the same time (--shard,
+--of): they share the work. Tiles that make no sample are listed with the reason in dropped.csv.
+Prints the dataset's folder last.
 docs/data.md describes the tree.
 """
 
@@ -21,6 +22,8 @@ from olmoearth_jax.data.convert.settings import GRIDS, OVER
 from olmoearth_jax.data.h5_writer import COMPRESSIONS, Storage
 from olmoearth_jax.data.pool import WorkerDied, default_workers
 from olmoearth_jax.modalities import MAX_TIMESTEPS
+
+from . import _workers
 
 _SHOWN = 20
 """Notes that are printed; all of them are in the dataset's notes.csv."""
@@ -77,13 +80,15 @@ def _define_flags() -> None:
     flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: cores less reserved.")
     flags.DEFINE_integer("reserved_cores", 1, "Cores to leave free.", lower_bound=0)
+    _workers.define_flags()
+    flags.adopt_module_key_flags(_workers)
 
 
 def run(given: flags.FlagValues) -> Conversion:
     """The conversion of a command line.
 
     Raises:
-      ValueError, OSError, WorkerDied: as `convert`.
+      ValueError, OSError, OthersAtWork, WorkerDied: as `convert`.
     """
     if given.modality_file:
         registry.register_file(given.modality_file)
@@ -113,6 +118,7 @@ def run(given: flags.FlagValues) -> Conversion:
         commands.say,
         given.skip_unreadable,
         given.check_units,
+        _workers.place(given),
     )
 
 
@@ -136,4 +142,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))
+    commands.run_alone(lambda: _workers.share(main), refusals=(ValueError, OSError, WorkerDied))

@@ -3,24 +3,26 @@
   python -m tools.rechunk_h5 --h5py_dir=DIR --output_dir=DIR2 [--chunk_hw=32] [--chunk_t=3]
 
 Every file is read back and compared before it gets its name. Run the same command again after an
-interruption: finished files are checked and kept. The new folder appears under its final name when
-it is complete; it is printed last. The original is not touched.
+interruption, or on other machines at the same time (--shard, --of): they share the work. The new
+folder appears under its final name when it is complete; it is printed last. The original is not
+touched.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from olmoearth_jax import commands
-from olmoearth_jax.data import chunk_index
+from olmoearth_jax.data import blocks, chunk_index
+from olmoearth_jax.data.blocks import ALONE, Place
+from olmoearth_jax.data.checksums import file_digest, text_digest
 from olmoearth_jax.data.errors import ReadError, translate_errors
 from olmoearth_jax.data.h5_writer import (
     COMPRESSIONS,
@@ -30,10 +32,12 @@ from olmoearth_jax.data.h5_writer import (
 )
 from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, METADATA_FILE, read_metadata
-from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
-from olmoearth_jax.data.pool import WorkerDied, default_workers, run_tasks
+from olmoearth_jax.data.pool import WorkerDied, Workers, default_workers
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.data.work_list import WorkList
 from olmoearth_jax.files import replacing
+
+from . import _workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,6 @@ class _Task:
     source: Path
     target: Path
     storage: Storage
-    finished: str | None
 
 
 def _new_name(folder: Path, storage: Storage) -> Path:
@@ -60,28 +63,41 @@ def rewrite(source: Path, target: Path, storage: Storage) -> None:
 
     Raises:
       ReadError: the original is damaged, or the copy differs from it.
+      OSError: the disk is full or not writable.
     """
-    with (
-        replacing(target) as temporary,
-        translate_errors(source),
-        open_hdf5(source) as old,
-    ):
-        write_arrays(temporary, {n: d[()] for n, d in every_array(old).items()}, storage)
-        if problem := chunk_index.disagreement(temporary):
-            raise ReadError(source, f"the index of the copy names {problem}")
-        with open_hdf5(temporary) as new:
-            copies = every_array(new)
-            for name, item in every_array(old).items():
-                copy = copies[name]
-                if copy.dtype != item.dtype or copy[()].tobytes() != item[()].tobytes():
-                    raise ReadError(source, f"the copy of {name!r} differs from the original")
+    with translate_errors(source), open_hdf5(source) as old:
+        arrays = {n: d[()] for n, d in every_array(old).items()}
+    with replacing(target) as temporary:
+        write_arrays(temporary, arrays, storage)
+        with translate_errors(source):
+            _compare(source, temporary)
 
 
-def _run(task: _Task) -> str:
-    if task.finished and task.target.is_file() and file_digest(task.target) == task.finished:
-        return task.finished
+def _compare(source: Path, copy: Path) -> None:
+    """Raises ReadError if a copy holds anything else than its original."""
+    if problem := chunk_index.disagreement(copy):
+        raise ReadError(source, f"the index of the copy names {problem}")
+    with open_hdf5(source) as old, open_hdf5(copy) as new:
+        copies, items = every_array(new), every_array(old)
+        for name, item in items.items():
+            made = copies.get(name)
+            if made is None or len(copies) != len(items):
+                raise ReadError(source, "the copy holds other arrays than the original")
+            if made.dtype != item.dtype or made[()].tobytes() != item[()].tobytes():
+                raise ReadError(source, f"the copy of {name!r} differs from the original")
+
+
+def _run(task: _Task) -> bool:
+    """Makes a copy; whether it was not there yet, whole, by a worker that was stopped."""
+    if task.target.is_file():
+        try:
+            with translate_errors(task.target):
+                _compare(task.source, task.target)
+            return False
+        except ReadError:
+            pass
     rewrite(task.source, task.target, task.storage)
-    return file_digest(task.target)
+    return True
 
 
 def rechunk(
@@ -90,12 +106,13 @@ def rechunk(
     storage: Storage,
     workers: int = 0,
     say: Callable[[str], None] | None = None,
+    at: Place = ALONE,
 ) -> tuple[Path, int]:
-    """Rewrites a dataset; returns (its new folder, files written by this run).
+    """Rewrites a dataset; returns (its new folder, files written by this worker).
 
     Raises:
       ValueError: no dataset, a damaged file, or something else in the new folder's place.
-      FolderInUse: another process rewrites into the same folder.
+      OthersAtWork: other workers hold the rest.
       OSError: the disk is full or not writable.
     """
     header, rows = read_metadata(folder)
@@ -103,49 +120,59 @@ def rechunk(
     if final.resolve() == folder.resolve():
         raise ValueError(f"--output_dir leads back to the original {folder}; give another folder")
     numbers = sorted(rows[:, header.index("sample_index")].tolist())
+    how = text_digest(dataclasses.asdict(storage))
+    tables = [name for name in (METADATA_FILE, LATLON_FILE) if (folder / name).is_file()]
+    digest = text_digest([how, *(file_digest(folder / name) for name in tables)])
+    partial = final.with_name(f".{final.name}.{digest}.partial")
+    job = partial.with_suffix(".job")
     if final.exists():
         complete = all((final / f"sample_{n}.h5").is_file() for n in numbers)
         same = (final / METADATA_FILE).read_bytes() == (folder / METADATA_FILE).read_bytes()
         if complete and same and _layout(final) == dataclasses.asdict(storage):
+            blocks.clear(job)
             return final, 0
         raise ValueError(f"another dataset is in the way: {final}; move it or delete it")
-    partial = final.with_name(f".{final.name}.{text_digest(dataclasses.asdict(storage))}.partial")
-    with lock_folder(partial, "a rechunking"):
-        written = _rewrite_all(folder, partial, numbers, storage, workers, say)
-        for name in (METADATA_FILE, LATLON_FILE):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
-        (partial / SETTINGS_FILE).write_text(json.dumps(storage.settings(), indent=2))
-        (partial / "layout.json").write_text(json.dumps(dataclasses.asdict(storage)))
-        (partial / "finished.jsonl").unlink()
-        (partial / "lock").unlink()
-        os.replace(partial, final)
-    return final, written
+    blocks.refuse_journal(final.with_name(f".{final.name}.{how}.partial"), "rechunking")
+    partial.mkdir(parents=True, exist_ok=True)
+    names = blocks.split([f"sample_{n}.h5" for n in numbers])
+    work = WorkList(job, partial, digest, list(names))
+
+    def write(scratch: Path) -> None:
+        for name in tables:
+            shutil.copyfile(folder / name, scratch / name)
+        (scratch / SETTINGS_FILE).write_text(json.dumps(storage.settings(), indent=2))
+        (scratch / "layout.json").write_text(json.dumps(dataclasses.asdict(storage)))
+
+    return final, _rewrite_all(work, names, (folder, final, storage), workers, say, at, write)
 
 
 def _rewrite_all(
-    folder: Path,
-    partial: Path,
-    numbers: Sequence[int],
-    storage: Storage,
+    work: WorkList,
+    names: Mapping[str, Sequence[str]],
+    what: tuple[Path, Path, Storage],
     workers: int,
     say: Callable[[str], None] | None,
+    at: Place,
+    write: Callable[[Path], None],
 ) -> int:
-    for leftover in partial.glob("*.tmp"):
-        leftover.unlink()
-    journal = Journal(partial / "finished.jsonl")
-    known = {key: record["digest"] for key, record in journal.records.items()}
-    tasks = (
-        _Task(folder / name, partial / name, storage, known.get(name))
-        for name in (f"sample_{n}.h5" for n in numbers)
-    )
-    progress, written = Progress(len(numbers), "files", say), 0
-    with journal:
-        for task, digest in run_tasks(_run, tasks, workers):
-            if task.finished != digest:
-                journal.add(task.target.name, {"digest": digest})
-                written += 1
-            progress.step()
+    """Does this worker's share, and what comes last if it finds all done; files it wrote."""
+    folder, final, storage = what
+    todo = sum(len(names[u]) for u in work.units if work.marker(u) is None)
+    progress, written = Progress(todo, "files", say), 0
+    with Workers(workers) as pool:
+
+        def do(unit: str) -> tuple[Mapping[str, object], Sequence[str]]:
+            nonlocal written
+            tasks = (_Task(folder / n, work.objects / n, storage) for n in names[unit])
+            for _, new in pool.run(_run, tasks):
+                written += new
+                progress.step()
+            return {}, names[unit]
+
+        if blocks.run(work, do, at, final, say):
+            blocks.publish(work.objects, final, work.folder, write)
+        else:
+            blocks.clear(work.objects, work.folder)
     return written
 
 
@@ -164,6 +191,8 @@ def _define_flags() -> None:
     flags.DEFINE_enum("compression", "zstd", COMPRESSIONS[1:], "How arrays are compressed.")
     flags.DEFINE_integer("level", 3, "Level of gzip or zstd.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: all cores but one.")
+    _workers.define_flags()
+    flags.adopt_module_key_flags(_workers)
 
 
 def main() -> None:
@@ -177,6 +206,7 @@ def main() -> None:
         storage,
         workers,
         commands.say,
+        _workers.place(given),
     )
     print(f"{written} files written now")
     print(folder)
@@ -184,4 +214,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))
+    commands.run_alone(lambda: _workers.share(main), refusals=(ValueError, OSError, WorkerDied))

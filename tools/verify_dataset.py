@@ -1,11 +1,12 @@
 """Checks a dataset file by file before it is trained on.
 
-  python -m tools.verify_dataset --h5py_dir=DIR [--manifest=FILE]
+  python -m tools.verify_dataset --h5py_dir=DIR [--manifest=FILE] [--state=DIR2]
 
 Opens and decodes every file; checks form, dates, tables, duplicates, and whether values look like
 the units that training expects. Prints errors, warnings and a table of what each modality holds.
 Exits 1 if there is any error. --manifest writes checksums, or compares with those of an earlier
-run; the checksums that a conversion left in the folder are compared always.
+run; the checksums that a conversion left in the folder are compared always. Several workers share
+the files through the folder --state (--shard, --of); whoever finds all done prints the report.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.blocks import ALONE
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
 from olmoearth_jax.data.pool import WorkerDied, default_workers
 from olmoearth_jax.data.verify import (
@@ -26,6 +28,8 @@ from olmoearth_jax.data.verify import (
     verify,
     write_manifest,
 )
+
+from . import _workers
 
 _SHOWN = 20
 """Lines printed of each kind."""
@@ -37,6 +41,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_files", None, "Check so many files only.", lower_bound=1)
     flags.DEFINE_string("modality_file", None, "JSON file of further modality records.")
     flags.DEFINE_integer("num_workers", None, "Worker processes; default: all cores but one.")
+    flags.DEFINE_string("state", None, "Folder through which several workers share the files.")
+    _workers.define_flags()
+    flags.adopt_module_key_flags(_workers)
 
 
 def _run(given: flags.FlagValues) -> Report:
@@ -44,7 +51,11 @@ def _run(given: flags.FlagValues) -> Report:
         registry.register_file(given.modality_file)
     folder = Path(given.h5py_dir)
     workers = default_workers() if given.num_workers is None else given.num_workers
-    report = verify(folder, workers, given.max_files, commands.say)
+    state = Path(given.state) if given.state else None
+    if state is None and (given.shard is not None or given.of is not None or given.wait):
+        raise ValueError("--shard, --of and --wait need --state, a folder that the workers share")
+    at = ALONE if state is None else _workers.place(given)
+    report = verify(folder, workers, given.max_files, commands.say, state, at)
     if (folder / CHECKSUM_FILE).is_file():
         report.errors += compare_manifest(folder / CHECKSUM_FILE, report.digests)
     if given.manifest and Path(given.manifest).is_file():
@@ -71,4 +82,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    commands.run_alone(main, refusals=(ValueError, OSError, WorkerDied))
+    commands.run_alone(lambda: _workers.share(main), refusals=(ValueError, OSError, WorkerDied))

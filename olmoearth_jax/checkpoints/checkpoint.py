@@ -23,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 from olmoearth_jax.checkpoints import integrity, optimizer_state
 from olmoearth_jax.checkpoints.folders import complete_steps, find_checkpoint
 from olmoearth_jax.checkpoints.kept import Kept
+from olmoearth_jax.configlib import gone
 from olmoearth_jax.platforms import HostMissing
 
 log = logging.getLogger(__name__)
@@ -388,6 +389,7 @@ def _check_compatible(
     allow_config_change: bool = False,
 ) -> None:
     """Raises ValueError if a checkpoint belongs to another model, dataset or configuration."""
+    gone.note(meta["config"])
     lines = integrity.config_differences(meta["config"], info.config)
     _check_trees(meta, abstract, lines)
     if not allow_dataset_change:

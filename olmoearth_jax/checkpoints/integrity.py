@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from olmoearth_jax.configlib import gone
 from olmoearth_jax.files import is_pointer, write_atomically
 from olmoearth_jax.mesh import path_text
 
@@ -43,13 +44,14 @@ _RESUME_IGNORES = (
     "compile.*",
     "attention",
     "remat",
+    gone.ENGINE,
 )
 """Config paths (glob patterns) that may change between a checkpoint and the run that resumes it:
 they move files, spread the same sums otherwise, or say how long and how often, not what is learnt.
 The dataset is compared by its content, not by its folder."""
 
-_ADDED = {"dataset.validation_fraction": 0.0}
-"""Members that configs of older checkpoints lack, and what their runs did."""
+_UNSAID = {"dataset.validation_fraction": 0.0, gone.ENGINE: gone.STREAM}
+"""Members that configs of older or newer runs lack, and what these runs do."""
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def config_differences(
     before, after = _flatten(saved), _flatten(current)
     lines = []
     for path in sorted({*before, *after}):
-        old, new = before.get(path, _ADDED.get(path, "(not set)")), after.get(path, "(not set)")
+        unsaid = _UNSAID.get(path, "(not set)")
+        old, new = before.get(path, unsaid), after.get(path, unsaid)
         if old != new and not any(fnmatch.fnmatchcase(path, pattern) for pattern in ignored):
             lines.append(f"{path}: {json.dumps(old)} -> {json.dumps(new)}")
     return lines

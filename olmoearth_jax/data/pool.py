@@ -22,6 +22,65 @@ class WorkerDied(RuntimeError):
     """A worker process ended without an answer."""
 
 
+class Workers:
+    """Worker processes for several lists of tasks; a context that ends them.
+
+    Args:
+      count: processes, started when there is work for them; 0 runs in this process, in order.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Iterable[Any]
+    ) -> Iterator[tuple[Any, Any]]:
+        """As `run_tasks`."""
+        if self._count <= 0:
+            for task in tasks:
+                yield task, function(task)
+            return
+        if self._pool is None:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self._count,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=start_worker,
+                initargs=(registry.user_records(),),
+            )
+        running: dict[concurrent.futures.Future, Any] = {}
+        source = iter(tasks)
+        try:
+            while True:
+                while len(running) < self._count * _AHEAD:
+                    task = next(source, None)
+                    if task is None:
+                        break
+                    running[self._pool.submit(function, task)] = task
+                if not running:
+                    return
+                first = concurrent.futures.FIRST_COMPLETED
+                for future in concurrent.futures.wait(running, return_when=first).done:
+                    task = running.pop(future)
+                    yield task, future.result()
+        except BrokenProcessPool as e:
+            raise WorkerDied(
+                "a worker process was killed, perhaps for lack of memory; use fewer workers and "
+                "run the same command again, it goes on where it stopped"
+            ) from e
+        finally:
+            # What has begun ends before the caller goes on, as it may remove what that writes.
+            concurrent.futures.wait([f for f in running if not f.cancel()])
+
+
 def run_tasks(
     function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
 ) -> Iterator[tuple[Any, Any]]:
@@ -36,38 +95,8 @@ def run_tasks(
       WorkerDied: a worker was killed.
       Exception: whatever a task raised; tasks that have not begun are dropped.
     """
-    if workers <= 0:
-        for task in tasks:
-            yield task, function(task)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        initargs=(registry.user_records(),),
-    )
-    running: dict[concurrent.futures.Future, Any] = {}
-    source = iter(tasks)
-    try:
-        while True:
-            while len(running) < workers * _AHEAD:
-                task = next(source, None)
-                if task is None:
-                    break
-                running[pool.submit(function, task)] = task
-            if not running:
-                return
-            first = concurrent.futures.FIRST_COMPLETED
-            for future in concurrent.futures.wait(running, return_when=first).done:
-                task = running.pop(future)
-                yield task, future.result()
-    except BrokenProcessPool as e:
-        raise WorkerDied(
-            "a worker process was killed, perhaps for lack of memory; use fewer workers and run "
-            "the same command again, it goes on where it stopped"
-        ) from e
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with Workers(workers) as pool:
+        yield from pool.run(function, tasks)
 
 
 def start_worker(records: Mapping[str, Mapping[str, Any]]) -> None:

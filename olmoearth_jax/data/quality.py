@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,29 @@ class Values:
         self.lo, self.hi = np.minimum(self.lo, other.lo), np.maximum(self.hi, other.hi)
         for mine, its in zip(self.mean, other.mean, strict=True):
             mine.merge(its)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON can hold it, without loss."""
+        plain = dataclasses.asdict(self)
+        plain["counts"]["fills"] = list(self.counts.fills.items())  # its keys are numbers
+        for name in ("dtypes", "unknown", "units"):
+            plain[name] = sorted(plain[name])
+        for name in ("lo", "hi"):
+            plain[name] = None if plain[name] is None else plain[name].tolist()
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Values:
+        """What `to_json` gave."""
+        out = cls(**plain)
+        for name in ("dtypes", "unknown", "units"):
+            setattr(out, name, set(plain[name]))
+        for name in ("lo", "hi"):
+            held = plain[name]
+            setattr(out, name, None if held is None else np.array(held, np.float64))
+        out.mean = [StreamingStats(**stats) for stats in plain["mean"]]
+        out.counts = values.Tally(**{**plain["counts"], "fills": dict(plain["counts"]["fills"])})
+        return out
 
     def normalized_mean(self, name: str) -> np.ndarray | None:
         """Mean per band on the scale of training, or None without statistics."""

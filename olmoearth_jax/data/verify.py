@@ -6,21 +6,25 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import chunk_index, npy_file, quality
+from olmoearth_jax.data import blocks, chunk_index, npy_file, quality
+from olmoearth_jax.data.blocks import ALONE, Place
+from olmoearth_jax.data.checksums import file_digest, text_digest
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import write_csv
 from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, read_metadata
-from olmoearth_jax.data.journal import file_digest
-from olmoearth_jax.data.pool import run_tasks
+from olmoearth_jax.data.pool import Workers, run_tasks
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.data.work_list import WorkList, write_durably
 from olmoearth_jax.files import check_file, replacing
 
 
@@ -41,6 +45,18 @@ class FileReport:
     content: str = ""
     latlon: tuple[float, ...] | None = None
     values: dict[str, quality.Values] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON can hold it, without loss."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "values": {n: v.to_json() for n, v in self.values.items()}}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> FileReport:
+        """What `to_json` gave."""
+        place = None if plain["latlon"] is None else tuple(plain["latlon"])
+        found = {n: quality.Values.from_json(v) for n, v in plain["values"].items()}
+        return cls(plain["problems"], plain["digest"], plain["content"], place, found)
 
 
 @dataclasses.dataclass
@@ -97,11 +113,24 @@ def verify(
     workers: int = 0,
     max_files: int | None = None,
     say: Callable[[str], None] | None = None,
+    state: Path | None = None,
+    at: Place = ALONE,
 ) -> Report:
     """Checks a dataset, or `max_files` of its files spread evenly.
 
+    Args:
+      folder: of the dataset.
+      workers: processes, 0 for this one.
+      max_files: as above.
+      say: is told progress.
+      state: folder that several workers share; what one has found of a file as it is now is not
+        looked for again. The report is the same without.
+      at: this worker's place among them.
+
     Raises:
       ValueError: no dataset folder, or a malformed metadata table.
+      OthersAtWork: other workers hold the rest of the files.
+      OSError: the state cannot be written.
     """
     header, table = read_metadata(folder)
     table = table[np.argsort(table[:, header.index("sample_index")])]
@@ -110,21 +139,78 @@ def verify(
     if max_files is not None and max_files < len(table):
         table = table[np.linspace(0, len(table) - 1, max_files).astype(int)]
     rows = {int(r[header.index("sample_index")]): r for r in table}
-    paths = {folder / f"sample_{n}.h5": n for n in rows}
-    centres = _centres(folder)
-    progress = Progress(len(paths), "files", say)
-    collected = _Collector(header, rows, centres, report)
-    waiting: dict[int, FileReport] = {}
-    order, turn = sorted(rows), 0
-    for path, result in run_tasks(inspect, paths, workers):
-        waiting[paths[path]] = result
-        while turn < len(order) and order[turn] in waiting:
-            # in order of number, so that any worker count gives one report
-            collected.add(order[turn], waiting.pop(order[turn]))
-            turn += 1
-        progress.step()
+    paths = [folder / f"sample_{n}.h5" for n in sorted(rows)]
+    if state is None:
+        found = _inspected(paths, workers, say)
+    else:
+        found = _shared(folder, paths, workers, say, state, at)
+    collected = _Collector(header, rows, _centres(folder), report)
+    # in order of number, so that any worker count gives one report
+    for number, result in zip(sorted(rows), found, strict=True):
+        collected.add(number, result)
     collected.judge_values()
     return report
+
+
+def _inspected(
+    paths: Sequence[Path], workers: int, say: Callable[[str], None] | None
+) -> Iterator[FileReport]:
+    """What the files hold, in their order."""
+    progress, turn = Progress(len(paths), "files", say), 0
+    waiting: dict[Path, FileReport] = {}
+    for path, result in run_tasks(inspect, paths, workers):
+        waiting[path] = result
+        progress.step()
+        while turn < len(paths) and paths[turn] in waiting:
+            yield waiting.pop(paths[turn])
+            turn += 1
+
+
+def _shared(
+    folder: Path,
+    paths: Sequence[Path],
+    workers: int,
+    say: Callable[[str], None] | None,
+    state: Path,
+    at: Place,
+) -> Iterator[FileReport]:
+    """As `_inspected`, when this worker and others have looked at all."""
+    digest = text_digest([str(folder.absolute()), registry.user_records()])
+    parts = {
+        f"{name}.{text_digest([_signature(p) for p in part])}": part
+        for name, part in blocks.split(paths).items()
+    }
+    work = WorkList(state / digest, state / digest, digest, list(parts))
+    todo = sum(len(part) for unit, part in parts.items() if work.marker(unit) is None)
+    progress = Progress(todo, "files", say)
+    with Workers(workers) as pool:
+
+        def do(unit: str) -> tuple[Mapping[str, Any], Sequence[str]]:
+            found: dict[str, Any] = {path.name: None for path in parts[unit]}
+            for path, result in pool.run(inspect, parts[unit]):
+                found[path.name] = result.to_json()
+                progress.step()
+            # Not in the marker, which every worker reads again and again.
+            write_durably(work.objects / _found(unit), json.dumps(found))
+            return {}, [_found(unit)]
+
+        blocks.run(work, do, at, say=say)
+    for unit in parts:
+        held = json.loads((work.objects / _found(unit)).read_text(encoding="utf-8"))
+        yield from (FileReport.from_json(plain) for plain in held.values())
+
+
+def _found(unit: str) -> str:
+    return f"found/{unit}.json"
+
+
+def _signature(path: Path) -> list[Any]:
+    """Changes when a file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [path.name]
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 @dataclasses.dataclass

@@ -2,8 +2,8 @@
 
 A *row* is a padded set of decoded tokens: those of one sample and modality, or of one sample over
 all modalities, as the loss's `scope` says. A *group* (segment) is the set of samples over which
-the reference normalises. Both engines reduce rows here, so they agree by construction. All
-arithmetic is float32, products at the highest matmul precision.
+the reference normalises. Packed and padded tokens are reduced here alike. All arithmetic is
+float32, products at the highest matmul precision.
 """
 
 from __future__ import annotations

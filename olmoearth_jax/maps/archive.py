@@ -268,13 +268,13 @@ class Archive:
         return f"{low[0]:.4f}, {low[1]:.4f}, {high[0]:.4f}, {high[1]:.4f}"
 
     def points(
-        self, lonlat: Any, periods: Sequence[Any] | None = None, width: int | None = None
+        self, lonlat: Any, periods: Any = None, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings at points.
 
         Args:
           lonlat: float [N, 2] in degrees.
-          periods: default all.
+          periods: several, or one; default all.
           width: the first bands only.
 
         Returns:
@@ -287,13 +287,16 @@ class Archive:
         return values, valid
 
     def locate(
-        self, lonlat: Any, periods: Sequence[Any] | None = None, width: int | None = None
+        self, lonlat: Any, periods: Any = None, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `points`, and int [N, 3]: the zone, row and column that answer, -1 where none does."""
         lonlat = np.asarray(lonlat, np.float64)
         if lonlat.ndim != 2 or lonlat.shape[1] != 2:
             raise ValueError(f"points are [N, 2] of longitude and latitude, not {lonlat.shape}")
-        steps = [self.step_of(p) for p in (self.periods if periods is None else periods)]
+        periods = self.periods if periods is None else periods
+        if isinstance(periods, int | str):
+            periods = [periods]
+        steps = [self.step_of(p) for p in periods]
         count, d = len(lonlat), self.width_of(width)
         values = np.full((count, len(steps), d), np.nan, np.float32)
         valid = np.zeros((count, len(steps)), bool)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.data import work_list
 from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.files import replacing
-from olmoearth_jax.maps import embed_job, work_list
+from olmoearth_jax.maps import embed_job
 from olmoearth_jax.maps.archive import Archive, open_archive
 from olmoearth_jax.maps.cogs import PROJECTION, STAC_VERSION
 from olmoearth_jax.maps.lattice import LONLAT, Lattice, crs_of

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.data import work_list
 from olmoearth_jax.inference import domain, quantize
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
-from olmoearth_jax.maps import area, conventions, plan, stac, store, work_list
+from olmoearth_jax.maps import area, conventions, plan, stac, store
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
 from olmoearth_jax.maps.lattice import Grid, Lattice
 from olmoearth_jax.model.config import ModelConfig, official_model

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.work_list import Outcome, WorkList, open_job
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
@@ -35,7 +36,6 @@ from olmoearth_jax.maps.run_folder import Task
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_head import TokenHead
 from olmoearth_jax.maps.tokens import TokenEncoder
-from olmoearth_jax.maps.work_list import Outcome, WorkList, open_job
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.outputs import SOFTWARE
 

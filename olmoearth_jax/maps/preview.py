@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data import work_list
 from olmoearth_jax.evals.embeddings import fit_pca
-from olmoearth_jax.maps import cogs, conventions, extract, work_list
+from olmoearth_jax.maps import cogs, conventions, extract
 from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.store import zarr_library
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data import work_list
 from olmoearth_jax.inference.quantize import Rule
-from olmoearth_jax.maps import conventions, work_list
+from olmoearth_jax.maps import conventions
 from olmoearth_jax.maps.lattice import Grid
 from olmoearth_jax.maps.plan import Period, Shard
 

@@ -64,7 +64,7 @@ class Prepared:
 
 
 class Engine(Protocol):
-    """How groups become losses; see `StreamEngine` and `olmoearth_jax.train.dense_engine`."""
+    """How groups become losses; see `StreamEngine`."""
 
     @property
     def objective(self) -> Objective:

@@ -114,10 +114,9 @@ class StreamForward:
             terms["base"], parts = self._token_terms(maps, predictions, targets)
             parts = {**parts, **self._spreads(maps, predictions, targets)}
         if objective.mae is not None:
-            inner = model.reconstructor.decoder
-            out = self._decode(inner, model, maps, seen)
+            tokens = self._pixel_tokens(model, maps, seen)
             terms["mae"] = loss_terms.pixel_terms(
-                objective.mae, model.reconstructor, maps, out, pixels
+                objective.mae, model.reconstructor, maps, tokens, pixels
             )
         terms |= self._pooled_terms(model, maps, rows, latent, located)
         on_grid, found = self._grid_terms(model, maps, located, drawn, key)
@@ -219,6 +218,20 @@ class StreamForward:
         queries = decoder.queries(wanted)
         out = decoder.decode(queries, wanted, read, attend, self._running(drop))
         return decoder.output(out)
+
+    def _pixel_tokens(self, model, maps: RowMaps, seen: _Seen):
+        """What predicts pixels, see `loss_terms.pixel_terms`.
+
+        A visible token predicts its own from what the decoder would read of it; one that only the
+        target sees is zero before the output layer.
+        """
+        decoder = model.reconstructor.decoder
+        decoded = self._decode(decoder, model, maps, seen)
+        if not self.spec.all_pixels:
+            return decoded, None
+        context = decoder.context(seen.latent, seen.tokens)
+        blank = decoder.output(jnp.zeros_like(context[0, 0]))
+        return jnp.concatenate([decoded, decoder.output(context)], axis=1), blank
 
     def _by_view(self, batch: MicroBatch, a: jax.Array, b: jax.Array) -> jax.Array:
         """Tokens [D, dec, width]: those of the first view from `a`, the others from `b`."""

@@ -133,12 +133,12 @@ def check_grid(model: ModelConfig) -> None:
         if (head.spatial_unfold or encoder.max_patch_size) < least:
             raise ValueError(
                 f"model.supervision_head_config.spatial_unfold must be at least {least}, the "
-                f"pixels of the largest patch, or engine dense, got {head.spatial_unfold}"
+                f"pixels of the largest patch, got {head.spatial_unfold}"
             )
     if pixels is not None and not pixels.decoder_config.use_attention_pooler:
         raise ValueError(
-            "model.reconstructor_config.decoder_config needs use_attention_pooler=true, or engine "
-            "dense"
+            "model.reconstructor_config.decoder_config needs use_attention_pooler=true where the "
+            "encoder has an attention pooler"
         )
 
 

@@ -1,6 +1,6 @@
 """Terms of the objective on the token stream; every one gives a value per group.
 
-The last part compares the pixels of decoded patches, which need buffers of their own.
+The last part compares the pixels of patches, which need buffers of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from olmoearth_jax.losses import MAE, Groups, KoLeo, Rows, TokenLoss, rows_value
 from olmoearth_jax.losses.rows import safe_divide, segment_sum
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.model.patch_embed import resize_matrix
-from olmoearth_jax.stream.pack import PatchRun, target_sections
+from olmoearth_jax.stream.pack import PatchRun, PixelIndex, target_sections
 from olmoearth_jax.stream.patches import fill_buffers
 from olmoearth_jax.stream.row_maps import RowMaps
 from olmoearth_jax.stream.rows import RowMap, gather_rows, permute, take_rows
@@ -189,28 +189,45 @@ def _resizes(base: int, room: int, largest: int) -> np.ndarray:
     return out
 
 
+def _of_patches(
+    index: PixelIndex, tokens: jax.Array, blank: jax.Array | None
+) -> tuple[Any, jax.Array]:
+    """What predicts each patch [D, views, table, width], and whether the patch counts."""
+    made: Any = permute(tokens, index.token, index.inverse)
+    real = index.token < tokens.shape[1]
+    if blank is None:
+        return made, real
+    empty = index.token > tokens.shape[1]
+    return jnp.where(empty[..., None], blank, made), real | empty
+
+
 def pixel_terms(
-    loss: MAE, reconstructor: Any, maps: RowMaps, decoded: jax.Array, pixels: tuple
+    loss: MAE,
+    reconstructor: Any,
+    maps: RowMaps,
+    tokens: tuple[jax.Array, jax.Array | None],
+    pixels: tuple,
 ) -> jax.Array:
     """[views, groups]: the pixel loss of every view.
 
     Args:
-      loss: the loss; only decoded tokens count.
+      loss: the loss.
       reconstructor: its heads are used.
       maps: of the batch.
-      decoded: float32 [D, dec, width] from the reconstructor's decoder.
+      tokens: what predicts the patches, float32 [D, n, width] as `PixelIndex` counts them, and
+        float32 [width], what a patch has that no token predicts (None: such patches don't count).
       pixels: see `fill_pixels`, [D, rows, width].
     """
     spec, batch, index = maps.spec, maps.batch, maps.batch.pixels
     assert index is not None
     count = spec.views * spec.groups
-    tokens: Any = permute(decoded, index.token, index.inverse)
+    made, real = _of_patches(index, *tokens)
     starts = target_sections(maps.rung)
     numbers = reconstructor.slots.numbers(spec.slots)
     group = take_rows(batch.segment[..., None], index.sample)[..., 0]
     segment = jnp.arange(spec.views)[:, None] * spec.groups + group[:, None]
     weight = take_rows(batch.weight[..., None], index.sample)[..., 0]
-    real = (index.token < decoded.shape[1]) & (weight > 0)[:, None]
+    real &= (weight > 0)[:, None]
     size = take_rows(batch.patch_size[..., None], index.sample)[..., 0]
     total = used = jnp.zeros(count, jnp.float32)
     for i, slot in enumerate(spec.slots):
@@ -236,7 +253,7 @@ def pixel_terms(
             errors = jnp.where(counts, errors, 0.0)
             return errors.sum((3, 4, 5)), counts.astype(jnp.float32).sum((3, 4, 5))
 
-        pair = sums(tokens[:, :, mine], truth, real[:, :, mine], size[:, mine])
+        pair = sums(made[:, :, mine], truth, real[:, :, mine], size[:, mine])
         flat = segment[:, :, mine].reshape(-1)
         total = total + segment_sum(pair[0].reshape(-1), flat, count)
         used = used + segment_sum(pair[1].reshape(-1), flat, count)

@@ -9,7 +9,7 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-from olmoearth_jax.masks import DECODE, VISIBLE
+from olmoearth_jax.masks import DECODE, TARGET_ONLY, VISIBLE
 from olmoearth_jax.stream.ladder import class_of
 from olmoearth_jax.stream.stream_shape import REGISTER, Rung, StreamSpec, pack_coordinates
 from olmoearth_jax.stream.token_counts import TokenCounts
@@ -38,12 +38,17 @@ class TargetStream:
 
 @flax.struct.dataclass
 class PixelIndex:
-    """Which decoded token predicts each patch."""
+    """Which token predicts each patch.
+
+    Tokens are those of the decoder's stream and behind them, where all pixels are compared, those
+    of the encoder's.
+    """
 
     token: Array
-    """int32 [views, table], position in the decoder stream"""
+    """int32 [views, table], position of the token; as many as there are tokens where a patch does
+    not count, and one more where it counts but no decoder reads or predicts it"""
     inverse: Array
-    """int32 [1, dec], place of each decoded token in the flattened `token`"""
+    """int32 [1, tokens], place of each token in the flattened `token`"""
     sample: Array
     """int32 [table], sample of each patch"""
 
@@ -354,17 +359,26 @@ def _target_stream(spec, counts, items, tables, packer, dec_patch) -> TargetStre
 
 
 def _pixel_index(spec, counts, items, tables, packer) -> PixelIndex:
-    """Where the prediction of each patch stands in the decoder stream."""
+    """Where the prediction of each patch stands in the decoder's stream, or in the encoder's."""
     size, dec = int(packer.target[-1]), packer.rung.dec
-    token = np.full((spec.views, size), dec, np.int32)
-    inverse = np.full((1, dec), spec.views * size, np.int32)
-    sample, at = np.zeros(size, np.int32), 0
+    total = dec + (packer.rung.enc if spec.all_pixels else 0)
+    token = np.full((spec.views, size), total, np.int32)
+    inverse = np.full((1, total), spec.views * size, np.int32)
+    sample, at, seen_at = np.zeros(size, np.int32), 0, dec
+
+    def put(view: int, first: int, patches: np.ndarray) -> int:
+        stop = first + len(patches)
+        token[view, patches] = np.arange(first, stop)
+        inverse[0, first:stop] = view * size + patches
+        return stop
+
     for view, i, g, b in items:
-        wanted = tables[i][1][np.flatnonzero(counts[g].masks[view, b] == DECODE)]
-        token[view, wanted] = at + np.arange(len(wanted))
-        inverse[0, at : at + len(wanted)] = view * size + wanted
-        sample[wanted] = i
-        at += len(wanted)
+        mask, patches = counts[g].masks[view, b], tables[i][1]
+        sample[patches[counts[g].need[b]]] = i
+        at = put(view, at, patches[mask == DECODE])
+        if spec.all_pixels:
+            seen_at = put(view, seen_at + spec.registers, patches[mask == VISIBLE])
+            token[view, patches[mask == TARGET_ONLY]] = total + 1
     return PixelIndex(token, inverse, sample)
 
 

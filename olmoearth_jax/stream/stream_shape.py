@@ -95,8 +95,9 @@ class Rung:
 class StreamSpec:
     """Everything static about a stream but its rungs.
 
-    With a plan named TARGET, every token that isn't missing has a patch, and the target encoder
-    runs on all of them: one row per sample, in the place of its row of the first view.
+    With a plan named TARGET, or with `all_pixels`, every token that isn't missing has a patch.
+    The target encoder runs on all of them: one row per sample, in the place of its row of the first
+    view.
     """
 
     slots: tuple[StreamSlot, ...]
@@ -123,7 +124,9 @@ class StreamSpec:
     registers: int = 0
     """Register tokens at the front of an encoder row."""
     pixels: bool = False
-    """Whether decoded tokens are compared with their pixels."""
+    """Whether tokens are compared with their pixels."""
+    all_pixels: bool = False
+    """Whether that holds for all tokens that aren't missing rather than for decoded ones."""
     loc_bound: int = 0
     """Most locations of a row, where the encoder has an attention pooler; else 0."""
     maps: tuple[str, ...] = ()

@@ -32,8 +32,8 @@ class TokenCounts:
     masks: np.ndarray
     """int8 [views, B, N]; holes are all MISSING_TOKEN"""
     need: np.ndarray
-    """bool [B, N], tokens whose patch some view encodes or decodes; where the target encoder runs,
-    all tokens that aren't missing"""
+    """bool [B, N], tokens whose patch some view encodes or decodes; all tokens that aren't
+    missing where the target encoder runs or all pixels are compared"""
     rank: np.ndarray
     """int32 [B, N], running number of a needed token within (sample, slot)"""
     patches: np.ndarray
@@ -94,7 +94,8 @@ def count_tokens(group: dict[str, Any], spec: StreamSpec, per_patch: int = 1) ->
     alive = living(group["ok"], ([view] for view in masks))
     masks = np.where(alive[None, :, None], masks, np.int8(MISSING_TOKEN))
     visible, decoded = masks == VISIBLE, masks == DECODE
-    need = ((masks != MISSING_TOKEN) if spec.deep else (visible | decoded)).any(0)
+    every = spec.deep or spec.all_pixels
+    need = ((masks != MISSING_TOKEN) if every else (visible | decoded)).any(0)
     starts = table.starts[:-1]
     patches = np.add.reduceat(need, starts, axis=1, dtype=np.int64)
     before = np.cumsum(patches, axis=1) - patches

@@ -39,7 +39,6 @@ from olmoearth_jax.stream.stream_shape import (
     round_up,
 )
 from olmoearth_jax.train import hosts
-from olmoearth_jax.train.dense_engine import DenseEngine
 from olmoearth_jax.train.query_stride import query_stride
 
 _REMAT = {"none": "none", "dots": "dots", "block": "full"}
@@ -52,8 +51,8 @@ def compute_dtype(config: ExperimentConfig) -> Any:
     return jnp.dtype(config.precision)
 
 
-def _shared(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
-    """What both engines are given: module structures, losses, what is dropped and recomputed."""
+def parts_of(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
+    """What any engine is given: module structures, losses, what is dropped and recomputed."""
     model, dtype, dropout = config.model, compute_dtype(config), None
     encoder, decoder = model.encoder_config, model.decoder_config
     if encoder.band_dropout_rate > 0:
@@ -76,13 +75,11 @@ def _shared(config: ExperimentConfig, objective: Objective) -> dict[str, Any]:
     }
 
 
-def micro_step_shape(
-    global_batch: int, group: int, devices: int, engine: str = "stream"
-) -> tuple[int, int]:
+def micro_step_shape(global_batch: int, group: int, devices: int) -> tuple[int, int]:
     """(groups per micro-step, samples per device).
 
     k = min(groups, devices) whole groups, k dividing the number of groups, so that a device
-    holds about one group's worth of samples; always one group with engine 'dense'.
+    holds about one group's worth of samples.
 
     Raises:
       ValueError: the batch doesn't divide into groups, or a micro-step over the devices; the
@@ -93,13 +90,12 @@ def micro_step_shape(
             f"data_loader.global_batch_size={global_batch} is not divisible by "
             f"train_module.rank_microbatch_size={group}"
         )
-    k = _groups_at_once(global_batch, group, devices, engine)
+    k = _groups_at_once(global_batch, group, devices)
     if (k * group) % devices:
         fit = [
             n
             for n in range(1, global_batch + 1)
-            if global_batch % n == 0
-            and not _groups_at_once(global_batch, n, devices, engine) * n % devices
+            if global_batch % n == 0 and not _groups_at_once(global_batch, n, devices) * n % devices
         ]
         advice = (
             f"set train_module.rank_microbatch_size to one of {', '.join(map(str, fit))} (which "
@@ -110,16 +106,14 @@ def micro_step_shape(
             "as many devices as divide it"
         )
         raise ValueError(
-            f"a micro-step of {k} group(s) of {group} samples (engine={engine}) does not divide "
-            f"over {devices} devices; {advice}"
+            f"a micro-step of {k} group(s) of {group} samples does not divide over {devices} "
+            f"devices; {advice}"
         )
     return k, k * group // devices
 
 
-def _groups_at_once(global_batch: int, group: int, devices: int, engine: str) -> int:
+def _groups_at_once(global_batch: int, group: int, devices: int) -> int:
     groups = global_batch // group
-    if engine == "dense":
-        return 1
     return max(n for n in range(1, min(groups, devices) + 1) if groups % n == 0)
 
 
@@ -134,16 +128,19 @@ class StreamNeeds:
     deep: bool = False
     """Whether the target encoder runs."""
     pixels: bool = False
-    """Whether decoded tokens are compared with their pixels."""
+    """Whether tokens are compared with their pixels."""
+    all_pixels: bool = False
+    """Whether that holds for all tokens that aren't missing rather than for decoded ones."""
     maps: tuple[str, ...] = ()
     """Modalities that are drawn from the location grid."""
 
     @classmethod
     def of(cls, objective: Objective) -> StreamNeeds:
         """Those of an objective."""
-        pixels, drawn = objective.mae is not None, objective.supervision
+        mae, drawn = objective.mae, objective.supervision
         maps = () if drawn is None else tuple(task.name for task in drawn.tasks)
-        return cls(objective.views, objective.scopes, objective.deep, pixels, maps)
+        pixels, every = mae is not None, mae is not None and not mae.only_decode
+        return cls(objective.views, objective.scopes, objective.deep, pixels, every, maps)
 
 
 def stream_spec(
@@ -201,7 +198,7 @@ def stream_spec(
     return StreamSpec(
         slots, names, tuple(plans.values()), enc + extra, dec, size.samples, size.devices,
         needs.views, size.groups, encoder.max_patch_size, registers=extra, pixels=needs.pixels,
-        loc_bound=locations, maps=needs.maps,
+        all_pixels=needs.all_pixels, loc_bound=locations, maps=needs.maps,
     )  # fmt: skip
 
 
@@ -223,41 +220,17 @@ def stream_engine(
     """The packed engine.
 
     Raises:
-      ValueError: a term that only the dense engine has.
+      ValueError: a model whose grid the stream does not have (`locations.check_grid`).
     """
-    if objective.mae is not None and not objective.mae.only_decode:
-        raise ValueError(
-            "engine=stream compares the pixels of decoded tokens only; for "
-            "train_module.mae_loss_config.loss_config.only_decode=False use --config.engine=dense"
-        )
     check_grid(config.model)
     forward = StreamForward(
-        spec=spec, mesh=mesh, attention=config.attention, **_shared(config, objective)
+        spec=spec, mesh=mesh, attention=config.attention, **parts_of(config, objective)
     )
     agree = functools.partial(hosts.current().agree, join=shared_bits)
     stride = query_stride(config)
     if stride is None:
         return StreamEngine(forward, ladder, mesh, agree)
     return StreamEngine(forward, ladder, mesh, agree, stride.per_patch)
-
-
-def dense_engine(
-    config: ExperimentConfig,
-    objective: Objective,
-    mesh: Mesh,
-    group_size: int,
-    views: int | None = None,
-) -> DenseEngine:
-    """The oracle engine."""
-    names = config.model.encoder_config.supported_modality_names
-    return DenseEngine(
-        names=modalities.in_sample_order(names),
-        mesh=mesh,
-        group_size=group_size,
-        views=objective.views if views is None else views,
-        query_stride=query_stride(config),
-        **_shared(config, objective),
-    )
 
 
 def trainable_leaves(model: ModelConfig, pooled: bool, objective: Objective | None = None) -> Any:

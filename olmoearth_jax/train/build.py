@@ -7,7 +7,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -184,20 +183,15 @@ def build_program(
     The ladder also holds what is kept out of training, for its validation.
     """
     objective = build_objective(config)
-    loader, group = config.data_loader, config.train_module.rank_microbatch_size
-    assemble.micro_step_shape(loader.global_batch_size, group, mesh.size, config.engine)
-    if config.engine == "dense":
-        engine: Any = assemble.dense_engine(config, objective, mesh, group)
-    else:
-        spec = stream_of(config, stream.timesteps, mesh.size, objective)
-        begun = time.perf_counter()
-        presence = probe.read_presence(index)
-        if config.dataset.validation_fraction:
-            presence += probe.read_presence(build_index(config, "validation"))
-        ladder = size_ladder(config, spec, stream.timesteps, presence, index.tile_px)
-        say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
-        engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
-        engine.flops = functools.partial(training_flops, config, spec)
+    spec = stream_of(config, stream.timesteps, mesh.size, objective)
+    begun = time.perf_counter()
+    presence = probe.read_presence(index)
+    if config.dataset.validation_fraction:
+        presence += probe.read_presence(build_index(config, "validation"))
+    ladder = size_ladder(config, spec, stream.timesteps, presence, index.tile_px)
+    say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
+    engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
+    engine.flops = functools.partial(training_flops, config, spec)
     return TrainProgram(
         config,
         engine,

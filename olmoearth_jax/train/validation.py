@@ -56,7 +56,7 @@ class Validation:
 
     Args:
       config: of the run.
-      program: the training, of which engine, ladder and devices are taken.
+      program: the training, of which stream, ladder and devices are taken.
       steps_per_epoch: of the training, which say where its end is.
 
     Raises:
@@ -68,12 +68,10 @@ class Validation:
         self.last_step = max_steps(config.trainer.max_duration, steps_per_epoch)
         calm = quiet(config)
         group, devices = config.train_module.rank_microbatch_size, program.mesh.size
-        k, _ = assemble.micro_step_shape(
-            config.data_loader.global_batch_size, group, devices, config.engine
-        )
+        k, _ = assemble.micro_step_shape(config.data_loader.global_batch_size, group, devices)
         calm.data_loader.global_batch_size = k * group
         self.stream = _stream(config, calm)
-        self.engine = _engine(config, calm, program)
+        self.engine: Engine = _engine(calm, program)
         wanted = self.settings.samples // (k * group)
         self.batches = max(1, min(wanted, self.stream.steps_per_epoch))
         self.mesh = program.mesh
@@ -149,13 +147,9 @@ def _stream(config: ExperimentConfig, calm: ExperimentConfig) -> TrainStream:
     return build.build_stream(calm, index)
 
 
-def _engine(config: ExperimentConfig, calm: ExperimentConfig, program: TrainProgram) -> Engine:
-    objective, mesh = program.engine.objective, program.mesh
-    if not isinstance(program.engine, StreamEngine):
-        group = config.train_module.rank_microbatch_size
-        return assemble.dense_engine(calm, objective, mesh, group)
-    spec, ladder = program.engine.spec, program.engine.ladder
-    return assemble.stream_engine(calm, spec, ladder, objective, mesh)
+def _engine(calm: ExperimentConfig, program: TrainProgram) -> StreamEngine:
+    engine: Any = program.engine
+    return assemble.stream_engine(calm, engine.spec, engine.ladder, engine.objective, program.mesh)
 
 
 @dataclasses.dataclass

@@ -93,6 +93,17 @@ def test_no_imports_go_round():
     assert not left, sorted(left)
 
 
+def test_only_tools_need_tools():
+    """Training and use rest neither on the oracle of the token stream nor on golden checks."""
+    for top in (PACKAGE, "configs", "launch"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    names = [node.module or ""]
+                assert not any(name.split(".")[0] == "tools" for name in names), path
+
+
 def _sources() -> Iterator[Path]:
     for top in (PACKAGE, "configs", "launch", "tools"):
         yield from sorted((ROOT / top).rglob("*.py"))

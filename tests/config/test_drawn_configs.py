@@ -39,7 +39,6 @@ CHOICES = {
     f"{DECODER}.decoder_embedding_size": [16, 24, 48],
     f"{DECODER}.depth": [0, 1],
     "model.projection_only_target": [True, False],
-    "engine": ["stream", "dense"],
     f"{MODULE}.kind": ["contrastive_latent_mim", "latent_mim", "mae", "galileo"],
     f"{MODULE}.contrastive_config": [None],
     f"{MODULE}.ema_decay": [[1.0, 1.0], [0.9, 1.0], [0.9]],
@@ -99,12 +98,8 @@ def build_all(cfg: ExperimentConfig) -> None:
     objective, mesh = build_objective(cfg), make_mesh(devices=jax.devices()[:1])
     transforms.build(cfg.data_loader.transform_config)
     latent_mim.check(cfg.model)
-    if cfg.engine == "dense":
-        size = cfg.train_module.rank_microbatch_size
-        engine = assemble.dense_engine(cfg, objective, mesh, size)
-    else:
-        spec = build.stream_of(cfg, estimate.grid_timesteps(cfg), 1, objective)
-        engine = assemble.stream_engine(cfg, spec, [spec.top_rung()], objective, mesh)
+    spec = build.stream_of(cfg, estimate.grid_timesteps(cfg), 1, objective)
+    engine = assemble.stream_engine(cfg, spec, [spec.top_rung()], objective, mesh)
     trained = assemble.trainable_leaves(cfg.model, objective.pools, objective)
     state = TrainProgram(cfg, engine, mesh, trained, 10).abstract_state()
     assert optimizer_state.stored(state["opt_state"])["m"]

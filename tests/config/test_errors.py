@@ -107,7 +107,14 @@ PROBLEMS = [
     ({"train_module.token_exit_cfg": {"landsat": -1}}, "between 0 and the encoder's depth 12"),
     ({"mesh": {"data": 24, "fsdp": 1}}, "does not divide over 24 devices"),
     ({"mesh": {"data": 24, "fsdp": 1}}, "no train_module.rank_microbatch_size does"),
-    ({"mesh": {"data": 64, "fsdp": 1}, "engine": "dense"}, "one of 64, 128, 256, 512 (which"),
+    (
+        {
+            "mesh": {"data": 32, "fsdp": 1},
+            "data_loader.global_batch_size": 480,
+            "train_module.rank_microbatch_size": 6,
+        },
+        "set train_module.rank_microbatch_size to one of 1, 3, 5, 15, 16, ",
+    ),
     ({f"{LOSS}.type": "modality_patch_disc"}, "did you mean 'modality_patch_discrimination'?"),
     ({f"{LOSS}.type": "mae"}, "a loss between tokens (patch_discrimination, "),
     ({f"{LOSS}.modality_weights": {"srtm": 1}}, "no entry for cdl, landsat"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import resource
 import shutil
 import signal
@@ -24,7 +23,6 @@ from olmoearth_jax.data.convert.tree import Cell, TileJob
 from olmoearth_jax.data.derived import to_decibel
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5_writer import Storage
-from olmoearth_jax.data.journal import FolderInUse, Journal, lock_folder
 from tests.data.trees import add_modality, make_tree, month, write_raster, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,15 +240,6 @@ def test_damaged_rasters_are_named_and_can_be_skipped(tmp_path, damage):
     assert done.samples == 4 and list(done.dropped) == ["EPSG:32633_101_-2000"]
 
 
-def test_two_conversions_in_one_folder_are_refused(tmp_path):
-    make_tree(tmp_path, tiles=1)
-    message = f"already running in .*process {os.getpid()}"
-    lock = lock_folder(tmp_path / ".h5_conversion", "a conversion")
-    with lock, pytest.raises(FolderInUse, match=message):
-        convert(_settings(tmp_path))
-    assert convert(_settings(tmp_path)).written == 4
-
-
 def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path):
     make_tree(tmp_path, tiles=1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -272,7 +261,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path):
     [
         ("open", "10_sentinel1_monthly.csv"),
         ("mkdir", ".h5_conversion"),
-        ("open", "lock"),
+        ("mkdir", "claims"),
     ],
 )
 def test_refused_permissions_are_named_and_nothing_is_left(tmp_path, monkeypatch, method, refused):
@@ -289,18 +278,6 @@ def test_refused_permissions_are_named_and_nothing_is_left(tmp_path, monkeypatch
     with pytest.raises((ValueError, OSError), match=f"Permission denied.*{refused}"):
         convert(settings)
     assert not list(tmp_path.rglob("*.h5"))
-
-
-def test_a_torn_journal_keeps_what_is_whole(tmp_path):
-    with Journal(tmp_path / "j.jsonl") as journal:
-        journal.add("a", {"x": 1})
-        journal.add("b", {"x": 2})
-    with (tmp_path / "j.jsonl").open("r+b") as file:
-        file.truncate((tmp_path / "j.jsonl").stat().st_size - 3)
-    with Journal(tmp_path / "j.jsonl") as again:
-        assert set(again.records) == {"a"}
-        again.add("c", {})
-    assert set(Journal(tmp_path / "j.jsonl").records) == {"a", "c"}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])

@@ -21,6 +21,7 @@ from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble, targets
 from olmoearth_jax.train.query_stride import query_stride
 from tests.stream.builders import GRID_TIMESTEPS, small_model
+from tools.goldens.dense_engine import dense_engine
 
 NAMES = ("sentinel2_l2a", "worldcover", "landsat")
 SINGLE = dict(SINGLE_BAND_SET_OVERRIDES)
@@ -88,7 +89,7 @@ def check(
     params = random_params(config, 0)
     target = targets.start_of(random_params(config, 1), objective)
     stream = assemble.stream_engine(settings, spec, ladder, objective, mesh)
-    dense = assemble.dense_engine(settings, objective, mesh, size)
+    dense = dense_engine(settings, objective, mesh, size)
     (ours, our_terms), our_grads = evaluate(stream, groups, params, target)
     (oracle, terms), grads = evaluate(dense, groups, params, target)
     assert ours == pytest.approx(oracle, rel=2e-5)

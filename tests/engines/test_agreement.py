@@ -1,5 +1,7 @@
 """The stream engine equals the dense one for every kind of training and model option."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,16 @@ from olmoearth_jax import losses, masking
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.masking import MaskContext
 from olmoearth_jax.modalities import Tokenization
+from olmoearth_jax.model.config import ReconstructorConfig
 from tests.engines.compare import NAMES, SINGLE, check, model_of
 from tests.stream.builders import make_group
+from tests.stream.grids import grid_model
 
 PATCH = {"type": "patch_discrimination_new"}
 MODALITY = {"type": "modality_patch_discrimination_new"}
 EXITS = (("sentinel2_l2a", 2), ("landsat", 1), ("worldcover", 0))
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def _groups(shapes, seed=0, tokenization=None, holes=(1,), strategy=None):
@@ -103,3 +109,61 @@ def test_pixels_and_tokens_of_the_online_encoder_with_koleo_on_patches():
     )
     config = model_of("mae", pixels=True, num_register_tokens=1)
     check(config, groups, [strategy], objective)
+
+
+SOME = {"type": "random", "encode_ratio": 0.3, "decode_ratio": 0.3}
+"""Leaves tokens that only the target sees."""
+ONE_WAY = {
+    **SOME, "type": "random_time_with_decode", "only_decode_modalities": ["worldcover"],
+}  # fmt: skip
+
+
+def _all_pixels(config, groups, strategy, token_loss, **terms):
+    """Asserts that the pixels of all tokens, in every part that a token can have, agree."""
+    parts = [mask.ravel() for mask in groups[0]["mask_a"].values()]
+    assert {*range(4)} == set(np.concatenate(parts).tolist())
+    mae = losses.build({"type": "mae", "only_decode": False, "loss_function": "L1Loss"})
+    check(config, groups, [strategy], Objective(token_loss, mae=mae, **terms))
+
+
+def test_pixels_of_all_tokens_of_mixed_patch_sizes():
+    config = model_of("mae", pixels=True, num_register_tokens=2)
+    config.decoder_config = None
+    groups, strategy = _groups([(2, 3), (2, 4)], 5, strategy=masking.build(SOME))
+    _all_pixels(config, groups, strategy, NoTokenLoss(), kind="mae")
+
+
+@pytest.mark.slow
+def test_pixels_of_all_tokens_beside_deep_targets_of_two_views():
+    config = model_of(pixels=True, output_embedding_size=24)
+    groups, strategy = _groups([(3, 2), (1, 4)], 6, strategy=masking.build(SOME))
+    contrast = losses.InfoNCE(0.1, 0.1)
+    _all_pixels(config, groups, strategy, losses.build(PATCH), contrastive=contrast, exits=EXITS)
+
+
+@pytest.mark.slow
+def test_pixels_of_all_tokens_where_some_modalities_are_never_encoded():
+    config = model_of("mae", pixels=True, band_dropout_rate=0.4, random_band_dropout=True)
+    config.encoder_config.drop_path = 0.2
+    groups, strategy = _groups([(2, 2)], 7, strategy=masking.build(ONE_WAY))
+    _all_pixels(config, groups, strategy, losses.build(PATCH), kind="mae")
+
+
+@pytest.mark.slow
+def test_pixels_of_all_tokens_behind_a_location_grid():
+    config = grid_model(1)
+    assert config.decoder_config is not None
+    encoder = config.encoder_config
+    config.reconstructor_config = ReconstructorConfig(
+        dataclasses.replace(config.decoder_config), encoder.supported_modality_names,
+        encoder.max_patch_size, encoder.tokenization_overrides,
+    )  # fmt: skip
+    rng, strategy = np.random.default_rng(8), masking.build(ONE_WAY)
+    groups = [
+        make_group(
+            rng, 4, grid, 2, first=4 * number, names=encoder.supported_modality_names,
+            tokenization=encoder.tokenization, strategy=strategy, holes=(2,),
+        )[0]
+        for number, grid in enumerate((2, 3))
+    ]  # fmt: skip
+    _all_pixels(config, groups, strategy, losses.build(PATCH), kind="latent_mim")

@@ -1,7 +1,5 @@
 """Names, totals and targets of an objective, and the moving target of a training step."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +9,13 @@ from olmoearth_jax import losses
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import assemble, targets
+from olmoearth_jax.train import targets
 from olmoearth_jax.train.assemble import trainable_leaves
 from olmoearth_jax.train.step import TrainProgram
 from olmoearth_jax.train.targets import ema_update
 from tests.engines.compare import model_of
 from tests.train.steady import steady
+from tools.goldens.dense_engine import dense_engine
 
 PATCH = losses.build({"type": "patch_discrimination"})
 MODALITY = losses.build({"type": "modality_patch_discrimination_vec"})
@@ -81,7 +80,7 @@ def test_what_no_loss_reads_is_left_alone():
 def _program(objective, **changes) -> TrainProgram:
     model, mesh = model_of(), make_mesh(devices=jax.devices()[:1])
     config, trained = steady(model, **changes), trainable_leaves(model, True, objective)
-    engine = assemble.dense_engine(config, objective, mesh, 4)
+    engine = dense_engine(config, objective, mesh, 4)
     return TrainProgram(config, engine, mesh, trained, 10)
 
 
@@ -127,10 +126,3 @@ def test_mae_training_keeps_no_target():
 def test_a_target_parameter_needs_its_online_counterpart():
     with pytest.raises(ValueError, match="no online counterpart"):
         ema_update({"a": jnp.ones(1)}, {"b": jnp.ones(1)}, 0.5)
-
-
-def test_pixels_of_visible_patches_need_the_dense_engine():
-    mesh = make_mesh(devices=jax.devices()[:1])
-    pixels = dataclasses.replace(PIXELS, only_decode=False)
-    with pytest.raises(ValueError, match=r"use --config\.engine=dense"):
-        assemble.stream_engine(steady(model_of()), None, (), Objective(PATCH, mae=pixels), mesh)

@@ -104,7 +104,7 @@ def test_outputs_agree(version, tmp_path, package):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["v1", "v1_1", "v1_2"])
+@pytest.mark.parametrize("version", ["v1", "v1_1", "v1_2", "v1_3"])
 def test_a_trained_run_is_read(version, tmp_path, package):
     """Two steps of the real trainer on the packaged sample, exported by the command."""
     commands = (

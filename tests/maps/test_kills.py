@@ -9,7 +9,7 @@ from tools import kill_test
 
 WORKER = """
 import pathlib, sys, time
-from olmoearth_jax.maps import work_list
+from olmoearth_jax.data import work_list
 given = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
 out = pathlib.Path(given["output"])
 

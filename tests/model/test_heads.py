@@ -20,6 +20,7 @@ from olmoearth_jax.model.config import (
     SupervisionHeadConfig,
 )
 from olmoearth_jax.train import assemble
+from tools.goldens.dense_engine import dense_engine
 
 NAMES = ["sentinel2_l2a", "srtm", "worldcover"]
 
@@ -83,7 +84,7 @@ def gradients(config, group, token=True):
     )
     mesh = make_mesh(devices=jax.devices()[:1])
     settings = ExperimentConfig(model=config, precision="float32")
-    engine = assemble.dense_engine(settings, objective, mesh, len(group["ok"]))
+    engine = dense_engine(settings, objective, mesh, len(group["ok"]))
     params = jax.tree.map(jnp.asarray, latent_mim.initial_params(config, 1))
     target = latent_mim.target_params(params)
     prepared = engine.prepare([group])[0]

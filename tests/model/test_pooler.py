@@ -27,6 +27,7 @@ from olmoearth_jax.model.uniform_batch import Layout, UniformBatch, decode_batch
 from olmoearth_jax.train import assemble
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
+from tools.goldens.dense_engine import dense_engine
 from tools.goldens.unet_head import conv_numbers, initial_head, unet_head
 
 NAMES = ["sentinel2_l2a", "worldcover"]
@@ -161,7 +162,7 @@ def test_training_lowers_the_loss():
     objective = Objective(losses.build({"type": "patch_discrimination"}), losses.InfoNCE(0.1, 0.1))
     mesh = make_mesh(devices=jax.devices()[:1])
     settings = steady(model, weight_decay=0.0)
-    engine = assemble.dense_engine(settings, objective, mesh, 4)
+    engine = dense_engine(settings, objective, mesh, 4)
     leaves = assemble.trainable_leaves(model, True, objective)
     program = TrainProgram(settings, engine, mesh, leaves, 20)
     rng = np.random.Generator(np.random.Philox(9))

@@ -12,10 +12,13 @@ from olmoearth_jax.model import latent_mim
 from olmoearth_jax.stream.forward import Objective
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.token_counts import count_tokens, needs
-from olmoearth_jax.train.assemble import dense_engine, stream_engine
+from olmoearth_jax.train.assemble import stream_engine
 from tests.stream.builders import make_group, make_spec, small_model
+from tools.goldens.dense_engine import dense_engine
 
 V1_LOSS = {"type": "modality_patch_discrimination_new", "tau": 0.1}
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def _params(config, seed=0):

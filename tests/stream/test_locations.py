@@ -13,6 +13,8 @@ from olmoearth_jax.train.build_objective import build_objective
 from tests.engines.compare import check
 from tests.stream.grids import MAPS, grid_groups, grid_model, grid_objective
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_all_terms_on_mixed_grids_with_gaps_and_holes():
     config = grid_model()

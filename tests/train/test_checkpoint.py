@@ -17,6 +17,7 @@ import pytest
 
 from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo
+from olmoearth_jax.configlib import gone
 from olmoearth_jax.train.metrics import read_metrics
 from tests.train import train_toy as toy
 
@@ -261,6 +262,15 @@ def test_changed_config_is_refused_unless_it_does_not_matter(tmp_path):
         toy.run(tmp_path, 9, config=other)
     assert 'model.depth: "(not set)" -> 2' in str(error.value)
     assert toy.run(tmp_path, 9, config=other, allow_config_change=True).step == 9
+
+
+def test_a_run_that_the_dense_engine_began_goes_on(tmp_path, caplog):
+    gone._say_once.cache_clear()
+    model = {"model": {"width": toy.OUTPUTS}}
+    toy.run(tmp_path, 3, config=model | {"engine": "dense"})
+    for last in (6, 9):
+        assert toy.run(tmp_path, last, config=model).start_step == last - 3
+    assert sum("engine=dense" in record.message for record in caplog.records) == 1
 
 
 def test_load_strategies(tmp_path):

@@ -12,9 +12,9 @@ from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.losses import NoTokenLoss, Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model import heads, latent_mim
-from olmoearth_jax.train import assemble
 from olmoearth_jax.train.query_stride import QueryStride, query_stride
 from tests.model.test_heads import batch, small
+from tools.goldens.dense_engine import dense_engine
 
 
 def test_sizes_divide_the_patch_and_keep_the_limit():
@@ -59,7 +59,7 @@ def test_the_losses_read_a_grid_of_that_size(most):
     )  # fmt: skip
     module = TrainModuleConfig(random_query_stride=True, max_location_queries=most)
     settings = ExperimentConfig(model=config, train_module=module, precision="float32")
-    engine = assemble.dense_engine(settings, objective, make_mesh(devices=jax.devices()[:1]), 2)
+    engine = dense_engine(settings, objective, make_mesh(devices=jax.devices()[:1]), 2)
     keys = {engine.prepare([group | {"group": np.int64(k)}])[0].key[-1] for k in range(12)}
     assert keys == ({2} if most == 1 else {1, 2})
     number = next(

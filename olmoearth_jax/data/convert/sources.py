@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.data.checksums import text_digest
 from olmoearth_jax.data.convert import tree
 from olmoearth_jax.data.convert.index_csv import read_series
 from olmoearth_jax.data.convert.rasters import Loaded, load_modality
 from olmoearth_jax.data.convert.tree import Cell, TileJob
-from olmoearth_jax.data.journal import text_digest
 
 Say = Callable[[str], None]
 Part = tuple[str, Sequence[int], Sequence[int], Any]

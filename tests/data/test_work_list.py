@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax.maps import work_list
-from olmoearth_jax.maps.work_list import WorkList
+from olmoearth_jax.data import work_list, worker_place
+from olmoearth_jax.data.work_list import WorkList
 
 GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "maps" / "workers.json"
 UNITS = [f"zone{k % 2}/{k}" for k in range(12)]
@@ -22,7 +22,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from olmoearth_jax.files import replacing
-from olmoearth_jax.maps import work_list
+from olmoearth_jax.data import work_list
 root, index, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 units = [f"zone{k % 2}/{k}" for k in range(12)]
 
@@ -60,9 +60,9 @@ def test_index_and_count_as_recorded():
         flags = case["flags"]
         if case["expect"] == "error":
             with pytest.raises(ValueError, match="of|OLMOEARTH_WORKERS"):
-                work_list.place_of(flags.get("shard"), flags.get("of"), case["env"])
+                worker_place.place_of(flags.get("shard"), flags.get("of"), case["env"])
         else:
-            got = work_list.place_of(flags.get("shard"), flags.get("of"), case["env"])
+            got = worker_place.place_of(flags.get("shard"), flags.get("of"), case["env"])
             assert list(got) == case["expect"], case
 
 
@@ -70,16 +70,16 @@ def test_the_order_of_the_workers_as_recorded():
     golden = json.loads(GOLDEN.read_text())["order"]
     for i in range(golden["workers"]):
         own = golden["own"][str(i)]
-        taken = list(work_list.order(golden["shards"], i, golden["workers"]))
+        taken = list(worker_place.order(golden["shards"], i, golden["workers"]))
         assert taken == own + golden["then"][str(i)]
-        assert list(work_list.order(golden["shards"], i, golden["workers"], steal=False)) == own
+        assert list(worker_place.order(golden["shards"], i, golden["workers"], steal=False)) == own
 
 
 @pytest.mark.parametrize("env", [{"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_MIN": "0"},
                                  {"SLURM_PROCID": "1"}])  # fmt: skip
 def test_broken_variables_are_named(env):
     with pytest.raises(ValueError, match="SLURM_"):
-        work_list.place_of(env=env)
+        worker_place.place_of(env=env)
 
 
 def test_all_units_are_done_once_and_not_again(tmp_path):
@@ -204,3 +204,17 @@ def test_killed_workers_leave_what_others_finish(tmp_path):
     for unit in UNITS:
         assert (tmp_path / "objects" / unit).read_text() == unit * 3
         assert _list(tmp_path).state(unit) == "done"
+
+
+def test_asked_to_end_right_after_the_claim_it_is_given_back(tmp_path, monkeypatch):
+    held = work_list.WorkList(tmp_path / "job", tmp_path, "d", ["a"])
+    claim = held.claim
+
+    def stopped(unit):
+        assert claim(unit)
+        raise work_list.Stopped
+
+    monkeypatch.setattr(held, "claim", stopped)
+    with pytest.raises(work_list.Stopped):
+        held.run(lambda unit: ({}, []))
+    assert not list((tmp_path / "job" / "claims").rglob("*.json"))

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.data.worker_place import order
 from olmoearth_jax.files import write_atomically
 
 STALE_S = 600.0
@@ -59,75 +60,6 @@ def stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def place_of(
-    shard: int | None = None, of: int | None = None, env: Mapping[str, str] | None = None
-) -> tuple[int, int]:
-    """(index, count) of this worker: the flags, else Slurm's array and tasks, else Kubernetes'.
-
-    Args:
-      shard, of: the flags --shard and --of; both or none.
-      env: the environment.
-
-    Raises:
-      ValueError: one flag without the other, an index out of range, a count that is missing.
-    """
-    env = os.environ if env is None else env
-    if (shard is None) != (of is None):
-        raise ValueError("--shard and --of go together: --shard=I --of=N with 0 <= I < N")
-    if shard is not None and of is not None:
-        return _checked(shard, of, "--shard and --of")
-    index, count = 0, 1
-    if "SLURM_ARRAY_TASK_ID" in env:
-        number = _integer(env, "SLURM_ARRAY_TASK_ID") - _integer(env, "SLURM_ARRAY_TASK_MIN")
-        index = number // _integer(env, "SLURM_ARRAY_TASK_STEP")
-        count = _integer(env, "SLURM_ARRAY_TASK_COUNT")
-    if "SLURM_PROCID" in env:
-        tasks = _integer(env, "SLURM_NTASKS")
-        index, count = index * tasks + _integer(env, "SLURM_PROCID"), count * tasks
-    if "SLURM_ARRAY_TASK_ID" in env or "SLURM_PROCID" in env:
-        return _checked(index, count, "the variables of Slurm")
-    if "JOB_COMPLETION_INDEX" in env:
-        if "OLMOEARTH_WORKERS" not in env:
-            raise ValueError(
-                "JOB_COMPLETION_INDEX is set, but Kubernetes does not say how many workers there "
-                "are: set OLMOEARTH_WORKERS to the job's completions"
-            )
-        index, count = (_integer(env, n) for n in ("JOB_COMPLETION_INDEX", "OLMOEARTH_WORKERS"))
-        return _checked(index, count, "JOB_COMPLETION_INDEX and OLMOEARTH_WORKERS")
-    return 0, 1
-
-
-def _integer(env: Mapping[str, str], name: str) -> int:
-    try:
-        return int(env[name])
-    except KeyError:
-        raise ValueError(f"the variable {name} is not set; give --shard and --of") from None
-    except ValueError:
-        raise ValueError(f"the variable {name} is no number: {env[name]!r}") from None
-
-
-def _checked(index: int, count: int, source: str) -> tuple[int, int]:
-    if count < 1 or not 0 <= index < count:
-        raise ValueError(f"{source} say worker {index} of {count}; it must be one of 0..{count - 1}"
-                         if count > 0 else f"{source} say {count} workers")  # fmt: skip
-    return index, count
-
-
-def order(total: int, index: int, count: int, steal: bool = True) -> Iterator[int]:
-    """Places of the list in the order in which a worker takes them.
-
-    First its own (every `count`-th), then those of the others, from its share of the list on.
-    """
-    yield from range(index, total, count)
-    if not steal:
-        return
-    start = index * total // count
-    for k in range(total):
-        at = (start + k) % total
-        if at % count != index:
-            yield at
 
 
 def digest_of(members: Mapping[str, Any]) -> str:
@@ -441,40 +373,69 @@ class WorkList:
             found, again = Outcome(made), False
             for at in order(len(self.units), index, count, steal):
                 unit = self.units[at]
-                if self.marker(unit) is not None:
-                    continue
-                before = self.failure(unit)
-                if before is not None and before.get("attempts", 0) >= attempts:
-                    found.failed[unit] = str(before.get("error"))
-                elif not self.claim(unit):
+                state = self.take(unit, work, attempts, say)
+                if state == "failed":
+                    found.failed[unit] = str((self.failure(unit) or {}).get("error"))
+                elif state == "busy":
                     found.busy.append(unit)
                 else:
-                    again = True
-                    made += self._try(unit, work, say)
+                    again |= state != "done"
+                    made += state == "made"
             found.made = made
             if not again and not (wait and found.busy):
                 return found
             if not again:
                 time.sleep(min(TOUCH_S, 5.0))
 
-    def _try(self, unit: str, work: Any, say: Any) -> bool:
-        """One attempt at a claimed unit; whether it is done now by this."""
+    def take(
+        self,
+        unit: str,
+        work: Callable[[str], tuple[Mapping[str, Any], Sequence[str]]],
+        attempts: int = 3,
+        say: Callable[[str, Mapping[str, Any]], None] = lambda unit, record: None,
+    ) -> str:
+        """Works on one unit, if it is free; see `run`.
+
+        Returns:
+          'made' by this call, 'tried' if the attempt failed, 'done' before it, 'busy' with another
+          worker, 'failed' as often as it may.
+        """
+        if self.marker(unit) is not None:
+            return "done"
+        if (self.failure(unit) or {}).get("attempts", 0) >= attempts:
+            return "failed"
+        # SIGTERM may come between the claim and what follows it.
         try:
-            if self.marker(unit) is not None:  # done between the look and the claim
-                return False
-            with self._kept_fresh(unit):
-                begun = time.monotonic()
-                try:
-                    record, objects = work(unit)
-                    record = {**record, "seconds": round(time.monotonic() - begun, 3)}
-                    self.finish(unit, record, objects)
-                except Exception as e:
-                    if isinstance(e, OSError) and e.errno in _REFUSED:
-                        raise
-                    self._note_failure(unit, e)
-                    return False
+            if not self.claim(unit):
+                return "busy"
+            return "made" if self._try(unit, work, say) else "tried"
         finally:
             self.release(unit)
+
+    def forgive(self) -> None:
+        """Forgets failed attempts, so that every unit may be tried again."""
+        for path in (self.folder / "failed").rglob("*.json"):
+            path.unlink(missing_ok=True)
+
+    def forget(self, unit: str) -> None:
+        """Removes the claim on a unit whose worker is known to be dead."""
+        self._path("claims", unit).unlink(missing_ok=True)
+
+    def _try(self, unit: str, work: Any, say: Any) -> bool:
+        """One attempt at a claimed unit; whether it is done now by this."""
+        if self.marker(unit) is not None:  # done between the look and the claim
+            return False
+        with self._kept_fresh(unit):
+            begun = time.monotonic()
+            try:
+                record, objects = work(unit)
+                record = {**record, "seconds": round(time.monotonic() - begun, 3)}
+                self.finish(unit, record, objects)
+            except Exception as e:
+                if isinstance(e, OSError) and e.errno in _REFUSED:
+                    raise
+                self._note_failure(unit, e)
+                return False
         say(unit, record)
         return True
 

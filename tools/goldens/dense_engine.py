@@ -1,6 +1,7 @@
 """The dense engine: one group per micro-step, every token in place, masks as attention masks.
 
-Slow and memory hungry; it is the oracle of the stream engine and the parity checks.
+Slow and memory hungry; it is what the token stream is held to, in golden checks, benchmarks and
+tests, which put it together with `dense_engine`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax import modalities
+from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.losses import Groups, Objective, spread_of
 from olmoearth_jax.losses.distillation import cell_scores
 from olmoearth_jax.masks import DECODE, MISSING_TOKEN, VISIBLE, living
@@ -29,7 +31,8 @@ from olmoearth_jax.model.uniform_batch import (
 )
 from olmoearth_jax.stream.engine import Group, Prepared
 from olmoearth_jax.stream.patch_tables import BandDropout, band_keeps, dropout_key, keep_scales
-from olmoearth_jax.train.query_stride import QueryStride
+from olmoearth_jax.train.assemble import parts_of
+from olmoearth_jax.train.query_stride import QueryStride, query_stride
 
 
 @dataclasses.dataclass
@@ -82,7 +85,7 @@ class DenseEngine:
         }
         if len(alive) % self.mesh.size:
             raise ValueError(
-                f"engine=dense splits a group of {len(alive)} samples over "
+                f"the dense engine splits a group of {len(alive)} samples over "
                 f"{self.mesh.size} devices, which does not divide"
             )
         encoded = sum(int((v[n] == VISIBLE).sum()) for v in kept for n in self.names)
@@ -252,6 +255,21 @@ class DenseEngine:
             full = full.at[:, np.asarray(slot.channels)].set(keep)
             out[slot.modality] = x * full.reshape(len(x), *(1,) * (x.ndim - 2), -1)
         return out
+
+
+def dense_engine(
+    config: ExperimentConfig, objective: Objective, mesh: Mesh, group_size: int
+) -> DenseEngine:
+    """The engine that computes what `assemble.stream_engine` does for the same config."""
+    names = config.model.encoder_config.supported_modality_names
+    return DenseEngine(
+        names=modalities.in_sample_order(names),
+        mesh=mesh,
+        group_size=group_size,
+        views=objective.views,
+        query_stride=query_stride(config),
+        **parts_of(config, objective),
+    )
 
 
 def _group(batch: dict) -> Groups:
