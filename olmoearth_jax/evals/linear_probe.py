@@ -49,6 +49,8 @@ class ProbeExtras:
     """Keep its moments from one validation to the next."""
     bf16: bool = True
     """Round matrix products to bfloat16."""
+    weights: np.ndarray | None = None
+    """float32 [N], how much each training sample counts; its labels are [N]."""
     order: np.ndarray | None = None
     """int [epochs, N], sample order of every epoch instead of the seeded one."""
     start: tuple[Any, Any] | None = None
@@ -84,10 +86,10 @@ class _Rule(NamedTuple):
 
 def _loss(rule: _Rule, fixed, flat, stats, batch):
     unravel, class_weights = fixed
-    x, y, weight = batch
+    x, y, weight, counts = batch
     out, stats = probe_heads.forward(rule.probe, unravel(flat), stats, x, weight)
     out = probe_heads.at_labels(rule.probe, out, y.shape[1:3])
-    return probe_heads.loss(rule.probe, out, y, rule.dice, class_weights), stats
+    return probe_heads.loss(rule.probe, out, y, rule.dice, class_weights, weights=counts), stats
 
 
 @functools.partial(jax.jit, static_argnames="rule")
@@ -97,6 +99,7 @@ def _train_steps(rule: _Rule, class_weights, state, table, plan):
     Args:
       class_weights: float [C] or None, see `probe_heads.cross_entropy`.
       state: (parameters, running statistics, moments, steps taken).
+      table: embeddings, labels, and weights of samples if there are any.
       plan: rows int [batches, batch] of the table, -1 for no sample; rates [batches]; and how many
         of the batches to run.
 
@@ -108,14 +111,15 @@ def _train_steps(rule: _Rule, class_weights, state, table, plan):
     fixed = unravel, class_weights
     real = rows >= 0
     nothing = jnp.nan if jnp.issubdtype(table[1].dtype, jnp.floating) else IGNORE
-    x, y = (a[jnp.maximum(rows, 0)] for a in table)  # once: within the loop it takes longer
+    x, y, *counts = (a[jnp.maximum(rows, 0)] for a in table)  # once: in the loop it takes longer
     y = jnp.where(real.reshape(*real.shape, *[1] * (y.ndim - 2)), y, nothing)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
     def step(i, carry):
         (flat, stats, moments, count), found = carry
         weight = real[i].astype(jnp.float32)
-        (loss, stats), grads = grad(rule, fixed, flat, stats, (x[i], y[i], weight))
+        batch = (x[i], y[i], weight, counts[0][i] if counts else None)
+        (loss, stats), grads = grad(rule, fixed, flat, stats, batch)
         flat, moments = probe_heads.adamw_update(flat, grads, moments, count + 1, lrs[i])
         return (flat, stats, moments, count + 1), found.at[i].set(loss)
 
@@ -172,7 +176,8 @@ class _Trainer:
         self.batches = -(-len(self.x) // size)
         parts = math.ceil((self.x.nbytes + self.y.nbytes) / CHUNK_BYTES)
         self.chunk = math.ceil(self.batches / parts)
-        self.table = (jnp.asarray(self.x), jnp.asarray(self.y)) if parts == 1 else None
+        self.arrays = (self.x, self.y, *([] if extra.weights is None else [extra.weights]))
+        self.table = tuple(map(jnp.asarray, self.arrays)) if parts == 1 else None
 
     def train(self, params, stats, epochs: range):
         """Parameters and statistics after some epochs, and (loss, rate) of every batch."""
@@ -207,7 +212,7 @@ class _Trainer:
         if table is None:
             rows[: len(mine)] = np.arange(len(mine))
             padded = np.concatenate([mine, np.zeros(len(rows) - len(mine), mine.dtype)])
-            table = self.x[padded], self.y[padded]
+            table = tuple(a[padded] for a in self.arrays)
         else:
             rows[: len(mine)] = mine
         rows = rows.reshape(self.chunk, size)

@@ -138,16 +138,20 @@ def adamw_update(params, grads, moments, step, lr):
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None
-) -> jax.Array:
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None,
+    weights: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
     """Mean cross-entropy over labels that are not IGNORE: logits [..., C], labels int [...].
 
-    With `class_weights` [C] each label counts by its class; the mean is still over their number.
+    With `class_weights` [C] each label counts by its class, with `weights` [...] by its own; the
+    mean is still over their number.
     """
     valid = labels != IGNORE
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     if class_weights is not None:
         log_p = log_p * class_weights
+    if weights is not None:
+        log_p = log_p * weights[..., None]
     # Not a gather, whose gradient would be a scatter, slow on a CPU. IGNORE is no class.
     picked = labels[..., None] == jnp.arange(logits.shape[-1])
     return -jnp.sum(jnp.where(picked, log_p, 0)) / jnp.maximum(valid.sum(), 1)
@@ -167,11 +171,14 @@ def dice_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return 1 - jnp.sum(weights * dice) + cross_entropy(logits, labels)
 
 
-def masked_mse(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean squared error over finite targets; 0 if there is none."""
+def masked_mse(
+    predictions: jax.Array, targets: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Mean squared error over finite targets, each times its weight; 0 if there is none."""
     valid = jnp.isfinite(targets)
-    error = predictions.astype(jnp.float32) - jnp.where(valid, targets, 0)
-    return jnp.sum(jnp.where(valid, error**2, 0)) / jnp.maximum(valid.sum(), 1)
+    error = jnp.square(predictions.astype(jnp.float32) - jnp.where(valid, targets, 0))
+    error = error if weights is None else error * weights
+    return jnp.sum(jnp.where(valid, error, 0)) / jnp.maximum(valid.sum(), 1)
 
 
 def multilabel_soft_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -340,15 +347,19 @@ def at_labels(head: Head, out: jax.Array, size: tuple[int, ...] | None) -> jax.A
 def loss(
     head: Head, out: jax.Array, labels: jax.Array, dice: bool = False,
     class_weights: jax.Array | None = None, multilabel: bool = False,
+    weights: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """The loss of a head's task on logits at the labels' size, see `at_labels`."""
+    """The loss of a head's task on logits at the labels' size, see `at_labels`.
+
+    `weights` [N]: how much each of labels [N] counts; the mean is still over their number.
+    """
     if "regression" in head.task_type:
-        return masked_mse(out, labels)
+        return masked_mse(out, labels, weights)
     if multilabel:
         return multilabel_soft_margin(out, labels)
     if dice:
         return dice_cross_entropy(out, labels)
-    return cross_entropy(out, labels, class_weights)
+    return cross_entropy(out, labels, class_weights, weights)
 
 
 def attention_pool(params: Params, x: jax.Array, bf16: bool) -> tuple[jax.Array, jax.Array]:

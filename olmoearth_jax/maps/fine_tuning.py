@@ -152,6 +152,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
         check_weights(o, found.target)
+        if o.mode == "full" and any(w.weights is not None for w in found.windows):
+            found.notes.append("the column 'weight' goes with --mode=probe and is not used here")
         fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": SOFTWARE})
         done = folder / run_folder.REPORT
@@ -310,7 +312,7 @@ def _train(
     weights = weights_of(o, target, counts, say)
     if probed:
         pairs = (train.x, train.labels), (valid.x, valid.labels)
-        head = token_head.fit(target, *pairs, o.head, weights, log.append)
+        head = token_head.fit(target, *pairs, o.head, weights, log.append, train.weights)
         pixels: tile_map.PixelModel = tile_map.ProbedPixels(encoder, head, _channels(target))
         stored, scale = {"params": head.params, "stats": head.stats}, head.scale
         guesses = {s: head(t.x) for s, t in tokens.items() if s != "test"}
@@ -328,7 +330,12 @@ def _train(
     say(f"trained for {len(log)} epochs")
     plain = o.head if probed else HeadOptions(seed=o.seed)
     raw = token_head.fit(
-        target, (train.raw, train.labels), (valid.raw, valid.labels), plain, weights
+        target,
+        (train.raw, train.labels),
+        (valid.raw, valid.labels),
+        plain,
+        weights,
+        weights=train.weights,
     )
     if "test" in tokens:
         guesses["test"], tokens["test"] = score_map(o, pixels, opened, found, tokens["test"])

@@ -62,7 +62,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     counts = fine_tuning.class_counts(target, train)
     weights = fine_tuning.weights_of(o, target, counts, say)
     pairs = (train.x, train.labels), (valid.x, valid.labels)
-    head = token_head.fit(target, *pairs, o.head, weights, log.append)
+    head = token_head.fit(target, *pairs, o.head, weights, log.append, train.weights)
     run_folder.save_arrays(
         folder / "weights" / "head.npz", {"params": head.params, "stats": head.stats}
     )

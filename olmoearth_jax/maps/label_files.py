@@ -13,6 +13,7 @@ from olmoearth_jax.maps import vectors
 from olmoearth_jax.maps.vectors import shapely_library
 
 EXTRAS = ("split", "date", "year", "id")
+WEIGHT = "weight"
 """Columns that mean something if they are there."""
 
 
@@ -27,6 +28,7 @@ class Features:
       columns: texts of the columns of `EXTRAS` that the file has; always 'id'.
       dropped: how many features were left out, by reason.
       notes: sentences on what a user should know.
+      weights: how much each counts in training, where the file has a column 'weight'.
     """
 
     shapes: list[Any]
@@ -35,6 +37,7 @@ class Features:
     columns: dict[str, list[str]]
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    weights: list[float] | None = None
 
     @property
     def points_only(self) -> bool:
@@ -51,8 +54,8 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
       numeric: labels are values to regress on, not classes.
 
     Raises:
-      ValueError: the file cannot be read, holds no features or no such column, or labels of
-        several types.
+      ValueError: the file cannot be read, holds no features or no such column, labels of several
+        types, or weights that are none.
     """
     table = vectors.read(path, "label file")
     if not table.rows:
@@ -81,10 +84,10 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
     for name in EXTRAS[:-1]:
         if name in known and name != column:
             columns[name] = [_text(row.get(name)) for row in rows]
-    notes = list(table.notes)
-    if "weight" in known and column != "weight":
-        notes.append("the column 'weight' is not used: all labels count alike within a class")
-    return Features(shapes, table.crs, values, columns, dropped, notes)
+    weights = None
+    if WEIGHT in known and column != WEIGHT:
+        weights = _weights([row.get(WEIGHT) for row in rows], path)
+    return Features(shapes, table.crs, values, columns, dropped, list(table.notes), weights)
 
 
 def _missing(value: Any) -> bool:
@@ -93,6 +96,24 @@ def _missing(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     return "" if _missing(value) else str(value).strip()
+
+
+def _weights(given: list[Any], path: Path) -> list[float]:
+    """Weights of labels, 1 where nothing is said."""
+    out = []
+    for value in given:
+        try:
+            number = 1.0 if _missing(value) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, bool) or not 0 <= number < math.inf:
+            raise ValueError(
+                f"the column {WEIGHT!r} of {path} holds {value!r}; weights are numbers from 0 on"
+            )
+        out.append(number)
+    if not any(out):
+        raise ValueError(f"all weights in {path} are 0: there is nothing to learn from")
+    return out
 
 
 def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[Any]:

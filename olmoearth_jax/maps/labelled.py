@@ -224,7 +224,8 @@ def _by_split(
         part, _, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
         # What contradicts a label of another split is none here either.
         kept = np.isin(grid.cells, part.cells)
-        out.append((number, Grid(grid.cells[kept], grid.codes[kept], None, text)))
+        weights = None if grid.weights is None else grid.weights[kept]
+        out.append((number, Grid(grid.cells[kept], grid.codes[kept], None, text, weights)))
     return out
 
 

@@ -127,6 +127,7 @@ class Cells:
     Attributes:
       cells: their flat numbers, int64 ascending.
       codes: number of the class, or value, of each, float64.
+      weights: of each, the largest of the features that cover it; None if nothing is weighted.
       pixels: per feature the flat numbers of the pixels that it covers, ascending.
       report: features outside, empty (burn nothing) and repaired; pixels in conflict and labelled.
       empty_ids: of the features that burn nothing.
@@ -134,6 +135,7 @@ class Cells:
 
     cells: np.ndarray
     codes: np.ndarray
+    weights: np.ndarray | None
     pixels: list[np.ndarray]
     report: dict[str, int]
     empty_ids: list[str]
@@ -167,16 +169,22 @@ def burn_cells(
                 empty.append(features.columns["id"][number])
         pixels.append(cells)
     every = np.concatenate(pixels) if pixels else np.zeros(0, np.int64)
-    given = np.repeat(np.asarray(codes, np.float64), [len(c) for c in pixels])
+    sizes = [len(c) for c in pixels]
+    given = np.repeat(np.asarray(codes, np.float64), sizes)
     order = np.argsort(every, kind="stable")
     cells, first = np.unique(every[order], return_index=True)
     low = high = given[order]
     if len(cells):
         low, high = (f.reduceat(given[order], first) for f in (np.minimum, np.maximum))
+    weights = None
+    if features.weights is not None:
+        weights = np.repeat(np.asarray(features.weights, np.float64), sizes)[order]
+        weights = np.maximum.reduceat(weights, first) if len(cells) else weights
     good = high - low <= slack
+    weights = None if weights is None else weights[good]
     report["conflict_pixels"] = int((~good).sum())
     report["labelled_pixels"] = int(good.sum())
-    return Cells(cells[good], low[good], pixels, report, empty)
+    return Cells(cells[good], low[good], weights, pixels, report, empty)
 
 
 def _cells(

@@ -67,6 +67,7 @@ class Window:
       place: (x, y) in the scene's CRS that decides its block.
       ids: of a point, its name and pixel by (row, column) in `labels`.
       split: text of the column 'split', or ''.
+      weights: float32 of its tokens, how much each counts in training; None: alike.
     """
 
     scene: int
@@ -79,6 +80,7 @@ class Window:
         default_factory=dict
     )
     split: str = ""
+    weights: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -90,12 +92,14 @@ class Grid:
       codes: see `Target.index`, of each.
       points: per labelled pixel of points its (x, y), id and split; None if not all are points.
       split: that all its labels are of, or ''.
+      weights: of each, or None: alike.
     """
 
     cells: np.ndarray
     codes: np.ndarray
     points: dict[int, tuple[tuple[float, float], str, str]] | None = None
     split: str = ""
+    weights: np.ndarray | None = None
 
 
 def dense_grid(codes: np.ndarray, target: Target) -> Grid:
@@ -116,7 +120,7 @@ def burn_scene(
     got = label_grids.burn_cells(
         features, codes, stack.crs, stack.transform, stack.shape, slack, all_touched
     )
-    grid = Grid(got.cells, target.index(got.codes))
+    grid = Grid(got.cells, target.index(got.codes), weights=got.weights)
     if features.points_only:
         places, _ = label_grids.project(features, stack.crs)
         grid.points, good = {}, set(got.cells.tolist())
@@ -183,8 +187,12 @@ def _centred(grid: Grid, number: int, scene: Scene, target: Target, size, step: 
         kind = np.float32 if target.classes is None else np.int64
         found = np.full([n // step for n in size], np.nan if kind is np.float32 else NONE, kind)
         token = (at[0] - row) // step, (at[1] - col) // step
-        found[token] = grid.codes[np.searchsorted(grid.cells, cell)]
-        yield Window(number, row, col, size, found, place, {token: (name, at)}, split)
+        index = np.searchsorted(grid.cells, cell)
+        found[token] = grid.codes[index]
+        weights = None
+        if grid.weights is not None:
+            weights = np.full(found.shape, grid.weights[index], np.float32)
+        yield Window(number, row, col, size, found, place, {token: (name, at)}, split, weights)
 
 
 def _edges(scene: Scene, size) -> list[int]:
@@ -222,7 +230,12 @@ def _lattice(grid: Grid, number: int, scene: Scene, target: Target, size, step: 
         if target.labelled(found).any():
             y = t.f + t.e * (top + size[0] / 2)
             x = t.c + t.a * (left + size[1] / 2)
-            yield Window(number, row, col, size, found, (x, y))
+            weights = None
+            if grid.weights is not None:
+                weights = np.full(size, np.nan, np.float32)
+                weights[rows[mine] - row, cols[mine] - col] = grid.weights[mine]
+                weights = mean_of_tokens(weights, step)
+            yield Window(number, row, col, size, found, (x, y), weights=weights)
 
 
 def tokens_of(part: np.ndarray, target: Target, step: int) -> np.ndarray:
@@ -232,6 +245,15 @@ def tokens_of(part: np.ndarray, target: Target, step: int) -> np.ndarray:
     if target.classes is None:
         return label_grids.to_tokens(part, step, None)
     return label_grids.to_tokens(part, step, NONE)
+
+
+def mean_of_tokens(x: np.ndarray, side: int) -> np.ndarray:
+    """Means of the finite values of tokens of `side` x `side` pixels, 1 where there is none."""
+    height, width = (n // side for n in x.shape)
+    cut = x[: height * side, : width * side].reshape(height, side, width, side)
+    count = np.isfinite(cut).sum((1, 3))
+    mean = np.nansum(cut, (1, 3)) / np.maximum(count, 1)
+    return np.where(count > 0, mean, 1.0).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,4 +382,5 @@ def subset(features: Features, rows: np.ndarray) -> Features:
     return dataclasses.replace(
         features, shapes=[features.shapes[i] for i in rows],
         values=[features.values[i] for i in rows], columns=columns,
+        weights=None if features.weights is None else [features.weights[i] for i in rows],
     )  # fmt: skip

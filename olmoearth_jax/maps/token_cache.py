@@ -31,6 +31,7 @@ class Tokens:
       scene, window: number of the scene, and of the window among all.
       row, col: a pixel in the middle of the token, or the one of its point.
       ids: names.
+      weights: float32, how much each counts in training; None: alike.
       lost: labelled tokens without data.
     """
 
@@ -42,6 +43,7 @@ class Tokens:
     row: np.ndarray
     col: np.ndarray
     ids: list[str]
+    weights: np.ndarray | None = None
     lost: int = 0
 
     def where(self, kept: np.ndarray) -> Tokens:
@@ -49,7 +51,8 @@ class Tokens:
         names = ("x", "raw", "labels", "scene", "window", "row", "col")
         parts = {name: getattr(self, name)[kept] for name in names}
         ids = [name for name, so in zip(self.ids, kept, strict=True) if so]
-        return Tokens(**parts, ids=ids, lost=self.lost + int((~kept).sum()))
+        weights = None if self.weights is None else self.weights[kept]
+        return Tokens(**parts, ids=ids, weights=weights, lost=self.lost + int((~kept).sum()))
 
 
 class Reader(Protocol):
@@ -146,11 +149,12 @@ class ImageTokens:
 def _collect(
     chunks: Sequence[dict[str, Any]], rows: np.ndarray, found: Labelled, step: int
 ) -> Tokens:
-    labels, scene, window, row, col, ids = [], [], [], [], [], []
+    labels, scene, window, row, col, ids, weights = [], [], [], [], [], [], []
     for i in rows:
         w = found.windows[i]
         for r, c in np.argwhere(found.target.labelled(w.labels)):
             labels.append(w.labels[r, c])
+            weights.append(1.0 if w.weights is None else w.weights[r, c])
             scene.append(w.scene)
             window.append(i)
             at = w.row + r * step + step // 2, w.col + c * step + step // 2
@@ -166,6 +170,8 @@ def _collect(
     )
     at = [np.array(a) for a in (scene, window, row, col)]
     every = Tokens(found_x, found_raw, np.array(labels, kind), at[0], at[1], at[2], at[3], ids)
+    if any(found.windows[i].weights is not None for i in rows):
+        every.weights = np.array(weights, np.float32)
     return every.where(seen)
 
 

@@ -73,6 +73,19 @@ def _batch(o: HeadOptions, count: int) -> int:
     return max(1, min(o.batch, max(_SMALL, count // _STEPS), count))
 
 
+def _shares(weights: np.ndarray | None) -> np.ndarray | None:
+    """Weights whose mean is 1, so that the rate of learning is that of labels that count alike.
+
+    Raises:
+      ValueError: all are 0.
+    """
+    if weights is None:
+        return None
+    if not weights.any():
+        raise ValueError("all labels of the training split have the weight 0")
+    return (weights / weights.mean(dtype=np.float64)).astype(np.float32)
+
+
 def fit(
     target: Target,
     train: tuple[np.ndarray, np.ndarray],
@@ -80,6 +93,7 @@ def fit(
     o: HeadOptions,
     class_weights: np.ndarray | None = None,
     log: Callable[[Mapping[str, Any]], None] | None = None,
+    weights: np.ndarray | None = None,
 ) -> TokenHead:
     """Trains a head and keeps the epoch that validation likes best.
 
@@ -87,6 +101,7 @@ def fit(
       train, valid: embeddings [N, D] with class indices or values [N].
       class_weights: float [K].
       log: gets epoch, loss and the validation metric of each epoch.
+      weights: float32 [N], how much each training label counts beside its class; None: alike.
 
     Raises:
       ValueError: an empty split.
@@ -99,7 +114,9 @@ def fit(
         epochs=o.epochs, linear_probe_eval_interval=1,
         primary_metric="rmse" if values else "macro_f1",
     )  # fmt: skip
-    extra = linear_probe.ProbeExtras(class_weights, o.patience, True, bf16=False)
+    extra = linear_probe.ProbeExtras(
+        class_weights, o.patience, True, bf16=False, weights=_shares(weights)
+    )
     splits = {"train": train, "valid": valid}
     got = linear_probe.train_probe(task, info, splits, RunOptions(seed=o.seed), extra)
     if log:

@@ -147,6 +147,17 @@ def test_files_that_are_no_labels(tmp_path):
         label_files.read(tmp_path / "e.parquet", "crop")
 
 
-def test_weights_are_told_to_be_unused(tmp_path):
-    path = _geojson(tmp_path / "a.geojson", [(SQUARE, {"c": "a", "weight": 2})])
-    assert "'weight' is not used" in label_files.read(path, "c").notes[0]
+def test_weights_are_numbers_from_0_on_and_1_where_nothing_is_said(tmp_path):
+    rows = [(SQUARE, {"c": "a", "weight": 2}), (SQUARE, {"c": "b", "weight": "0.5"})]
+    path = _geojson(tmp_path / "a.geojson", [*rows, (SQUARE, {"c": "c", "weight": None})])
+    assert label_files.read(path, "c").weights == [2.0, 0.5, 1.0]
+    plain = _geojson(tmp_path / "b.geojson", [(SQUARE, {"c": "a"})])
+    assert label_files.read(plain, "c").weights is None
+    assert label_files.read(path, "weight", numeric=True).weights is None
+    for wrong in (-1, "much", True, float("inf")):
+        path = _geojson(tmp_path / "c.geojson", [*rows, (SQUARE, {"c": "a", "weight": wrong})])
+        with pytest.raises(ValueError, match="weights are numbers from 0 on"):
+            label_files.read(path, "c")
+    path = _geojson(tmp_path / "d.geojson", [(SQUARE, {"c": "a", "weight": 0})])
+    with pytest.raises(ValueError, match="all weights in .* are 0"):
+        label_files.read(path, "c")
