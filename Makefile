@@ -40,6 +40,8 @@ demo: env
 	$(BIN)/python -m launch.evaluate --run_name=$(RUN)
 	@echo
 	@echo "Checkpoints, metrics.jsonl, TensorBoard logs and evaluations: local_output/$(RUN)"
+	@echo "Pictures of what the model saw, its masks and its features: local_output/$(RUN)/report.html"
+	@echo "Twenty steps show that everything works, not that a model learns: make learn does that."
 	@echo "Next:"
 	@echo "  $(BIN)/python -m tools.inspect_checkpoint --checkpoint=local_output/$(RUN)"
 	@echo "  $(BIN)/python -m launch.dry_run --config=configs/base.py --run_name=base"

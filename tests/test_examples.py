@@ -50,3 +50,19 @@ def test_embeddings(tmp_path, monkeypatch):
     assert float(scope["similarity"][20, 20]) == pytest.approx(1, abs=1e-5)
     assert len(scope["known"]) >= 2 and 0 <= scope["accuracy"] <= 1
     scope["plt"].close("all")
+
+
+@pytest.mark.slow
+def test_runs(tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1]))
+    scope: dict = {}
+    for text in cells("runs.ipynb"):
+        exec(compile(text, "runs.ipynb", "exec"), scope)
+    assert scope["difference"] is None
+    assert [len(r) for r in scope["runs"].values()] == [12, 12]
+    assert scope["runs"]["whole"] != scope["runs"]["lr_4e-4"]
+    scope["plt"].close("all")
