@@ -74,21 +74,29 @@ FSDP = [
     "--config.mesh.fsdp=2",
     "--config.fsdp_rules=[['mlp/fc1/kernel',[None,'fsdp']],['mlp/fc2/kernel',['fsdp']]]",
 ]
+VALIDATED = [
+    "--config.dataset.validation_fraction=0.4",
+    "--config.trainer.callbacks.validation.interval=2",
+    "--config.trainer.callbacks.validation.samples=8",
+]
 
 
 @pytest.mark.slow
 def test_parameters_sharded_over_two_processes_go_on_in_one(tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(ROOT)
-    steps = [*tiny, "--config.trainer.max_duration.value=6"]
+    steps = [*tiny, "--config.trainer.max_duration.value=6", *VALIDATED]
     train(tmp_path / "one", steps, 1)
     train(tmp_path / "sharded", [*steps, "--config.trainer.hard_stop.steps=3", *FSDP], 2)
     meta = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path / "sharded"))
     assert (meta["step"], meta["saved_on"]["processes"]) == (3, 2)
     train(tmp_path / "sharded", steps, 1)
     one, other = (read_metrics(tmp_path / n) for n in ("one", "sharded"))
-    assert [r["step"] for r in other] == list(range(1, 7))
+    assert [r["step"] for r in other if "val/loss" not in r] == list(range(1, 7))
+    assert [r["step"] for r in one if "val/loss" in r] == [2, 4, 6]
     for a, b in zip(one, other, strict=True):
-        for key in [k for k in a if k.startswith(("train/", "optim/")) and "micro_steps" not in k]:
+        assert ("val/loss" in a) == ("val/loss" in b)
+        measured = [k for k in a if k.startswith(("train/", "optim/", "val/"))]
+        for key in [k for k in measured if "micro_steps" not in k]:
             np.testing.assert_allclose(b[key], a[key], rtol=2e-4, atol=1e-6, err_msg=key)
 
 
