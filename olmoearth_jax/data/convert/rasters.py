@@ -128,7 +128,8 @@ def resample(values: np.ndarray, side: int, path: str | Path = "raster") -> np.n
         return values[:, ::k, ::k]
     if own < side and side % own == 0:
         k = side // own
-        return values.repeat(k, axis=1).repeat(k, axis=2)
+        wide = values.repeat(k, axis=2)  # whole rows are then copied, not pixels
+        return np.broadcast_to(wide[:, :, None], (len(wide), own, k, side)).reshape(-1, side, side)
     raise ReadError(path, f"is {own} px wide, which is no whole fraction or multiple of {side} px")
 
 
