@@ -129,11 +129,17 @@ def _table_of(values: np.ndarray, name: str) -> np.ndarray:
 
 def _thinned(values: np.ndarray, bands: int, most: int = _SAMPLED) -> np.ndarray:
     """Some rows of the table [n, bands] of values, or of that [n, 1] where bands are not told."""
-    banded = values.shape[-1:] == (bands,)
-    lead = values.shape[:-1] if banded else values.shape
-    rows = np.arange(0, math.prod(lead), stride(values.size // most))
-    found = values[np.unravel_index(rows, lead)] if lead else values
-    return found.reshape(-1, bands if banded else 1)
+    step = stride(values.size // most)
+    if bands == 1 or values.shape[-1:] != (bands,):
+        return values.ravel(order="K")[::step, None]
+    lead = values.shape[:-1]
+    if not lead:
+        return values.reshape(1, bands)
+    index = np.unravel_index(np.arange(0, math.prod(lead), step), lead)
+    # In the order of memory, which is not that of the axes in views of rasters.
+    at = sum(i * s for i, s in zip(index, values.strides, strict=False))
+    order = np.argsort(at, kind="stable")
+    return values[tuple(i[order] for i in index)]
 
 
 def stride(least: int) -> int:
