@@ -32,8 +32,6 @@ def test_notebooks_are_stored_without_output(name):
 
 @pytest.mark.slow
 def test_embeddings(tmp_path, monkeypatch):
-    for package in ("matplotlib", "rasterio", "xarray"):
-        pytest.importorskip(package)
     import matplotlib
 
     matplotlib.use("Agg")

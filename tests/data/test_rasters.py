@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio import CRS, Affine
 
-rasterio = pytest.importorskip("rasterio")
-
-from rasterio import CRS, Affine  # noqa: E402
-
-from olmoearth_jax import modalities  # noqa: E402
-from olmoearth_jax.data import raster_list  # noqa: E402
-from olmoearth_jax.data.rasters import (  # noqa: E402
+from olmoearth_jax import modalities
+from olmoearth_jax.data import raster_list
+from olmoearth_jax.data.rasters import (
     Raster,
     Stack,
     read_folder,

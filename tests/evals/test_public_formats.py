@@ -6,7 +6,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow
 import pytest
+import rasterio
+from pyarrow import parquet
 
 from olmoearth_jax.data.sample import sample_dataset_dir
 from olmoearth_jax.evals.datasets import open_split, pretrain, series
@@ -54,7 +57,6 @@ def test_cropharvest(monkeypatch, tmp_path):
 
 
 def test_sickle(monkeypatch, tmp_path):
-    rasterio = pytest.importorskip("rasterio")
     rows = [("train", 7, 3), ("val", 8, 4), ("test", 9, 5)]
     with open(tmp_path / "sickle_dataset_tabular.csv", "w", newline="") as f:
         out = csv.writer(f)
@@ -158,7 +160,6 @@ def test_land_cover_codes_are_codes_in_every_tile():
 
 
 def test_converted_scenes_of_floods_and_mados(tmp_path):
-    rasterio = pytest.importorskip("rasterio")
 
     def write(path, array):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,6 @@ def test_converted_scenes_of_floods_and_mados(tmp_path):
 
 def _tortilla(samples):
     """Bytes of a tortilla of (row, bytes of the item) pairs."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     body, rows = bytearray(geobench2.HEADER.size), []
     for row, data in samples:
         rows.append({**row, "tortilla:offset": len(body), "tortilla:length": len(data)})
@@ -196,7 +196,6 @@ def _tortilla(samples):
 
 
 def _tiff(array):
-    rasterio = pytest.importorskip("rasterio")
     with rasterio.MemoryFile() as memory:
         with memory.open(
             driver="GTiff", width=array.shape[-1], height=array.shape[-2], count=len(array),

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import rasterio
 
 from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals.datasets import (
@@ -218,7 +219,6 @@ def test_windowed_data_of_every_kind(monkeypatch, tmp_path):
 
 
 def test_windows_of_geotiffs(monkeypatch, tmp_path):
-    rasterio = pytest.importorskip("rasterio")
     monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
     folder = tmp_path / "yemen_crop" / "windows" / "g" / "w"
     sets = {"sentinel2": ("B02_B03_B04_B08", 8), "sentinel2.1": ("B02_B03_B04_B08", 8)}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ STATS = Statistics(np.zeros(2), np.ones(2))
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(4, 60), st.integers(1, 6))
 def test_ranking_scores_equal_sklearn(seed, n, levels):
-    sk = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n).astype(bool)
     labels[:2] = (True, False)

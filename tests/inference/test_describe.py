@@ -78,7 +78,6 @@ def test_a_sample_says_what_it_holds():
 
 
 def test_an_archive_says_what_it_holds(tmp_path):
-    pytest.importorskip("zarr")
     rule = quantize.rule_of("int8", "signed_power", None)
     grids = {33: stores.grid(33, 300_000, 5_800_000)}
     stores.make(tmp_path / "embeddings.zarr", rule, grids, plan.periods_of(["2023", "2024"]))

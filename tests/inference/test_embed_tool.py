@@ -2,21 +2,20 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio.enums import ColorInterp
 
-rasterio = pytest.importorskip("rasterio")
-
-from rasterio.enums import ColorInterp  # noqa: E402
-
-import olmoearth_jax  # noqa: E402
-from olmoearth_jax.data.rasters import Stack, read_manifest, scaled  # noqa: E402
-from olmoearth_jax.inference import domain, quantize  # noqa: E402
-from olmoearth_jax.interop import checkpoints  # noqa: E402
-from olmoearth_jax.maps import cogs  # noqa: E402
-from tests.inference.test_model import S2, weights_of  # noqa: E402
-from tools import embed  # noqa: E402
+import olmoearth_jax
+from olmoearth_jax.data.rasters import Stack, read_manifest, scaled
+from olmoearth_jax.inference import domain, quantize
+from olmoearth_jax.interop import checkpoints
+from olmoearth_jax.maps import cogs
+from tests.inference.test_model import S2, weights_of
+from tools import embed
 
 # rasterio multiplies affine maps in a way that newer versions of that package discourage.
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -322,7 +321,8 @@ def draw_raster(path, rng, x, names, top, fault):
     crs = "EPSG:32733" if fault == "other system" else crs[rng.integers(2)]
     kind = str(rng.choice(["uint16", "int16", "int32", "float32", "float64"]))
     way = str(rng.choice(["zero", "value", "mask", "alpha", *(["nan"] if kind[0] == "f" else [])]))
-    gone, kinds, form = x == 0, None, {}
+    gone, kinds = x == 0, None
+    form: dict[str, Any] = {}
     y = x.astype(np.float64)
     y[gone] = {"value": -9999 if kind != "uint16" else 65535, "nan": np.nan}.get(way, 0)
     if way in ("zero", "value", "nan"):

@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import xarray as xr
+from rasterio.crs import CRS
 
 from olmoearth_jax import Sample, modalities
 from olmoearth_jax.inference.model import PretrainedModel
 from tests.inference.test_model import weights_of
-
-xr = pytest.importorskip("xarray")
 
 S2 = list(modalities.get("sentinel2_l2a").bands)
 TIMES = np.array(["2021-01-15T10:31", "2021-04-15T10:41"], "datetime64[ns]")
@@ -31,7 +31,7 @@ def optical(seed=0, bands=S2, times=TIMES):
 
 
 def utm() -> dict[str, str]:
-    crs = pytest.importorskip("rasterio.crs").CRS.from_epsg(32633)
+    crs = CRS.from_epsg(32633)
     return {"crs_wkt": crs.to_wkt()}
 
 
@@ -153,7 +153,7 @@ def test_refused(change, message):
 
 
 def test_pixels_are_measured_on_the_ground():
-    crs = pytest.importorskip("rasterio.crs").CRS.from_epsg(3857)
+    crs = CRS.from_epsg(3857)
     array = optical().assign_coords(y=Y + 1e6, spatial_ref=xr.DataArray(0))
     array.spatial_ref.attrs["crs_wkt"] = crs.to_wkt()
     with pytest.raises(ValueError, match="6.* m on the ground"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 import olmoearth_jax
 from olmoearth_jax import Sample, modalities
@@ -178,7 +179,6 @@ def test_bfloat16(folder, model):
 
 
 def test_reference_folder_and_hub_cache(folder, tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
     loaded = checkpoints.read(folder)
     repo = tmp_path / "models--allenai--OlmoEarth-v1_1-Nano"
     checkpoints.to_reference(loaded, repo / "snapshots" / "abc")

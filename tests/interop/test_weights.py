@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from huggingface_hub import constants
 
 from olmoearth_jax.interop import checkpoints, torch_file, torch_keys, weights
 from olmoearth_jax.model import latent_mim
@@ -66,9 +68,8 @@ def test_round_trip_is_exact(folder, tmp_path):
 
 
 def test_safetensors_are_read_too(folder):
-    safetensors = pytest.importorskip("safetensors.numpy")
     before = weights.read_folder(folder).state
-    safetensors.save_file(before, folder / weights.SAFETENSORS_FILE)
+    safetensors.numpy.save_file(before, folder / weights.SAFETENSORS_FILE)
     (folder / weights.TORCH_FILE).unlink()
     after = weights.read_folder(folder).state
     assert before.keys() == after.keys()
@@ -110,9 +111,8 @@ def test_weights_of_another_size(folder, tmp_path):
 
 
 def test_damaged_safetensors(folder):
-    safetensors = pytest.importorskip("safetensors.numpy")
     path = folder / weights.SAFETENSORS_FILE
-    safetensors.save_file(weights.read_folder(folder).state, path)
+    safetensors.numpy.save_file(weights.read_folder(folder).state, path)
     (folder / weights.TORCH_FILE).unlink()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged or cut off"):
@@ -180,7 +180,6 @@ def test_other_names(tmp_path):
 
 
 def test_offline_without_cache(tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="not in the local cache"):

@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import shapely
+from pyogrio import raw
 
 from olmoearth_jax.data.raster_file import same_crs
 from olmoearth_jax.maps import label_files
@@ -101,7 +102,6 @@ def test_geoparquet(tmp_path):
 
 
 def test_geopackage(tmp_path):
-    raw = pytest.importorskip("pyogrio.raw")
     path = tmp_path / "p.gpkg"
     raw.write(
         path, np.array([shapely.to_wkb(SQUARE)], object), [np.array(["rye"], object)], ["crop"],
