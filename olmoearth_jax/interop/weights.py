@@ -23,6 +23,7 @@ from olmoearth_jax.interop import config_json, spellings, torch_file, torch_keys
 from olmoearth_jax.interop.plain_pickle import PickleRefused
 from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.config import ModelConfig
+from olmoearth_jax.model.heads import check_heads
 from olmoearth_jax.model.versions import PUBLISHED
 
 log = logging.getLogger(__name__)
@@ -173,21 +174,32 @@ def _heads_that_fit(
     """The config less the heads whose tensors are not there as it says, and the heads that are.
 
     Nothing but training needs them, and how releases name their tensors is not known for sure.
+    A head whose config describes none that can be built (one without maps) is left out as well.
     """
     kept = []
     for head in _TRAINING_ONLY:
         member = head[:-1] + "_config"
         if getattr(config, member) is None:
             continue
-        wanted = {
-            k: v for k, v in torch_keys.state_dict_shapes(config).items() if k.startswith(head)
-        }
         held = {k: tuple(v.shape) for k, v in raw.items() if k.startswith(head)}
-        if held == wanted:
+        if held == _head_shapes(config, head):
             kept.append(head)
         else:
             config = dataclasses.replace(config, **{member: None})
     return config, tuple(kept)
+
+
+def _head_shapes(config: ModelConfig, head: str) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the tensors of one head by name; None if its config describes no head."""
+    others = {other[:-1] + "_config": None for other in _TRAINING_ONLY if other != head}
+    alone = dataclasses.replace(config, **others)
+    try:
+        check_heads(alone)
+    except ValueError as e:
+        log.info("Left out the config of %s: %s", head[:-1], e)
+        return None
+    shapes = torch_keys.state_dict_shapes(alone)
+    return {k: v for k, v in shapes.items() if k.startswith(head)}
 
 
 def _clean(raw: Mapping[str, np.ndarray], kept: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

@@ -224,6 +224,21 @@ def test_heads_that_do_not_fit_their_config_are_left_out(tmp_path):
     assert not any(k.startswith(name) for k in weights.read_folder(tmp_path / "out").state)
 
 
+def test_a_head_whose_config_describes_none_is_left_out(tmp_path):
+    first = loaded(with_heads())
+    checkpoints.to_reference(first, tmp_path / "out")
+    path = tmp_path / "out" / weights.CONFIG_FILE
+    doc = json.loads(path.read_text())
+    doc["model"]["supervision_head_config"] = {"weight": 0.1}
+    path.write_text(json.dumps(doc))
+    second = checkpoints.from_reference(tmp_path / "out")
+    kept = "location_token_distillation_head_config"
+    assert second.config.supervision_head_config is None
+    assert getattr(second.config, kept) == getattr(first.config, kept) is not None
+    state = weights.read_folder(tmp_path / "out").state
+    assert not any(k.startswith("supervision_head.") for k in state)
+
+
 def test_head_configs_that_can_not_be_are_refused():
     doc = config_json.to_json(with_heads())
     one = doc["model"]["supervision_head_config"]["modality_configs"]["worldcover"]
