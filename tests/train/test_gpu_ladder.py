@@ -1,15 +1,20 @@
 """The benchmark of other ways to compute a training step: what it compares, and in what time."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 import time
-from typing import cast
+import types
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from olmoearth_jax import losses
 from olmoearth_jax.config import ExperimentConfig
@@ -22,9 +27,14 @@ from olmoearth_jax.train import cards
 from olmoearth_jax.train.assemble import stream_engine
 from tests.engines.compare import evaluate, random_params
 from tests.stream.builders import make_group, make_spec, small_model
-from tools.bench import absent_gpu, arms, gpu_ladder
+from tools.bench import absent_gpu, arms, gpu_ladder, whole_steps
 
 NAMES = ("sentinel2_l2a", "worldcover")
+
+
+@pytest.fixture(autouse=True)
+def _flags():
+    flags.FLAGS.mark_as_parsed()
 
 
 def test_arms_are_told_apart():
@@ -80,6 +90,10 @@ class _Job:
     def __init__(self, seconds: float):
         self.seconds, self.compile_s, self.done = seconds, 0.0, False
 
+    @property
+    def known(self):
+        return self.done
+
     def compile(self, bench):
         begun = time.perf_counter()
         time.sleep(self.seconds)
@@ -90,7 +104,7 @@ def test_what_cannot_be_ready_is_not_begun(monkeypatch):
     monkeypatch.setattr(gpu_ladder, "_threads", lambda: 2)
     jobs = [_Job(0.3) for _ in range(20)]
     begun = time.time()
-    gpu_ladder.compile_all(jobs, None, begun + 1.0)  # pyright: ignore[reportArgumentType]
+    gpu_ladder.compile_all(jobs, None, begun + 1.0, begun + 1.0)  # pyright: ignore[reportArgumentType]
     assert time.time() - begun < 1.2
     done = [job.done for job in jobs]
     assert done == sorted(done, reverse=True) and 2 <= sum(done) <= 6
@@ -100,9 +114,212 @@ def test_one_that_hangs_holds_nothing_up(monkeypatch):
     monkeypatch.setattr(gpu_ladder, "_threads", lambda: 2)
     jobs = [_Job(30.0), _Job(0.1), _Job(0.1)]
     begun = time.time()
-    gpu_ladder.compile_all(jobs, None, begun + 1.0)  # pyright: ignore[reportArgumentType]
+    gpu_ladder.compile_all(jobs, None, begun + 1.0, begun + 1.0)  # pyright: ignore[reportArgumentType]
     assert time.time() - begun < 1.5
     assert [job.done for job in jobs] == [False, True, True]
+
+
+def test_the_first_is_waited_for(monkeypatch):
+    monkeypatch.setattr(gpu_ladder, "_threads", lambda: 2)
+    jobs = [_Job(0.8), _Job(30.0)]
+    begun = time.time()
+    gpu_ladder.compile_all(jobs, None, begun + 0.2, begun + 5.0)  # pyright: ignore[reportArgumentType]
+    assert jobs[0].done and time.time() - begun < 2.0
+
+
+def test_unknown_arms_are_told_by_both_programs(monkeypatch):
+    assert [a.name for a in arms.chosen(["lean"], "--arms")] == ["today", "lean"]
+    assert arms.chosen(None, "--arms") == list(arms.ARMS)
+    with pytest.raises(ValueError, match=r"--arms: no arm 'leen'.*lean"):
+        arms.chosen(["today", "leen"], "--arms")
+    with flagsaver.flagsaver(absent_arms=["leen"]), pytest.raises(ValueError, match="absent_arms"):
+        absent_gpu.main()
+
+
+class _Silent(RuntimeError):
+    """Says nothing, as some errors of XLA do."""
+
+    def __init__(self):
+        super().__init__()
+
+
+class _Bench:
+    """No program can be made of it."""
+
+    rungs = dict.fromkeys((arms.MOST_TIME, arms.LARGEST))
+
+    def program(self, arm, rungs):
+        raise _Silent
+
+
+@pytest.mark.parametrize("error", [_Silent(), ValueError("\n"), ValueError("a\nb")])
+def test_an_error_is_one_line_whatever_it_says(error):
+    assert arms.short(error) in ("_Silent: ", "ValueError: ", "ValueError: a")
+
+
+def test_an_arm_that_fails_without_a_word_is_known():
+    trial = arms.Trial(arms.BASELINE, arms.MOST_TIME)
+    trial.compile(_Bench())  # pyright: ignore[reportArgumentType]
+    assert trial.known and trial.error.startswith("_Silent")
+
+
+@dataclasses.dataclass
+class _Trial:
+    """Stands for a compiled arm; `broken` names what fails."""
+
+    arm: arms.Arm
+    step: str
+    broken: str = ""
+    error: str = ""
+    compile_s: float = 1.0
+    inputs: list = dataclasses.field(default_factory=list)
+
+    def load(self, bench):
+        if self.broken == "load":
+            raise _Silent
+
+    def memory_gb(self):
+        if self.broken == "memory":
+            raise _Silent
+        return 1.0
+
+
+def _lines(capsys):
+    def refuse(text):
+        raise AssertionError(f"no JSON: {text}")
+
+    out = capsys.readouterr().out.splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in out]
+
+
+def _timed(monkeypatch, trials, end=60.0):
+    def turns(trial, base, bench, seconds):
+        ratio = 0.5 if trial.arm.name == "lean" else 1.0
+        return {"seconds": ratio, "ratio": ratio, "loss": float("nan")}
+
+    monkeypatch.setattr(gpu_ladder, "in_turns", turns)
+    monkeypatch.setattr(gpu_ladder, "samples_and_flops", lambda bench, step: (4, 1e12))
+    return gpu_ladder.time_arms(trials, cast(arms.Bench, None), 1e12, time.time() + end)
+
+
+@pytest.mark.parametrize("broken", ["load", "memory"])
+def test_an_arm_that_cannot_run_does_not_end_the_others(monkeypatch, capsys, broken):
+    by_name = {arm.name: arm for arm in arms.ARMS}
+    most = arms.MOST_TIME
+    trials = [_Trial(arms.BASELINE, most), _Trial(arms.BASELINE, arms.LARGEST, "load")]
+    trials += [_Trial(by_name["norm_once"], most, broken), _Trial(by_name["lean"], most)]
+    with flagsaver.flagsaver(turn_s=0.0):
+        found = _timed(monkeypatch, trials)
+    assert [t.arm.name for t in found] == ["today", "lean"]
+    largest, *lines = _lines(capsys)
+    assert largest["micro_step"] == arms.LARGEST and "_Silent" in largest["error"]
+    told = {line["arm"]: line for line in lines}
+    assert list(told) == ["today", "norm_once", "lean"]
+    assert "_Silent" in told["norm_once"]["error"]
+    assert told["lean"]["ratio"] == 0.5 and told["lean"]["loss"] is None
+
+
+def test_why_there_is_nothing_to_compare_with_is_told(monkeypatch, capsys):
+    trials = [_Trial(arms.BASELINE, arms.MOST_TIME, error="XlaRuntimeError: no kernel")]
+    assert _timed(monkeypatch, trials) == []
+    assert "no kernel" in _lines(capsys)[0]["error"]
+
+
+def test_one_part_that_fails_or_is_late_does_not_end_the_next(capsys):
+    trial = cast(arms.Trial, _Trial(arms.BASELINE, arms.MOST_TIME))
+
+    def fails(trial):
+        raise _Silent
+
+    gpu_ladder._part("whole_steps", trial, time.time() + 60, fails)
+    gpu_ladder._part("whole_steps", trial, time.time() + 1, fails)
+    gpu_ladder._part("kernels", trial, time.time() + 60, lambda trial: {"top": []})
+    failed, late, kernels = _lines(capsys)
+    assert "_Silent" in failed["error"] and late["left_out"] and kernels["top"] == []
+
+
+def test_steps_that_fail_leave_a_whole_state():
+    bench: Any = types.SimpleNamespace(
+        state={"params": jnp.zeros(2)},
+        zeros=types.SimpleNamespace(init_state=lambda: {"params": jnp.ones(2)}),
+        groups={arms.MOST_TIME: []},
+    )
+    steps = whole_steps.WholeSteps(bench)
+    with pytest.raises(ValueError, match="no update: it was not ready"):
+        steps.measure(cast(arms.Trial, None))
+    steps.compile_update()  # there is no program: an error of a thread nobody sees
+    with pytest.raises(ValueError, match="no update: "):
+        steps.measure(cast(arms.Trial, None))
+
+    def update(state, total, lr):
+        state["params"].delete()
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    steps.update = update
+    trial: Any = types.SimpleNamespace(
+        program=types.SimpleNamespace(_programs={}), load=lambda b: None, one_pass=lambda b: None
+    )
+    with pytest.raises(RuntimeError, match="RESOURCE"):
+        steps.measure(trial)
+    assert float(bench.state["params"].sum()) == 2.0
+
+
+def _train(folder_of, code):
+    """A stand-in for the process of a run: writes 150 losses, then ends or is ended."""
+
+    def run(command, timeout, **more):
+        (folder,) = [c.partition("save_folder=")[2] for c in command if "save_folder=" in c]
+        folder_of.append(timeout)
+        lines = "".join(f'{{"step": {n}, "train/loss": 2.0}}\n' for n in range(1, 151))
+        Path(folder, "metrics.jsonl").write_text(lines)
+        if code is None:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, code, "", "")
+
+    return run
+
+
+@pytest.mark.parametrize("code", [None, 1, 0])
+def test_a_run_that_ends_early_is_told_so_far_and_the_other_still_runs(monkeypatch, capsys, code):
+    allowed = []
+    monkeypatch.setattr(gpu_ladder, "on_cpu", lambda: False)
+    monkeypatch.setattr(gpu_ladder.subprocess, "run", _train(allowed, code))
+    gpu_ladder.precision_stage(time.time() + 100)
+    lines = _lines(capsys)
+    assert [line["precision"] for line in lines] == ["bfloat16", "float32"]
+    for line in lines:
+        assert line["mean_loss"] == {"steps_1_to_100": 2.0, "steps_101_to_150": 2.0}
+        assert ("error" in line) == (code != 0)
+    assert 45 < allowed[0] <= 50 and 90 < allowed[1] <= 100
+
+
+def test_a_warm_start_is_not_told_of_a_cache_that_is_not_full(monkeypatch, capsys):
+    begun = []
+
+    def run(command, **more):
+        begun.extend(c for c in command if c.startswith("--stage"))
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(gpu_ladder.subprocess, "run", run)
+    with flagsaver.flagsaver(minutes=1.0):
+        gpu_ladder.main()
+    assert begun == ["--stage=arms", "--stage=cold"]
+    assert [line["stage"] for line in _lines(capsys)] == ["arms", "cold", "warm", "done"]
+    assert not gpu_ladder._run_stage("arms", time.time() + 1)
+    assert _lines(capsys)[0]["left_out"] == "no time left" and len(begun) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("a word"), RuntimeError("two"), None])
+def test_a_stage_ends_whatever_is_still_being_compiled(monkeypatch, error):
+    def stage(name):
+        if error is not None:
+            raise error
+
+    codes = []
+    monkeypatch.setattr(gpu_ladder, "first_stage", stage)
+    monkeypatch.setattr(gpu_ladder.os, "_exit", codes.append)
+    gpu_ladder._stage_alone("cold")
+    assert codes == [int(error is not None)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
+from olmoearth_jax.modalities import closest
 from olmoearth_jax.model.variants import ALL, TODAY, Variant
 from olmoearth_jax.stream.engine import Group, Prepared
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
@@ -23,7 +24,8 @@ from olmoearth_jax.train.step import TrainProgram
 from .micro_step import padded_tokens, program_bytes, random_pixels, real_flops
 
 MOST_TIME, LARGEST = "most_time", "largest"
-"""The two micro-steps: of the rung that an official mix spends most time in, and of the largest."""
+"""The two micro-steps: of the rung that an official mix spends most time in, and of the largest of
+the others."""
 
 GROUPS = 4
 """Groups of a pass: what the largest micro-batch holds."""
@@ -89,6 +91,25 @@ ARMS = (
     Arm("plain_attention", attention="xla", both=False),
 )
 """In order of worth: what is compiled first, where there is not time for all."""
+
+
+def chosen(names: Sequence[str] | None, flag: str) -> list[Arm]:
+    """The arms of these names and today's, in order of worth; all without names.
+
+    Raises:
+      ValueError: there is no such arm; `flag` is where it was named.
+    """
+    known = [arm.name for arm in ARMS]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{flag}: no arm {name!r}; {closest(name, known)}")
+    return [arm for arm in ARMS if names is None or arm is BASELINE or arm.name in names]
+
+
+def short(error: BaseException) -> str:
+    """An error's class and the first line of what it says."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 def scaled(rung: Rung, times: int) -> Rung:
@@ -216,8 +237,13 @@ class Trial:
             program.warm_up(first, bench.state)
             self.program = program
         except Exception as e:  # one arm that does not compile must not end the others
-            self.error = f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
+            self.error = short(e)
         self.compile_s = time.perf_counter() - begun
+
+    @property
+    def known(self) -> bool:
+        """Whether it is compiled, or known not to compile."""
+        return self.program is not None or bool(self.error)
 
     def _prepared(self, bench: Bench, program: TrainProgram) -> list[Prepared]:
         return list(program.engine.prepare(bench.groups[self.step]))

@@ -24,9 +24,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -35,17 +37,19 @@ from absl import flags
 from olmoearth_jax import commands, overrides
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.config_files import load_file
+from olmoearth_jax.files import json_plain
 from olmoearth_jax.train import assemble, cards, devices
 from olmoearth_jax.train.metrics import read_metrics
 
 from .arms import (
-    ARMS,
     BASELINE,
     MOST_TIME,
     Bench,
     Trial,
+    chosen,
     in_turns,
     samples_and_flops,
+    short,
     trials,
 )
 from .kernels import top_kernels
@@ -54,11 +58,17 @@ from .whole_steps import WholeSteps, first_step
 
 flags.declare_key_flag("config")
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "Time for everything.", lower_bound=0.5)
-_COMPILE = flags.DEFINE_float("compile_s", 240.0, "Seconds of that for compiling the arms.")
+_COMPILE = flags.DEFINE_float(
+    "compile_s", 240.0, "Seconds of that for compiling the arms.", lower_bound=1.0
+)
 _ARMS = flags.DEFINE_list("arms", None, "Only these arms (today is always one).")
-_TURNS = flags.DEFINE_float("turn_s", 2.5, "Seconds of turns per arm and micro-step.")
+_TURNS = flags.DEFINE_float(
+    "turn_s", 2.5, "Seconds of turns per arm and micro-step.", lower_bound=0.0
+)
 _DRAWS = flags.DEFINE_integer("draws", 96, "Micro-steps of the mix.", lower_bound=1)
-_THREADS = flags.DEFINE_integer("compile_threads", None, "Programs compiled at a time.")
+_THREADS = flags.DEFINE_integer(
+    "compile_threads", None, "Programs compiled at a time.", lower_bound=1
+)
 _FIRST_RUNGS = flags.DEFINE_integer(
     "first_step_rungs", 3, "Programs of the first step's ladder.", lower_bound=2
 )
@@ -81,12 +91,19 @@ _TINY_CHANGES = {
 }
 _CPU_OPTIONS = {"xla_backend_optimization_level": 0}
 """On a CPU the arms are tried, not judged: half of the time of a compilation is saved."""
+_SHORTEST_S = 5.0
+"""With less time than that no stage is begun."""
 _PRECISION_S = 240.0
 """What 500 steps of either type may need, and so must be left."""
 
 
+_KEPT_S, _KEPT_SHARE = 30.0, 0.15
+"""What is kept of the arms' time for whole steps and kernels: so many seconds, or that share."""
+
+
 def _say(**fields: Any) -> None:
-    print(json.dumps({"benchmark": "gpu_ladder", **fields}), flush=True)
+    # A loss that is not finite must not make a line that other readers of JSON refuse.
+    print(json.dumps(json_plain({"benchmark": "gpu_ladder", **fields})), flush=True)
 
 
 def on_cpu() -> bool:
@@ -108,11 +125,12 @@ def _threads() -> int:
     return _THREADS.value or max(2, min(12, cores - 2))
 
 
-def compile_all(jobs: list[Trial], bench: Bench, until: float) -> None:
+def compile_all(jobs: list[Trial], bench: Bench, until: float, last: float) -> None:
     """Compiles in threads what is ready by `until`, in order.
 
     What could not be ready in time, judged by the slowest so far, is not begun: a compilation
-    cannot be ended, and would disturb the timing.
+    cannot be ended, and would disturb the timing. The first job, without which there is nothing
+    to time, is waited for until `last`.
     """
     waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
     for job in jobs:
@@ -133,6 +151,8 @@ def compile_all(jobs: list[Trial], bench: Bench, until: float) -> None:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.time()))
+    while not jobs[0].known and time.time() < last:
+        time.sleep(0.1)
 
 
 def nominal_tflops() -> float | None:
@@ -148,8 +168,9 @@ def figures(trial: Trial, base: Trial, bench: Bench, rate: float) -> dict[str, A
         if trial is not base:
             trial.load(bench)
         found = in_turns(trial, base, bench, _TURNS.value)
+        memory = trial.memory_gb()
     except Exception as e:  # out of memory, say: the next arm may do
-        return {"error": _short(e)}
+        return {"error": short(e), "compile_s": trial.compile_s}
     finally:
         if trial is not base:
             trial.inputs = []
@@ -160,17 +181,9 @@ def figures(trial: Trial, base: Trial, bench: Bench, rate: float) -> dict[str, A
         "share_of_measured_rate": per_s / rate,
         "share_of_nominal_rate": None if nominal is None else per_s / 1e12 / nominal,
         **found,
-        "memory_gb": trial.memory_gb(),
+        "memory_gb": memory,
         "compile_s": trial.compile_s,
     }
-
-
-def _chosen() -> list[Any]:
-    names = [a.name for a in ARMS]
-    wanted = names if _ARMS.value is None else [BASELINE.name, *_ARMS.value]
-    if unknown := [name for name in wanted if name not in names]:
-        raise ValueError(f"no arm {unknown[0]!r}; known: {', '.join(names)}")
-    return [a for a in ARMS if a.name in wanted]
 
 
 def arms_stage(end: float) -> None:
@@ -180,13 +193,14 @@ def arms_stage(end: float) -> None:
     rate = matrix_rate(assemble.compute_dtype(config))
     bench = Bench.build(config, _DRAWS.value, _SEED.value, _CPU_OPTIONS if on_cpu() else {})
     bench.program(BASELINE, [bench.rungs[MOST_TIME]])  # makes the state that all share
-    jobs, steps = list(trials(_chosen(), both=not on_cpu())), WholeSteps(bench)
+    jobs, steps = list(trials(chosen(_ARMS.value, "--arms"), both=not on_cpu())), WholeSteps(bench)
     prepared = clock.lap()
     update = threading.Thread(target=steps.compile_update, daemon=True)
     update.start()
-    until = time.time() + min(_COMPILE.value, 0.6 * (end - time.time()))
-    compile_all(jobs, bench, until)
-    ready = [t for t in jobs if t.program is not None or t.error]
+    left = end - time.time()
+    until, last = time.time() + min(_COMPILE.value, 0.6 * left), time.time() + 0.8 * left
+    compile_all(jobs, bench, until, last)
+    ready = [t for t in jobs if t.known]
     _say(
         stage="compiled", device=_kind(), config=config.common.recipe, versions=_versions(),
         dtype=np.dtype(assemble.compute_dtype(config)).name,
@@ -197,14 +211,14 @@ def arms_stage(end: float) -> None:
         options=dict(bench.options),
         left_out=[f"{t.arm.name}/{t.step}" for t in jobs if t not in ready],
     )  # fmt: skip
-    found = time_arms(ready, bench, rate, end)
-    update.join(max(0.0, end - time.time()))
+    kept = min(_KEPT_S, _KEPT_SHARE * (end - time.time()))
+    found = time_arms(ready, bench, rate, end - kept)
+    if found:
+        update.join(max(0.0, end - kept - time.time()))
     for trial in found:
-        if steps.update is not None and time.time() < end - 5:
-            _whole(trial, steps)
-    if found and time.time() < end - 5:
-        best = found[-1]
-        _say(stage="kernels", arm=best.arm.name, device=_kind(), top=_kernels(best, bench))
+        _part("whole_steps", trial, end, lambda trial: steps.measure(trial))
+    if found:
+        _part("kernels", found[-1], end, lambda trial: {"top": _kernels(trial, bench)})
 
 
 class Clock:
@@ -242,12 +256,10 @@ def _versions() -> dict[str, str]:
 
 def time_arms(ready: list[Trial], bench: Bench, rate: float, end: float) -> list[Trial]:
     """Prints a line per arm; gives today's trial and, if there is one, that of a better arm."""
-    base = {t.step: t for t in ready if t.arm is BASELINE and not t.error}
+    base = _loaded([t for t in ready if t.arm is BASELINE], bench)
     if MOST_TIME not in base:
         _say(stage="arms", error="today's computation was not ready", device=_kind())
         return []
-    for trial in base.values():
-        trial.load(bench)
     best, ratio, late = base[MOST_TIME], 1.0, []
     for arm in dict.fromkeys(t.arm.name for t in ready):
         own = [t for t in ready if t.arm.name == arm and t.step in base]
@@ -266,16 +278,31 @@ def time_arms(ready: list[Trial], bench: Bench, rate: float, end: float) -> list
     return [today] if best is today else [today, best]
 
 
-def _whole(trial: Trial, steps: WholeSteps) -> None:
-    try:
-        found = steps.measure(trial)
-    except Exception as e:  # out of memory, say: the kernels can still be told
-        found = {"error": _short(e)}
-    _say(stage="whole_steps", arm=trial.arm.name, device=_kind(), **found)
+def _loaded(today: list[Trial], bench: Bench) -> dict[str, Trial]:
+    """Today's trials that can run, by micro-step; tells of the others."""
+    found = {}
+    for trial in today:
+        try:
+            if not trial.error:
+                trial.load(bench)
+                found[trial.step] = trial
+        except Exception as e:  # out of memory, say: the other may do
+            trial.error, trial.inputs = short(e), []
+        if trial.error:
+            _say(stage="arms", micro_step=trial.step, error=trial.error, device=_kind())
+    return found
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+def _part(stage: str, trial: Trial, end: float, measure: Callable[[Trial], dict]) -> None:
+    """Prints the line of one more thing to know of an arm, or why there is none."""
+    if time.time() > end - 5:
+        found: dict[str, Any] = {"left_out": "no time left"}
+    else:
+        try:
+            found = measure(trial)
+        except Exception as e:  # out of memory, say: what comes next can still be told
+            found = {"error": short(e)}
+    _say(stage=stage, arm=trial.arm.name, device=_kind(), **found)
 
 
 def _kernels(trial: Trial, bench: Bench) -> list[dict[str, Any]]:
@@ -299,32 +326,45 @@ def precision_stage(end: float) -> None:
     if on_cpu():
         _say(stage="precision", left_out="needs an accelerator")
         return
-    for precision in ("bfloat16", "float32"):
-        with tempfile.TemporaryDirectory() as folder:
-            given = {"precision": precision, "common.save_folder": folder,
-                     "trainer.max_duration.value": 500,
-                     "trainer.callbacks.tensorboard.enabled": False}  # fmt: skip
-            command = [sys.executable, "-m", "launch.train", f"--config={_TINY}", "--run_name=run"]
-            command += [f"--config.{k}={v}" for k, v in given.items()]
-            left = end - time.time()
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=left)
-            except subprocess.TimeoutExpired:
-                _say(stage="precision", precision=precision, error=f"not done in {left:.0f} s")
-                return
+    for others, precision in ((1, "bfloat16"), (0, "float32")):
+        _say(stage="precision", precision=precision, **_losses(precision, end, others))
+
+
+def _losses(precision: str, end: float, others: int) -> dict[str, Any]:
+    """Mean losses of a run in this precision; of what it reached, if it does not end well.
+
+    Args:
+      end: when all must be done.
+      others: runs that are still to come, for which as much time each is left.
+    """
+    left = max(0.0, end - time.time()) / (others + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"precision": precision, "common.save_folder": folder,
+                 "trainer.max_duration.value": 500,
+                 "trainer.callbacks.tensorboard.enabled": False}  # fmt: skip
+        train = commands.installed("launch.train")
+        command = [sys.executable, "-m", train, f"--config={_TINY}", "--run_name=run"]
+        command += [f"--config.{k}={v}" for k, v in given.items()]
+        found: dict[str, Any] = {}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=left)
             if done.returncode:
-                _say(stage="precision", precision=precision, error=done.stderr[-300:])
-                return
-            lines = read_metrics(next(Path(folder).rglob("metrics.jsonl")))
-            losses = [line["train/loss"] for line in lines if "train/loss" in line]
-            means = {f"steps_{n}_to_{n + 99}": float(np.mean(losses[n - 1 : n + 99]))
-                     for n in range(1, len(losses), 100)}  # fmt: skip
-            _say(stage="precision", precision=precision, steps=len(losses), mean_loss=means)
+                found["error"] = done.stderr[-300:] or f"ended with code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            found["error"] = f"not done in {left:.0f} s"
+        lines = [r for path in Path(folder).rglob("metrics.jsonl") for r in read_metrics(path)]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    means = {f"steps_{n}_to_{min(n + 99, len(losses))}": float(np.mean(losses[n - 1 : n + 99]))
+             for n in range(1, len(losses) + 1, 100)}  # fmt: skip
+    return {"steps": len(losses), "mean_loss": means, **found}
 
 
-def _run_stage(name: str, end: float, cache: str | None = None) -> None:
-    """One stage in a process of its own, ended at `end`."""
+def _run_stage(name: str, end: float, cache: str | None = None) -> bool:
+    """One stage in a process of its own, ended at `end`; whether it came to its own end."""
     left = end - time.time()
+    if left < _SHORTEST_S:
+        _say(stage=name, left_out="no time left")
+        return False
     env = {**os.environ}
     env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     if name == "precision":  # the runs are processes of their own, beside this one
@@ -339,37 +379,54 @@ def _run_stage(name: str, end: float, cache: str | None = None) -> None:
     module = __spec__.name if __spec__ is not None else "tools.bench.gpu_ladder"
     command = [sys.executable, "-m", module, f"--stage={name}", f"--end={end}", *own]
     try:
-        code = subprocess.run(command, env=env, timeout=max(left, 1.0) + 5).returncode
+        code = subprocess.run(command, env=env, timeout=left + 5).returncode
     except subprocess.TimeoutExpired:
         _say(stage=name, error=f"not done in {left:.0f} s")
-        return
+        return False
     if code:
         _say(stage=name, error=f"ended with code {code}; see its message above")
+    return not code
 
 
 def main() -> None:
     if _STAGE.value is not None:
-        end = _END.value or time.time() + 60 * _MINUTES.value
-        if _STAGE.value == "arms":
-            arms_stage(end)
-        elif _STAGE.value == "precision":
-            precision_stage(end)
-        else:
-            first_stage(_STAGE.value)
-        # Compilations that nobody waits for any more would hold up the end of the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    _chosen()  # an unknown arm is told at once
+        _stage_alone(_STAGE.value)
+    chosen(_ARMS.value, "--arms")  # an unknown arm is told at once
     begun = time.time()
     end = begun + 60 * _MINUTES.value
     _run_stage("arms", begun + 0.75 * (end - begun))
     with tempfile.TemporaryDirectory() as cache:
-        _run_stage("cold", end - 0.15 * (end - time.time()), cache)
-        _run_stage("warm", end, cache)
+        if _run_stage("cold", end - 0.15 * (end - time.time()), cache):
+            _run_stage("warm", end, cache)
+        else:
+            _say(stage="warm", left_out="the cache is not full")
     if end - time.time() > _PRECISION_S:
         _run_stage("precision", end)
     _say(stage="done", seconds=time.time() - begun)
+
+
+def _stage_alone(name: str) -> NoReturn:
+    """One stage, with which this process ends.
+
+    Compilations that nobody waits for any more would hold up its end, after a mistake, too.
+    """
+    end, code = _END.value or time.time() + 60 * _MINUTES.value, 1
+    try:
+        if name == "arms":
+            arms_stage(end)
+        elif name == "precision":
+            precision_stage(end)
+        else:
+            first_stage(name)
+        code = 0
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

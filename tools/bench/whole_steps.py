@@ -15,7 +15,7 @@ from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.train import estimate
 from olmoearth_jax.train.progress import MAX_IN_FLIGHT
 
-from .arms import MOST_TIME, Bench, Trial
+from .arms import MOST_TIME, Bench, Trial, short
 from .micro_step import random_group, stream_program
 
 _LR = np.float32(1e-4)
@@ -28,15 +28,38 @@ class WholeSteps:
 
     bench: Bench
     update: Any = None
+    error: str = ""
+    """Why there is no update."""
 
     def compile_update(self) -> None:
-        """Compiles the update; the bench has its state by then."""
-        program, state = self.bench.zeros, self.bench.state
-        assert program is not None
-        self.update = program._update_program(state, program._programs["zeros"](), {})
+        """Compiles the update, or sets `error`; the bench has its state by then."""
+        try:
+            program, state = self.bench.zeros, self.bench.state
+            assert program is not None
+            self.update = program._update_program(state, program._programs["zeros"](), {})
+        except Exception as e:  # this runs in a thread, which nobody would see end
+            self.error = short(e)
 
     def measure(self, trial: Trial) -> dict[str, Any]:
-        """Seconds of a step on waiting inputs, of one with packing and transfer, their ratio."""
+        """Seconds of a step on waiting inputs, of one with packing and transfer, their ratio.
+
+        The bench has a whole state afterwards, also when this fails.
+
+        Raises:
+          ValueError: the update was not compiled.
+        """
+        if self.update is None:
+            raise ValueError(f"no update: {self.error or 'it was not ready'}")
+        try:
+            return self._measured(trial)
+        except Exception:
+            # An update that fails has taken the state with it.
+            if any(x.is_deleted() for x in jax.tree.leaves(self.bench.state)):
+                assert self.bench.zeros is not None
+                self.bench.state = self.bench.zeros.init_state()
+            raise
+
+    def _measured(self, trial: Trial) -> dict[str, Any]:
         bench, program = self.bench, trial.program
         assert program is not None
         groups = bench.groups[MOST_TIME]
