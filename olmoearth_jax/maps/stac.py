@@ -30,6 +30,10 @@ _SHIFTED = 4.0
 _SHIFT = -1000
 """What takes that away."""
 _DEEPEST = 20
+_BANDS = ("bands", "raster:bands", "eo:bands")
+"""Where an asset describes its bands, by version of STAC."""
+_LEVELS = ("processing:level", "landsat:correction", "product:type", "s2:product_type")
+"""Properties that say how far the values were processed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,7 @@ def read(source: AnyPath, o: Options, held: Any = None) -> tuple[list[Raster], l
     count = 0
     for item, base in _items(source, held):
         count += 1
+        _check(item)
         assets = {k: a for k, a in (item.get("assets") or {}).items() if a and a.get("href")}
         seen.update(assets)
         for name, asset in assets.items():
@@ -120,6 +125,22 @@ def read(source: AnyPath, o: Options, held: Any = None) -> tuple[list[Raster], l
         shown = ", ".join(f"{name} {n}" for name, n in sorted(ignored.items()))
         notes.append(f"assets that are not used: {shown}")
     return rasters, notes
+
+
+def _check(item: Mapping[str, Any]) -> None:
+    """Raises ValueError if an item is not made as STAC says."""
+    where = f"the STAC item {item.get('id')}"
+    for name in ("assets", "properties"):
+        if not isinstance(item.get(name) or {}, Mapping):
+            raise ValueError(f"{where} is damaged: its {name!r} is no object")
+    for name, asset in (item.get("assets") or {}).items():
+        if not isinstance(asset or {}, Mapping):
+            raise ValueError(f"{where} is damaged: its asset {name!r} is no object")
+        for key in (*_BANDS, "roles"):
+            held = (asset or {}).get(key) or []
+            kinds = str if key == "roles" else Mapping
+            if not isinstance(held, list) or not all(not b or isinstance(b, kinds) for b in held):
+                raise ValueError(f"{where} is damaged: {key!r} of its asset {name!r}")
 
 
 def _items(source: AnyPath, held: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -162,6 +183,9 @@ def _below(
             seen.add(name)
             yield held, base
         return
+    for name in ("features", "links"):
+        if not isinstance(held.get(name) or [], list):
+            raise ValueError(f"{source} is damaged: its {name!r} is no list")
     if kind == "FeatureCollection":
         for number, item in enumerate(held.get("features") or [], 1):
             if not isinstance(item, dict) or "assets" not in item:
@@ -171,8 +195,10 @@ def _below(
     if depth > _DEEPEST:
         raise ValueError(f"the links of {source} go round in circles")
     for link in held.get("links") or []:
-        if link.get("rel") in ("item", "child"):
-            path = location(_joined(base, str(link.get("href"))))
+        if isinstance(link, Mapping) and link.get("rel") in ("item", "child"):
+            if not link.get("href"):
+                raise ValueError(f"{source} is damaged: one of its links has no href")
+            path = location(_joined(base, str(link["href"])))
             yield from _below(path, load(path), depth + 1, seen)
 
 
@@ -223,7 +249,10 @@ def _raster(
         offset = _offset(where, properties) or None if s2_offset is None else s2_offset
     told = _described(asset)
     fills = {str(b["nodata"]) for b in told if b.get("nodata") is not None}
-    fill = float(fills.pop()) if len(fills) == 1 else None
+    try:
+        fill = float(fills.pop()) if len(fills) == 1 else None
+    except ValueError as e:
+        raise ValueError(f"{where}: nodata of its asset {name!r} is no number: {e}") from None
     day = date.isoformat() if isinstance(date, datetime.date) else str(date or "")
     return Raster(
         _joined(base, str(asset["href"])), day[:10], modality, bands,
@@ -232,10 +261,14 @@ def _raster(
 
 
 def _described(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What an asset says of its bands, in any version of STAC."""
-    lists = [asset.get(key) or [] for key in ("bands", "raster:bands", "eo:bands")]
-    most = max(map(len, lists))
-    out: list[dict[str, Any]] = [{} for _ in range(most)]
+    """What an asset says of its bands, in any version of STAC.
+
+    What holds for all of them may stand beside the list, and then one band needs no list.
+    """
+    lists = [asset.get(key) or [] for key in _BANDS]
+    shared = {k: asset[k] for k in ("nodata", "eo:common_name") if asset.get(k) is not None}
+    most = max(map(len, lists)) or int("eo:common_name" in shared)
+    out: list[dict[str, Any]] = [dict(shared) for _ in range(most)]
     for bands in lists:
         for held, band in zip(out, bands, strict=False):
             held.update({k: v for k, v in (band or {}).items() if v is not None})
@@ -293,10 +326,31 @@ def _sensor_of(where: str, item: Mapping[str, Any]) -> str:
         return words[0].lower().replace("-", "_")
     for word, modality in _SENSORS.items():
         if word in text:
-            if word == "sentinel-2" and re.search(r"l1c|level-1c", text):
-                raise ValueError(f"{where} is Sentinel-2 L1C; the models were trained on L2A")
+            _check_product(where, modality, words[0], properties)
             return modality
     return ""
+
+
+def _check_product(where: str, modality: str, collection: str, properties: Mapping[str, Any]):
+    """Raises ValueError for products of a sensor that no model was trained on.
+
+    Their bands have the names and the range of those that were, so nothing else would tell.
+    """
+    collection = collection.lower().replace("_", "-")
+    level = " ".join([collection, *(str(properties.get(k) or "").lower() for k in _LEVELS)])
+    if re.match(r"hls", collection):
+        raise ValueError(f"{where} is of HLS (harmonised values), which no model was trained on")
+    if modality == "sentinel2_l2a" and re.search(r"l1c|level-1c|msi1c", level):
+        raise ValueError(f"{where} is Sentinel-2 L1C; the models were trained on L2A")
+    if modality == "landsat":
+        if re.search(r"l2|level-2", level):
+            raise ValueError(f"{where} is Landsat level 2; the models were trained on level 1")
+        older = re.search(r"landsat-?0?([1-7])\b", str(properties.get("platform")).lower())
+        if older:
+            raise ValueError(
+                f"{where} is of Landsat {older[1]}; the models were trained on Landsat 8 and 9, "
+                "whose bands are others"
+            )
 
 
 def _offset(where: str, properties: Mapping[str, Any]) -> int:

@@ -240,6 +240,84 @@ def test_what_is_no_stac(folder, tmp_path):
         imagery.list_rasters(f"file://{tmp_path}/none.csv")
 
 
+@pytest.mark.parametrize(
+    ("collection", "properties", "said"),
+    [
+        ("landsat-c2-l2", {"platform": "landsat-8"}, "Landsat level 2; .* level 1"),
+        ("scenes", {"platform": "landsat-9", "landsat:correction": "L2SP"}, "Landsat level 2"),
+        ("scenes", {"platform": "LANDSAT_8", "processing:level": "L2"}, "Landsat level 2"),
+        ("landsat-c2-l1", {"platform": "landsat-7"}, "of Landsat 7; .* Landsat 8 and 9"),
+        ("landsat-c2-l1", {"platform": "landsat-5"}, "of Landsat 5"),
+        ("hls2-s30", {"platform": "sentinel-2a"}, "of HLS"),
+        ("HLSL30_2.0", {"platform": "landsat-8"}, "of HLS"),
+        ("scenes", {"platform": "sentinel-2b", "s2:product_type": "S2MSI1C"}, "Sentinel-2 L1C"),
+        ("scenes", {"platform": "sentinel-2b", "processing:level": "L1C"}, "Sentinel-2 L1C"),
+    ],
+)
+def test_other_products_of_a_sensor_are_refused_unless_named(
+    tmp_path, collection, properties, said
+):
+    item = _item("a", {"red": _asset("x.tif")}, **properties) | {"collection": collection}
+    path = _collection(tmp_path / "i.json", item)
+    with pytest.raises(ValueError, match=f"the STAC item a is {said}"):
+        imagery.list_rasters(path)
+    # Whoever says what an asset is, is believed.
+    rasters, _ = imagery.list_rasters(path, items=stac.Options(["red:landsat/B4"]))
+    assert rasters[0].modality == "landsat"
+
+
+@pytest.mark.parametrize("number", [8, 9])
+def test_landsat_of_level_1_is_taken(tmp_path, number):
+    more = {"platform": f"landsat-{number}", "landsat:correction": "L1TP"}
+    item = _item("a", {"nir08": _asset("x.tif")}, **more) | {"collection": "landsat-c2-l1"}
+    (raster,), _ = imagery.list_rasters(_collection(tmp_path / "i.json", item))
+    assert (raster.modality, list(raster.bands)) == ("landsat", ["B5"])
+
+
+def test_what_holds_for_all_bands_may_stand_beside_them(tmp_path):
+    one = _asset("x.tif", **{"eo:common_name": "red", "nodata": 0})
+    two = _asset("y.tif", bands=[{"name": "B02"}, {"name": "B03", "nodata": 0}], nodata=0)
+    path = _collection(tmp_path / "i.json", _item("a", {"img": one, "pair": two}))
+    rasters, _ = imagery.list_rasters(path)
+    assert [(list(r.bands), r.nodata) for r in rasters] == [(["B04"], 0.0), (["B02", "B03"], 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"assets": ["B02"]}, "item a is damaged: its 'assets'"),
+        ({"properties": "2024"}, "item a is damaged: its 'properties'"),
+        ({"assets": {"B02": "x.tif"}}, "item a is damaged: its asset 'B02'"),
+        ({"assets": {"B02": _asset("x.tif", bands={"name": "B02"})}}, "'bands' of its asset 'B02'"),
+        ({"assets": {"B02": _asset("x.tif", bands=["B02"])}}, "'bands' of its asset 'B02'"),
+        ({"assets": {"B02": _asset("x.tif", roles=3)}}, "'roles' of its asset 'B02'"),
+        (
+            {"assets": {"B02": _asset("x.tif", **{"raster:bands": [{"nodata": "none"}]})}},
+            "nodata of its asset 'B02' is no number",
+        ),
+    ],
+)
+def test_a_damaged_item_is_told_in_one_sentence(tmp_path, change, said):
+    item = _item("a", {}) | change
+    with pytest.raises(ValueError, match=said):
+        imagery.list_rasters(_collection(tmp_path / "i.json", item))
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"type": "Catalog", "links": {"rel": "item"}}, "its 'links' is no list"),
+        ({"type": "FeatureCollection", "features": {}, "links": 3}, "its 'links' is no list"),
+        ({"type": "FeatureCollection", "features": 3}, "its 'features' is no list"),
+        ({"type": "Catalog", "links": [{"rel": "item"}]}, "links has no href"),
+        ({"type": "Catalog", "links": ["item.json"]}, "none of the assets of the 0 items"),
+    ],
+)
+def test_a_damaged_collection_is_told_in_one_sentence(tmp_path, held, said):
+    with pytest.raises(ValueError, match=said):
+        imagery.list_rasters(_write(tmp_path / "c.json", held))
+
+
 def test_an_archive_of_stac_items(folder, tmp_path):
     """Items of one tile as `launch.embed` takes them: planned like the same rasters in a list."""
     from tests.maps.test_embed import run
