@@ -49,6 +49,8 @@ def page(run: Path) -> str:
         cfg = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{config} cannot be read: {e}") from None
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{config} cannot be read: it is no object")
     name = str(cfg.get("common", {}).get("run_name", run.name))
     parts = [f"<h1>{escaped(name)}</h1>", _head(records, cfg)]
     parts += ["<h2>Curves</h2>", *_curves(records)]
@@ -111,11 +113,13 @@ def _evaluations(folder: Path) -> str:
     if not (folder / runner.LINES).is_file():
         return ""
     rows = []
-    for item in runner.read_lines(folder):
+    found = [item for item in runner.read_lines(folder) if isinstance(item, dict)]
+    # A run that stopped and went on may have evaluated a step twice: the last counts.
+    for item in {runner.identity(item): item for item in found}.values():
         valid, test = (_score(item.get(part)) for part in ("valid", "test"))
         metric = (item.get("valid") or item.get("test") or {}).get("primary_key", "")
-        rows.append([item["task"], item["mode"], metric, str(item.get("checkpoint_step", "")),
-                     valid, test])  # fmt: skip
+        about = (item.get(key, "") for key in ("task", "mode"))
+        rows.append([*map(str, about), metric, str(item.get("checkpoint_step", "")), valid, test])
     return _table(["task", "mode", "metric", "step", "valid", "test"], rows, words=3)
 
 

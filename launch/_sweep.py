@@ -17,7 +17,7 @@ from olmoearth_jax.configlib.tasks import (
 )
 from olmoearth_jax.evals import balanced_trials, runner
 from olmoearth_jax.evals.models import Loaded
-from olmoearth_jax.evals.runner import Hooks, describe, run_task
+from olmoearth_jax.evals.runner import Hooks, describe, encoding_order, run_task
 from olmoearth_jax.files import json_plain
 from olmoearth_jax.proposals import known
 
@@ -88,14 +88,17 @@ def evaluate(
     """Runs a plan on a model; what `folder` holds already is not run again.
 
     Every result is written at once: a line of `results.jsonl` and an entry of `<step>.json`. A
-    task that fails is reported and does not stop the others.
+    task that fails is reported and does not stop the others. Runs on the same embeddings follow
+    one another, so that these are made once; the results are given in the order of the plan.
 
     Raises:
       RuntimeError: at the end, if tasks failed; it names them.
     """
     done = {runner.identity(r): r for r in runner.read_lines(folder)}
-    out, failed, hooks = [], [], Hooks(stop, cache={})
-    for number, (name, task) in enumerate(plan):
+    out: dict[int, list[dict[str, Any]]] = {}
+    failed, hooks = [], Hooks(stop, cache={})
+    order = encoding_order([task for _, task in plan], options)
+    for number, (place, (name, task)) in enumerate((place, plan[place]) for place in order):
         about = {"model": loaded.name, "checkpoint_step": loaded.step}
         info = check_task(name, task)
         tested = options.run_on_test and eval_mode(task, info) != "embedding_diagnostics"
@@ -103,8 +106,8 @@ def evaluate(
         wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
         key = runner.identity(wanted)
         if key in done:
-            for item in _trials_of(done.values(), done[key]) + [done[key]]:
-                out.append(item)
+            out[place] = _trials_of(done.values(), done[key]) + [done[key]]
+            for item in out[place]:
                 runner.complete_step(folder, loaded.step, item)
             continue
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
@@ -118,10 +121,10 @@ def evaluate(
         for item in items:
             runner.append_line(folder, item)
         runner.write_step(folder, loaded.step, items)
-        out += items
+        out[place] = items
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}")
-    return out
+    return [item for place in sorted(out) for item in out[place]]
 
 
 def _trials_of(held: Iterable[dict[str, Any]], host: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ that comes after the embeddings is the same as for a model of ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,7 +140,6 @@ class Precomputed:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self.modalities: tuple[str, ...] = ()
-        self.settings: dict[str, Any] = {"embeddings": self.path.name}
         self.archive: Mapping[str, np.ndarray] | None = None
         if self.path.is_dir():
             return
@@ -148,6 +149,20 @@ class Precomputed:
         if not isinstance(held, dict):
             raise ValueError(f"{self.path} must be an .npz file with <dataset>/<split>/embeddings")
         self.archive = held
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What tells these embeddings from others of the same name: a digest of their files."""
+        digest = hashlib.sha256()
+        paths = [self.path]
+        if self.archive is None:
+            names = [f"{split}.npz" for split in SPLITS]
+            paths = sorted(p for p in self.path.glob("*/*.npz") if p.name in names)
+        for path in paths:
+            digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return {"embeddings": self.path.name, "embeddings_digest": digest.hexdigest()[:16]}
 
     def embed(self, batch: Any, patch_size: int, pool: Any) -> np.ndarray:
         """Embeddings are there already; images can't be given.

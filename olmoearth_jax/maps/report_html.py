@@ -52,7 +52,7 @@ def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None =
         parts += ["<h2>Map</h2>", _preview(task, made), _areas(made)]
     parts += ["<h2>Scores</h2>", _scores(report)]
     if task.target.classes is None:
-        parts += [_scatter(run, task)]
+        parts += [_scatter(run, task, report["scored_split"])]
     else:
         colors = [c.color for c in task.target.classes]
         scores = report["splits"][report["scored_split"]]
@@ -172,8 +172,8 @@ def _notes(report: Mapping[str, Any]) -> str:
     return table(["labels", ""], rows) + (f"<ul>{notes}</ul>" if notes else "")
 
 
-def _scatter(run: Path, task: Task) -> str:
-    """Truth against prediction of the test samples."""
+def _scatter(run: Path, task: Task, split: str) -> str:
+    """Truth against prediction of the samples that were scored."""
     import pyarrow.parquet
 
     found = pyarrow.parquet.read_table(run / "predictions.parquet")
@@ -188,7 +188,7 @@ def _scatter(run: Path, task: Task) -> str:
     parts += [label(40, 460, f"{low:.4g}"), label(440, 460, f"{high:.4g}", "end")]
     unit = f" in {escaped(task.target.unit)}" if task.target.unit else ""
     picture = drawing(480, 480, parts, "truth and prediction")
-    return figure(picture, f"Test samples: truth across, prediction up{unit}.")
+    return figure(picture, f"Samples of the {split} split: truth across, prediction up{unit}.")
 
 
 def _preview(task: Task, made: Path) -> str:

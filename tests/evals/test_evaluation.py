@@ -93,6 +93,18 @@ def test_sweeps_list_every_run():
         tasks.change_all(one, patch_sise=3)
 
 
+def test_a_sweep_makes_embeddings_of_one_kind_once(windows, tmp_path, monkeypatch):
+    calls, original = [], runner.extract
+    monkeypatch.setattr(runner, "extract", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    kinds = [{"probe_lr": lr, "pooling_type": how} for lr in (0.1, 0.01) for how in ("mean", "max")]
+    plan = [(f"{k}", task(**kind)) for k, kind in enumerate(kinds)]
+    loaded = Loaded(tiny_model(), "tiny", 7, {})
+    found = sweep.evaluate(loaded, plan, TEST, tmp_path, say=lambda s: None)
+    assert [item["task"] for item in found] == ["0", "1", "2", "3"]
+    assert len(calls) == 2 * 3  # splits of two kinds
+    assert sweep.evaluate(loaded, plan, TEST, tmp_path, say=lambda s: None) == found
+
+
 def test_results_are_kept_and_not_made_again(windows, tmp_path):
     loaded = Loaded(tiny_model(), "tiny", 7, {})
     plan = sweep.expand({"t": task()})

@@ -42,6 +42,7 @@ def write(root, dataset="m-brick-kiln", form="folder", **how):
         for split, count in COUNTS.items()
         for key, value in arrays(count, **how).items()
     }
+    root.mkdir(parents=True, exist_ok=True)
     np.savez(root / "product.npz", **table)
     return root / "product.npz"
 
@@ -60,6 +61,17 @@ def test_they_are_judged_like_a_model(tmp_path, form, spatial):
     assert probe.test is not None and probe.test.primary > 0.9
     centre = task("m-brick-kiln", eval_mode="knn", use_center_token=True)
     assert run_task("kilns", centre, model, options).embedding_shape == (5,)
+
+
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_embeddings_of_one_name_are_told_apart(tmp_path, form):
+    """Results of one product must not be taken for those of another in a folder of its name."""
+    paths = [write(tmp_path / side / "product", form=form) for side in ("a", "b")]
+    one, other = (Precomputed(path).settings for path in paths)
+    assert one["embeddings"] == other["embeddings"] and one != other
+    assert Precomputed(paths[0]).settings == one
+    write(tmp_path / "a" / "product", form=form)  # made anew, with other numbers
+    assert Precomputed(paths[0]).settings != one
 
 
 def test_tasks_that_differ_by_images_only_are_one(tmp_path):

@@ -125,6 +125,25 @@ def test_what_is_no_run(tmp_path, run):
         _run_page.page(run)
 
 
+def test_an_evaluation_that_was_taken_again_is_shown_once(run):
+    score = {"primary": 0.75, "primary_key": "miou"}
+    item = {"task": "mados", "mode": "linear_probe", "valid": score, "test": None,
+            "checkpoint_step": 1000}  # fmt: skip
+    runner.append_line(run / "evals", item)
+    with (run / "evals" / runner.LINES).open("a") as file:
+        file.write('3\n{"valid": {"primary": 0.25}}\n{"task": "cut')
+    text = _run_page.page(run)
+    assert text.count("mados</td>") == 1 and "0.7500" in text and "0.5000" not in text
+    assert "0.2500" in text
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"a"'])
+def test_a_config_that_is_none_is_told(run, text):
+    (run / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        _run_page.page(run)
+
+
 def test_a_run_without_more(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.5}\n')
