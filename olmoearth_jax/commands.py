@@ -2,7 +2,7 @@
 
     olmoearth                     the programs, a line each
     olmoearth VERB [flags]        one of them, as `python -m launch.VERB` or `python -m tools.VERB`
-    olmoearth VERB --help         its flags
+    olmoearth VERB --help         its flags; also `olmoearth help VERB`
 
 A mistake on a command line ends with one sentence and exit code 2; help ends with 0.
 """
@@ -227,10 +227,14 @@ def installed(module: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `olmoearth`."""
     given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["help"] and len(given) > 1:  # as git and cargo take it
+        given = [*given[1:], "--help"]
     if not given or given[0] in (*early.HELP, "help"):
         early.show(
             f"usage: olmoearth VERB [flags]; olmoearth VERB --help lists its flags\n\n{_table()}"
         )
+    if given[0] == "bench" and given[1:2] and given[1] in early.HELP:
+        early.show(f"usage: olmoearth bench NAME [flags]\n\nbenchmarks: {', '.join(BENCHMARKS)}")
     if given[0] == "--version":
         from olmoearth_jax import __version__
 

@@ -19,20 +19,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import EvalTaskConfig
-from olmoearth_jax.evals import models
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.embeddings import Extraction, extract
 from olmoearth_jax.files import replacing
 from olmoearth_jax.inference import quantize
-from olmoearth_jax.model.pooling import Pooling
 from olmoearth_jax.outputs import MARK, check, claim, expand_home
 
-from .evaldata import floods, geobench2, mados, pastis
+# What takes seconds to import is imported where it is used: help and mistakes need none of it.
 
 
 def _convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = False) -> None:
     """All three splits of PASTIS-R."""
+    from .evaldata import pastis
+
     for split in pastis.FOLDS:
         claim(target / f"pastis_r_{split}", overwrite)
     for split in pastis.FOLDS:
@@ -42,6 +39,8 @@ def _convert_pastis(source: Path, target: Path, whole: bool, overwrite: bool = F
 
 def _convert_mados(source: Path, target: Path, overwrite: bool = False) -> None:
     """All three splits of MADOS, from its split files."""
+    from .evaldata import mados
+
     files = {split: target / f"MADOS_{split}.npz" for split in ("train", "val", "test")}
     for path in files.values():
         check(path, overwrite=overwrite)
@@ -54,6 +53,8 @@ def _convert_mados(source: Path, target: Path, overwrite: bool = False) -> None:
 
 def _convert_floods(source: Path, target: Path, overwrite: bool = False) -> None:
     """All splits of Sen1Floods11 whose table flood_<split>_data.csv is below `source`."""
+    from .evaldata import floods
+
     tables = sorted(source.glob("**/flood_*_data.csv"))
     if not tables:
         raise ValueError(f"{source} holds no flood_<split>_data.csv")
@@ -100,6 +101,12 @@ def _fit_quantiles(
     run: str, h5py_dir: str, target: Path, samples: int, overwrite: bool = False
 ) -> None:
     """Bucket tables of every bit depth from patch embeddings (patch size 4, mean pooling)."""
+    from olmoearth_jax.configlib.tasks import EvalTaskConfig
+    from olmoearth_jax.evals import models
+    from olmoearth_jax.evals.datasets import open_split
+    from olmoearth_jax.evals.embeddings import Extraction, extract
+    from olmoearth_jax.model.pooling import Pooling
+
     check(target, Path(h5py_dir).glob("*.h5"), overwrite)
     model = models.load_checkpoint(run).model
     task = EvalTaskConfig(
@@ -145,6 +152,8 @@ def main(argv: list[str]) -> int:
         elif args.what == "floods":
             _convert_floods(args.source, args.target, args.overwrite)
         elif args.what == "geobench2":
+            from .evaldata import geobench2
+
             found = geobench2.convert(args.source, args.target, args.overwrite)
             for name, count in found.items():
                 print(f"{name}: {count} samples")

@@ -47,9 +47,27 @@ def test_the_command_lists_its_programs(given, capsys):
 @pytest.mark.parametrize(
     ("given", "part"),
     [
+        (("bench", "--help"), "gpu_ladder"),
+        (("help", "bench"), "gpu_ladder"),
+        (("help", "verify_dataset"), "--h5py_dir"),
+        (("help", "bench", "kernels"), "--profile_dir"),
+    ],
+)
+def test_help_is_given_however_it_is_asked_for(given, part, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["olmoearth", *given])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, err) == (0, "") and part in out
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
         (("trian",), "did you mean 'train'?"),
         (("bench",), "needs the name of a benchmark"),
         (("bench", "inferense"), "did you mean 'inference'?"),
+        (("help", "trian"), "did you mean 'train'?"),
     ],
 )
 def test_a_wrong_name_is_answered(given, part, capsys):
