@@ -15,7 +15,7 @@ from typing import Any
 
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.configlib import gone
-from olmoearth_jax.modalities import closest
+from olmoearth_jax.proposals import nearest
 
 _PACKAGE = "olmoearth_jax.configs"
 
@@ -66,8 +66,11 @@ def _find(name: str) -> Path:
     for path in (Path(name), own.parent / name, *named):
         if path.is_file():
             return path
-    known = [p.relative_to(own.parent).as_posix() for p in sorted(own.rglob("[a-z]*.py"))]
-    raise ConfigError(f"config file {name!r} does not exist; {closest(name, known)}")
+    known = [p.relative_to(own.parent) for p in sorted(own.rglob("[a-z]*.py"))]
+    paths = [p.as_posix() for p in known if p.name != "common.py"]  # what the others share
+    near = nearest(name, paths) or nearest(name, [p.stem for p in known])
+    hint = "" if near is None else f"did you mean {near!r}? "
+    raise ConfigError(f"config file {name!r} does not exist; {hint}known: {', '.join(paths)}")
 
 
 def _own_package() -> None:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.checkpoints import integrity
-from olmoearth_jax.files import json_of_line, read_json_lines, write_atomically
+from olmoearth_jax.files import json_of_line, no_folder, read_json_lines, write_atomically
 from olmoearth_jax.images import png
 from olmoearth_jax.train.runfolder import RunFolder
 
@@ -186,12 +186,17 @@ def cut_metrics(path: Path, last_step: int) -> None:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Records of a metrics.jsonl (or of a run folder), non-finite values as floats.
 
-    Raises ValueError if there is no such file.
+    Raises ValueError if there is no such file or folder.
     """
     path = Path(path).expanduser()
+    if not path.exists() and path.suffix != ".jsonl":
+        usual = Path("local_output") / path.name
+        if usual.is_dir():
+            raise ValueError(f"there is no folder {path}; did you mean {usual}?")
+        raise ValueError(no_folder(path))
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.exists():
-        raise ValueError(f"There is no metrics file {path}.")
+        raise ValueError(f"There is no metrics file {path}: has the run taken a step?")
     records = [record for record in read_json_lines(path) if _has_step(record)]
     return [{key: _number(value) for key, value in record.items()} for record in records]
 

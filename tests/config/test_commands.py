@@ -119,6 +119,17 @@ def test_help_of_every_program(given):
         assert [n for n in names if n.startswith("--")][:2] == ["--config", "--run_name"]
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("nanno", "nano"), ("Base", "base"), ("no_landsatt", "no_landsat"),
+     ("configs/bas.py", "configs/base.py"), ("configs/tinny.py", "configs/tiny.py")],
+)  # fmt: skip
+def test_a_mistyped_config_is_guessed(given, meant):
+    with pytest.raises(config_files.ConfigError, match=f"did you mean '{meant}'[?] known: ") as e:
+        config_files.load_file(given)
+    assert "common.py" not in str(e.value)
+
+
 def test_configs_have_names_without_a_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert config_files.load_file("base:version=v1_2") == config_files.load_file(

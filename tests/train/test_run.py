@@ -130,8 +130,20 @@ def test_metrics_are_exact_and_valid_json(tmp_path):
     assert np.float32(record["a"]) == value and np.isnan(record["b"]) and record["c"] == -np.inf
     assert record["d"] == ["x", "1"] and record["e"] == 3
     assert is_timing("throughput/eta_s") and is_timing("eval_time/x") and not is_timing("eval/x")
-    with pytest.raises(ValueError, match="no metrics file"):
-        read_metrics(tmp_path / "nowhere")
+
+
+def test_a_run_that_is_not_there_is_told_with_the_one_that_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local_output" / "my_run").mkdir(parents=True)
+    for given, said in (
+        ("my_run", r"no folder my_run; did you mean local_output/my_run\?"),
+        ("local_output/my_ran", r"no folder .*my_ran; did you mean local_output/my_run\?"),
+        ("other", "no folder other$"),
+        ("local_output/my_run", "no metrics file local_output/my_run/metrics.jsonl: has the run"),
+        ("x.jsonl", "no metrics file x.jsonl"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_metrics(given)
 
 
 def test_parameter_table():
