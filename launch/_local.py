@@ -104,6 +104,8 @@ class Jobs:
                 env=environment, start_new_session=True,
             )  # fmt: skip
         self._running[place] = (name, process)
+        if self.stopped:  # between the check and now, when it was not yet known
+            process.send_signal(signal.SIGTERM)
         where = f" on GPU {','.join(devices)}" if devices else ""
         self._say(f"started {name}{where}; it prints to {self._logs / name}.log")
 
@@ -122,12 +124,12 @@ class Jobs:
 
     def _stop(self, number: int, frame: object) -> None:
         del frame
-        if self.stopped:
-            return
+        again = self.stopped  # Ctrl-C once more ends a job without saving
         self.stopped = True
-        self._say(f"{signal.Signals(number).name}: jobs save and end; the same command goes on")
-        for _, process in self._running.values():
-            process.send_signal(signal.SIGTERM)
+        if not again:
+            self._say(f"{signal.Signals(number).name}: jobs save and end; the same command goes on")
+        for _, process in list(self._running.values()):
+            process.send_signal(number if again else signal.SIGTERM)
 
 
 def _told(code: int) -> str:
@@ -155,10 +157,10 @@ def report(runs: Mapping[str, Path], codes: Mapping[str, int], folder: Path) -> 
     csv.writer(text, lineterminator="\n").writerows([["run", "status", "step", *names], *rows])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", text.getvalue())
-    shown = 3 + min(len(names), _SHOWN)
-    lines = ["| " + " | ".join(["run", "status", "step", *names][:shown]) + " |"]
-    lines.append("|---|---|" + "--:|" * (shown - 2))
-    lines += ["| " + " | ".join(str(cell) for cell in row[:shown]) + " |" for row in rows]
+    shown = [0, 1, 2, *(3 + names.index(n) for n in sorted(names, key=_worth)[:_SHOWN])]
+    head = ["run", "status", "step", *names]
+    lines = [f"| {' | '.join(str(row[i]) for i in shown)} |" for row in [head, *rows]]
+    lines.insert(1, "|---|---|" + "--:|" * (len(shown) - 2))
     lines.append(f"all metrics, means of the last {_AVERAGED} values: {folder / 'results.csv'}")
     try:
         comparison.plot({k: v for k, v in found.items() if v}, names, folder / "sweep.png")
@@ -166,6 +168,17 @@ def report(runs: Mapping[str, Path], codes: Mapping[str, int], folder: Path) -> 
     except ValueError as e:
         lines.append(f"no curves: {e}")
     return lines
+
+
+_FIRST = ("train/loss", "val/loss")
+_LAST = ("train/epoch", "train/dropped_micro_steps", "train/good_micro_steps", "train/ema_decay")
+
+
+def _worth(name: str) -> tuple[int, str]:
+    """Order of metrics in the printed table: losses, scores, the rest, what only counts."""
+    if name in _FIRST:
+        return _FIRST.index(name) - len(_FIRST), name
+    return 2 if name in _LAST else 0 if name.startswith("eval/") else 1, name
 
 
 def command(module: str, arguments: Sequence[str]) -> list[str]:

@@ -299,11 +299,19 @@ def submit(path: Path, scheduler: str) -> None:
         raise _app.UserError(f"{' '.join(command)} failed with exit code {code}")
 
 
-def run_here(checked: Sequence[tuple[Job, ExperimentConfig, _render.Topology]]) -> int:
-    """Runs jobs on this machine and reports them; 0 if all are complete, 75 if stopped."""
-    parent = checked[0][1].run_folder.parent
-    name = f"{flags.FLAGS.run_name or checked[0][1].common.run_name}_jobs"
-    folder = Path(_OUTPUT.value) if _OUTPUT.value else parent / name
+def run_here(checked: Sequence[tuple[Job, ExperimentConfig, _render.Topology]], name: str) -> int:
+    """Runs jobs on this machine and reports them; 0 if all are complete, 75 if stopped.
+
+    Args:
+      name: of all of them.
+
+    Raises:
+      ValueError: --output holds files of others.
+    """
+    folder = checked[0][1].run_folder.parent / f"{name}_jobs"
+    if _OUTPUT.value:
+        folder = Path(_OUTPUT.value)
+        outputs.claim(folder, flags.FLAGS.overwrite)
     module = f"{__package__}.train"
     commands = {job.name: _local.command(module, job.arguments) for job, *_ in checked}
     jobs = _local.Jobs(commands, folder, lambda line: print(line, flush=True))
@@ -378,7 +386,7 @@ def main(first: ExperimentConfig) -> int:
         jobs = [Job(name, given.config, given.config_json, changes)]
     checked = list(_checked(jobs))
     if scheduler == "local" and not _LIST.value:
-        return run_here(checked)
+        return run_here(checked, given.run_name or first.common.run_name)
     files = [] if _LIST.value else [render(j, cfg, scheduler, t) for j, cfg, t in checked]
     for found in files:
         found.check(given.overwrite)

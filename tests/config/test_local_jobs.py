@@ -8,8 +8,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from launch import _local, submit
 
@@ -77,6 +80,68 @@ def test_a_stop_reaches_the_jobs_and_no_more_are_started(tmp_path, number):
     assert jobs.stopped and codes == {"a": _local.AGAIN, "b": _local.AGAIN}
     assert (tmp_path / "saved").read_text() == "saved\nsaved\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_stop_ends_jobs_that_do_not_save(tmp_path):
+    """As a second Ctrl-C does with a run by itself."""
+    hold = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(30)"
+    commands = {"a": [sys.executable, "-c", hold], "b": shell("true")}
+    jobs = _local.Jobs(commands, tmp_path / "logs", lambda line: None)
+    for seconds in (1.0, 1.5):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begun = time.monotonic()
+    codes = jobs.run(((),))
+    assert time.monotonic() - begun < 15 and list(codes) == ["a"] and codes["a"] != 0
+
+
+def test_a_stop_while_a_job_is_being_started_reaches_it(tmp_path, monkeypatch):
+    jobs = _local.Jobs({"a": shell("sleep 30")}, tmp_path / "logs", lambda line: None)
+    original = subprocess.Popen
+
+    def popen(*given, **more):
+        jobs._stop(signal.SIGTERM, None)
+        return original(*given, **more)
+
+    monkeypatch.setattr(_local.subprocess, "Popen", popen)
+    begun = time.monotonic()
+    assert jobs.run(((),)) == {"a": -signal.SIGTERM}
+    assert time.monotonic() - begun < 10
+
+
+def test_the_table_shows_losses_and_scores_first(tmp_path):
+    names = ["train/InfoNCE", "train/epoch", "eval/mados", "val/loss", "train/loss", "train/a",
+             "train/b"]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1} | dict.fromkeys(names, 1.0)))
+    lines = _local.report({"r": tmp_path}, {"r": 0}, tmp_path / "out")
+    assert lines[0] == (
+        "| run | status | step | train/loss | val/loss | eval/mados | train/InfoNCE | train/a |"
+    )
+    assert lines[2] == "| r | done | 1 | 1 | 1 | 1 | 1 | 1 |"
+    table = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert table[0] == ",".join(["run,status,step", *sorted(names)])
+
+
+def test_results_do_not_replace_files_of_others(tmp_path, monkeypatch):
+    class Config:
+        run_folder = tmp_path / "run"
+
+    class Job:
+        name, arguments = "run", ()
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.csv").write_text("mine")
+    monkeypatch.setattr(_local, "command", lambda module, arguments: ["true"])
+    checked: Any = [(Job, Config, None)]
+    flags.FLAGS.mark_as_parsed()
+    mine = flagsaver.flagsaver(output=str(tmp_path / "mine"))
+    with mine, pytest.raises(ValueError, match="were not written by this program"):
+        submit.run_here(checked, "n")
+    assert (tmp_path / "mine" / "results.csv").read_text() == "mine"
+    with flagsaver.flagsaver(output=str(tmp_path / "new")):
+        assert submit.run_here(checked, "n") == 0 == submit.run_here(checked, "n")
+    with flagsaver.flagsaver(output=None):
+        assert submit.run_here(checked, "n") == 0
+    assert (tmp_path / "n_jobs" / "results.csv").is_file()
 
 
 def test_report_of_runs_that_came_different_ways(tmp_path):
