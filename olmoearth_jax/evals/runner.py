@@ -28,6 +28,7 @@ from olmoearth_jax.configlib.tasks import (
 )
 from olmoearth_jax.evals import balanced_trials, finetune, knn, linear_probe
 from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.datasets.windowed import state_of
 from olmoearth_jax.evals.embeddings import (
     Extraction,
     Stopped,
@@ -196,6 +197,7 @@ _TUNE = ("ft_lr", "ft_batch_size", "ft_grad_accum_steps", "ft_head_type", "epoch
 _PRETRAIN = ("h5py_dir", "pretrain_max_samples", "pretrain_target_modality", "pretrain_label_seed",
     "pretrain_train_samples", "pretrain_valid_samples", "pretrain_test_samples",
     "pretrain_split_strategy", "pretrain_geographic_bin_size_deg")  # fmt: skip
+_OWN = ("task_type", "num_classes", "multilabel", "timeseries")
 _BY_MODE = {"linear_probe": _PROBE, "finetune": _TUNE}
 
 
@@ -230,6 +232,8 @@ def describe(
             out["pooling"] = "grid" if info.spatial else "mean"
     if mode == "knn":
         out["k"] = options.k
+    if info.folder:  # what a user may change between two evaluations
+        out |= {key: getattr(info, key) for key in _OWN} | {"data_state": state_of(info.folder)}
     if options.n_bootstrap:
         out["n_bootstrap"], out["bootstrap_seed"] = options.n_bootstrap, options.bootstrap_seed
     own = _PRETRAIN if task.h5py_dir is not None else ()

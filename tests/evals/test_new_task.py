@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch import evaluate
@@ -16,6 +17,7 @@ from olmoearth_jax.configlib import own_tasks, tasks
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.evals import callback, datasets
 from olmoearth_jax.evals.datasets.base import DataUnavailable
+from olmoearth_jax.evals.datasets.windowed import state_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "new_task.md").read_text()
@@ -62,6 +64,40 @@ def test_evaluated_by_its_file(page, capsys):
     with pytest.raises(ValueError, match="is in the catalogue"):
         _write(page, task_name="mados")
         own_tasks.add_file("odd.json")
+
+
+def test_what_has_changed_is_evaluated_again(page, capsys):
+    """Data or record of a user are mended between two evaluations: no old score stands for new."""
+
+    def scores():
+        state_of.cache_clear()  # as in a process of its own
+        argv = ["evaluate", "--baseline=raw_bands", "--tasks_json=my_tasks.json", "--out=out"]
+        for name in evaluate.FLAGS:
+            evaluate.FLAGS[name].unparse()
+        assert evaluate.main(evaluate.FLAGS([*argv, "--set=epochs=2"])) == 0
+        return len((page / "out" / "results.jsonl").read_text().splitlines())
+
+    assert scores() == 1 == scores()
+    record = json.loads((page / "my_tasks.json").read_text())
+    record["datasets"]["my_fields"]["num_classes"] = 4
+    (page / "my_tasks.json").write_text(json.dumps(record))
+    assert scores() == 2
+    path = page / "my_fields" / "windows" / "all" / "window_0" / "arrays.npz"
+    held = dict(np.load(path))
+    held["label"][..., 4:] = 0
+    np.savez(path, **held)
+    assert scores() == 3 == scores()
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_windows_of_another_size_than_told(page, side):
+    record = json.loads((page / "my_tasks.json").read_text())
+    record["datasets"]["my_fields"]["height_width"] = side
+    (page / "odd.json").write_text(json.dumps(record))
+    ((name, task),) = own_tasks.add_file("odd.json").items()
+    said = f"sentinel2_l2a is 16 x 16 pixels in size; height_width of 'my_fields' is {side}"
+    with pytest.raises(ValueError, match=said):
+        _ = datasets.open_split(name, task, "train")[0]
 
 
 def test_in_a_run(page):

@@ -10,6 +10,8 @@ The files are read directly; the rslearn package is not needed.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import os
 import re
@@ -104,9 +106,29 @@ class Windowed(Reader):
         folder, corner = item if isinstance(item, tuple) else (item, None)
         arrays = read_window(folder, self.modalities)
         try:
-            return self.arranged(arrays if corner is None else self._cut(arrays, corner))
+            raw = self.arranged(arrays if corner is None else self._cut(arrays, corner))
+            self._check_size(raw)
+            return raw
         except ValueError as e:
             raise ValueError(f"window {folder.name}: {e}") from None
+
+    def _check_size(self, raw: Raw) -> None:
+        """Raises ValueError if a window of a user is not as large as its data set says.
+
+        Nothing else would tell: predictions are brought to the size of the labels.
+        """
+        side = self.info.height_width
+        if side is None or not self.info.folder:
+            return
+        shapes = {name: image.shape[:2] for name, image in raw.images.items()}
+        if self.info.spatial:
+            shapes["label"] = raw.label.shape[:2]
+        for name, shape in shapes.items():
+            if shape != (side, side):
+                raise ValueError(
+                    f"{name} is {shape[0]} x {shape[1]} pixels in size; height_width of "
+                    f"{self.info.name!r} is {side}"
+                )
 
     def _cut(
         self, arrays: Mapping[str, np.ndarray], corner: tuple[int, int]
@@ -163,6 +185,19 @@ class Windowed(Reader):
         if text not in self._said:
             self._said |= {text}
             log.warning("%s", text)
+
+
+@functools.lru_cache(maxsize=64)
+def state_of(folder: str) -> str:
+    """A digest of names, sizes and times of the files of a user's windows, taken once."""
+    digest = hashlib.sha256()
+    for place, folders, files in os.walk(Path(folder) / "windows"):
+        folders.sort()
+        for name in sorted(files):
+            about = os.stat(os.path.join(place, name))
+            told = os.path.relpath(place, folder), name, about.st_size, about.st_mtime_ns
+            digest.update(repr(told).encode())
+    return digest.hexdigest()[:16]
 
 
 def _timestamps(arrays: Mapping[str, np.ndarray], steps: int) -> np.ndarray:
