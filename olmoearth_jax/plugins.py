@@ -17,6 +17,7 @@ FLAG = "--plugins"
 VARIABLE = "OLMOEARTH_PLUGINS"
 HELP = "Modules of your own to import first, by commas (docs/new_masking.md)."
 
+_NO_NAME = "{!r} is no name of a module: write a.b for a/b.py, without folder and ending"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -75,6 +76,8 @@ def load() -> None:
         try:
             importlib.import_module(name)
         except ImportError as e:
+            if name.endswith(".py"):  # a.py could be the module py of a package a, too
+                raise ValueError(f"{FLAG}: {_NO_NAME.format(name)}") from None
             raise ValueError(f"{FLAG}: the module {name} cannot be imported: {e}") from None
 
 
@@ -82,7 +85,7 @@ def problem_of(name: str) -> str | None:
     """What is wrong with a name; None if it can be one of a module."""
     if _NAME.fullmatch(name):
         return None
-    return f"{name[:60]!r} is no name of a module: write a.b for a/b.py, without folder and ending"
+    return _NO_NAME.format(name[:60])
 
 
 def problems(names: Iterable[str]) -> list[str]:

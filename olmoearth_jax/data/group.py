@@ -26,7 +26,7 @@ from olmoearth_jax.data.remote import AnyPath
 from olmoearth_jax.data.shape_sampler import ShapeSampler
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.data.subset import draw_offsets, empty_arrays, read_sample
-from olmoearth_jax.masking import MaskContext, Tokens, missing_tokens
+from olmoearth_jax.masking import MaskContext, Tokens, checked_masks, missing_tokens
 from olmoearth_jax.masks import MISSING_TOKEN, living
 from olmoearth_jax.modalities import MISSING, Tokenization
 
@@ -289,8 +289,8 @@ class GroupMaker:
                 members=members,
                 step=number,
             )
-            masks = strategy(missing, context)
-            out[key] = {n: np.asarray(masks[n], np.int8) for n in self.index.modalities}
+            masks = checked_masks(strategy, missing, strategy(missing, context))
+            out[key] = {n: masks[n] for n in self.index.modalities}
         ok &= living(ok, (masks.values() for masks in out.values()))
         for mask in _each(out):
             mask[~ok] = MISSING_TOKEN

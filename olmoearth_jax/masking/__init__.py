@@ -22,6 +22,7 @@ from olmoearth_jax.masking.base import (
     Strategy,
     TokenBounds,
     Tokens,
+    checked_masks,
     missing_tokens,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "TokenBounds",
     "Tokens",
     "build",
+    "checked_masks",
     "missing_tokens",
     "register",
 ]

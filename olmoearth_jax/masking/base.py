@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from olmoearth_jax import modalities
+from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING, Tokenization
 
 Tokens = dict[str, np.ndarray]
@@ -78,6 +79,40 @@ def missing_tokens(
         for k, bands in enumerate(sets):
             flags[..., k] = gaps[..., list(bands)].any(axis=-1)
         out[name] = flags
+    return out
+
+
+def checked_masks(strategy: Any, missing: Tokens, masks: Any) -> Tokens:
+    """A strategy's masks as int8, found to be what was promised.
+
+    Else tokens without data would be trained on, and nothing would tell.
+
+    Args:
+      strategy: what made the masks.
+      missing: what it was given.
+      masks: what it gave.
+
+    Raises:
+      ValueError: a mask is absent, of another shape, holds other codes, or does not mark a token
+        that has no data.
+    """
+    who = f"masking strategy {getattr(strategy, 'key', '') or type(strategy).__name__!r}"
+    out = {}
+    for name, gone in missing.items():
+        if name not in masks:
+            raise ValueError(f"{who} gives no mask of {name}")
+        mask = np.asarray(masks[name])
+        if mask.shape != gone.shape:
+            raise ValueError(f"{who}: the mask of {name} is {mask.shape}, not {gone.shape}")
+        out[name] = mask.astype(np.int8, copy=False)
+        if mask.size and not (mask.min() >= 0 and mask.max() <= MISSING_TOKEN):
+            raise ValueError(
+                f"{who}: the mask of {name} holds other codes than 0...{MISSING_TOKEN}"
+            )
+        if (out[name][gone] != MISSING_TOKEN).any():
+            raise ValueError(
+                f"{who} does not mark tokens of {name} that have no data as MISSING_TOKEN"
+            )
     return out
 
 

@@ -146,11 +146,15 @@ def _row_lengths(
             out[p] = dec[..., spec.modalities.index(plan.name), None]
     most = np.array([(p.queries, p.keys) for p in spec.plans])
     if (out > most[:, None, None]).any():
-        _, view, sample, _ = np.argwhere(out > most[:, None, None])[0]
+        p, view, sample, _ = np.argwhere(out > most[:, None, None])[0]
+        by_modality = zip(spec.modalities, dec[view, sample], strict=True)
+        decoded = ", ".join(f"{name} {n}" for name, n in by_modality if n)
+        plan, (queries, keys) = spec.plans[p], out[p, view, sample]
         raise ValueError(
-            f"a sample has {enc[view, sample]} visible and {total[view, sample]} decoded "
-            f"tokens and {loc[view, sample]} locations, more than the stream's bounds "
-            f"{spec.enc_bound}, {spec.dec_bound} and {spec.loc_bound}"
+            "the bounds of the masking strategies do not hold: a sample has "
+            f"{enc[view, sample]} visible tokens, {total[view, sample]} decoded ones "
+            f"({decoded or 'none'}) and {loc[view, sample]} locations; its row of {plan.name!r} "
+            f"would be {queries} x {keys}, but may be {plan.queries} x {plan.keys}"
         )
     return out
 

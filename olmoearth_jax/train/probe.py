@@ -19,7 +19,7 @@ from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.timesteps import start_candidates, time_axis
-from olmoearth_jax.masking import MaskContext, Strategy
+from olmoearth_jax.masking import MaskContext, Strategy, checked_masks
 from olmoearth_jax.modalities import DERIVED, MAX_TIMESTEPS
 from olmoearth_jax.stream.stream_shape import StreamSpec
 from olmoearth_jax.stream.token_counts import (
@@ -238,5 +238,6 @@ def _group(spec, presence, strategies, grid, timesteps, size, draw) -> dict:
     for key, strategy in zip(keys, strategies, strict=True):
         seeds = draw.integers(0, 2**63, size=size + 1, dtype=np.uint64)
         streams = [np.random.Generator(np.random.Philox(key=int(s))) for s in seeds]
-        group[key] = strategy(missing, MaskContext(streams[1:], streams[0], size, np.arange(size)))
+        context = MaskContext(streams[1:], streams[0], size, np.arange(size))
+        group[key] = checked_masks(strategy, missing, strategy(missing, context))
     return group

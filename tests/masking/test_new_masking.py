@@ -66,6 +66,40 @@ def test_the_strategy_of_the_page(mine):
     assert masking.register(my_masks.Checker) is my_masks.Checker  # once more changes nothing
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m, None),
+        (lambda m: {n: x.astype(np.int64) for n, x in m.items()}, None),
+        (lambda m: m | {"sentinel2_l2a": np.zeros((3, 4, 4, 2, 1), int)}, "have no data"),
+        (lambda m: m | {"latlon": np.full((3, 1), 4)}, r"of latlon holds other codes than 0...3"),
+        (lambda m: m | {"latlon": np.full((3, 1), -1)}, r"other codes"),
+        (lambda m: m | {"latlon": np.zeros(3, int)}, r"of latlon is \(3,\), not \(3, 1\)"),
+        (lambda m: {"latlon": m["latlon"]}, "gives no mask of sentinel2_l2a"),
+    ],
+)
+def test_masks_are_what_was_promised(mine, change, said):
+    plugins.take(["train", "--plugins=my_masks"])
+    plugins.load()
+    strategy = masking.build({"type": "checker"})
+    missing = {"sentinel2_l2a": np.zeros((3, 4, 4, 2, 1), bool), "latlon": np.zeros((3, 1), bool)}
+    missing["sentinel2_l2a"][0, 0, 0] = True
+    masks = change(strategy(missing, masking.MaskContext.whole_group(5, 3)))
+    if said is None:
+        out = masking.checked_masks(strategy, missing, masks)
+        assert all(m.dtype == np.int8 for m in out.values())
+        return
+    with pytest.raises(ValueError, match=f"masking strategy 'checker'.*{said}"):
+        masking.checked_masks(strategy, missing, masks)
+
+
+@pytest.mark.parametrize("name", ["my_masks.py", "./my_masks", "my-masks"])
+def test_a_path_is_no_name_of_a_module(mine, name):
+    plugins.take(["train", f"--plugins={name}"])
+    with pytest.raises(ValueError, match=r"is no name of a module: write a\.b for a/b\.py"):
+        plugins.load()
+
+
 def test_a_strategy_without_a_free_key_is_refused():
     class Second(masking.STRATEGIES["random"]):
         pass
