@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from olmoearth_jax.exports import exported
@@ -34,4 +35,7 @@ __getattr__, _ = exported(
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is offered, and the modules that are loaded; not what this file itself imports."""
+    own = globals()
+    modules = (name for name in own if f"{__name__}.{name}" in sys.modules)
+    return sorted({*__all__, *modules, *(name for name in own if name.startswith("__"))})

@@ -25,6 +25,10 @@ def test_completion_finds_what_the_package_offers():
 import sys, olmoearth_jax
 names = dir(olmoearth_jax)
 assert set(olmoearth_jax.__all__) <= set(names), names
+assert not {"annotations", "exported", "sys", "TYPE_CHECKING", "_"} & set(names), names
+assert "data" not in names
+import olmoearth_jax.data
+assert "data" in dir(olmoearth_jax)
 assert olmoearth_jax.list_models("*v1_3*") == ["OlmoEarth-v1_3-Base"]
 assert "jax" not in sys.modules and "flax" not in sys.modules
 for name in olmoearth_jax.__all__:
