@@ -288,6 +288,11 @@ class PretrainedModel(FrozenEncoder):
 
 def _samples(given: Any) -> list[Sample]:
     """The samples of a list of them; says how to make one of anything else."""
+    if type(given).__module__.startswith("xarray."):
+        raise ValueError(
+            f"a model takes samples, not a {type(given).__name__}: make one with "
+            "Sample.from_xarray(images), or take embed_xarray(images)"
+        )
     if isinstance(given, Mapping):
         what = f"a mapping of {', '.join(map(str, given))}"
     else:

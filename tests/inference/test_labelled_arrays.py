@@ -196,3 +196,9 @@ def test_xarray_is_imported_only_where_an_array_is_made():
         "sys.exit('xarray' in sys.modules or 'rasterio' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_embed_says_how_to_hand_over_labelled_arrays(model):
+    for images in (optical(), optical().to_dataset("band")):
+        with pytest.raises(ValueError, match=r"not a Data\w+: make one with Sample\.from_xarray"):
+            model.embed(images)
