@@ -41,6 +41,8 @@ def page(run: Path) -> str:
     Raises:
       ValueError: the folder holds no metrics or config.
     """
+    if (run / "job.json").is_file():  # as `maps.run_folder` names it; importing that takes long
+        raise ValueError(f"{run} is a run of launch.finetune, which writes its own page at its end")
     records = read_metrics(run)
     config = run / "config.json"
     if not config.is_file():

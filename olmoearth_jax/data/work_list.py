@@ -152,7 +152,7 @@ def another_job(
     path: Path, there: Mapping[str, Any], here: Mapping[str, Any], decides: Sequence[str]
 ) -> ValueError:
     """The error of a job.json that holds another job; shows the members that differ."""
-    rows = _differences({k: there.get(k) for k in decides}, {k: here[k] for k in decides})
+    rows = differences({k: there.get(k) for k in decides}, {k: here[k] for k in decides})
     shown = "; ".join(f"{name}: {a} there, {b} here" for name, a, b in rows[:8])
     return ValueError(
         f"{path.parent.parent} holds another job ({shown or 'another version of it'}); give "
@@ -160,11 +160,12 @@ def another_job(
     )
 
 
-def _differences(there: Any, here: Any, name: str = "") -> list[tuple[str, str, str]]:
+def differences(there: Any, here: Any, name: str = "") -> list[tuple[str, str, str]]:
+    """(dotted name, value there, value here) of the members of two plain objects that differ."""
     if isinstance(there, dict) and isinstance(here, dict):
         out = []
         for key in sorted({*there, *here}):
-            out += _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+            out += differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
         return out
     return [] if there == here else [(name, _short(there), _short(here))]
 

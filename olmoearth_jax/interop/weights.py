@@ -358,8 +358,10 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     except ValueError as e:
         # A path is most often a slip, but 'owner/name' may be meant for the hub.
         told = no_folder(folder) if len(folder.parts) > 1 else ""
-        if "did you mean" in told:
-            raise ValueError(f"{told} And as a name of the hub: {e}") from None
+        local = len(folder.parts) == 2 and not folder.is_absolute() and folder.parent.is_dir()
+        if "did you mean" in told or local:
+            end = "" if told.endswith("?") else "."
+            raise ValueError(f"{told}{end} And as a name of the hub: {e}") from None
         raise
 
 

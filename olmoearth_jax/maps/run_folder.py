@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from olmoearth_jax.data.work_list import differences
 from olmoearth_jax.files import json_plain, replacing, write_atomically
 from olmoearth_jax.maps.labels import Class
 from olmoearth_jax.maps.samples import Target
@@ -122,10 +123,8 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path} cannot be read: {e}") from None
         wanted = json.loads(json.dumps(record))
-        odd = [k for k in {**held, **wanted} if held.get(k) != wanted.get(k)]
-        if odd:
-            shown = "; ".join(f"{k} {_short(held.get(k))} there, {_short(wanted.get(k))} now"
-                              for k in odd)  # fmt: skip
+        if odd := differences(held, wanted):
+            shown = "; ".join(f"{name} {there} there, {now} now" for name, there, now in odd)
             raise ValueError(f"{folder} holds another job ({shown}): give another --output")
         return
     if folder.exists() and any(folder.iterdir()):
@@ -133,11 +132,6 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
     folder.mkdir(parents=True, exist_ok=True)
     about = {"settings": record, "digest": digest_of(record), **(free or {})}
     write_atomically(path, json.dumps(about, indent=1) + "\n")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -228,3 +228,20 @@ def test_layouts_of_all_presets_are_exact(size, version):
             seen.add(kind)
             x = np.arange(np.prod(entry.torch_shape), dtype=np.float32).reshape(entry.torch_shape)
             np.testing.assert_array_equal(entry.to_torch(entry.to_ours(x)), x)
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_hub(tmp_path, monkeypatch):
+    def nothing(repo, revision):
+        raise ValueError(f"the hub has no repository {repo!r}")
+
+    monkeypatch.setattr(weights, "_download", nothing)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local_output").mkdir()
+    said = r"no folder local_output/zz\. And as a name of the hub: the hub has no repository"
+    with pytest.raises(ValueError, match=said):
+        weights.find("local_output/zz")
+    with pytest.raises(ValueError, match="^the hub has no repository 'somebody/zz'"):
+        weights.find("somebody/zz")
+    (tmp_path / "local_output" / "my_run").mkdir()
+    with pytest.raises(ValueError, match=r"did you mean local_output/my_run\? And as a name"):
+        weights.find("local_output/my_ran")

@@ -67,6 +67,9 @@ def test_again_says_done_and_another_job_is_refused(folder, done):
     assert again == json.loads(json.dumps(done[0])) and "finished already" in lines[-1]
     with pytest.raises(ValueError, match=r"holds another job \(seed 0 there, 4 now\)"):
         fine_tuning.run(options(folder, folder / "run", seed=4), quiet)
+    # Of nested settings, too, only what differs is shown.
+    with pytest.raises(ValueError, match=r"another job \(head\.epochs \d+ there, 77 now\)"):
+        fine_tuning.run(options(folder, folder / "run", head=HeadOptions(epochs=77)), quiet)
     (folder / "other").mkdir()
     (folder / "other" / "x.txt").write_text("mine")
     with pytest.raises(ValueError, match="files of something else"):

@@ -117,6 +117,10 @@ def test_a_page_of_somebody_else_is_not_replaced(run):
 def test_what_is_no_run(tmp_path, run):
     with pytest.raises(ValueError, match="there is no folder"):
         _run_page.page(tmp_path / "absent")
+    (run / "job.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is a run of launch\.finetune"):
+        _run_page.page(run)
+    (run / "job.json").unlink()
     (run / "config.json").write_text('{"common": ')
     with pytest.raises(ValueError, match="config.json cannot be read"):
         _run_page.page(run)
