@@ -20,7 +20,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -73,7 +73,7 @@ _POLL = _float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1
 _OUT = _string("out", None, "Folder of the results; default: evals in the run folder.")
 _OVERWRITE = _bool("overwrite", False, "Replace a results.png that is not of this program.")
 _DRY = _bool("dry_run", False, "Print the plan and stop.")
-_LIST = _bool("list", False, "Say why tasks are skipped.")
+_LIST = _bool("list", False, "Say why tasks are skipped; without a model, of all tasks.")
 _DTYPE = _enum("dtype", None, ["float32", "bfloat16"], "Type of matrix products.")
 
 
@@ -136,8 +136,7 @@ def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
         say(f"skipping {len(skipped)} tasks for want of data or modalities (--list says which)")
     elif skipped:
         say(f"skipping {len(skipped)} tasks:")
-        for reason in dict.fromkeys(skipped.values()):
-            say(f"  {', '.join(n for n, r in skipped.items() if r == reason)}: {reason}")
+        _say_why(skipped)
     if not able:
         raise UserError("no task can run; see the reasons above")
     return sweep.expand(able, _SWEEP.value)
@@ -240,8 +239,25 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
+def _list_tasks() -> None:
+    """Which tasks' data is there, and why that of the others is not; needs no model."""
+    able, skipped = split_available(_chosen_tasks()[0], None)
+    commands.say(f"data of {len(able)} tasks is there: {', '.join(able) or 'none'}")
+    _say_why(skipped)
+
+
+def _say_why(skipped: Mapping[str, str]) -> None:
+    """The tasks of each reason."""
+    for reason in dict.fromkeys(skipped.values()):
+        commands.say(f"  {', '.join(n for n, r in skipped.items() if r == reason)}: {reason}")
+
+
 def execute(stop: threading.Event) -> None:
     """Does what the flags say."""
+    named = (_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value, _EMBEDDINGS.value)
+    if _LIST.value and all(v is None for v in named):
+        _list_tasks()
+        return
     if _EMBEDDINGS.value is not None:
         given = [_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value]
         if _WATCH.value or any(v is not None for v in given):

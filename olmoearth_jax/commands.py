@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -150,7 +151,9 @@ def parse_flags(
     try:
         return values(argv)
     except flags.Error as e:
-        print(f"error: {e}{hint}", file=sys.stderr)
+        lacking = re.search(r"Flag --(\w+) must have a value other than None", str(e))
+        told = f"give --{lacking[1]}" if lacking else str(e)
+        print(f"error: {told}{hint}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 

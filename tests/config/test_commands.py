@@ -86,6 +86,8 @@ def test_a_program_sees_its_own_arguments_and_ends_as_itself():
     assert (
         wrong.stderr == "error: Unknown command line flag 'h5py_dirr'. Did you mean: h5py_dir ?\n"
     )
+    lacking = run("verify_dataset")
+    assert (lacking.returncode, lacking.stderr) == (2, "error: give --h5py_dir\n")
     left = run("verify_dataset", "--h5py_dir=x", "stray")
     assert (left.returncode, left.stderr) == (2, "error: unexpected argument 'stray'\n")
 

@@ -229,6 +229,15 @@ def _evaluate(*arguments: str) -> int:
     return evaluate.main(["evaluate"])
 
 
+def test_tasks_are_listed_without_a_model(windows, monkeypatch, capsys):
+    monkeypatch.delenv("MADOS_DIR", raising=False)
+    assert _evaluate("--list", "--tasks=yemen_crop,mados") == 0
+    out = capsys.readouterr().out
+    assert "data of 1 tasks is there: yemen_crop" in out and "mados: set MADOS_DIR" in out
+    assert _evaluate("--list", "--tasks=yemen_crp") == 2
+    assert "did you mean 'yemen_crop'" in capsys.readouterr().err
+
+
 def test_the_verb_evaluates_a_baseline(windows, tmp_path, capsys):
     out = (
         "--baseline=raw_bands",
