@@ -104,13 +104,15 @@ def _csv_rows(path: AnyPath, text: str) -> list[dict[str, Any]]:
     marks = [named[1]] if named else [m for m in ";\t" if m in head and "," not in head]
     try:
         lines = csv.reader(io.StringIO(text), delimiter=marks[0] if marks else ",", strict=True)
-        names = [n.strip() for n in next(lines, [])]
+        names = _without_blank_end(next(lines, []))
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"the manifest {path} has two columns {twice!r}")
         rows = []
         for line in lines:
             if not any(cell.strip() for cell in line):
                 continue
+            if len(line) > len(names):
+                line = [*line[: len(names)], *_without_blank_end(line[len(names) :])]
             if len(line) != len(names):
                 raise ValueError(
                     f"the manifest {path} has {len(line)} fields in line "
@@ -120,6 +122,14 @@ def _csv_rows(path: AnyPath, text: str) -> list[dict[str, Any]]:
     except csv.Error as e:
         raise ValueError(f"the manifest {path} cannot be read: {e}") from None
     return rows
+
+
+def _without_blank_end(cells: list[str]) -> list[str]:
+    """The stripped cells without empty ones at the end, which spreadsheets leave."""
+    out = [cell.strip() for cell in cells]
+    while out and not out[-1]:
+        out.pop()
+    return out
 
 
 def _raster(manifest: AnyPath, row: Mapping[str, Any], resample: bool) -> Raster:

@@ -63,7 +63,14 @@ class RemotePath:
           OSError: it cannot be read; FileNotFoundError if it does not exist.
         """
         system, path = self._open_system()
-        return system.cat_file(path)
+        try:
+            return system.cat_file(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {self.url}") from None
+        except OSError:
+            raise
+        except Exception as e:  # protocols have errors of their own, such as HTTP's 403
+            raise OSError(f"{self.url} cannot be read: {e}") from e
 
     def open(self, mode: str = "r", newline: str | None = None) -> IO[Any]:
         """The file's content, for reading only."""
@@ -76,7 +83,9 @@ class RemotePath:
         try:
             return fsspec.core.url_to_fs(self.url)
         except ImportError as e:
-            raise OSError(f"cannot open {self.url}: {e}") from e
+            raise OSError(
+                f"cannot open {self.url}: {e} (pip install 'olmoearth-jax[remote]')"
+            ) from e
         except ValueError as e:
             raise OSError(f"cannot open {self.url}: {e}") from e
 

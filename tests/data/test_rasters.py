@@ -460,3 +460,15 @@ def test_some_descriptions_that_contradict_the_names_are_enough(tmp_path):
     counted = [f"B{k}" for k in range(1, 13)]  # of a program that counts; no sensor has these
     path = write(tmp_path / "c.tif", np.ones((12, 4, 4), np.uint16), counted)
     Stack([Raster(path, "2023-06-15", "sentinel2_l2a", S2)]).close()
+
+
+def test_empty_columns_at_the_end_of_a_table_do_not_count(tmp_path):
+    """Spreadsheets leave them."""
+    for text in ("path,date,,\na.tif,2023-06-15,,\n,,,\n", "path,date\na.tif,2023-06-15,,\n",
+                 "path;date;\na.tif;2023-06-15;\n"):  # fmt: skip
+        (tmp_path / "m.csv").write_text(text)
+        (raster,) = read_manifest(tmp_path / "m.csv")
+        assert (raster.path, raster.dates) == (str(tmp_path / "a.tif"), ["2023-06-15"])
+    (tmp_path / "m.csv").write_text("path,date,\na.tif,2023-06-15,vv\n")
+    with pytest.raises(ValueError, match="3 fields in line 2, but 2 columns"):
+        read_manifest(tmp_path / "m.csv")

@@ -14,6 +14,7 @@ from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.index import concat, prepare
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.raster_list import read_manifest
 from olmoearth_jax.data.remote import RemotePath, location
 from olmoearth_jax.data.store import SampleStore
 from olmoearth_jax.modalities import OFFICIAL_MODALITIES
@@ -155,3 +156,27 @@ def test_a_file_replaced_while_it_is_read_stays_whole(writable_dataset):
         shutil.copy(second, first.with_name("new"))
         first.with_name("new").replace(first)
         assert np.array_equal(before, file.read("srtm")) and file.read("cdl").size
+
+
+class _Refused(Exception):
+    """As HTTP's 403 comes out of aiohttp: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (_Refused("403, message='Forbidden'"), OSError, "x.json cannot be read: 403"),
+        (FileNotFoundError("x"), FileNotFoundError, "there is no file https://a.b/x.json"),
+        (TimeoutError("slow"), TimeoutError, "slow"),
+    ],
+)
+def test_whatever_a_server_says_is_an_error_of_reading(monkeypatch, error, kind, said):
+    class System:
+        def cat_file(self, path):
+            raise error
+
+    monkeypatch.setattr(RemotePath, "_open_system", lambda self: (System(), "x"))
+    with pytest.raises(kind, match=said):
+        RemotePath("https://a.b/x.json").read_bytes()
+    with pytest.raises(ValueError, match="the manifest .* cannot be read"):
+        read_manifest(RemotePath("https://a.b/x.json"))
