@@ -113,9 +113,9 @@ def evaluate(
         say(f"[{number + 1}/{len(plan)}] {name} on {loaded.name} step {loaded.step}")
         try:
             result = run_task(name, task, loaded.model, options, hooks)
-        except (ValueError, TypeError, OSError) as e:
+        except runner.FAULTS as e:
             failed.append(name)
-            say(f"error: {name}: {e}")
+            say(f"error: {name}: {runner.fault_of(e)}")
             continue
         items = runner.records(result, **about)
         for item in items:

@@ -126,8 +126,9 @@ class DownstreamEvaluator:
                 results[name] = run_task(name, self.tasks[name], model, self.options, hooks)
             except Stopped:
                 return None
-            except (ValueError, TypeError, OSError) as e:
-                self._say(f"evaluation task {name} failed at step {step}: {e}")
+            except runner.FAULTS as e:
+                told = runner.fault_of(e)
+                self._say(f"evaluation task {name} failed at step {step}: {told}")
         found: list[dict[str, Any]] = []
         for result in (results[n] for n in due if n in results):
             values |= runner.log_values(result)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from olmoearth_jax.configlib.tasks import (
@@ -52,6 +53,14 @@ from olmoearth_jax.files import (
 from olmoearth_jax.inference import quantize
 
 log = logging.getLogger(__name__)
+
+FAULTS = (ValueError, TypeError, OSError, jax.errors.JaxRuntimeError)
+"""Errors of one task that end no other, nor a run: bad settings or data, too little memory."""
+
+
+def fault_of(error: BaseException) -> str:
+    """What an error of a task says, in one line; JAX says more."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @dataclasses.dataclass

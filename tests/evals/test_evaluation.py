@@ -154,6 +154,31 @@ def test_a_failing_task_is_named_and_stops_no_other(windows, tmp_path):
     assert [r["task"] for r in runner.read_lines(tmp_path)] == ["good"]
 
 
+@pytest.mark.parametrize("text", ["RESOURCE_EXHAUSTED: Out of memory\nmore", ""])
+def test_a_task_that_needs_too_much_memory_ends_nothing(windows, tmp_path, monkeypatch, text):
+    original = runner.run_task
+
+    def run_task(name, *given):
+        if name in ("big", "rarely"):
+            raise jax.errors.JaxRuntimeError(text)
+        return original(name, *given)
+
+    for module in (sweep, callback):
+        monkeypatch.setattr(module, "run_task", run_task)
+    lines: list[str] = []
+    loaded = Loaded(tiny_model(), "tiny", 0, {})
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed: big"):
+        sweep.evaluate(
+            loaded, [("big", task()), ("good", task(epochs=2))], TEST, tmp_path, say=lines.append
+        )
+    assert f"error: big: {text.partition(chr(10))[0] or 'JaxRuntimeError'}" in lines
+    evaluator, said = _evaluator(tmp_path)
+    params = jax.tree.map(jax.numpy.asarray, latent_mim.initial_params(tiny_config()))
+    values = evaluator({"params": params}, 6)
+    assert values is not None and "eval/often" in values and "eval/rarely" not in values
+    assert any("task rarely failed at step 6" in line for line in said)
+
+
 def _config(folder, evaluator):
     config = ExperimentConfig(model=tiny_config())
     config.common.save_folder = str(folder)
