@@ -247,8 +247,8 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
     imagery = Imagery(rasters, plan.periods_of(o.years, o.periods), o.step)
     if names is not None:
         imagery.keep(names)
-    if o.area:
-        shape = area.read_area(Path(o.area).expanduser())
+    shape = area.read_area(Path(o.area).expanduser()) if o.area else None
+    if shape is not None:
         zones = area.by_zone(shape)
         digest = hashlib.sha256(area.shapely_library().to_wkb(shape.normalize())).hexdigest()
     else:
@@ -259,7 +259,7 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
         return bool(imagery.touching(zone, period.name, box))
 
     shards = plan.make(zones, lattice, imagery.periods, seen)
-    _check_touched(o, imagery, shards)
+    _check_touched(shape, imagery, shards)
     for zone in zones:
         if all(s.zone != zone for s in shards):
             notes.append(
@@ -270,17 +270,22 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
     return Job(o, layout, imagery, zones, shards, grids, digest, [*notes, *imagery.notes])
 
 
-def _check_touched(o: Options, imagery: Imagery, shards: list[plan.Shard]) -> None:
+def _check_touched(shape: Any, imagery: Imagery, shards: list[plan.Shard]) -> None:
+    """Raises ValueError for a period whose rasters show nothing of the area, or cannot be used.
+
+    A shard is large: that a raster and the area touch the same one does not mean that they meet.
+    """
+    box = area.shapely_library().box
     for period in imagery.periods:
-        if any(s.period == period.name for s in shards):
-            continue
         boxes = [s.lonlat for s in imagery.sources(period.name)]
+        met = shape is None or any(shape.intersects(box(*b)) for b in boxes)
+        if met and any(s.period == period.name for s in shards):
+            continue
         held = [f(b[k] for b in boxes) for f, k in ((min, 0), (min, 1), (max, 2), (max, 3))]
         shown = ", ".join(f"{v:.4f}" for v in held)
         wanted = "what they cover"
-        if o.area:
-            bounds = area.read_area(Path(o.area).expanduser()).bounds
-            wanted = "the area of " + ", ".join(f"{v:.4f}" for v in bounds)
+        if shape is not None:
+            wanted = "the area of " + ", ".join(f"{v:.4f}" for v in shape.bounds)
         raise ValueError(
             f"no raster of the period {period.name} touches {wanted}: the rasters reach over "
             f"{shown} (west, south, east, north)"

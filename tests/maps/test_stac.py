@@ -10,6 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import rasterio
+import shapely
+from rasterio.warp import transform_bounds
 
 from olmoearth_jax.data.rasters import Stack
 from olmoearth_jax.maps import imagery, stac
@@ -327,3 +329,23 @@ def test_an_archive_of_stac_items(folder, tmp_path):
     path = _collection(folder / "items.json", _item("a", _assets(folder)))
     assert run(*given, f"--inputs={path}") == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_an_area_beside_the_rasters_is_refused(tmp_path, capsys):
+    """In the same shard, too: else an archive without any value would be complete."""
+    from tests.maps.test_embed import run
+
+    x = world.images(world.classes()[:64, :64], 1)[:1]
+    world.write_raster(tmp_path / "B02.tif", x, None)
+    (tmp_path / "m.csv").write_text("path,date,modality,bands\nB02.tif,2024-05,sentinel2_l2a,B02\n")
+    with rasterio.open(tmp_path / "B02.tif") as file:
+        west, south, east, north = transform_bounds(file.crs, "EPSG:4326", *file.bounds)
+    given = ["--model=OlmoEarth-v1_2-Nano", "--years=2024", "--plan_only", "--patch_size=8",
+             f"--inputs={tmp_path / 'm.csv'}", f"--output={tmp_path / 'out'}"]  # fmt: skip
+    high = north - south
+    for below, code in ((0.5 * high, 0), (3 * high, 2)):
+        box = shapely.box(west, south - below, east, north - below)
+        (tmp_path / "area.geojson").write_text(shapely.to_geojson(box))
+        assert run(*given, f"--area={tmp_path / 'area.geojson'}") == code
+    said = capsys.readouterr().err
+    assert "no raster of the period 2024 touches the area of" in said
