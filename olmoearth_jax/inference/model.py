@@ -221,11 +221,12 @@ class PretrainedModel(FrozenEncoder):
         return prepare(sample, names, patch_size, self.rules)
 
     def check_locations(self, pooling: str, patch_size: int, location_size: int | None) -> None:
-        """Checks that the model has what a pooling asks for, at that size.
+        """Checks that the model takes patches of a size, and has what a pooling asks for.
 
         Raises:
-          ValueError: it has not.
+          ValueError: it does not.
         """
+        self._check_patch(patch_size)
         pooler = self.config.encoder_config.attention_pooler_config
         wanted = pooling in LOCATIONS
         if wanted and pooler is None:
@@ -243,6 +244,16 @@ class PretrainedModel(FrozenEncoder):
             raise ValueError(
                 f"a location_size of {location_size} does not divide the patch size {patch_size}"
             )
+
+    def _check_patch(self, patch_size: int) -> range:
+        """The sizes of patches that the model takes; raises ValueError for another."""
+        encoder = self.config.encoder_config
+        sizes = range(encoder.min_patch_size, encoder.max_patch_size + 1)
+        if not isinstance(patch_size, int) or patch_size not in sizes:
+            raise ValueError(
+                f"patch_size must be a whole number {sizes[0]}..{sizes[-1]}, got {patch_size!r}"
+            )
+        return sizes
 
     def _names(self, sample: Sample) -> tuple[str, ...]:
         """Modalities of the sample that the encoder takes; says which are left out."""
@@ -263,12 +274,7 @@ class PretrainedModel(FrozenEncoder):
         return names
 
     def _check_size(self, sample: Sample, names: tuple[str, ...], patch_size: int) -> None:
-        encoder = self.config.encoder_config
-        sizes = range(encoder.min_patch_size, encoder.max_patch_size + 1)
-        if not isinstance(patch_size, int) or patch_size not in sizes:
-            raise ValueError(
-                f"patch_size must be a whole number {sizes[0]}..{sizes[-1]}, got {patch_size!r}"
-            )
+        encoder, sizes = self.config.encoder_config, self._check_patch(patch_size)
         steps = sample.timestamps.shape[1]
         if steps > encoder.max_sequence_length:
             raise ValueError(

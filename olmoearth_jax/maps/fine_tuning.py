@@ -144,11 +144,11 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     assert isinstance(o.images, ImageOptions)  # see `from_archive` for the other kind
     rasters, notes = o.images.rasters()
     model = load_pretrained(o.model)
+    model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
     record = record_of(o, model, rasters)
     windows = None if o.labels.months is None else o.labels.windows()
     with o.images.open(rasters, windows) as (opened, more):
         step = o.settings.step if o.mode == "probe" else 1
-        model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
         check_weights(o, found.target)

@@ -55,6 +55,13 @@ def test_label_options(folder):
     refused(folder, "--block is a side in metres or 'auto', got 'x'", labels=side)
 
 
+@pytest.mark.parametrize("patch", [0, 5, 40])
+def test_patches_that_the_model_does_not_take(folder, patch):
+    """Told before a window is asked for that is whole patches of them."""
+    refused(folder, rf"patch_size must be a whole number 1\.\.4, got {patch}",
+            settings=Settings(patch))  # fmt: skip
+
+
 def test_too_few_of_something(folder):
     boxes = grid()
     one = labels(folder, boxes, ["a"] * 16)
