@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from olmoearth_jax.checkpoints import integrity
 from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     METRICS,
@@ -26,6 +27,7 @@ from olmoearth_jax.configlib.tasks import (
 )
 from olmoearth_jax.evals import embeddings, models, probe_heads, scoring
 from olmoearth_jax.evals.datasets import open_split
+from olmoearth_jax.evals.datasets.windowed import state_of
 from olmoearth_jax.evals.samples import IGNORE, EvalSample, check_split, collate
 from olmoearth_jax.evals.scoring import EvalResult
 from olmoearth_jax.files import replacing
@@ -188,6 +190,12 @@ class FineTuner:
         self.folder = None if root is None else root / name / f"lr{task.ft_lr}"
         self.epoch, self.best_epoch = 0, 0
 
+    @functools.cached_property
+    def _source(self) -> dict[str, str]:
+        """What a state was made from, beside the task: it is taken up only for the same."""
+        own = {"data": state_of(self.info.folder)} if self.info.folder else {}
+        return {"model": integrity.parameter_digest(self.model.params), **own}
+
     def _stale(self) -> bool:
         """Whether nothing got better for longer than patience lasts."""
         began = max(self.best_epoch, self.schedule.frozen_epochs)
@@ -218,6 +226,8 @@ class FineTuner:
             (self.folder / "last.ckpt").unlink(missing_ok=True)
 
     def _epoch(self, lr: float, frozen: bool, stop: Callable[[], bool]) -> float:
+        # The best state so far is that of an epoch before: it must not change with this one.
+        self.params = dict(self.params)
         seed, count = self.task.finetune_seed, len(self.splits["train"])
         order = probe_heads.rng(seed, 5, self.epoch).permutation(count)
         parts = ("head",) if frozen else ("encoder", "head")
@@ -237,7 +247,6 @@ class FineTuner:
                     jnp.asarray(self.counts[part]), lr,
                 )  # fmt: skip
             kept = None
-        self.params = dict(self.params)
         return total / batches
 
     def _inputs(self, batch: EvalSample):
@@ -296,7 +305,7 @@ class FineTuner:
         about = {
             "epoch": self.epoch, "counts": self.counts, "best_val_metric": self.best[0],
             "scheduler_state": dataclasses.asdict(self.schedule), "task": repr(self.task),
-            "best_epoch": self.best_epoch,
+            "best_epoch": self.best_epoch, **self._source,
             "backbone_unfrozen": self.epoch > self.schedule.frozen_epochs,
         }  # fmt: skip
         leaves = jax.tree.leaves(self._state(kind))
@@ -319,6 +328,9 @@ class FineTuner:
         with np.load(path) as stored:
             about = json.loads(str(stored["about"]))
             if about.get("task") != repr(self.task):
+                return False
+            # What was kept before these were has none of them.
+            if any(about.get(key, mine) != mine for key, mine in self._source.items()):
                 return False
             if len(stored.files) != len(leaves) + 1:
                 raise ValueError(f"{path} belongs to another model; remove it to start anew")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -156,6 +157,47 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(tmp_path, monkeypatch, ki
     first, last = (float(line.split("loss ")[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < first
     assert np.array_equal(before, model.params["norm"]["scale"])
+
+
+def _scored(monkeypatch, scores):
+    """The parameters at the end of each epoch, whose validation is said to give these scores."""
+    original, seen, left = finetune.FineTuner.evaluate, [], iter(scores)
+
+    def evaluate(self, split):
+        found = original(self, split)
+        if len(seen) == len(scores):
+            return found
+        seen.append(jax.tree.map(np.array, self.params))
+        return dataclasses.replace(found, primary=next(left))
+
+    monkeypatch.setattr(finetune.FineTuner, "evaluate", evaluate)
+    return seen
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.1, 0.2), (0.1, 0.9, 0.2), (0.1, 0.2, 0.9)])
+def test_fine_tuning_keeps_the_parameters_of_the_best_epoch(tmp_path, monkeypatch, scores):
+    write_windows(tmp_path / "yemen_crop", {"train": 4, "val": 2})
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    settings = task(eval_mode="finetune", ft_lr=1e-2, ft_batch_size=2, epochs=3)
+    seen = _scored(monkeypatch, scores)
+    tuner = finetune.FineTuner("t", settings, tiny_model(), RunOptions())
+    tuner.train(lambda: False, None)
+    best = int(np.argmax(scores))
+    assert tuner.best_epoch == best + 1
+    for number, params in enumerate(seen):
+        leaves = zip(jax.tree.leaves(tuner.params), jax.tree.leaves(params), strict=True)
+        assert all(np.array_equal(a, b) for a, b in leaves) == (number == best)
+
+
+def test_fine_tuning_of_another_model_begins_anew(tmp_path, monkeypatch):
+    write_windows(tmp_path / "yemen_crop", {"train": 4, "val": 2})
+    monkeypatch.setenv("EVAL_DATASETS_DIR", str(tmp_path))
+    settings = task(eval_mode="finetune", ft_lr=1e-2, ft_batch_size=2, epochs=1)
+    lines: list[str] = []
+    for seed, count in ((0, 1), (0, 1), (1, 2), (1, 2)):
+        options = RunOptions(save_folder=tmp_path / "kept")
+        finetune.run("t", settings, tiny_model(seed=seed), options, log=lines.append)
+        assert len(lines) == count
 
 
 def test_fine_tuning_goes_on_where_it_stopped(tmp_path, monkeypatch):
