@@ -10,7 +10,13 @@ import numpy as np
 
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, RunOptions
 from olmoearth_jax.evals.samples import IGNORE, Split, check_split
-from olmoearth_jax.evals.scoring import EvalResult, average_precision, bootstrap, score
+from olmoearth_jax.evals.scoring import (
+    EvalResult,
+    average_precision,
+    bootstrap,
+    labelled_rows,
+    score,
+)
 
 _TEMPERATURE = 0.07
 QUERY_BLOCK = 2048
@@ -160,7 +166,7 @@ def run_knn(
     x, y = train
     if info.spatial:
         y = _patch_labels(y, x.shape[1], x.shape[2], info.num_classes)
-    rows = (y != IGNORE).all(1) if info.multilabel else y != IGNORE
+    rows = labelled_rows(y) if info.multilabel else y != IGNORE
     flat = query[0].reshape(-1, query[0].shape[-1])
     scores, guess = knn_scores(
         (x[rows], y[rows]), flat, info.num_classes, options.k, options.skip_nearest
@@ -171,6 +177,8 @@ def run_knn(
     result = score(task, info, guess, truth, scores)
     if not options.n_bootstrap or scores is None:
         return result, {}
+    rows = labelled_rows(truth)
+    truth, guess, scores = truth[rows], guess[rows], scores[rows]
 
     def resampled(rows: np.ndarray) -> float:
         if info.multilabel:

@@ -218,6 +218,11 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
     }
 
 
+def labelled_rows(labels: np.ndarray) -> np.ndarray:
+    """bool [N]: the samples whose label, or whose every label, is known; labels [N] or [N, C]."""
+    return (labels != IGNORE).reshape(len(labels), -1).all(1)
+
+
 def score(
     task: EvalTaskConfig,
     info: DatasetInfo,
@@ -239,13 +244,14 @@ def score(
     elif kind == "segmentation":
         first = None if scores is None else np.moveaxis(scores, -1, 1)
         values = segmentation_metrics(guess, labels, info.num_classes, first)
-    elif kind == "multilabel":
-        values = multilabel_metrics(guess, labels, scores)
     else:
-        rows = labels != IGNORE
+        rows = labelled_rows(labels)
         if not rows.any():
             raise ValueError("no sample carries a label: every label is the ignore value")
         some = None if scores is None else scores[rows]
+        if kind == "multilabel":
+            values = multilabel_metrics(guess[rows], labels[rows], some)
+            return make_result(values, kind, task.primary_metric, task.primary_metric_class)
         values = classification_metrics(guess[rows], labels[rows], some)
         if task.primary_metric == BALANCED:
             values[BALANCED] = balanced_accuracy(guess[rows], labels[rows])

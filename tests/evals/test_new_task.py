@@ -15,7 +15,7 @@ from launch import evaluate
 from olmoearth_jax import check, overrides
 from olmoearth_jax.configlib import own_tasks, tasks
 from olmoearth_jax.configlib.official import official
-from olmoearth_jax.evals import callback, datasets
+from olmoearth_jax.evals import callback, datasets, models, runner
 from olmoearth_jax.evals.datasets.base import DataUnavailable
 from olmoearth_jax.evals.datasets.windowed import state_of
 
@@ -97,6 +97,53 @@ def test_windows_of_another_size_than_told(page, side):
     ((name, task),) = own_tasks.add_file("odd.json").items()
     said = f"sentinel2_l2a is 16 x 16 pixels in size; height_width of 'my_fields' is {side}"
     with pytest.raises(ValueError, match=said):
+        _ = datasets.open_split(name, task, "train")[0]
+
+
+def _several(folder: Path, change=lambda label, number: {"label": label}) -> None:
+    """Windows with a brighter band for each of three classes that they show."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        where = folder / "several" / "windows" / "all" / f"w{number}"
+        where.mkdir(parents=True)
+        label = rng.integers(0, 2, 3)
+        image = rng.normal(1500, 100, (12, 1, 16, 16))
+        image[:3, 0] += 1500 * label[:, None, None]
+        arrays = change(label, number)
+        np.savez(where / "arrays.npz", sentinel2_l2a=image.astype(np.uint16), **arrays)
+        about = {"options": {"eval_split": ["train", "train", "val", "test"][number % 4]}}
+        (where / "metadata.json").write_text(json.dumps(about))
+    dataset = {"folder": "several", "task_type": "classification", "multilabel": True,
+               "num_classes": 3, "modalities": ["sentinel2_l2a"]}  # fmt: skip
+    task = {"dataset": "several", "eval_mode": "knn", "patch_size": 4, "num_workers": 0}
+    record = {"datasets": {"several": dataset}, "tasks": {"several_knn": task}}
+    (folder / "odd.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        None,
+        lambda label, n: {"label": label - 2 * (n % 5 == 2) * label - (n % 5 == 2)},
+        lambda label, n: {"label": label, "valid": np.asarray(n % 5 != 2)},
+        lambda label, n: {"label": np.where(n % 5 == 2, np.nan, label)},
+    ],
+)
+def test_windows_of_several_classes(page, unknown):
+    """Windows whose labels are not known neither vote nor count."""
+    _several(page, *([] if unknown is None else [unknown]))
+    ((name, task),) = own_tasks.add_file("odd.json").items()
+    options = tasks.RunOptions(run_on_test=True, n_bootstrap=5, k=5)
+    found = runner.run_task(name, task, models.baseline("raw_bands").model, options)
+    assert found.test is not None and found.valid is not None
+    assert min(found.valid.primary, found.test.primary) > 0.75
+    assert found.bootstrap["mean"] > 0.75
+
+
+def test_labels_of_several_classes_that_are_too_few(page):
+    _several(page, lambda label, n: {"label": label[:2]})
+    ((name, task),) = own_tasks.add_file("odd.json").items()
+    with pytest.raises(ValueError, match="its label has 2 values; .* for each of the 3"):
         _ = datasets.open_split(name, task, "train")[0]
 
 

@@ -163,3 +163,19 @@ def test_normalisation_names_unknown_methods():
         normalize(np.zeros(2), STATS, "norm_yes_clip_min_max_int")
     with pytest.raises(ValueError, match="statistics already"):
         impute_stats({"a": {}, "b": {}}, [("a", "b")], ["a", "b"])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_resamples_of_knn_leave_out_what_has_no_label(several):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (60, 2) if several else 60)
+    x = (np.atleast_2d(y.T).T * 4.0 + rng.normal(0, 0.1, (60, 2 if several else 1))) - 2.0
+    x = np.concatenate([x, np.ones((60, 1))], 1).astype(np.float32)
+    info = DatasetInfo("x", "classification", 2, (), multilabel=several)
+    task, options = EvalTaskConfig(dataset="x"), RunOptions(k=3, n_bootstrap=20)
+    whole, resampled = knn.run_knn(task, info, (x, y), (x, y), options)
+    part = y.copy()
+    part[::2] = -1  # what they are is not known
+    some, resampled_some = knn.run_knn(task, info, (x, y), (x, part), options)
+    assert whole.primary == some.primary == 1.0
+    assert resampled["mean"] == resampled_some["mean"] == 1.0

@@ -156,11 +156,27 @@ class Windowed(Reader):
         if "sentinel1" in images:
             images["sentinel1"] = self._decibel(images["sentinel1"])
         label = self._marked(arrays["label"])
-        label = window_label(self.info.task_type, label, arrays.get("valid"))
+        if self.info.multilabel:
+            label = self._several(label, arrays.get("valid"))
+        else:
+            label = window_label(self.info.task_type, label, arrays.get("valid"))
         steps = next(iter(images.values())).shape[2]
         if steps > _MAX_STEPS:
             raise ValueError(f"windowed data may have at most {_MAX_STEPS} time steps, got {steps}")
         return Raw(images, label, _timestamps(arrays, steps))
+
+    def _several(self, label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+        """The 0/1 vector of a window that may show several classes; -1 where nothing is known."""
+        label = label.reshape(-1)
+        if len(label) != self.info.num_classes:
+            raise ValueError(
+                f"its label has {len(label)} values; of several classes per window it needs a 0 "
+                f"or 1 for each of the {self.info.num_classes}"
+            )
+        known = np.isfinite(label) & (label >= 0)
+        if not known.all() or (valid is not None and not (np.asarray(valid) > 0).all()):
+            return np.full(len(label), -1, np.int64)
+        return label.astype(np.int64)
 
     def _decibel(self, power: np.ndarray) -> np.ndarray:
         """Backscatter in decibel: linear power, as the catalogue's data have it, or as it is."""
