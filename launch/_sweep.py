@@ -29,6 +29,14 @@ _BEST_VAL_INTERVAL = 5
 Plan = list[tuple[str, EvalTaskConfig]]
 
 
+class RunsFailed(RuntimeError):
+    """Some runs of a plan failed; `found` has the results of the others."""
+
+    def __init__(self, told: str, found: list[dict[str, Any]]):
+        super().__init__(told)
+        self.found = found
+
+
 def expand(tasks: Mapping[str, EvalTaskConfig], sweep: str = "none") -> Plan:
     """The runs of a sweep (spec/evals.md section 12).
 
@@ -92,7 +100,7 @@ def evaluate(
     one another, so that these are made once; the results are given in the order of the plan.
 
     Raises:
-      RuntimeError: at the end, if tasks failed; it names them.
+      RunsFailed: at the end, if tasks failed; it names them and holds the other results.
     """
     done = {runner.identity(r): r for r in runner.read_lines(folder)}
     out: dict[int, list[dict[str, Any]]] = {}
@@ -122,9 +130,11 @@ def evaluate(
             runner.append_line(folder, item)
         runner.write_step(folder, loaded.step, items)
         out[place] = items
+    found = [item for place in sorted(out) for item in out[place]]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}")
-    return [item for place in sorted(out) for item in out[place]]
+        told = f"{len(failed)} of {len(plan)} runs failed: {', '.join(failed)}"
+        raise RunsFailed(told, found)
+    return found
 
 
 def _trials_of(held: Iterable[dict[str, Any]], host: dict[str, Any]) -> list[dict[str, Any]]:

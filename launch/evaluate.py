@@ -20,7 +20,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -195,6 +195,24 @@ def _run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) ->
     return sweep.evaluate(loaded, plan, options, folder, say=commands.say, stop=stop)
 
 
+def _run_each(every: Iterable[models.Loaded], folder: Path, stop: threading.Event) -> None:
+    """All runs on each of some models, and what was found.
+
+    Raises:
+      RuntimeError: at the end, if runs failed: neither other models nor the table wait for them.
+    """
+    found, failed = [], []
+    for loaded in every:
+        try:
+            found += _run_model(loaded, folder, stop.is_set)
+        except sweep.RunsFailed as e:
+            found += e.found
+            failed.append(f"{loaded.name} step {loaded.step}: {e}")
+    _show(folder, found)
+    if failed:
+        raise RuntimeError("; ".join(failed))
+
+
 def _watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
     """Evaluates checkpoints as they are completed, oldest first, until a signal ends it."""
     found, seen = [], set()
@@ -210,6 +228,7 @@ def _watch(source: Path, folder: Path, stop: threading.Event) -> list[dict]:
             try:
                 found += _run_model(loaded, folder, stop.is_set)
             except RuntimeError as e:
+                found += getattr(e, "found", [])
                 commands.say(f"error: step {path.name}: {e}")  # later ones are still of interest
             _show(folder, found)
         stop.wait(_POLL.value)
@@ -265,24 +284,22 @@ def execute(stop: threading.Event) -> None:
         model = Precomputed(_EMBEDDINGS.value)
         folder = _results_folder(None)
         loaded = models.Loaded(model, model.path.stem, 0, {})
-        _show(folder, _run_model(loaded, folder, stop.is_set))
+        _run_each([loaded], folder, stop)
         return
     if _BASELINE.value is not None:
         folder = _checked(_results_folder(None))
         loaded = models.baseline(
             _BASELINE.value, _SIZE.value, _VERSION.value, _SEED.value, _DTYPE.value
         )
-        _show(folder, _run_model(loaded, folder, stop.is_set))
+        _run_each([loaded], folder, stop)
         return
     source = _source_folder()
     folder = _checked(_results_folder(source))
     if _WATCH.value:
         _watch(source, folder, stop)
         return
-    found = []
-    for path in _step_folders(source):
-        found += _run_model(models.load_checkpoint(path, dtype=_DTYPE.value), folder, stop.is_set)
-    _show(folder, found)
+    steps = _step_folders(source)
+    _run_each((models.load_checkpoint(p, dtype=_DTYPE.value) for p in steps), folder, stop)
 
 
 def main(argv: list[str]) -> int:

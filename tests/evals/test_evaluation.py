@@ -263,6 +263,32 @@ def test_tasks_are_listed_without_a_model(windows, monkeypatch, capsys):
     assert "did you mean 'yemen_crop'" in capsys.readouterr().err
 
 
+def test_runs_that_fail_hide_no_result_of_others(windows, tmp_path, monkeypatch, capsys):
+    """Of other tasks, and of other checkpoints."""
+    every = [Loaded(tiny_model(seed=step), "tiny", step, {}) for step in (1, 2)]
+    steps = iter(every)
+    monkeypatch.setattr(evaluate, "_step_folders", lambda source: [Path("1"), Path("2")])
+    monkeypatch.setattr(models, "load_checkpoint", lambda path, dtype=None: next(steps))
+    given = ("--tasks=yemen_crop,lfmc_woody_3k", "--set=epochs=2", "--norun_on_test",
+             f"--checkpoint={tmp_path}", f"--out={tmp_path / 'e'}")  # fmt: skip
+    monkeypatch.setattr(sweep, "run_task", _failing(runner.run_task, "yemen_crop"))
+    assert _evaluate(*given) == 1
+    out, err = capsys.readouterr()
+    for step in (1, 2):
+        assert f"tiny step {step}: 1 of 2 runs failed: yemen_crop" in err
+    rows = [line for line in out.splitlines() if line.startswith("tiny ")]
+    assert len(rows) == 2 and all("lfmc_woody_3k" in row for row in rows)
+
+
+def _failing(original, name):
+    def run_task(task, *given):
+        if task == name:
+            raise ValueError("bad data")
+        return original(task, *given)
+
+    return run_task
+
+
 def test_the_verb_evaluates_a_baseline(windows, tmp_path, capsys):
     out = (
         "--baseline=raw_bands",
