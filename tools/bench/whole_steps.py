@@ -33,14 +33,14 @@ class WholeSteps:
         """Compiles the update; the bench has its state by then."""
         program, state = self.bench.zeros, self.bench.state
         assert program is not None
-        self.update = program._update_program(state, program._programs["zeros"](), {})
+        self.update = program._update_program(state, program.programs["zeros"](), {})
 
     def measure(self, trial: Trial) -> dict[str, Any]:
         """Seconds of a step on waiting inputs, of one with packing and transfer, their ratio."""
         bench, program = self.bench, trial.program
         assert program is not None
         groups = bench.groups[MOST_TIME]
-        program._programs["update"] = self.update
+        program.programs["update"] = self.update
         trial.load(bench)
         self._on_device(trial)
         own = statistics.median(_seconds(lambda: self._on_device(trial)) for _ in range(_REPEATS))
