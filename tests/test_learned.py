@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from olmoearth_jax.evals import models, runner
 from tools import learned
 
 
@@ -30,3 +31,17 @@ def test_a_gain_counts_only_beyond_its_interval():
     assert all("not better" in x and "below raw bands" in x for x in said)
     _, said = learned.table([every(0.5)], [every(0.1)], every(0.2))
     assert all("one seed says nothing" in x for x in said)
+
+
+def test_both_tasks_judge_embeddings_that_are_made_once(monkeypatch):
+    made = []
+    extract = runner._extract_all
+
+    def counted(run):
+        made.append(run.task.eval_mode)
+        return extract(run)
+
+    monkeypatch.setattr(runner, "_extract_all", counted)
+    found = learned.scores(models.baseline("raw_bands").model, 8)
+    assert len(made) == 1 and set(found) == set(every(0.0))
+    assert all(0.0 < value < 1.0 for value in found.values())
