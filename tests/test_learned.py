@@ -1,9 +1,11 @@
 """tools.learned: intervals and verdicts."""
 
 import math
+import types
 
 import pytest
 
+from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals import models, runner
 from tools import learned
 
@@ -34,14 +36,15 @@ def test_a_gain_counts_only_beyond_its_interval():
 
 
 def test_both_tasks_judge_embeddings_that_are_made_once(monkeypatch):
-    made = []
-    extract = runner._extract_all
+    caches = []
 
-    def counted(run):
-        made.append(run.task.eval_mode)
-        return extract(run)
+    def scored(name, task, model, options, hooks):
+        caches.append(hooks.cache)
+        part = types.SimpleNamespace(primary=0.5)
+        return types.SimpleNamespace(valid=part, test=part)
 
-    monkeypatch.setattr(runner, "_extract_all", counted)
-    found = learned.scores(models.baseline("raw_bands").model, 8)
-    assert len(made) == 1 and set(found) == set(every(0.0))
-    assert all(0.0 < value < 1.0 for value in found.values())
+    monkeypatch.setattr(learned, "run_task", scored)
+    assert learned.scores(models.baseline("raw_bands").model, 2) == every(0.5)
+    assert len(caches) == 2 and caches[0] is caches[1] is not None
+    found = tasks.change_all(tasks.select(tasks.catalogue(), list(learned.TASKS)), patch_size=2)
+    assert len({runner._encoding(task, tasks.RunOptions()) for task in found.values()}) == 1
