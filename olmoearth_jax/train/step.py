@@ -289,8 +289,9 @@ class TrainProgram:
         total = shapes_of(self._zeros(state, micro_steps[0]))
 
         def job(prepared: Prepared) -> None:
-            self._program(prepared, shapes, total, self._rng)
-            prepared.release()
+            # Nor may it hold inputs, for which the devices may have no room beside the training.
+            inputs = dataclasses.replace(prepared, pack=lambda: shapes_of(prepared.pack()))
+            self._program(inputs, shapes, total, self._rng)
 
         self.programs.behind([functools.partial(job, prepared) for prepared in others])
 
