@@ -347,7 +347,7 @@ class LadderConfig:
     """Capacities of the compiled step programs."""
 
     max_rungs: int = 12
-    """Most capacities, hence most step programs, of a run."""
+    """Most step programs of a run, the update among them; 2: one for all that is likely."""
     row_classes: int = 4
     """Lengths of attention rows, as fractions of the longest; the last is 1."""
 
@@ -357,7 +357,8 @@ class CompileConfig:
     """Compilation of the step programs."""
 
     ahead: bool = True
-    """Compile every program before the first step; false compiles each at first use."""
+    """Compile what is likely needed: for the first step before it, the rest behind the training;
+    false compiles each at first use."""
     cache_dir: str | None = None
     """Persistent compilation cache; null means ~/.cache/olmoearth_jax/xla."""
 

@@ -1,9 +1,12 @@
 """tools.learned: intervals and verdicts."""
 
 import math
+import types
 
 import pytest
 
+from olmoearth_jax.configlib import tasks
+from olmoearth_jax.evals import models, runner
 from tools import learned
 
 
@@ -30,3 +33,18 @@ def test_a_gain_counts_only_beyond_its_interval():
     assert all("not better" in x and "below raw bands" in x for x in said)
     _, said = learned.table([every(0.5)], [every(0.1)], every(0.2))
     assert all("one seed says nothing" in x for x in said)
+
+
+def test_both_tasks_judge_embeddings_that_are_made_once(monkeypatch):
+    caches = []
+
+    def scored(name, task, model, options, hooks):
+        caches.append(hooks.cache)
+        part = types.SimpleNamespace(primary=0.5)
+        return types.SimpleNamespace(valid=part, test=part)
+
+    monkeypatch.setattr(learned, "run_task", scored)
+    assert learned.scores(models.baseline("raw_bands").model, 2) == every(0.5)
+    assert len(caches) == 2 and caches[0] is caches[1] is not None
+    found = tasks.change_all(tasks.select(tasks.catalogue(), list(learned.TASKS)), patch_size=2)
+    assert len({runner._encoding(task, tasks.RunOptions()) for task in found.values()}) == 1

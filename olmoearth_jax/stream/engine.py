@@ -112,6 +112,8 @@ class StreamEngine:
     ):
         self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree
         self.per_patch = per_patch
+        self.expected = np.ones(len(self.ladder), np.int64)
+        """Per rung how often it is likely to be used, in any unit."""
         self.flops: Callable[[Sequence[TokenCounts]], float] | None = None
         """Operations of training on the real tokens of groups, to be counted with them."""
         self.rung_counts = np.zeros(len(self.ladder), np.int64)
@@ -148,11 +150,14 @@ class StreamEngine:
         self.rung_counts[number] += 1
         return self._plan(counts, owner, self.ladder[number])
 
-    def every_program(self, groups: Sequence[Group]) -> Iterator[Prepared]:
-        """Per rung a micro-step of holes only: what all programs can be compiled from.
+    def every_program(self, groups: Sequence[Group], spare: bool = True) -> Iterator[Prepared]:
+        """Per rung a micro-step of holes only: what programs can be compiled from.
+
+        The rungs come in the order in which they are likely to be used.
 
         Args:
           groups: the groups of a step; only their shapes matter.
+          spare: the hard bound too, where nothing that was simulated needs it.
         """
         empty = []
         for group in groups[: self.spec.groups]:
@@ -160,8 +165,10 @@ class StreamEngine:
         counts = [count_tokens(g, self.spec) for g in empty]
         devices = len(local_devices(self.mesh))
         owner = balance_devices(np.concatenate([c.loads for c in counts]), devices)
-        for rung in self.ladder:
-            yield self._plan(counts, owner, rung)
+        order = np.argsort(-self.expected, kind="stable")
+        top = len(self.ladder) - 1
+        for number in order if spare or self.expected[top] else order[order != top]:
+            yield self._plan(counts, owner, self.ladder[number])
 
     def _plan(self, counts: list[TokenCounts], owner: np.ndarray, rung: Rung) -> Prepared:
         devices = len(local_devices(self.mesh))

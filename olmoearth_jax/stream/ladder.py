@@ -213,6 +213,12 @@ def cheapest(bits: int) -> int:
     return (bits & -bits).bit_length() - 1
 
 
+def expected_use(ladder: Sequence[Rung], needs: Sequence[Need]) -> np.ndarray:
+    """int [rungs]: how many of the observed needs run on each rung."""
+    used = [cheapest(fitting_rungs(ladder, need)) for need in needs]
+    return np.bincount(used, minlength=len(ladder))
+
+
 def _holds(
     rung: Rung, totals: np.ndarray, lengths: np.ndarray, plans: Sequence[int] | None = None
 ) -> np.ndarray:
@@ -294,7 +300,7 @@ def build_ladder(
     # What the fullest of several devices needs varies less from one micro-step to the next.
     slack = 0.02 if spec.devices == 1 else 0.01
     found = min(
-        (_refine(sizer, parts, max_rungs - 1, slack) for parts in (1, 2, 3)),
+        (_refine(sizer, parts, max_rungs - 1, slack) for parts in (1, 2, 3) if parts < max_rungs),
         key=lambda rungs: _expected(sizer, rungs),
     )
     return (*dict.fromkeys(r for r in _worthwhile(sizer, found) if r != top), top)

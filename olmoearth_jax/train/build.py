@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -20,8 +20,9 @@ from olmoearth_jax.data.sampler import shape_sampler
 from olmoearth_jax.losses import Objective
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.modalities import IMAGE_TILE_PX, normalization_of
-from olmoearth_jax.stream.ladder import build_ladder
+from olmoearth_jax.stream.ladder import build_ladder, expected_use
 from olmoearth_jax.stream.stream_shape import MicroStepSize, Rung, StreamSpec
+from olmoearth_jax.stream.token_counts import Need
 from olmoearth_jax.train import assemble, probe
 from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.flops import training_flops
@@ -147,18 +148,18 @@ def likely_shapes(
     return [s for s in sorted(likely) for _ in range(max(1, round(count * likely[s])))]
 
 
-def size_ladder(
+def likely_needs(
     config: ExperimentConfig,
     spec: StreamSpec,
     timesteps: dict[int, int],
     presence: list[probe.Presence],
     tile_px: int = IMAGE_TILE_PX,
-) -> tuple[Rung, ...]:
-    """Rungs for a data set with these presence patterns; one slot is kept for the update."""
+) -> list[Need]:
+    """What simulated micro-steps of a data set with these presence patterns need."""
     count = MICRO_STEPS_PER_GRID * len(timesteps)
     shapes = likely_shapes(config, timesteps, count, tile_px)
     presence = presence or [probe.complete(spec.modalities)]
-    found = probe.simulate_needs(
+    return probe.simulate_needs(
         spec,
         presence,
         masking_strategies(config),
@@ -167,7 +168,30 @@ def size_ladder(
         count if shapes is timesteps else len(shapes),
         pool=MICRO_STEPS_PER_GRID,
     )
-    return build_ladder(spec, found, max(1, config.ladder.max_rungs - 1), config.ladder.row_classes)
+
+
+def size_ladder(
+    config: ExperimentConfig,
+    spec: StreamSpec,
+    timesteps: dict[int, int],
+    presence: list[probe.Presence],
+    tile_px: int = IMAGE_TILE_PX,
+) -> tuple[Rung, ...]:
+    """Rungs for a data set with these presence patterns; one slot is kept for the update."""
+    return ladder_for(config, spec, likely_needs(config, spec, timesteps, presence, tile_px))
+
+
+def ladder_for(
+    config: ExperimentConfig, spec: StreamSpec, needs: Sequence[Need]
+) -> tuple[Rung, ...]:
+    """Rungs for what micro-steps are likely to need; one slot is kept for the update.
+
+    With two programs in all that is one rung for everything likely, and behind it the hard bound,
+    which is compiled only if a micro-step needs it after all.
+    """
+    programs = config.ladder.max_rungs
+    rungs = max(2, programs - 1) if programs > 1 else 1
+    return build_ladder(spec, needs, rungs, config.ladder.row_classes)
 
 
 def build_program(
@@ -188,9 +212,11 @@ def build_program(
     presence = probe.read_presence(index)
     if config.dataset.validation_fraction:
         presence += probe.read_presence(build_index(config, "validation"))
-    ladder = size_ladder(config, spec, stream.timesteps, presence, index.tile_px)
+    needs = likely_needs(config, spec, stream.timesteps, presence, index.tile_px)
+    ladder = ladder_for(config, spec, needs)
     say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
     engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
+    engine.expected = expected_use(ladder, needs)
     engine.flops = functools.partial(training_flops, config, spec)
     return TrainProgram(
         config,

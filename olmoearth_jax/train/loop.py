@@ -117,6 +117,7 @@ def train(
         recorder = _open_recorder(stack, run, writer, program, guard)
         if owed:
             owed = not device.call(evaluate, state, start, recorder)
+        stack.callback(getattr(program, "close", _unguarded))
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
         show = Shown(extras.pictures, config.trainer.callbacks.tensorboard, stop)
         show.before(start, state, recorder, device, cancel)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -24,21 +20,12 @@ from olmoearth_jax.mesh import global_array, local_devices, rules_of, shardings
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.stream.engine import Engine, Group, Prepared
 from olmoearth_jax.train import optimizer, targets
+from olmoearth_jax.train.compiling import Programs, shapes_of
 from olmoearth_jax.train.optimizer import learning_rate
-from olmoearth_jax.train.signals import THREADS
 from olmoearth_jax.train.targets import ema_decay_at, ema_update
 
 State = dict[str, Any]
 MASK_NAMES = tuple(code.name for code in CODES)
-
-
-def compile_threads() -> int:
-    """Programs compiled at a time: XLA keeps about two of this process's cores busy with one."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, min(8, cores // 2))
 
 
 @dataclasses.dataclass
@@ -110,16 +97,12 @@ class TrainProgram:
         compiler_options: XLA's options by name, beside those of XLA_FLAGS.
         """
         self.config, self.model, self.engine, self.mesh = config, config.model, engine, mesh
-        self.last_step, self.on_compile = last_step, on_compile
-        self._compiler_options = dict(compiler_options or {}) or None
+        self.last_step = last_step
+        self.programs = Programs(on_compile, compiler_options)
         module = config.train_module
         self._trained = trainable
         self._optimizer = optimizer.adamw(module.optim_config, trainable, module.max_grad_norm)
         self._peak = optimizer.peak_rate(module.optim_config)
-        self.compile_count = 0
-        self.compiling = 0  # programs that are being compiled now
-        self._counting = threading.Lock()
-        self._programs: dict[Any, Any] = {}
         self._shardings = shardings(
             self._shapes(), mesh, rules_of(config.fsdp_rules, mesh.shape["fsdp"])
         )
@@ -128,6 +111,16 @@ class TrainProgram:
         whole = (s.is_fully_replicated for s in jax.tree.leaves(self._shardings["params"]))
         self._flat = mesh.devices.flat[0].platform == "cpu" and all(whole)
         self._rng = jax.random.key(config.init_seed)
+
+    @property
+    def compile_count(self) -> int:
+        """Programs compiled so far."""
+        return self.programs.count
+
+    @property
+    def compiling(self) -> int:
+        """Programs that a step waits for now."""
+        return self.programs.awaited
 
     def _shapes(self) -> State:
         params = latent_mim.graph(self.model)[1]
@@ -178,11 +171,11 @@ class TrainProgram:
         The state is donated: use the returned one. `gate` is called once, when everything is
         compiled and nothing of the state is consumed yet; if it raises, the state stays whole.
         """
-        if self.config.compile.ahead and not self._programs:
-            self.compile_all(state, groups)
         plan = self.config.train_module.scheduler
         lr = learning_rate(plan, self._peak, step, self.last_step)
         micro_steps = self.engine.prepare(groups)
+        if self.config.compile.ahead and not self.programs:
+            self._compile_ahead(state, groups, micro_steps)
         total = self._zeros(state, micro_steps[0])
         counts = counts_of(micro_steps, groups)
         update = self._update_program(state, total, counts)
@@ -207,7 +200,7 @@ class TrainProgram:
     def _update_program(self, state: State, total: Any, counts: dict[str, float]) -> Any:
         arguments = (state, total, np.float32(0))
         if jax.process_count() == 1:
-            return self._cached("update", self._update, arguments, (0,))
+            return self.programs.get("update", self._update, arguments, (0,))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
 
         # Trap: no arithmetic on arrays that span processes outside of the compiled programs of a
@@ -221,7 +214,7 @@ class TrainProgram:
             )
 
         name = f"update of {len(counts)}"  # masks of other modalities make another program
-        return self._cached(name, update, (*arguments, self._rows(counts)), (0,))
+        return self.programs.get(name, update, (*arguments, self._rows(counts)), (0,))
 
     def gradients(self, state: State, groups: Sequence[Group], step: int = 1):
         """(gradients, metrics) of a step without taking it; for parity checks."""
@@ -264,7 +257,7 @@ class TrainProgram:
             return state, None
         arguments = (state["target"], state["params"]["encoder"], np.float32(decay))
         out = self._shardings["target"]
-        target = self._cached("target", ema_update, arguments, (), out)(*arguments)
+        target = self.programs.get("target", ema_update, arguments, (), out)(*arguments)
         return {**state, "target": target}, decay
 
     def warm_up(self, prepared: Prepared, state: State) -> None:
@@ -277,29 +270,52 @@ class TrainProgram:
 
         An engine whose programs are keyed by shape has no such list and compiles when it must.
         """
+        planned = self._every_program(groups, spare=True)
+        if planned:
+            self._compile_together(state, groups, planned)
+
+    def _compile_ahead(
+        self, state: State, groups: Sequence[Group], micro_steps: Sequence[Prepared]
+    ) -> None:
+        """Compiles what a first step needs, and behind the training what others will need.
+
+        Only what is rarer than all that was simulated waits until it is needed.
+        """
+        needed = {micro_step.key: micro_step for micro_step in micro_steps}
+        others = [p for p in self._every_program(groups, spare=False) if p.key not in needed]
+        self._compile_together(state, groups, list(needed.values()))
+        # The state is given away by every update: what is compiled beside it must not hold it.
+        shapes = self.abstract_state()
+        total = shapes_of(self._zeros(state, micro_steps[0]))
+
+        def job(prepared: Prepared) -> None:
+            # Nor may it hold inputs, for which the devices may have no room beside the training.
+            inputs = dataclasses.replace(prepared, pack=lambda: shapes_of(prepared.pack()))
+            self._program(inputs, shapes, total, self._rng)
+
+        self.programs.behind([functools.partial(job, prepared) for prepared in others])
+
+    def _every_program(self, groups: Sequence[Group], spare: bool) -> list[Prepared]:
         every = getattr(self.engine, "every_program", None)
-        planned: list[Prepared] = [] if every is None else list(every(groups))
-        if not planned:
-            return
+        return [] if every is None else list(every(groups, spare))
+
+    def _compile_together(
+        self, state: State, groups: Sequence[Group], planned: Sequence[Prepared]
+    ) -> None:
         total = self._zeros(state, planned[0])  # made once, before there are several threads
         counts = counts_of(planned[:1], groups)
-
-        def compile_one(prepared: Prepared) -> None:
-            self.warm_up(prepared, state)
-            prepared.release()
-
-        with ThreadPoolExecutor(compile_threads(), thread_name_prefix=THREADS) as pool:
-            waiting = [pool.submit(compile_one, prepared) for prepared in planned]
-            self._update_program(state, total, counts)  # beside them: small, and needed as soon
-            for one in waiting:
-                one.result()
+        self.programs.all(
+            [functools.partial(self._program, p, state, total, self._rng) for p in planned],
+            # Beside them: small, and needed as soon.
+            lambda: self._update_program(state, total, counts),
+        )
 
     def _zeros(self, state: State, prepared: Prepared):
         def shapes(params, target, inputs, key):
             _, aux = self.engine.loss(params, target, inputs, key, prepared.key)
             return jax.tree.map(lambda x: jnp.zeros((), jnp.float32), aux)
 
-        if "zeros" not in self._programs:
+        if "zeros" not in self.programs:
             aux = jax.eval_shape(
                 shapes, state["params"], state["target"], prepared.inputs, self._rng
             )
@@ -320,16 +336,16 @@ class TrainProgram:
             if not self._flat:
                 out["grads"] = self._shardings["params"]
             self._total_shardings = out
-            self._programs["zeros"] = jax.jit(make, out_shardings=out)
-        return self._programs["zeros"]()
+            self.programs["zeros"] = jax.jit(make, out_shardings=out)
+        return self.programs["zeros"]()
 
     def _program(self, prepared: Prepared, state, total, key):
         program_key = prepared.key
-        if program_key in self._programs:
-            return self._programs[program_key]
+        if (known := self.programs.find(program_key)) is not None:
+            return known
         micro_step = self.micro_step(program_key)
         arguments = (state["params"], state["target"], total, prepared.inputs, key)
-        return self._cached(program_key, micro_step, arguments, (2,), self._total_shardings)
+        return self.programs.get(program_key, micro_step, arguments, (2,), self._total_shardings)
 
     def micro_step(self, program_key: Any) -> Callable[..., Any]:
         """The function of a micro-step before it is compiled.
@@ -359,39 +375,13 @@ class TrainProgram:
 
         return micro_step
 
-    def _cached(self, name, function, arguments, donate, out_shardings=None):
-        if name not in self._programs:
-            start = time.perf_counter()
-            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-            self._count_compiling(1)
-            try:
-                self._programs[name] = jitted.lower(*arguments).compile(self._compiler_options)
-            finally:
-                self._count_compiling(-1)
-            with self._counting:
-                self.compile_count += 1
-                if self.on_compile is not None:
-                    self.on_compile(str(name), time.perf_counter() - start)
-        return self._programs[name]
-
-    def _count_compiling(self, change: int) -> None:
-        with self._counting:
-            self.compiling += change
+    def close(self) -> None:
+        """Compiles nothing more behind the training."""
+        self.programs.close()
 
     def memory(self) -> list[str]:
         """A line per compiled program: what it needs of a device's memory, largest first."""
-        found = []
-        for name, program in self._programs.items():
-            analysis = getattr(program, "memory_analysis", lambda: None)()
-            if analysis is None:
-                continue
-            kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-            kept -= analysis.alias_size_in_bytes
-            work = analysis.temp_size_in_bytes
-            text = f"{(kept + work) / 2**30:.2f} GiB: {kept / 2**30:.2f} GiB of state and inputs, "
-            title = "update" if str(name).startswith("update") else "micro-step"
-            found.append((kept + work, f"{text}{work / 2**30:.2f} GiB at work ({title})"))
-        return [line for _, line in sorted(found, reverse=True)]
+        return self.programs.memory()
 
     def _update(self, state: State, total, lr):
         good = total["good"]

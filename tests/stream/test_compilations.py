@@ -1,4 +1,4 @@
-"""Programs are compiled per capacity, all in the first step, and none afterwards."""
+"""Programs are compiled per capacity, in the first step or behind the training, none afterwards."""
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.stream.ladder import build_ladder
 from olmoearth_jax.stream.token_counts import count_tokens, needs
 from olmoearth_jax.train import assemble
+from olmoearth_jax.train.compiling import shapes_of
 from olmoearth_jax.train.step import TrainProgram
 from tests.stream.builders import make_group, make_spec, small_model
 from tests.train.steady import steady
@@ -37,5 +38,30 @@ def test_no_compilation_after_the_first_step():
     state = program.init_state()
     for step, group in enumerate(groups, start=1):
         state, _ = program.step(state, [group], step)
+        program.programs.join()
         assert program.compile_count == len(ladder) + 1
     assert len(ladder) >= 2 and engine.rung_counts.sum() == len(groups)
+
+
+def test_what_is_compiled_without_arrays_is_the_same_program():
+    """Else `launch.prep` and the first step would fill the cache for nobody."""
+    rng = np.random.default_rng(0)
+    config = small_model()
+    group, strategy = make_group(rng, 2, 1, 1)
+    spec = make_spec(config, strategy, samples=2)
+    objective = Objective(losses.build({"type": "modality_patch_discrimination"}))
+    mesh, settings = make_mesh(devices=jax.devices()[:1]), steady(config)
+    engine = assemble.stream_engine(settings, spec, [spec.top_rung()], objective, mesh)
+    program = TrainProgram(settings, engine, mesh, assemble.trainable_leaves(config, False), 10)
+    state, (one,) = program.init_state(), engine.prepare([group])
+    total = program._zeros(state, one)
+    text = []
+    for shapes in (lambda tree: tree, shapes_of):
+        first = program.abstract_state() if shapes is shapes_of else state
+        arguments = (first["params"], first["target"], shapes(total), shapes(one.inputs))
+        step = jax.jit(
+            program.micro_step(one.key), donate_argnums=2, out_shardings=program._total_shardings
+        )
+        text.append(step.lower(*arguments, program._rng).as_text())
+    assert text[0] == text[1]
+    assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(shapes_of(one.inputs)))

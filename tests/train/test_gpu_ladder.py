@@ -257,7 +257,7 @@ def test_steps_that_fail_leave_a_whole_state():
 
     steps.update = update
     trial: Any = types.SimpleNamespace(
-        program=types.SimpleNamespace(_programs={}), load=lambda b: None, one_pass=lambda b: None
+        program=types.SimpleNamespace(programs={}), load=lambda b: None, one_pass=lambda b: None
     )
     with pytest.raises(RuntimeError, match="RESOURCE"):
         steps.measure(trial)

@@ -13,7 +13,7 @@ from olmoearth_jax.losses import Objective, spread_of
 from olmoearth_jax.mesh import make_mesh
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from olmoearth_jax.stream.engine import Prepared
-from olmoearth_jax.train import assemble, signals, step
+from olmoearth_jax.train import assemble, compiling, signals
 from olmoearth_jax.train.step import TrainProgram
 from tests.train.steady import steady
 
@@ -128,7 +128,7 @@ def test_programs_are_compiled_at_the_same_time(monkeypatch):
     together = threading.Barrier(2)
 
     class Ladder(ScaledSum):
-        def every_program(self, groups):
+        def every_program(self, groups, spare):
             (one,) = self.prepare(groups[:1])
             return [dataclasses.replace(one, key=key) for key in ("small", "large")]
 
@@ -137,7 +137,7 @@ def test_programs_are_compiled_at_the_same_time(monkeypatch):
                 together.wait(timeout=60)  # raises unless both programs are being traced
             return super().loss(params, target, inputs, key, program_key)
 
-    monkeypatch.setattr(step, "compile_threads", lambda: 2)
+    monkeypatch.setattr(compiling, "compile_threads", lambda: 2)
     told: list[str] = []
     runner = program(Ladder(), lambda name, _: told.append(name))
     runner.compile_all(runner.init_state(), groups(1.0))

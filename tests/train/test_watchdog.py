@@ -103,9 +103,9 @@ def test_only_a_compilation_is_blamed_on_compilation(monkeypatch, pair, compilin
 def test_a_program_tells_that_it_compiles(monkeypatch):
     program = test_program.program()
     seen = []
-    program.on_compile = lambda name, seconds: seen.append(program.compiling)
+    program.programs.on_compile = lambda name, seconds: seen.append(program.compiling)
     program.step(program.init_state(), test_program.groups(1.0), 1)
-    assert program.compiling == 0 and seen == [0, 0]
+    assert program.compiling == 0 and seen in ([0, 0], [1, 0])  # two at a time, or one by one
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def _planned(arm: Arm, bench: Bench, device: Any) -> dict[str, Any]:
     (prepared, *_) = program.engine.prepare(bench.groups[MOST_TIME])
     state, key = bench.state, jax.random.key(0)
     assert bench.zeros is not None
-    total = jax.eval_shape(bench.zeros._programs["zeros"])
+    total = jax.eval_shape(bench.zeros.programs["zeros"])
     params = state["params"]
     total["grads"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
     arguments = (params, state["target"], total, prepared.inputs, key)

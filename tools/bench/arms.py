@@ -175,7 +175,7 @@ class Bench:
         if self.zeros is None:
             self.state, self.zeros = program.init_state(), program
             program._zeros(self.state, engine.prepare(self.groups[MOST_TIME][:k])[0])
-        program._programs["zeros"] = self.zeros._programs["zeros"]
+        program.programs["zeros"] = self.zeros.programs["zeros"]
         program._total_shardings = self.zeros._total_shardings
         return program
 
@@ -252,7 +252,7 @@ class Trial:
     def compiled(self) -> Any:
         """The compiled micro-step."""
         assert self.program is not None
-        return next(p for key, p in self.program._programs.items() if isinstance(key, Rung))
+        return next(p for key, p in self.program.programs.items() if isinstance(key, Rung))
 
     def load(self, bench: Bench) -> None:
         """Moves the inputs of a pass to the device."""
@@ -263,7 +263,7 @@ class Trial:
     def one_pass(self, bench: Bench) -> Any:
         """All groups' micro-steps; their sums, once they are there."""
         assert bench.zeros is not None
-        state, key, total = bench.state, jax.random.key(0), bench.zeros._programs["zeros"]()
+        state, key, total = bench.state, jax.random.key(0), bench.zeros.programs["zeros"]()
         for inputs in self.inputs:
             total = self.compiled(state["params"], state["target"], total, inputs, key)
         return jax.block_until_ready(total)

@@ -317,8 +317,11 @@ def first_stage(name: str) -> None:
     """The first step of a process, with whatever the compilation cache holds."""
     devices.use_compilation_cache()
     config = ladder_config()
-    found = first_step(config, _FIRST_RUNGS.value, _SEED.value)
-    _say(stage=f"first_step_{name}", device=_kind(), **found)
+
+    def told(found: dict[str, Any]) -> None:
+        _say(stage=f"first_step_{name}", device=_kind(), **found)
+
+    first_step(config, _FIRST_RUNGS.value, _SEED.value, told)
 
 
 def precision_stage(end: float) -> None:

@@ -111,7 +111,7 @@ class Case:
     def update(self, total: Any) -> Any:
         """The compiled optimiser update."""
         arguments = (self.state, total, _RATE)
-        return self.program._cached("update", self.program._update, arguments, (0,))
+        return self.program.programs.get("update", self.program._update, arguments, (0,))
 
     def jobs(self) -> list[Callable[[], Any]]:
         """Compilations, which may run at the same time."""
@@ -142,7 +142,7 @@ class Case:
     def memory_gb(self) -> float:
         """What the largest micro-step program needs, its arguments included."""
         used = {micro.key for micro in self.prepared}
-        return max(program_bytes(self.program._programs[key]) for key in used) / 1e9
+        return max(program_bytes(self.program.programs[key]) for key in used) / 1e9
 
 
 def _seconds(function: Callable[[], Any]) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ class WholeSteps:
         try:
             program, state = self.bench.zeros, self.bench.state
             assert program is not None
-            self.update = program._update_program(state, program._programs["zeros"](), {})
+            self.update = program._update_program(state, program.programs["zeros"](), {})
         except Exception as e:  # this runs in a thread, which nobody would see end
             self.error = short(e)
 
@@ -63,7 +64,7 @@ class WholeSteps:
         bench, program = self.bench, trial.program
         assert program is not None
         groups = bench.groups[MOST_TIME]
-        program._programs["update"] = self.update
+        program.programs["update"] = self.update
         trial.load(bench)
         self._on_device(trial)
         own = statistics.median(_seconds(lambda: self._on_device(trial)) for _ in range(_REPEATS))
@@ -104,8 +105,14 @@ def _seconds(function: Any) -> float:
     return time.perf_counter() - begun
 
 
-def first_step(config: ExperimentConfig, rungs: int, seed: int) -> dict[str, Any]:
-    """Seconds of what comes before and with the first step of a process, and of the second."""
+def first_step(
+    config: ExperimentConfig, rungs: int, seed: int, told: Callable[[dict[str, Any]], None]
+) -> None:
+    """Tells seconds of what comes before and with the first step of a process, and of the second.
+
+    What is being compiled behind the steps is awaited after that: to end a process in the midst of
+    it could leave a part of a program in the compilation cache.
+    """
     size = config.train_module.rank_microbatch_size
     timesteps = estimate.grid_timesteps(config)
     count = config.data_loader.global_batch_size // size
@@ -126,7 +133,7 @@ def first_step(config: ExperimentConfig, rungs: int, seed: int) -> dict[str, Any
         state, report = program.step(state, groups, number)
         jax.block_until_ready(report.metrics)
         took.append(time.perf_counter() - last)
-    return {
+    found = {
         "programs": program.compile_count,
         "ladder_s": sized - begun,
         "parameters_s": made - sized,
@@ -134,3 +141,6 @@ def first_step(config: ExperimentConfig, rungs: int, seed: int) -> dict[str, Any
         "second_step_s": took[1],
         "until_first_step_s": made - begun + took[0],
     }
+    told(found)
+    program.close()
+    program.programs.join()
