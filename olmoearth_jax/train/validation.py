@@ -77,6 +77,7 @@ class Validation:
         self.mesh = program.mesh
         self._programs: dict[Any, Any] = {}
         self._groups: list[Any] | None = None
+        self._too_large = False
 
     @property
     def samples(self) -> int:
@@ -125,10 +126,13 @@ class Validation:
         """The groups of each batch, from memory if they fit."""
         if self._groups is not None:
             return self._groups
+        if self._too_large:
+            return self.stream.batches(0, self.batches)
         read, size = [], 0
         for groups in self.stream.batches(0, self.batches):
             size += sum(x.nbytes for x in jax.tree.leaves(groups) if hasattr(x, "nbytes"))
             if size > _KEPT_BYTES:
+                self._too_large = True  # else as much would be read for nothing every time
                 return self.stream.batches(0, self.batches)
             read.append(groups)
         self._groups = read

@@ -75,6 +75,28 @@ def test_same_draws_give_the_same_loss_and_training_does_not_notice(trained):
     assert held(with_it, 2) != first
 
 
+def test_samples_that_are_too_large_to_keep_are_read_once_each_time(trained, monkeypatch):
+    cfg, made, _ = trained
+    held = Validation(cfg, made.program, made.stream.steps_per_epoch)
+    assert held.batches == 2
+    kept = [g["index"].tolist() for groups in held._read() for g in groups]
+    assert held._read() is held._read()
+    held._groups = None
+    original, calls = held.stream.batches, []
+
+    def batches(first, count):
+        for groups in original(first, count):
+            calls.append(groups)
+            yield groups
+
+    monkeypatch.setattr(held.stream, "batches", batches)
+    monkeypatch.setattr(validation, "_KEPT_BYTES", 1)
+    for read in (1 + 2, 2, 2):  # found to be too large after the first batch, and then known
+        calls.clear()
+        assert [g["index"].tolist() for groups in held._read() for g in groups] == kept
+        assert len(calls) == read
+
+
 def test_it_is_the_loss_of_the_dense_engine_too(trained):
     cfg, made, held = trained
     state = made.program.init_state()
