@@ -121,6 +121,8 @@ class Jobs:
                 continue
             self.codes[name] = code
             self._say(f"ended {name}: {_told(code)}; {len(self._waiting)} waiting")
+            if code not in (0, AGAIN) and (last := _last_line(self._logs / f"{name}.log")):
+                self._say(f"  {last}")
 
     def _stop(self, number: int, frame: object) -> None:
         del frame
@@ -130,6 +132,14 @@ class Jobs:
             self._say(f"{signal.Signals(number).name}: jobs save and end; the same command goes on")
         for _, process in list(self._running.values()):
             process.send_signal(number if again else signal.SIGTERM)
+
+
+def _last_line(log: Path) -> str:
+    """The end of what a job printed, which says why it failed."""
+    with log.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip()[:300] if lines else ""
 
 
 def _told(code: int) -> str:
@@ -162,6 +172,8 @@ def report(runs: Mapping[str, Path], codes: Mapping[str, int], folder: Path) -> 
     lines = [f"| {' | '.join(str(row[i]) for i in shown)} |" for row in [head, *rows]]
     lines.insert(1, "|---|---|" + "--:|" * (len(shown) - 2))
     lines.append(f"all metrics, means of the last {_AVERAGED} values: {folder / 'results.csv'}")
+    if not any(found.values()):
+        return [*lines, "no curves: no run has taken a step"]
     try:
         comparison.plot({k: v for k, v in found.items() if v}, names, folder / "sweep.png")
         lines.append(f"curves: {folder / 'sweep.png'}")

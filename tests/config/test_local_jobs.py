@@ -38,7 +38,8 @@ def test_jobs_run_one_after_another_and_a_failure_stops_no_other(tmp_path):
     assert codes == {"a": 0, "b": 0, "c": 3}
     assert log.read_text().split("\n")[:-1] == ["a start", "a end", "b start", "b end"]
     assert (tmp_path / "logs" / "c.log").read_text() == "oops\n"
-    assert any("ended c: exit code 3" in line for line in lines)
+    at = next(i for i, line in enumerate(lines) if "ended c: exit code 3" in line)
+    assert lines[at + 1] == "  oops"  # why it failed
 
 
 def test_jobs_side_by_side_have_gpus_of_their_own(tmp_path, monkeypatch):
@@ -160,6 +161,12 @@ def test_report_of_runs_that_came_different_ways(tmp_path):
     table = (tmp_path / "out" / "results.csv").read_text().splitlines()
     assert table[:2] == ["run,status,step,train/x", "a,done,2,2.5"]
     assert (tmp_path / "out" / "sweep.png").is_file()
+
+
+def test_runs_without_a_step_have_no_curves(tmp_path):
+    lines = _local.report({"a": tmp_path / "a"}, {"a": 2}, tmp_path / "out")
+    assert lines[-1] == "no curves: no run has taken a step"
+    assert not (tmp_path / "out" / "sweep.png").exists()
 
 
 @pytest.mark.slow
