@@ -149,7 +149,7 @@ def main(
     sys.stdout.flush()
     if found:
         raise ConfigError(found)
-    print("\nno problems found" + ("" if full else "; --full prints every setting"))
+    print("\nno problems found in the config" + ("" if full else "; --full prints every setting"))
     return 0
 
 

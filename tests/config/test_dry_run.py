@@ -53,7 +53,7 @@ def test_the_summary_comes_first_and_the_config_only_if_asked_for(capsys):
         assert part in head, head
     assert len(head.splitlines()) < 16 and max(map(len, head.splitlines())) < 110
     assert dry_run.main(cfg, full=True) == 0
-    assert capsys.readouterr().out.index("no problems") > 0
+    assert capsys.readouterr().out.index("no problems found in the config") > 0
 
 
 def test_unknown_cards_are_refused():
