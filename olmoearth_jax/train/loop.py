@@ -115,8 +115,7 @@ def train(
             return Summary("already complete", start, start, True, time.monotonic() - begun)
         writer = _open_writer(stack, run, state, start)
         recorder = _open_recorder(stack, run, writer, program, guard)
-        if owed:
-            owed = not device.call(evaluate, state, start, recorder)
+        owed = owed and not device.call(evaluate, state, start, recorder)
         stack.callback(getattr(program, "close", _unguarded))
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
         show = Shown(extras.pictures, config.trainer.callbacks.tensorboard, stop)
