@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_dependency_has_one_lower_bound():
     lines = oldest.constraints((ROOT / "pyproject.toml").read_text())
-    assert "jax==0.8" in lines and len(lines) == len({x.split("==")[0] for x in lines})
+    assert any(x.startswith("jax==") for x in lines)
+    assert len(lines) == len({x.split("==")[0] for x in lines})
     project = '[project]\ndependencies=["a>=1", "{}"]\n[project.optional-dependencies]\n'
     groups = "dev=[]\ngeo=[]\nzarr=[]\n"
     with pytest.raises(ValueError, match="has no lower bound"):
