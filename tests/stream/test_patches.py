@@ -27,7 +27,7 @@ def test_host_and_device_fill_alike(cut, grid, patch_size):
     for i, slot in enumerate(spec.slots):
         # Behind the last patch the device repeats one, where the host leaves zeros.
         used = int(counts.need[runs[0].members, starts[i] : starts[i + 1]].sum())
-        a, b = host[i], np.asarray(device[i])
+        a, b = host[i], np.asarray(device[i][0])
         assert a.shape == b.shape == (len(a), slot.width)
         np.testing.assert_allclose(a[:used], b[:used], atol=2e-6)
         assert not a[used:].any() and a[:used].any(axis=1).all()

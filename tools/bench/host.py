@@ -15,8 +15,8 @@ the passing of arrays between processes. The arms:
 But for the last one, images are sent to where programs resize them, as on a GPU. Without a GPU
 these programs are started but compute nothing. Prints one JSON line per arm: samples per
 core-second (CPU time of all threads) and per second, CPU milliseconds per sample by phase,
-`lock_ms`, those for which some thread holds Python's lock (`lock_share.py` says how that is found;
-null where the machine is too busy to tell), and `lock_share`, their share of the CPU time. With any
+`lock_ms`, those for which some thread holds Python's lock, and `lock_share`, their share of all
+(`lock_share.py` says how that is found; null where the machine is too busy to tell). With any
 number of cores, one process does no more than 1000 / lock_ms samples per second. `digest` is equal
 for two versions that pack alike.
 """
@@ -122,7 +122,7 @@ def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
     cpu = sum(f["cpu_s"] for f in found)
     speed = samples / cpu
     spent = [sum(times) for times in zip(*(f["passes_cpu_s"] for f in found), strict=True)]
-    held = [f["lock_ms"] for f in found if f["lock_ms"] is not None]
+    held = [f["lock_share"] for f in found if f["lock_share"] is not None]
     lock = sum(held) / len(held) if len(held) == len(found) else None
     return {
         "device": found[0]["device"],
@@ -136,8 +136,8 @@ def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
             phase: sum(f["phases_cpu_ms"][phase] * f["samples"] for f in found) / samples
             for phase in found[0]["phases_cpu_ms"]
         },
-        "lock_ms": lock,
-        "lock_share": None if lock is None else lock * samples / (1e3 * cpu),
+        "lock_ms": None if lock is None else 1e3 * lock * cpu / samples,
+        "lock_share": lock,
         "digest": found[0]["digest"],
     }
 

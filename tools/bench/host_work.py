@@ -117,8 +117,10 @@ def _tiny(shapes: tuple[tuple[int, ...], ...]) -> tuple[jax.Array, ...]:
     return tuple(jnp.zeros((*s[:-2], 1, s[-1])) for s in shapes)
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "cutting"), donate_argnames=("buffers",))
-def _fill_nothing(buffers: Any, *inputs: Any, slots: Any, cutting: Any) -> Any:
+@functools.partial(
+    jax.jit, static_argnames=("layout", "slots", "cutting"), donate_argnames=("buffers",)
+)
+def _fill_nothing(buffers: Any, *inputs: Any, **static: Any) -> Any:
     """Takes what `patches._fill_chunk` takes, and leaves the buffers where the inputs are."""
     some = jax.tree.leaves(inputs)[-1].reshape(-1)[0]
     return tuple(b + some.astype(b.dtype) for b in buffers)
@@ -135,7 +137,7 @@ def patches_on_device() -> Iterator[None]:
 
             def fill(spec: Any, runs: Any, device: Any) -> tuple:
                 cut = patches.embedded_patches
-                return tuple(b[None] for b in patches.fill_on_device(spec, runs, device, cut))
+                return patches.fill_on_device(spec, runs, device, cut)
 
             stack.enter_context(mock.patch.object(patches, "_zeros", _tiny))
             stack.enter_context(mock.patch.object(patches, "_fill_chunk", _fill_nothing))
@@ -252,14 +254,15 @@ def measure(work: HostWork, repeats: int, watch: LockWatch) -> dict[str, Any]:
     began, clock = time.process_time(), time.perf_counter()
     share = watch.share(work.run)
     # A thread that holds the lock computes, unless other processes have its core.
-    seconds = min(time.perf_counter() - clock, time.process_time() - began)
+    spent = time.process_time() - began
+    share = None if share is None else share * min(1.0, (time.perf_counter() - clock) / spent)
     return {
         "samples": work.samples,
         "cpu_s": statistics.median(cpu),
         "passes_cpu_s": sorted(cpu),
         "wall_s": statistics.median(wall),
         "phases_cpu_ms": phases,
-        "lock_ms": None if share is None else 1e3 * share * seconds / work.samples,
+        "lock_share": share,
     }
 
 
