@@ -99,13 +99,17 @@ def memory_index(config: ExperimentConfig, tile_px: int) -> DatasetIndex:
 
 @contextlib.contextmanager
 def files_in_memory(tile_px: int) -> Iterator[None]:
-    """Within it, every sample file is one of a few samples in memory."""
-    samples = [MemoryArrays.complete(n, tile_px) for n in range(_SAMPLES)]
+    """Within it, every sample file is one of a few samples in memory, open and checked."""
+    arrays = [MemoryArrays.complete(n, tile_px) for n in range(_SAMPLES)]
+
+    @functools.cache
+    def opened(number: int, names: tuple[str, ...]) -> SampleFile:
+        return SampleFile(f"sample_{number}", arrays[number], stored_names(names))
 
     @contextlib.contextmanager
     def open_sample(path: Any, names: Sequence[str]) -> Iterator[SampleFile]:
         number = int(Path(str(path)).stem.rpartition("_")[2])
-        yield SampleFile(str(path), samples[number % _SAMPLES], stored_names(names))
+        yield opened(number % _SAMPLES, tuple(names))
 
     with mock.patch.object(data_group, "open_sample", open_sample):
         yield
