@@ -7,10 +7,13 @@ drawn as in training. Counted are the crop and its normalisation, masks, the cho
 index arrays of the token stream, patches, and the start of the transfers; left out are reading and
 the passing of arrays between processes. The arms:
 
-    one         one process
-    two         two processes at once
-    devices     one process for eight devices of a CPU, one packing thread for each
-    numpy       one process that resizes patches itself, as training on a CPU does
+    one           one process
+    two           two processes at once
+    devices       one process for eight devices of a CPU, one packing thread for each
+    pack          as `one`, of groups that are made already: what the process of a GPU does while
+                  others crop and mask
+    pack_devices  likewise, as `devices`
+    numpy         one process that resizes patches itself, as training on a CPU does
 
 But for the last one, images are sent to where programs resize them, as on a GPU. Without a GPU
 these programs are started but compute nothing. Prints one JSON line per arm: samples per
@@ -28,7 +31,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -39,8 +42,27 @@ from .micro_step import config_path
 
 flags.declare_key_flag("config")
 
-ARMS = {"one": (1, 1, False), "two": (2, 1, False), "devices": (1, 8, False), "numpy": (1, 1, True)}
-"""Arm -> (processes, devices of each or 1 for what there is, whether NumPy resizes)."""
+
+class Arm(NamedTuple):
+    """Who does the work, and which."""
+
+    processes: int = 1
+    devices: int = 1
+    """Devices of a process, all of a CPU; 1 for what there is."""
+    numpy: bool = False
+    """Whether NumPy resizes patches."""
+    made: bool = False
+    """Whether groups are made before."""
+
+
+ARMS = {
+    "one": Arm(),
+    "two": Arm(processes=2),
+    "devices": Arm(devices=8),
+    "pack": Arm(made=True),
+    "pack_devices": Arm(devices=8, made=True),
+    "numpy": Arm(numpy=True),
+}
 
 TARGET = 250.0
 """Samples per core-second that are wanted."""
@@ -101,11 +123,11 @@ class _Child:
 
 def measure(arm: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Figures of an arm, summed over its processes."""
-    processes, devices, numpy = ARMS[arm]
-    children: list[_Child] = []
+    how, children = ARMS[arm], []
     try:
-        for _ in range(processes):
-            children.append(_Child({**settings, "numpy": numpy}, devices))
+        for _ in range(how.processes):
+            own = {**settings, "numpy": how.numpy, "made": how.made}
+            children.append(_Child(own, how.devices))
         for child in children:
             child.answer()
         for child in children:

@@ -14,7 +14,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -156,15 +156,20 @@ class HostWork:
     stream: TrainStream
     engine: StreamEngine
     micro_steps: int
+    make: Callable[[int], Any]
+    """Makes the group of that number, or has made it before."""
 
     @classmethod
-    def build(cls, config: ExperimentConfig, groups: int, tile_px: int) -> HostWork:
+    def build(
+        cls, config: ExperimentConfig, groups: int, tile_px: int, made: bool = False
+    ) -> HostWork:
         """The data stream and the engine of a config on all devices of this process.
 
         Args:
           config: the config.
           groups: of a pass, rounded up to whole micro-steps.
           tile_px: side of the samples in 10 m pixels.
+          made: make groups once only, as if others did it.
         """
         mesh = make_mesh()
         objective = build.build_objective(config)
@@ -175,7 +180,8 @@ class HostWork:
         )
         engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
         stream = build.build_stream(config, memory_index(config, tile_px))
-        return cls(stream, engine, -(-groups // spec.groups))
+        make = functools.cache(stream.group) if made else stream.group
+        return cls(stream, engine, -(-groups // spec.groups), make)
 
     @property
     def samples(self) -> int:
@@ -185,7 +191,7 @@ class HostWork:
     def one(self, number: int) -> tuple:
         """The device inputs of a micro-step, once they are there, and its rung."""
         k = self.engine.spec.groups
-        groups = [self.stream.group(number * k + n) for n in range(k)]
+        groups = [self.make(number * k + n) for n in range(k)]
         (prepared,) = self.engine.prepare(groups)
         return jax.block_until_ready(prepared.inputs), prepared.key
 
@@ -278,7 +284,7 @@ def main() -> None:
         stack.enter_context(files_in_memory(given["tile_px"]))
         if not given["numpy"]:
             stack.enter_context(patches_on_device())
-        work = HostWork.build(config, given["groups"], given["tile_px"])
+        work = HostWork.build(config, given["groups"], given["tile_px"], given["made"])
         result = {"digest": work.digest(given["numpy"])}  # also the pass that warms up
         watch = LockWatch.calibrated(given["calibration_s"])
         devices = jax.devices()
