@@ -157,7 +157,7 @@ def _needed(run: PatchRun, members: np.ndarray, slot: int) -> np.ndarray:
 def _chunk_inputs(
     spec: StreamSpec, run: PatchRun, members: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, _Layout]:
-    """What `_fill_chunk` takes, as two arrays: a transfer costs about the same whatever its size.
+    """What `_fill_chunk` takes, as two arrays: small transfers cost what their number costs.
 
     Returns:
       (float32 images [chunk, ...] one behind another; int32 rows to keep of every slot, padded to
@@ -171,12 +171,13 @@ def _chunk_inputs(
         size = math.prod(shape)
         np.take(data[name], padded, axis=0, out=pixels[at : at + size].reshape(shape), mode="clip")
         at += size
-    numbers = []
-    for s in range(len(spec.slots)):
-        need = _needed(run, members, s)
-        keep = np.flatnonzero(need)
-        # The pad repeats a needed patch where there is one: it is as finite as the data.
-        source = np.full(spec.chunk * need.shape[1], keep[0] if len(keep) else 0, np.int32)
+    starts, need = run.counts.table.starts, run.counts.need[members]
+    numbers = np.empty(spec.chunk * need.shape[1] + len(spec.slots), np.int32)
+    for first, stop in zip(starts[:-1], starts[1:], strict=True):
+        keep = np.flatnonzero(need[:, first:stop])
+        source = numbers[spec.chunk * first : spec.chunk * stop]
         source[: len(keep)] = keep
-        numbers.append(source)
-    return pixels, np.concatenate([*numbers, offsets.astype(np.int32)]), layout
+        # The pad repeats a needed patch where there is one: it is as finite as the data.
+        source[len(keep) :] = keep[0] if len(keep) else 0
+    numbers[-len(spec.slots) :] = offsets
+    return pixels, numbers, layout

@@ -51,7 +51,7 @@ PHASES: tuple[tuple[str, Any, str], ...] = (
     ("maps", stream_engine, "fill_maps"),
     ("maps", stream_engine, "fill_pixels"),
     ("copies", jax, "device_put"),
-    ("copies", stream_engine, "global_array"),
+    ("copies", stream_engine, "global_arrays"),
     ("copies", stream_engine, "join_devices"),
 )
 """(phase, owner, attribute) of the functions that are timed."""
