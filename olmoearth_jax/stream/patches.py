@@ -128,8 +128,11 @@ _ALIGNED = 64
 """Bytes. JAX takes over memory that begins at a multiple of it, and copies any other."""
 
 
-def _aligned_zeros(rows: int, width: int) -> np.ndarray:
-    """float32 [rows, width] that a CPU device uses where it is. Nobody writes to it afterwards."""
+def aligned_zeros(rows: int, width: int) -> np.ndarray:
+    """float32 [rows, width] that `jax.device_put` does not copy on a CPU.
+
+    So nobody may write to it afterwards.
+    """
     spare = _ALIGNED // 4
     whole = np.zeros(rows * width + spare, np.float32)
     first = -whole.ctypes.data % _ALIGNED // 4
@@ -138,7 +141,7 @@ def _aligned_zeros(rows: int, width: int) -> np.ndarray:
 
 def fill_on_host(spec: StreamSpec, runs: list[PatchRun], cut: Cut) -> list[np.ndarray]:
     """Per slot [buffer_rows, slot.width], resized and written by NumPy."""
-    buffers = [_aligned_zeros(_buffer_rows(spec, s), s.width) for s in spec.slots]
+    buffers = [aligned_zeros(_buffer_rows(spec, s), s.width) for s in spec.slots]
     for run, members, offsets in _chunks(spec, runs):
         cutting, patches = _Cutting.of(spec, run, cut), {}
         for name in spec.modalities:
