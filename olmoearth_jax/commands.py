@@ -60,8 +60,8 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Name -> (module, what it does)."""
 
-BENCHMARKS = ("absent_gpu", "archive", "data_loader", "evals", "gpu_ladder", "inference", "kernels",
-              "padding", "reference_step", "throughput", "train_step")  # fmt: skip
+BENCHMARKS = ("absent_gpu", "archive", "data_loader", "evals", "gpu_ladder", "host", "inference",
+              "kernels", "padding", "reference_step", "throughput", "train_step")  # fmt: skip
 """Modules of tools.bench that `olmoearth bench NAME` runs."""
 
 

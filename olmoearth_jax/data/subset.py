@@ -172,15 +172,23 @@ class _Crop:
         if found is None:
             return False
         values, rows = found
-        values = normalize(values, name) if self.normalized else values.astype(np.float32)
         if rows is None:
-            arrays[name][...] = values
-        elif len(rows):
+            self._write(values, name, arrays[name])
+        elif len(rows) and rows[-1] - rows[0] + 1 == len(rows):
             # Stored steps are in order, so a gapless run can be written as a slice.
-            gapless = rows[-1] - rows[0] + 1 == len(rows)
-            place = slice(rows[0], rows[-1] + 1) if gapless else rows
-            arrays[name][..., place, :] = values
+            self._write(values, name, arrays[name][..., rows[0] : rows[-1] + 1, :])
+        elif len(rows):
+            whole = np.empty(values.shape, np.float32)
+            self._write(values, name, whole)
+            arrays[name][..., rows, :] = whole
         return True
+
+    def _write(self, values: np.ndarray, name: str, out: np.ndarray) -> None:
+        """Writes `values` as they are trained on into float32 `out` of their shape."""
+        if self.normalized:
+            normalize(values, name, out=out)
+        else:
+            out[...] = values
 
     def _read(self, source: str, derive) -> tuple[np.ndarray, np.ndarray | None] | None:
         """(raw values, rows of the window they belong to), None if the file lacks `source`."""

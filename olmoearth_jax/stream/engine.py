@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from olmoearth_jax.losses import Objective
-from olmoearth_jax.mesh import global_array, join_devices, local_devices
+from olmoearth_jax.mesh import global_arrays, join_devices, local_devices
 from olmoearth_jax.stream.forward import StreamForward
 from olmoearth_jax.stream.ladder import cheapest, fitting_rungs
 from olmoearth_jax.stream.locations import fill_maps
@@ -200,7 +200,7 @@ class StreamEngine:
         else:
             shares = [share(0)]
         arrays, *filled = zip(*shares, strict=True)
-        batch = jax.tree.map(lambda *xs: global_array(self.mesh, np.stack(xs)), *arrays)
+        batch = global_arrays(self.mesh, jax.tree.map(lambda *xs: np.stack(xs), *arrays))
         patches, pixels, drawn = (
             tuple(join_devices(self.mesh, shards) for shards in zip(*parts, strict=True))
             for parts in filled

@@ -22,6 +22,7 @@ from olmoearth_jax.model.tokens import Tokens
 from olmoearth_jax.stream.loss_terms import own_pixels
 from olmoearth_jax.stream.pack import PatchRun
 from olmoearth_jax.stream.patch_tables import INPUT_RES_M
+from olmoearth_jax.stream.patches import aligned_zeros
 from olmoearth_jax.stream.row_maps import RowMaps, stream_attention
 from olmoearth_jax.stream.rows import take_rows
 from olmoearth_jax.stream.stream_shape import GRID, READ, Rung, StreamSpec
@@ -158,14 +159,14 @@ def fill_maps(spec: StreamSpec, rung: Rung, runs: list[PatchRun], device: Any) -
     out = []
     for name in spec.maps:
         room, bands = map_room(spec, name), modalities.get(name).num_bands
-        buffer = np.full((1, rung.loc, room * room * bands), MISSING, np.float32)
-        at = 0
+        buffer, at = aligned_zeros(rung.loc, room * room * bands), 0
+        buffer[...] = MISSING
         for run in runs:
             images = run.counts.group["data"][name][run.members]
             size = int(run.counts.group["patch_size"]) // run.counts.per_patch
             cut = own_pixels(images, name, size, spec.max_patch_size, np)
             cut = cut.reshape(-1, room * room * bands)
-            buffer[0, at : at + len(cut)] = cut
+            buffer[at : at + len(cut)] = cut
             at += len(cut)
-        out.append(jax.device_put(buffer, device))
-    return tuple(out)
+        out.append(buffer[None])
+    return tuple(jax.device_put(out, device))

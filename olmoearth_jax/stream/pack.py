@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import numpy as np
@@ -191,8 +191,22 @@ def _pad(parts: list[np.ndarray], size: int, fill: int, dtype: type) -> np.ndarr
     return out
 
 
+class _Block(NamedTuple):
+    """The living samples of one group on one device, and where their patches lie."""
+
+    group: TokenCounts
+    members: np.ndarray
+    """int [n], samples within the group"""
+    numbers: np.ndarray
+    """int [n], numbers of the samples on the device"""
+    online: np.ndarray
+    """int [n, N], row of each token in the online patch table"""
+    target: np.ndarray
+    """int [n, N], row in the target patch table"""
+
+
 class _Packer:
-    """Builds one device's arrays sample by sample; made once by `pack_device`."""
+    """Gives out the rows of one device's patch tables; made once by `pack_device`."""
 
     def __init__(self, spec: StreamSpec, rung: Rung):
         self.spec, self.rung = spec, rung
@@ -202,21 +216,28 @@ class _Packer:
         self.sparse_filled = np.zeros(len(spec.slots), np.int64)
         self.rare = np.array([not s.encodable for s in spec.slots])
 
-    def place_patches(self, group: TokenCounts, b: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reserves a sample's patches; returns its rows in the online and target tables."""
-        slot = group.table.slot
-        offsets = self.filled.copy()
-        local = offsets[slot] + group.rank[b]
-        self.filled += group.patches[b]
+    def place_patches(
+        self, group: TokenCounts, members: np.ndarray, numbers: np.ndarray
+    ) -> tuple[_Block, np.ndarray]:
+        """Reserves the patches of a group's samples, one sample behind another.
+
+        Returns:
+          (the block, int [n, slots] first buffer row of each sample per slot).
+        """
+        slot, starts, patches = group.table.slot, group.table.starts, group.patches[members]
+        offsets = self.filled + np.cumsum(patches, axis=0) - patches
+        self.filled = self.filled + patches.sum(0)
+        local = offsets[:, slot] + group.rank[members]
         online = self.online[slot] + local
-        if group.sparse[b].any():
-            seen = (group.masks[:, b] == VISIBLE).any(0)
-            for s in np.flatnonzero(group.sparse[b]):
-                tokens = np.flatnonzero(seen & (slot == s))
-                self.sparse[s].append(local[tokens])
-                online[tokens] = self.online[s] + self.sparse_filled[s] + np.arange(len(tokens))
-                self.sparse_filled[s] += len(tokens)
-        return online, self.target[slot] + local
+        for s in np.flatnonzero(group.sparse[members].any(0)):
+            part = slice(starts[s], starts[s + 1])
+            seen = (group.masks[:, members, part] == VISIBLE).any(0)
+            found = local[:, part][seen]
+            self.sparse[s].append(found)
+            first = self.online[s] + self.sparse_filled[s]
+            online[:, part][seen] = first + np.arange(len(found))
+            self.sparse_filled[s] += len(found)
+        return _Block(group, members, numbers, online, self.target[slot] + local), offsets
 
 
 def pack_device(
@@ -228,106 +249,140 @@ def pack_device(
       counts: the groups of the micro-step.
       members: per group, the samples this device holds.
     """
-    samples = [(g, int(b)) for g, mine in enumerate(members) for b in mine]
-    alive = [(i, g, b) for i, (g, b) in enumerate(samples) if counts[g].alive[b]]
-    items = [(v, i, g, b) for v in range(spec.views) for i, g, b in alive]
     packer = _Packer(spec, rung)
-    tables, runs = {}, []
-    for g, mine in enumerate(members):
-        offsets = []
-        for i, gg, b in alive:
-            if gg == g:
-                offsets.append(packer.filled.copy())
-                tables[i] = packer.place_patches(counts[g], b)
-        if offsets:
-            live = np.array([b for b in mine if counts[g].alive[b]])
-            runs.append(PatchRun(counts[g], live, np.stack(offsets)))
-    streams = _streams(spec, rung, counts, items, tables, packer)
+    blocks: list[_Block] = []
+    runs, first = [], 0
+    for group, mine in zip(counts, members, strict=True):
+        living = np.flatnonzero(group.alive[mine])
+        if len(living):
+            block, offsets = packer.place_patches(group, mine[living], first + living)
+            blocks.append(block)
+            runs.append(PatchRun(group, block.members, offsets))
+        first += len(mine)
+    streams = _streams(spec, rung, blocks, packer)
+    items = _items(spec, counts, members)
+    tables = {
+        int(i): (block.online[n], block.target[n])
+        for block in blocks
+        for n, i in enumerate(block.numbers)
+    }
     arrays = MicroBatch(
         **streams,
         target=_target_stream(spec, counts, items, tables, packer, streams["dec_patch"])
         if spec.deep
         else None,
         pixels=_pixel_index(spec, counts, items, tables, packer) if spec.pixels else None,
-        locations=_locations(spec, rung, counts, items, samples) if spec.loc_bound else None,
-        **_orders(spec, rung, counts, items),
-        **_sample_arrays(spec, counts, samples),
+        locations=_locations(spec, rung, counts, items, members) if spec.loc_bound else None,
+        **_orders(spec, rung, blocks),
+        **_sample_arrays(spec, counts, members),
     )
     return DevicePack(arrays, runs)
 
 
-def _orders(spec: StreamSpec, rung: Rung, counts: list[TokenCounts], items: list) -> dict:
+def _items(spec: StreamSpec, counts: list[TokenCounts], members: list[np.ndarray]) -> list:
+    """(view, number on the device, group, sample of the group) of each row."""
+    samples = [(g, int(b)) for g, mine in enumerate(members) for b in mine]
+    alive = [(i, g, b) for i, (g, b) in enumerate(samples) if counts[g].alive[b]]
+    return [(v, i, g, b) for v in range(spec.views) for i, g, b in alive]
+
+
+def _orders(spec: StreamSpec, rung: Rung, blocks: list[_Block]) -> dict:
     """Where each row stands in the class order of each plan; unused rows fill the gaps."""
-    rank = np.empty((len(spec.plans), spec.rows), np.int32)
+    plans, rank = len(spec.plans), np.empty((len(spec.plans), spec.rows), np.int32)
+    parts = [block.group.lengths[:, :, block.members] for block in blocks]
+    parts = parts or [np.zeros((plans, spec.views, 0, 2), np.int64)]
+    lengths = np.concatenate(parts, axis=2).reshape(plans, -1, 2)
     for p, classes in enumerate(rung.rows):
-        lengths = np.array([counts[g].lengths[p, v, b] for v, _, g, b in items])
-        smallest = class_of(lengths.reshape(-1, 2), classes)
+        smallest = class_of(lengths[p], classes)
         places = assign_rows(smallest, tuple(c.rows for c in classes))
-        free = np.setdiff1d(np.arange(spec.rows), places)
-        rank[p] = np.concatenate([places, free])
-    return {"rank": rank, "order": np.argsort(rank, axis=1).astype(np.int32)}
+        free = np.ones(spec.rows, bool)
+        free[places] = False
+        rank[p] = np.concatenate([places, np.flatnonzero(free)])
+    order = np.empty_like(rank)
+    np.put_along_axis(order, rank, np.arange(spec.rows, dtype=np.int32)[None], axis=1)
+    return {"rank": rank, "order": order}
 
 
-def _streams(spec, rung, counts, items, tables, packer) -> dict:
+class _Stream:
+    """The tokens of one stream, row by row."""
+
+    def __init__(self, size: int, nothing: int, rows: int, registers: int = 0):
+        """Room for `size` tokens; `nothing` is the patch of registers and of what stays empty."""
+        self.patch = np.full(size, nothing, np.int32)
+        self.coord = np.zeros(size, np.uint32)
+        self.row = np.full(size, rows, np.int32)
+        self.offset, self.length = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        self._registers, self._at = registers, 0
+
+    def append(self, block: _Block, first: int, chosen: np.ndarray, table: np.ndarray):
+        """Appends the tokens of a block's rows, which are numbered from `first`.
+
+        Args:
+          block: the samples.
+          first: row of the first of them.
+          chosen: bool [n, N], the tokens.
+          table: int [n, N], their patches.
+
+        Returns:
+          int [chosen tokens], their positions in the stream.
+        """
+        extra, count = self._registers, chosen.sum(1)
+        mine = slice(first, first + len(count))
+        self.length[mine] = count + extra
+        self.offset[mine] = self._at + np.cumsum(count + extra) - (count + extra)
+        number, token = np.nonzero(chosen)
+        places = self._at + np.arange(len(token)) + extra * (number + 1)
+        self.patch[places] = table[number, token]
+        self.coord[places] = block.group.table.coord[token]
+        self.row[places] = first + number
+        if extra:
+            front = self.offset[mine, None] + np.arange(extra)
+            self.coord[front] = REGISTER
+            self.row[front] = np.arange(first, first + len(count))[:, None]
+        self._at += len(token) + extra * len(count)
+        return places
+
+
+def _streams(spec: StreamSpec, rung: Rung, blocks: list[_Block], packer: _Packer) -> dict:
     """The token and row arrays of one device."""
-    total = spec.rows
-    shape = (total, len(spec.modalities))
-    row_arrays = {
-        "row_sample": np.full(total, spec.samples, np.int32),
-        "row_view": np.zeros(total, np.int32),
-        "enc_offset": np.zeros(total, np.int32),
-        "enc_length": np.zeros(total, np.int32),
-        "dec_offset": np.zeros(total, np.int32),
-        "dec_length": np.zeros(total, np.int32),
-        "mod_offset": np.zeros(shape, np.int32),
-        "mod_length": np.zeros(shape, np.int32),
-    }
+    total, size = spec.rows, int(packer.online[-1])
+    enc = _Stream(rung.enc, size, total, spec.registers)
+    dec = _Stream(rung.dec, int(packer.target[-1]), total)
+    row_sample, row_view = np.full(total, spec.samples, np.int32), np.zeros(total, np.int32)
+    mod_offset, mod_length = np.zeros((2, total, len(spec.modalities)), np.int32)
     sample_row = np.full((spec.views, spec.samples), total, np.int32)
-    inverse = np.full((spec.views, int(packer.online[-1])), rung.enc, np.int32)
-    owner = np.zeros(int(packer.online[-1]), np.int32)
-    enc: dict[str, list] = {"patch": [], "coord": [], "row": []}
-    dec: dict[str, list] = {"patch": [], "coord": [], "row": []}
-    enc_at = dec_at = 0
-    extra = spec.registers
-    nothing = int(packer.online[-1])
-    for row, (view, i, g, b) in enumerate(items):
-        group = counts[g]
-        mask = group.masks[view, b]
-        online, target = tables[i]
-        seen, wanted = np.flatnonzero(mask == VISIBLE), np.flatnonzero(mask == DECODE)
-        for part, value in (("patch", nothing), ("coord", REGISTER), ("row", row)):
-            enc[part].append(np.full(extra, value))
-        for store, tokens, table in ((enc, seen, online), (dec, wanted, target)):
-            store["patch"].append(table[tokens])
-            store["coord"].append(group.table.coord[tokens])
-            store["row"].append(np.full(len(tokens), row))
-        inverse[view, online[seen]] = enc_at + extra + np.arange(len(seen))
-        owner[online[seen]] = i
-        decoded = group.dec[view, b]
-        row_arrays["row_sample"][row] = i
-        row_arrays["row_view"][row] = view
-        row_arrays["enc_offset"][row], row_arrays["enc_length"][row] = enc_at, extra + len(seen)
-        row_arrays["dec_offset"][row], row_arrays["dec_length"][row] = dec_at, len(wanted)
-        row_arrays["mod_length"][row] = decoded
-        row_arrays["mod_offset"][row] = dec_at + np.cumsum(decoded) - decoded
-        sample_row[view, i] = row
-        enc_at, dec_at = enc_at + extra + len(seen), dec_at + len(wanted)
+    inverse = np.full((spec.views, size), rung.enc, np.int32)
+    owner = np.zeros(size, np.int32)
+    row = 0
+    for view in range(spec.views):
+        for block in blocks:
+            mine = slice(row, row + len(block.members))
+            mask = block.group.masks[view, block.members]
+            seen = mask == VISIBLE
+            places = enc.append(block, row, seen, block.online)
+            patches = block.online[seen]
+            inverse[view, patches] = places
+            owner[patches] = np.repeat(block.numbers, seen.sum(1))
+            dec.append(block, row, mask == DECODE, block.target)
+            decoded = block.group.dec[view, block.members]
+            row_sample[mine], row_view[mine] = block.numbers, view
+            mod_length[mine] = decoded
+            mod_offset[mine] = dec.offset[mine, None] + np.cumsum(decoded, axis=1) - decoded
+            sample_row[view, block.numbers] = np.arange(row, row + len(block.members))
+            row += len(block.members)
+    sparse = tuple(
+        _pad(packer.sparse[s], rung.sparse[s], rung.patches[s], np.int32)
+        for s in np.flatnonzero(packer.rare)
+    )
     return {
-        **row_arrays,
-        "sample_row": sample_row,
-        "enc_inverse": inverse,
-        "table_sample": owner,
-        "enc_patch": _pad(enc["patch"], rung.enc, int(packer.online[-1]), np.int32),
-        "enc_coord": _pad(enc["coord"], rung.enc, 0, np.uint32),
-        "enc_row": _pad(enc["row"], rung.enc, total, np.int32),
-        "dec_patch": _pad(dec["patch"], rung.dec, int(packer.target[-1]), np.int32),
-        "dec_coord": _pad(dec["coord"], rung.dec, 0, np.uint32),
-        "dec_row": _pad(dec["row"], rung.dec, total, np.int32),
-        "sparse": tuple(
-            _pad(packer.sparse[s], rung.sparse[s], rung.patches[s], np.int32)
-            for s in np.flatnonzero(packer.rare)
-        ),
-    }
+        "row_sample": row_sample, "row_view": row_view, "sample_row": sample_row,
+        "enc_patch": enc.patch, "enc_coord": enc.coord, "enc_row": enc.row,
+        "enc_offset": enc.offset, "enc_length": enc.length, "enc_inverse": inverse,
+        "dec_patch": dec.patch, "dec_coord": dec.coord, "dec_row": dec.row,
+        "dec_offset": dec.offset, "dec_length": dec.length,
+        "mod_offset": mod_offset, "mod_length": mod_length,
+        "table_sample": owner, "sparse": sparse,
+    }  # fmt: skip
 
 
 def _target_stream(spec, counts, items, tables, packer, dec_patch) -> TargetStream:
@@ -382,7 +437,7 @@ def _pixel_index(spec, counts, items, tables, packer) -> PixelIndex:
     return PixelIndex(token, inverse, sample)
 
 
-def _locations(spec, rung, counts, items, samples) -> LocationStream:
+def _locations(spec, rung, counts, items, members) -> LocationStream:
     """Grids in row order, each row-major."""
     total = spec.rows
     offset, length = np.zeros(total, np.int32), np.zeros(total, np.int32)
@@ -395,9 +450,10 @@ def _locations(spec, rung, counts, items, samples) -> LocationStream:
         rows.append(np.full(size, row))
         offset[row], length[row] = at, size
         at += size
-    per_patch = np.ones(spec.samples, np.int32)
-    for i, (g, _) in enumerate(samples):
-        per_patch[i] = counts[g].per_patch
+    per_patch, first = np.ones(spec.samples, np.int32), 0
+    for group, mine in zip(counts, members, strict=True):
+        per_patch[first : first + len(mine)] = group.per_patch
+        first += len(mine)
     return LocationStream(
         coord=_pad(coord, rung.loc, 0, np.uint32),
         row=_pad(rows, rung.loc, total, np.int32),
@@ -407,7 +463,7 @@ def _locations(spec, rung, counts, items, samples) -> LocationStream:
     )
 
 
-def _sample_arrays(spec: StreamSpec, counts: list[TokenCounts], samples: list) -> dict:
+def _sample_arrays(spec: StreamSpec, counts: list[TokenCounts], members: list[np.ndarray]) -> dict:
     """Per-sample arrays of one device."""
     stamps = np.zeros((spec.samples, 12, 3), np.int32)
     stamps[..., 2] = 2000
@@ -418,12 +474,13 @@ def _sample_arrays(spec: StreamSpec, counts: list[TokenCounts], samples: list) -
         "weight": np.zeros(spec.samples, np.float32),
         "position": np.zeros(spec.samples, np.int32),
     }
-    for i, (g, b) in enumerate(samples):
-        group = counts[g].group
-        steps = group["timestamps"].shape[1]
-        stamps[i, :steps] = group["timestamps"][b]
-        out["patch_size"][i] = group["patch_size"]
-        out["segment"][i] = g
-        out["weight"][i] = counts[g].alive[b]
-        out["position"][i] = group["position"][b]
+    first = 0
+    for g, (count, mine) in enumerate(zip(counts, members, strict=True)):
+        group, own = count.group, slice(first, first + len(mine))
+        stamps[own, : group["timestamps"].shape[1]] = group["timestamps"][mine]
+        out["patch_size"][own] = group["patch_size"]
+        out["segment"][own] = g
+        out["weight"][own] = count.alive[mine]
+        out["position"][own] = group["position"][mine]
+        first += len(mine)
     return out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -30,9 +31,12 @@ def _buffer_rows(spec: StreamSpec, slot: StreamSlot) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("shapes",))
-def _zeros(shapes: tuple[tuple[int, int], ...]) -> tuple[jax.Array, ...]:
+def _zeros(shapes: tuple[tuple[int, ...], ...]) -> tuple[jax.Array, ...]:
     return tuple(jnp.zeros(s, jnp.float32) for s in shapes)
 
+
+_Layout = tuple[tuple[str, tuple[int, ...]], ...]
+"""(modality, shape of its images in a chunk) of arrays that lie one behind another."""
 
 Cut = Callable[..., Any]
 """(image [B, H, W, T, C], modality, patch size, base, xp) -> patches [B, h, w, T, px, px, C]."""
@@ -62,24 +66,31 @@ class _Cutting:
         return self.cut(x, name, self.patch_size, self.base, xp)
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "cutting"), donate_argnames=("buffers",))
+@functools.partial(
+    jax.jit, static_argnames=("layout", "slots", "cutting"), donate_argnames=("buffers",)
+)
 def _fill_chunk(
     buffers: tuple[jax.Array, ...],
-    inputs: tuple[dict[str, jax.Array], tuple[jax.Array, ...]],
-    offsets: jax.Array,
+    pixels: jax.Array,
+    numbers: jax.Array,
     *,
+    layout: _Layout,
     slots: tuple[StreamSlot, ...],
     cutting: _Cutting,
 ) -> tuple[jax.Array, ...]:
-    """Writes one chunk's patches, from `_padded_inputs`."""
-    images, sources = inputs
-    patches = {n: cutting(x, n, jnp) for n, x in images.items()}
-    out = []
-    for i, (slot, buffer, source) in enumerate(zip(slots, buffers, sources, strict=True)):
-        x = patches[slot.modality][..., np.asarray(slot.channels)]
-        rows = jnp.take(x.reshape(-1, slot.width), source, axis=0, mode="clip")
-        at = (offsets[i], jnp.zeros((), offsets.dtype))
-        out.append(jax.lax.dynamic_update_slice(buffer, rows, at))
+    """Writes one chunk's patches, from `_chunk_inputs`."""
+    patches, at = {}, 0
+    for name, shape in layout:
+        size = math.prod(shape)
+        patches[name] = cutting(pixels[at : at + size].reshape(shape), name, jnp)
+        at += size
+    offsets, zero = numbers[-len(slots) :], jnp.zeros((), numbers.dtype)
+    out, at = [], 0
+    for i, (slot, buffer) in enumerate(zip(slots, buffers, strict=True)):
+        x = patches[slot.modality][..., np.asarray(slot.channels)].reshape(-1, slot.width)
+        rows = jnp.take(x, numbers[at : at + len(x)], axis=0, mode="clip")
+        at += len(x)
+        out.append(jax.lax.dynamic_update_slice(buffer, rows[None], (zero, offsets[i], zero)))
     return tuple(out)
 
 
@@ -96,28 +107,41 @@ def fill_buffers(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut =
       Per slot, float32 [1, buffer_rows, slot.width] on `device`.
     """
     if device.platform == "cpu":
-        buffers = jax.device_put(fill_on_host(spec, runs, cut), device)
-    else:
-        buffers = fill_on_device(spec, runs, device, cut)
-    return tuple(b[None] for b in buffers)
+        return tuple(jax.device_put([b[None] for b in fill_on_host(spec, runs, cut)], device))
+    return fill_on_device(spec, runs, device, cut)
 
 
 def fill_on_device(spec: StreamSpec, runs: list[PatchRun], device: Any, cut: Cut):
-    """Per slot [buffer_rows, slot.width], resized and written by compiled programs."""
-    shapes = tuple((_buffer_rows(spec, s), s.width) for s in spec.slots)
+    """Per slot [1, buffer_rows, slot.width], resized and written by compiled programs."""
+    shapes = tuple((1, _buffer_rows(spec, s), s.width) for s in spec.slots)
     with jax.default_device(device):
         buffers = _zeros(shapes)
         for run, members, offsets in _chunks(spec, runs):
-            inputs = _padded_inputs(spec, run, members)
-            inputs = jax.device_put((inputs, offsets.astype(np.int32)), device)
-            cutting = _Cutting.of(spec, run, cut)
-            buffers = _fill_chunk(buffers, *inputs, slots=spec.slots, cutting=cutting)
+            *inputs, layout = _chunk_inputs(spec, run, members, offsets)
+            inputs = jax.device_put(inputs, device)
+            own = {"layout": layout, "slots": spec.slots, "cutting": _Cutting.of(spec, run, cut)}
+            buffers = _fill_chunk(buffers, *inputs, **own)
     return buffers
+
+
+_ALIGNED = 64
+"""Bytes. JAX takes over memory that begins at a multiple of it, and copies any other."""
+
+
+def aligned_zeros(rows: int, width: int) -> np.ndarray:
+    """float32 [rows, width] that `jax.device_put` does not copy on a CPU.
+
+    So nobody may write to it afterwards.
+    """
+    spare = _ALIGNED // 4
+    whole = np.zeros(rows * width + spare, np.float32)
+    first = -whole.ctypes.data % _ALIGNED // 4
+    return whole[first : first + rows * width].reshape(rows, width)
 
 
 def fill_on_host(spec: StreamSpec, runs: list[PatchRun], cut: Cut) -> list[np.ndarray]:
     """Per slot [buffer_rows, slot.width], resized and written by NumPy."""
-    buffers = [np.zeros((_buffer_rows(spec, s), s.width), np.float32) for s in spec.slots]
+    buffers = [aligned_zeros(_buffer_rows(spec, s), s.width) for s in spec.slots]
     for run, members, offsets in _chunks(spec, runs):
         cutting, patches = _Cutting.of(spec, run, cut), {}
         for name in spec.modalities:
@@ -145,16 +169,30 @@ def _needed(run: PatchRun, members: np.ndarray, slot: int) -> np.ndarray:
     return run.counts.need[members, starts[slot] : starts[slot + 1]]
 
 
-def _padded_inputs(spec: StreamSpec, run: PatchRun, members: np.ndarray):
-    """Images [chunk, ...] and per slot the rows to keep, padded to fixed shapes."""
+def _chunk_inputs(
+    spec: StreamSpec, run: PatchRun, members: np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, _Layout]:
+    """What `_fill_chunk` takes, as two arrays: small transfers cost what their number costs.
+
+    Returns:
+      (float32 images [chunk, ...] one behind another; int32 rows to keep of every slot, padded to
+      fixed lengths, and then the slots' `offsets`; what the images are).
+    """
     padded = np.concatenate([members, np.repeat(members[:1], spec.chunk - len(members))])
-    images = {name: run.counts.group["data"][name][padded] for name in spec.modalities}
-    sources = []
-    for s in range(len(spec.slots)):
-        need = _needed(run, members, s)
-        keep = np.flatnonzero(need)
-        # The pad repeats a needed patch where there is one: it is as finite as the data.
-        source = np.full(spec.chunk * need.shape[1], keep[0] if len(keep) else 0, np.int32)
+    data = run.counts.group["data"]
+    layout = tuple((name, (spec.chunk, *data[name].shape[1:])) for name in spec.modalities)
+    pixels, at = np.empty(sum(math.prod(shape) for _, shape in layout), np.float32), 0
+    for name, shape in layout:
+        size = math.prod(shape)
+        np.take(data[name], padded, axis=0, out=pixels[at : at + size].reshape(shape), mode="clip")
+        at += size
+    starts, need = run.counts.table.starts, run.counts.need[members]
+    numbers = np.empty(spec.chunk * need.shape[1] + len(spec.slots), np.int32)
+    for first, stop in zip(starts[:-1], starts[1:], strict=True):
+        keep = np.flatnonzero(need[:, first:stop])
+        source = numbers[spec.chunk * first : spec.chunk * stop]
         source[: len(keep)] = keep
-        sources.append(source)
-    return images, tuple(sources)
+        # The pad repeats a needed patch where there is one: it is as finite as the data.
+        source[len(keep) :] = keep[0] if len(keep) else 0
+    numbers[-len(spec.slots) :] = offsets
+    return pixels, numbers, layout

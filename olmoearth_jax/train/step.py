@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.masks import CODES
-from olmoearth_jax.mesh import global_array, local_devices, rules_of, shardings
+from olmoearth_jax.mesh import global_arrays, local_devices, rules_of, shardings
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.stream.engine import Engine, Group, Prepared
 from olmoearth_jax.train import optimizer, targets
@@ -195,7 +195,7 @@ class TrainProgram:
         """float32 [devices, counts] over all processes: what each has counted, in one row."""
         rows = np.zeros((len(local_devices(self.mesh)), len(counts)), np.float32)
         rows[0] = list(counts.values())
-        return global_array(self.mesh, rows)
+        return global_arrays(self.mesh, rows)
 
     def _update_program(self, state: State, total: Any, counts: dict[str, float]) -> Any:
         arguments = (state, total, np.float32(0))

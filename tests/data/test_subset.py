@@ -10,7 +10,7 @@ from olmoearth_jax.data import derived, timesteps, transforms
 from olmoearth_jax.data.cutmix import Pieces, gather_patches, read_pieces
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
-from olmoearth_jax.data.normalize import normalize
+from olmoearth_jax.data.normalize import bounds, normalize
 from olmoearth_jax.data.subset import draw_offsets, read_sample
 from olmoearth_jax.modalities import MISSING, OFFICIAL_MODALITIES
 from tools.make_synthetic_dataset import Gaps, make_sample
@@ -185,3 +185,25 @@ def test_mixup_never_blends_the_fill_value():
     assert mixed["latlon"][:, 0].tolist() == [1.5, MISSING, MISSING]
     assert when is stamps
     np.testing.assert_array_equal(transforms.mixup({}, stamps, 0.5)[1], np.roll(stamps, -1, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (1, 1, 12), (40, 2, 1), (3, 3, 0), (4,), ()])
+def test_normalising_row_by_row_is_exact(dtype, shape):
+    rng = np.random.default_rng(len(shape))
+    for name in ("sentinel2_l2a", "sentinel1", "srtm", "worldcover"):
+        bands = registry.get(name).num_bands
+        x = rng.uniform(0, 250, (*shape, bands)).astype(dtype)
+        if x.size and x.dtype.kind in "fi":
+            x.flat[0] = MISSING
+        limits = bounds(name)
+        expected = x.astype(np.float32)
+        if limits is not None:
+            expected = ((x.astype(np.float64) - limits[0]) / (limits[1] - limits[0])).astype("f4")
+            if x.dtype.kind in "fi":
+                expected[x == MISSING] = MISSING
+        turned = np.ascontiguousarray(x.T).T
+        into = np.full((*shape, bands), np.nan, np.float32)
+        assert normalize(x, name, out=into) is into
+        for found in (normalize(x, name), normalize(turned, name), into):
+            assert found.dtype == np.float32 and found.tobytes() == expected.tobytes()
