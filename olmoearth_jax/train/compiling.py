@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from olmoearth_jax.train.signals import THREADS
 
@@ -33,14 +34,14 @@ def compile_threads() -> int:
 
 def shapes_of(tree: Any) -> Any:
     """Shapes, types and shardings of arrays: what can be compiled for once they are given away."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        if isinstance(x, jax.Array) and x.committed and not jax.dtypes.issubdtype(
-            x.dtype, jax.dtypes.prng_key
-        )
-        else x,
-        tree,
-    )  # fmt: skip
+
+    def shape(x: Any) -> Any:
+        # Random keys stay: they are small, on no device in particular, and never given away.
+        if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if x.committed else x
+
+    return jax.tree.map(shape, tree)
 
 
 class Programs:
