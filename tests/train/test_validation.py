@@ -245,6 +245,7 @@ def test_losses_on_another_folder_are_of_all_of_it(tmp_path):
     """A folder need not say where its samples lie, and the run has kept none of them out."""
     cfg = config(tmp_path)
     folder = tmp_path / "elsewhere"
+    assert cfg.dataset.h5py_dir is not None
     shutil.copytree(cfg.dataset.h5py_dir, folder)
     (folder / "latlon_distribution.npy").unlink()
     other = eval_loss._fixed_draws(cfg, str(folder), 99)
