@@ -344,7 +344,7 @@ def _manifest(tmp_path, *rows):
     (["--model=OlmoEarth-v1_3-Bas"], "OlmoEarth-v1_3-Base"),
     (["--inputs=nothing.csv"], "there is no file nothing.csv"),
     (["--area=nothing.geojson"], "no area file"),
-    (["--patch_size=9", "--tile=72", "--overlap=36"], "patch_size must be 1..4"),
+    (["--patch_size=9", "--tile=72", "--overlap=36"], "patch_size must be a whole number 1..4"),
     (["--device=7"], "no device 7"),
 ])  # fmt: skip
 def test_mistakes_are_told_and_nothing_is_written(world, tmp_path, capsys, flags, said):

@@ -192,7 +192,10 @@ def test_links_folders_and_geoparquet_lead_to_the_same_items(folder):
                    f"file://{flat}/items.parquet"):  # fmt: skip
         window, dates, rasters, _ = _pixels(source)
         assert dates == ["2024-05-10", "2024-07-12"] and len(rasters) == 24
-        np.testing.assert_array_equal(window.arrays["sentinel2_l2a"], first.arrays["sentinel2_l2a"])
+        # Bands come in the order of assets, which old versions of pyarrow sort.
+        order = [window.bands["sentinel2_l2a"].index(b) for b in first.bands["sentinel2_l2a"]]
+        found = window.arrays["sentinel2_l2a"][..., order]
+        np.testing.assert_array_equal(found, first.arrays["sentinel2_l2a"])
     # A collection beside the items that it links to adds nothing.
     links = [{"rel": "item", "href": f"./{date}.json"} for date in ("2024-05-10", "2024-07-12")]
     _write(flat / "collection.json", {"type": "Collection", "links": links})
