@@ -41,15 +41,22 @@ def test_the_table_is_up_to_date():
     assert set(TABLE) == set(flag_table.modules())
 
 
+def ours(entry):
+    """An entry without the flags of libraries, which differ from version to version."""
+    theirs = ("grain_", "array_record_", "experimental_orbax_")
+    kept = {k: v for k, v in entry["flags"].items() if not k.startswith(theirs)}
+    return {**entry, "flags": kept}
+
+
 @pytest.mark.parametrize("module", ["launch.submit", "tools.verify_dataset"])
 def test_the_table_says_what_the_program_says(module):
-    assert flag_table.entry(module) == TABLE[module]
+    assert ours(flag_table.entry(module)) == ours(TABLE[module])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", flag_table.modules())
 def test_the_table_says_what_every_program_says(module):
-    assert flag_table.entry(module) == TABLE[module]
+    assert ours(flag_table.entry(module)) == ours(TABLE[module])
 
 
 @pytest.mark.parametrize(
