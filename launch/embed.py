@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -42,6 +42,9 @@ from olmoearth_jax.maps import embed_job, plan, store
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from . import _flags, _image_flags
+
+if TYPE_CHECKING:
+    from olmoearth_jax.maps.embed_shards import ShardWorker
 
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
@@ -66,6 +69,7 @@ _integer("tile", None, "Side of a tile in pixels, about 80 by default.", lower_b
 _integer("overlap", None, "Pixels that tiles share, about 16 by default.", lower_bound=0)
 _integer("block", 256, "Tokens per side that are read at once.", lower_bound=1)
 _integer("batch_size", 16, "Tiles per call.", lower_bound=1)
+_integer("readers", 1, "Processes that read rasters; 1: a thread of this.", lower_bound=0)
 _string("dtype", "int8", "int8, float16 or float32.")
 _string("quantization", None, "signed_power, per_pixel_scale or linear.")
 _enum("normalize", None, ["l2", "none"], "Follows the quantization by default.")
@@ -145,7 +149,7 @@ def embed(o: Options) -> int:
         return 0
     work, worker = opened
     try:
-        with work_list.stopping():
+        with work_list.stopping(), worker:
             found = work.run(
                 worker, index, count, steal=FLAGS.steal, wait=FLAGS.wait,
                 attempts=FLAGS.attempts, say=_teller(len(work.units)),
@@ -156,9 +160,7 @@ def embed(o: Options) -> int:
     return _end(o, found)
 
 
-def _open(
-    o: Options, say: Callable[..., object]
-) -> tuple[work_list.WorkList, Callable[[str], Any]] | None:
+def _open(o: Options, say: Callable[..., object]) -> tuple[work_list.WorkList, ShardWorker] | None:
     """Loads the model and opens the job; None after --plan_only."""
     model = _load(o)
     job = embed_job.make_job(o, model.config, model.modalities)

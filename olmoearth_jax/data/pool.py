@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -27,10 +32,12 @@ class Workers:
 
     Args:
       count: processes, started when there is work for them; 0 runs in this process, in order.
+      apart: they do not import the program that started them, which may bring much; its own
+        functions are no tasks then.
     """
 
-    def __init__(self, count: int):
-        self._count = count
+    def __init__(self, count: int, apart: bool = False):
+        self._count, self._apart = count, apart
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -49,6 +56,42 @@ class Workers:
             for task in tasks:
                 yield task, function(task)
             return
+        running: dict[concurrent.futures.Future, Any] = {}
+        source = iter(tasks)
+        with self._ending(running):
+            while True:
+                for task in itertools.islice(source, self._count * _AHEAD - len(running)):
+                    running[self._submit(function, task)] = task
+                if not running:
+                    return
+                first = concurrent.futures.FIRST_COMPLETED
+                for future in concurrent.futures.wait(running, return_when=first).done:
+                    task = running.pop(future)
+                    yield task, future.result()
+
+    def in_order(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        """Yields the results in the order of the tasks; at most one per process lies ready.
+
+        Args and raises as `run_tasks`.
+        """
+        if self._count <= 0:
+            yield from map(function, tasks)
+            return
+        running: collections.deque[concurrent.futures.Future] = collections.deque()
+        source = iter(tasks)
+
+        def fill() -> None:
+            for task in itertools.islice(source, self._count - len(running)):
+                running.append(self._submit(function, task))
+
+        with self._ending(running):
+            fill()
+            while running:
+                got = running.popleft().result()
+                fill()
+                yield got
+
+    def _submit(self, function: Callable[[Any], Any], task: Any) -> concurrent.futures.Future:
         if self._pool is None:
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 self._count,
@@ -56,22 +99,16 @@ class Workers:
                 initializer=start_worker,
                 initargs=(registry.user_records(),),
             )
-        running: dict[concurrent.futures.Future, Any] = {}
-        source = iter(tasks)
+        with _no_program() if self._apart else contextlib.nullcontext():
+            return self._pool.submit(function, task)
+
+    @contextlib.contextmanager
+    def _ending(self, running: Iterable[concurrent.futures.Future]) -> Iterator[None]:
+        """Sees to the end of what runs, and of a pool that has lost a process."""
         try:
-            while True:
-                while len(running) < self._count * _AHEAD:
-                    task = next(source, None)
-                    if task is None:
-                        break
-                    running[self._pool.submit(function, task)] = task
-                if not running:
-                    return
-                first = concurrent.futures.FIRST_COMPLETED
-                for future in concurrent.futures.wait(running, return_when=first).done:
-                    task = running.pop(future)
-                    yield task, future.result()
+            yield
         except BrokenProcessPool as e:
+            self.__exit__()
             raise WorkerDied(
                 "a worker process was killed, perhaps for lack of memory; use fewer workers and "
                 "run the same command again, it goes on where it stopped"
@@ -79,6 +116,17 @@ class Workers:
         finally:
             # What has begun ends before the caller goes on, as it may remove what that writes.
             concurrent.futures.wait([f for f in running if not f.cancel()])
+
+
+@contextlib.contextmanager
+def _no_program() -> Iterator[None]:
+    """Processes that are started meanwhile find no program to import."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def run_tasks(

@@ -25,6 +25,8 @@ from olmoearth_jax.proposals import known
 
 POOLINGS = ("spatial", "location", "student")
 PIXEL = 10.0
+_READER_BYTES = 256 << 20
+"""Of a process that reads, beside its blocks."""
 DECIDES = (
     "model_digest", "pooling", "pooling_type", "patch_size", "location_size", "tile", "overlap",
     "dtype", "quantization", "normalize", "scale", "offset", "periods", "timesteps", "inputs",
@@ -59,6 +61,7 @@ class Options:
     overlap: int | None = None
     block: int = 256
     batch_size: int = 16
+    readers: int = 1
     dtype: str = "int8"
     quantization: str | None = None
     normalize: str | None = None
@@ -455,4 +458,5 @@ def memory_of(job: Job) -> int:
     steps = max(len(s) for s in job.imagery.steps.values()) or 1
     bands = sum(len(b) for b in job.imagery.bands.values())
     block = (min(o.block, side) * o.pixels + 2 * layout.halo) ** 2 * steps * bands * 4
-    return int(1.5 * 2**30 + 2.6 * raw + 3 * block)
+    readers = o.readers if o.readers > 1 else 0
+    return int(1.5 * 2**30 + 2.6 * raw + 3 * block + readers * (_READER_BYTES + 4 * block))

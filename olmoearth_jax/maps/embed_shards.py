@@ -6,10 +6,11 @@ All calls of the encoder have one shape: at most two programs, with and without 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +24,7 @@ from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.maps import area, store
 from olmoearth_jax.maps.embed_job import PIXEL, Job
 from olmoearth_jax.maps.plan import Shard, shard_of
+from olmoearth_jax.maps.readers import Readers
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
 from olmoearth_jax.model import pooling
 
@@ -48,13 +50,20 @@ class Tiles:
 
 
 class ShardWorker:
-    """Computes and writes shards; what `WorkList.run` calls."""
+    """Computes and writes shards; what `WorkList.run` calls. A context that ends its readers."""
 
     def __init__(self, job: Job, model: PretrainedModel, form: store.Form):
         self._job, self._model, self._form = job, model, form
         self._writer = store.Writer(job.store, form, job.grids)
         self._core = job.layout.core // job.options.pixels
         self._halo = job.layout.halo // job.options.pixels
+        self._readers = Readers(job.options.readers)
+
+    def __enter__(self) -> ShardWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._readers.__exit__()
 
     def __call__(self, unit: str) -> tuple[dict[str, Any], list[str]]:
         """Writes a shard; (members of its marker, keys of its objects).
@@ -66,9 +75,12 @@ class ShardWorker:
         self._writer.clear(shard)
         made = _Arrays(self._form)
         inside = self._inside(shard)
-        with ThreadPoolExecutor(1) as pool:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            contextlib.closing(self._batches(shard, inside)) as batches,
+        ):
             waiting: Future | None = None
-            for tiles in self._batches(shard, inside):
+            for tiles in batches:
                 got = self._encode(tiles.ready) if tiles.values is None else tiles.values
                 if waiting is not None:
                     waiting.result()
@@ -100,7 +112,7 @@ class ShardWorker:
             out = np.asarray(burnt) > 0
         return out
 
-    def _batches(self, shard: Shard, inside: np.ndarray) -> Iterator[Tiles]:
+    def _batches(self, shard: Shard, inside: np.ndarray) -> Generator[Tiles, None, None]:
         """Groups of `batch_size` tiles that one program takes, prepared in another thread."""
         held: dict[Any, list[Tiles]] = {}
         size = self._job.options.batch_size
@@ -120,7 +132,7 @@ class ShardWorker:
             if len(rest.places):
                 yield rest
 
-    def _tiles(self, shard: Shard, inside: np.ndarray) -> Iterator[Tiles]:
+    def _tiles(self, shard: Shard, inside: np.ndarray) -> Generator[Tiles, None, None]:
         """The tiles of a shard that hold data, in the order of its blocks."""
         job, o, side = self._job, self._job.options, self._job.layout.lattice.side
         west, south, east, north = job.layout.lattice.box(shard.row, shard.col)
@@ -128,19 +140,19 @@ class ShardWorker:
         box = (west - margin, south - margin, east + margin, north + margin)
         top, left = round(-north / PIXEL), round(west / PIXEL)
         block = max(self._core, min(o.block, side) // self._core * self._core)
-        with job.imagery.stack(shard.zone, shard.period, box) as stack:
-            for row in range(0, side, block):
-                for col in range(0, side, block):
-                    places = self._places(inside, row, col, block)
-                    if not places:
-                        continue
-                    rows, cols = (
-                        _span(at, min(at + block, side), self._halo, o.pixels, start)
-                        for at, start in ((row, top), (col, left))
-                    )
-                    window = stack.read(rows, cols)
-                    cut = self._lit if o.searchlight else self._cut
-                    yield from cut(window, stack.dates, places, row, col)
+        corners = [(r, c) for r in range(0, side, block) for c in range(0, side, block)]
+        held = [(r, c, self._places(inside, r, c, block)) for r, c in corners]
+        held = [one for one in held if one[-1]]
+
+        def span(at: int, start: int) -> slice:
+            return _span(at, min(at + block, side), self._halo, o.pixels, start)
+
+        part = job.imagery.part(shard.zone, shard.period, box)
+        dates = [day.isoformat() for day in job.imagery.days(shard.period)]
+        cut = self._lit if o.searchlight else self._cut
+        windows = self._readers.windows(part, [(span(r, top), span(c, left)) for r, c, _ in held])
+        for (row, col, places), window in zip(held, windows, strict=True):
+            yield from cut(window, dates, places, row, col)
 
     def _places(self, inside: np.ndarray, row: int, col: int, block: int) -> list[tuple[int, int]]:
         """First tokens of the tiles of a block that the area touches."""
@@ -362,7 +374,7 @@ def _groups(ready: ModelInput) -> Iterator[tuple[Any, np.ndarray]]:
         yield key, np.array(rows)
 
 
-def _ahead(items: Iterator[Any], most: int) -> Iterator[Any]:
+def _ahead(items: Generator[Any, None, None], most: int) -> Iterator[Any]:
     """The items, made in another thread, at most so many before they are asked for."""
     ready: queue.Queue = queue.Queue(most)
     stop = threading.Event()
@@ -378,9 +390,10 @@ def _ahead(items: Iterator[Any], most: int) -> Iterator[Any]:
 
     def make() -> None:
         try:
-            for item in items:
-                if not put((item, None)):
-                    return
+            with contextlib.closing(items):
+                for item in items:
+                    if not put((item, None)):
+                        return
             put((None, None))
         except BaseException as e:
             put((None, e))

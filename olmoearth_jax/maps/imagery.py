@@ -35,6 +35,7 @@ _LOOKED_AT = 8
 _NOTHING_SAID = stac.Options()
 
 Box = tuple[float, float, float, float]
+Part = tuple[list[Raster], int, dict[str, list[str]], list[datetime.date]]
 
 
 def list_rasters(
@@ -279,9 +280,9 @@ class Imagery:
             self._cached[period] = np.array(own), np.array(wide), zones
         return self._cached[period]
 
-    def stack(self, zone: int, period: str, box: Box) -> LatticeStack:
-        """Open rasters that touch a box of a zone."""
-        return LatticeStack(self.touching(zone, period, box), zone, self.bands, self.days(period))
+    def part(self, zone: int, period: str, box: Box) -> Part:
+        """What `LatticeStack` takes, of the rasters that touch a box of a zone."""
+        return self.touching(zone, period, box), zone, self.bands, self.days(period)
 
     def boxes(self, period: str) -> dict[int, Box]:
         """Zone -> the box in its CRS around what the rasters of a period show of it, ascending."""

@@ -33,6 +33,19 @@ def image(seed, height, width):
     return (x + rng.integers(0, 150, x.shape)).astype(np.uint16)
 
 
+def damage(source, path):
+    """Writes a raster anew with a part that cannot be read; the bytes of it whole."""
+    with rasterio.open(source) as file:
+        form, x, names = {**file.profile, "compress": "deflate"}, file.read(), file.descriptions
+    with rasterio.open(path, "w", **form) as file:
+        file.write(x)
+        file.descriptions = names
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes(20_000) + whole[middle + 20_000 :])
+    return whole
+
+
 def build(folder):
     """Model, rasters and manifest; the arguments of `launch.embed` but --output."""
     checkpoints.write(weights_of(), folder / "model")

@@ -397,14 +397,7 @@ def test_a_damaged_raster_fails_its_shards_alone(world, tmp_path, capsys):
     for row in rows:
         row["path"] = str(folder / row["path"])
     broken = tmp_path / "b.tif"
-    with rasterio.open(rows[-1]["path"]) as file:
-        form, x, names = {**file.profile, "compress": "deflate"}, file.read(), file.descriptions
-    with rasterio.open(broken, "w", **form) as file:
-        file.write(x)
-        file.descriptions = names
-    whole, rows[-1]["path"] = broken.read_bytes(), str(broken)
-    middle = len(whole) // 2
-    broken.write_bytes(whole[:middle] + bytes(20_000) + whole[middle + 20_000 :])
+    whole, rows[-1]["path"] = region.damage(rows[-1]["path"], broken), str(broken)
     flags = [a for a in given if not a.startswith("--inputs")]
     flags += [_manifest(tmp_path, *rows), f"--output={tmp_path / 'out'}", "--nocheck_units"]
     assert run(*flags) == 1
