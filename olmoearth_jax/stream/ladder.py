@@ -306,6 +306,11 @@ def build_ladder(
     return (*dict.fromkeys(r for r in _worthwhile(sizer, found) if r != top), top)
 
 
+def own_rung(spec: StreamSpec, need: Need, classes: int) -> Rung:
+    """The smallest rung for one micro-step alone: what no ladder of `classes` lengths can beat."""
+    return _Sizer(spec, [need], classes).rung(np.zeros(1, np.int64), 0.0)
+
+
 def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
     """Rungs, cheapest first.
 
