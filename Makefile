@@ -116,6 +116,8 @@ learn: env
 			--config.train_module.optim_config.betas='[0.9,0.95]' \
 			--config.train_module.scheduler.warmup=200 \
 			--config.trainer.metrics_collect_interval=50 \
+			--config.trainer.callbacks.checkpointer.save_interval=$(LEARN_STEPS) \
+			--config.trainer.callbacks.checkpointer.ephemeral_save_interval=400 \
 			--config.trainer.callbacks.downstream_evaluator.enabled=False || exit 1; \
 	done
 	$(BIN)/python -m tools.learned --picture=local_output/$(LEARN).png \
