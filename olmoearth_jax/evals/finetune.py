@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.checkpoints import integrity
 from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     METRICS,
@@ -194,7 +193,7 @@ class FineTuner:
     def _source(self) -> dict[str, str]:
         """What a state was made from, beside the task: it is taken up only for the same."""
         own = {"data": state_of(self.info.folder)} if self.info.folder else {}
-        return {"model": integrity.parameter_digest(self.model.params), **own}
+        return {"model": self.model.digest, **own}
 
     def _stale(self) -> bool:
         """Whether nothing got better for longer than patience lasts."""

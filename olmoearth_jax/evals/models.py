@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax import modalities
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
@@ -60,9 +61,15 @@ class EncoderModel(FrozenEncoder):
     def modalities(self) -> tuple[str, ...]:
         return self.slots.names
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the encoder's parameters."""
+        return integrity.parameter_digest(self.params)
+
     @property
     def settings(self) -> dict[str, Any]:
-        return {"dtype": self.dtype.name}
+        """The type of the products, and what tells these weights from others of the same name."""
+        return {"dtype": self.dtype.name, "weights": self.digest[:16]}
 
     def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
@@ -107,12 +114,17 @@ class RawBands:
         self.settings: dict[str, Any] = {}
 
     def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
+        """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled.
+
+        Missing values do not count; what is missing at every date is 0.
+        """
         if pool.place == "spatial_concat":
             raise ValueError("raw bands have no band sets to pool; choose another probe_type")
         parts = []
         for name in modalities_in(batch):
-            x = batch[name].mean(axis=3)
+            x = batch[name]
+            seen = _visible_bands(name, batch[name + MASK], x.shape[-1])
+            x = np.where(seen, x, 0).sum(3) / np.maximum(seen.sum(3), 1)
             b, h, w, c = x.shape
             h, w = h // patch_size, w // patch_size
             x = x[:, : h * patch_size, : w * patch_size]
@@ -122,6 +134,16 @@ class RawBands:
         if pool.place == "instance":
             return getattr(out, pool.how)((1, 2))
         return out if pool.place == "spatial" else centre_token(out)
+
+
+def _visible_bands(name: str, mask: np.ndarray, bands: int) -> np.ndarray:
+    """bool [..., bands] of a mask with one channel per band or per band set."""
+    if mask.shape[-1] == bands:
+        return mask == VISIBLE
+    member = np.zeros(bands, int)
+    for number, band_set in enumerate(modalities.get(name).band_sets):
+        member[list(band_set)] = number
+    return mask[..., member] == VISIBLE
 
 
 _PARTS = ("embeddings", "labels")
@@ -189,6 +211,11 @@ class Precomputed:
           ValueError: arrays that do not fit each other or the task.
         """
         where = f"{info.name}/{split}"
+        if task.label_fraction != 1:
+            raise ValueError(
+                "label_fraction chooses among images, and embeddings are taken as they are; "
+                "max_train_samples takes fewer of them"
+            )
         if not self.has(info.name, split):
             raise DataUnavailable(f"{self.path} holds no embeddings of {where}")
         held = self._table(info.name, split)

@@ -19,6 +19,7 @@ import numpy as np
 from olmoearth_jax.configlib.tasks import (
     BALANCED,
     DEFAULTS,
+    BalancedTrials,
     DatasetInfo,
     EvalTaskConfig,
     RunOptions,
@@ -154,8 +155,8 @@ def _trials(
     """What balanced trials on the task's embeddings give; none unless the task asks for them."""
     if run.task.balanced_trials is None:
         return ()
-    begun, wanted, info = time.perf_counter(), run.task.balanced_trials, run.info
-    wanted = dataclasses.replace(wanted, cap=wanted.cap or balanced_trials.cap_of(info.name))
+    begun, info = time.perf_counter(), run.info
+    wanted = _resolved(run.task.balanced_trials, info)
     say = run.hooks.log or log.warning
     found = balanced_trials.run_trials(
         splits, info.num_classes, wanted, stop=run.hooks.stop, say=say
@@ -163,7 +164,6 @@ def _trials(
     if run.hooks.stop():
         raise Stopped
     seconds = round((time.perf_counter() - begun) / max(len(found), 1), 3)
-    settings = {**settings, "balanced_trials": dataclasses.asdict(wanted)}
     shape = tuple(splits["train"][0].shape[1:])
     return tuple(
         TaskResult(
@@ -179,6 +179,10 @@ def _trials(
         )
         for name, values in found.items()
     )
+
+
+def _resolved(trials: BalancedTrials, info: DatasetInfo) -> BalancedTrials:
+    return dataclasses.replace(trials, cap=trials.cap or balanced_trials.cap_of(info.name))
 
 
 def _scores(run: _Run, splits: dict[str, Split]) -> dict[str, Any]:
@@ -241,6 +245,8 @@ def describe(
             out["pooling"] = "grid" if info.spatial else "mean"
     if mode == "knn":
         out["k"] = options.k
+    if task.balanced_trials is not None:
+        out["balanced_trials"] = dataclasses.asdict(_resolved(task.balanced_trials, info))
     if info.folder:  # what a user may change between two evaluations
         out |= {key: getattr(info, key) for key in _OWN} | {"data_state": state_of(info.folder)}
     if options.n_bootstrap:
@@ -439,7 +445,17 @@ def _step_records(path: Path) -> list[dict[str, Any]]:
 
 
 def identity(item: Mapping[str, Any]) -> str:
-    """What makes two records the same measurement: model, task, settings, splits scored."""
-    keys = ("model", "checkpoint_step", "task", "settings")
+    """What makes two records the same measurement: model, task, settings, splits scored.
+
+    Other weights of the same model and step make a measurement anew, not another; see `is_of`.
+    """
+    settings = {k: v for k, v in (item.get("settings") or {}).items() if k != "weights"}
     scored = item.get("test") is not None
-    return json.dumps([*(item.get(k) for k in keys), scored], sort_keys=True)
+    keys = (item.get(k) for k in ("model", "checkpoint_step", "task"))
+    return json.dumps([*keys, settings, scored], sort_keys=True)
+
+
+def is_of(item: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a record was made with the weights of `settings`; old ones do not say."""
+    mine = settings.get("weights")
+    return item["settings"].get("weights", mine) == mine

@@ -119,6 +119,23 @@ def test_results_are_kept_and_not_made_again(windows, tmp_path):
     assert "tiny" in report.table(first) and report.plot(first, tmp_path / "p.png")
 
 
+def test_results_of_other_weights_are_made_again(windows, tmp_path):
+    """A run that was trained anew under its name, or two of one name that share a folder."""
+    plan = sweep.expand({"t": task()})
+    first, second, third = (
+        sweep.evaluate(Loaded(tiny_model(seed=s), "tiny", 7, {}), plan, TEST, tmp_path)
+        for s in (0, 1, 1)
+    )
+    assert first[0]["valid"] != second[0]["valid"] and third == second
+    assert json.loads((tmp_path / "7.json").read_text()) == second
+    old = [dict(item) for item in first]
+    for item in old:  # made before weights were told apart
+        item["settings"] = {k: v for k, v in item["settings"].items() if k != "weights"}
+    runner.append_line(tmp_path / "old", old[0])
+    found = sweep.evaluate(Loaded(tiny_model(), "tiny", 7, {}), plan, TEST, tmp_path / "old")
+    assert found == old
+
+
 def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_path):
     loaded = Loaded(tiny_model(), "tiny", 7, {})
     plan = sweep.expand({"a": task(), "b": task(patch_size=8)})
