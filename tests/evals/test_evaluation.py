@@ -65,6 +65,13 @@ def test_transforms_and_subsets_are_applied(windows):
     assert out.embedding_shape == (4, 4, 5) and out.settings["quantize_bits"] == 8
     with pytest.raises(ValueError, match="quantile_config_path"):
         runner.run_task("t", task(quantize_embeddings=True, quantize_bits=4), tiny_model())
+    for half, message in (
+        ({"quantile_config_path": "t.h5", "quantize_embeddings": True}, "it needs quantize_bits"),
+        ({"quantile_config_path": "t.h5", "quantize_bits": 4}, "needs quantize_embeddings=true"),
+        ({"primary_metric": "class_f1", "primary_metric_class": 9}, "must lie in 0...8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runner.run_task("t", task(**half), tiny_model())
     with pytest.raises(ValueError, match="does not fit a segmentation task"):
         runner.run_task("t", task(use_center_token=True), tiny_model())
 
