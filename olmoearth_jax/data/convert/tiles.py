@@ -170,31 +170,35 @@ def plan_time(
 ) -> TimePlan:
     """Aligns the series of a tile by date.
 
-    `names` are kept; at least one is a space-time modality. Timesteps on dates that the longest
-    series lacks are left out, and weather that lacks one of its dates is removed. With
-    `keep_unmatched` both are stored as they come, as the reference does, and readers misplace what
-    follows them. The `empty` timesteps of a series keep their date, but are not stored. `select`:
-    see `Length`.
+    `names` are kept; at least one is a space-time modality. The axis is in order of time. Timesteps
+    on dates that the longest series lacks are left out, and weather that lacks one of its dates is
+    removed. With `keep_unmatched` all are stored as they come, as the reference does, and readers
+    misplace what follows them. The `empty` timesteps of a series keep their date, but are not
+    stored. `select`: see `Length`.
     """
     lead = longest(dates, names)
     assert lead is not None
     empty = empty or {}
     chosen = axis_steps(dates, lead, select, empty.get(lead, ()))
     axis = [dates[lead][k] for k in chosen]
+    if not keep_unmatched:
+        axis.sort(key=lambda date: date[::-1])
     masks, steps, removed, unmatched = {}, {}, {}, {}
     for name in names:
         own = list(dates[name])
         kind = _kind(name)
         if kind == "space_time":
             gone = set(empty.get(name, ()))
-            there = {d for k, d in enumerate(own) if k not in gone}
+            live = [k for k in range(len(own)) if k not in gone]
+            there = {own[k]: k for k in reversed(live)}  # of several on a date the first
             masks[name] = np.array([d in there for d in axis])
-            first = sorted({own.index(d) for d in axis if d in own})
-            kept = range(len(own)) if keep_unmatched else first
-            kept = chosen if name == lead else kept
-            steps[name] = np.array([k for k in kept if k not in gone], int)
-            if len(kept) < len(own) and name != lead:
-                unmatched[name] = len(own) - len(kept)
+            used = [there[d] for d in axis if d in there]  # in the order of the mask
+            if keep_unmatched:
+                used = live
+            elif name != lead:
+                left_out = {k for k in gone if own[k] in axis}
+                unmatched[name] = len(own) - len(left_out.union(used))
+            steps[name] = np.array(used, int)
         elif kind == "time_only":
             places = [own.index(d) for d in axis if d in own]
             if keep_unmatched:
