@@ -79,6 +79,8 @@ class EncoderModel(FrozenEncoder):
     def inputs(self, batch: EvalSample, patch_size: int, pool: Pooling):
         """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
 
+        A patch with a missing pixel is missing as a whole: the encoder looks at its first pixel.
+
         Raises:
           ValueError: the model takes none of the modalities, or a sample has no online token.
         """
@@ -88,14 +90,30 @@ class EncoderModel(FrozenEncoder):
                 f"the model takes none of the modalities {modalities_in(batch)}; it was trained "
                 f"on {', '.join(self.slots.names)}"
             )
-        masks = {n: batch[n + MASK] for n in there}
+        masks, data = {n: batch[n + MASK] for n in there}, {n: batch[n] for n in there}
         fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
+        if not fast:
+            masks = {n: _whole_patches(n, m, patch_size) for n, m in masks.items()}
+            # Fill values would reach into neighbours, for patches are cut from a resized image.
+            data = {n: np.where(x == modalities.MISSING, 0, x) for n, x in data.items()}
         seen = [(m == VISIBLE).reshape(len(m), -1).any(1) for m in masks.values()]
         empty = np.flatnonzero(~np.any(seen, axis=0))
         if len(empty):
             raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
         call = frozen.Call(self.graph, patch_size, pool.over(masks), fast, slots=self.slots)
-        return call, {n: batch[n] for n in there}, masks, batch[TIMESTAMPS].astype(np.int32)
+        return call, data, masks, batch[TIMESTAMPS].astype(np.int32)
+
+
+def _whole_patches(name: str, mask: np.ndarray, patch_size: int) -> np.ndarray:
+    """A mask [B, H, W, T, S] in which the patches with a missing pixel are missing."""
+    modality = modalities.get(name)
+    side = patch_size * modality.image_factor
+    if not modality.spatial or mask.shape[1] % side or mask.shape[2] % side:
+        return mask  # refused where the image is cut
+    batch, height, width, *rest = mask.shape
+    cut = (batch, height // side, side, width // side, side, *rest)
+    gone = (mask == MISSING_TOKEN).reshape(cut).any((2, 4)).repeat(side, 1).repeat(side, 2)
+    return np.where(gone, np.int8(MISSING_TOKEN), mask)
 
 
 embed_tokens = jax.jit(frozen.embed, static_argnames="call")

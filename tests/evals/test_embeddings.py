@@ -104,6 +104,21 @@ def test_modalities_that_are_absent_everywhere_do_not_count():
     assert np.allclose(got, model.embed(only, 4, SPATIAL), atol=1e-5)
 
 
+@pytest.mark.parametrize("patch_size", [4, 8])
+@pytest.mark.parametrize("pixel", [(0, 0), (1, 1), (3, 2)])
+def test_a_patch_with_a_missing_pixel_is_missing(patch_size, pixel):
+    """Wherever that lies in it; nor does its fill value reach a neighbour."""
+    sample, model = _sample(1, side=16), tiny_model()
+    image, mask = sample["sentinel2_l2a"], sample["sentinel2_l2a_mask"]
+    image[:patch_size, :patch_size], mask[:patch_size, :patch_size] = 0, 3
+    want = model.embed(collate([sample]), patch_size, SPATIAL)
+    mask[...] = 0
+    image[pixel], mask[pixel] = modalities.MISSING, 3
+    got = model.embed(collate([sample]), patch_size, SPATIAL)
+    np.testing.assert_array_equal(got, want)
+    assert not got[0, 0, 0].any() and got[0, 0, 1].any()
+
+
 def test_raw_bands_do_not_count_what_is_missing():
     """Neither dates that fill up a batch, nor missing values, by band or by band set."""
     for channels in (12, 3):
