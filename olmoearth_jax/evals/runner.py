@@ -29,8 +29,7 @@ from olmoearth_jax.configlib.tasks import (
     modalities_of,
 )
 from olmoearth_jax.evals import balanced_trials, finetune, knn, linear_probe
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.datasets.windowed import state_of
+from olmoearth_jax.evals.datasets import open_split, state_of
 from olmoearth_jax.evals.embeddings import (
     Extraction,
     Stopped,
@@ -247,8 +246,10 @@ def describe(
         out["k"] = options.k
     if task.balanced_trials is not None:
         out["balanced_trials"] = dataclasses.asdict(_resolved(task.balanced_trials, info))
-    if info.folder:  # what a user may change between two evaluations
-        out |= {key: getattr(info, key) for key in _OWN} | {"data_state": state_of(info.folder)}
+    if (state := state_of(task, info)) is not None:  # may change between two evaluations
+        out["data_state"] = state
+    if info.folder:
+        out |= {key: getattr(info, key) for key in _OWN}
     if options.n_bootstrap:
         out["n_bootstrap"], out["bootstrap_seed"] = options.n_bootstrap, options.bootstrap_seed
     own = _PRETRAIN if task.h5py_dir is not None else ()
