@@ -53,7 +53,7 @@ METRICS = {
 
 PRETRAIN_PREFIX = "pretrain_subset"
 
-STUDENT_DIMS = (128, 64)
+_STUDENT_DIMS = (128, 64)
 """Widths at which official runs score the student."""
 
 EvalMode = Literal["knn", "linear_probe", "finetune", "embedding_diagnostics"]
@@ -340,7 +340,7 @@ def official_tasks(version: str) -> dict[str, EvalTaskConfig]:
         return found
     return {
         f"{name}_proj{dim}": dataclasses.replace(task, output="student", output_dim=dim)
-        for dim in STUDENT_DIMS
+        for dim in _STUDENT_DIMS
         for name, task in found.items()
     }
 

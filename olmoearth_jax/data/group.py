@@ -46,9 +46,8 @@ GROUP_KEYS = (
 PROBLEMS = "problems"
 """Key under which a worker hands (file, problem) pairs to the main process."""
 
-MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
+_MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
 Arrays = dict[str, np.ndarray]
-Transform = Callable[[Arrays, np.ndarray, np.random.Generator], tuple[Arrays, np.ndarray]]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -70,7 +69,7 @@ class GroupMaker:
     """The data set (`index.prepare`)."""
     config: ExperimentConfig
     """A checked config: its dataset, its loader, its group size and its tokenization are used."""
-    masks: Sequence[MaskStrategy]
+    masks: Sequence[_MaskStrategy]
     """Masking per view, `strategy(missing, MaskContext) -> masks`; picklable."""
     host_index: int = 0
     host_count: int = 1

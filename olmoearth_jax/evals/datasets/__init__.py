@@ -50,7 +50,7 @@ _PREFIXES: dict[str, type[Reader]] = {
 """Which reader a data set's key names, by its beginning; all others are windowed rasters."""
 
 
-def reader_class(dataset: str) -> type[Reader]:
+def _reader_class(dataset: str) -> type[Reader]:
     """The reader of a data set, by its key."""
     if dataset in OWN:
         return Windowed
@@ -65,7 +65,7 @@ def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
       ValueError: settings of the task that cannot work.
     """
     info = check_task(name, task)
-    reader = reader_class(info.name)(task, info, split)
+    reader = _reader_class(info.name)(task, info, split)
     if not len(reader):
         raise ValueError(f"the {split} split of {info.name!r} is empty")
     return reader
@@ -82,7 +82,7 @@ def why_unavailable(name: str, task: EvalTaskConfig) -> str | None:
     """Why the data of a task cannot be read, in one sentence; None if the files are there."""
     info = check_task(name, task)
     try:
-        reader_class(info.name).find(task, info)
+        _reader_class(info.name).find(task, info)
     except DataUnavailable as e:
         return str(e)
     return None
