@@ -104,7 +104,7 @@ examples: env
 	$(BIN)/python -m pytest -q tests/test_examples.py
 
 LEARN ?= learn
-LEARN_STEPS ?= 300
+LEARN_STEPS ?= 2400
 LEARN_SEEDS ?= 1 2 3
 learn: env
 	for seed in $(LEARN_SEEDS); do \
@@ -112,11 +112,16 @@ learn: env
 			--config.common.training_modalities='[sentinel2_l2a,openstreetmap_raster]' \
 			--config.init_seed=$$seed --config.data_loader.seed=$$seed \
 			--config.trainer.max_duration.value=$(LEARN_STEPS) \
-			--config.train_module.optim_config.lr=5e-4 \
-			--config.data_loader.sampled_hw_p_list='[4,6,8]' \
+			--config.train_module.optim_config.lr=1.5e-3 \
+			--config.train_module.optim_config.betas='[0.9,0.95]' \
+			--config.train_module.scheduler.warmup=200 \
+			--config.trainer.metrics_collect_interval=50 \
+			--config.trainer.callbacks.checkpointer.save_interval=$(LEARN_STEPS) \
+			--config.trainer.callbacks.checkpointer.ephemeral_save_interval=400 \
 			--config.trainer.callbacks.downstream_evaluator.enabled=False || exit 1; \
 	done
-	$(BIN)/python -m tools.learned $(addprefix local_output/$(LEARN)_,$(LEARN_SEEDS))
+	$(BIN)/python -m tools.learned --picture=local_output/$(LEARN).png \
+		$(addprefix local_output/$(LEARN)_,$(LEARN_SEEDS))
 
 # What pip would install today; --dry-run fetches little more than the packages' descriptions.
 LOCK_PYTHON ?= python3.12

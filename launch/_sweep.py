@@ -113,7 +113,7 @@ def evaluate(
         settings = json_plain(describe(task, info, loaded.model, options))
         wanted = {**about, "task": name, "settings": settings, "test": {} if tested else None}
         key = runner.identity(wanted)
-        if key in done:
+        if key in done and runner.is_of(done[key], settings):
             out[place] = _trials_of(done.values(), done[key]) + [done[key]]
             for item in out[place]:
                 runner.complete_step(folder, loaded.step, item)
@@ -147,5 +147,5 @@ def _trials_of(held: Iterable[dict[str, Any]], host: dict[str, Any]) -> list[dic
         if r["mode"] == "balanced_trials"
         and r["task"].startswith(start)
         and all(r[k] == host[k] for k in keys)
-        and host["settings"].items() <= r["settings"].items()
+        and r["settings"] == host["settings"]
     ]

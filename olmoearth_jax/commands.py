@@ -17,7 +17,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -188,10 +188,27 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
 
 def _ended(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
     try:
-        return main(argv)
+        code = main(argv)
     except app.UsageError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    if code:
+        from olmoearth_jax.data.work_list import STOPPED
+
+        if code == STOPPED:
+            _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once.
+
+    A signal that ended the work can leave a computation behind on XLA's threads. Python's own end
+    takes JAX down beneath it, which is a segmentation fault as often as not.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _table() -> str:

@@ -3,8 +3,10 @@
 import math
 import types
 
+import numpy as np
 import pytest
 
+from configs import common
 from olmoearth_jax.configlib import tasks
 from olmoearth_jax.evals import models, runner
 from tools import learned
@@ -48,3 +50,17 @@ def test_both_tasks_judge_embeddings_that_are_made_once(monkeypatch):
     assert len(caches) == 2 and caches[0] is caches[1] is not None
     found = tasks.change_all(tasks.select(tasks.catalogue(), list(learned.TASKS)), patch_size=2)
     assert len({runner._encoding(task, tasks.RunOptions()) for task in found.values()}) == 1
+
+
+def test_the_picture_shows_image_land_use_and_features():
+    config = common.config("smoke", "nano", version="v1")
+    model = learned.untrained(config.to_dict())
+    image = learned.picture(model, model, 16)
+    crop, gap = 64 * 3, 6
+    assert image.dtype == np.uint8 and image.shape == (3 * crop + 2 * gap, 4 * crop + 3 * gap, 3)
+    columns = [image[:, i * (crop + gap) :][:, :crop] for i in range(4)]
+    assert (columns[2] == columns[3]).all() and not (columns[0] == columns[1]).all()
+    assert len(np.unique(columns[1][:crop].reshape(-1, 3), axis=0)) > 2  # land use
+    patch = columns[2][: 16 * 3, : 16 * 3].reshape(-1, 3)
+    assert (patch == patch[0]).all()
+    assert (image[crop : crop + gap] == 255).all()

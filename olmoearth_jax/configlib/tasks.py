@@ -53,7 +53,7 @@ METRICS = {
 
 PRETRAIN_PREFIX = "pretrain_subset"
 
-STUDENT_DIMS = (128, 64)
+_STUDENT_DIMS = (128, 64)
 """Widths at which official runs score the student."""
 
 EvalMode = Literal["knn", "linear_probe", "finetune", "embedding_diagnostics"]
@@ -340,7 +340,7 @@ def official_tasks(version: str) -> dict[str, EvalTaskConfig]:
         return found
     return {
         f"{name}_proj{dim}": dataclasses.replace(task, output="student", output_dim=dim)
-        for dim in STUDENT_DIMS
+        for dim in _STUDENT_DIMS
         for name, task in found.items()
     }
 
@@ -423,12 +423,18 @@ def _problems(task: EvalTaskConfig, info: DatasetInfo) -> Iterator[str]:
             yield f"unknown {kind} {name!r}; {closest(name, names)}"
     if task.primary_metric == "class_f1" and task.primary_metric_class is None:
         yield "primary_metric=class_f1 needs primary_metric_class, the class number"
+    if not 0 <= (task.primary_metric_class or 0) < info.num_classes:
+        yield f"primary_metric_class must lie in 0...{info.num_classes - 1}"
     yield from _number_problems(task, info, mode)
     if "regression" in info.task_type and mode == "knn":
         yield "kNN does not do regression; use linear_probe"
     yield from _output_problems(task, info, mode)
     if task.quantize_bits is not None and task.quantile_config_path is None:
         yield "quantize_bits needs quantile_config_path, the file with the buckets"
+    if task.quantile_config_path is not None and task.quantize_bits is None:
+        yield "quantile_config_path has buckets for several numbers of bits; it needs quantize_bits"
+    if task.quantize_bits is not None and not task.quantize_embeddings:
+        yield "quantize_bits needs quantize_embeddings=true"
     if task.h5py_dir is not None and not Path(task.h5py_dir).is_dir():
         yield f"h5py_dir {task.h5py_dir} does not exist"
 

@@ -46,9 +46,8 @@ GROUP_KEYS = (
 PROBLEMS = "problems"
 """Key under which a worker hands (file, problem) pairs to the main process."""
 
-MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
+_MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
 Arrays = dict[str, np.ndarray]
-Transform = Callable[[Arrays, np.ndarray, np.random.Generator], tuple[Arrays, np.ndarray]]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -70,7 +69,7 @@ class GroupMaker:
     """The data set (`index.prepare`)."""
     config: ExperimentConfig
     """A checked config: its dataset, its loader, its group size and its tokenization are used."""
-    masks: Sequence[MaskStrategy]
+    masks: Sequence[_MaskStrategy]
     """Masking per view, `strategy(missing, MaskContext) -> masks`; picklable."""
     host_index: int = 0
     host_count: int = 1
@@ -216,6 +215,7 @@ class GroupMaker:
                 _clear(views)
         if self._transform is not None:
             data, stamps = self._transform(data, stamps, rng(self.seed, "transform", epoch, group))
+        gaps = _mark_broken(data, patch, self.tokenization)
         out: Group = {
             "position": positions.astype(np.int64),
             "index": numbers,
@@ -228,6 +228,11 @@ class GroupMaker:
             "data": data,
             **self._masks(data, positions, members, (epoch, group, number), patch, ok),
         }
+        # Fill values would reach into other patches, for these are cut from a resized image. What
+        # a map lacks is told by its pixels, which are looked at again where it supervises.
+        heads = self.config.model.supervision_head_config
+        for name in gaps.keys() - (heads.modality_configs if heads else {}).keys():
+            data[name][gaps[name]] = 0
         for array in data.values():
             array[~ok] = MISSING
         return {**out, PROBLEMS: problems}
@@ -295,6 +300,36 @@ class GroupMaker:
         for mask in _each(out):
             mask[~ok] = MISSING_TOKEN
         return out
+
+
+def _mark_broken(data: Arrays, patch: int, tokenization: Tokenization) -> dict[str, np.ndarray]:
+    """Marks the first pixel, which tells whether it is missing, of patches that lack any.
+
+    Returns:
+      Per modality with some what is missing, bool of its shape, of bands of an image that are not
+      missing as a whole.
+    """
+    out = {}
+    for name, x in data.items():
+        modality = registry.get(name)
+        gaps = x == MISSING
+        if not modality.spatial or not gaps.any():
+            continue
+        whole = gaps.all((1, 2), keepdims=True)
+        gaps &= ~whole
+        if not gaps.any():
+            continue
+        side = patch * modality.image_factor
+        batch, height, width, *rest = x.shape
+        cut = (batch, height // side, side, width // side, side, *rest)
+        broken = gaps.reshape(cut).any((2, 4))
+        first = x[:, ::side, ::side]
+        for bands in tokenization.band_sets(name):
+            lost = broken[..., list(bands)].any(-1)
+            for band in bands:
+                first[..., band][lost] = MISSING
+        out[name] = (x == MISSING) & ~whole
+    return out
 
 
 def _each(views: Mapping[str, Tokens]) -> Iterator[np.ndarray]:

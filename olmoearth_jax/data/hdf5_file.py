@@ -138,7 +138,7 @@ def room(file_bytes: int) -> int:
     return _ANY_ARRAY + _BEST_RATIO * file_bytes
 
 
-def check_room(path: str | Path, name: str, size: int, most: int) -> None:
+def _check_room(path: str | Path, name: str, size: int, most: int) -> None:
     """Raises ReadError if an array or chunk of `size` bytes is more than `room` allows."""
     if size > most:
         raise ReadError(path, f"{name!r} declares {size} bytes, more than the file can hold")
@@ -279,10 +279,10 @@ def _stored(path: str, name: str, source: h5py.h5d.DatasetID, most: int) -> _Sto
     shape, dtype = source.shape, source.dtype
     if shape is None:
         raise ReadError(path, f"{name!r} is empty")
-    check_room(path, name, math.prod(shape) * dtype.itemsize, most)
+    _check_room(path, name, math.prod(shape) * dtype.itemsize, most)
     if kind == h5py.h5d.CHUNKED:
         # Chunks of arrays that can grow may be larger than the array.
-        check_room(path, name, math.prod(layout.get_chunk()) * dtype.itemsize, most)
+        _check_room(path, name, math.prod(layout.get_chunk()) * dtype.itemsize, most)
     return _Stored(source, layout, shape, dtype)
 
 

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-BLOCKS_PER_DEGREE = 10
+_BLOCKS_PER_DEGREE = 10
 
 
 def held_out(latlon: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def held_out(latlon: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     if not np.isfinite(places).all():
         raise ValueError("a split by location needs the place of every sample; some are no numbers")
     # 0.1 is no binary number: the small step keeps 52.3 degrees in the block that begins there.
-    cells = np.floor(places * BLOCKS_PER_DEGREE + 1e-4).astype(np.int64)
+    cells = np.floor(places * _BLOCKS_PER_DEGREE + 1e-4).astype(np.int64)
     blocks, of = np.unique(cells, axis=0, return_inverse=True)
     lots = np.array([_lot(seed, *block) for block in blocks.tolist()])
     return (lots < fraction)[of.reshape(-1)] if len(lots) else np.zeros(0, bool)

@@ -119,7 +119,7 @@ def prepare(
         (taken,),
         names,
         fingerprint(folder, filter_idx_file),
-        content_digest(taken, names),
+        _content_digest(taken, names),
         _latlon(folder, numbers),
     )
 
@@ -258,7 +258,7 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def content_digest(part: Part, names: Sequence[str]) -> str:
+def _content_digest(part: Part, names: Sequence[str]) -> str:
     """sha256 hex digest of what is trained on: the folder's table, the trained modalities, the
     chosen samples in their order, and the side of the tiles. Where the folder lies has no part in
     it, nor do the pixels: `tools.verify_dataset` looks at those."""

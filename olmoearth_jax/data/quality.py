@@ -14,8 +14,8 @@ from olmoearth_jax.data.stats import StreamingStats
 from olmoearth_jax.data.timesteps import DATE_RANGE
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING, WORLDCOVER_CODES
 
-OPTICAL = ("sentinel2_l2a", "landsat")
-OFFSET = 1000
+_OPTICAL = ("sentinel2_l2a", "landsat")
+_OFFSET = 1000
 """Added to Sentinel-2 counts by processing baselines from 04.00 on; must have been removed."""
 
 _COUNTS = "counts (reflectance x 10000) are expected"
@@ -82,7 +82,7 @@ class Values:
             stats = StreamingStats()
             stats.update(flat[:, band])
             out.mean.append(stats)
-        if name in OPTICAL:
+        if name in _OPTICAL:
             positive = flat[flat > 0]
             out.darkest = [float(positive.min())] if len(positive) else []
         if name == "worldcover":
@@ -147,19 +147,19 @@ def suspicions(name: str, seen: Values) -> list[str]:
     lo, hi = float(seen.lo.min()), float(seen.hi.max())
     many = len(seen.darkest) >= _ENOUGH_FILES  # a single dark or bright file is no reason
     units = set(seen.units)
-    if name in OPTICAL:
+    if name in _OPTICAL:
         units |= {"reflectance"} if 0 < hi <= 2 else {"8-bit"} if many and 0 < hi <= 255 else set()
     if name == "sentinel1" and lo >= 0:
         units.add("linear")
     out = [_UNITS[rule] for rule in _UNITS if rule in units]
     if out:
         return out  # in another unit everything else looks odd too
-    if name in OPTICAL and lo < 0:
+    if name in _OPTICAL and lo < 0:
         out.append("has negative counts; was an offset subtracted twice?")
-    if name == "sentinel2_l2a" and many and np.median(seen.darkest) >= OFFSET:
+    if name == "sentinel2_l2a" and many and np.median(seen.darkest) >= _OFFSET:
         out.append(
-            f"the darkest pixels of most files lie above {OFFSET}: subtract the offset of "
-            f"{OFFSET} that products from 2022 on carry (processing baseline 04.00)"
+            f"the darkest pixels of most files lie above {_OFFSET}: subtract the offset of "
+            f"{_OFFSET} that products from 2022 on carry (processing baseline 04.00)"
         )
     if seen.unknown:
         out.append(f"holds codes that do not exist, such as {min(seen.unknown):g}")

@@ -84,7 +84,7 @@ def look_at(raster: Raster) -> Placed:
             raise RasterError(raster.path, "has no coordinate reference system")
         if not file.placed:
             raise RasterError(raster.path, "says nothing of its place on the ground")
-        zone = north_form(file)
+        zone = _north_form(file)
         size = PIXEL / layer.modality.image_factor
         repeat = _repeat_of(file, size) if zone is not None else None
         if repeat is None:
@@ -99,7 +99,7 @@ def look_at(raster: Raster) -> Placed:
         )  # fmt: skip
 
 
-def north_form(file: RasterFile) -> int | None:
+def _north_form(file: RasterFile) -> int | None:
     """The UTM zone of a file, whose southern form is turned into the northern one; else None."""
     code = file.crs.to_authority()
     number = int(code[1]) if code and code[0] == "EPSG" and code[1].isdigit() else 0
@@ -202,7 +202,7 @@ class LatticeStack(Stack):
         self.shape = (0, 0)
         for layer in self._layers:
             size = PIXEL / layer.modality.image_factor
-            zone = north_form(layer.file)
+            zone = _north_form(layer.file)
             if zone != self._zone or _repeat_of(layer.file, size) is None:
                 self._warp(layer, size)
             locate(layer, layer, (0.0, 0.0), (PIXEL, PIXEL))

@@ -18,7 +18,7 @@ from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import closest
 
 _NUMBERS = ("offset", "scale", "nodata")
-RESAMPLE = ("refuse", "nearest", "bilinear")
+_RESAMPLE = ("refuse", "nearest", "bilinear")
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ class Raster:
         return [str(text).strip() for text in texts if str(text).strip()]
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Raster))
+_FIELDS = tuple(field.name for field in dataclasses.fields(Raster))
 
 
 def read_manifest(path: AnyPath, resample: bool = False) -> list[Raster]:
@@ -134,8 +134,8 @@ def _without_blank_end(cells: list[str]) -> list[str]:
 
 def _raster(manifest: AnyPath, row: Mapping[str, Any], resample: bool) -> Raster:
     for key in row:
-        if key not in FIELDS:
-            raise ValueError(f"{manifest}: unknown member {key!r}; {closest(str(key), FIELDS)}")
+        if key not in _FIELDS:
+            raise ValueError(f"{manifest}: unknown member {key!r}; {closest(str(key), _FIELDS)}")
     known: dict[str, Any] = {k: v for k, v in row.items() if v is not None and v != "" and v != []}
     where = f"{manifest}: {known['path']}"
     known.update({key: _number(where, key, known[key]) for key in _NUMBERS if key in known})
@@ -149,8 +149,8 @@ def _raster(manifest: AnyPath, row: Mapping[str, Any], resample: bool) -> Raster
         if key in known:
             known[key] = str(known[key])
     way = known.get("resample", "refuse")
-    if way not in RESAMPLE:
-        raise ValueError(f"{where}: unknown resample {way!r}; {closest(way, RESAMPLE)}")
+    if way not in _RESAMPLE:
+        raise ValueError(f"{where}: unknown resample {way!r}; {closest(way, _RESAMPLE)}")
     if way != "refuse" and not resample:
         raise ValueError(
             f"{where}: resample {way!r} is not possible here; warp the raster, for example with "

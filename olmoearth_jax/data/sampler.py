@@ -12,7 +12,7 @@ SAMPLER_OPTIONS = (
 )  # fmt: skip
 """Members of `data_loader` that only this sampler reads."""
 
-LARGEST_CROP_PX = 128
+_LARGEST_CROP_PX = 128
 """Side of the largest crops, also of larger tiles."""
 
 
@@ -41,7 +41,7 @@ def shape_sampler(config: ExperimentConfig, tile_px: int) -> ShapeSampler | None
         tuple(range(loader.min_patch_size, loader.max_patch_size + 1)),
         tuple(loader.sampled_hw_p_list),
         rates,
-        tile_px=min(LARGEST_CROP_PX, tile_px),
+        tile_px=min(_LARGEST_CROP_PX, tile_px),
         token_budget=loader.token_budget,
         min_tokens=loader.min_tokens_per_instance,
         temporal_bias=loader.temporal_bias,

@@ -43,7 +43,7 @@ def cut_range(masks: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
     return (int(true.min()), int(true.max())) if true.size else (0, -1)
 
 
-def pad_timestamps(timestamps: np.ndarray) -> np.ndarray:
+def _pad_timestamps(timestamps: np.ndarray) -> np.ndarray:
     """`timestamps` [t, 3] padded to [12, 3] by repeating the last row, as int32.
 
     Raises:
@@ -70,7 +70,7 @@ def time_axis(timestamps: np.ndarray, masks: Mapping[str, np.ndarray]) -> TimeAx
     first, last = span if span is not None else (0, len(timestamps) - 1)
     kept = timestamps[first : last + 1]
     cut = {name: np.asarray(m, bool)[first : last + 1] for name, m in masks.items()}
-    return TimeAxis(first, len(kept), pad_timestamps(kept), cut)
+    return TimeAxis(first, len(kept), _pad_timestamps(kept), cut)
 
 
 def start_candidates(masks: Mapping[str, np.ndarray], length: int, max_t: int) -> np.ndarray:

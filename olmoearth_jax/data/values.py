@@ -21,7 +21,7 @@ import numpy as np
 from olmoearth_jax import modalities
 from olmoearth_jax.modalities import MISSING
 
-OFFSET_SINCE = 20220125
+_OFFSET_SINCE = 20220125
 """First day of the processing baseline that adds 1000 to Sentinel-2 counts."""
 
 MOST_IMPOSSIBLE = 0.001
@@ -29,7 +29,7 @@ MOST_IMPOSSIBLE = 0.001
 
 FLAG_TO_SETTLE = "pass --nocheck_units if the values are right as they are"
 HOW_TO_SETTLE = "pass check_units=False if the values are right as they are"
-GIVE_MISSING = f"give NaN or {MISSING:.0f} there"
+_GIVE_MISSING = f"give NaN or {MISSING:.0f} there"
 _SAMPLED = 200_000
 _PER_TIMESTEP = 20_000
 _SOME_FILLS = {"sentinel1": (-100.0,)}
@@ -39,7 +39,7 @@ _SOME_FILLS = {"sentinel1": (-100.0,)}
 def for_rasters(text: str) -> str:
     """A message of this module in the words of commands that read rasters."""
     text = text.replace(HOW_TO_SETTLE, FLAG_TO_SETTLE)
-    return text.replace(GIVE_MISSING, "declare it as the nodata value of the file")
+    return text.replace(_GIVE_MISSING, "declare it as the nodata value of the file")
 
 
 @functools.cache
@@ -305,7 +305,7 @@ class Tally:
             if share > (MOST_IMPOSSIBLE if some else 0.0):
                 return (
                     f"holds {fill:g} in {share:.2%} of its values, which stands for missing "
-                    f"data: {GIVE_MISSING}"
+                    f"data: {_GIVE_MISSING}"
                 )
         share = self.share(self.impossible)
         if share > MOST_IMPOSSIBLE:
@@ -328,7 +328,7 @@ def _unusual(
 ) -> None:
     """Warns of what is odd about values; `thin` and `flat` are a part of them."""
     record = _table().get(name, {})
-    if name == "sentinel2_l2a" and (newest or 0) >= OFFSET_SINCE:
+    if name == "sentinel2_l2a" and (newest or 0) >= _OFFSET_SINCE:
         columns = [c[np.isfinite(c) & (c != np.float32(MISSING))] for c in thin.T]
         lows = [float(np.percentile(c, 1)) for c in columns if c.size]
         if lows and min(lows) >= 1000:
@@ -343,7 +343,7 @@ def _unusual(
     if zeros > record.get("share_of_zeros_warned", 1.0):
         _warn(
             f"{name}: {zeros:.0%} of the values are 0. If that stands for missing data, "
-            f"{GIVE_MISSING}"
+            f"{_GIVE_MISSING}"
         )
         return
     if "typical" in record:

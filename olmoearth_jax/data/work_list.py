@@ -31,7 +31,7 @@ from typing import Any
 from olmoearth_jax.data.worker_place import order
 from olmoearth_jax.files import write_atomically
 
-STALE_S = 600.0
+_STALE_S = 600.0
 """Age at which a claim means nothing any more."""
 TOUCH_S = 60.0
 LEFTOVER_S = 3600.0
@@ -268,7 +268,7 @@ class WorkList:
         # Our own number with another token: the claim is of an earlier life of a container.
         if here and (held["pid"] == os.getpid() or not _alive(held["pid"])):
             return False
-        return age <= STALE_S
+        return age <= _STALE_S
 
     def claim(self, unit: str) -> bool:
         """Claims a unit; False if somebody else works on it."""

@@ -18,7 +18,7 @@ from olmoearth_jax.evals.knn import neighbours, vote
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import balanced_accuracy, classification_metrics
 
-CAPS = {
+_CAPS = {
     "ethiopia_crops": 49,
     "africa_crop_mask": 200,
     "canada_crops_fine": 75,
@@ -27,7 +27,7 @@ CAPS = {
 }
 """Most samples of a class that a fold draws, by the beginning of a data set's name."""
 
-DEFAULT_CAP = 300
+_DEFAULT_CAP = 300
 METRICS = (BALANCED, "accuracy", "macro_f1", "auroc", "prauc")
 
 Say = Callable[[str], None]
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 def cap_of(dataset: str) -> int:
     """Most samples of a class that a fold of this data set draws."""
-    return next((cap for prefix, cap in CAPS.items() if dataset.startswith(prefix)), DEFAULT_CAP)
+    return next((cap for prefix, cap in _CAPS.items() if dataset.startswith(prefix)), _DEFAULT_CAP)
 
 
 def task_name(host: str, predictor: str) -> str:
@@ -100,7 +100,7 @@ def make_plan(y: np.ndarray, settings: BalancedTrials, say: Say = print) -> Plan
     drawn = settings.n_per_class
     if drawn is None:
         drawn = min(
-            settings.cap or DEFAULT_CAP,
+            settings.cap or _DEFAULT_CAP,
             max(1, math.floor(settings.least_class_draw_fraction * least)),
         )
     if drawn > least:
@@ -140,7 +140,7 @@ def fit_ridge(
     return weights, y_mean - x_mean @ weights
 
 
-def ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _ridge_scores(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Scores float32 [N, C] of embeddings."""
     return (np.asarray(x, np.float64) @ weights + bias).astype(np.float32)
 
@@ -176,7 +176,7 @@ def fold_scores(
     penalties |= {penalty_name(lam): lam for lam in settings.ridge_lambdas if lam > 0}
     for name, penalty in penalties.items():
         fit = fit_ridge(train.x, train.y, num_classes, penalty, settings.fit_intercept)
-        out[name] = ridge_scores(query, *fit)
+        out[name] = _ridge_scores(query, *fit)
     if settings.knn_ks:
         most = min(max(settings.knn_ks), len(train.y))
         sims, index = neighbours(train.x, query, most)

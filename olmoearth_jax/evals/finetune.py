@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from olmoearth_jax.checkpoints import integrity
 from olmoearth_jax.configlib.tasks import (
     DEFAULTS,
     METRICS,
@@ -26,8 +25,7 @@ from olmoearth_jax.configlib.tasks import (
     check_task,
 )
 from olmoearth_jax.evals import embeddings, models, probe_heads, scoring
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.datasets.windowed import state_of
+from olmoearth_jax.evals.datasets import open_split, state_of
 from olmoearth_jax.evals.samples import IGNORE, EvalSample, check_split, collate
 from olmoearth_jax.evals.scoring import EvalResult
 from olmoearth_jax.files import replacing
@@ -193,8 +191,9 @@ class FineTuner:
     @functools.cached_property
     def _source(self) -> dict[str, str]:
         """What a state was made from, beside the task: it is taken up only for the same."""
-        own = {"data": state_of(self.info.folder)} if self.info.folder else {}
-        return {"model": integrity.parameter_digest(self.model.params), **own}
+        state = state_of(self.task, self.info)
+        own = {} if state is None else {"data": state}
+        return {"model": self.model.digest, **own}
 
     def _stale(self) -> bool:
         """Whether nothing got better for longer than patience lasts."""

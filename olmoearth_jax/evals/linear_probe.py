@@ -270,7 +270,7 @@ def train_probe(
     params, stats = jax.tree.map(
         jnp.asarray, extra.start or probe_heads.init(trainer.probe, options.seed)
     )
-    history, traces, best = [], [], (0, math.nan, params, stats)
+    history, traces, best = [], [], None
     interval = min(task.linear_probe_eval_interval, task.epochs)
     for first in range(0, task.epochs, interval):
         last = min(first + interval, task.epochs)
@@ -280,18 +280,17 @@ def train_probe(
         history.append(result)
         if extra.log:
             extra.log(f"epoch {last}: {result.primary_key} {result.primary:.4f}")
-        if result.beats(best[1]):
-            best = (last, result.primary, params, stats)
+        if best is None or result.beats(best[1].primary):
+            best = (last, result, params, stats)
         if extra.patience is not None and last - best[0] >= extra.patience:
             break
+    assert best is not None  # a task has at least one epoch
     test, resampled = None, {}
     if "test" in splits:
         guess, scores, test = trainer.evaluate(best[2], best[3], splits["test"])
         if options.n_bootstrap:
             resampled = trainer.bootstrap(options, guess, splits["test"][1], scores)
-    reported = history[-1]
-    if task.select_best_by_primary_metric:
-        reported = history[max(best[0] // interval - 1, 0)]
+    reported = best[1] if task.select_best_by_primary_metric else history[-1]
     losses_, lrs = (np.concatenate([t[i] for t in traces]) for i in range(2))
     host = jax.tree.map(np.asarray, best[2:])
     return ProbeOutcome(reported, test, resampled, history, best[0], losses_, lrs, host[0], host[1])

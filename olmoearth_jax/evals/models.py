@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax import modalities
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
@@ -60,9 +61,15 @@ class EncoderModel(FrozenEncoder):
     def modalities(self) -> tuple[str, ...]:
         return self.slots.names
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the encoder's parameters."""
+        return integrity.parameter_digest(self.params)
+
     @property
     def settings(self) -> dict[str, Any]:
-        return {"dtype": self.dtype.name}
+        """The type of the products, and what tells these weights from others of the same name."""
+        return {"dtype": self.dtype.name, "weights": self.digest[:16]}
 
     def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
@@ -71,6 +78,8 @@ class EncoderModel(FrozenEncoder):
 
     def inputs(self, batch: EvalSample, patch_size: int, pool: Pooling):
         """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
+
+        A patch with a missing pixel is missing as a whole: the encoder looks at its first pixel.
 
         Raises:
           ValueError: the model takes none of the modalities, or a sample has no online token.
@@ -81,14 +90,30 @@ class EncoderModel(FrozenEncoder):
                 f"the model takes none of the modalities {modalities_in(batch)}; it was trained "
                 f"on {', '.join(self.slots.names)}"
             )
-        masks = {n: batch[n + MASK] for n in there}
+        masks, data = {n: batch[n + MASK] for n in there}, {n: batch[n] for n in there}
         fast = not any((m == MISSING_TOKEN).any() for m in masks.values())
+        if not fast:
+            masks = {n: _whole_patches(n, m, patch_size) for n, m in masks.items()}
+            # Fill values would reach into neighbours, for patches are cut from a resized image.
+            data = {n: np.where(x == modalities.MISSING, 0, x) for n, x in data.items()}
         seen = [(m == VISIBLE).reshape(len(m), -1).any(1) for m in masks.values()]
         empty = np.flatnonzero(~np.any(seen, axis=0))
         if len(empty):
             raise ValueError(f"samples {empty.tolist()} of the batch have no online token to pool")
         call = frozen.Call(self.graph, patch_size, pool.over(masks), fast, slots=self.slots)
-        return call, {n: batch[n] for n in there}, masks, batch[TIMESTAMPS].astype(np.int32)
+        return call, data, masks, batch[TIMESTAMPS].astype(np.int32)
+
+
+def _whole_patches(name: str, mask: np.ndarray, patch_size: int) -> np.ndarray:
+    """A mask [B, H, W, T, S] in which the patches with a missing pixel are missing."""
+    modality = modalities.get(name)
+    side = patch_size * modality.image_factor
+    if not modality.spatial or mask.shape[1] % side or mask.shape[2] % side:
+        return mask  # refused where the image is cut
+    batch, height, width, *rest = mask.shape
+    cut = (batch, height // side, side, width // side, side, *rest)
+    gone = (mask == MISSING_TOKEN).reshape(cut).any((2, 4)).repeat(side, 1).repeat(side, 2)
+    return np.where(gone, np.int8(MISSING_TOKEN), mask)
 
 
 embed_tokens = jax.jit(frozen.embed, static_argnames="call")
@@ -107,12 +132,17 @@ class RawBands:
         self.settings: dict[str, Any] = {}
 
     def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
-        """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled."""
+        """Pixels of each patch side by side, averaged over time: [B, h, w, p*p*C], or pooled.
+
+        Missing values do not count; what is missing at every date is 0.
+        """
         if pool.place == "spatial_concat":
             raise ValueError("raw bands have no band sets to pool; choose another probe_type")
         parts = []
         for name in modalities_in(batch):
-            x = batch[name].mean(axis=3)
+            x = batch[name]
+            seen = _visible_bands(name, batch[name + MASK], x.shape[-1])
+            x = np.where(seen, x, 0).sum(3) / np.maximum(seen.sum(3), 1)
             b, h, w, c = x.shape
             h, w = h // patch_size, w // patch_size
             x = x[:, : h * patch_size, : w * patch_size]
@@ -122,6 +152,16 @@ class RawBands:
         if pool.place == "instance":
             return getattr(out, pool.how)((1, 2))
         return out if pool.place == "spatial" else centre_token(out)
+
+
+def _visible_bands(name: str, mask: np.ndarray, bands: int) -> np.ndarray:
+    """bool [..., bands] of a mask with one channel per band or per band set."""
+    if mask.shape[-1] == bands:
+        return mask == VISIBLE
+    member = np.zeros(bands, int)
+    for number, band_set in enumerate(modalities.get(name).band_sets):
+        member[list(band_set)] = number
+    return mask[..., member] == VISIBLE
 
 
 _PARTS = ("embeddings", "labels")
@@ -189,6 +229,11 @@ class Precomputed:
           ValueError: arrays that do not fit each other or the task.
         """
         where = f"{info.name}/{split}"
+        if task.label_fraction != 1:
+            raise ValueError(
+                "label_fraction chooses among images, and embeddings are taken as they are; "
+                "max_train_samples takes fewer of them"
+            )
         if not self.has(info.name, split):
             raise DataUnavailable(f"{self.path} holds no embeddings of {where}")
         held = self._table(info.name, split)

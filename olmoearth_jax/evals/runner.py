@@ -19,6 +19,7 @@ import numpy as np
 from olmoearth_jax.configlib.tasks import (
     BALANCED,
     DEFAULTS,
+    BalancedTrials,
     DatasetInfo,
     EvalTaskConfig,
     RunOptions,
@@ -28,8 +29,7 @@ from olmoearth_jax.configlib.tasks import (
     modalities_of,
 )
 from olmoearth_jax.evals import balanced_trials, finetune, knn, linear_probe
-from olmoearth_jax.evals.datasets import open_split
-from olmoearth_jax.evals.datasets.windowed import state_of
+from olmoearth_jax.evals.datasets import open_split, state_of
 from olmoearth_jax.evals.embeddings import (
     Extraction,
     Stopped,
@@ -154,8 +154,8 @@ def _trials(
     """What balanced trials on the task's embeddings give; none unless the task asks for them."""
     if run.task.balanced_trials is None:
         return ()
-    begun, wanted, info = time.perf_counter(), run.task.balanced_trials, run.info
-    wanted = dataclasses.replace(wanted, cap=wanted.cap or balanced_trials.cap_of(info.name))
+    begun, info = time.perf_counter(), run.info
+    wanted = _resolved(run.task.balanced_trials, info)
     say = run.hooks.log or log.warning
     found = balanced_trials.run_trials(
         splits, info.num_classes, wanted, stop=run.hooks.stop, say=say
@@ -163,7 +163,6 @@ def _trials(
     if run.hooks.stop():
         raise Stopped
     seconds = round((time.perf_counter() - begun) / max(len(found), 1), 3)
-    settings = {**settings, "balanced_trials": dataclasses.asdict(wanted)}
     shape = tuple(splits["train"][0].shape[1:])
     return tuple(
         TaskResult(
@@ -179,6 +178,10 @@ def _trials(
         )
         for name, values in found.items()
     )
+
+
+def _resolved(trials: BalancedTrials, info: DatasetInfo) -> BalancedTrials:
+    return dataclasses.replace(trials, cap=trials.cap or balanced_trials.cap_of(info.name))
 
 
 def _scores(run: _Run, splits: dict[str, Split]) -> dict[str, Any]:
@@ -241,8 +244,12 @@ def describe(
             out["pooling"] = "grid" if info.spatial else "mean"
     if mode == "knn":
         out["k"] = options.k
-    if info.folder:  # what a user may change between two evaluations
-        out |= {key: getattr(info, key) for key in _OWN} | {"data_state": state_of(info.folder)}
+    if task.balanced_trials is not None:
+        out["balanced_trials"] = dataclasses.asdict(_resolved(task.balanced_trials, info))
+    if (state := state_of(task, info)) is not None:  # may change between two evaluations
+        out["data_state"] = state
+    if info.folder:
+        out |= {key: getattr(info, key) for key in _OWN}
     if options.n_bootstrap:
         out["n_bootstrap"], out["bootstrap_seed"] = options.n_bootstrap, options.bootstrap_seed
     own = _PRETRAIN if task.h5py_dir is not None else ()
@@ -439,7 +446,17 @@ def _step_records(path: Path) -> list[dict[str, Any]]:
 
 
 def identity(item: Mapping[str, Any]) -> str:
-    """What makes two records the same measurement: model, task, settings, splits scored."""
-    keys = ("model", "checkpoint_step", "task", "settings")
+    """What makes two records the same measurement: model, task, settings, splits scored.
+
+    Other weights of the same model and step make a measurement anew, not another; see `is_of`.
+    """
+    settings = {k: v for k, v in (item.get("settings") or {}).items() if k != "weights"}
     scored = item.get("test") is not None
-    return json.dumps([*(item.get(k) for k in keys), scored], sort_keys=True)
+    keys = (item.get(k) for k in ("model", "checkpoint_step", "task"))
+    return json.dumps([*keys, settings, scored], sort_keys=True)
+
+
+def is_of(item: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a record was made with the weights of `settings`; old ones do not say."""
+    mine = settings.get("weights")
+    return item["settings"].get("weights", mine) == mine

@@ -237,6 +237,8 @@ def score(
       info: what the labels are.
       guess, labels: of one shape; labels of IGNORE, or NaN targets, do not count.
       scores: probabilities, the class axis last, or None.
+
+    Class F1 are named by the class; one that was asked for and occurs nowhere has 0.
     """
     kind = info.scoring
     if "regression" in kind:
@@ -248,14 +250,24 @@ def score(
         rows = labelled_rows(labels)
         if not rows.any():
             raise ValueError("no sample carries a label: every label is the ignore value")
-        some = None if scores is None else scores[rows]
+        guess, labels = guess[rows], labels[rows]
+        scores = None if scores is None else scores[rows]
         if kind == "multilabel":
-            values = multilabel_metrics(guess[rows], labels[rows], some)
-            return make_result(values, kind, task.primary_metric, task.primary_metric_class)
-        values = classification_metrics(guess[rows], labels[rows], some)
+            values = multilabel_metrics(guess, labels, scores)
+        else:
+            values = _by_class(classification_metrics(guess, labels, scores), guess, labels)
         if task.primary_metric == BALANCED:
-            values[BALANCED] = balanced_accuracy(guess[rows], labels[rows])
+            values[BALANCED] = balanced_accuracy(guess, labels)
+        if task.primary_metric == "class_f1":
+            values.setdefault(f"f1_class_{task.primary_metric_class}", 0.0)
     return make_result(values, kind, task.primary_metric, task.primary_metric_class)
+
+
+def _by_class(values: dict[str, float], guess: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Class F1 by the class itself, not by its rank among those that occur."""
+    classes = np.union1d(guess, labels)
+    f1 = {f"f1_class_{c}": values.pop(f"f1_class_{i}") for i, c in enumerate(classes)}
+    return values | f1
 
 
 def bootstrap(

@@ -16,13 +16,13 @@ def model_line(model: PretrainedModel) -> str:
     sizes = model.config.encoder_config
     return (
         f"<PretrainedModel {model.name or 'without name'}: {model.version}, "
-        f"{_millions(encoder_parameters(model))} M parameters, embeddings of "
+        f"{_millions(_encoder_parameters(model))} M parameters, embeddings of "
         f"{model.embedding_size}, patches of {sizes.min_patch_size} to {sizes.max_patch_size} "
         f"pixels, takes {', '.join(model.modalities)}>"
     )
 
 
-def encoder_parameters(model: PretrainedModel) -> int:
+def _encoder_parameters(model: PretrainedModel) -> int:
     """Number of values in the encoder."""
     import jax
 
@@ -55,7 +55,7 @@ def model_summary(model: PretrainedModel) -> str:
         rows.append(("takes" if i == 0 else "", f"{name}: {shown}"))
     if model.decode_only:
         rows.append(("never saw", ", ".join(model.decode_only)))
-    rows.append(("parameters", f"{encoder_parameters(model):,} in the encoder"))
+    rows.append(("parameters", f"{_encoder_parameters(model):,} in the encoder"))
     for part, tree in sorted(model.params.items()):
         rows.append(("", f"{sum(int(x.size) for x in jax.tree.leaves(tree)):>13,} {part}"))
     return "\n".join(f"{key:<12} {value}".rstrip() for key, value in rows)

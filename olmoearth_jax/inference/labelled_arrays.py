@@ -18,7 +18,7 @@ from olmoearth_jax.data import raster_file
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.modalities import Modality
 
-AXES = {
+_AXES = {
     "time": ("time", "t", "date", "datetime"),
     "band": ("band", "bands", "channel", "channels"),
     "y": ("y", "northing"),
@@ -150,8 +150,8 @@ def _modality(name: str | None, bands: Sequence[str], what: str) -> Modality:
 def _axis(array: Any, kind: str) -> Any:
     """The name of a dimension of an array, or None; 'band_s1' and 'x_10m' are understood too."""
     words = {d: re.split(r"[\W_]+", str(d).lower()) for d in array.dims}
-    found = [d for d in array.dims if str(d).lower() in AXES[kind]]
-    found += [d for d in array.dims if set(words[d]) & set(AXES[kind])]
+    found = [d for d in array.dims if str(d).lower() in _AXES[kind]]
+    found += [d for d in array.dims if set(words[d]) & set(_AXES[kind])]
     return found[0] if found else None
 
 
@@ -218,7 +218,7 @@ def _stacked(modality: Modality, parts: Mapping[str, Any], any_pixel_size: bool)
 
 def _image(modality: Modality, array: Any, names: Sequence[str], any_pixel_size: bool) -> Images:
     """One array, [H, W, T, C] and north-up."""
-    axes = {kind: _axis(array, kind) for kind in AXES}
+    axes = {kind: _axis(array, kind) for kind in _AXES}
     if not modality.spatial:
         raise ValueError("is no image; pass it by Sample.from_arrays")
     if axes["x"] is None or axes["y"] is None:
@@ -281,7 +281,7 @@ def _no_grid(array: Any) -> str:
 def _days(array: Any, axis: Any) -> tuple[Any, ...]:
     """The dates of the timesteps; without a time axis, that of the scalar coordinate."""
     if axis is None:
-        found = [c for c in array.coords if str(c).lower() in AXES["time"]]
+        found = [c for c in array.coords if str(c).lower() in _AXES["time"]]
         if not found or array.coords[found[0]].ndim:
             raise ValueError(
                 "has no dates: give it a time axis, such as array.expand_dims("

@@ -31,7 +31,7 @@ from olmoearth_jax.proposals import known
 log = logging.getLogger(__name__)
 
 POOLINGS = PLACES
-TOKENS_AT_ONCE = {"cpu": 4_096, "gpu": 16_384}
+_TOKENS_AT_ONCE = {"cpu": 4_096, "gpu": 16_384}
 """Tokens per compiled call that `embed` aims at when no batch size is given: on a CPU few enough
 for its caches, and calls run side by side."""
 _MOST_WORKERS = 16
@@ -338,7 +338,7 @@ def _in_chunks(call: Any, ready: ModelInput, batch_size: int | None) -> np.ndarr
     """
     total = len(ready.timestamps)
     tokens = sum(int(np.prod(m.shape[1:])) for m in ready.masks.values())
-    batch_size = batch_size or max(1, TOKENS_AT_ONCE.get(jax.default_backend(), 16_384) // tokens)
+    batch_size = batch_size or max(1, _TOKENS_AT_ONCE.get(jax.default_backend(), 16_384) // tokens)
     size = min(1 << max(batch_size.bit_length() - 1, 0), 1 << (total - 1).bit_length())
 
     def chunk(start: int) -> np.ndarray:

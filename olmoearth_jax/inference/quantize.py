@@ -119,8 +119,7 @@ def check_bits(bits: int) -> None:
 
 DTYPES = ("int8", "float16", "float32")
 METHODS = ("signed_power", "per_pixel_scale", "linear")
-NORMALIZE = ("l2", "none")
-FORMULAS = {
+_FORMULAS = {
     "signed_power": "x = sign(q) * (q / 127.5)^2; nodata: q = -128",
     "per_pixel_scale": "x = q * scales; nodata: q = -128",
     "linear": "x = q * scale + offset; nodata: q = -128",
@@ -148,7 +147,7 @@ class Rule:
     @property
     def formula(self) -> str:
         """How to get the values back."""
-        return FORMULAS[self.method]
+        return _FORMULAS[self.method]
 
     @property
     def fill(self) -> float:

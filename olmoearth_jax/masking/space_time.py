@@ -13,7 +13,7 @@ from olmoearth_jax.masking.base import Counts, MaskContext, Strategy, TokenBound
 from olmoearth_jax.masking.random_tokens import random_mask
 from olmoearth_jax.masks import TARGET_ONLY
 
-MIN_TIMESTEPS = 3
+_MIN_TIMESTEPS = 3
 """Fewer complete timesteps than this and nothing is masked by time."""
 
 
@@ -40,7 +40,7 @@ def space_mask(missing: Tokens, e: float, d: float, ctx: MaskContext) -> Tokens:
     return {m: blocks.with_missing(masks[m], missing[m]) for m in missing}
 
 
-def time_mask(missing: Tokens, e: float, d: float, ctx: MaskContext, steps: np.ndarray) -> Tokens:
+def _time_mask(missing: Tokens, e: float, d: float, ctx: MaskContext, steps: np.ndarray) -> Tokens:
     """One role per timestep of `steps` and sample, shared by all multitemporal modalities."""
     v = len(steps)
     n_encode = min(max(int(e * v), 1), v)
@@ -82,9 +82,9 @@ class Time(Strategy):
     def __call__(self, missing: Tokens, ctx: MaskContext) -> Tokens:
         self.check_group(ctx)
         steps = blocks.complete_timesteps(missing)
-        if len(steps) < MIN_TIMESTEPS:
+        if len(steps) < _MIN_TIMESTEPS:
             return random_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
-        return time_mask(missing, self.encode_ratio, self.decode_ratio, ctx, steps)
+        return _time_mask(missing, self.encode_ratio, self.decode_ratio, ctx, steps)
 
     def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
         return TokenBounds.of_all(counts)
@@ -101,9 +101,9 @@ class SpaceTime(Strategy):
         self.check_group(ctx)
         coin = ctx.group_rng.random() < 0.5
         steps = blocks.complete_timesteps(missing)
-        if coin or len(steps) < MIN_TIMESTEPS:
+        if coin or len(steps) < _MIN_TIMESTEPS:
             return space_mask(missing, self.encode_ratio, self.decode_ratio, ctx)
-        return time_mask(missing, self.encode_ratio, self.decode_ratio, ctx, steps)
+        return _time_mask(missing, self.encode_ratio, self.decode_ratio, ctx, steps)
 
     def bounds(self, counts: Counts, timesteps: int | None = None) -> TokenBounds:
         return TokenBounds.of_all(counts)

@@ -26,7 +26,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Drop = Callable[[Any, int], "jax.Array | None"]
 """(layer, branch 0 attention / 1 MLP) -> factor broadcastable to [..., N, 1], or None."""
 
-REMAT_POLICIES = ("none", "full", "dots")
+_REMAT_POLICIES = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +242,8 @@ def run_block(
 ) -> jax.Array:
     """Calls the block of a layer under a rematerialisation policy."""
     drop, remat = running.drop, running.remat
-    if remat not in (None, *REMAT_POLICIES):
-        raise ValueError(f"unknown remat policy {remat!r}; known: {', '.join(REMAT_POLICIES)}")
+    if remat not in (None, *_REMAT_POLICIES):
+        raise ValueError(f"unknown remat policy {remat!r}; known: {', '.join(_REMAT_POLICIES)}")
 
     def scale(branch: int) -> jax.Array | None:
         return None if drop is None else drop(layer, branch)

@@ -213,7 +213,7 @@ def _size_table() -> dict[str, Size]:
 SIZES: dict[str, Size] = _size_table()
 """The one table of model sizes (spec/model.md section 12)."""
 
-OFFICIAL_SIZES = {
+_OFFICIAL_SIZES = {
     "nano": "nano",
     "tiny": "tiny_shallow_decoder",
     "small": "small_shallow_decoder",
@@ -246,7 +246,7 @@ def official_model(
     if size not in PUBLISHED_VERSIONS.get(version, ()):
         pairs = ", ".join(f"{s}:version={v}" for v, ss in PUBLISHED_VERSIONS.items() for s in ss)
         raise ValueError(f"no model {size!r} of version {version!r} was defined; valid: {pairs}")
-    dims, about = SIZES[OFFICIAL_SIZES[size]], VERSIONS[version]
+    dims, about = SIZES[_OFFICIAL_SIZES[size]], VERSIONS[version]
     common = _common(version, list(modalities.resolve(modality_names)), dims.mlp_ratio)
     encoder = EncoderConfig(
         **common,

@@ -49,13 +49,13 @@ class ProjectAndAggregate(nnx.Module):
         return x
 
     def __call__(self, tokens: jax.Array, visible: jax.Array) -> jax.Array:
-        """tokens [B, N, D] and bool visible [B, N] -> [B, D]; see `masked_mean`."""
+        """tokens [B, N, D] and bool visible [B, N] -> [B, D]; see `_masked_mean`."""
         if self.aggregate_first:
-            return self.project(masked_mean(tokens, visible))
-        return masked_mean(self.project(tokens), visible)
+            return self.project(_masked_mean(tokens, visible))
+        return _masked_mean(self.project(tokens), visible)
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+def _masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over axis -2 of x [..., N, D] where mask [..., N]; zeros where there is nothing."""
     weight = mask.astype(jnp.float32)[..., None]
     total = jnp.sum(jnp.where(weight > 0, x.astype(jnp.float32), 0.0), axis=-2)

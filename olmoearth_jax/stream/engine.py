@@ -82,7 +82,7 @@ class Engine(Protocol):
         ...
 
 
-Agree = Callable[[int], int]
+_Agree = Callable[[int], int]
 """Host-side agreement on the bits that small integers share, without a device collective."""
 
 
@@ -107,7 +107,7 @@ class StreamEngine:
         forward: StreamForward,
         ladder: Sequence[Rung],
         mesh: Mesh,
-        agree: Agree = lambda bits: bits,
+        agree: _Agree = lambda bits: bits,
         per_patch: Callable[[Group], int] = lambda group: 1,
     ):
         self.forward, self.ladder, self.mesh, self.agree = forward, tuple(ladder), mesh, agree

@@ -26,26 +26,26 @@ from olmoearth_jax.stream.stream_shape import (
 )
 from olmoearth_jax.stream.token_counts import Need
 
-SMALL_ROW = 72
+_SMALL_ROW = 72
 """Rows up to this length are not worth several classes."""
 
-CLASS_WORTH = 1.02
+_CLASS_WORTH = 1.02
 """A class more must save this factor of the padded pairs: each is code to be compiled."""
 
 
-LOSS_CLASSES = 2
+_LOSS_CLASSES = 2
 """Row lengths of a loss; attention costs more and gets more."""
 
-LOSS_SHARE = 0.25
+_LOSS_SHARE = 0.25
 """Work of a pair of tokens in a loss, relative to one in a layer of attention."""
 
-RARE_SLACK = 0.06
+_RARE_SLACK = 0.06
 """Head room of the rung for what is rarely drawn."""
 
-WORTH = 0.005
+_WORTH = 0.005
 """Share of the expected cost that is not worth further programs."""
 
-ROUNDS = 5
+_ROUNDS = 5
 """Rounds of moving needs to the cheapest rung that holds them."""
 
 Bounds = Callable[[Mapping[str, tuple[int, int]], int], TokenBounds]
@@ -116,7 +116,7 @@ def choose_classes(
     """
     bound = np.array([plan.queries, plan.keys])
     rows = lengths.shape[1]
-    if bound.max() <= SMALL_ROW:
+    if bound.max() <= _SMALL_ROW:
         return (RowClass(rows, plan.queries, plan.keys),)
     order = np.argsort((lengths / np.maximum(bound, 1)).max(-1), axis=1, kind="stable")
     ascending = np.take_along_axis(lengths, order[..., None], axis=1)
@@ -130,7 +130,7 @@ def choose_classes(
     for ends in best_cuts(costs, most):
         starts = [0, *(e + 1 for e in ends[:-1])]
         price = sum((e + 1 - s) * costs[e] for s, e in zip(starts, ends, strict=True))
-        if found is None or price * CLASS_WORTH < found[0]:
+        if found is None or price * _CLASS_WORTH < found[0]:
             found = (
                 price,
                 [
@@ -181,12 +181,12 @@ def row_plans(
 def _cost(spec: StreamSpec, totals: np.ndarray, pairs: Sequence[float]) -> float:
     """Work in token units: stream tokens plus pairs at a usual width."""
     slots = len(spec.slots)
-    weights = [1.0 if p.is_attention else LOSS_SHARE for p in spec.plans]
+    weights = [1.0 if p.is_attention else _LOSS_SHARE for p in spec.plans]
     rows = sum(w * n for w, n in zip(weights, pairs, strict=True)) / 1024.0
     return float(totals[2 * slots :].sum() + rows + 0.05 * totals[:slots].sum())
 
 
-def rung_cost(spec: StreamSpec, rung: Rung) -> float:
+def _rung_cost(spec: StreamSpec, rung: Rung) -> float:
     """Work of a rung in token units."""
     return _cost(spec, rung.totals, [rung.pairs(p) for p in range(len(spec.plans))])
 
@@ -259,7 +259,7 @@ class _Sizer:
             if plan.is_attention:
                 rows.append(choose_classes(draws, plan, self.classes, slack, 0.0))
             else:
-                rows.append(choose_classes(draws, plan, LOSS_CLASSES, 4 * slack, 2 * slack))
+                rows.append(choose_classes(draws, plan, _LOSS_CLASSES, 4 * slack, 2 * slack))
         patches, sparse = tuple(totals[:slots]), tuple(totals[slots : 2 * slots])
         enc, dec, loc = totals[2 * slots :]
         return Rung(patches, sparse, enc, dec, tuple(rows), loc)
@@ -306,6 +306,11 @@ def build_ladder(
     return (*dict.fromkeys(r for r in _worthwhile(sizer, found) if r != top), top)
 
 
+def own_rung(spec: StreamSpec, need: Need, classes: int) -> Rung:
+    """The smallest rung for one micro-step alone: what no ladder of `classes` lengths can beat."""
+    return _Sizer(spec, [need], classes).rung(np.zeros(1, np.int64), 0.0)
+
+
 def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
     """Rungs, cheapest first.
 
@@ -318,7 +323,7 @@ def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
     visible = enc / np.maximum(dec, 1)
     count = len(visible)
     owner, used = np.zeros(count, np.int64), 0
-    rare = sizer.rung(np.arange(count), RARE_SLACK)
+    rare = sizer.rung(np.arange(count), _RARE_SLACK)
     if rungs == 1:
         return [rare]
     for part in np.array_split(np.argsort(visible, kind="stable"), min(parts, count)):
@@ -328,10 +333,10 @@ def _refine(sizer: _Sizer, parts: int, rungs: int, slack: float) -> list[Rung]:
             owner[ascending[start : end + 1]] = used
             start, used = end + 1, used + 1
     found: list[Rung] = []
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         buckets = [np.flatnonzero(owner == k) for k in range(used)]
         found = [sizer.rung(b, slack) for b in buckets if len(b)]
-        found = _share_patches(sorted(found, key=lambda r: rung_cost(sizer.spec, r)))
+        found = _share_patches(sorted(found, key=lambda r: _rung_cost(sizer.spec, r)))
         new = sizer.owners(found)
         used, changed = len(found), (new != owner).any()
         owner = new
@@ -352,11 +357,11 @@ def _share_patches(rungs: list[Rung]) -> list[Rung]:
 
 
 def _worthwhile(sizer: _Sizer, rungs: list[Rung]) -> list[Rung]:
-    """Leaves rungs out while that raises the expected cost by less than `WORTH` in all.
+    """Leaves rungs out while that raises the expected cost by less than `_WORTH` in all.
 
     Each is a program to be compiled. The last one stays: it holds all that was observed.
     """
-    most = (1.0 + WORTH) * _expected(sizer, rungs)
+    most = (1.0 + _WORTH) * _expected(sizer, rungs)
     while len(rungs) > 1:
         fewer = [rungs[:i] + rungs[i + 1 :] for i in range(len(rungs) - 1)]
         costs = [_expected(sizer, some) for some in fewer]
@@ -368,5 +373,5 @@ def _worthwhile(sizer: _Sizer, rungs: list[Rung]) -> list[Rung]:
 
 def _expected(sizer: _Sizer, rungs: Sequence[Rung]) -> float:
     """Mean cost of the observed needs on a ladder."""
-    costs = np.array([rung_cost(sizer.spec, r) for r in rungs])
+    costs = np.array([_rung_cost(sizer.spec, r) for r in rungs])
     return float(costs[sizer.owners(rungs)].mean())

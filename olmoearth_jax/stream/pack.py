@@ -143,7 +143,7 @@ class PatchRun:
 
 
 @dataclasses.dataclass
-class DevicePack:
+class _DevicePack:
     """One device's share: index arrays, and the runs that fill its patch buffers."""
 
     arrays: MicroBatch
@@ -242,7 +242,7 @@ class _Packer:
 
 def pack_device(
     spec: StreamSpec, rung: Rung, counts: list[TokenCounts], members: list[np.ndarray]
-) -> DevicePack:
+) -> _DevicePack:
     """Packs one device's samples.
 
     Args:
@@ -276,7 +276,7 @@ def pack_device(
         **_orders(spec, rung, blocks),
         **_sample_arrays(spec, counts, members),
     )
-    return DevicePack(arrays, runs)
+    return _DevicePack(arrays, runs)
 
 
 def _items(spec: StreamSpec, counts: list[TokenCounts], members: list[np.ndarray]) -> list:

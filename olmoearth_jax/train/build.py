@@ -33,7 +33,7 @@ from olmoearth_jax.train.step import TrainProgram
 
 _log = logging.getLogger(__name__)
 
-MICRO_STEPS_PER_GRID = 24
+_MICRO_STEPS_PER_GRID = 24
 """Simulated micro-steps per grid side when the ladder is sized."""
 
 
@@ -148,7 +148,7 @@ def likely_shapes(
     return [s for s in sorted(likely) for _ in range(max(1, round(count * likely[s])))]
 
 
-def likely_needs(
+def _likely_needs(
     config: ExperimentConfig,
     spec: StreamSpec,
     timesteps: dict[int, int],
@@ -156,7 +156,7 @@ def likely_needs(
     tile_px: int = IMAGE_TILE_PX,
 ) -> list[Need]:
     """What simulated micro-steps of a data set with these presence patterns need."""
-    count = MICRO_STEPS_PER_GRID * len(timesteps)
+    count = _MICRO_STEPS_PER_GRID * len(timesteps)
     shapes = likely_shapes(config, timesteps, count, tile_px)
     presence = presence or [probe.complete(spec.modalities)]
     return probe.simulate_needs(
@@ -166,7 +166,7 @@ def likely_needs(
         shapes,
         config.data_loader.seed,
         count if shapes is timesteps else len(shapes),
-        pool=MICRO_STEPS_PER_GRID,
+        pool=_MICRO_STEPS_PER_GRID,
     )
 
 
@@ -178,10 +178,10 @@ def size_ladder(
     tile_px: int = IMAGE_TILE_PX,
 ) -> tuple[Rung, ...]:
     """Rungs for a data set with these presence patterns; one slot is kept for the update."""
-    return ladder_for(config, spec, likely_needs(config, spec, timesteps, presence, tile_px))
+    return _ladder_for(config, spec, _likely_needs(config, spec, timesteps, presence, tile_px))
 
 
-def ladder_for(
+def _ladder_for(
     config: ExperimentConfig, spec: StreamSpec, needs: Sequence[Need]
 ) -> tuple[Rung, ...]:
     """Rungs for what micro-steps are likely to need; one slot is kept for the update.
@@ -212,8 +212,8 @@ def build_program(
     presence = probe.read_presence(index)
     if config.dataset.validation_fraction:
         presence += probe.read_presence(build_index(config, "validation"))
-    needs = likely_needs(config, spec, stream.timesteps, presence, index.tile_px)
-    ladder = ladder_for(config, spec, needs)
+    needs = _likely_needs(config, spec, stream.timesteps, presence, index.tile_px)
+    ladder = _ladder_for(config, spec, needs)
     say(f"sized {len(ladder)} step programs in {time.perf_counter() - begun:.1f} s")
     engine = assemble.stream_engine(config, spec, ladder, objective, mesh)
     engine.expected = expected_use(ladder, needs)
@@ -228,7 +228,7 @@ def build_program(
     )
 
 
-def dataset_summary(
+def _dataset_summary(
     config: ExperimentConfig, index: dataset_index.DatasetIndex, stream: TrainStream
 ) -> str:
     """Markdown: where the data is, how much there is of it, and how it is cut."""
@@ -273,6 +273,6 @@ def build_training(config: ExperimentConfig, say: Callable[[str], None] = print)
     draws = config.trainer.callbacks.tensorboard.enabled
     extras = Extras(
         pictures=Pictures(stream, config.model) if draws else None,
-        texts={"dataset": dataset_summary(config, index, stream)},
+        texts={"dataset": _dataset_summary(config, index, stream)},
     )
     return Training(program, stream, info, extras)

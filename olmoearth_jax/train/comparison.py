@@ -57,7 +57,7 @@ class Side:
     change_error: float | None = None
 
 
-def common_steps(runs: Runs, name: str) -> list[int]:
+def _common_steps(runs: Runs, name: str) -> list[int]:
     """Steps at which all runs that have a metric at all have a finite value of it."""
     held = [_finite(records, name) for records in runs.values()]
     held = [values for values in held if values]
@@ -74,7 +74,7 @@ def compare(runs: Runs, name: str, average: int) -> tuple[list[int], dict[str, S
       (the steps, {run: what it says}); runs without the metric are left out, and without a shared
       step there is nothing.
     """
-    steps = common_steps(runs, name)[-average if name.startswith("train/") else -1 :]
+    steps = _common_steps(runs, name)[-average if name.startswith("train/") else -1 :]
     out: dict[str, Side] = {}
     first: np.ndarray | None = None
     for run, records in runs.items():

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from olmoearth_jax import platforms
 
-DEFAULT_CACHE = "~/.cache/olmoearth_jax/xla"
+_DEFAULT_CACHE = "~/.cache/olmoearth_jax/xla"
 
 
 def start_distributed(
@@ -178,7 +178,7 @@ def topology(local_device_ids: Sequence[int] | None = None) -> str:
 
 def use_compilation_cache(folder: str | None = None) -> Path | None:
     """Keeps compiled programs between runs; `folder` '' turns it off, None means the folder that
-    JAX_COMPILATION_CACHE_DIR names, or DEFAULT_CACHE.
+    JAX_COMPILATION_CACHE_DIR names, or _DEFAULT_CACHE.
 
     Everything is kept, however quick it was to compile: JAX's own threshold of a second would
     leave out most of our programs. Returns the folder.
@@ -186,7 +186,7 @@ def use_compilation_cache(folder: str | None = None) -> Path | None:
     if folder == "":
         return None
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    path = Path(folder or named or DEFAULT_CACHE).expanduser()
+    path = Path(folder or named or _DEFAULT_CACHE).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -23,7 +23,7 @@ from olmoearth_jax.train.build_objective import build_objective
 from olmoearth_jax.train.flops import Tokens, decoder_of, forward_flops, patch_flops
 from olmoearth_jax.train.query_stride import query_stride
 
-SAMPLES = 8
+_SAMPLES = 8
 """Samples of a simulated group."""
 
 _LOSS_ARRAYS = 8  # predictions and targets: in the stream, in rows, normalised, and gradients
@@ -87,7 +87,7 @@ def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Toke
     """Draws masks for samples of every grid and counts their tokens."""
     strategies = build.masking_strategies(cfg)
     needs = assemble.StreamNeeds(cfg.data_loader.num_masked_views)
-    size = MicroStepSize(SAMPLES)
+    size = MicroStepSize(_SAMPLES)
     stride = query_stride(cfg)
     most = 0 if stride is None else stride.most
     spec = assemble.stream_spec(cfg.model, strategies, most_timesteps(cfg), size, needs, most)
@@ -98,7 +98,7 @@ def simulate_tokens(cfg: ExperimentConfig, timesteps: Mapping[int, int]) -> Toke
     )
     slots, rows = len(spec.slots), spec.rows
     enc, dec, loc = (np.array([n.totals[2 * slots + i] for n in drawn]) / rows for i in range(3))
-    patches = np.mean([n.totals[:slots] for n in drawn], axis=0) / SAMPLES
+    patches = np.mean([n.totals[:slots] for n in drawn], axis=0) / _SAMPLES
     read = loc if spec.loc_bound else enc
     pairs = float(np.mean(enc * enc)), float(np.mean(read * dec))
     grid = float(loc.mean()), float(np.mean(loc * enc)), float(np.mean(loc * loc))

@@ -62,7 +62,7 @@ def real_tokens(counts: Sequence[TokenCounts], spec: StreamSpec) -> Tokens:
 def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
     """FLOPs of the forward pass of these tokens, patch projection and losses left out."""
     decoder, width = decoder_of(cfg), cfg.model.encoder_config.embedding_size
-    total = encoder_flops(cfg, tokens.encoded, tokens.encoder_pairs)
+    total = _encoder_flops(cfg, tokens.encoded, tokens.encoder_pairs)
     total += _grid_flops(cfg, tokens)
     if decoder is None:
         return total
@@ -79,7 +79,7 @@ def forward_flops(cfg: ExperimentConfig, tokens: Tokens) -> float:
     return total + 2 * inner * (read * read_width + tokens.decoded * output)
 
 
-def encoder_flops(cfg: ExperimentConfig, tokens: float, pairs: float) -> float:
+def _encoder_flops(cfg: ExperimentConfig, tokens: float, pairs: float) -> float:
     """FLOPs of the encoder's blocks on tokens that attend to so many pairs."""
     encoder = cfg.model.encoder_config
     width = encoder.embedding_size
@@ -137,5 +137,5 @@ def training_flops(cfg: ExperimentConfig, spec: StreamSpec, counts: Sequence[Tok
         total += (3 * spec.views + 1) * patch_flops(cfg, spec, per_slot)
         if spec.deep:
             seen = c.need.sum(1).astype(float)
-            total += encoder_flops(cfg, float(seen.sum()), float((seen * seen).sum()))
+            total += _encoder_flops(cfg, float(seen.sum()), float((seen * seen).sum()))
     return total

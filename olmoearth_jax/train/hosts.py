@@ -22,10 +22,10 @@ import jax
 
 from olmoearth_jax.platforms import HostMissing
 
-TIMEOUT_S = 1800.0
+_TIMEOUT_S = 1800.0
 EVALUATING = "evaluating"  # for as long as it takes
 COMPILING = "compiling for"
-COMPILING_TAKES = 4  # times as long as any other step, where only some have compiled before
+_COMPILING_TAKES = 4  # times as long as any other step, where only some have compiled before
 _STOP = "stop"
 _SLICE_S = 2.0  # one wait in the store; between two of them we look at what the other one does
 _HEAR_S = 1.0
@@ -46,7 +46,7 @@ class Hosts:
 
     def __init__(self, client: Any = None, index: int = 0, count: int = 1):
         self._client, self.index, self.count = client, index, count
-        self.timeout_s = TIMEOUT_S
+        self.timeout_s = _TIMEOUT_S
         self.committed = False
         self._lock = threading.Lock()
         self._calls = 0
@@ -115,7 +115,7 @@ class Hosts:
         self.listen(waited_s)
         if self.count > 1 and waited_s > self.timeout_s and not self._gives_up:
             mine = self._look(f"doing/{self.index}") or ""
-            if mine.startswith(COMPILING) and waited_s < COMPILING_TAKES * self.timeout_s:
+            if mine.startswith(COMPILING) and waited_s < _COMPILING_TAKES * self.timeout_s:
                 return
             others = [i for i in range(self.count) if self._look(f"doing/{i}") != mine]
             raise HostMissing(self._blame(others or list(range(self.count)), waited_s))
@@ -148,7 +148,7 @@ class Hosts:
                         f"{str(error).splitlines()[0][:200]}"
                     ) from error
             doing = self._look(f"doing/{other}") or ""
-            limit = self.timeout_s * (COMPILING_TAKES if doing.startswith(COMPILING) else 1)
+            limit = self.timeout_s * (_COMPILING_TAKES if doing.startswith(COMPILING) else 1)
             if doing == EVALUATING:
                 begun = time.monotonic()
             elif time.monotonic() - begun > limit:

@@ -20,7 +20,7 @@ from olmoearth_jax.files import json_of_line, no_folder, read_json_lines, write_
 from olmoearth_jax.images import png
 from olmoearth_jax.train.runfolder import RunFolder
 
-TIMING = ("throughput/", "system/", "eval_time/")
+_TIMING = ("throughput/", "system/", "eval_time/")
 """How the names of fields begin that depend on the machine and the hour. All other fields of
 metrics.jsonl are equal, bit for bit, between a run and the same run interrupted."""
 
@@ -66,7 +66,7 @@ class MetricWriter:
         self._board: Any = None
         if not self._active:
             return
-        cut_metrics(folder.metrics, start_step)
+        _cut_metrics(folder.metrics, start_step)
         self._file = folder.metrics.open("ab", buffering=0)
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -167,7 +167,7 @@ class MetricWriter:
         self._sinks = []
 
 
-def cut_metrics(path: Path, last_step: int) -> None:
+def _cut_metrics(path: Path, last_step: int) -> None:
     """Removes the lines of later steps, and a half-written last line, in one atomic change."""
     if not path.exists():
         return
@@ -203,7 +203,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def is_timing(name: str) -> bool:
     """Whether a field depends on the machine rather than on the computation."""
-    return name.startswith(TIMING)
+    return name.startswith(_TIMING)
 
 
 def without_timing(record: Mapping[str, Any]) -> dict[str, Any]:

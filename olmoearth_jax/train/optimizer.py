@@ -22,7 +22,7 @@ from olmoearth_jax.config import OptimConfig, SchedulerConfig
 from olmoearth_jax.mesh import path_text
 from olmoearth_jax.modalities import closest
 
-OPTIONS = ("lr", "weight_decay", "betas", "eps")
+_OPTIONS = ("lr", "weight_decay", "betas", "eps")
 _UNTRAINED = "untrained"
 
 
@@ -61,8 +61,8 @@ _GROUP = "{params: ['encoder/*'], opts: {lr: 0.0001}}"
 
 def _option(name: str, value: Any) -> Any:
     """The value of an option of a group. Raises ValueError for an unknown or impossible one."""
-    if name not in OPTIONS:
-        raise ValueError(f"unknown optimiser option {name!r}; {closest(str(name), OPTIONS)}")
+    if name not in _OPTIONS:
+        raise ValueError(f"unknown optimiser option {name!r}; {closest(str(name), _OPTIONS)}")
     if name == "betas":
         pair = isinstance(value, list | tuple) and len(value) == 2
         if not pair or not all(_is_number(b) and 0 <= b < 1 for b in value):
@@ -109,7 +109,7 @@ def adamw(
     """
     groups, peak = overrides(settings), peak_rate(settings)
     _check_patterns(groups, trained)
-    usual = {name: getattr(settings, name) for name in OPTIONS}
+    usual = {name: getattr(settings, name) for name in _OPTIONS}
 
     def one(opts: Mapping[str, Any]) -> optax.GradientTransformation:
         chosen = usual | dict(opts)

@@ -23,12 +23,12 @@ from olmoearth_jax.model.config import ModelConfig
 from olmoearth_jax.model.frozen import encoder_graph
 from olmoearth_jax.model.uniform_batch import UniformBatch, encode_batch
 
-COLOURS = np.array([code.rgb for code in CODES], np.uint8)
+_COLOURS = np.array([code.rgb for code in CODES], np.uint8)
 """Of the mask codes."""
 _GREY = 0.85
 
 
-HEIGHT = 144
+_HEIGHT = 144
 """Pixels to which small images are enlarged."""
 
 
@@ -75,7 +75,7 @@ class Pictures:
         for view in ("mask_a", "mask_b"):
             for name, mask in self._sample.get(view, {}).items():
                 if name in self._names:
-                    found[f"{view}/{name}"] = _enlarged(_in_a_row(COLOURS[mask[0, ..., 0]]))
+                    found[f"{view}/{name}"] = _enlarged(_in_a_row(_COLOURS[mask[0, ..., 0]]))
         return found
 
     def _features(self, encoder: Any) -> np.ndarray:
@@ -116,5 +116,5 @@ def _in_a_row(frames: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    factor = max(1, HEIGHT // len(image))
+    factor = max(1, _HEIGHT // len(image))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)

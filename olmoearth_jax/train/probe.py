@@ -30,7 +30,7 @@ from olmoearth_jax.stream.token_counts import (
     needs,
 )
 
-FILES = 192
+_FILES = 192
 """Headers read at most; they stand for the data set."""
 
 
@@ -67,7 +67,7 @@ def complete(names: Sequence[str]) -> Presence:
     return Presence(MAX_TIMESTEPS, steps, {}, frozenset(set(names) - set(timed)))
 
 
-def read_presence(index: DatasetIndex, limit: int = FILES) -> list[Presence]:
+def read_presence(index: DatasetIndex, limit: int = _FILES) -> list[Presence]:
     """Presence of up to `limit` samples, spread evenly; unreadable ones are left out."""
     count = min(limit, len(index))
     out = []

@@ -14,9 +14,9 @@ import numpy as np
 
 from olmoearth_jax.train.metrics import MetricWriter
 
-GOOD_MICRO_STEPS = "train/good_micro_steps"
+_GOOD_MICRO_STEPS = "train/good_micro_steps"
 VAL_LOSS = "val/loss"
-BAD_STEPS_IN_A_ROW = 3
+_BAD_STEPS_IN_A_ROW = 3
 MAX_IN_FLIGHT = 2
 """Steps the host may run ahead of the device: enough to keep it busy, few enough for memory."""
 
@@ -169,11 +169,11 @@ class Recorder:
     def _stop_if_diverged(
         self, step: int, metrics: Mapping[str, float], bad_ids: list[str]
     ) -> None:
-        if metrics.get(GOOD_MICRO_STEPS, 1) > 0:
+        if metrics.get(_GOOD_MICRO_STEPS, 1) > 0:
             self._bad_steps.clear()
             return
         self._bad_steps.append((step, bad_ids))
-        if len(self._bad_steps) < BAD_STEPS_IN_A_ROW:
+        if len(self._bad_steps) < _BAD_STEPS_IN_A_ROW:
             return
         self.flush()
         ids = sorted({name for _, names in self._bad_steps for name in names})
@@ -250,7 +250,7 @@ def progress_line(
 ) -> str:
     """One readable line: step, losses, rates, padding, waiting, memory, time left."""
     known: dict[str, Any] = {**record, **rates}
-    losses = [n for n in record if n.startswith("train/") and n != GOOD_MICRO_STEPS]
+    losses = [n for n in record if n.startswith("train/") and n != _GOOD_MICRO_STEPS]
     losses.sort(key=lambda name: name != "train/loss")  # the sum of the others comes first
     parts = [f"step {step}/{last_step}"]
     parts += [f"{name.removeprefix('train/')} {record[name]:.4g}" for name in losses[:3]]

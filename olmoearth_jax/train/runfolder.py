@@ -19,9 +19,9 @@ from typing import Any
 
 from olmoearth_jax.files import write_atomically
 
-HEARTBEAT_S = 5.0
+_HEARTBEAT_S = 5.0
 # A lock that we cannot judge by its process is watched for this long: no heartbeat means dead.
-WATCH_S = 4 * HEARTBEAT_S
+_WATCH_S = 4 * _HEARTBEAT_S
 
 
 class RunFolder:
@@ -73,7 +73,7 @@ class RunLock:
     """
 
     def __init__(
-        self, path: Path, *, heartbeat_s: float = HEARTBEAT_S, watch_s: float = WATCH_S
+        self, path: Path, *, heartbeat_s: float = _HEARTBEAT_S, watch_s: float = _WATCH_S
     ) -> None:
         self._path = path
         self._heartbeat_s = heartbeat_s

@@ -25,7 +25,7 @@ from olmoearth_jax.train.optimizer import learning_rate
 from olmoearth_jax.train.targets import ema_decay_at, ema_update
 
 State = dict[str, Any]
-MASK_NAMES = tuple(code.name for code in CODES)
+_MASK_NAMES = tuple(code.name for code in CODES)
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class SharedCounts(Mapping[str, Any]):
     @functools.cached_property
     def _found(self) -> dict[str, Any]:
         sums = np.asarray(self._sums).tolist()
-        return with_shares(dict(zip(self._names, sums, strict=True))) | dict(self._more)
+        return _with_shares(dict(zip(self._names, sums, strict=True))) | dict(self._more)
 
     def __getitem__(self, name: str) -> Any:
         return self._found[name]
@@ -187,7 +187,7 @@ class TrainProgram:
         bad = [name for m in micro_steps for name in m.bad_ids]
         if jax.process_count() == 1:
             state, metrics = update(state, total, np.float32(lr))
-            return state, StepReport(metrics, with_shares(counts) | more, bad)
+            return state, StepReport(metrics, _with_shares(counts) | more, bad)
         state, metrics, sums = update(state, total, np.float32(lr), self._rows(counts))
         return state, StepReport(metrics, SharedCounts(tuple(counts), sums, more), bad)
 
@@ -432,14 +432,14 @@ class TrainProgram:
 
 def counts_of(micro_steps: Sequence[Prepared], groups: Sequence[Group]) -> dict[str, float]:
     """This process's counts of a step: its masks' tokens, and the micro-steps' added up."""
-    counts = mask_counts(groups)
+    counts = _mask_counts(groups)
     for prepared in micro_steps:
         for name, value in prepared.host.items():
             counts[name] = counts.get(name, 0.0) + value
     return counts
 
 
-def with_shares(counts: dict[str, float]) -> dict[str, float]:
+def _with_shares(counts: dict[str, float]) -> dict[str, float]:
     """All processes' counts as they are reported: padding, and tokens per mask code, as shares."""
     out = dict(counts)
     real = out["encoded_tokens"] + out["decoded_tokens"]
@@ -450,14 +450,14 @@ def with_shares(counts: dict[str, float]) -> dict[str, float]:
     return out | {name: out[name] / every for name in tokens}
 
 
-def mask_counts(groups: Sequence[Group]) -> dict[str, float]:
+def _mask_counts(groups: Sequence[Group]) -> dict[str, float]:
     """Tokens of a step per mask code and modality: {'masks/sentinel1/decoded': n, ...}."""
     counts: dict[str, float] = {}
     for group in groups:
         for view in ("mask_a", "mask_b"):
             for name, mask in group.get(view, {}).items():
-                found = np.bincount(np.asarray(mask).reshape(-1), minlength=len(MASK_NAMES))
-                for code, n in zip(MASK_NAMES, found, strict=True):
+                found = np.bincount(np.asarray(mask).reshape(-1), minlength=len(_MASK_NAMES))
+                for code, n in zip(_MASK_NAMES, found, strict=True):
                     key = f"masks/{name}/{code}"
                     counts[key] = counts.get(key, 0.0) + float(n)
     return counts

@@ -138,3 +138,20 @@ def test_configs_have_names_without_a_folder(monkeypatch, tmp_path):
         "configs/base.py:version=v1_2"
     )
     assert config_files.load_file("ema") == config_files.load_file("configs/ablations/ema.py")
+
+
+def test_a_stopped_program_ends_at_once_with_its_code():
+    """Whatever its threads still do: taking JAX down beneath them is a segmentation fault."""
+    code = """
+import threading, time
+from olmoearth_jax import commands
+def main(argv):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    print("stopped")
+    return 75
+commands.run(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (75, "stopped\n")

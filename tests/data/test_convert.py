@@ -14,6 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import index
@@ -162,6 +164,25 @@ def test_series_are_aligned_by_date():
     assert "sentinel1" in tiles.plan_time(dates, list(dates)).removed
     twice = TileJob(Cell("EPSG:32633", 0, 0), {"landsat": (*_dates(*range(11)), (1, 3, 2020))})
     assert "same date" in str(tiles.drop_reason(twice, ["landsat"], (), False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_stored_step_is_on_its_own_date(data):
+    """Whatever the order of the series, with several images of a day, and with empty ones."""
+    lead = data.draw(st.permutations(range(12)))
+    other = data.draw(st.lists(st.integers(0, 11), max_size=11))
+    gone = {"landsat": data.draw(st.lists(st.sampled_from(range(12)), unique=True, max_size=4))}
+    if other:
+        gone["sentinel1"] = data.draw(st.lists(st.sampled_from(range(len(other))), unique=True))
+    dates = {"landsat": _dates(*lead), "sentinel1": _dates(*other)}
+    plan = tiles.plan_time(dates, list(dates), empty=gone)
+    assert [tuple(row) for row in plan.timestamps.tolist()] == list(_dates(*range(12)))
+    for name, mask in plan.masks.items():
+        on = [tuple(row) for row in plan.timestamps[mask].tolist()]
+        assert [dates[name][k] for k in plan.steps[name]] == on
+        live = {d for k, d in enumerate(dates[name]) if k not in gone.get(name, ())}
+        assert set(on) == live and not set(plan.steps[name].tolist()) & set(gone.get(name, ()))
 
 
 def test_finer_and_coarser_rasters_and_grids():

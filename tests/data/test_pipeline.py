@@ -16,6 +16,7 @@ from olmoearth_jax.data import index
 from olmoearth_jax.data.pipeline import TooManyBadSamples, TrainStream
 from olmoearth_jax.data.pool import WorkerDied
 from olmoearth_jax.modalities import MISSING, OFFICIAL_DECODE_ONLY, OFFICIAL_MODALITIES
+from olmoearth_jax.model.config import SupervisedMapConfig, SupervisionHeadConfig
 from tests.data.streams import make_stream
 
 STRATEGY = masking.build(
@@ -193,6 +194,39 @@ def test_a_sample_without_visible_token_becomes_a_hole(dataset):
     group = stream.group(0)
     assert group["ok"].tolist() == [True, False, True, True] and stream.samples_bad == 0
     assert all((m[1] == 3).all() for m in group["mask_a"].values())
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_patches_that_lack_pixels_are_missing(writable_dataset, supervised):
+    """Whichever pixels they lack; and no fill value is left in an image that has values."""
+    names = ("sentinel2_l2a", "worldcover")
+    for path in writable_dataset.glob("sample_*.h5"):
+        with h5py.File(path, "r+") as file:
+            for name in set(names) & set(file):
+                values = file[name][...].astype(np.int32)
+                values[2::5, 3::7] = int(MISSING)
+                del file[name]
+                file[name] = values
+    stream = _stream(writable_dataset, global_batch_size=4)
+    if supervised:
+        heads = {"worldcover": SupervisedMapConfig()}
+        stream.config.model.supervision_head_config = SupervisionHeadConfig(heads)
+    count = dict.fromkeys(names, 0)
+    for group in (stream.group(n) for n in range(6)):
+        side = int(group["patch_size"])
+        for name in names:
+            x, mask = group["data"][name], group["mask_a"][name]
+            frame = (x == MISSING).all((1, 2, 4))[:, None, None]  # nothing of that date
+            left = (x == MISSING).any(-1) & ~frame
+            told = supervised and name == "worldcover"
+            holes = left if told else (x == 0).any(-1)
+            assert told or not left.any()
+            batch, height, width, steps = holes.shape
+            cut = holes.reshape(batch, height // side, side, width // side, side, steps)
+            broken = cut.any((2, 4))
+            assert (mask[broken] == 3).all() and (mask[~broken & ~frame] != 3).any()
+            count[name] += int(broken.sum())
+    assert all(count.values())
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_a_list_of_other_files_is_no_geotiff(tmp_path, name):
         assert file.read().tobytes() == b"S" * 64
     with pytest.raises(RasterError, match="cannot be read as a raster"):
         RasterFile(path)
-    for read in (evals_rasters.read_raster, evals_rasters.read_label):
+    for read in (evals_rasters.read_raster, evals_rasters.read_masked):
         with pytest.raises(ValueError, match="cannot be read as a raster"):
             read(path)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from olmoearth_jax import modalities
 from olmoearth_jax.evals import embeddings
 from olmoearth_jax.evals.embeddings import Extraction
 from olmoearth_jax.evals.models import EncoderModel, RawBands
@@ -101,6 +102,37 @@ def test_modalities_that_are_absent_everywhere_do_not_count():
     only = {k: v for k, v in both.items() if "sentinel2" in k or k == TIMESTAMPS}
     got = model.embed(both, 4, SPATIAL)
     assert np.allclose(got, model.embed(only, 4, SPATIAL), atol=1e-5)
+
+
+@pytest.mark.parametrize("patch_size", [4, 8])
+@pytest.mark.parametrize("pixel", [(0, 0), (1, 1), (3, 2)])
+def test_a_patch_with_a_missing_pixel_is_missing(patch_size, pixel):
+    """Wherever that lies in it; nor does its fill value reach a neighbour."""
+    sample, model = _sample(1, side=16), tiny_model()
+    image, mask = sample["sentinel2_l2a"], sample["sentinel2_l2a_mask"]
+    image[:patch_size, :patch_size], mask[:patch_size, :patch_size] = 0, 3
+    want = model.embed(collate([sample]), patch_size, SPATIAL)
+    mask[...] = 0
+    image[pixel], mask[pixel] = modalities.MISSING, 3
+    got = model.embed(collate([sample]), patch_size, SPATIAL)
+    np.testing.assert_array_equal(got, want)
+    assert not got[0, 0, 0].any() and got[0, 0, 1].any()
+
+
+def test_raw_bands_do_not_count_what_is_missing():
+    """Neither dates that fill up a batch, nor missing values, by band or by band set."""
+    for channels in (12, 3):
+        image = np.full((1, 8, 8, 3, 12), 0.5, np.float32)
+        mask = np.zeros((1, 8, 8, 3, channels), np.int8)
+        mask[:, :, :, 1], image[:, :, :, 1] = 3, 0
+        band = modalities.get("sentinel2_l2a").band_sets[1][0]
+        mask[:, :4, :, 2, 1 if channels == 3 else band] = 3
+        image[:, :4, :, 2, band] = modalities.MISSING
+        batch = {"sentinel2_l2a": image, "sentinel2_l2a_mask": mask}
+        out = RawBands(["sentinel2_l2a"]).embed(batch, 4, SPATIAL)
+        np.testing.assert_allclose(out, 0.5)
+    mask[...] = 3
+    assert not RawBands(["sentinel2_l2a"]).embed(batch, 4, SPATIAL).any()
 
 
 def test_raw_bands_keep_every_pixel():

@@ -65,6 +65,13 @@ def test_transforms_and_subsets_are_applied(windows):
     assert out.embedding_shape == (4, 4, 5) and out.settings["quantize_bits"] == 8
     with pytest.raises(ValueError, match="quantile_config_path"):
         runner.run_task("t", task(quantize_embeddings=True, quantize_bits=4), tiny_model())
+    for half, message in (
+        ({"quantile_config_path": "t.h5", "quantize_embeddings": True}, "it needs quantize_bits"),
+        ({"quantile_config_path": "t.h5", "quantize_bits": 4}, "needs quantize_embeddings=true"),
+        ({"primary_metric": "class_f1", "primary_metric_class": 9}, "must lie in 0...8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runner.run_task("t", task(**half), tiny_model())
     with pytest.raises(ValueError, match="does not fit a segmentation task"):
         runner.run_task("t", task(use_center_token=True), tiny_model())
 
@@ -117,6 +124,23 @@ def test_results_are_kept_and_not_made_again(windows, tmp_path):
     for key in ("pooling", "normalization", "image_size", "patch_size", "seed"):
         assert key in settings
     assert "tiny" in report.table(first) and report.plot(first, tmp_path / "p.png")
+
+
+def test_results_of_other_weights_are_made_again(windows, tmp_path):
+    """A run that was trained anew under its name, or two of one name that share a folder."""
+    plan = sweep.expand({"t": task()})
+    first, second, third = (
+        sweep.evaluate(Loaded(tiny_model(seed=s), "tiny", 7, {}), plan, TEST, tmp_path)
+        for s in (0, 1, 1)
+    )
+    assert first[0]["valid"] != second[0]["valid"] and third == second
+    assert json.loads((tmp_path / "7.json").read_text()) == second
+    old = [dict(item) for item in first]
+    for item in old:  # made before weights were told apart
+        item["settings"] = {k: v for k, v in item["settings"].items() if k != "weights"}
+    runner.append_line(tmp_path / "old", old[0])
+    found = sweep.evaluate(Loaded(tiny_model(), "tiny", 7, {}), plan, TEST, tmp_path / "old")
+    assert found == old
 
 
 def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_path):

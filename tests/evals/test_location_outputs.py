@@ -1,5 +1,6 @@
 """Embeddings of models with an attention pooler, cut samples, and trials beside a kNN task."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -207,6 +208,12 @@ def test_trials_are_reported_as_tasks_and_run_once(stored, tmp_path):
     assert len(lines) == 1
     again = sweep.evaluate(loaded, [(KNN, settings)], options, tmp_path / "out", say=lines.append)
     assert again == first and len(lines) == 1
+    plain = dataclasses.replace(settings, balanced_trials=None)
+    other = dataclasses.replace(settings, balanced_trials=BalancedTrials(max_folds=3, knn_ks=[2]))
+    for changed, trials in ((plain, []), (other, ["ridge", "knn2"])):
+        for _ in range(2):  # made, and taken up
+            found = sweep.evaluate(loaded, [(KNN, changed)], options, tmp_path / "out")
+            assert [r["task"] for r in found] == [*(f"{KNN}_aeftrial_{t}" for t in trials), KNN]
     values = runner.log_values(runner.run_task(KNN, settings, loaded.model, options))
     assert values[f"eval/{KNN}_aeftrial_ridge"] == first[0]["valid"]["primary"]
 

@@ -10,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from launch import evaluate
-from olmoearth_jax import check, overrides
+from olmoearth_jax import check, modalities, overrides
 from olmoearth_jax.configlib import own_tasks, tasks
 from olmoearth_jax.configlib.official import official
 from olmoearth_jax.evals import callback, datasets, models, runner
 from olmoearth_jax.evals.datasets.base import DataUnavailable
-from olmoearth_jax.evals.datasets.windowed import state_of
+from olmoearth_jax.evals.datasets.windowed import Windowed, state_of
+from olmoearth_jax.evals.samples import collate
+from olmoearth_jax.model.pooling import Pooling
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "new_task.md").read_text()
+
+BANDS = modalities.get("sentinel2_l2a").bands
 
 
 def block(kind: str) -> str:
@@ -98,6 +103,66 @@ def test_windows_of_another_size_than_told(page, side):
     said = f"sentinel2_l2a is 16 x 16 pixels in size; height_width of 'my_fields' is {side}"
     with pytest.raises(ValueError, match=said):
         _ = datasets.open_split(name, task, "train")[0]
+
+
+def _bright(sample, missing) -> np.ndarray:
+    """What a model without parameters makes of an image in which some pixels are missing."""
+    batch = collate([sample])
+    assert (batch["sentinel2_l2a_mask"][0, ..., 0] == 3).tolist() == missing.tolist()
+    return models.RawBands(["sentinel2_l2a"]).embed(batch, 4, Pooling(place="spatial"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("float32", np.nan), *((d, v) for d in ("float32", "int32") for v in (-99999, "declared"))],
+)
+def test_pixels_without_data(page, dtype, value):
+    """In whatever way a window says so: they are masked, and their numbers do not count."""
+    folder = page / "my_fields/windows/all/window_0"
+    arrays = dict(np.load(folder / "arrays.npz"))
+    image = arrays["sentinel2_l2a"].astype(dtype)
+    image[3, 1, 2:7, 5] = 7 if value == "declared" else value
+    if value == "declared":
+        (folder / "arrays.npz").unlink()
+        for step in range(2):
+            where = folder / "layers" / f"sentinel2.{step}" / "_".join(BANDS)
+            where.mkdir(parents=True)
+            _geotiff(where / "geotiff.tif", image[:, step], 7)
+        (folder / "layers/label/class").mkdir(parents=True)
+        _geotiff(folder / "layers/label/class/geotiff.tif", arrays["label"][0].astype("i2"), None)
+    else:
+        np.savez(folder / "arrays.npz", sentinel2_l2a=image, label=arrays["label"])
+    missing = np.zeros((16, 16, 2), bool)
+    missing[2:7, 5, 1] = True
+    ((name, task),) = own_tasks.add_file("my_tasks.json").items()
+    reader = datasets.open_split(name, task, "train")
+    found = _bright(reader[0][0], missing)
+    whole = _bright(reader[1][0], np.zeros_like(missing))
+    assert np.abs(found).max() < 2 * np.abs(whole).max()
+
+
+def _geotiff(path: Path, image: np.ndarray, nodata: float | None) -> None:
+    with rasterio.open(
+        path, "w", driver="GTiff", width=16, height=16, count=len(image), dtype=str(image.dtype),
+        nodata=nodata, transform=rasterio.Affine(10, 0, 0, 0, -10, 160),
+    ) as out:  # fmt: skip
+        out.write(image)
+
+
+def test_missing_power_and_values_stay_missing(page):
+    """The fill value is no power to be made decibel of, and no value to be learnt."""
+    power = np.full((2, 1, 8, 8), 0.01, np.float32)
+    power[:, :, :2] = modalities.MISSING
+    values = np.full((1, 1, 8, 8), 3.0)
+    values[..., 0] = modalities.MISSING
+    info = tasks.DatasetInfo("mine", "regression", 1, ("sentinel1",), folder=str(page))
+    reader = Windowed.__new__(Windowed)
+    reader.task, reader.info, reader.modalities = tasks.EvalTaskConfig(), info, ("sentinel1",)
+    reader.split, reader.folder = "train", page
+    raw = reader.arranged({"sentinel1": power, "label": values})
+    sample, label = reader.convert(raw)
+    assert (sample["sentinel1_mask"][:2] == 3).all() and not sample["sentinel1_mask"][2:].any()
+    assert np.isnan(label[:, 0]).all() and (label[:, 1:] == 3).all()
 
 
 def _several(folder: Path, change=lambda label, number: {"label": label}) -> None:

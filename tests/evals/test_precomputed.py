@@ -74,6 +74,14 @@ def test_embeddings_of_one_name_are_told_apart(tmp_path, form):
     assert Precomputed(paths[0]).settings != one
 
 
+def test_a_share_of_the_labels_cannot_be_taken_of_them(tmp_path):
+    """Which images a partition names is not known, and all would be a wrong answer."""
+    model = Precomputed(write(tmp_path))
+    few = task("m-brick-kiln", eval_mode="knn", label_fraction=0.1)
+    with pytest.raises(ValueError, match="max_train_samples takes fewer"):
+        run_task("kilns", few, model)
+
+
 def test_tasks_that_differ_by_images_only_are_one(tmp_path):
     model = Precomputed(write(tmp_path))
     picked = {

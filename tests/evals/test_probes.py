@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from olmoearth_jax.configlib.tasks import PROBE_TYPES, DatasetInfo, EvalTaskConfig, RunOptions
-from olmoearth_jax.evals import finetune, linear_probe, probe_heads
+from olmoearth_jax.evals import finetune, linear_probe, probe_heads, scoring
 from olmoearth_jax.evals.linear_probe import train_probe
 
 from .builders import task, tiny_model, write_windows
@@ -96,6 +96,21 @@ def test_the_best_chunk_is_reported_when_asked_for():
     out = _train(_classes(), _classes(seed=1), settings=settings)
     assert out.valid is out.history[out.best_epoch // 2 - 1]
     assert out.valid.primary == max(r.primary for r in out.history)
+
+
+@pytest.mark.parametrize("best", range(4))
+def test_the_best_validation_is_reported_whatever_the_interval(monkeypatch, best):
+    """Also where the last one comes after fewer epochs than the others."""
+    settings = dataclasses.replace(
+        SETTINGS, select_best_by_primary_metric=True, epochs=7, linear_probe_eval_interval=2
+    )
+    scores = iter(np.linspace(0.1, 0.3, 4)[np.roll(range(4), best + 1)])
+    monkeypatch.setattr(
+        scoring, "score", lambda *_: scoring.EvalResult(float(next(scores)), "accuracy", "a", {})
+    )
+    out = _train(_classes(), _classes(seed=1), settings=settings)
+    assert out.best_epoch == min(2 * best + 2, 7)
+    assert out.valid is out.history[best] and out.valid.primary == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ import pytest
 import rasterio
 from pyarrow import parquet
 
+from olmoearth_jax.configlib import tasks
 from olmoearth_jax.data.sample import sample_dataset_dir
+from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import open_split, pretrain, series
+from olmoearth_jax.evals.models import RawBands
 from olmoearth_jax.evals.samples import MASK
 from tools.evaldata import floods, geobench2, mados
 
@@ -151,6 +154,18 @@ def test_the_pretraining_folder_itself():
     assert len(open_split("t", bare, "train")) == 68
     with pytest.raises(ValueError, match="split of 60 samples with labels is empty"):
         open_split("t", task(**{**vars(settings), "pretrain_train_samples": 60}), "valid")
+
+
+def test_another_pretraining_folder_in_its_place_is_told_apart(tmp_path):
+    """So that results of the one are not taken for those of the other."""
+    found = []
+    for rows in ("0,1", "0,1\n1,1"):
+        (tmp_path / "sample_metadata.csv").write_text(f"sample_index,sentinel2_l2a\n{rows}\n")
+        pretrain.state_of.cache_clear()  # as in a process of its own
+        settings = task("pretrain_subset", h5py_dir=str(tmp_path), eval_mode="knn")
+        info = tasks.dataset_info(settings.dataset)
+        found.append(runner.describe(settings, info, RawBands(["sentinel2_l2a"]), tasks.DEFAULTS))
+    assert found[0].pop("data_state") != found[1].pop("data_state") and found[0] == found[1]
 
 
 def test_land_cover_codes_are_codes_in_every_tile():

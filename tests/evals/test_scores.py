@@ -59,6 +59,21 @@ def test_metrics_refuse_what_cannot_be_scored():
         scoring.make_result({"miou": 0.5}, "segmentation", "class_f1")
 
 
+@pytest.mark.parametrize("held", [[0, 1, 2, 3], [0, 2, 3], [3], [1, 3], [0]])
+def test_f1_of_a_class_is_that_of_the_class(held):
+    """Also if classes before it occur nowhere, or itself does not."""
+    rng = np.random.default_rng(0)
+    truth, guess = rng.choice(held, 40), rng.choice(held, 40)
+    info = DatasetInfo("t", "classification", 4, ())
+    for c in range(4):
+        wanted = EvalTaskConfig(primary_metric="class_f1", primary_metric_class=c)
+        out = scoring.score(wanted, info, guess, truth)
+        want = sk.f1_score(truth == c, guess == c, zero_division=0)
+        assert out.primary_key == f"f1_class_{c}" and out.primary == pytest.approx(want)
+    # As the reference numbers them where no task asks.
+    assert len(scoring.classification_metrics(guess, truth)) == 2 + len(np.union1d(truth, guess))
+
+
 def test_knn_equals_the_full_similarity_matrix(monkeypatch):
     rng = np.random.default_rng(1)
     train, query = rng.normal(size=(333, 9)), rng.normal(size=(57, 9))

@@ -28,7 +28,7 @@ _OFF = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
+class _Listing:
     """The rasters of a folder.
 
     Attributes:
@@ -41,7 +41,7 @@ class Listing:
 
 
 @functools.lru_cache(maxsize=2)
-def list_folder(folder: Path, pattern: str) -> Listing:
+def _list_folder(folder: Path, pattern: str) -> _Listing:
     """The rasters of a folder whose names match a pattern.
 
     Raises:
@@ -60,7 +60,7 @@ def list_folder(folder: Path, pattern: str) -> Listing:
                 f"one area {area!r}: rename one of them"
             )
         areas.setdefault(area, []).append(raster)
-    return Listing(dict(sorted(areas.items())), others)
+    return _Listing(dict(sorted(areas.items())), others)
 
 
 Axes = dict[str, dict[Date, str]]
@@ -78,7 +78,7 @@ def _stack(
     """
     alone = wanted[0] if len(wanted) == 1 else ""
     chosen = []
-    for raster in list_folder(folder, pattern).areas[area]:
+    for raster in _list_folder(folder, pattern).areas[area]:
         if raster.modality and registry.get(raster.modality).multitemporal and not raster.dates:
             raise ValueError(f"{raster.path} has no date: the form of the names must hold {{date}}")
         if not wanted or raster.modality in ("", *wanted):
@@ -115,7 +115,7 @@ def _axes(stack: Stack, monthly: bool) -> Axes:
 
 def _forget() -> None:
     """Files may have changed since they were listed and opened."""
-    list_folder.cache_clear()
+    _list_folder.cache_clear()
     _stack.cache_clear()
 
 
@@ -123,11 +123,11 @@ def find_modalities(folder: Path, pattern: str) -> tuple[str, ...]:
     """The modalities of a folder's rasters, in registry order.
 
     Raises:
-      ValueError: as `list_folder`, or rasters that cannot be used together.
+      ValueError: as `_list_folder`, or rasters that cannot be used together.
     """
     _forget()
     found: set[str] = set()
-    for area, rasters in list_folder(folder, pattern).areas.items():
+    for area, rasters in _list_folder(folder, pattern).areas.items():
         named = {r.modality for r in rasters}
         found |= set(_stack(folder, pattern, area, (), False)[0].names) if "" in named else named
     return tuple(n for n in registry.all_names() if n in found)
@@ -139,7 +139,7 @@ class FolderSource:
 
     Attributes:
       folder: where they lie.
-      pattern: see `list_folder`.
+      pattern: see `_list_folder`.
       modalities: the ones that are converted.
       grid: 'tile' for tiles at multiples of their size in the CRS, as those of the published
         dataset; 'raster' for tiles from the top left corner of each area, the last ones moved
@@ -158,7 +158,7 @@ class FolderSource:
 
     def jobs(self, say: Say | None) -> list[TileJob]:
         _forget()
-        listing, out = list_folder(self.folder, self.pattern), []
+        listing, out = _list_folder(self.folder, self.pattern), []
         if say and listing.others:
             shown = ", ".join(listing.others[:3])
             say(f"{len(listing.others)} files are not named like {self.pattern}, such as {shown}")
@@ -178,7 +178,7 @@ class FolderSource:
         return out
 
     def signature(self, job: TileJob) -> str:
-        rasters = list_folder(self.folder, self.pattern).areas[self._area(job.cell)]
+        rasters = _list_folder(self.folder, self.pattern).areas[self._area(job.cell)]
         return signature([Path(r.path) for r in rasters], job)
 
     def load(self, job: TileJob, name: str) -> Loaded:

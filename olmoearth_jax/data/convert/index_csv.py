@@ -16,7 +16,7 @@ from olmoearth_jax.files import check_file
 
 COLUMNS = ("crs", "col", "row", "tile_time", "image_idx", "start_time", "end_time")
 
-FARTHEST = 10**6
+_FARTHEST = 10**6
 """Largest column and row: more than any place on earth has, and little enough for PROJ."""
 
 _SEPARATORS = (",", ";", "\t", "|")
@@ -121,9 +121,9 @@ def _parse_row(row: Mapping[str, str], factor: int, where: str) -> tuple[Cell, i
         col, line, number = (_whole(row, c) for c in ("col", "row", "image_idx"))
         start = _date(row["start_time"])
         for name, value in (("col", col), ("row", line)):
-            if abs(value) > FARTHEST:
+            if abs(value) > _FARTHEST:
                 shown = text if len(text := str(value)) <= 30 else f"{text[:30]}..."
-                raise ValueError(f"{name} must lie in -{FARTHEST}..{FARTHEST}, got {shown}")
+                raise ValueError(f"{name} must lie in -{_FARTHEST}..{_FARTHEST}, got {shown}")
         cell = Cell(crs, col, line, factor)
         centre(cell)
     except ValueError as e:

@@ -32,9 +32,9 @@ from olmoearth_jax.data.work_list import WorkList
 
 CHECKSUM_FILE = "checksums.csv"
 TILES_FILE = "sample_tiles.csv"
-DROPPED_FILE = "dropped.csv"
-NOTES_FILE = "notes.csv"
-RECORD_FILE = "conversion.json"
+_DROPPED_FILE = "dropped.csv"
+_NOTES_FILE = "notes.csv"
+_RECORD_FILE = "conversion.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,9 +193,9 @@ def _write(
         write_csv(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), _checksums(work))
         _write_reports(settings, source, kept, dropped, removed, folder)
         if notes:
-            write_csv(folder / NOTES_FILE, ("tile", "modality", "note"), notes)
+            write_csv(folder / _NOTES_FILE, ("tile", "modality", "note"), notes)
         text = {"content": content, "settings": settings.record(), "tiles": len(kept)}
-        (folder / RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
+        (folder / _RECORD_FILE).write_text(json.dumps(text, indent=1, default=str))
 
     progress, written = Progress(_missing(work, parts) * settings.pieces, "samples", say), 0
 
@@ -255,7 +255,7 @@ def _check_complete(folder: Path, content: str) -> None:
       ValueError: another dataset; a file is missing or was changed.
     """
     try:
-        record = json.loads((folder / RECORD_FILE).read_text())
+        record = json.loads((folder / _RECORD_FILE).read_text())
     except (OSError, ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or record.get("content") != content:
@@ -311,4 +311,4 @@ def _write_reports(
     write_tables(folder, settings.modalities, rows, np.array(centres, np.float64), settings.storage)
     write_csv(folder / TILES_FILE, ("sample_index", "crs", "col", "row", "subtile"), places)
     lost = [(tile, "", reason) for tile, reason in dropped.items()]
-    write_csv(folder / DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *removed])
+    write_csv(folder / _DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *removed])

@@ -17,12 +17,12 @@ from olmoearth_jax.data.derived import is_decibel, to_decibel
 from olmoearth_jax.data.series import Date, nearest_to_mid_month
 from olmoearth_jax.modalities import MAX_TIMESTEPS, MISSING
 
-SENTINEL1_NODATA = -32768
-ERA5L_NODATA = -9999.0
-MOST_MISSING = 0.5
+_SENTINEL1_NODATA = -32768
+_ERA5L_NODATA = -9999.0
+_MOST_MISSING = 0.5
 """Share of missing values from which a timestep is left out."""
 
-DECIBEL_LOWEST = -500.0
+_DECIBEL_LOWEST = -500.0
 """No backscatter is lower: such values are hundredths of a decibel, or fills."""
 
 
@@ -54,12 +54,12 @@ def fault(name: str, values: np.ndarray) -> str | None:
             return "holds infinite values, or numbers too large for float32"
     if name in ("era5_10", "openstreetmap_raster") and not values.any():
         return "is all zero"
-    if name == "era5l_day_10" and (values == ERA5L_NODATA).any():
-        return f"holds the fill value {ERA5L_NODATA}"
+    if name == "era5l_day_10" and (values == _ERA5L_NODATA).any():
+        return f"holds the fill value {_ERA5L_NODATA}"
     if name == "sentinel1":
-        if (values == SENTINEL1_NODATA).any():
-            return f"holds the fill value {SENTINEL1_NODATA}"
-        if is_decibel(values) and values.min() < DECIBEL_LOWEST:
+        if (values == _SENTINEL1_NODATA).any():
+            return f"holds the fill value {_SENTINEL1_NODATA}"
+        if is_decibel(values) and values.min() < _DECIBEL_LOWEST:
             return f"is no linear power and holds {values.min():g}, which is no decibel either"
     return None
 
@@ -125,7 +125,7 @@ def _empty_steps(name: str, gone: np.ndarray) -> list[int]:
     if _kind(name) != "space_time":
         return []
     shares = gone.mean(axis=tuple(k for k in range(gone.ndim) if k != gone.ndim - 2))
-    return [int(k) for k in np.flatnonzero(shares >= MOST_MISSING)]
+    return [int(k) for k in np.flatnonzero(shares >= _MOST_MISSING)]
 
 
 def _iso(date: Date) -> str:
@@ -152,7 +152,7 @@ class Length:
     select: bool = False
 
 
-def axis_steps(
+def _axis_steps(
     dates: Mapping[str, Sequence[Date]], lead: str, select: bool, empty: Sequence[int] = ()
 ) -> list[int]:
     """The timesteps of the longest series, `lead`, that make the time axis of its tile."""
@@ -170,31 +170,35 @@ def plan_time(
 ) -> TimePlan:
     """Aligns the series of a tile by date.
 
-    `names` are kept; at least one is a space-time modality. Timesteps on dates that the longest
-    series lacks are left out, and weather that lacks one of its dates is removed. With
-    `keep_unmatched` both are stored as they come, as the reference does, and readers misplace what
-    follows them. The `empty` timesteps of a series keep their date, but are not stored. `select`:
-    see `Length`.
+    `names` are kept; at least one is a space-time modality. The axis is in order of time. Timesteps
+    on dates that the longest series lacks are left out, and weather that lacks one of its dates is
+    removed. With `keep_unmatched` all are stored as they come, as the reference does, and readers
+    misplace what follows them. The `empty` timesteps of a series keep their date, but are not
+    stored. `select`: see `Length`.
     """
     lead = longest(dates, names)
     assert lead is not None
     empty = empty or {}
-    chosen = axis_steps(dates, lead, select, empty.get(lead, ()))
+    chosen = _axis_steps(dates, lead, select, empty.get(lead, ()))
     axis = [dates[lead][k] for k in chosen]
+    if not keep_unmatched:
+        axis.sort(key=lambda date: date[::-1])
     masks, steps, removed, unmatched = {}, {}, {}, {}
     for name in names:
         own = list(dates[name])
         kind = _kind(name)
         if kind == "space_time":
             gone = set(empty.get(name, ()))
-            there = {d for k, d in enumerate(own) if k not in gone}
+            live = [k for k in range(len(own)) if k not in gone]
+            there = {own[k]: k for k in reversed(live)}  # of several on a date the first
             masks[name] = np.array([d in there for d in axis])
-            first = sorted({own.index(d) for d in axis if d in own})
-            kept = range(len(own)) if keep_unmatched else first
-            kept = chosen if name == lead else kept
-            steps[name] = np.array([k for k in kept if k not in gone], int)
-            if len(kept) < len(own) and name != lead:
-                unmatched[name] = len(own) - len(kept)
+            used = [there[d] for d in axis if d in there]  # in the order of the mask
+            if keep_unmatched:
+                used = live
+            elif name != lead:
+                left_out = {k for k in gone if own[k] in axis}
+                unmatched[name] = len(own) - len(left_out.union(used))
+            steps[name] = np.array(used, int)
         elif kind == "time_only":
             places = [own.index(d) for d in axis if d in own]
             if keep_unmatched:
@@ -228,7 +232,7 @@ def drop_reason(
     if lead is None:
         return "has no usable space-time modality"
     length = length or Length()
-    chosen = axis_steps(job.dates, lead, length.select, (empty or {}).get(lead, ()))
+    chosen = _axis_steps(job.dates, lead, length.select, (empty or {}).get(lead, ()))
     count, dates = len(chosen), {job.dates[lead][k] for k in chosen}
     if count < length.least:
         return (

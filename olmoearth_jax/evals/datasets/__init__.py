@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from olmoearth_jax.configlib.tasks import OWN, EvalTaskConfig, check_task, modalities_of
+from olmoearth_jax.configlib.tasks import (
+    OWN,
+    DatasetInfo,
+    EvalTaskConfig,
+    check_task,
+    modalities_of,
+)
+from olmoearth_jax.evals.datasets import pretrain, windowed
 from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
 from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
 from olmoearth_jax.evals.datasets.pretrain import (
@@ -16,7 +23,14 @@ from olmoearth_jax.evals.datasets.series import BreizhCrops, CropHarvest, Sickle
 from olmoearth_jax.evals.datasets.tensors import FiftyCities, Mados, Pastis, Sen1Floods11
 from olmoearth_jax.evals.datasets.windowed import Windowed
 
-__all__ = ["DataUnavailable", "Reader", "open_split", "split_available", "why_unavailable"]
+__all__ = [
+    "DataUnavailable",
+    "Reader",
+    "open_split",
+    "split_available",
+    "state_of",
+    "why_unavailable",
+]
 
 _PREFIXES: dict[str, type[Reader]] = {
     "pretrain_subset": PretrainSubset,
@@ -36,7 +50,7 @@ _PREFIXES: dict[str, type[Reader]] = {
 """Which reader a data set's key names, by its beginning; all others are windowed rasters."""
 
 
-def reader_class(dataset: str) -> type[Reader]:
+def _reader_class(dataset: str) -> type[Reader]:
     """The reader of a data set, by its key."""
     if dataset in OWN:
         return Windowed
@@ -51,17 +65,24 @@ def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
       ValueError: settings of the task that cannot work.
     """
     info = check_task(name, task)
-    reader = reader_class(info.name)(task, info, split)
+    reader = _reader_class(info.name)(task, info, split)
     if not len(reader):
         raise ValueError(f"the {split} split of {info.name!r} is empty")
     return reader
+
+
+def state_of(task: EvalTaskConfig, info: DatasetInfo) -> str | None:
+    """What tells a user's own data from what it was before; None for published data."""
+    if info.folder:
+        return windowed.state_of(info.folder)
+    return None if task.h5py_dir is None else pretrain.state_of(task.h5py_dir)
 
 
 def why_unavailable(name: str, task: EvalTaskConfig) -> str | None:
     """Why the data of a task cannot be read, in one sentence; None if the files are there."""
     info = check_task(name, task)
     try:
-        reader_class(info.name).find(task, info)
+        _reader_class(info.name).find(task, info)
     except DataUnavailable as e:
         return str(e)
     return None

@@ -247,10 +247,10 @@ def read_raster(path: str | Path) -> np.ndarray:
     return _raster(path)[0]
 
 
-def read_label(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def read_masked(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """As `read_raster`, and bool [bands, H, W]: false where the file declares that it has no data.
 
-    A declared nodata value of a label raster is a value to be ignored; without one all counts.
+    Without a declaration all counts.
     """
     values, flags = _raster(path)
     return values, flags > 0

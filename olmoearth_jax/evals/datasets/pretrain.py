@@ -7,6 +7,7 @@ pixels out of image and label alike: what the records describe, at a cost that a
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.configlib.tasks import Stats
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
-from olmoearth_jax.data.index import prepare, read_metadata
+from olmoearth_jax.data.index import METADATA_FILE, prepare, read_metadata
 from olmoearth_jax.data.sample import IGNORE_LABEL, sample_dataset_dir, sample_labels
 from olmoearth_jax.data.subset import Choices, read_sample
 from olmoearth_jax.evals.datasets import bands
@@ -50,7 +51,7 @@ class PretrainSubset(Reader):
                 "needs the folder you pretrain on, with sample_<i>.h5 files and "
                 "sample_metadata.csv; set the task's h5py_dir (launch.evaluate --h5py_dir=DIR)"
             )
-        if not (Path(task.h5py_dir) / "sample_metadata.csv").exists():
+        if not (Path(task.h5py_dir) / METADATA_FILE).exists():
             raise DataUnavailable(f"h5py_dir {task.h5py_dir} holds no sample_metadata.csv")
         return Path(task.h5py_dir)
 
@@ -96,6 +97,13 @@ class PretrainSubset(Reader):
             sample[name] = found.arrays[name]
             sample[name + MASK] = missing_mask(name, found.arrays[name])
         return sample, label
+
+
+@functools.lru_cache(maxsize=64)
+def state_of(h5py_dir: str) -> str:
+    """A digest of the table of the samples, taken once; their pixels have no part in it."""
+    path = Path(h5py_dir) / METADATA_FILE
+    return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()[:16]
 
 
 def prepare_numbers(folder: Path, target: str) -> list[int]:

@@ -5,6 +5,8 @@ train, val or test) and either `arrays.npz` ([C, T, H, W] per modality, `label`,
 and `dates` or `timestamps`) or GeoTIFF layers. The option `dates` of metadata.json lists the dates
 of the time steps; without any they are the months that the catalogue's data have. Labels of an
 unsigned type may hold its highest number for places to be ignored, which is what -1 becomes in it.
+Images may hold -99999 where nothing was measured; those of a user also NaN, or what their GeoTIFFs
+declare to be no data.
 The files are read directly; the rslearn package is not needed.
 """
 
@@ -31,9 +33,11 @@ from olmoearth_jax.evals.datasets.base import (
     Reader,
     month_timestamps,
     read_json,
-    read_label,
+    read_masked,
     read_raster,
 )
+from olmoearth_jax.evals.samples import MASK, EvalSample
+from olmoearth_jax.masks import MISSING_TOKEN
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +108,29 @@ class Windowed(Reader):
 
     def read(self, item) -> Raw:
         folder, corner = item if isinstance(item, tuple) else (item, None)
-        arrays = read_window(folder, self.modalities)
+        arrays = read_window(folder, self.modalities, bool(self.info.folder))
         try:
             raw = self.arranged(arrays if corner is None else self._cut(arrays, corner))
             self._check_size(raw)
             return raw
         except ValueError as e:
             raise ValueError(f"window {folder.name}: {e}") from None
+
+    def convert(self, raw: Raw, where: str = "the item") -> tuple[EvalSample, np.ndarray]:
+        """As for all data sets; pixels that lack a band are missing."""
+        images, gone = dict(raw.images), {}
+        for name, image in images.items():
+            empty = image == registry.MISSING
+            if self.info.folder:
+                empty |= np.isnan(image)
+            if empty.any():
+                gone[name] = empty.any(-1)
+                images[name] = np.where(empty, np.float32(registry.MISSING), image)
+        sample, label = super().convert(raw._replace(images=images), where)
+        for name, empty in gone.items():
+            sample[name][empty] = registry.MISSING
+            sample[name + MASK][empty] = MISSING_TOKEN
+        return sample, label
 
     def _check_size(self, raw: Raw) -> None:
         """Raises ValueError if a window of a user is not as large as its data set says.
@@ -182,7 +202,7 @@ class Windowed(Reader):
         """Backscatter in decibel: linear power, as the catalogue's data have it, or as it is."""
         real = power[np.isfinite(power) & (power != registry.MISSING)]
         if not is_decibel(real):
-            return to_decibel(power)
+            return np.where(power == registry.MISSING, power, to_decibel(power))
         self._say_once(f"Sentinel-1 of {self.folder} is decibel already and is taken as it is")
         return power
 
@@ -246,13 +266,19 @@ def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) ->
         label, valid = label.reshape(()), valid.reshape(())
     # Wide types first: an unsigned one has no room for the mark of what is invalid.
     if "regression" in task_type:
-        return np.where(valid > 0, label.astype(np.float32), np.float32(np.nan))
+        there = (valid > 0) & (label != registry.MISSING)
+        return np.where(there, label.astype(np.float32), np.float32(np.nan))
     known = (valid > 0) & np.isfinite(label)
     return np.where(known, np.where(known, label, 0).astype(np.int64), -1)
 
 
-def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_window(
+    folder: Path, modalities: tuple[str, ...], declared: bool = False
+) -> dict[str, np.ndarray]:
     """Arrays of a window: [C, T, H, W] per modality in the model's band order, `label`, `valid`.
+
+    With `declared` images are -99999 where their GeoTIFFs say that they have no data; the reference
+    takes such pixels of the catalogue's data as they are.
 
     Raises:
       ValueError: a modality, band or the label is missing.
@@ -261,10 +287,10 @@ def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarr
     if path.exists():
         arrays = npy_file.read(path)
     else:
-        arrays = {m: _read_layers(folder, m) for m in modalities}
+        arrays = {m: _read_layers(folder, m, declared) for m in modalities}
         found = sorted((folder / "layers" / "label").glob("*/geotiff.tif"))
         if found:
-            label, valid = read_label(found[0])
+            label, valid = read_masked(found[0])
             arrays |= {"label": label[:1, None], "valid": valid[:1, None]}
         else:
             options = _options(folder)
@@ -282,7 +308,7 @@ def read_window(folder: Path, modalities: tuple[str, ...]) -> dict[str, np.ndarr
     return arrays
 
 
-def _read_layers(folder: Path, modality: str) -> np.ndarray:
+def _read_layers(folder: Path, modality: str, declared: bool) -> np.ndarray:
     """The dates of a modality from GeoTIFF layers; the folder of a file names its bands."""
     dates: list[tuple[int, Path]] = []
     for path in (folder / "layers").glob("*"):
@@ -298,13 +324,22 @@ def _read_layers(folder: Path, modality: str) -> np.ndarray:
     for _, layer in sorted(dates):
         found: dict[str, np.ndarray] = {}
         for path in sorted(layer.glob("*/geotiff.tif")):
-            found.update(zip(path.parent.name.split("_"), read_raster(path), strict=False))
+            image = _marked_gaps(path) if declared else read_raster(path)
+            found.update(zip(path.parent.name.split("_"), image, strict=False))
         missing = [b for b in wanted if b not in found]
         if missing:
             raise ValueError(f"{layer} lacks the band {missing[0]!r}; it holds {', '.join(found)}")
         side = max(found[b].shape[0] for b in wanted)
         steps.append(np.stack([_repeat(found[b], side) for b in wanted]))
     return np.stack(steps, axis=1)
+
+
+def _marked_gaps(path: Path) -> np.ndarray:
+    """An image with MISSING where its file declares that it has no data."""
+    image, valid = read_masked(path)
+    if valid.all():
+        return image
+    return np.where(valid, image.astype(np.float32), np.float32(registry.MISSING))
 
 
 def _repeat(band: np.ndarray, side: int) -> np.ndarray:
