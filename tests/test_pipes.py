@@ -22,7 +22,7 @@ READERS = {
     "checksums.csv": lambda path: verify.compare_manifest(path, {}),
     "rows.csv": series.read_rows,
     "tile.tif": RasterFile,
-    "label.tif": base.read_label,
+    "label.tif": base.read_masked,
 }
 WITHIN = ["meta/metadata", "checksums.json", "params/_METADATA", "params/manifest.ocdbt"]
 
