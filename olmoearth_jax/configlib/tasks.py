@@ -423,7 +423,8 @@ def _problems(task: EvalTaskConfig, info: DatasetInfo) -> Iterator[str]:
             yield f"unknown {kind} {name!r}; {closest(name, names)}"
     if task.primary_metric == "class_f1" and task.primary_metric_class is None:
         yield "primary_metric=class_f1 needs primary_metric_class, the class number"
-    if not 0 <= (task.primary_metric_class or 0) < info.num_classes:
+    number = task.primary_metric_class
+    if number is not None and not 0 <= number < info.num_classes:
         yield f"primary_metric_class must lie in 0...{info.num_classes - 1}"
     yield from _number_problems(task, info, mode)
     if "regression" in info.task_type and mode == "knn":

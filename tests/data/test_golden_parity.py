@@ -23,7 +23,7 @@ def test_the_committed_goldens_pass(capsys):
     _assert_all_pass(COMPACT, capsys, 260)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the full goldens are not beside the repository")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no full goldens; those of tests/goldens ran")
 def test_the_full_goldens_pass(capsys):
     _assert_all_pass(SHARED, capsys, 1600)
 

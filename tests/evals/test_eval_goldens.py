@@ -20,13 +20,13 @@ def test_recorded_case(case):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FULL, reason="the full golden set is not here")
+@pytest.mark.skipif(not FULL, reason="no full goldens; those of tests/goldens ran")
 @pytest.mark.parametrize("case", FULL, ids=lambda c: c.name)
 def test_full_set(case):
     result = case.run()
     assert result.status == "passed", result.reason
 
 
-@pytest.mark.skipif(not FULL, reason="the full golden set is not here")
+@pytest.mark.skipif(not FULL, reason="no full goldens; those of tests/goldens ran")
 def test_every_case_has_a_check():
     assert len(FULL) >= 91

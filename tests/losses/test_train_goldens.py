@@ -30,7 +30,7 @@ def test_recorded(case):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the full golden folder is not beside the repo")
+@pytest.mark.skipif(not SHARED.exists(), reason="no full goldens; those of tests/goldens ran")
 def test_full_folder():
     cases = [c for c in train.cases(SHARED) if not c.name.startswith("traj_")]
     results = {c.name: c.run() for c in cases}

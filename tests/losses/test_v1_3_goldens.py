@@ -18,7 +18,7 @@ def test_recorded(case):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the full golden folder is not beside the repo")
+@pytest.mark.skipif(not SHARED.exists(), reason="no full goldens; those of tests/goldens ran")
 def test_full_folder():
     results = {c.name: c.run() for c in train_v1_3.cases(SHARED)}
     assert results
