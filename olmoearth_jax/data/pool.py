@@ -1,4 +1,9 @@
-"""Runs independent tasks in worker processes, with bounded memory."""
+"""Runs independent tasks in worker processes, with bounded memory.
+
+Each process has a pipe of its own. The pools of the standard library give all of them one, and wait
+for ever when a process is killed (by the kernel, for memory) while it sends a large result: the
+others hold that pipe open, so its end is never seen.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,16 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
 import sys
 import threading
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any
 
 from olmoearth_jax import modalities as registry
@@ -38,15 +46,19 @@ class Workers:
 
     def __init__(self, count: int, apart: bool = False):
         self._count, self._apart = count, apart
-        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        self._processes: list[_Process] = []
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            for process in self._processes:
+                process.end()
+            self._threads, self._processes, self._idle = None, [], queue.SimpleQueue()
 
     def run(
         self, function: Callable[[Any], Any], tasks: Iterable[Any]
@@ -92,30 +104,98 @@ class Workers:
                 yield got
 
     def _submit(self, function: Callable[[Any], Any], task: Any) -> concurrent.futures.Future:
-        if self._pool is None:
-            self._pool = concurrent.futures.ProcessPoolExecutor(
-                self._count,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=start_worker,
-                initargs=(registry.user_records(),),
-            )
-        with _no_program() if self._apart else contextlib.nullcontext():
-            return self._pool.submit(function, task)
+        if self._threads is None:
+            with _no_program() if self._apart else contextlib.nullcontext():
+                for _ in range(self._count):
+                    self._processes.append(_Process())
+            for process in self._processes:
+                self._idle.put(process)
+            self._threads = concurrent.futures.ThreadPoolExecutor(self._count)
+        return self._threads.submit(self._call, function, task)
+
+    def _call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        process = self._idle.get()
+        try:
+            return process.call(function, task)
+        finally:
+            self._idle.put(process)
 
     @contextlib.contextmanager
     def _ending(self, running: Iterable[concurrent.futures.Future]) -> Iterator[None]:
-        """Sees to the end of what runs, and of a pool that has lost a process."""
+        """Sees to the end of what runs, and of all processes once one has died."""
         try:
             yield
-        except BrokenProcessPool as e:
-            self.__exit__()
+        except WorkerDied:
+            for process in self._processes:
+                process.kill()
+            raise
+        finally:
+            # What has begun ends before the caller goes on, as it may remove what that writes.
+            concurrent.futures.wait([f for f in running if not f.cancel()])
+            if any(process.died for process in self._processes):
+                self.__exit__()
+
+
+class _Process:
+    """A process that works off one task at a time."""
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, far = context.Pipe()
+        # A daemon: Python would wait at its end for a process that waits for a task.
+        self._process = context.Process(
+            target=_serve, args=(far, registry.user_records()), daemon=True
+        )
+        self._process.start()
+        far.close()  # else the end of the process would not end the pipe
+        self.died = False
+
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        """The task's result; raises what the task raises, or WorkerDied."""
+        given = pickle.dumps((function, task))
+        try:
+            self._pipe.send_bytes(given)
+            answer = self._pipe.recv_bytes()
+        except (EOFError, OSError) as e:
+            self.died = True
             raise WorkerDied(
                 "a worker process was killed, perhaps for lack of memory; use fewer workers and "
                 "run the same command again, it goes on where it stopped"
             ) from e
-        finally:
-            # What has begun ends before the caller goes on, as it may remove what that writes.
-            concurrent.futures.wait([f for f in running if not f.cancel()])
+        result, error = pickle.loads(answer)
+        if error is not None:
+            raise error
+        return result
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Works off the tasks that come through the pipe until it ends."""
+    start_worker(records)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            pipe.send_bytes(_answer(pipe.recv_bytes()))
+
+
+def _answer(given: bytes) -> bytes:
+    """The pickled pair of a task's result and its error, one of them None."""
+    try:
+        function, task = pickle.loads(given)
+        return pickle.dumps((function(task), None), protocol=pickle.HIGHEST_PROTOCOL)
+    except BaseException as e:
+        e.add_note("in a worker process:\n" + traceback.format_exc())
+        try:
+            answer = pickle.dumps((None, e))
+            pickle.loads(answer)
+            return answer
+        except Exception:  # an error of a library that cannot travel
+            return pickle.dumps((None, RuntimeError(f"{type(e).__name__}: {e}")))
 
 
 @contextlib.contextmanager
