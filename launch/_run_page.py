@@ -137,13 +137,26 @@ def _settings(cfg: Mapping[str, Any]) -> str:
         base, what = official(size, version), f"the official {size}, {version}"
     except (ValueError, KeyError):
         base, what = ExperimentConfig(), "the defaults"
-    lines = integrity.config_differences(base.to_dict(), cfg, ignored=())
+    there = base.to_dict()
+    lines = integrity.config_differences(_folded(there, cfg), _folded(cfg, there), ignored=())
     rows = []
     for line in lines:
         path, _, change = line.partition(": ")
         before, _, now = change.partition(" -> ")
         rows.append([path, _short(before), _short(now)])
     return f"<p>Different from {escaped(what)}:</p>" + _table(["", "there", "here"], rows, words=3)
+
+
+def _folded(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which a group that the other lacks is its names: one row, not one a setting."""
+    out = {}
+    for name, value in mine.items():
+        if isinstance(value, Mapping) and value:
+            theirs = other.get(name)
+            both = isinstance(theirs, Mapping) and theirs
+            value = _folded(value, theirs) if both else ", ".join(value)
+        out[name] = value
+    return out
 
 
 def _short(text: str) -> str:

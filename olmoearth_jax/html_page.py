@@ -17,7 +17,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 60re
        padding: 0 1rem; color: #222; background: #fff }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem } th, td { padding: .2rem .7rem }
 th { text-align: left; border-bottom: 1px solid #999 } td { border-bottom: 1px solid #eee }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+td { overflow-wrap: anywhere } td:first-child { min-width: 9rem }
+td.n, th.n { overflow-wrap: normal; text-align: right; font-variant-numeric: tabular-nums }
 .key { display: inline-block; width: .9em; height: .9em; margin: 0 .35em 0 .9em;
        vertical-align: -.1em; border: 1px solid #888 }
 img, svg { max-width: 100%; height: auto } figcaption { color: #555 } code { font-size: .9em }

@@ -104,7 +104,9 @@ def _class_table(names, per_class, colors) -> str:
 
 def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """A picture of a confusion matrix; rows are truth."""
-    size, left, top, n = 56, 150, 110, len(names)
+    names = [name if len(name) <= 40 else f"{name[:38]} ..." for name in names]
+    reach = 7 * max(map(len, names))  # pixels of the longest name; those above stand at 45 degrees
+    size, left, top, n = 56, reach + 16, int(0.71 * reach) + 24, len(names)
     out = []
     for r, row in enumerate(counts):
         total = max(sum(row), 1)
@@ -124,7 +126,7 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         x = left + c * size + size / 2
         out.append(f'<text x="{x}" y="{top - 8}" font-size="12" '
                    f'transform="rotate(-45 {x} {top - 8})">{escaped(name)}</text>')  # fmt: skip
-    picture = drawing(left + n * size + 70, top + n * size + 10, out, "confusion matrix")
+    picture = drawing(left + n * size + top, top + n * size + 10, out, "confusion matrix")
     return figure(picture, "Rows are truth, columns what the map shows; percent of the row.")
 
 

@@ -3,15 +3,14 @@
 import base64
 import html.parser
 import re
-import shutil
 import struct
-import subprocess
 
 import pytest
 
 from olmoearth_jax.maps import fine_tuning, predicting
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.labelled import LabelOptions
+from tests.browser import needs_browser, show
 from tests.maps import world
 from tests.maps.test_finetune import options, quiet
 
@@ -78,20 +77,9 @@ def test_values_have_a_page_too(folder):
     assert page.tags.count("img") == 1 and page.tags.count("circle") > 20 and "rmse" in text
 
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+@needs_browser
 def test_a_browser_shows_it_and_fetches_nothing(folder, tmp_path):
-    log = tmp_path / "net.json"
-    shot = tmp_path / "shot.png"
-    command = (
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--log-net-log={log}",
-        "--disable-background-networking", f"--screenshot={shot}", "--window-size=1000,3000",
-        (folder / "map" / "report.html").as_uri(),
-    )  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert shot.stat().st_size > 20_000
-    assert not re.findall(r'"url":"https?://[^"]+', log.read_text())
+    got = show(folder / "map" / "report.html", tmp_path)
+    assert got.asked == [] and got.pictures == [(256, 256)]
+    assert got.screenshot.stat().st_size > 20_000

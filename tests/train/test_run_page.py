@@ -11,6 +11,7 @@ from launch import _run_page, train
 from olmoearth_jax import config_files, images, outputs, overrides
 from olmoearth_jax.evals import runner
 from olmoearth_jax.train.loop import Summary
+from tests.browser import needs_browser, show
 from tests.train import train_toy
 
 
@@ -101,8 +102,19 @@ def test_the_page_stands_alone_and_says_it_all(run):
     for part in parts:
         assert part in text, part
     assert page.tags.count("svg") == 2 and page.tags.count("img") == 2  # no curve of NaN
+    assert "eval_interval" not in text and "m-eurosat, " in text  # a group that is absent: one row
     assert len(text) < 60_000  # long curves are thinned out
     assert text.index("features step 0") < text.index("features step 1000")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_browser_shows_the_page_and_fetches_nothing(run):
+    page = _run_page.write(run)
+    (run / "shown").mkdir()
+    got = show(page, run / "shown")
+    assert got.asked == [] and got.pictures == [(4, 4), (4, 4)]
+    assert got.screenshot.stat().st_size > 20_000
 
 
 def test_a_page_of_somebody_else_is_not_replaced(run):
