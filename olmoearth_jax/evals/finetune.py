@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,7 @@ class OwnData:
       splits: 'train' and 'valid'.
       head: on top of the encoder.
       class_weights: see `probe_heads.cross_entropy`.
+      weights: how much each label of each sample of 'train' counts, float32 as the labels.
       patience: stop after so many epochs without a better validation, all of the model training.
     """
 
@@ -113,6 +114,7 @@ class OwnData:
     splits: Mapping[str, embeddings.Samples]
     head: probe_heads.Head
     class_weights: tuple[float, ...] | None = None
+    weights: Sequence[np.ndarray] | None = None
     patience: int | None = None
 
 
@@ -126,11 +128,11 @@ def logits(job: Job, call: Call, params: Any, batch: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("job", "call"))
-def _loss_and_grads(job: Job, call: Call, params, batch, labels):
+def _loss_and_grads(job: Job, call: Call, params, batch, labels, weights):
     def loss(params):
         out = logits(job, call, params, batch)
-        weights = None if job.class_weights is None else jnp.asarray(job.class_weights)
-        return probe_heads.loss(job.head, out, labels, job.dice, weights, job.multilabel)
+        by_class = None if job.class_weights is None else jnp.asarray(job.class_weights)
+        return probe_heads.loss(job.head, out, labels, job.dice, by_class, job.multilabel, weights)
 
     return jax.value_and_grad(loss)(params)
 
@@ -159,6 +161,7 @@ class FineTuner:
         self.name, self.task, self.model = name, task, model
         names = ("train", "valid", "test") if options.run_on_test else ("train", "valid")
         self.patience = None if own is None else own.patience
+        self._weights = None if own is None else own.weights
         self.splits: Mapping[str, embeddings.Samples]
         if own is not None:
             self.info, self.splits, head = own.info, own.splits, own.head
@@ -233,7 +236,10 @@ class FineTuner:
         batches = -(-len(order) // self.task.ft_batch_size)
         accum, total, kept = self.task.ft_grad_accum_steps, 0.0, None
         for number, (batch, labels) in enumerate(self._batches("train", order, stop)):
-            loss, grads = _loss_and_grads(self.job, *self._inputs(batch), jnp.asarray(labels))
+            weights = self._weights_of(order, number)
+            loss, grads = _loss_and_grads(
+                self.job, *self._inputs(batch), jnp.asarray(labels), weights
+            )
             total += float(loss)
             scaled = jax.tree.map(lambda g: g / accum, grads)
             kept = scaled if kept is None else jax.tree.map(jnp.add, kept, scaled)
@@ -247,6 +253,15 @@ class FineTuner:
                 )  # fmt: skip
             kept = None
         return total / batches
+
+    def _weights_of(self, order: np.ndarray, number: int) -> jax.Array | None:
+        """How much the labels of a batch count, see `_batches`; None: alike."""
+        if self._weights is None:
+            return None
+        size = self.task.ft_batch_size
+        found = np.stack([self._weights[i] for i in order[number * size : (number + 1) * size]])
+        room = np.zeros((size - len(found), *found.shape[1:]), np.float32)
+        return jnp.asarray(np.concatenate([found, room]))
 
     def _inputs(self, batch: EvalSample):
         """The call, the present parameters, and the batch as `embed_tokens` takes it."""

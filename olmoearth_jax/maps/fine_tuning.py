@@ -152,8 +152,6 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
         check_weights(o, found.target)
-        if o.mode == "full" and any(w.weights is not None for w in found.windows):
-            found.notes.append("the column 'weight' goes with --mode=probe and is not used here")
         fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": SOFTWARE})
         done = folder / run_folder.REPORT

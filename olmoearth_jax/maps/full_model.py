@@ -25,7 +25,7 @@ from olmoearth_jax.inference.sample import Sample
 from olmoearth_jax.maps.run_folder import flat_name
 from olmoearth_jax.maps.samples import NONE, Target, Window
 from olmoearth_jax.maps.scenes import Scene
-from olmoearth_jax.maps.token_head import HeadOptions
+from olmoearth_jax.maps.token_head import HeadOptions, shares
 from olmoearth_jax.maps.tokens import Settings, TokenEncoder, groups_of
 from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.model import frozen, pooling
@@ -161,6 +161,24 @@ class FullPixels:
         return np.asarray(jax.nn.softmax(got, axis=-1))
 
 
+def _weights(target: Target, windows: Sequence[Window]) -> list[np.ndarray] | None:
+    """How much each pixel of each window counts, 1 on average over the labelled ones; None: alike.
+
+    Raises:
+      ValueError: all weights are 0.
+    """
+    if all(w.weights is None for w in windows):
+        return None
+    labelled = [target.labelled(w.labels) for w in windows]
+    found = [np.ones(w.size, np.float32) if w.weights is None else w.weights for w in windows]
+    every = shares(np.concatenate([w[at] for w, at in zip(found, labelled, strict=True)]))
+    cuts = np.cumsum([at.sum() for at in labelled])[:-1]
+    out = [np.zeros(w.size, np.float32) for w in windows]
+    for mine, at, values in zip(out, labelled, np.split(every, cuts), strict=True):
+        mine[at] = values
+    return out
+
+
 def fit(
     model: PretrainedModel,
     settings: Settings,
@@ -182,7 +200,7 @@ def fit(
       log: gets a record of each epoch.
 
     Raises:
-      ValueError: windows of several sizes, or training that diverges.
+      ValueError: windows of several sizes, labels that all weigh 0, or training that diverges.
     """
     sizes = {w.size for windows in splits.values() for w in windows}
     if len(sizes) > 1:
@@ -202,7 +220,7 @@ def fit(
         finetune_seed=o.seed, primary_metric="rmse" if target.classes is None else "macro_f1",
     )  # fmt: skip
     weights = None if class_weights is None else tuple(map(float, class_weights))
-    own = finetune.OwnData(info, data, head, weights, o.patience)
+    own = finetune.OwnData(info, data, head, weights, _weights(target, splits["train"]), o.patience)
     options = RunOptions(save_folder=folder, run_on_test=False)
     tuner = finetune.FineTuner("map", task, encoder, options, own)
 

@@ -73,14 +73,12 @@ def _batch(o: HeadOptions, count: int) -> int:
     return max(1, min(o.batch, max(_SMALL, count // _STEPS), count))
 
 
-def _shares(weights: np.ndarray | None) -> np.ndarray | None:
+def shares(weights: np.ndarray) -> np.ndarray:
     """Weights whose mean is 1, so that the rate of learning is that of labels that count alike.
 
     Raises:
       ValueError: all are 0.
     """
-    if weights is None:
-        return None
     if not weights.any():
         raise ValueError("all labels of the training split have the weight 0")
     return (weights / weights.mean(dtype=np.float64)).astype(np.float32)
@@ -115,7 +113,11 @@ def fit(
         primary_metric="rmse" if values else "macro_f1",
     )  # fmt: skip
     extra = linear_probe.ProbeExtras(
-        class_weights, o.patience, True, bf16=False, weights=_shares(weights)
+        class_weights,
+        o.patience,
+        True,
+        bf16=False,
+        weights=None if weights is None else shares(weights),
     )
     splits = {"train": train, "valid": valid}
     got = linear_probe.train_probe(task, info, splits, RunOptions(seed=o.seed), extra)

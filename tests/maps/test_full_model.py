@@ -10,7 +10,7 @@ from olmoearth_jax import Sample
 from olmoearth_jax.evals import probe_heads
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.maps import full_model, labels, run_folder
-from olmoearth_jax.maps.samples import Target
+from olmoearth_jax.maps.samples import NONE, Target, Window
 from olmoearth_jax.maps.tokens import Settings
 from tests.inference.test_model import S2, weights_of
 
@@ -61,3 +61,22 @@ def test_stored_values_come_back(pixels, tmp_path):
     held["encoder"].pop(next(iter(held["encoder"])))
     with pytest.raises(ValueError, match="the stored encoder lacks"):
         full_model.load(base, Settings(4), TARGET, held, (0.0, 1.0), 3)
+
+
+def test_pixels_count_by_their_weights_one_on_average():
+    def window(codes, weights):
+        return Window(0, 0, 0, (2, 2), np.array(codes), (0.0, 0.0), weights=weights)
+
+    some = np.array([[1, np.nan], [2, 5]], np.float32)
+    windows = [
+        window([[0, NONE], [1, NONE]], some),
+        window([[0, 0], [NONE, NONE]], None),
+        window([[NONE, 1], [NONE, NONE]], np.full((2, 2), 4, np.float32)),
+    ]
+    got = full_model._weights(TARGET, windows)
+    mean = (1 + 2 + 1 + 1 + 4) / 5
+    want = [[[1, 0], [2, 0]], [[1, 1], [0, 0]], [[0, 4], [0, 0]]]
+    np.testing.assert_allclose(got, np.array(want) / mean, rtol=1e-6)
+    assert full_model._weights(TARGET, windows[1:2]) is None
+    with pytest.raises(ValueError, match="training split have the weight 0"):
+        full_model._weights(TARGET, [window([[0, 0], [0, 0]], np.zeros((2, 2), np.float32))])

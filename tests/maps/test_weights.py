@@ -71,7 +71,8 @@ def test_equal_weights_change_nothing():
         token_head.fit(CLASSES, *splits, HeadOptions(), weights=np.zeros(300, np.float32))
 
 
-def test_the_column_is_used(tmp_path):
+@pytest.mark.parametrize("mode, epochs", [("probe", 5), ("full", 3)])
+def test_the_column_is_used(tmp_path, mode, epochs):
     folder = world.build(tmp_path)
     held = json.loads((folder / "fields.geojson").read_text())
     reports = {}
@@ -80,7 +81,8 @@ def test_the_column_is_used(tmp_path):
             if weight is not None:
                 feature["properties"]["weight"] = weight(i)
         (folder / f"{name}.geojson").write_text(json.dumps(held))
-        o = options(folder, folder / name, f"{name}.geojson", head=HeadOptions(epochs=5))
+        head = HeadOptions(epochs=epochs)
+        o = options(folder, folder / name, f"{name}.geojson", head=head, mode=mode)
         fine_tuning.run(o, quiet)
         log = (folder / name / "log.jsonl").read_text().splitlines()
         reports[name] = [json.loads(line)["loss"] for line in log if "loss" in line]
