@@ -152,15 +152,17 @@ def _forward_rows(q, k, v, bias):
 
 
 def _backward_rows(q, k, v, bias, log_total, out, d_out):
+    """Gradients of q [R, 1, Lq, d], and of k and v as [R, 1, d, Lk]."""
     p = jnp.exp(_scores(q, k, bias) - log_total[..., None])
     wide = d_out.astype(jnp.float32)
     delta = jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
     d_out = d_out.astype(v.dtype)
-    d_v = product("rhqk,rhqd->rhkd", p.astype(v.dtype), d_out)
+    # As [d, k]: a product that reads the scores by column takes two to seven times as long on a CPU.
+    d_v = product("rhqd,rhqk->rhdk", d_out, p.astype(v.dtype))
     d_p = product("rhqd,rhkd->rhqk", d_out, v)
     d_s = (p * (d_p - delta)).astype(q.dtype)
     d_q = product("rhqk,rhkd->rhqd", d_s, k)
-    d_k = product("rhqk,rhqd->rhkd", d_s, q)
+    d_k = product("rhqd,rhqk->rhdk", q, d_s)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
@@ -180,8 +182,8 @@ def _forward(q, k, v, bias, masked):
 
 def _backward(masked, saved, d_out):
     del masked
-    grads = _over_rows(_backward_rows, (*saved, d_out))
-    return (*grads, None)
+    d_q, d_k, d_v = _over_rows(_backward_rows, (*saved, d_out))
+    return d_q, d_k.swapaxes(-1, -2), d_v.swapaxes(-1, -2), None
 
 
 _softmax_attention.defvjp(_forward, _backward)
