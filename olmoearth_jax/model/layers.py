@@ -76,6 +76,8 @@ class LayerNorm(nnx.Module):
         """[..., width] of any type -> float32 [..., width]."""
         if variant.norm_once:
             return _normed_once(x, self.scale[...], self.bias[...])
+        if jax.default_backend() == "cpu":
+            return _normed_on_cpu(x, self.scale[...], self.bias[...])
         # Cast inside, a narrow stream is kept as it is for the backward pass.
         wide = x if variant.narrow else x.astype(jnp.float32)
         return variant.again(_normed)(wide, self.scale[...], self.bias[...])
@@ -87,6 +89,40 @@ def _normed(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPS) * scale + bias
+
+
+@jax.custom_vjp
+def _normed_on_cpu(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """`_normed`, whose gradient takes its means over the width as products.
+
+    XLA joins sums along both axes into one loop on a CPU, 10 to 40 times as slow as its parts.
+    """
+    return _normed(x, scale, bias)
+
+
+def _cpu_forward(x, scale, bias):
+    return _normed(x, scale, bias), (x, scale)
+
+
+def _cpu_backward(saved, g):
+    x, scale = saved
+    wide, width = x.astype(jnp.float32), x.shape[-1]
+    mean = jnp.full((width, 1), 1 / width, jnp.float32)
+    centred = wide - product("...d,de->...e", wide, mean)
+    variance = product("...d,de->...e", jnp.square(centred), mean)
+    inverse = jax.lax.rsqrt(variance + _LAYER_NORM_EPS)
+    unit = centred * inverse
+    scaled_mean, along = scale[:, None] / width, g * unit
+    d_x = inverse * (
+        g * scale
+        - product("...d,de->...e", g, scaled_mean)
+        - unit * product("...d,de->...e", along, scaled_mean)
+    )
+    axes = tuple(range(g.ndim - 1))
+    return d_x.astype(x.dtype), jnp.sum(along, axis=axes), jnp.sum(g, axis=axes)
+
+
+_normed_on_cpu.defvjp(_cpu_forward, _cpu_backward)
 
 
 @jax.custom_vjp

@@ -67,14 +67,12 @@ permute.defvjp(_permute_fwd, _permute_bwd)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowMap:
-    """Index arrays between one stream and its rows, per row class."""
+    """Index arrays between one stream and its rows, per row class; each token is in one row."""
 
     to_rows: tuple[Array, ...]
     """Per class, int32 [D, rows, length], stream position (or the stream length)."""
     to_stream: Array
-    """int32 [D, 1, N], position in the concatenated rows (or out of range)."""
-    inverses: tuple[Array, ...]
-    """Per class, int32 [D, 1, N], position within that class's rows."""
+    """int32 [D, N], position in the concatenated rows (or out of range)."""
     lengths: tuple[Array, ...]
     """Per class, int32 [D, rows]."""
 
@@ -110,7 +108,7 @@ def row_map(
     inside &= position < jnp.take_along_axis(length, token_row, axis=1)
     nowhere = sum(n * b for n, b in zip(counts, bounds, strict=True))
     to_stream = jnp.full(member.shape, nowhere, jnp.int32)
-    to_rows, inverses, lengths = [], [], []
+    to_rows, lengths = [], []
     first_row = first_slot = 0
     for count, bound in zip(counts, bounds, strict=True):
         rows = slice(first_row, first_row + count)
@@ -120,25 +118,40 @@ def row_map(
         to_rows.append(jnp.where(steps < length[:, rows, None], source, size))
         mine = inside & (member >= first_row) & (member < first_row + count)
         local = (member - first_row) * bound + position
-        inverses.append(jnp.where(mine, local, count * bound)[:, None])
         to_stream = jnp.where(mine, first_slot + local, to_stream)
         first_row += count
         first_slot += count * bound
-    return RowMap(tuple(to_rows), to_stream[:, None], tuple(inverses), tuple(lengths))
+    return RowMap(tuple(to_rows), to_stream, tuple(lengths))
 
 
 def gather_rows(x: Array, rows: RowMap) -> list[Array]:
     """Stream [D, N, ...] to one [D, rows, length, ...] per class; zeros beyond a row's length."""
-    return [
-        permute(x, index, inverse)
-        for index, inverse in zip(rows.to_rows, rows.inverses, strict=True)
-    ]
+    return list(_gather(x, rows.to_rows, rows.to_stream))
 
 
 def scatter_rows(parts: list[Array], rows: RowMap) -> Array:
     """Inverse of `gather_rows`: rows per class back to the stream [D, N, ...]."""
+    return _scatter(tuple(parts), rows.to_rows, rows.to_stream)
+
+
+@jax.custom_vjp
+def _gather(x: Array, to_rows: tuple[Array, ...], to_stream: Array) -> tuple[Array, ...]:
+    return tuple(take_rows(x, index) for index in to_rows)
+
+
+@jax.custom_vjp
+def _scatter(parts: tuple[Array, ...], to_rows: tuple[Array, ...], to_stream: Array) -> Array:
     flat = [p.reshape(p.shape[0], -1, *p.shape[3:]) for p in parts]
     joined = jnp.concatenate(flat, axis=1) if len(flat) > 1 else flat[0]
-    inverse = [r.reshape(r.shape[0], -1) for r in rows.to_rows]
-    inverse_all = jnp.concatenate(inverse, axis=1) if len(inverse) > 1 else inverse[0]
-    return permute(joined, rows.to_stream[:, 0], inverse_all[:, None])
+    return take_rows(joined, to_stream)
+
+
+# Each is the other's transpose: every element is read once.
+_gather.defvjp(
+    lambda x, *maps: (_gather(x, *maps), maps),
+    lambda maps, g: (_scatter(tuple(g), *maps), None, None),
+)
+_scatter.defvjp(
+    lambda parts, *maps: (_scatter(parts, *maps), maps),
+    lambda maps, g: (_gather(g, *maps), None, None),
+)

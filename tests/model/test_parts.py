@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmoearth_jax.modalities import SINGLE_BAND_SET_OVERRIDES, Tokenization
-from olmoearth_jax.model import latent_mim, pooling, rope
+from olmoearth_jax.model import latent_mim, layers, pooling, rope
 from olmoearth_jax.model.encodings import CompositeEncodings, month_table
 from olmoearth_jax.model.patch_embed import (
     PatchEmbed,
@@ -188,3 +188,19 @@ def test_slots_of_another_table_are_found_by_band_set():
     for a, b in ((single, part), (part, single)):
         with pytest.raises(ValueError, match="different band sets for 'sentinel2_l2a'"):
             a.numbers(b.slots)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_norm_on_a_cpu_is_that_of_its_formula(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 50, 24)) * 3 + 1, dtype)
+    scale, bias, g = (jnp.asarray(rng.standard_normal(n), jnp.float32) for n in (24, 24, x.shape))
+    want = jax.vjp(layers._normed, x, scale, bias)
+    got = jax.vjp(layers._normed_on_cpu, x, scale, bias)
+    np.testing.assert_array_equal(got[0], want[0])
+    for mine, theirs in zip(got[1](g), want[1](g), strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        tolerance = 1e-5 if mine.dtype == jnp.float32 else 0.02
+        np.testing.assert_allclose(
+            np.float32(mine), np.float32(theirs), rtol=tolerance, atol=tolerance
+        )
