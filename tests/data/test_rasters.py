@@ -368,6 +368,7 @@ def _quiet():
         ("EPSG:32633", grid(0, 0, 1, 2), "have 10 m x 20 m, but"),
         ("EPSG:32633", grid(0, 0, 1, 0.5), "have 10 m x 5 m, but"),
         ("EPSG:32633", grid(0, 0, 1.06, 1.06), "have 10.6 m, but"),
+        ("EPSG:32633", Affine(1e-300, 0, 3e5, 0, -1e-300, 5e6), "have 0 m on the ground, but"),
         ("EPSG:3857", Affine(10, 0, 1e6, 0, -10, 8_399_738), "have 5.01 m on the ground, but"),
         ("EPSG:4326", Affine(1e-3, 0, 9, 0, -1e-3, 50), "on the ground, but"),
         ("EPSG:32633", grid(0, 0, 1.04, 0.97), ""),
