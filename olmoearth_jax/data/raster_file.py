@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.remote import without_secrets
 from olmoearth_jax.files import check_file
 
 _TILT = 0.01
@@ -29,8 +30,8 @@ class RasterError(ValueError):
     """A raster, of a `path`, cannot be used; `reason` says why, without the path."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
+        self.path, self.reason = without_secrets(str(path)), without_secrets(reason)
+        super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
         return f"{self.path} {self.reason}"
