@@ -82,6 +82,22 @@ def test_odd_files_are_not_ours(tmp_path, text):
     assert not outputs.is_ours(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("name", ["map.tif", "e.npz", "e.json", "curves.png"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_pipes_are_neither_waited_for_nor_replaced(tmp_path, name, overwrite):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "null").symlink_to(os.devnull)
+    for path in (tmp_path / name, tmp_path / "null"):
+        with pytest.raises(ValueError, match="is a pipe or device; the output must be a file"):
+            outputs.check(path, overwrite=overwrite)
+
+
+def test_a_mark_is_no_longer_than_a_mark(tmp_path):
+    path = tmp_path / "e.npz"
+    np.savez_compressed(path, software=np.array("olmoearth-jax " + "x" * 10_000))
+    assert not outputs.is_ours(path)
+
+
 def test_folders_are_looked_at_before_the_work(tmp_path, monkeypatch):
     outputs.check(tmp_path / "new" / "deeper" / "map.tif")
     (tmp_path / "file").write_text("x")
