@@ -312,8 +312,8 @@ def _check_row(
         report.errors.append(f"sample_{number}.h5: {LATLON_FILE} gives another place")
 
 
-def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
-    """Differences between a manifest and what was found.
+def read_manifest(path: Path) -> dict[int, str]:
+    """The checksums of a manifest by sample number.
 
     Raises:
       ValueError: the manifest cannot be read.
@@ -321,11 +321,17 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
     try:
         check_file(path)
         with path.open(newline="") as file:
-            recorded = {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+            return {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
+    except KeyError as e:
+        raise ValueError(f"{path} is no manifest of checksums: it has no column {e}") from None
+    except (OSError, ValueError, TypeError, csv.Error) as e:
         raise ValueError(f"manifest {path} cannot be read: {e!r}") from e
+
+
+def compare_manifest(name: str, recorded: Mapping[int, str], digests: dict[int, str]) -> list[str]:
+    """Differences between the checksums of a manifest called `name` and what was found."""
     return [
-        f"sample_{n}.h5 has changed since {path.name} was written"
+        f"sample_{n}.h5 has changed since {name} was written"
         for n, digest in digests.items()
         if recorded.get(n) != digest
     ]
@@ -333,6 +339,7 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
 
 def write_manifest(path: Path, digests: dict[int, str]) -> None:
     """Writes the checksums."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         write_csv(temporary, ("sample_index", "blake2b"), list(digests.items()))
 
