@@ -140,6 +140,10 @@ def test_weights_are_not_exported_over_a_run_or_over_foreign_weights(tmp_path):
     (run / "config.json").write_text(json.dumps({"trainer": {}, "train_module": {}}))
     with pytest.raises(ValueError, match="is the folder of a run"):
         convert_weights.export_weights("nowhere", str(run), overwrite=True)
+    (run / "checkpoints" / "7" / "meta").mkdir(parents=True)
+    for inside in ("checkpoints", "checkpoints/7"):
+        with pytest.raises(ValueError, match="is the folder of a run"):
+            convert_weights.export_weights("nowhere", str(run / inside), overwrite=True)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "weights.pth").write_bytes(b"weights")

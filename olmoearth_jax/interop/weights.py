@@ -95,12 +95,13 @@ def decode_only_record(names: tuple[str, ...]) -> dict[str, Any]:
 def is_reference_folder(folder: Path) -> bool:
     """Does it hold weights of the reference's layout, and a config or at least no checkpoint?"""
     held = any((folder / file).is_file() for file in (TORCH_FILE, SAFETENSORS_FILE))
-    return held and ((folder / CONFIG_FILE).is_file() or not _is_run(folder))
+    return held and ((folder / CONFIG_FILE).is_file() or not is_run(folder))
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Does it hold checkpoints of this package, or is it one?"""
-    return any((folder / part).is_dir() for part in ("checkpoints", "meta"))
+    held = any((folder / part).is_dir() for part in ("checkpoints", "meta"))
+    return held or any(folder.glob("[0-9]*/meta"))
 
 
 def read_folder(folder: str | Path) -> Reference:
@@ -113,7 +114,7 @@ def read_folder(folder: str | Path) -> Reference:
     if not folder.is_dir():
         raise ValueError(no_folder(folder))
     held = [file for file in (TORCH_FILE, SAFETENSORS_FILE) if (folder / file).is_file()]
-    if not held and _is_run(folder):
+    if not held and is_run(folder):
         raise ValueError(
             f"{folder} holds a checkpoint of this package, which needs no import; other programs "
             f"read it after python -m tools.convert_weights export --checkpoint={folder} "
