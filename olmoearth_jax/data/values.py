@@ -328,15 +328,17 @@ def _unusual(
 ) -> None:
     """Warns of what is odd about values; `thin` and `flat` are a part of them."""
     record = _table().get(name, {})
-    if name == "sentinel2_l2a" and (newest or 0) >= _OFFSET_SINCE:
+    if name == "sentinel2_l2a" and newest is not None:
         columns = [c[np.isfinite(c) & (c != np.float32(MISSING))] for c in thin.T]
         lows = [float(np.percentile(c, 1)) for c in columns if c.size]
         if lows and min(lows) >= 1000:
+            # Older ones do if they were made again with today's processor.
+            again = newest < _OFFSET_SINCE
+            which = "products made again since 2022" if again else "products since January 2022"
             _warn(
                 f"{name}: nearly all values of every band are above 1000 (1st percentile "
-                f"{min(lows):.0f}); products since January 2022 hold an offset of 1000 that must "
-                "be subtracted (values below 0 set to 0). If that was done and the scene is "
-                "bright, ignore this"
+                f"{min(lows):.0f}); {which} hold an offset of 1000 that must be subtracted (values "
+                "below 0 set to 0). If that was done and the scene is bright, ignore this"
             )
             return
     zeros = counts.share(counts.fills.get(0, 0))

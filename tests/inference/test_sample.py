@@ -1,6 +1,7 @@
 """Samples from arrays: band names, dates, units, gaps, and what is refused."""
 
 import datetime
+import warnings
 
 import numpy as np
 import pytest
@@ -140,7 +141,11 @@ def test_units_of_radar_and_offset():
     check_values(np.full((4, 4), -15.0), "sentinel1")
     with pytest.warns(UserWarning, match="offset of 1000"):
         make(s2() + 1000, dates=["2023-01-01", "2023-02-01", "2023-03-01"])
-    make(s2() + 1000)  # before the offset was introduced
+    with pytest.warns(UserWarning, match="made again since 2022 hold an offset of 1000"):
+        make(s2() + 1000)  # of before the offset was introduced
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(s2())
     make(s2() / 10000, check_units=False)
 
 
