@@ -329,7 +329,7 @@ def read_metadata(folder: AnyPath) -> tuple[list[str], np.ndarray]:
     path = folder / METADATA_FILE
     try:
         with path.open() as f:
-            header = f.readline().removeprefix("\ufeff").strip().split(",")
+            header = [n.strip() for n in f.readline().removeprefix("\ufeff").split(",")]
             rows = f.read().splitlines()
         # loadtxt warns about an empty table instead of returning one
         table: np.ndarray = np.zeros((0, len(header)), np.int64)
@@ -379,11 +379,23 @@ def _tile_px(folder: AnyPath, numbers: np.ndarray, names: Sequence[str]) -> int:
     raise ValueError(f"cannot tell the tile size of {folder} from its name or files; {problem}")
 
 
+def read_centres(path: AnyPath) -> np.ndarray:
+    """The numbers of a dataset's latlon_distribution.npy, of any shape.
+
+    Raises:
+      ValueError: it cannot be read, or holds something else.
+    """
+    table = _load_array(path)
+    if table.dtype.kind not in "iuf":
+        raise ValueError(f"{path} must hold degrees, got {table.dtype}")
+    return table
+
+
 def _latlon(folder: AnyPath, numbers: np.ndarray) -> np.ndarray | None:
     path = folder / LATLON_FILE
     if not path.is_file():
         return None
-    table = _load_array(path)
+    table = read_centres(path)
     if table.ndim != 2 or table.shape[1] != 2 or len(table) <= numbers.max():
         raise ValueError(
             f"{path} must hold [samples, 2] degrees for {numbers.max() + 1} samples, "

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import blocks, chunk_index, npy_file, quality
+from olmoearth_jax.data import blocks, chunk_index, quality
 from olmoearth_jax.data.blocks import ALONE, Place
 from olmoearth_jax.data.checksums import file_digest, text_digest
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import write_csv
 from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
-from olmoearth_jax.data.index import LATLON_FILE, read_metadata
+from olmoearth_jax.data.index import LATLON_FILE, read_centres, read_metadata
 from olmoearth_jax.data.pool import Workers, run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.data.work_list import WorkList, write_durably
@@ -144,7 +144,9 @@ def verify(
         found = _inspected(paths, workers, say)
     else:
         found = _shared(folder, paths, workers, say, state, at)
-    collected = _Collector(header, rows, _centres(folder), report)
+    centres = _centres(folder)
+    usable = centres is not None and centres.ndim == 2 and centres.shape[1] == 2
+    collected = _Collector(header, rows, centres if usable else None, report)
     # in order of number, so that any worker count gives one report
     for number, result in zip(sorted(rows), found, strict=True):
         collected.add(number, result)
@@ -268,8 +270,8 @@ class _Collector:
 
 
 def _centres(folder: Path) -> np.ndarray | None:
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return npy_file.read(folder / LATLON_FILE)
+    with contextlib.suppress(ValueError):
+        return read_centres(folder / LATLON_FILE)
     return None
 
 

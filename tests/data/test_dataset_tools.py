@@ -18,6 +18,7 @@ from olmoearth_jax.data import quality
 from olmoearth_jax.data import verify as verify_dataset
 from olmoearth_jax.data.h5_writer import Storage
 from olmoearth_jax.data.hdf5_file import every_array
+from olmoearth_jax.data.index import prepare, read_metadata
 from olmoearth_jax.data.stats import StreamingStats
 from tools import compute_norm_stats, rechunk_h5
 from tools.make_synthetic_dataset import Gaps, make_dataset
@@ -129,6 +130,31 @@ def test_a_few_fills_are_a_warning(writable_dataset):
     report = verify_dataset.verify(writable_dataset)
     assert not report.errors
     assert any("sentinel2_l2a: holds 65535 in 0.00%" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [np.array([["1", "2"]] * 6), np.zeros((6, 2), "M8[D]"), np.zeros((6, 2), complex),
+     np.zeros(()), np.zeros((6, 5)), {"a": np.zeros((6, 2))}],
+    ids=["texts", "dates", "complex", "one number", "five columns", "an archive"],
+)  # fmt: skip
+def test_centres_that_are_none_are_an_error_and_never_taken(writable_dataset, odd):
+    path = writable_dataset / "latlon_distribution.npy"
+    with path.open("wb") as file:
+        if isinstance(odd, dict):
+            np.savez(file, **odd)
+        else:
+            np.save(file, odd)
+    assert "latlon_distribution.npy" in _errors(writable_dataset)
+    with pytest.raises(ValueError, match=r"latlon_distribution\.npy"):
+        prepare(writable_dataset, ["sentinel2_l2a"])
+
+
+def test_spaces_in_the_table_of_samples_do_not_count(writable_dataset):
+    table = writable_dataset / "sample_metadata.csv"
+    header = read_metadata(writable_dataset)[0]
+    table.write_text(table.read_text().replace(",", ", "))
+    assert read_metadata(writable_dataset)[0] == header
 
 
 def test_damage_in_files_and_tables_is_found(writable_dataset):
