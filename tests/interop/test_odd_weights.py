@@ -1,5 +1,6 @@
 """Weights that are no attack but odd: short numbers, pointers, mistyped folders, killed exports."""
 
+import json
 import os
 import zipfile
 
@@ -229,6 +230,17 @@ def test_one_format_under_the_name_of_the_other(folder):
     safetensors.numpy.save_file(state, torch)
     with pytest.raises(ValueError, match=r"is a safetensors file: name it model\.safetensors"):
         weights.read_folder(folder)
+
+
+@pytest.mark.parametrize("part", ["encoder_config", "decoder_config"])
+@pytest.mark.parametrize(("member", "value"), [("num_heads", 0), ("num_heads", -2), ("depth", -1)])
+def test_a_model_of_less_than_nothing_is_none(folder, part, member, value):
+    path = folder / weights.CONFIG_FILE
+    config = json.loads(path.read_text())
+    config["model"][part][member] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config of no model: its .*coder has .* blocks of"):
+        checkpoints.from_reference(folder)
 
 
 def test_a_config_may_begin_with_a_byte_order_mark(folder):
