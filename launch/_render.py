@@ -237,6 +237,10 @@ def refuse_breakouts(name: str, arguments: Sequence[str], settings: Settings, fo
         found = unprintable(str(text or ""))
         if found is not None:
             raise ValueError(f"{what} has {found}, which no job file can hold: {shown(str(text))}")
+    for mount in settings.mounts:
+        if ":" in mount.source + mount.target:
+            text = f"a container cannot mount {shown(mount.source)}: ':' separates its parts"
+            raise ValueError(f"{text}; use a path without it")
     if settings.time and not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", settings.time):
         raise ValueError(f"--time={shown(settings.time)} must be as 24:00:00 or 2-12:00:00")
     for option in settings.sbatch:
@@ -342,6 +346,9 @@ def _pyxis(settings: Settings) -> str:
     """Options of srun for a container, which are those of the pyxis plugin."""
     if settings.image is None:
         return ""
+    if odd := next((m for m in settings.mounts if "," in str(m)), None):
+        text = f"Pyxis cannot mount {shown(odd.source)}: ',' separates its mounts"
+        raise ValueError(f"{text}; use a path without it")
     container = f" --container-image={shlex.quote(settings.image)}"
     container += f" --container-workdir={shlex.quote(settings.workdir)}"
     mounts = ",".join(map(str, settings.mounts))

@@ -192,6 +192,16 @@ def _ended(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
     except app.UsageError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except (RuntimeError, AssertionError) as e:  # what JAX raises where it finds no devices
+        if "jax" not in sys.modules:
+            raise
+        from olmoearth_jax import platforms
+
+        told = platforms.problem(e)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     if code:
         from olmoearth_jax.data.work_list import STOPPED
 

@@ -28,10 +28,10 @@ def parse_dates(dates: Sequence[Any] | np.ndarray) -> np.ndarray:
         )
     if array.ndim not in (1, 2) or not array.size:
         raise ValueError("dates must be a list of T dates, or one such list per sample")
-    if array.dtype.kind == "M":
-        if np.isnat(array).any():
-            raise ValueError("dates must not hold NaT, which is no date")
-        array = array.astype("datetime64[s]").astype(object)
+    if np.ma.is_masked(dates):
+        raise ValueError("dates must not be masked: every timestep has one")
+    if array.dtype.kind == "M" and np.isnat(array).any():
+        raise ValueError("dates must not hold NaT, which is no date")
     days = [parse_date(d) for d in array.reshape(-1)]
     parts = [(d.day, d.month - 1, d.year) for d in days]
     return check_timestamps(np.array(parts).reshape(*array.shape, 3))
@@ -49,19 +49,22 @@ def parse_date(written: Any) -> datetime.date:
     Raises:
       ValueError: it is no date; the message shows it.
     """
-    if isinstance(written, datetime.datetime):
+    if isinstance(written, datetime.datetime) and written == written:  # NaT of pandas is not
         zoned = written.tzinfo is not None
         return (written.astimezone(datetime.UTC) if zoned else written).date()
-    if isinstance(written, datetime.date):
+    if isinstance(written, datetime.date) and written == written:
         return written
     if isinstance(written, np.datetime64):
-        return parse_date(written.astype("datetime64[s]").item())
+        # One of months or years stands for all of it, as its text does.
+        whole = np.datetime_data(written)[0] in "YM" and not np.isnat(written)
+        return parse_date(str(written) if whole else written.astype("datetime64[s]").item())
     text = str(written).strip()
     if re.fullmatch(r"\d{4}", text):
         raise ValueError(
             f"{text!r} is a year and no date: name the day, or the month as {text}-06, which "
             "stands for its middle"
         )
+    check_one_day(text)
     month = re.fullmatch(r"(\d{4})[-/](\d{2})", text)
     if month:
         text = f"{month[1]}-{month[2]}-15"
@@ -73,6 +76,15 @@ def parse_date(written: Any) -> datetime.date:
             f"{str(written)[:60]!r} is no date: dates are ISO texts such as 2024-06-15 or "
             "20240615, or 2024-06 for the middle of a month"
         ) from None
+
+
+def check_one_day(text: str) -> None:
+    """Raises ValueError for texts of periods that would be taken for their first day."""
+    if re.fullmatch(r"\d{4}-?W\d{2}", text):
+        raise ValueError(f"{text!r} is a week and no date: name the day")
+    if re.fullmatch(r"\d{4}-?\d{2}-?\d{2}\D\d{8}", text):
+        # Its second day would be a time: 20230715 is 20:23:07 and a bit.
+        raise ValueError(f"{text!r} is a period and no date: name one day, such as its middle")
 
 
 def check_timestamps(timestamps: Any) -> np.ndarray:

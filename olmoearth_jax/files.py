@@ -19,7 +19,13 @@ _POINTER = b"version https://git-lfs"
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` at the end, or goes after an error."""
+    """A temporary name beside `path`, which becomes `path` at the end, or goes after an error.
+
+    Raises:
+      OSError: a folder, pipe or device stands there, which a file must not replace.
+    """
+    if path.exists() and not path.is_file() and not path.is_symlink():
+        raise OSError(f"{path} is a pipe, device or folder, in whose place no file can be written")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary

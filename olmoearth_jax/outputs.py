@@ -29,6 +29,7 @@ _FOLDER_MARK = "made_by.json"
 _SCRIPTS = (".sh", ".sbatch", ".yaml")
 _HOME = re.compile(r"(^|[=,\[]\s*)(~[\w.-]*(?=/)|~(?=$|[,\]]))")
 _MOST_JSON = 64 << 20
+_MOST_MARK = 4096
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:
@@ -67,6 +68,8 @@ def check(path: Path, inputs: Iterable[Path] = (), overwrite: bool = False) -> N
             )
     if path.is_dir():
         raise ValueError(f"{path} is a folder; the output must be a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a pipe or device; the output must be a file")
     if path.exists() and not overwrite and not is_ours(path):
         raise ValueError(
             f"{path} exists and was not written by this program; give another name, or "
@@ -137,7 +140,9 @@ def _software(path: Path) -> Any:
 
         # Opened here: NumPy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            return held["software"].item() if "software" in held.files else None
+            if held.zip.getinfo("software.npy").file_size > _MOST_MARK:
+                return None
+            return held["software"].item()
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

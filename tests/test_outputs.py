@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olmoearth_jax import outputs
+from olmoearth_jax import files, outputs
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.model import latent_mim
 from olmoearth_jax.model.config import EncoderConfig, ModelConfig, PredictorConfig
@@ -82,6 +82,27 @@ def test_odd_files_are_not_ours(tmp_path, text):
     assert not outputs.is_ours(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("name", ["map.tif", "e.npz", "e.json", "curves.png"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_pipes_are_neither_waited_for_nor_replaced(tmp_path, name, overwrite):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is a pipe or device; the output must be a file"):
+        outputs.check(tmp_path / name, overwrite=overwrite)
+
+
+def test_nothing_takes_the_place_of_a_pipe_or_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is a pipe, device or folder"):
+        files.write_atomically(tmp_path / "pipe", "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_mark_is_no_longer_than_a_mark(tmp_path):
+    path = tmp_path / "e.npz"
+    np.savez_compressed(path, software=np.array("olmoearth-jax " + "x" * 10_000))
+    assert not outputs.is_ours(path)
+
+
 def test_folders_are_looked_at_before_the_work(tmp_path, monkeypatch):
     outputs.check(tmp_path / "new" / "deeper" / "map.tif")
     (tmp_path / "file").write_text("x")
@@ -119,6 +140,10 @@ def test_weights_are_not_exported_over_a_run_or_over_foreign_weights(tmp_path):
     (run / "config.json").write_text(json.dumps({"trainer": {}, "train_module": {}}))
     with pytest.raises(ValueError, match="is the folder of a run"):
         convert_weights.export_weights("nowhere", str(run), overwrite=True)
+    (run / "checkpoints" / "7" / "meta").mkdir(parents=True)
+    for inside in ("checkpoints", "checkpoints/7"):
+        with pytest.raises(ValueError, match="is the folder of a run"):
+            convert_weights.export_weights("nowhere", str(run / inside), overwrite=True)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "weights.pth").write_bytes(b"weights")

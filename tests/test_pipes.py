@@ -19,7 +19,7 @@ READERS = {
     "modalities.json": modalities.register_file,
     "manifest.json": raster_list.read_manifest,
     "manifest.csv": raster_list.read_manifest,
-    "checksums.csv": lambda path: verify.compare_manifest(path, {}),
+    "checksums.csv": lambda path: verify.read_manifest(path),
     "rows.csv": series.read_rows,
     "tile.tif": RasterFile,
     "label.tif": base.read_masked,

@@ -27,7 +27,7 @@ from olmoearth_jax.data.convert.index_csv import COLUMNS, read_series
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
 from olmoearth_jax.data.index import METADATA_FILE, chosen_numbers
-from olmoearth_jax.data.verify import compare_manifest
+from olmoearth_jax.data.verify import read_manifest
 from olmoearth_jax.evals.datasets import archives
 from olmoearth_jax.evals.datasets.pretrain import prepare_numbers
 from olmoearth_jax.interop import config_json, torch_file, weights
@@ -374,7 +374,7 @@ def _read_table(path: Path) -> Any:
         return found, prepare_numbers(path.parent, "worldcover")
     if path.name == _SERIES:
         return read_series(path.parent, "sentinel1")
-    return compare_manifest(path, {0: "0" * 64})
+    return read_manifest(path)
 
 
 PARSERS = {

@@ -27,7 +27,7 @@ _METRICS = flags.DEFINE_list(
 )
 _PNG = flags.DEFINE_string("png", None, "File for the curves; needs matplotlib.")
 _SMOOTH = flags.DEFINE_integer(
-    "average", 10, "The table averages this many of the last steps that the runs share."
+    "average", 10, "The table averages this many of the last steps that the runs share.", 1
 )
 _EXACT = flags.DEFINE_bool("exact", False, "Compare bit for bit instead.")
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("Name at least one run folder or metrics.jsonl.")
     try:
         if _PNG.value:
-            outputs.check(Path(_PNG.value), overwrite=flags.FLAGS.overwrite)
+            _check_picture(Path(_PNG.value), argv[1:])
         runs = load(argv[1:])
         if _EXACT.value:
             _compare_exactly(runs)
@@ -56,6 +56,14 @@ def main(argv: list[str]) -> None:
             print(f"curves: {_PNG.value}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _check_picture(path: Path, runs: list[str]) -> None:
+    """Raises ValueError if the curves cannot be written, or would replace a run's metrics."""
+    if not path.suffix:
+        raise ValueError(f"--png={path} must end in .png, or in .pdf or .svg for these")
+    read = [Path(run) / "metrics.jsonl" if Path(run).is_dir() else Path(run) for run in runs]
+    outputs.check(path, read, flags.FLAGS.overwrite)
 
 
 def _compare_exactly(runs: Runs) -> None:

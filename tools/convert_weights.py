@@ -49,7 +49,7 @@ def export_weights(checkpoint: str, target: str, overwrite: bool = False) -> lis
 def _check_target(folder: Path, overwrite: bool) -> None:
     """Refuses to write weights over a run, or over weights that are no export of ours."""
     config = folder / CONFIG_FILE
-    if (folder / "checkpoints").exists() or (config.is_file() and _of_a_run(config)):
+    if weights.is_run(folder) or (config.is_file() and _of_a_run(config)):
         raise ValueError(f"{folder} is the folder of a run; export to another one")
     # An export holds the attribution and no safetensors, which would go as out of date.
     exported = outputs.is_ours(folder / NOTICE_FILE)

@@ -292,8 +292,6 @@ def _h5_samples(o: Options, names: Sequence[str], source: Path) -> Iterator[tupl
             )  # fmt: skip
         except ValueError as e:
             raise ValueError(f"{path}: {e}") from None
-    if not files:
-        raise ValueError(f"the folder {source} holds no .h5 files; for GeoTIFFs give --name")
 
 
 def _array_samples(o: Options, source: Path) -> Iterator[tuple[str, Sample]]:
@@ -420,6 +418,8 @@ def run(o: Options) -> list[str]:
         raise ValueError("--name goes with one folder of rasters as --input")
     single = len(inputs) == 1 and (source.is_dir() or source.suffix in (".h5", ".npz"))
     single = single and not o.name
+    if single and source.is_dir() and not _h5_files(source):
+        raise ValueError(f"the folder {source} holds no .h5 files; for GeoTIFFs give --name")
     for flag in ("bands", "modality", "dates", "tile", "overlap") if single else ():
         if getattr(o, flag) is not None:
             raise ValueError(f"--{flag} goes with rasters; {source} says it itself or needs none")
@@ -427,8 +427,8 @@ def run(o: Options) -> list[str]:
     if output.suffix not in wanted:
         raise ValueError(f"the output of this input must end in {' or '.join(wanted)}")
     for path in inputs:
-        if not Path(path).expanduser().exists():
-            raise ValueError(f"there is no file {path}")
+        if not path or not Path(path).expanduser().exists():
+            raise ValueError(f"there is no file {path!r}")
     if o.pooling == "instance" and not single:
         raise ValueError("pooling 'instance' makes no map; take 'spatial'")
     if o.searchlight and o.pooling not in domain.OUTPUTS:

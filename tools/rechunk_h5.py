@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from olmoearth_jax import commands
+from olmoearth_jax import commands, outputs
 from olmoearth_jax.data import blocks, chunk_index
 from olmoearth_jax.data.blocks import ALONE, Place
 from olmoearth_jax.data.checksums import file_digest, text_digest
@@ -119,6 +119,9 @@ def rechunk(
     final = output_dir / _new_name(folder, storage)
     if final.resolve() == folder.resolve():
         raise ValueError(f"--output_dir leads back to the original {folder}; give another folder")
+    if final.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"--output_dir lies in the original {folder}; give another folder")
+    outputs.check_folder(final.parent)
     numbers = sorted(rows[:, header.index("sample_index")].tolist())
     how = text_digest(dataclasses.asdict(storage))
     tables = [name for name in (METADATA_FILE, LATLON_FILE) if (folder / name).is_file()]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from olmoearth_jax import commands
+from olmoearth_jax import commands, outputs
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.blocks import ALONE
 from olmoearth_jax.data.convert.run import CHECKSUM_FILE
@@ -24,6 +24,7 @@ from olmoearth_jax.data.pool import WorkerDied, default_workers
 from olmoearth_jax.data.verify import (
     Report,
     compare_manifest,
+    read_manifest,
     table_lines,
     verify,
     write_manifest,
@@ -55,13 +56,17 @@ def _run(given: flags.FlagValues) -> Report:
     if state is None and (given.shard is not None or given.of is not None or given.wait):
         raise ValueError("--shard, --of and --wait need --state, a folder that the workers share")
     at = ALONE if state is None else _workers.place(given)
+    manifest = Path(given.manifest) if given.manifest else None
+    # Before the work, which may take hours.
+    wanted = [p for p in (folder / CHECKSUM_FILE, manifest) if p is not None and p.is_file()]
+    recorded = {path: read_manifest(path) for path in wanted}
+    if manifest is not None and manifest not in recorded:
+        outputs.check(manifest)
     report = verify(folder, workers, given.max_files, commands.say, state, at)
-    if (folder / CHECKSUM_FILE).is_file():
-        report.errors += compare_manifest(folder / CHECKSUM_FILE, report.digests)
-    if given.manifest and Path(given.manifest).is_file():
-        report.errors += compare_manifest(Path(given.manifest), report.digests)
-    elif given.manifest:
-        write_manifest(Path(given.manifest), report.digests)
+    for path, digests in recorded.items():
+        report.errors += compare_manifest(path.name, digests, report.digests)
+    if manifest is not None and manifest not in recorded:
+        write_manifest(manifest, report.digests)
     return report
 
 

@@ -12,8 +12,8 @@ class ReadError(ValueError):
     """A sample file is missing, damaged, or not of the published form."""
 
     def __init__(self, path: str | AnyPath, problem: str):
-        super().__init__(str(path), problem)
-        self.path, self.problem = str(path), problem
+        self.path, self.problem = f"{path}", problem
+        super().__init__(self.path, problem)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"

@@ -82,7 +82,7 @@ class SampleFile:
     """
 
     def __init__(self, path: str | AnyPath, arrays: Arrays, wanted: Sequence[str]):
-        self.path = str(path)
+        self.path = f"{path}"
         self._arrays = arrays
         stamps = arrays.timestamps
         check_timestamps(self.path, stamps.dtype, stamps.shape)
@@ -222,7 +222,7 @@ def _open(path: str | AnyPath, wanted: Sequence[str], stack: contextlib.ExitStac
             return indexed
     file, held = open_file(source)
     stack.callback((held or file).close)
-    return Hdf5File(str(path), file, wanted)
+    return Hdf5File(f"{path}", file, wanted)
 
 
 def nominal_tile_px(folder: str | AnyPath) -> int | None:

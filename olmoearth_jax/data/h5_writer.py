@@ -50,6 +50,11 @@ class Storage:
             )
         if self.compression == "zstd" and self.level is None:
             raise ValueError("zstd compression needs a level, for example 3")
+        least, most = {"gzip": (0, 9), "zstd": (1, 22)}.get(self.compression, (0, 0))
+        if most and self.level is not None and not least <= self.level <= most:
+            raise ValueError(
+                f"the level of {self.compression} must lie in {least}..{most}, got {self.level}"
+            )
         for what, size in (("side", self.chunk_px), ("timesteps", self.chunk_steps)):
             if size is not None and size < 1:
                 raise ValueError(f"chunk {what} must be positive, got {size}")

@@ -203,7 +203,8 @@ def every_array(file: h5py.File) -> dict[str, h5py.Dataset]:
     """All arrays of a file by their paths.
 
     Raises:
-      ReadError: a link instead of something stored, or an array that `stored_array` refuses.
+      ReadError: a link instead of something stored, an array that `stored_array` refuses, or
+        arrays that together are larger than the file explains.
     """
     out: dict[str, h5py.Dataset] = {}
     most = room(file.id.get_filesize())
@@ -213,8 +214,11 @@ def every_array(file: h5py.File) -> dict[str, h5py.Dataset]:
             _check_link(file.filename, name.decode(errors="replace"), kind)
 
     def visit(name: str, item: object) -> None:
+        nonlocal most
         if isinstance(item, h5py.Dataset):
-            _check_chunks(_stored(file.filename, name, item.id, most))
+            stored = _stored(file.filename, name, item.id, most)
+            most -= math.prod(stored.shape) * stored.dtype.itemsize  # of all arrays together
+            _check_chunks(stored)
             out[name] = item
         elif isinstance(item, h5py.Group):
             check(item)
@@ -279,6 +283,9 @@ def _stored(path: str, name: str, source: h5py.h5d.DatasetID, most: int) -> _Sto
     shape, dtype = source.shape, source.dtype
     if shape is None:
         raise ReadError(path, f"{name!r} is empty")
+    if dtype.hasobject:
+        # Elements of such arrays are as long as the file says, and all may be one and the same.
+        raise ReadError(path, f"{name!r} holds texts, lists or links and no numbers")
     _check_room(path, name, math.prod(shape) * dtype.itemsize, most)
     if kind == h5py.h5d.CHUNKED:
         # Chunks of arrays that can grow may be larger than the array.

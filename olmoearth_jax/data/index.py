@@ -21,6 +21,7 @@ from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import nominal_tile_px, open_sample
 from olmoearth_jax.data.holdout import held_out
 from olmoearth_jax.data.remote import AnyPath, location
+from olmoearth_jax.files import check_file
 from olmoearth_jax.modalities import IMAGE_TILE_PX
 
 Split = Literal["train", "validation"]
@@ -250,7 +251,7 @@ def fingerprint(
         words = words.replace(name, name.replace("_", "-"))
     names = sorted([*(w.replace("-", "_") for w in words.split("_")), "latlon"])
     text = (
-        f"tile_path={folder.parent.parent.parent},supported_modalities={names},"
+        f"tile_path={folder.parent.parent.parent!s},supported_modalities={names},"
         f"sample_size={folder.name},dtype={dtype_text}"
     )
     if filter_idx_file is not None:
@@ -328,7 +329,7 @@ def read_metadata(folder: AnyPath) -> tuple[list[str], np.ndarray]:
     path = folder / METADATA_FILE
     try:
         with path.open() as f:
-            header = f.readline().strip().split(",")
+            header = [n.strip() for n in f.readline().removeprefix("\ufeff").split(",")]
             rows = f.read().splitlines()
         # loadtxt warns about an empty table instead of returning one
         table: np.ndarray = np.zeros((0, len(header)), np.int64)
@@ -352,6 +353,8 @@ def read_metadata(folder: AnyPath) -> tuple[list[str], np.ndarray]:
 
 def _load_array(path: AnyPath) -> np.ndarray:
     try:
+        if isinstance(path, Path):
+            check_file(path)
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
@@ -376,11 +379,23 @@ def _tile_px(folder: AnyPath, numbers: np.ndarray, names: Sequence[str]) -> int:
     raise ValueError(f"cannot tell the tile size of {folder} from its name or files; {problem}")
 
 
+def read_centres(path: AnyPath) -> np.ndarray:
+    """The numbers of a dataset's latlon_distribution.npy, of any shape.
+
+    Raises:
+      ValueError: it cannot be read, or holds something else.
+    """
+    table = _load_array(path)
+    if table.dtype.kind not in "iuf":
+        raise ValueError(f"{path} must hold degrees, got {table.dtype}")
+    return table
+
+
 def _latlon(folder: AnyPath, numbers: np.ndarray) -> np.ndarray | None:
     path = folder / LATLON_FILE
     if not path.is_file():
         return None
-    table = _load_array(path)
+    table = read_centres(path)
     if table.ndim != 2 or table.shape[1] != 2 or len(table) <= numbers.max():
         raise ValueError(
             f"{path} must hold [samples, 2] degrees for {numbers.max() + 1} samples, "

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.remote import without_secrets
 from olmoearth_jax.files import check_file
 
 _TILT = 0.01
@@ -29,8 +30,8 @@ class RasterError(ValueError):
     """A raster, of a `path`, cannot be used; `reason` says why, without the path."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
+        self.path, self.reason = without_secrets(str(path)), without_secrets(reason)
+        super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
         return f"{self.path} {self.reason}"
@@ -72,6 +73,7 @@ class RasterFile:
       crs: as rasterio has it, or None.
       transform: of the north-up picture; the identity if the file has no place.
       placed: whether it has a place on the ground.
+      own_masks: numbers of the data bands with a mask; nodata values and alpha are none.
       complete: whether nothing in the file says that pixels are missing.
       turned: in words how the file differs from north-up, such as 'upside down'; '' if it does not.
     """
@@ -91,7 +93,7 @@ class RasterFile:
         try:
             check_file(path)
             with _no_place_is_fine(self._rasterio):
-                self._file = self._rasterio.open(path, **opening(path))
+                self._file = self._base = self._rasterio.open(path, **opening(path))
         except (self._rasterio.errors.RasterioError, OSError) as e:
             raise RasterError(path, f"cannot be read as a raster: {e}") from e
         try:
@@ -128,10 +130,12 @@ class RasterFile:
         self.nodata = tuple(file.nodatavals[k] for k in chosen)
         self.scales = tuple(file.scales[k] for k in chosen)
         self.offsets = tuple(file.offsets[k] for k in chosen)
-        self._own_masks = self._masked()
-        self.complete = self._alpha is None and not self._own_masks
+        self.own_masks = self._masked()
+        self.complete = self._alpha is None and not self.own_masks
         self.complete &= all(v is None for v in self.nodata)
         t = file.transform
+        if not np.isfinite(t).all():
+            raise RasterError(self.path, "places its pixels at numbers that are none")
         if t.is_identity and file.gcps[0]:
             raise RasterError(
                 self.path, "is placed by ground control points: warp it to a north-up grid"
@@ -242,11 +246,10 @@ class RasterFile:
         beside = [Path(f"{self.path}{end}") for end in (".ovr", ".OVR", ".aux", ".AUX")]
         beside.append(Path(self.path).with_suffix(".aux"))
         known = bool(opening(self.path)) and Path(self.path).is_file()
-        named = bool(self._file.tags(ns="OVERVIEWS")) or any(p.exists() for p in beside)
+        named = bool(self._base.tags(ns="OVERVIEWS")) or any(p.exists() for p in beside)
         return known and named
 
     def _masked(self) -> set[int]:
-        """Data bands with a mask of their own; nodata values and alpha are no such masks."""
         flag = self._rasterio.enums.MaskFlags
         others = {flag.all_valid, flag.alpha, flag.nodata}
         kinds = self._file.mask_flag_enums
@@ -256,7 +259,7 @@ class RasterFile:
         """What every declaration of the file leaves valid; GDAL's own mask is only one of them."""
         valid = np.ones(values.shape, bool)
         for k, band in enumerate(self._bands):
-            if band in self._own_masks:
+            if band in self.own_masks:
                 mask = self._one(self._file.read_masks, band, how)
                 valid[k] &= mask > 0
         alike = len({str(v) for v in self.nodata}) == 1  # then all bands at once

@@ -19,6 +19,7 @@ from olmoearth_jax.data.raster_file import (
     RasterFile,
     crs_difference,
     library,
+    opening,
     same_crs,
     transform_points,
 )
@@ -90,6 +91,7 @@ def look_at(raster: Raster) -> Placed:
         if repeat is None:
             if raster.resample == "refuse":
                 raise _off_lattice(file, zone, size)
+            _check_one_rule(layer)
             zone = None
         t = file.transform
         box = (t.c, t.f + file.height * t.e, t.c + file.width * t.a, t.f)
@@ -163,6 +165,21 @@ def _off_lattice(file: RasterFile, zone: int | None, size: float) -> ValueError:
     )
 
 
+def _check_one_rule(layer: Layer) -> None:
+    """Refuses to resample what says in several ways which pixels are missing: GDAL keeps to one.
+
+    Raises:
+      ValueError: a mask beside a nodata value, or bands with several nodata values.
+    """
+    file = layer.file
+    several = len({str(v) for v in file.nodata}) > 1
+    if several or (file.own_masks and file.nodata[0] is not None):
+        what = "several nodata values" if several else "a mask and a nodata value"
+        raise RasterError(
+            file.path, f"has {what}, of which resampling obeys one: warp it to the lattice first"
+        )
+
+
 class LatticeStack(Stack):
     """Open rasters of one zone and period; rows and columns are counted from E = N = 0, see `crop`.
 
@@ -222,6 +239,7 @@ class LatticeStack(Stack):
         raster = layer.raster
         if raster.resample == "refuse":
             raise _off_lattice(layer.file, None, size)
+        _check_one_rule(layer)
         nodata = layer.file.nodata
         layer.file.close()
         warped = WarpedFile(raster, self.crs, size, layer.file.count)
@@ -247,7 +265,7 @@ class WarpedFile(RasterFile):
         """
         rasterio = self._rasterio = library()
         self.path = raster.path
-        self._base = rasterio.open(raster.path)
+        self._base = rasterio.open(raster.path, **opening(raster.path))
         try:
             self._file = self._warped(raster, crs, size)
             self._describe(count)
@@ -259,8 +277,10 @@ class WarpedFile(RasterFile):
         from rasterio.vrt import WarpedVRT
 
         rasterio, base = self._rasterio, self._base
+        left, bottom, right, top = base.bounds
+        across, down = sorted((left, right)), sorted((bottom, top))  # it may lie any way round
         west, south, east, north = rasterio.warp.transform_bounds(
-            base.crs, crs, *base.bounds, densify_pts=51
+            base.crs, crs, across[0], down[0], across[1], down[1], densify_pts=51
         )
         left, top = math.floor(west / size), math.ceil(north / size)
         right, bottom = math.ceil(east / size), math.floor(south / size)

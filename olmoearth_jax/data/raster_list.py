@@ -104,7 +104,7 @@ def _csv_rows(path: AnyPath, text: str) -> list[dict[str, Any]]:
     marks = [named[1]] if named else [m for m in ";\t" if m in head and "," not in head]
     try:
         lines = csv.reader(io.StringIO(text), delimiter=marks[0] if marks else ",", strict=True)
-        names = _without_blank_end(next(lines, []))
+        names = [n.lower() for n in _without_blank_end(next(lines, []))]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"the manifest {path} has two columns {twice!r}")
         rows = []
@@ -163,7 +163,7 @@ def _raster(manifest: AnyPath, row: Mapping[str, Any], resample: bool) -> Raster
 def _number(where: str, key: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.inf
     endless = str(value).lower().lstrip("+-") in ("nan", "inf", "infinity")
     if not math.isfinite(number) and not (key == "nodata" and endless):

@@ -26,5 +26,7 @@ def check_files(stack: Stack, window: Window) -> None:
                 channels = [bands.index(band) for band, of in planes if of == day]
                 held = window.arrays[name][..., step, :][..., channels]
                 flat = held[np.isfinite(held)]
-                if flat.size and (wrong := values.wrong_unit(name, flat, dtype)):
+                if not flat.size:
+                    continue
+                if wrong := values.wrong_unit(name, flat, dtype) or values.odd_band(name, held):
                     raise ValueError(f"{path}: {name} {wrong[1]}; {values.FLAG_TO_SETTLE}")

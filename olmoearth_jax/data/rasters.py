@@ -275,7 +275,7 @@ class Stack:
         on_map = self.transform.a * (
             self.crs.linear_units_factor[1] if self.crs.is_projected else 0
         )
-        size += " on the ground" if abs(on_map / width - 1) > 0.02 else ""
+        size += " on the ground" if abs(on_map - width) > 0.02 * width else ""
         raise ValueError(
             f"the pixels of {anchor.path} have {size}, but the models were trained on 10 m: warp "
             "it to a UTM grid of 10 m, or pass --any_pixel_size"

@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import IO, Any
 
 
-@dataclasses.dataclass(frozen=True)
+def without_secrets(text: str) -> str:
+    """A text with the names, passwords and signatures of the URLs in it left out."""
+    text = re.sub(r"(?<=://)[^/?#\s'\"]+@", "...@", text)
+    return re.sub(r"(://[^?\s'\"]*\?)[^\s'\"]+", r"\1...", text)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class RemotePath:
     """A file or folder at a URL, with the parts of `pathlib.Path` that reading needs.
+
+    In messages (f"{path}") it stands without passwords and signatures; `str` has all of it.
 
     Args:
       url: with its protocol, without a slash at the end.
@@ -28,6 +36,12 @@ class RemotePath:
 
     def __str__(self) -> str:
         return self.url
+
+    def __format__(self, form: str) -> str:
+        return format(without_secrets(self.url), form)
+
+    def __repr__(self) -> str:
+        return f"RemotePath({self})"
 
     @property
     def name(self) -> str:
@@ -66,11 +80,11 @@ class RemotePath:
         try:
             return system.cat_file(path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {self.url}") from None
-        except OSError:
-            raise
+            raise FileNotFoundError(f"there is no file {self}") from None
         except Exception as e:  # protocols have errors of their own, such as HTTP's 403
-            raise OSError(f"{self.url} cannot be read: {e}") from e
+            if isinstance(e, OSError) and without_secrets(str(e)) == str(e):
+                raise
+            raise OSError(f"{self} cannot be read: {without_secrets(str(e))}") from None
 
     def open(self, mode: str = "r", newline: str | None = None) -> IO[Any]:
         """The file's content, for reading only."""
@@ -83,11 +97,9 @@ class RemotePath:
         try:
             return fsspec.core.url_to_fs(self.url)
         except ImportError as e:
-            raise OSError(
-                f"cannot open {self.url}: {e} (pip install 'olmoearth-jax[remote]')"
-            ) from e
+            raise OSError(f"cannot open {self}: {e} (pip install 'olmoearth-jax[remote]')") from e
         except ValueError as e:
-            raise OSError(f"cannot open {self.url}: {e}") from e
+            raise OSError(f"cannot open {self}: {without_secrets(str(e))}") from e
 
 
 AnyPath = Path | RemotePath

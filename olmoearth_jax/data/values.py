@@ -94,7 +94,7 @@ def check_values(
     if normalized:
         _normalized(name, flat, off)
         return
-    wrong = wrong_unit(name, flat, dtype)
+    wrong = wrong_unit(name, flat, dtype) or odd_band(name, few)
     if wrong is None and each_timestep:
         wrong = _odd_timestep(values, name, dtype)
     if wrong:
@@ -114,7 +114,7 @@ def _odd_timestep(values: np.ndarray, name: str, dtype: Any) -> tuple[str, str] 
     for step in range(values.shape[-2] if values.shape[-2] > 1 else 0):
         few = _thinned(values[..., step, :], modality.num_bands, _PER_TIMESTEP)
         flat = few[np.isfinite(few) & (few != np.float32(MISSING))]
-        if flat.size and (wrong := wrong_unit(name, flat, dtype)):
+        if flat.size and (wrong := wrong_unit(name, flat, dtype) or odd_band(name, few)):
             return wrong[0], f"{wrong[1]} (in timestep {step + 1} of {values.shape[-2]})"
     return None
 
@@ -175,6 +175,19 @@ def wrong_unit(name: str, flat: np.ndarray, dtype: Any = None) -> tuple[str, str
         return _optical(name, flat, dtype)
     if name == "era5_10" and 0 < np.abs(flat).max() < 150:
         return "celsius", "must be in K, Pa, m/s and m, but nothing is above 150"
+    return None
+
+
+def odd_band(name: str, x: np.ndarray) -> tuple[str, str] | None:
+    """`wrong_unit` of a band of radar values [..., bands] that is power where others are decibel;
+    among all values it may have no weight."""
+    if name != "sentinel1" or x.shape[-1] < 2:
+        return None
+    for number, column in enumerate(np.moveaxis(x, -1, 0), 1):
+        real = column[np.isfinite(column) & (column != np.float32(MISSING))]
+        if real.size and np.percentile(real, 1) >= 0:
+            wrong = _radar(real)
+            return wrong and (wrong[0], f"{wrong[1]} (in band {number} of {x.shape[-1]} alone)")
     return None
 
 
@@ -328,15 +341,17 @@ def _unusual(
 ) -> None:
     """Warns of what is odd about values; `thin` and `flat` are a part of them."""
     record = _table().get(name, {})
-    if name == "sentinel2_l2a" and (newest or 0) >= _OFFSET_SINCE:
+    if name == "sentinel2_l2a" and newest is not None:
         columns = [c[np.isfinite(c) & (c != np.float32(MISSING))] for c in thin.T]
         lows = [float(np.percentile(c, 1)) for c in columns if c.size]
         if lows and min(lows) >= 1000:
+            # Older ones do if they were made again with today's processor.
+            again = newest < _OFFSET_SINCE
+            which = "products made again since 2022" if again else "products since January 2022"
             _warn(
                 f"{name}: nearly all values of every band are above 1000 (1st percentile "
-                f"{min(lows):.0f}); products since January 2022 hold an offset of 1000 that must "
-                "be subtracted (values below 0 set to 0). If that was done and the scene is "
-                "bright, ignore this"
+                f"{min(lows):.0f}); {which} hold an offset of 1000 that must be subtracted (values "
+                "below 0 set to 0). If that was done and the scene is bright, ignore this"
             )
             return
     zeros = counts.share(counts.fills.get(0, 0))

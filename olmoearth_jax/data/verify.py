@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities as registry
-from olmoearth_jax.data import blocks, chunk_index, npy_file, quality
+from olmoearth_jax.data import blocks, chunk_index, quality
 from olmoearth_jax.data.blocks import ALONE, Place
 from olmoearth_jax.data.checksums import file_digest, text_digest
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import write_csv
 from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
-from olmoearth_jax.data.index import LATLON_FILE, read_metadata
+from olmoearth_jax.data.index import LATLON_FILE, read_centres, read_metadata
 from olmoearth_jax.data.pool import Workers, run_tasks
 from olmoearth_jax.data.progress import Progress
 from olmoearth_jax.data.work_list import WorkList, write_durably
@@ -144,7 +144,9 @@ def verify(
         found = _inspected(paths, workers, say)
     else:
         found = _shared(folder, paths, workers, say, state, at)
-    collected = _Collector(header, rows, _centres(folder), report)
+    centres = _centres(folder)
+    usable = centres is not None and centres.ndim == 2 and centres.shape[1] == 2
+    collected = _Collector(header, rows, centres if usable else None, report)
     # in order of number, so that any worker count gives one report
     for number, result in zip(sorted(rows), found, strict=True):
         collected.add(number, result)
@@ -268,8 +270,8 @@ class _Collector:
 
 
 def _centres(folder: Path) -> np.ndarray | None:
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return npy_file.read(folder / LATLON_FILE)
+    with contextlib.suppress(ValueError):
+        return read_centres(folder / LATLON_FILE)
     return None
 
 
@@ -312,8 +314,8 @@ def _check_row(
         report.errors.append(f"sample_{number}.h5: {LATLON_FILE} gives another place")
 
 
-def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
-    """Differences between a manifest and what was found.
+def read_manifest(path: Path) -> dict[int, str]:
+    """The checksums of a manifest by sample number.
 
     Raises:
       ValueError: the manifest cannot be read.
@@ -321,11 +323,17 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
     try:
         check_file(path)
         with path.open(newline="") as file:
-            recorded = {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+            return {int(r["sample_index"]): r["blake2b"] for r in csv.DictReader(file)}
+    except KeyError as e:
+        raise ValueError(f"{path} is no manifest of checksums: it has no column {e}") from None
+    except (OSError, ValueError, TypeError, csv.Error) as e:
         raise ValueError(f"manifest {path} cannot be read: {e!r}") from e
+
+
+def compare_manifest(name: str, recorded: Mapping[int, str], digests: dict[int, str]) -> list[str]:
+    """Differences between the checksums of a manifest called `name` and what was found."""
     return [
-        f"sample_{n}.h5 has changed since {path.name} was written"
+        f"sample_{n}.h5 has changed since {name} was written"
         for n, digest in digests.items()
         if recorded.get(n) != digest
     ]
@@ -333,6 +341,7 @@ def compare_manifest(path: Path, digests: dict[int, str]) -> list[str]:
 
 def write_manifest(path: Path, digests: dict[int, str]) -> None:
     """Writes the checksums."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         write_csv(temporary, ("sample_index", "blake2b"), list(digests.items()))
 

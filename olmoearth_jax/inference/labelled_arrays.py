@@ -85,7 +85,7 @@ def images_of(
 
 def _by_modality(given: Any, modality: str | None) -> dict[Modality, Any]:
     """The arrays of each modality: a DataArray, or {band: DataArray}."""
-    if _is_array(given):
+    if is_array(given):
         if modality is None and given.name in modalities.names():
             modality = str(given.name)
         names = _names_of_bands(given)
@@ -108,10 +108,11 @@ def _by_modality(given: Any, modality: str | None) -> dict[Modality, Any]:
 def _variables(given: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """The variables that are images: what only holds the CRS is none."""
     named = getattr(given, "data_vars", given)
-    return {n: x for n, x in named.items() if not (_is_array(x) and x.ndim == 0)}
+    return {n: x for n, x in named.items() if not (is_array(x) and x.ndim == 0)}
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
+    """Whether something is a DataArray, told without xarray."""
     return (
         hasattr(x, "dims")
         and hasattr(x, "coords")
@@ -156,7 +157,7 @@ def _axis(array: Any, kind: str) -> Any:
 
 
 def _has_bands(array: Any) -> bool:
-    return _is_array(array) and _axis(array, "band") is not None
+    return is_array(array) and _axis(array, "band") is not None
 
 
 def _names_of_bands(array: Any) -> list[str]:
@@ -237,7 +238,7 @@ def _image(modality: Modality, array: Any, names: Sequence[str], any_pixel_size:
         array = array.isel({axes["time"]: 0})
         axes["time"] = None
     order = [axes[k] for k in ("y", "x", "time", "band") if axes[k] is not None]
-    values = _filled(array.transpose(*order))
+    values = filled(array.transpose(*order))
     if axes["time"] is None:
         values = np.expand_dims(values, 2)
     if axes["band"] is None:
@@ -306,13 +307,13 @@ def _days(array: Any, axis: Any) -> tuple[Any, ...]:
     return tuple(parse_date(s) for s in stamps)
 
 
-def _filled(array: Any) -> np.ndarray:
+def filled(array: Any) -> np.ndarray:
     """Values, NaN where the array says that there are none.
 
     Raises:
       ValueError: a scale or offset is told, but not applied.
     """
-    for key, neutral in (("scale_factor", 1), ("add_offset", 0)):
+    for key, neutral in (("scale_factor", 1), ("add_offset", 0), ("scales", 1), ("offsets", 0)):
         told = np.asarray(array.attrs.get(key, neutral), float)
         if not (told == neutral).all():
             raise ValueError(
@@ -321,15 +322,28 @@ def _filled(array: Any) -> np.ndarray:
                 "right as they are"
             )
     values = np.asarray(array.values)
-    absent = array.attrs.get("_FillValue", array.attrs.get("nodata"))
-    if absent is None or values.dtype.kind not in "iuf" or np.isnan(float(absent)):
+    if values.dtype.kind not in "iuf":
         return values
-    # 1e20 as float64 is not the 1e20 of a float32 image.
-    gone = values == (values.dtype.type(absent) if values.dtype.kind == "f" else absent)
+    gone = np.zeros(values.shape, bool)
+    for absent in _absent(array.attrs):
+        # 1e20 as float64 is not the 1e20 of a float32 image.
+        gone |= values == (values.dtype.type(absent) if values.dtype.kind == "f" else absent)
     if not gone.any():
         return values
     out = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     out[gone] = np.nan
+    return out
+
+
+def _absent(attrs: Mapping[Any, Any]) -> set[float]:
+    """The values that mean 'missing', under the names of readers; one under each, or ValueError."""
+    out = set()
+    for key in ("_FillValue", "missing_value", "nodata", "nodatavals"):
+        told = np.ravel(np.asarray(attrs.get(key), float))  # None is NaN
+        found = set(told[~np.isnan(told)].tolist())
+        if len(found) > 1:
+            raise ValueError(f"its attribute {key} holds several values: set NaN and remove it")
+        out |= found
     return out
 
 

@@ -385,6 +385,7 @@ def load_weights(path_or_hub_id: str | Path, revision: str | None = None) -> che
         raise ValueError(
             f"{folder} holds neither published weights (config.json with weights.pth or "
             "model.safetensors) nor a checkpoint of ours (checkpoints/<step>)"
+            f"{weights.other_names(folder)}"
         ) from None
 
 

@@ -12,7 +12,7 @@ from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.values import check_values
 from olmoearth_jax.dates import check_timestamps, newest, parse_dates
 from olmoearth_jax.inference import describe
-from olmoearth_jax.inference.labelled_arrays import Place, images_of
+from olmoearth_jax.inference.labelled_arrays import Place, filled, images_of, is_array
 from olmoearth_jax.modalities import MISSING, Modality
 from olmoearth_jax.proposals import known
 
@@ -262,6 +262,11 @@ def _band(modality: Modality, name: str) -> str:
 
 def _numbers(modality: Modality, value: Any) -> tuple[np.ndarray, np.dtype]:
     """(values, NaN where a masked array hides them; dtype in which they came)."""
+    if is_array(value):  # its axes are believed, but it may say what is missing
+        try:
+            value = filled(value)
+        except ValueError as e:
+            raise ValueError(f"{modality.name}: {e}") from None
     value = _with_masks(value)
     try:
         array = np.ma.getdata(value) if np.ma.isMaskedArray(value) else np.asarray(value)

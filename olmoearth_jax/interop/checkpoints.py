@@ -145,6 +145,11 @@ def _form(config: ModelConfig, where: str) -> Any:
     Raises:
       ValueError: there is no such model, as its sizes do not fit each other.
     """
+    for name, part in (("encoder", config.encoder_config), ("decoder", config.decoder_config)):
+        # No tensor tells of the heads, and a depth below 0 makes no blocks as 0 does.
+        if part is not None and (part.num_heads < 1 or part.depth < 0):
+            told = f"{part.depth} blocks of {part.num_heads} heads"
+            raise ValueError(f"{where} holds a config of no model: its {name} has {told}")
     try:
         return latent_mim.graph(config)[1]
     except (ValueError, TypeError, ArithmeticError) as e:

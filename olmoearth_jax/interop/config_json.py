@@ -237,7 +237,7 @@ def load(path: Path) -> Any:
             raise ValueError("it is a folder, pipe or device")
         if path.exists() and is_pointer(path):
             raise ValueError("it is a Git LFS pointer; run 'git lfs pull' in its folder")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"there is no config file {path}") from None
     except RecursionError:

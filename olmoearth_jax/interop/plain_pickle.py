@@ -289,6 +289,8 @@ def plain_key(value: Any) -> Any:
     parts = value if type(value) is tuple else (value,)
     if not all(isinstance(p, _KEYS) for p in parts):
         raise PickleRefused(f"a {type(value).__name__} is a key")
-    if any(isinstance(p, int) and abs(p) > _LARGEST_KEY for p in parts):
-        raise PickleRefused("a huge number is a key")
+    numbers = [p for p in parts if isinstance(p, int | float)]
+    # Two numbers of a tuple, too, can be chosen so that all have one hash.
+    if len(numbers) > 1 or any(isinstance(p, int) and abs(p) > _LARGEST_KEY for p in numbers):
+        raise PickleRefused("a huge number, or several, are a key")
     return value

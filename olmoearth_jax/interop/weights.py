@@ -42,6 +42,9 @@ _LONGEST_KEY = 400
 # Heads of auxiliary losses that some releases still carry; no loader builds them.
 _TRAINING_ONLY = ("supervision_head.", "location_token_distillation_head.")
 
+_WRAPPERS = ("model.", "module.", "_orig_mod.")
+"""What training, several devices and compilation put before all names of a model in PyTorch."""
+
 _NOTICE = f"""# Attribution
 
 The weights in this folder are OlmoEarth weights by the Allen Institute for AI (Ai2), or were
@@ -92,12 +95,13 @@ def decode_only_record(names: tuple[str, ...]) -> dict[str, Any]:
 def is_reference_folder(folder: Path) -> bool:
     """Does it hold weights of the reference's layout, and a config or at least no checkpoint?"""
     held = any((folder / file).is_file() for file in (TORCH_FILE, SAFETENSORS_FILE))
-    return held and ((folder / CONFIG_FILE).is_file() or not _is_run(folder))
+    return held and ((folder / CONFIG_FILE).is_file() or not is_run(folder))
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Does it hold checkpoints of this package, or is it one?"""
-    return any((folder / part).is_dir() for part in ("checkpoints", "meta"))
+    held = any((folder / part).is_dir() for part in ("checkpoints", "meta"))
+    return held or any(folder.glob("[0-9]*/meta"))
 
 
 def read_folder(folder: str | Path) -> Reference:
@@ -110,7 +114,7 @@ def read_folder(folder: str | Path) -> Reference:
     if not folder.is_dir():
         raise ValueError(no_folder(folder))
     held = [file for file in (TORCH_FILE, SAFETENSORS_FILE) if (folder / file).is_file()]
-    if not held and _is_run(folder):
+    if not held and is_run(folder):
         raise ValueError(
             f"{folder} holds a checkpoint of this package, which needs no import; other programs "
             f"read it after python -m tools.convert_weights export --checkpoint={folder} "
@@ -119,7 +123,9 @@ def read_folder(folder: str | Path) -> Reference:
     doc = config_json.load(folder / CONFIG_FILE)
     config = config_json.read(folder / CONFIG_FILE, doc)
     if not held:
-        raise ValueError(f"{folder} holds neither {TORCH_FILE} nor {SAFETENSORS_FILE}")
+        raise ValueError(
+            f"{folder} holds neither {TORCH_FILE} nor {SAFETENSORS_FILE}{other_names(folder)}"
+        )
     path = folder / held[0]
     with _told(path):
         if is_pointer(path):
@@ -127,11 +133,13 @@ def read_folder(folder: str | Path) -> Reference:
                 f"{path} is a Git LFS pointer and not the weights: run 'git lfs pull' in its "
                 "folder, or download the file from the Hub"
             )
+        _check_kind(path)
     raw = _read_torch(path) if held[0] == TORCH_FILE else _read_safetensors(path)
     if odd := [key for key in raw if len(key) > _LONGEST_KEY or not key.isprintable()]:
         raise ValueError(f"{path} is not a plain state dict: {_shown(odd)} is no name of a tensor")
-    if raw and all(key.startswith("model.") for key in raw):
-        raw = {key.removeprefix("model."): value for key, value in raw.items()}
+    for wrapper in _WRAPPERS * 2:  # they may stand in each other, in any order
+        if raw and all(key.startswith(wrapper) for key in raw):
+            raw = {key.removeprefix(wrapper): value for key, value in raw.items()}
     try:
         raw = spellings.released_state(raw)
         config, kept = _heads_that_fit(config, raw)
@@ -150,6 +158,19 @@ def read_folder(folder: str | Path) -> Reference:
         raise ValueError(f"{folder / CONFIG_FILE}: {e}") from None
 
 
+def other_names(folder: Path) -> str:
+    """What to do with the weights of a folder that are there under other names."""
+    ends = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in ends and p.is_file())
+    if len(found) == 1:
+        right = SAFETENSORS_FILE if found[0].endswith(ends[0]) else TORCH_FILE
+        return f"; if {_plain(found[0], 80)} holds the weights, name it {right}"
+    if found:
+        shown = f"{len(found)} such as {_plain(found[0], 80)}"
+        return f"; weights in several files ({shown}) are not read: put them together in one"
+    return ""
+
+
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Says which file cannot be read."""
@@ -157,6 +178,16 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         raise ValueError(f"{path} cannot be read ({e.strerror or e})") from None
+
+
+def _check_kind(path: Path) -> None:
+    """Raises ValueError for a file of one format under the name of the other."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if path.name == TORCH_FILE and head[4:] == b"\0\0\0\0{":  # the length of a JSON, and it
+        raise ValueError(f"{path} is a safetensors file: name it {SAFETENSORS_FILE}")
+    if path.name == SAFETENSORS_FILE and head[:4] == b"PK\3\4":
+        raise ValueError(f"{path} is a file of PyTorch: name it {TORCH_FILE}")
 
 
 def _shown(keys: Iterable[Any]) -> str:

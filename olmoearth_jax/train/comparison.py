@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import outputs
+from olmoearth_jax.files import replacing
 from olmoearth_jax.train.metrics import is_timing, without_timing
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -19,7 +20,7 @@ Runs = dict[str, list[dict[str, Any]]]
 def series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """(step, value) of one metric in a run."""
     found = [(r["step"], r[name]) for r in records if name in r]
-    return [(step, float(value)) for step, value in found if not isinstance(value, list)]
+    return [(step, float(value)) for step, value in found if isinstance(value, int | float)]
 
 
 def metric_names(runs: Runs) -> list[str]:
@@ -178,5 +179,6 @@ def plot(runs: Runs, names: list[str], path: Path) -> None:
     about: dict[str, Any] = {}
     if path.suffix == ".png":
         about = {"metadata": {"Software": outputs.MARK}}
-    figure.savefig(path, dpi=120, **about)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=120, **about)
     pyplot.close(figure)

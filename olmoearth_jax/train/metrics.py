@@ -197,6 +197,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"There is no metrics file {path}: has the run taken a step?")
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, pipe or device and no metrics file")
     records = [record for record in read_json_lines(path) if _has_step(record)]
     return [{key: _number(value) for key, value in record.items()} for record in records]
 

@@ -99,3 +99,11 @@ def test_flags_that_are_something_else(given, part):
 
 def test_settings_of_a_plain_job_are_taken():
     assert list(render(sbatch=["--partition=gpu"], namespace="my-team")) == ["job.sbatch"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "folder"), [("docker", "/data:/etc"), ("slurm", "/d,/:/host"), ("slurm", "/d,e")]
+)
+def test_a_folder_that_would_be_two_mounts_is_refused(scheduler, folder):
+    with pytest.raises(ValueError, match="cannot mount '/d.*separates its (parts|mounts); use a"):
+        render(scheduler, mounts=[_render.Mount(folder, folder, read_only=True)])

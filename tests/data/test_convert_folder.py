@@ -202,7 +202,7 @@ def test_one_file_in_another_unit_is_named(tmp_path):
         power = day == "2021-06-15"
         values = 10 ** (db / 10) if power else db
         _write(tmp_path / f"sentinel1_{day}.tif", values.astype(np.float32), ("vv", "vh"))
-    said = "decibel in some timesteps and linear power in others"
+    said = "decibel in some timesteps or bands and linear power in others"
     with pytest.raises(ValueError, match=f"sentinel1_2021-06-15.tif: sentinel1 is {said}"):
         _convert(tmp_path)
 

@@ -72,6 +72,7 @@ REFUSED = {
     "impossible year": (_with(5, "0202-01-31").encode(), "line 3: no image is of 0202-01-31"),
     "local date": (_with(5, "31.01.2020").encode(), "line 3: .*'31.01.2020' .*start_time"),
     "no date": (_with(5, "").encode(), "line 3: .*start_time"),
+    "period": (_with(5, "20200101-20200131").encode(), "line 3: .*is a period and no date"),
     "no column": (_with(1, "").encode(), "line 3: .*column col"),
     "half written": (PLAIN[:-60].encode(), "line 13: has . values for 7 columns"),
     "too many": (PLAIN.replace("EPSG:32633", "EPSG:32633,2", 2).encode(), "line 2: has 8 values"),

@@ -88,6 +88,16 @@ def test_radar_of_neither_unit_is_left_out_with_the_reason(tmp_path, unit):
         _convert(tmp_path)
 
 
+@pytest.mark.parametrize("band", [0, 1])
+def test_radar_of_one_band_in_power_is_refused(tmp_path, band):
+    make_tree(tmp_path, tiles=1)
+    mixed = _radar()
+    mixed[band::2] = 10 ** (mixed[band::2] / 10)
+    write_raster(_path(tmp_path, "sentinel1"), mixed)
+    with pytest.raises(ValueError, match="is decibel in some timesteps or bands and linear power"):
+        _convert(tmp_path)
+
+
 SIDE = 2560.0
 LEFT, TOP = CELL.col * SIDE, -CELL.row * SIDE
 UTM = CRS.from_epsg(32633)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from olmoearth_jax.data import quality
 from olmoearth_jax.data import verify as verify_dataset
 from olmoearth_jax.data.h5_writer import Storage
 from olmoearth_jax.data.hdf5_file import every_array
+from olmoearth_jax.data.index import prepare, read_metadata
 from olmoearth_jax.data.stats import StreamingStats
 from tools import compute_norm_stats, rechunk_h5
 from tools.make_synthetic_dataset import Gaps, make_dataset
@@ -130,6 +132,31 @@ def test_a_few_fills_are_a_warning(writable_dataset):
     assert any("sentinel2_l2a: holds 65535 in 0.00%" in w for w in report.warnings)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [np.array([["1", "2"]] * 6), np.zeros((6, 2), "M8[D]"), np.zeros((6, 2), complex),
+     np.zeros(()), np.zeros((6, 5)), {"a": np.zeros((6, 2))}],
+    ids=["texts", "dates", "complex", "one number", "five columns", "an archive"],
+)  # fmt: skip
+def test_centres_that_are_none_are_an_error_and_never_taken(writable_dataset, odd):
+    path = writable_dataset / "latlon_distribution.npy"
+    with path.open("wb") as file:
+        if isinstance(odd, dict):
+            np.savez(file, **odd)
+        else:
+            np.save(file, odd)
+    assert "latlon_distribution.npy" in _errors(writable_dataset)
+    with pytest.raises(ValueError, match=r"latlon_distribution\.npy"):
+        prepare(writable_dataset, ["sentinel2_l2a"])
+
+
+def test_spaces_in_the_table_of_samples_do_not_count(writable_dataset):
+    table = writable_dataset / "sample_metadata.csv"
+    header = read_metadata(writable_dataset)[0]
+    table.write_text(table.read_text().replace(",", ", "))
+    assert read_metadata(writable_dataset)[0] == header
+
+
 def test_damage_in_files_and_tables_is_found(writable_dataset):
     folder = writable_dataset
     path = folder / "sample_0.h5"
@@ -175,10 +202,42 @@ def test_the_tools_exit_codes_and_manifest(writable_dataset, tmp_path):
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 1 and "error: sample_2.h5 has changed" in second.stdout
     with pytest.raises(ValueError, match="cannot be read"):
-        verify_dataset.compare_manifest(writable_dataset / "sample_0.h5", {})
+        verify_dataset.read_manifest(writable_dataset / "sample_0.h5")
     manifest.write_text("sample_index,blake2b\n0," + "x" * 200_000)
     with pytest.raises(ValueError, match="manifest"):
-        verify_dataset.compare_manifest(manifest, {})
+        verify_dataset.read_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("sample_metadata.csv", "is no manifest of checksums: it has no column 'blake2b'"),
+     ("sample_metadata.csv/m.csv", "is a file, so nothing can be written"),
+     ("../", "is a folder; the output must be a file"), ("pipe", "is a pipe or device")],
+)  # fmt: skip
+def test_a_manifest_that_cannot_be_is_told_before_the_files_are_read(writable_dataset, name, told):
+    dataset = writable_dataset
+    os.mkfifo(dataset / "pipe")
+    command = [sys.executable, "-m", "tools.verify_dataset", f"--h5py_dir={dataset}"]
+    command += ["--num_workers=0", f"--manifest={dataset / name}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and told in done.stderr and "files" not in done.stdout
+    assert " files (" not in done.stderr
+
+
+def test_a_rechunked_dataset_is_not_put_into_the_original(writable_dataset, tmp_path):
+    dataset = writable_dataset
+    storage = Storage("zstd", 3, None, 8, 3)
+    with pytest.raises(ValueError, match="lies in the original"):
+        rechunk_h5.rechunk(dataset, dataset, storage)
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(ValueError, match="a is a file, so nothing can be written"):
+        rechunk_h5.rechunk(dataset, tmp_path / "a", storage)
+
+
+@pytest.mark.parametrize(("compression", "level"), [("zstd", 0), ("zstd", 23), ("gzip", 10)])
+def test_levels_that_are_none_are_refused(compression, level):
+    with pytest.raises(ValueError, match=f"level of {compression} must lie in"):
+        Storage(compression, level)
 
 
 def test_statistics_are_those_of_the_whole_and_of_any_worker_count(dataset, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage, write_sample
+from olmoearth_jax.data.hdf5_file import every_array, open_hdf5, stored_array
 from tools import _fuzz_parsers, fuzz, rechunk_h5
 
 NAMES = ("sentinel2_l2a", "latlon")
@@ -158,3 +159,30 @@ def test_the_fuzzer_notices_an_error_that_nobody_meant(tmp_path, monkeypatch):
     bad = _fuzz_parsers.Parser(parser.plain, parser.make, broken)
     monkeypatch.setitem(_fuzz_parsers.PARSERS, "sample", bad)
     assert "IndexError" in str(fuzz.try_case("sample", 0, 0, tmp_path))
+
+
+def test_lists_that_are_one_and_the_same_are_not_read(tmp_path):
+    path = good(tmp_path / "sample_0.h5")
+    with h5py.File(path, "a") as file:
+        lists = file.create_dataset("extra", (2000,), dtype=h5py.vlen_dtype(np.uint8))
+        lists[0] = np.zeros(1000, np.uint8)
+        place = lists.id.get_offset()
+    with path.open("r+b") as file:  # every element refers to the content of the first
+        file.seek(place)
+        first = file.read(16)
+        file.seek(place)
+        file.write(first * 2000)
+    with open_hdf5(path) as file:
+        with pytest.raises(ReadError, match="'extra' holds texts, lists or links"):
+            every_array(file)
+        with pytest.raises(ReadError, match="'extra' holds texts, lists or links"):
+            stored_array(file, "extra")
+
+
+def test_arrays_that_together_are_larger_than_the_file_explains(tmp_path):
+    path = good(tmp_path / "sample_0.h5")
+    with h5py.File(path, "a") as file:
+        for number in range(3):  # each is fine alone, and none is ever written
+            file.create_dataset(f"x{number}", (1 << 26,), np.uint8, chunks=(1 << 20,))
+    with open_hdf5(path) as file, pytest.raises(ReadError, match="more than the file can hold"):
+        every_array(file)

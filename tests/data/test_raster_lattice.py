@@ -148,3 +148,47 @@ def test_a_cropped_stack_counts_from_the_corner_of_its_box(tmp_path):
     assert got.transform == want.transform == rasterio.Affine(10, 0, 399_980, 0, -10, 5_000_020)
     assert np.isfinite(got.arrays["sentinel1"]).any()
     assert np.array_equal(got.arrays["sentinel1"], want.arrays["sentinel1"], equal_nan=True)
+
+
+@pytest.mark.parametrize("down, across", [(1, 1), (-1, 1), (1, -1)])
+def test_what_is_resampled_may_lie_any_way_round(tmp_path, down, across):
+    x = _image(5)
+    corner = 400_003 + 300 * (across < 0), 5_000_204 - 200 * (down < 0)
+    place = rasterio.Affine(10 * across, 0, corner[0], 0, -10 * down, corner[1])
+    path = _write(tmp_path / "a.tif", x[:, ::down, ::across], place)
+    with LatticeStack([Raster(path, "2023-05", resample="nearest")], 33, BANDS, DAYS) as stack:
+        got = _read(stack, (400_000, 5_000_000, 400_300, 5_000_200))
+    assert np.array_equal(got[..., 0, :], np.moveaxis(x, 0, -1))
+
+
+def test_a_mask_beside_a_nodata_value_is_not_resampled(tmp_path):
+    x = _image(6)
+    path = _write(tmp_path / "a.tif", x, rasterio.Affine(10, 0, 400_003, 0, -10, 5_000_204))
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(np.repeat([0, 255], 300).astype(np.uint8).reshape(20, 30))
+        file.nodata = -99.0
+    raster = Raster(path, "2023-05", resample="nearest")
+    with pytest.raises(ValueError, match=r"a\.tif has a mask and a nodata value"):
+        look_at(raster)
+    with pytest.raises(ValueError, match=r"a\.tif has a mask and a nodata value"):
+        LatticeStack([raster], 33, BANDS, DAYS)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_place_that_is_no_number_is_refused_by_name(tmp_path, value):
+    path = _write(tmp_path / "a.tif", _image(7), rasterio.Affine(10, 0, value, 0, -10, 5e6))
+    with pytest.raises(ValueError, match=r"a\.tif places its pixels at numbers that are none"):
+        look_at(Raster(path, "2023-05", resample="nearest"))
+
+
+def test_smaller_versions_of_a_resampled_raster_are_read_from_no_other_file(tmp_path):
+    form = {"crs": "EPSG:32633", "nodata": None, "names": ("vv", "vh")}
+    place = rasterio.Affine(10, 0, 400_003, 0, -10, 5_000_204)
+    small = _write(tmp_path / "small.tif", np.full((2, 10, 15), -1, np.float32), place, **form)
+    path = _write(tmp_path / "a.tif", np.full((2, 20, 30), -9, np.float32), place, **form)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=small)
+    with LatticeStack([Raster(path, "2023-05", resample="nearest")], 33, BANDS, DAYS) as stack:
+        stack.crop((400_000, 5_000_000, 400_300, 5_000_200))
+        got = stack.read(slice(0, 20), slice(0, 30), 8).arrays["sentinel1"]
+    assert (got[..., 0, :] == -9).all()

@@ -368,6 +368,7 @@ def _quiet():
         ("EPSG:32633", grid(0, 0, 1, 2), "have 10 m x 20 m, but"),
         ("EPSG:32633", grid(0, 0, 1, 0.5), "have 10 m x 5 m, but"),
         ("EPSG:32633", grid(0, 0, 1.06, 1.06), "have 10.6 m, but"),
+        ("EPSG:32633", Affine(1e-300, 0, 3e5, 0, -1e-300, 5e6), "have 0 m on the ground, but"),
         ("EPSG:3857", Affine(10, 0, 1e6, 0, -10, 8_399_738), "have 5.01 m on the ground, but"),
         ("EPSG:4326", Affine(1e-3, 0, 9, 0, -1e-3, 50), "on the ground, but"),
         ("EPSG:32633", grid(0, 0, 1.04, 0.97), ""),
@@ -392,6 +393,7 @@ def test_manifests(tmp_path):
     want = [Raster(str(tmp_path / "a.tif"), "2023-06-15", "", ["B2", "B3"], -1000.0)]
     assert read("path,date,bands,offset\na.tif,2023-06-15,B2 B3,-1000\n") == want
     assert read("\ufeffpath;date;bands;offset\r\na.tif;2023-06-15;B2 B3;-1000\r\n\r\n") == want
+    assert read("Path,DATE,Bands,offset\na.tif,2023-06-15,B2 B3,-1000\n") == want
     row = '{"path": "a.tif", "date": "2023-06-15", "bands": ["B2", "B3"], "offset": -1000}'
     assert read(f"[{row}]", "m.json") == want
     assert read("path\n/vsicurl/x.tif\n")[0].path == "/vsicurl/x.tif"
@@ -412,6 +414,8 @@ def test_manifests(tmp_path):
     for text in ('"sep=;"\r\npath;bands\r\na.tif;B2,B3\r\n', 'path,bands\na.tif,"B2; B3"\n'):
         assert read(text) == [Raster(str(tmp_path / "a.tif"), bands=["B2", "B3"])]
     assert read("path,nodata\na.tif,-inf\n")[0].nodata == -np.inf
+    with pytest.raises(ValueError, match="scale must be a number"):
+        read('[{"path": "a.tif", "scale": 1%s}]' % ("0" * 400), "m.json")
     twice = '[{"path": "a.tif", "date": "2023-06-15", "date": "2023-07-15"}]'
     with pytest.raises(ValueError, match="'date' is given twice"):
         read(twice, "m.json")

@@ -12,8 +12,9 @@ import pytest
 
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
-from olmoearth_jax.data.index import concat, prepare
+from olmoearth_jax.data.index import concat, prepare, read_metadata
 from olmoearth_jax.data.pipeline import TrainStream
+from olmoearth_jax.data.raster_file import RasterError
 from olmoearth_jax.data.raster_list import read_manifest
 from olmoearth_jax.data.remote import RemotePath, location
 from olmoearth_jax.data.store import SampleStore
@@ -180,3 +181,43 @@ def test_whatever_a_server_says_is_an_error_of_reading(monkeypatch, error, kind,
         RemotePath("https://a.b/x.json").read_bytes()
     with pytest.raises(ValueError, match="the manifest .* cannot be read"):
         read_manifest(RemotePath("https://a.b/x.json"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memory://me:s3cret@host/data", "memory://s3cret@host/data", "http://h/a.tif?sig=s3cret&x=1"],
+)
+def test_messages_hold_no_passwords(url):
+    path = location(url)
+    told = [f"{path}", f"{[path]}", str(ReadError(path, "is bad"))]
+    told += [str(RasterError(url, f"cannot be read ({url})"))]
+    for read in (prepare, open_sample):
+        with pytest.raises(ValueError) as refused:
+            if read is prepare:
+                prepare(url, OFFICIAL_MODALITIES)
+            else:
+                with open_sample(path, OFFICIAL_MODALITIES):
+                    pass
+        told.append(str(refused.value))
+    assert not [text for text in told if "s3cret" in text]
+    assert str(path) == url  # what opens it has all of it
+
+
+def test_a_protocol_that_repeats_the_url_in_its_error(monkeypatch):
+    class Refusing:
+        def cat_file(self, path):
+            raise ConnectionError(f"403 Forbidden for url 'https://h/a?sig=s3cret' and {path}")
+
+    url = "https://me:s3cret@h/a"
+    monkeypatch.setattr(RemotePath, "_open_system", lambda path: (Refusing(), url))
+    with pytest.raises(OSError, match="@h/a cannot be read: 403 Forbidden") as refused:
+        RemotePath(url).read_bytes()
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_table_saved_with_a_byte_order_mark(dataset, tmp_path):
+    copy = tmp_path / dataset.name
+    shutil.copytree(dataset, copy)
+    table = copy / "sample_metadata.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert read_metadata(copy)[0] == read_metadata(dataset)[0]

@@ -79,6 +79,19 @@ def test_one_timestep_in_another_unit_is_told(name, factor):
     assert values.warnings_of(series, name) == []
 
 
+@pytest.mark.parametrize("band", [0, 1])
+def test_one_band_of_radar_in_power_is_told(band):
+    series = np.concatenate([RADAR] * 12, axis=2)
+    series[..., band] = 10 ** (series[..., band] / 10)
+    one = series[:, :, 3:4].copy()
+    for x in (series, one, one[:, :, 0]):
+        with pytest.raises(ValueError, match=rf"like linear power .*in band {band + 1} of 2 alone"):
+            check_values(x, "sentinel1")
+    series[..., 1 - band] = np.nan  # nothing is known of the other one
+    with pytest.raises(ValueError, match="like linear power"):
+        check_values(series, "sentinel1")
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float64])
 def test_counts_of_parts_add_up(dtype):
     whole = spoilt(spoilt(COUNTS, 0, 0.3), 31000, 0.2).reshape(-1, 12).astype(dtype)

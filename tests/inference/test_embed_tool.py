@@ -178,6 +178,8 @@ def test_h5_folder(folder, capsys):
     [
         ({"output": "map.npz"}, "must end in .tif"),
         ({"input": ["absent.tif"]}, "there is no file"),
+        ({"input": [".", ""]}, "there is no file ''"),
+        ({"input": ["."], "dates": ["2023-06-15"]}, "no .h5 files; for GeoTIFFs give --name"),
         ({"pooling": "spatal"}, "did you mean 'spatial'"),
         ({"pooling": "instance"}, "makes no map"),
         ({"pooling": "student", "dates": ["2021-04-15"]}, "only models of v1.3 have"),

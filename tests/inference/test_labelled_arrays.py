@@ -122,6 +122,21 @@ def test_fill_values_are_missing():
 
 
 @pytest.mark.parametrize(
+    ("name", "told"),
+    [("missing_value", 0), ("nodatavals", (0.0,) * 12), ("nodata", "0"), ("_FillValue", [0])],
+)
+def test_fill_values_under_any_name_of_readers_are_missing(name, told):
+    array = optical()
+    array[0] = 0
+    array.attrs[name] = told
+    assert np.isnan(Sample.from_xarray(array).data["sentinel2_l2a"][:, :, :, 0]).all()
+    plain = array.transpose("y", "x", "time", "band")
+    bands = {"sentinel2_l2a": array.band.values}
+    made = Sample.from_arrays({"sentinel2_l2a": plain}, array.time.values, bands=bands)
+    assert np.isnan(made.data["sentinel2_l2a"][:, :, :, 0]).all()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda a: a.values, "not ndarray; arrays without labels go into Sample.from_arrays"),
@@ -137,6 +152,9 @@ def test_fill_values_are_missing():
         (lambda a: a.rename(None).drop_vars("band"), "its bands have no names"),
         (lambda a: a.drop_vars("band"), "name the bands: give the dimension"),
         (lambda a: a.assign_attrs(scale_factor=0.0001), "scale_factor is 0.0001 and has not been"),
+        (lambda a: a.assign_attrs(scales=(1e-4,) * 12), "scales is 0.0001 and has not been"),
+        (lambda a: a.assign_attrs(offsets=(-0.1,) * 12), "offsets is -0.1 and has not been"),
+        (lambda a: a.assign_attrs(nodatavals=(0, 1)), "nodatavals holds several values"),
         (lambda a: a / 10000, "multiply by 10000"),
         (lambda a: a.rename("sentinel2").isel(band=slice(0, 0)), "its bands have no names"),
         (lambda a: xr.Dataset(), "has no variables"),

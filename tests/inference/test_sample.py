@@ -1,6 +1,7 @@
 """Samples from arrays: band names, dates, units, gaps, and what is refused."""
 
 import datetime
+import warnings
 
 import numpy as np
 import pytest
@@ -140,7 +141,11 @@ def test_units_of_radar_and_offset():
     check_values(np.full((4, 4), -15.0), "sentinel1")
     with pytest.warns(UserWarning, match="offset of 1000"):
         make(s2() + 1000, dates=["2023-01-01", "2023-02-01", "2023-03-01"])
-    make(s2() + 1000)  # before the offset was introduced
+    with pytest.warns(UserWarning, match="made again since 2022 hold an offset of 1000"):
+        make(s2() + 1000)  # of before the offset was introduced
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(s2())
     make(s2() / 10000, check_units=False)
 
 
@@ -273,7 +278,7 @@ def test_undeclared_fills_are_refused(dtype, fill, share):
     ["2023-06-15", "20230615", 20230615, "2023/06/15", "2023-06", "2023/06", "20230615T103031",
      "2023-06-15T10:30:31.024Z", "2023-06-15 10:30", "2023-06-14T23:30:00-05:00",
      datetime.date(2023, 6, 15), datetime.datetime(2023, 6, 15, 23),
-     np.datetime64("2023-06-15T10")],
+     np.datetime64("2023-06-15T10"), np.datetime64("2023-06")],
 )  # fmt: skip
 def test_dates_as_products_write_them(text):
     assert parse_dates([text]).tolist() == [[15, 5, 2023]]
@@ -281,12 +286,18 @@ def test_dates_as_products_write_them(text):
 
 @pytest.mark.parametrize(
     "text", ["2023", "230615", "now", "today", "", "NaT", "2023-02-30", "15.06.2023", "2023-6-1",
-             "20231306", "1e9", 2023, 1.5, None, "202306"],
+             "20231306", "1e9", 2023, 1.5, None, "202306",
+             "20230601-20230630", "2023-W24", np.datetime64("2023"), np.datetime64("NaT")],
 )  # fmt: skip
 def test_what_is_no_date_is_shown(text):
     with pytest.raises(ValueError) as told:
         parse_dates([text])
     assert str(text) in str(told.value) or not isinstance(text, str)
+
+
+def test_a_masked_date_is_none():
+    with pytest.raises(ValueError, match="must not be masked"):
+        parse_dates(np.ma.array([20230615, 20230715], mask=[True, False]))
 
 
 @given(st.dates(datetime.date(1900, 1, 1), datetime.date(2200, 12, 31)))

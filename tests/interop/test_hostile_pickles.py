@@ -50,6 +50,8 @@ HOSTILE = {
     "a date of lists": call("datetime", "date", doubled(), number(1), number(1)),
     "a set of lists": call("builtins", "set", OP.EMPTY_LIST + doubled() + OP.APPEND),
     "keys of one hash": OP.EMPTY_DICT + number(2**61 - 1) + number(1) + OP.SETITEM,
+    "pairs of numbers as keys, which can be of one hash": OP.EMPTY_DICT + number(1) + number(2)
+    + OP.TUPLE2 + number(1) + OP.SETITEM,
     "an array within a list that never gets its state": OP.EMPTY_LIST
     + call("numpy.core.multiarray", "_reconstruct", OP.NONE, OP.NONE, OP.NONE) + OP.APPEND,
     "a mark in a list": OP.EMPTY_LIST + OP.MARK + OP.APPEND,

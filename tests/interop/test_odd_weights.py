@@ -1,5 +1,6 @@
 """Weights that are no attack but odd: short numbers, pointers, mistyped folders, killed exports."""
 
+import json
 import os
 import zipfile
 
@@ -196,3 +197,54 @@ def test_an_export_killed_after_the_weights_can_be_repeated(folder, tmp_path, mo
     assert (tmp_path / "out" / weights.TORCH_FILE).exists()
     convert_weights.export_weights(str(tmp_path / "run"), str(tmp_path / "out"))
     checkpoints.from_reference(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "wrapped", ["module.", "_orig_mod.", "model._orig_mod.", "_orig_mod.module.", "model.model."]
+)
+def test_names_that_wrappers_of_pytorch_put_in_front(folder, wrapped):
+    before = checkpoints.from_reference(folder).digest
+    state = torch_file.read(folder / weights.TORCH_FILE)
+    torch_file.write({wrapped + k: v for k, v in state.items()}, folder / weights.TORCH_FILE)
+    assert checkpoints.from_reference(folder).digest == before
+
+
+def test_weights_under_other_names_are_pointed_out(folder):
+    held = folder / weights.TORCH_FILE
+    os.rename(held, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"if pytorch_model\.bin holds .* name it weights\.pth"):
+        weights.read_folder(folder)
+    with pytest.raises(ValueError, match=r"if pytorch_model\.bin holds .* name it weights\.pth"):
+        load_pretrained(folder)
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"weights in several files \(2 such as model-00001"):
+        weights.read_folder(folder)
+
+
+def test_one_format_under_the_name_of_the_other(folder):
+    torch, safe = folder / weights.TORCH_FILE, folder / weights.SAFETENSORS_FILE
+    state = torch_file.read(torch)
+    os.rename(torch, safe)
+    with pytest.raises(ValueError, match=r"is a file of PyTorch: name it weights\.pth"):
+        weights.read_folder(folder)
+    safetensors.numpy.save_file(state, torch)
+    with pytest.raises(ValueError, match=r"is a safetensors file: name it model\.safetensors"):
+        weights.read_folder(folder)
+
+
+@pytest.mark.parametrize("part", ["encoder_config", "decoder_config"])
+@pytest.mark.parametrize(("member", "value"), [("num_heads", 0), ("num_heads", -2), ("depth", -1)])
+def test_a_model_of_less_than_nothing_is_none(folder, part, member, value):
+    path = folder / weights.CONFIG_FILE
+    config = json.loads(path.read_text())
+    config["model"][part][member] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config of no model: its .*coder has .* blocks of"):
+        checkpoints.from_reference(folder)
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(folder):
+    before = weights.read_folder(folder).config
+    path = folder / weights.CONFIG_FILE
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert weights.read_folder(folder).config == before

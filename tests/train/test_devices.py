@@ -151,3 +151,11 @@ def test_small_programs_are_cached_too(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "xla")], cwd=ROOT, check=True)
     assert any((tmp_path / "xla").iterdir())
     assert devices.use_compilation_cache("") is None
+
+
+@pytest.mark.parametrize("value", ["CPU", "cuda"])
+def test_tools_tell_of_a_platform_that_is_not_there(value):
+    program = "import jax; from olmoearth_jax import commands; commands.run_alone(jax.devices)"
+    done = python(["-c", program], JAX_PLATFORMS=value)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: JAX_PLATFORMS={value} names a platform that is not here" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,21 @@ def test_curves(runs, tmp_path):
     loaded = compare_runs.load([str(runs / "long"), str(runs / "short" / "metrics.jsonl")])
     compare_runs.plot(loaded, ["train/loss"], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_where_curves_go_is_looked_at_first(tmp_path):
+    run = tmp_path / "run" / "metrics.jsonl"
+    run.parent.mkdir()
+    run.write_text('{"step": 1, "train/loss": 1.5}\n{"step": 2, "train/loss": "odd"}\n')
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for runs_of, more, told in [
+        (run, [f"--png={tmp_path / 'curves'}"], "must end in .png"),
+        (run, [f"--png={run}", "--overwrite"], "would replace one of the inputs"),
+        (run.parent, [f"--png={run}", "--overwrite"], "would replace one of the inputs"),
+        (tmp_path / "pipe.jsonl", [], "is a folder, pipe or device and no metrics file"),
+        (run, ["--average=0"], "--average=0"),
+    ]:
+        command = [sys.executable, "-m", "tools.compare_runs", str(runs_of), *more]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode and told in done.stderr and "| train/loss" not in done.stdout
+    assert comparison.series(compare_runs.load([str(run)])["run"], "train/loss") == [(1, 1.5)]

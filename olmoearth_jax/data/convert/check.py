@@ -68,13 +68,20 @@ def _one_unit(name: str, loaded: Loaded, parts: Sequence[Part]) -> None:
             if not flat.size:
                 continue
             if name == "sentinel1":
-                decibel.add(is_decibel(flat))
-                wrong = "is decibel in some timesteps and linear power in others"
+                decibel.update(_decibel(held[..., step, :], gone, step))
+                wrong = "is decibel in some timesteps or bands and linear power in others"
                 wrong = wrong if len(decibel) > 1 else ""
             else:
                 wrong = (values.wrong_unit(name, flat, dtype or held.dtype) or ("", ""))[1]
             if wrong:
                 raise ReadError(path, f"{name} {wrong}; {values.FLAG_TO_SETTLE}")
+
+
+def _decibel(held: np.ndarray, gone: np.ndarray | None, step: int) -> set[bool]:
+    """Whether each band of radar values [..., bands] of a timestep is decibel."""
+    missing = np.zeros(held.shape, bool) if gone is None else gone[..., step, :]
+    bands = (held[..., c][~missing[..., c]] for c in range(held.shape[-1]))
+    return {is_decibel(band) for band in bands if band.size}
 
 
 def _told(

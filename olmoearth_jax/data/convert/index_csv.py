@@ -12,6 +12,7 @@ from typing import TextIO
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.tree import Cell, Date, Series, centre, stem
 from olmoearth_jax.data.timesteps import DATE_RANGE
+from olmoearth_jax.dates import check_one_day
 from olmoearth_jax.files import check_file
 
 COLUMNS = ("crs", "col", "row", "tile_time", "image_idx", "start_time", "end_time")
@@ -158,6 +159,7 @@ def _whole(row: Mapping[str, str], column: str) -> int:
 def _date(text: str) -> datetime.datetime:
     first, last = DATE_RANGE[2]
     try:
+        check_one_day(text)
         found = datetime.datetime.fromisoformat(text)
         if not first <= found.year <= last:
             raise ValueError(f"no image is of {text}: years are {first}..{last}")
