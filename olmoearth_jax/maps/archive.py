@@ -12,7 +12,7 @@ import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.inference.quantize import Rule, restore
-from olmoearth_jax.maps import conventions
+from olmoearth_jax.maps import conventions, store_form
 from olmoearth_jax.maps.lattice import LONLAT, crs_of, pixel_of, zone_of
 from olmoearth_jax.maps.store import NAME, NOT_PROCESSED, zarr_library
 
@@ -96,19 +96,19 @@ class Archive:
         version = self.attrs.get("olmoearth:store_version", 1)
         if "geoemb:type" not in self.attrs:
             raise ValueError(f"{path} is no archive of embeddings: it has no geoemb attributes")
-        if not isinstance(version, int) or version > conventions.STORE_VERSION:
+        if not isinstance(version, int) or not 1 <= version <= conventions.STORE_VERSION:
             raise ValueError(
                 f"{path} has store version {version}; this software reads up to "
                 f"{conventions.STORE_VERSION}: update it"
             )
         self.rule: Rule = conventions.rule_of(self.attrs)
-        self.dimensions = int(self.attrs["geoemb:dimensions"])
-        self.widths = tuple(self.attrs.get("geoemb:matryoshka_dims", ()))
-        names = sorted(n for n in group.group_keys() if n.startswith("utm") and n[3:].isdigit())
+        self.dimensions, self.widths = store_form.dimensions_of(self.attrs, path)
+        names = store_form.zone_names(group.group_keys())
         if not names:
             raise ValueError(f"{path} holds no UTM zones")
         self.zones = [int(name[3:]) for name in names]
-        self.periods = self._read_periods(names[0])
+        spans = store_form.periods_of({name: group[name] for name in names}, path)
+        self.periods: list[Any] = [_period_name(*s) if isinstance(s, tuple) else s for s in spans]
         self._zones: dict[int, Zone] = {}
 
     def __repr__(self) -> str:
@@ -119,27 +119,20 @@ class Archive:
             f"{self.dimensions} values of {self.rule.dtype} per place>"
         )
 
-    def _read_periods(self, name: str) -> list[Any]:
-        spans = self._group[name].attrs.get("olmoearth:periods")
-        if spans is None:
-            return [int(t) for t in self._group[f"{name}/time"][:]]
-        return [_period_name(*span) for span in spans]
-
     def zone(self, number: int) -> Zone:
         """The arrays of a zone.
 
         Raises:
-          ValueError: it is not in the archive.
+          ValueError: it is not in the archive, or its metadata make no sense.
         """
         if number not in self.zones:
             raise ValueError(f"zone {number} is not in the archive; there are {self.zones}")
         if number not in self._zones:
-            group = self._group[f"utm{number:02d}"]
-            scales = group["scales"] if self.rule.method == "per_pixel_scale" else None
-            self._zones[number] = Zone(
-                number, list(group.attrs["spatial:transform"]), group["embeddings"],
-                group["coverage"], scales,
-            )  # fmt: skip
+            group, where = self._group[f"utm{number:02d}"], f"{self.path}/utm{number:02d}"
+            transform = store_form.transform_of(group.attrs, number, where)
+            self._zones[number] = Zone(number, transform, *store_form.arrays_of(
+                group, where, transform, self.rule, self.dimensions, len(self.periods)
+            ))  # fmt: skip
         return self._zones[number]
 
     def step_of(self, period: Any) -> int:
@@ -388,7 +381,7 @@ def open_archive(path: str | Path) -> Archive:
     zarr = zarr_library()
     try:
         group = zarr.open_group(text, mode="r", zarr_format=3)
-    except (OSError, KeyError, ValueError, ImportError) as e:
+    except Exception as e:  # zarr's errors about metadata are of many types
         raise ValueError(f"{text} cannot be read as an archive: {e}") from None
     return Archive(group, text)
 

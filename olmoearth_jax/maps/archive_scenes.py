@@ -78,7 +78,12 @@ class ArchiveScene(Scene):
 
 def step_of(archive: Archive) -> int:
     """Pixels of 10 m per side of a token."""
-    return max(1, round(float(archive.attrs["geoemb:gsd"]) / PIXEL))
+    return max(1, round(_metres(archive) / PIXEL))
+
+
+def _metres(archive: Archive) -> float:
+    """Metres per side of a token."""
+    return archive.zone(archive.zones[0]).transform[0]
 
 
 def record_of(archive: Archive, width: int | None) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def record_of(archive: Archive, width: int | None) -> dict[str, Any]:
     attrs = archive.attrs
     out = {k: attrs.get(f"olmoearth:{k}") for k in _SAME}
     return out | {
-        "model": attrs.get("geoemb:model"), "metres": float(attrs["geoemb:gsd"]),
+        "model": attrs.get("geoemb:model"), "metres": _metres(archive),
         "width": archive.width_of(width), "data_type": attrs.get("geoemb:data_type"),
         "quantization": archive.rule.method,
     }  # fmt: skip
