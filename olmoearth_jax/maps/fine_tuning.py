@@ -145,9 +145,9 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     rasters, notes = o.images.rasters()
     model = load_pretrained(o.model)
     model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
-    record = record_of(o, model, rasters)
     windows = None if o.labels.months is None else o.labels.windows()
     with o.images.open(rasters, windows) as (opened, more):
+        record = record_of(o, model, rasters, opened)
         step = o.settings.step if o.mode == "probe" else 1
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
@@ -166,11 +166,13 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         return _train(o, folder, model, opened, found, fresh, say)
 
 
-def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> dict[str, Any]:
+def record_of(
+    o: Options, model: PretrainedModel, rasters: Sequence[Raster], opened: Sequence[Scene]
+) -> dict[str, Any]:
     """What determines the result of a run."""
     assert isinstance(o.images, ImageOptions)
     return settings_record(o) | {
-        "model_digest": model.digest, "images": image_record(o.images, rasters),
+        "model_digest": model.digest, "images": image_record(o.images, rasters, opened),
         "embedding": dataclasses.asdict(o.settings), "window": o.window, "overlap": o.shared,
     }  # fmt: skip
 
@@ -193,8 +195,14 @@ def settings_record(o: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, Any]:
-    """What determines the values of images, without where they lie."""
+def image_record(
+    images: ImageOptions, rasters: Sequence[Raster], opened: Sequence[Scene]
+) -> dict[str, Any]:
+    """What determines the values of images, without the folders that they lie in.
+
+    Tiles of a product have files of the same names, and often of the same sizes: the grids of the
+    scenes tell them apart.
+    """
     rows = []
     for raster in rasters:
         row = {k: v for k, v in dataclasses.asdict(raster).items() if v not in ("", (), [], None)}
@@ -205,7 +213,15 @@ def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, A
     return {
         "rasters": rows, "years": list(images.years), "periods": list(images.periods),
         "step": images.step, "any_pixel_size": images.any_pixel_size,
+        "grids": [_grid_of(scene) for scene in opened],
     }  # fmt: skip
+
+
+def _grid_of(scene: Scene) -> dict[str, Any]:
+    stack = scene.stack
+    t: Any = stack.transform
+    return {"period": scene.period.name, "crs": stack.crs.to_string(),
+            "transform": [t.a, t.c, t.e, t.f], "shape": list(stack.shape)}  # fmt: skip
 
 
 def read_weights(path: Path) -> dict[str, float]:
@@ -404,6 +420,7 @@ def _task(
     names = [n for n in opened[0].stack.names if n in model.modalities]
     bands = {n: sorted({b for s in opened for b in s.stack.bands_of(n)}) for n in names
              if all(n in s.stack.names for s in opened)}  # fmt: skip
+    more = {n for s in opened for n in s.stack.names if n in model.modalities} - set(bands)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     ranges = {n: [list(map(float, r)) for r in model.ranges[n]] for n in bands}
     about = {
@@ -411,7 +428,7 @@ def _task(
         "overlap": o.shared, "labels": found.counts, "training_labels": counts.tolist(),
         "class_weights": None if weights is None else weights.tolist(),
         "normalization": ranges, "block": found.split.side, "created": now,
-        "software": SOFTWARE,
+        "software": SOFTWARE, **({"some_images_show": sorted(more)} if more else {}),
     }  # fmt: skip
     steps = max(len(s.stack.dates) for s in opened)
     pixel = abs(opened[0].stack.transform.a)

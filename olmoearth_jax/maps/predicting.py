@@ -108,11 +108,14 @@ def run(o: Options, say: Say = print) -> Outcome:
         raise ValueError("the run was trained on an archive, not on images: give --archive")
     rasters, notes = o.images.rasters()
     overlap = int(task.about["overlap"]) if o.overlap is None else o.overlap
-    job = _job(o, task, source) | {"images": image_record(o.images, rasters), "overlap": overlap}
     with o.images.open(rasters) as (opened, more):
         for scene in opened:
             check_images(task, scene)
+        record = image_record(o.images, rasters, opened)
+        job = _job(o, task, source) | {"images": record, "overlap": overlap}
         model = load_model(task, source, o)
+        for scene in opened:
+            check_no_more(task, scene, model.modalities)
         tilings = [
             tile_map.tiling_of(s.stack.shape, task.window, overlap, model.patch) for s in opened
         ]
@@ -208,6 +211,24 @@ def check_images(task: Task, scene: Scene) -> None:
         raise ValueError(
             f"the run was trained on {task.timesteps} timesteps, but the images have "
             f"{len(stack.dates)} ({', '.join(stack.dates)})"
+        )
+
+
+def check_no_more(task: Task, scene: Scene, taken: Sequence[str]) -> None:
+    """Checks that images show the model nothing that the run was trained without.
+
+    Args:
+      taken: modalities that the model takes; others are not used.
+
+    Raises:
+      ValueError: they do.
+    """
+    known = {*task.modalities, *task.about.get("some_images_show", ())}
+    more = [n for n in scene.stack.names if n in taken and n not in known]
+    if more:
+        raise ValueError(
+            f"the run was trained on {', '.join(task.modalities)}, but the images also show "
+            f"{', '.join(more)}: leave them out"
         )
 
 
@@ -329,6 +350,7 @@ class _Mapper:
         form = {"height": height, "width": width, "crs": stack.crs, "transform": stack.transform}
         tags = self._tags(scene)
         counts: dict[int, int] = {}
+        metres: dict[int, float] = {}
         made = []
         for band in self.bands:
             path = out / f"{band.name}.tif"
@@ -341,12 +363,13 @@ class _Mapper:
                     )[band.name]
                     file.put(unit.rows.start, unit.cols.start, held)
                     if band.name == "classes":
+                        pixel = map_files.pixel_area(stack, unit.rows, unit.cols)
                         for value, n in zip(*np.unique(held, return_counts=True), strict=True):
                             counts[int(value)] = counts.get(int(value), 0) + int(n)
+                            metres[int(value)] = metres.get(int(value), 0.0) + int(n) * pixel
             made.append(path)
         if target.classes is not None:
-            counts.pop(int(self.bands[0].nodata), None)
-            made += self._tables(out, counts, stack)
+            made += self._tables(out, counts, metres)
         path = out / f"{self.folder.name}.json"
         period = {"olmoearth:period": scene.period.name} if scene.period.name else {}
         map_files.item(path, form, self.bands, target, tags, stack.dates, period)
@@ -355,12 +378,11 @@ class _Mapper:
         keys = [p.relative_to(self.folder).as_posix() for p in made]
         return {"written": ", ".join(str(p) for p in made)}, keys
 
-    def _tables(self, out: Path, counts: Mapping[int, int], stack: Any) -> list[Path]:
-        t, metres = stack.transform, 1.0
-        if stack.crs.is_projected:
-            metres = stack.crs.linear_units_factor[1]
+    def _tables(
+        self, out: Path, counts: Mapping[int, int], metres: Mapping[int, float]
+    ) -> list[Path]:
         paths = [out / "areas.csv", out / "confusion.csv"]
-        map_files.areas(paths[0], self.task.target, counts, abs(t.a * t.e) * metres**2)
+        map_files.areas(paths[0], self.task.target, counts, metres)
         report = json.loads((self.source / run_folder.REPORT).read_text())
         map_files.confusion_table(paths[1], report)
         return paths

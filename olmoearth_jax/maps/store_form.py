@@ -36,7 +36,8 @@ def dimensions_of(attrs: Mapping[str, Any], path: str) -> tuple[int, tuple[int, 
     Raises:
       ValueError: they are no numbers of bands.
     """
-    given, widths = attrs.get("geoemb:dimensions"), attrs.get("geoemb:matryoshka_dims", [])
+    given: Any = attrs.get("geoemb:dimensions")
+    widths = attrs.get("geoemb:matryoshka_dims", [])
     if not _is_count(given):
         raise _damaged(path, "geoemb:dimensions", given)
     if not isinstance(widths, list) or not all(_is_count(w) and w <= given for w in widths):
@@ -84,7 +85,7 @@ def transform_of(attrs: Mapping[str, Any], number: int, where: str) -> list[floa
             f"{where} is in {code}; archives are read in {crs_of(number)} for zone {number}, with "
             "northings that are negative in the south"
         )
-    t = attrs.get("spatial:transform")
+    t: Any = attrs.get("spatial:transform")
     numbers = isinstance(t, list) and len(t) == 6 and all(is_number(v) for v in t)
     if not numbers or t[1] or t[3] or not t[0] > 0 or t[4] != -t[0]:
         raise _damaged(where, "spatial:transform", t)

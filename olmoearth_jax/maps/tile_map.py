@@ -110,6 +110,11 @@ class PixelModel(Protocol):
         """Pixels that the sides of windows must be whole multiples of."""
         ...
 
+    @property
+    def modalities(self) -> Sequence[str]:
+        """What it sees of images; all else in them is left out."""
+        ...
+
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """float32 [B, H, W, K] and bool [B, H, W], where something is seen."""
         ...
@@ -130,6 +135,10 @@ class ProbedPixels:
     @property
     def patch(self) -> int:
         return self.encoder.settings.patch_size
+
+    @property
+    def modalities(self) -> Sequence[str]:
+        return self.encoder.model.modalities
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         x, seen = self.encoder(samples)
