@@ -53,7 +53,12 @@ def _told(counts: collections.Counter[str]) -> str:
 
 
 def missing(output: Path) -> int:
-    """Number of planned shards that are not done; 0 for stores without a job folder."""
+    """Number of planned shards that are not done; 0 for stores without a job folder.
+
+    Args:
+      output: folder of an archive, or its store.
+    """
+    output = output.parent if (output / "zarr.json").is_file() else output
     if not (output / "job" / "plan.jsonl").is_file():
         return 0
     work = embed_job.read_plan(output)

@@ -340,6 +340,8 @@ def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
     }  # fmt: skip
     if o.searchlight:
         provenance["searchlight"] = True
+    elif _kind_of(o) not in ("", "mean"):
+        provenance["pooling_type"] = _kind_of(o)
     attrs = conventions.root_attributes(
         layout.rule, layout.dimensions, layout.lattice.token,
         url if published else f"urn:sha256:{model.digest}", names, _software(), layout.widths,

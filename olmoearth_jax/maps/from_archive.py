@@ -17,6 +17,7 @@ from olmoearth_jax.maps.archive_scenes import (
     ArchiveTokens,
     open_scenes,
     record_of,
+    source_of,
     step_of,
 )
 from olmoearth_jax.maps.fine_tuning import Options, Say
@@ -45,7 +46,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     found.notes[:0] = notes
     fine_tuning.check_weights(o, found.target)
     record = fine_tuning.settings_record(o) | {
-        "archive": about, "job_digest": archive.attrs.get("olmoearth:job_digest"),
+        "archive": about, "source": source_of(archive),
         "periods": [s.period.name for s in scenes], "window": side,
     }  # fmt: skip
     fresh = not folder.exists()

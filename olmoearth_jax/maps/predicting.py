@@ -133,7 +133,7 @@ def _from_archive(
     archive = open_archive(images.path)
     archive_scenes.check(task, archive, images.width)
     opened, notes = archive_scenes.open_scenes(images, archive, True)
-    record = {"archive": archive.attrs.get("olmoearth:job_digest"),
+    record = {"archive": archive_scenes.source_of(archive),
               "periods": [s.period.name for s in opened]}  # fmt: skip
     job = _job(o, task, source) | {"images": record, "overlap": 0}
     head = load_head(task, source)
