@@ -18,6 +18,7 @@ from olmoearth_jax.maps import area, cogs, similar, vectors
 from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.lattice import LONLAT
 from olmoearth_jax.maps.store import NOT_PROCESSED
+from olmoearth_jax.outputs import SOFTWARE
 
 DTYPES = ("stored", "float32")
 
@@ -28,7 +29,7 @@ def tags_of(archive: Archive, period: Any) -> dict[str, str]:
     kept = ("model_digest", "job_digest", "patch_size", "location_size", "pooling", "normalize")
     out = {k.upper(): str(attrs[f"olmoearth:{k}"]) for k in kept if f"olmoearth:{k}" in attrs}
     return {
-        "SOFTWARE": str(attrs.get("geoemb:build_version", "olmoearth-jax")),
+        "SOFTWARE": SOFTWARE,
         "MODEL": str(attrs.get("geoemb:model", "")), "PERIOD": str(period), **out,
     }  # fmt: skip
 
@@ -230,6 +231,7 @@ def search(
          "properties": p} for p in found
     ]  # fmt: skip
     places = output.with_name(f"{output.name}.geojson")
-    text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1)
+    held = {"type": "FeatureCollection", "software": SOFTWARE, "features": features}
+    text = json.dumps(held, indent=1)
     write_atomically(places, text)
     return [*files.values(), places]
