@@ -138,6 +138,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     known("mode", o.mode, MODES)
     if o.mode == "full" and o.settings.pooling != "spatial":
         raise ValueError("--mode=full goes with --pooling=spatial")
+    if o.overlap is not None:
+        tile_map.check_overlap(o.window, o.overlap)
     folder = Path(o.output).expanduser()
     if not Path(o.labels.path).expanduser().is_file():
         raise ValueError(f"there is no label file {o.labels.path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(value: Any) -> str:
@@ -134,7 +137,7 @@ def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[An
         values = [int(v) for v in values]  # integers of a column that has gaps
     kinds = {type(v).__name__ for v in values}
     if path.suffix.lower() == ".csv" and all(_is_integer(v) for v in values):
-        values, kinds = [int(v) for v in values], {"int"}
+        values, kinds = [int(v.partition(".")[0]) for v in values], {"int"}
     if kinds == {"str"}:
         return [v.strip() for v in values]
     if kinds == {"int"}:
@@ -152,7 +155,8 @@ def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[An
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().lstrip("-").isdigit()
+    """Whether a text is an integer, or one that was written with others that have gaps: '3.0'."""
+    return isinstance(value, str) and bool(re.fullmatch(r"\s*[+-]?[0-9]+(\.0*)?\s*", value))
 
 
 def _usable(shape: Any) -> Any:

@@ -108,6 +108,7 @@ def run(o: Options, say: Say = print) -> Outcome:
         raise ValueError("the run was trained on an archive, not on images: give --archive")
     rasters, notes = o.images.rasters()
     overlap = int(task.about["overlap"]) if o.overlap is None else o.overlap
+    tile_map.check_overlap(task.window, overlap)
     with o.images.open(rasters) as (opened, more):
         for scene in opened:
             check_images(task, scene)

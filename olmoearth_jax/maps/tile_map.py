@@ -172,6 +172,15 @@ class Tiling:
                     yield row, col
 
 
+def check_overlap(window: int, overlap: int) -> None:
+    """Raises ValueError if tiles of a window's side cannot share so many pixels."""
+    if not 0 <= overlap < window:
+        raise ValueError(
+            f"an --overlap of {overlap} pixels leaves nothing of windows of {window}: take less, "
+            f"such as {window // 4}"
+        )
+
+
 def tiling_of(shape: tuple[int, int], window: int, overlap: int, patch: int) -> Tiling:
     """The tiles of a scene.
 

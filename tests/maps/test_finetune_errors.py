@@ -150,6 +150,7 @@ def test_images_that_do_not_go_together(folder):
 def test_settings_that_do_not_fit(folder):
     refused(folder, "window of 30 pixels is not whole patches of 4; take 28 or 32", window=30)
     refused(folder, "student' needs an attention pooler", settings=Settings(4, "student"))
+    refused(folder, "overlap of 32 pixels leaves nothing of windows of 32", overlap=32)
     refused(folder, "unknown mode 'prob'; did you mean 'probe'|probe", mode="prob")
     (folder / "w.json").write_text(json.dumps({"water": 1}))
     refused(folder, "weights water; the classes are field, forest, water",

@@ -193,6 +193,8 @@ def test_images_that_do_not_fit_the_run(folder):
     checkpoints.write(dataclasses.replace(other, params=changed), folder / "other")
     with pytest.raises(ValueError, match="trained with the model of digest .* has"):
         predicting.run(options(folder, "x", model=str(folder / "other")), quiet)
+    with pytest.raises(ValueError, match="overlap of 64 pixels leaves nothing of windows of 32"):
+        predicting.run(options(folder, "x", overlap=64), quiet)
     with pytest.raises(ValueError, match="holds no run of launch.finetune"):
         predicting.run(dataclasses.replace(options(folder, "x"), run=str(folder)), quiet)
     assert not (folder / "x").exists()
