@@ -137,7 +137,7 @@ def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[An
         values = [int(v) for v in values]  # integers of a column that has gaps
     kinds = {type(v).__name__ for v in values}
     if path.suffix.lower() == ".csv" and all(_is_integer(v) for v in values):
-        values, kinds = [int(v.partition(".")[0]) for v in values], {"int"}
+        values, kinds = [int(str(v).partition(".")[0]) for v in values], {"int"}
     if kinds == {"str"}:
         return [v.strip() for v in values]
     if kinds == {"int"}:
