@@ -324,7 +324,7 @@ def _split(o: LabelOptions, target, windows, places: Places, scenes, side: int, 
     gap = o.gap if o.gap is not None else (side * pixel / 2 if centred else 0.0)
     split = splitting.split_blocks(
         places.zone, places.easting, places.northing, samples.counts_of(windows, target), block,
-        seed, o.fractions, gap, places.boxes,
+        seed, o.fractions, gap, places.boxes, places.across,
     )  # fmt: skip
     shares = splitting.fractions_of(o.fractions)
     if len(split.blocks) < len(shares):
