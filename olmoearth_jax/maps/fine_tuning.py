@@ -158,14 +158,15 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
             found.notes.append("the column 'weight' goes with --mode=probe and is not used here")
         fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": SOFTWARE})
-        done = folder / run_folder.REPORT
-        if done.is_file():
-            say(f"{folder} is finished already")
-            return json.loads(done.read_text())
-        for note in found.notes:
-            say(note)
-        say(_plan(o, found))
-        return _train(o, folder, model, opened, found, fresh, say)
+        with run_folder.alone(folder):
+            done = folder / run_folder.REPORT
+            if done.is_file():
+                say(f"{folder} is finished already")
+                return json.loads(done.read_text())
+            for note in found.notes:
+                say(note)
+            say(_plan(o, found))
+            return _train(o, folder, model, opened, found, fresh, say)
 
 
 def record_of(
