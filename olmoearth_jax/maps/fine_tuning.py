@@ -141,6 +141,7 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     if o.overlap is not None:
         tile_map.check_overlap(o.window, o.overlap)
     folder = Path(o.output).expanduser()
+    o.labels.check()
     if not Path(o.labels.path).expanduser().is_file():
         raise ValueError(f"there is no label file {o.labels.path}")
     assert isinstance(o.images, ImageOptions)  # see `from_archive` for the other kind
@@ -267,7 +268,9 @@ def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.n
 
 
 def check_weights(o: Options, target: Target) -> None:
-    """Raises ValueError if a file of weights lacks a class or names others."""
+    """Raises ValueError for weights of values, or a file that lacks a class or names others."""
+    if target.classes is None and o.class_weights != "auto":
+        raise ValueError("--class_weights are for classes, and the labels are values")
     if o.class_weights in ("auto", "balanced", "none") or target.classes is None:
         return
     held, names = read_weights(Path(o.class_weights)), [c.name for c in target.classes]

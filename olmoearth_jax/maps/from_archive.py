@@ -101,5 +101,6 @@ def _check(o: Options) -> None:
         raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
     if o.labels.months is not None:
         raise ValueError("--months does not go with --archive, whose periods are fixed")
+    o.labels.check()
     if not Path(o.labels.path).expanduser().is_file():
         raise ValueError(f"there is no label file {o.labels.path}")

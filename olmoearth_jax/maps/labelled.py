@@ -72,6 +72,23 @@ class LabelOptions:
             )
         return self.label_column or self.value_column or ""
 
+    def check(self) -> None:
+        """Raises ValueError for what has no meaning for labels of this kind."""
+        kinds = []
+        if self.value_column is not None:
+            named = {"classes": self.classes, "class_colors": self.colors,
+                     "drop_rare": self.drop_rare}  # fmt: skip
+            kinds.append(("--value_column", named))
+        if not _is_raster(self.path):
+            named = {"ignore_values": self.ignore_values, "resample_labels": self.resample}
+            kinds.append(("labels in a table", named))
+        elif self.all_touched:
+            raise ValueError("--all_touched is for polygons, and the labels are a raster")
+        for what, flags in kinds:
+            for name, value in flags.items():
+                if value:
+                    raise ValueError(f"--{name} does not go with {what}")
+
     def windows(self) -> list[Period]:
         """The windows of months around the dates of the labels, ascending.
 

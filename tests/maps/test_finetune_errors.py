@@ -51,6 +51,17 @@ def test_label_options(folder):
     refused(folder, "no column 'knid'; it has: kind", labels=wrong)
     some = LabelOptions(str(folder / "fields.geojson"), "kind", classes=["water", "forest"])
     refused(folder, "--classes names water, forest, but the labels hold field, fo", labels=some)
+    for said, more in (
+        ("--classes does not go with --value_column", {"classes": ["a"]}),
+        ("--drop_rare does not go with --value_column", {"drop_rare": True}),
+        ("--ignore_values does not go with labels in a table", {"ignore_values": [0.0]}),
+    ):
+        values = LabelOptions(str(folder / "plots.geojson"), None, "height", **more)
+        refused(folder, said, labels=values)
+    values = LabelOptions(str(folder / "plots.geojson"), None, "height", block="640")
+    refused(folder, "--class_weights are for classes", labels=values, class_weights="balanced")
+    raster = LabelOptions(str(folder / "a.tif"), all_touched=True)
+    refused(folder, "--all_touched is for polygons", labels=raster)
     side = LabelOptions(str(folder / "fields.geojson"), "kind", block="x")
     refused(folder, "--block is a side in metres or 'auto', got 'x'", labels=side)
 

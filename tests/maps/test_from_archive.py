@@ -8,7 +8,9 @@ import pyarrow.parquet
 import pytest
 import rasterio
 import shapely
+from absl.testing import flagsaver
 
+from launch import finetune, predict
 from olmoearth_jax.data import work_list
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import (
@@ -201,3 +203,24 @@ def test_archives_without_a_digest_are_told_apart(folder, run):
     o = dataclasses.replace(o, images=ArchiveOptions(str(folder / "other2"), ["2024"]))
     with pytest.raises(ValueError, match="holds another job"):
         predicting.run(o, quiet)
+
+
+@pytest.mark.parametrize("program, given, said", [
+    (finetune, ["--archive=a", "--patch_size=1"], "--patch_size does not go with --archive"),
+    (finetune, ["--archive=a", "--s2_offset=0"], "--s2_offset does not go with --archive"),
+    (finetune, ["--archive=a", "--model=m"], "--model does not go with --archive"),
+    (finetune, ["--inputs=a", "--model=m", "--width=4"], "--width goes with --archive"),
+    (finetune, ["--archive=a", "--year=2023", "--years=2024"], "--year or --years, one of them"),
+    (predict, ["--archive=a", "--overlap=8"], "--overlap does not go with --archive"),
+    (predict, ["--archive=a", "--inputs=b"], "--inputs does not go with --archive"),
+    (predict, ["--archive=a", "--nocheck_units"], "--check_units does not go with --archive"),
+])  # fmt: skip
+def test_flags_without_a_meaning_are_refused(program, given, said):
+    saved = flagsaver.save_flag_values(program.FLAGS)
+    try:
+        more = ["--labels=l"] if program is finetune else ["--run=r"]
+        program.FLAGS(["x", "--output=o", *more, *given])
+        with pytest.raises(ValueError, match=said):
+            program.options()
+    finally:
+        flagsaver.restore_flag_values(saved, program.FLAGS)
