@@ -13,7 +13,7 @@ import numpy as np
 from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.inference.quantize import Rule, restore
 from olmoearth_jax.maps import conventions, store_form
-from olmoearth_jax.maps.lattice import LONLAT, crs_of, pixel_of, zone_of
+from olmoearth_jax.maps.lattice import LONLAT, crs_of, on_earth, pixel_of, zone_of
 from olmoearth_jax.maps.store import NAME, NOT_PROCESSED, zarr_library
 
 NEAR_BOUNDARY = 0.5
@@ -294,16 +294,19 @@ class Archive:
         values = np.full((count, len(steps), d), np.nan, np.float32)
         valid = np.zeros((count, len(steps)), bool)
         places = np.full((count, 3), -1)
-        own = np.atleast_1d(zone_of(lonlat[:, 0])) if count else np.zeros(0, int)
-        west = np.mod(lonlat[:, 0] + 180, 6) <= NEAR_BOUNDARY
-        east = np.mod(lonlat[:, 0] + 180, 6) >= 6 - NEAR_BOUNDARY
+        there = on_earth(lonlat)
+        lon = np.where(there, lonlat[:, 0], 0.0)
+        own = np.atleast_1d(zone_of(lon)) if count else np.zeros(0, int)
+        west = np.mod(lon + 180, 6) <= NEAR_BOUNDARY
+        east = np.mod(lon + 180, 6) >= 6 - NEAR_BOUNDARY
         near = np.where(west, (own - 2) % 60 + 1, np.where(east, own % 60 + 1, -1))
         for zones in (own, near):
             for number in np.unique(zones):
                 if number not in self.zones:
                     continue
-                rest = np.flatnonzero((zones == number) & ~valid.any(1))
+                rest = np.flatnonzero((zones == number) & there & ~valid.any(1))
                 self._look_up(int(number), rest, lonlat, steps, values, valid, places)
+        places[~valid.any(1)] = -1
         return values, valid, places
 
     def _look_up(

@@ -16,7 +16,7 @@ from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.quantize import NO_VALUE
 from olmoearth_jax.maps import area, cogs, similar, vectors
 from olmoearth_jax.maps.archive import Archive, Zone
-from olmoearth_jax.maps.lattice import LONLAT
+from olmoearth_jax.maps.lattice import LONLAT, on_earth
 from olmoearth_jax.maps.store import NOT_PROCESSED
 from olmoearth_jax.outputs import SOFTWARE
 
@@ -123,6 +123,11 @@ def read_points(path: Path) -> tuple[np.ndarray, dict[str, list[Any]]]:
     if not same_crs(table.crs, LONLAT):
         shapes = vectors.project(np.array(shapes, object), table.crs, LONLAT)
     lonlat = vectors.shapely_library().get_coordinates(shapes)
+    odd = np.flatnonzero(~on_earth(lonlat))
+    if len(odd):
+        lon, lat = lonlat[odd[0]]
+        raise ValueError(f"{path}: feature {odd[0] + 1} lies at {lon:g}, {lat:g}, which are no "
+                         "longitude and latitude: name its CRS in the file")  # fmt: skip
     names = list(dict.fromkeys(name for row in table.rows for name in row))
     return lonlat, {n: [row.get(n) for row in table.rows] for n in names}
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.raster_file import same_crs
 from olmoearth_jax.maps import vectors
+from olmoearth_jax.maps.lattice import LONLAT, on_earth
 from olmoearth_jax.maps.vectors import shapely_library
 
 EXTRAS = ("split", "date", "year", "id")
@@ -66,9 +68,12 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
         shown = ", ".join(map(str, known)) or "none"
         raise ValueError(f"{path} has no column {column!r}; it has: {shown}")
     shapes, rows, dropped = [], [], {}
-    for shape, row in zip(table.shapes, table.rows, strict=True):
+    degrees = same_crs(table.crs, LONLAT)
+    for number, (shape, row) in enumerate(zip(table.shapes, table.rows, strict=True), 1):
         reason = "null label" if _missing(row.get(column)) else ""
         shape = None if reason else _usable(shape)
+        if degrees and shape is not None and not isinstance(shape, str):
+            _check_degrees(shape, f"feature {number} of {path}")
         if shape is None or isinstance(shape, str):
             reason = reason or shape or "empty geometry"
             dropped[reason] = dropped.get(reason, 0) + 1
@@ -89,6 +94,16 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
     if WEIGHT in known and column != WEIGHT:
         weights = _weights([row.get(WEIGHT) for row in rows], path)
     return Features(shapes, table.crs, values, columns, dropped, list(table.notes), weights)
+
+
+def _check_degrees(shape: Any, where: str) -> None:
+    """Raises ValueError if a shape reaches beyond all longitudes and latitudes."""
+    if not on_earth(np.array(shape.bounds).reshape(2, 2)).all():
+        shown = ", ".join(f"{v:g}" for v in shape.bounds)
+        raise ValueError(
+            f"{where} reaches over {shown}, which are no longitudes and latitudes: name its CRS in "
+            "the file"
+        )
 
 
 def _missing(value: Any) -> bool:
@@ -162,7 +177,7 @@ def _is_integer(value: Any) -> bool:
 def _usable(shape: Any) -> Any:
     """The points or polygons of a geometry, or the reason why it has none."""
     shapely = shapely_library()
-    if shape is None or shape.is_empty:
+    if shape is None or shape.is_empty or not np.isfinite(shape.bounds).all():
         return "empty geometry"
     if "Line" in shape.geom_type or shape.geom_type == "LinearRing":
         return "line"

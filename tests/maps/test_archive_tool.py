@@ -407,3 +407,18 @@ def test_nothing_of_a_user_is_overwritten(tmp_path, capsys):
 def test_a_flag_that_a_verb_has_no_use_for(tmp_path, capsys, verb, flag, said):
     assert run(verb, tmp_path, flag, *([] if verb == "status" else ["--output=x.tif"])) == 2
     assert said in capsys.readouterr().err
+
+
+def test_points_that_are_nowhere(tmp_path, capsys):
+    """Neither wrapped round the earth nor taken for the place beside them."""
+    archive, _, _ = build(tmp_path / "a")
+    zone = archive.zone(33)
+    row, col = np.argwhere(~archive.window(zone, 0, slice(0, 32), slice(0, 48))[1])[0]
+    lonlat = [centre(zone, row, col), [np.nan, 47.0], [372.002, 46.998], [12.0, np.inf]]
+    _, valid, places = archive.locate(lonlat, [2023])
+    assert not valid.any() and (places == -1).all()
+    text = '{"type": "Point", "coordinates": [372.002, 46.998]}'
+    (tmp_path / "p.geojson").write_text(text)
+    assert run("sample", tmp_path / "a", f"--points={tmp_path / 'p.geojson'}", "--year=2023",
+               f"--output={tmp_path / 'p.parquet'}") == 2  # fmt: skip
+    assert "feature 1 lies at 372.002, 46.998" in capsys.readouterr().err

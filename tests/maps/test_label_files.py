@@ -175,3 +175,18 @@ def test_classes_of_a_table_keep_their_numbers(tmp_path, texts, values):
     path.write_text("lon,lat,kind\n" + "".join(f"15.0,50.5,{text}\n" for text in texts))
     got = label_files.read(path, "kind")
     assert got.values == values and sum(got.dropped.values()) == len(texts) - len(values)
+
+
+def test_places_beyond_the_earth(tmp_path):
+    rows = [(shapely.Point(500_000, 5_600_000), {"c": 1})]
+    with pytest.raises(ValueError, match="feature 1 of .* no longitudes and latitudes: name its"):
+        label_files.read(_geojson(tmp_path / "a.geojson", rows), "c")
+    label_files.read(_geojson(tmp_path / "b.geojson", rows, crs=_crs("EPSG:32633")), "c")
+    text = (tmp_path / "a.geojson").read_text().replace("500000.0", "NaN")
+    held = json.loads(text)
+    good = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]},
+            "properties": {"c": 1}}  # fmt: skip
+    held["features"].append(good)
+    (tmp_path / "c.geojson").write_text(json.dumps(held))
+    got = label_files.read(tmp_path / "c.geojson", "c")
+    assert got.values == [1] and got.dropped == {"empty geometry": 1}
