@@ -192,6 +192,7 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
     target = Target(classes, o.unit)
     periods = list(dict.fromkeys(scene.period for scene in scenes))
     rows = samples.by_period(features, periods, o.months)
+    notes += _of_other_years(features, scenes)
     counts["without_period"] = len(features.shapes) - sum(map(len, rows.values()))
     grids: list[tuple[int, Grid]] = []
     inside = 0
@@ -225,6 +226,22 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
     if lost:
         notes.append(told)
     return target, grids, notes
+
+
+def _of_other_years(features: label_files.Features, scenes: Sequence[Scene]) -> list[str]:
+    """A note on labels whose year is none of the images', where no period leaves them out."""
+    days = samples.days_of(features) or []
+    shown = sorted({day[:4] for scene in scenes for day in scene.stack.dates})
+    if not shown or any(scene.period.name for scene in scenes):
+        return []
+    years = [str(day.year) for day in days if day is not None]
+    odd = [year for year in years if year not in shown]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} labels are of {', '.join(sorted(set(odd)))}, but learn from the images of "
+        f"{', '.join(shown)}; with --years only labels of those years are used"
+    ]
 
 
 def _by_split(

@@ -233,3 +233,18 @@ def test_labels_see_the_months_around_their_date(folder):
             images=dataclasses.replace(images, years=["2023"]))  # fmt: skip
     refused(folder, "no raster lies in the period 2024-03",
             labels=dataclasses.replace(o.labels, months=(12, 13)))  # fmt: skip
+
+
+def test_labels_of_years_without_images_are_told(folder):
+    """Without --years all images are one period, and so are all labels."""
+    held = json.loads((folder / "fields.geojson").read_text())
+    for i, feature in enumerate(held["features"]):
+        feature["properties"]["year"] = 2019 if i < 5 else 2023
+    (folder / "old.geojson").write_text(json.dumps(held))
+    labels = LabelOptions(str(folder / "old.geojson"), "kind", block="640")
+    for years, said in (((), 1), (["2023"], 0)):
+        images = ImageOptions(str(folder / "imagery.csv"), years=years)
+        with images.open(images.rasters()[0]) as (opened, _):
+            notes = labelled.read(labels, opened, 32, 4, 4, 0).notes
+        told = [n for n in notes if n.startswith("5 labels are of 2019, but learn from")]
+        assert len(told) == said
