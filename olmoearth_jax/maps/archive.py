@@ -164,9 +164,14 @@ class Archive:
     def window(
         self, zone: Zone, step: int, rows: slice, cols: slice, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(values float32 [h, w, d] with NaN, valid bool [h, w]) of a window of a zone."""
+        """(values float32 [h, w, d] with NaN, valid bool [h, w]) of a window of a zone.
+
+        The values cannot be written to where there is no embedding at all.
+        """
         q, scales, coverage = self.stored(zone, step, rows, cols, width)
-        valid = (coverage > 0) & (coverage < NOT_PROCESSED)
+        valid = _processed(coverage)
+        if not valid.any():
+            return np.broadcast_to(np.float32(np.nan), q.shape), valid
         values = restore(q, self.rule, scales)
         valid &= ~np.isnan(values[..., 0])
         if not valid.all():
@@ -176,11 +181,21 @@ class Archive:
     def stored(
         self, zone: Zone, step: int, rows: slice, cols: slice, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """(values [h, w, d] as stored, scales [h, w] or None, coverage [h, w]) of a window."""
+        """(values [h, w, d] as stored, scales [h, w] or None, coverage [h, w]) of a window.
+
+        Where there is no embedding at all, nothing but coverage is read: arrays that span a whole
+        zone are mostly empty. The others cannot be written to then.
+        """
         d = self.width_of(width)
         with _no_coalescing():
             # Coverage first: what it calls done has its embeddings already.
             coverage = np.asarray(zone.coverage[step, rows, cols])
+            if not _processed(coverage).any():
+                fill = np.array(self.rule.fill, self.rule.dtype)
+                scales = None
+                if zone.scales is not None:
+                    scales = np.broadcast_to(np.float32(np.inf), coverage.shape)
+                return np.broadcast_to(fill, (*coverage.shape, d)), scales, coverage
             q = np.moveaxis(np.asarray(zone.embeddings[step, :d, rows, cols]), 0, -1)
             scales = None if zone.scales is None else np.asarray(zone.scales[step, rows, cols])
         return q, scales, coverage
@@ -203,6 +218,7 @@ class Archive:
         step, out = self._only_step(period), []
         for zone, rows, cols in self.windows(bbox):
             values, valid = self.window(zone, step, rows, cols, width)
+            values = values if values.flags.writeable else values.copy()
             out.append(Map(values, valid, Affine(*zone.place(rows, cols)), zone.crs))
         return out
 
@@ -437,6 +453,11 @@ def _no_coalescing() -> Iterator[None]:
     else:
         with zarr.config.set({key: 0}):
             yield
+
+
+def _processed(coverage: np.ndarray) -> np.ndarray:
+    """Where there is an embedding."""
+    return (coverage > 0) & (coverage < NOT_PROCESSED)
 
 
 def _period_name(first: str, last: str) -> Any:

@@ -94,7 +94,9 @@ def _values(
         return x, bool(valid.any())
     q, _, coverage = archive.stored(zone, step, rows, cols, width)
     valid = (coverage > 0) & (coverage < NOT_PROCESSED)
-    return np.where(valid[..., None], q, np.int8(NO_VALUE)), bool(valid.any())
+    if not valid.any():
+        return q, False
+    return np.where(valid[..., None], q, np.int8(NO_VALUE)), True
 
 
 def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
