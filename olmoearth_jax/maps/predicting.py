@@ -263,6 +263,10 @@ def load_head(task: Task, run: Path) -> TokenHead:
     return TokenHead(form, held["params"], held["stats"], task.scale)
 
 
+class _Finished(BaseException):
+    """The map was put together meanwhile, and its blocks are gone: nothing is left to do."""
+
+
 @dataclasses.dataclass
 class _Mapper:
     """All that the work on a map needs."""
@@ -304,10 +308,8 @@ class _Mapper:
 
     def run(self) -> Outcome:
         """Blocks, then whole maps."""
-        job = self.folder / "job"
-        names = [self._name(i) for i in range(len(self.scenes))]
-        whole = WorkList(job / "whole", self.folder, self.digest, names)
-        if all(whole.marker(n) is not None for n in names):
+        job, whole = self.folder / "job", self._whole()
+        if self._is_whole():
             self.say(f"{self.folder} is finished already")
             return Outcome()
         blocks = WorkList(job, job / "blocks", self.digest, list(self.units))
@@ -318,21 +320,36 @@ class _Mapper:
         def told(unit: str, record: Mapping[str, Any]) -> None:
             self.say(f"{unit}: {record['valid']} pixels with data, {record['seconds']:.1f} s")
 
-        found = blocks.run(
-            self._block, self.o.index, self.o.count, steal=self.o.steal, wait=self.o.wait,
-            attempts=self.o.attempts, say=told,
-        )  # fmt: skip
+        try:
+            found = blocks.run(
+                self._block, self.o.index, self.o.count, steal=self.o.steal, wait=self.o.wait,
+                attempts=self.o.attempts, say=told,
+            )  # fmt: skip
+        except _Finished:
+            self.say(f"{self.folder} was finished by another worker")
+            return Outcome()
         if found.failed or any(blocks.marker(u) is None for u in blocks.units):
             return found
         last = whole.run(
             self._assemble, say=lambda unit, record: self.say(f"written: {record['written']}")
         )
-        if all(whole.marker(n) is not None for n in names):
+        if self._is_whole():
             shutil.rmtree(job / "blocks", ignore_errors=True)
         return dataclasses.replace(last, made=found.made)
 
+    def _whole(self) -> WorkList:
+        """The list of the maps that blocks are put together to."""
+        names = [self._name(i) for i in range(len(self.scenes))]
+        return WorkList(self.folder / "job" / "whole", self.folder, self.digest, names)
+
+    def _is_whole(self) -> bool:
+        whole = self._whole()
+        return all(whole.marker(name) is not None for name in whole.units)
+
     def _block(self, name: str) -> tuple[dict[str, Any], list[str]]:
         """Makes one block."""
+        if self._is_whole():
+            raise _Finished
         unit = self.units[name]
         mean, valid = self.make(unit.scene, unit.rows, unit.cols)
         if self.area is not None:

@@ -284,3 +284,27 @@ def test_areas_are_those_on_the_ground(folder, tmp_path):
     assert pixels > 60_000
     assert sum(float(r["hectares"]) for r in rows) == pytest.approx(pixels / 100, rel=0.01)
     assert sum(float(r["share"]) for r in rows) == pytest.approx(1, abs=1e-5)
+
+
+def test_who_waits_does_not_begin_again_when_others_have_finished(folder, monkeypatch):
+    from olmoearth_jax.data import work_list
+
+    o, lines = options(folder, "waited", block=128), []
+    claim = folder / "waited" / "job" / "claims" / "map" / "1_1.json"
+
+    def hold(line):
+        lines.append(line)
+        if "blocks of at most" in line:
+            claim.parent.mkdir(parents=True)
+            claim.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+
+    def others_end(_):
+        claim.unlink()
+        predicting.run(o, quiet)
+
+    monkeypatch.setattr(work_list.time, "sleep", others_end)
+    found = predicting.run(dataclasses.replace(o, wait=True), hold)
+    assert not found.failed and not found.busy
+    assert sum("pixels with data" in line for line in lines) == 3
+    assert lines[-1].endswith("was finished by another worker")
+    assert not (folder / "waited" / "job" / "blocks").exists()
