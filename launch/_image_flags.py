@@ -16,6 +16,12 @@ from olmoearth_jax.maps.fine_tuning import ImageOptions
 
 from . import _flags
 
+_IMAGES_ALONE = (
+    "inputs", "name", "modality", "bands", "assets", "s2_offset", "step", "check_units",
+    "any_pixel_size",
+)  # fmt: skip
+"""Flags of `define` that say something of images, and nothing of an archive."""
+
 
 def define(own: flags.FlagValues) -> None:
     """Adds the flags of images, or of an archive in their place."""
@@ -48,17 +54,19 @@ def chosen(
     Args:
       years: periods that are years.
       width: of an archive's embeddings, all by default.
-      images_only: flags that do not go with an archive.
+      images_only: further flags that do not go with an archive.
 
     Raises:
       ValueError: no images and no archive, or flags that exclude each other.
     """
     given: dict[str, Any] = {name: own[name].value for name in own}
     if given["archive"]:
-        for name in images_only:
-            if given[name]:
+        for name in (*_IMAGES_ALONE, *images_only):
+            if own[name].present:
                 raise ValueError(f"--{name} does not go with --archive")
         return ArchiveOptions(given["archive"], years, given["periods"], width)
+    if width is not None:
+        raise ValueError("--width goes with --archive")
     _flags.needed(own, "inputs")
     fields = {f.name for f in dataclasses.fields(ImageOptions)} & given.keys() - {"years"}
     items = stac.Options(given["assets"], given["s2_offset"])

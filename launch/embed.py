@@ -168,7 +168,10 @@ def _open(o: Options, say: Callable[..., object]) -> tuple[work_list.WorkList, S
     if FLAGS.plan_only:
         return None
     if o.check_units:
+        told = len(job.imagery.notes)
         job.imagery.check_units()
+        for note in job.imagery.notes[told:]:
+            say(note)
     if FLAGS.extend:
         embed_job.extend(job, model)
     work, form = embed_job.open_job(job, model)

@@ -80,6 +80,9 @@ _HEAD_BATCH = _integer("head_batch_size", 256, "Most tokens per step of the head
 _WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json file.")
 _SEED = _integer("seed", 0, "Seed of the split and the training.")
 
+_IMAGES_ONLY = ("model", "patch_size", "pooling", "pooling_type", "location_size", "overlap")
+"""Flags without a meaning for an archive, whose embeddings are made."""
+
 
 def options() -> Options:
     """The flags as options.
@@ -88,6 +91,8 @@ def options() -> Options:
       ValueError: a flag is missing, or not of its form.
     """
     path, output = (_flags.needed(FLAGS, name) for name in ("labels", "output"))
+    if _YEAR.value and FLAGS.years:
+        raise ValueError("give --year or --years, one of them")
     years = [_YEAR.value] if _YEAR.value else FLAGS.years
     if len(_SPLIT.value) != 3:
         raise ValueError("--split takes three shares: training, validation, test")
@@ -96,7 +101,7 @@ def options() -> Options:
     except ValueError:
         raise ValueError(f"--ignore_values are numbers, got {','.join(_IGNORE.value)}") from None
     model = "" if FLAGS.archive else _flags.needed(FLAGS, "model")
-    images = _image_flags.chosen(FLAGS, years, _WIDTH.value, ("inputs", "model"))
+    images = _image_flags.chosen(FLAGS, years, _WIDTH.value, _IMAGES_ONLY)
     labels = LabelOptions(
         path, _LABEL.value, _VALUE.value, None, _CLASSES.value, _COLORS.value,
         _RARE.value, _TOUCHED.value, ignore, _RESAMPLE.value, _BLOCK.value, _GAP.value,

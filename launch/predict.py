@@ -57,7 +57,7 @@ def options() -> Options:
     """
     run, output = (_flags.needed(FLAGS, n) for n in ("run", "output"))
     index, count = worker_place.place_of(_SHARD.value, _OF.value)
-    images = _image_flags.chosen(FLAGS, FLAGS.years, None, ("inputs",))
+    images = _image_flags.chosen(FLAGS, FLAGS.years, None, ("model", "overlap"))
     return Options(
         run, images, output, _MODEL.value, _OVERLAP.value, _BATCH.value, _BLOCK.value,
         _PROBABILITIES.value, _AREA.value, index, count, _STEAL.value, _WAIT.value, _ATTEMPTS.value,

@@ -153,6 +153,10 @@ def _software(path: Path) -> Any:
 
         with h5py.File(path, "r") as file:
             return file.attrs.get("software")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return (pyarrow.parquet.read_schema(path).metadata or {})[b"software"].decode()
     if path.suffix in (".png", ".md", ".html"):
         mark = (NOTICE if path.suffix == ".md" else MARK).encode()
         with path.open("rb") as file:

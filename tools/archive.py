@@ -30,7 +30,7 @@ from absl import logging as absl_logging
 
 from olmoearth_jax import commands, outputs
 from olmoearth_jax.maps import archive as archives
-from olmoearth_jax.maps import archive_check, extract
+from olmoearth_jax.maps import archive_check, cogs, extract
 from olmoearth_jax.modalities import closest
 
 FLAGS = flags.FlagValues()
@@ -92,14 +92,14 @@ def _preview(folder: Path) -> int:
 
 
 def _export(folder: Path) -> int:
-    archive, output = _open(folder), _output((".tif", ".tiff"))
+    archive, output = _opened(folder, (".tif", ".tiff"))
     box = None if FLAGS.bbox is None else _numbers("bbox", FLAGS.bbox, 4)
     made = extract.export(archive, box, _period(archive), output, FLAGS.width, FLAGS.dtype)
     return _written(made)
 
 
 def _sample(folder: Path) -> int:
-    archive, output = _open(folder), _output((".parquet",))
+    archive, output = _opened(folder, (".parquet",))
     if not FLAGS.points:
         raise ValueError("give --points")
     periods = FLAGS.years or ([FLAGS.year] if FLAGS.year else [])
@@ -109,7 +109,7 @@ def _sample(folder: Path) -> int:
 
 
 def _search(folder: Path) -> int:
-    archive, output = _open(folder), _output(("",))
+    archive, output = _opened(folder, ())
     period = _period(archive)
     if bool(FLAGS.point) == bool(FLAGS.area):
         raise ValueError("give --point=LON,LAT or --area=FILE (one of them)")
@@ -129,7 +129,7 @@ def _search(folder: Path) -> int:
 def _cluster(folder: Path) -> int:
     from olmoearth_jax.maps import compare
 
-    archive, output = _open(folder), _output((".tif", ".tiff"))
+    archive, output = _opened(folder, (".tif", ".tiff"))
     period = _period(archive)
     return _written(compare.cluster(archive, period, output, FLAGS.k, FLAGS.seed, FLAGS.width))
 
@@ -137,7 +137,7 @@ def _cluster(folder: Path) -> int:
 def _change(folder: Path) -> int:
     from olmoearth_jax.maps import compare
 
-    archive, output = _open(folder), _output((".tif", ".tiff"))
+    archive, output = _opened(folder, (".tif", ".tiff"))
     return _written(compare.change(archive, FLAGS.years, output, FLAGS.width))
 
 
@@ -145,6 +145,18 @@ VERBS: dict[str, Callable[[Path], int]] = {
     "status": _status, "verify": _verify, "index": _index, "preview": _preview, "export": _export,
     "sample": _sample, "search": _search, "cluster": _cluster, "change": _change,
 }  # fmt: skip
+
+_FILE = ("output", "overwrite", "complete")
+USES: dict[str, tuple[str, ...]] = {
+    "status": (), "verify": (), "index": (), "preview": ("complete",),
+    "export": ("year", "bbox", "width", "dtype", *_FILE),
+    "sample": ("points", "year", "years", "width", *_FILE),
+    "search": ("point", "area", "year", "width", "top", "min_distance", *_FILE),
+    "cluster": ("year", "k", "seed", "width", *_FILE),
+    "change": ("years", "width", *_FILE),
+}  # fmt: skip
+"""The flags that each verb goes by."""
+_ALL = {name for names in USES.values() for name in names}
 
 
 def _open(folder: Path) -> archives.Archive:
@@ -171,16 +183,32 @@ def _period(archive: archives.Archive) -> Any:
     return archive.periods[archive.step_of(FLAGS.year) if FLAGS.year else 0]
 
 
-def _output(suffixes: tuple[str, ...]) -> Path:
+def _opened(folder: Path, suffixes: tuple[str, ...]) -> tuple[archives.Archive, Path]:
+    """The archive, and --output, which must end so; nothing of a user's lies in its place."""
+    archive = _open(folder)
     if not FLAGS.output:
         raise ValueError("give --output")
     path = Path(FLAGS.output).expanduser()
-    if suffixes != ("",) and path.suffix not in suffixes:
+    if suffixes and path.suffix not in suffixes:
         raise ValueError(f"--output must end in {' or '.join(suffixes)}")
-    if path.suffix in (".tif", ".tiff"):
-        outputs.check(path, overwrite=FLAGS.overwrite)
-    outputs.check_folder(path.parent)
-    return path
+    first = path if suffixes else path.with_name(f"{path.name}.tif")
+    made = (
+        {first} if ".parquet" in suffixes else {first, *cogs.named(first, archive.zones).values()}
+    )
+    if not suffixes:
+        made.add(path.with_name(f"{path.name}.geojson"))
+    inputs = [Path(given).expanduser() for given in (FLAGS.points, FLAGS.area) if given]
+    for file in sorted(made):
+        outputs.check(file, inputs, FLAGS.overwrite)
+    return archive, path
+
+
+def _check_flags(verb: str) -> None:
+    """Raises ValueError for a flag that a verb has no use for."""
+    for name in FLAGS:
+        if FLAGS[name].present and name in _ALL and name not in USES[verb]:
+            known = ", ".join(f"--{n}" for n in USES[verb]) or "no flags"
+            raise ValueError(f"--{name} does not go with {verb}, which takes {known}")
 
 
 def _numbers(flag: str, texts: list[str], count: int) -> list[float]:
@@ -209,6 +237,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"say what to do, as in `tools.archive status DIR`; {told}")
         if len(given) != 2:
             raise ValueError(f"give the folder of one archive: tools.archive {given[0]} DIR")
+        _check_flags(given[0])
         return VERBS[given[0]](Path(given[1]).expanduser())
     except (ValueError, OSError, json.JSONDecodeError) as e:
         print(f"error: {e}", file=sys.stderr, flush=True)

@@ -59,7 +59,10 @@ def library() -> Any:
 def opening(path: str | Path) -> dict[str, Any]:
     """What rasterio is told beside the path, so that a GeoTIFF is nothing else: GDAL goes by the
     content, and a list of other files (a VRT) may be called .tif."""
-    return {"driver": "GTiff"} if str(path).lower().endswith((".tif", ".tiff")) else {}
+    name = str(path).lower()
+    if "://" in name:  # what follows is a signature
+        name = name.partition("?")[0]
+    return {"driver": "GTiff"} if name.endswith((".tif", ".tiff")) else {}
 
 
 class RasterFile:

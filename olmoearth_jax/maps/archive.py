@@ -12,8 +12,8 @@ import numpy as np
 
 from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.inference.quantize import Rule, restore
-from olmoearth_jax.maps import conventions
-from olmoearth_jax.maps.lattice import LONLAT, crs_of, pixel_of, zone_of
+from olmoearth_jax.maps import conventions, store_form
+from olmoearth_jax.maps.lattice import LONLAT, crs_of, on_earth, pixel_of, zone_of
 from olmoearth_jax.maps.store import NAME, NOT_PROCESSED, zarr_library
 
 NEAR_BOUNDARY = 0.5
@@ -96,19 +96,19 @@ class Archive:
         version = self.attrs.get("olmoearth:store_version", 1)
         if "geoemb:type" not in self.attrs:
             raise ValueError(f"{path} is no archive of embeddings: it has no geoemb attributes")
-        if not isinstance(version, int) or version > conventions.STORE_VERSION:
+        if not isinstance(version, int) or not 1 <= version <= conventions.STORE_VERSION:
             raise ValueError(
                 f"{path} has store version {version}; this software reads up to "
                 f"{conventions.STORE_VERSION}: update it"
             )
         self.rule: Rule = conventions.rule_of(self.attrs)
-        self.dimensions = int(self.attrs["geoemb:dimensions"])
-        self.widths = tuple(self.attrs.get("geoemb:matryoshka_dims", ()))
-        names = sorted(n for n in group.group_keys() if n.startswith("utm") and n[3:].isdigit())
+        self.dimensions, self.widths = store_form.dimensions_of(self.attrs, path)
+        names = store_form.zone_names(group.group_keys())
         if not names:
             raise ValueError(f"{path} holds no UTM zones")
         self.zones = [int(name[3:]) for name in names]
-        self.periods = self._read_periods(names[0])
+        spans = store_form.periods_of({name: group[name] for name in names}, path)
+        self.periods: list[Any] = [_period_name(*s) if isinstance(s, tuple) else s for s in spans]
         self._zones: dict[int, Zone] = {}
 
     def __repr__(self) -> str:
@@ -119,27 +119,20 @@ class Archive:
             f"{self.dimensions} values of {self.rule.dtype} per place>"
         )
 
-    def _read_periods(self, name: str) -> list[Any]:
-        spans = self._group[name].attrs.get("olmoearth:periods")
-        if spans is None:
-            return [int(t) for t in self._group[f"{name}/time"][:]]
-        return [_period_name(*span) for span in spans]
-
     def zone(self, number: int) -> Zone:
         """The arrays of a zone.
 
         Raises:
-          ValueError: it is not in the archive.
+          ValueError: it is not in the archive, or its metadata make no sense.
         """
         if number not in self.zones:
             raise ValueError(f"zone {number} is not in the archive; there are {self.zones}")
         if number not in self._zones:
-            group = self._group[f"utm{number:02d}"]
-            scales = group["scales"] if self.rule.method == "per_pixel_scale" else None
-            self._zones[number] = Zone(
-                number, list(group.attrs["spatial:transform"]), group["embeddings"],
-                group["coverage"], scales,
-            )  # fmt: skip
+            group, where = self._group[f"utm{number:02d}"], f"{self.path}/utm{number:02d}"
+            transform = store_form.transform_of(group.attrs, number, where)
+            self._zones[number] = Zone(number, transform, *store_form.arrays_of(
+                group, where, transform, self.rule, self.dimensions, len(self.periods)
+            ))  # fmt: skip
         return self._zones[number]
 
     def step_of(self, period: Any) -> int:
@@ -171,9 +164,14 @@ class Archive:
     def window(
         self, zone: Zone, step: int, rows: slice, cols: slice, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(values float32 [h, w, d] with NaN, valid bool [h, w]) of a window of a zone."""
+        """(values float32 [h, w, d] with NaN, valid bool [h, w]) of a window of a zone.
+
+        The values cannot be written to where there is no embedding at all.
+        """
         q, scales, coverage = self.stored(zone, step, rows, cols, width)
-        valid = (coverage > 0) & (coverage < NOT_PROCESSED)
+        valid = _processed(coverage)
+        if not valid.any():
+            return np.broadcast_to(np.float32(np.nan), q.shape), valid
         values = restore(q, self.rule, scales)
         valid &= ~np.isnan(values[..., 0])
         if not valid.all():
@@ -183,11 +181,21 @@ class Archive:
     def stored(
         self, zone: Zone, step: int, rows: slice, cols: slice, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """(values [h, w, d] as stored, scales [h, w] or None, coverage [h, w]) of a window."""
+        """(values [h, w, d] as stored, scales [h, w] or None, coverage [h, w]) of a window.
+
+        Where there is no embedding at all, nothing but coverage is read: arrays that span a whole
+        zone are mostly empty. The others cannot be written to then.
+        """
         d = self.width_of(width)
         with _no_coalescing():
             # Coverage first: what it calls done has its embeddings already.
             coverage = np.asarray(zone.coverage[step, rows, cols])
+            if not _processed(coverage).any():
+                fill = np.array(self.rule.fill, self.rule.dtype)
+                scales = None
+                if zone.scales is not None:
+                    scales = np.broadcast_to(np.float32(np.inf), coverage.shape)
+                return np.broadcast_to(fill, (*coverage.shape, d)), scales, coverage
             q = np.moveaxis(np.asarray(zone.embeddings[step, :d, rows, cols]), 0, -1)
             scales = None if zone.scales is None else np.asarray(zone.scales[step, rows, cols])
         return q, scales, coverage
@@ -210,6 +218,7 @@ class Archive:
         step, out = self._only_step(period), []
         for zone, rows, cols in self.windows(bbox):
             values, valid = self.window(zone, step, rows, cols, width)
+            values = values if values.flags.writeable else values.copy()
             out.append(Map(values, valid, Affine(*zone.place(rows, cols)), zone.crs))
         return out
 
@@ -301,16 +310,19 @@ class Archive:
         values = np.full((count, len(steps), d), np.nan, np.float32)
         valid = np.zeros((count, len(steps)), bool)
         places = np.full((count, 3), -1)
-        own = np.atleast_1d(zone_of(lonlat[:, 0])) if count else np.zeros(0, int)
-        west = np.mod(lonlat[:, 0] + 180, 6) <= NEAR_BOUNDARY
-        east = np.mod(lonlat[:, 0] + 180, 6) >= 6 - NEAR_BOUNDARY
+        there = on_earth(lonlat)
+        lon = np.where(there, lonlat[:, 0], 0.0)
+        own = np.atleast_1d(zone_of(lon)) if count else np.zeros(0, int)
+        west = np.mod(lon + 180, 6) <= NEAR_BOUNDARY
+        east = np.mod(lon + 180, 6) >= 6 - NEAR_BOUNDARY
         near = np.where(west, (own - 2) % 60 + 1, np.where(east, own % 60 + 1, -1))
         for zones in (own, near):
             for number in np.unique(zones):
                 if number not in self.zones:
                     continue
-                rest = np.flatnonzero((zones == number) & ~valid.any(1))
+                rest = np.flatnonzero((zones == number) & there & ~valid.any(1))
                 self._look_up(int(number), rest, lonlat, steps, values, valid, places)
+        places[~valid.any(1)] = -1
         return values, valid, places
 
     def _look_up(
@@ -388,7 +400,7 @@ def open_archive(path: str | Path) -> Archive:
     zarr = zarr_library()
     try:
         group = zarr.open_group(text, mode="r", zarr_format=3)
-    except (OSError, KeyError, ValueError, ImportError) as e:
+    except Exception as e:  # zarr's errors about metadata are of many types
         raise ValueError(f"{text} cannot be read as an archive: {e}") from None
     return Archive(group, text)
 
@@ -441,6 +453,11 @@ def _no_coalescing() -> Iterator[None]:
     else:
         with zarr.config.set({key: 0}):
             yield
+
+
+def _processed(coverage: np.ndarray) -> np.ndarray:
+    """Where there is an embedding."""
+    return (coverage > 0) & (coverage < NOT_PROCESSED)
 
 
 def _period_name(first: str, last: str) -> Any:

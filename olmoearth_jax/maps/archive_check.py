@@ -53,7 +53,12 @@ def _told(counts: collections.Counter[str]) -> str:
 
 
 def missing(output: Path) -> int:
-    """Number of planned shards that are not done; 0 for stores without a job folder."""
+    """Number of planned shards that are not done; 0 for stores without a job folder.
+
+    Args:
+      output: folder of an archive, or its store.
+    """
+    output = output.parent if (output / "zarr.json").is_file() else output
     if not (output / "job" / "plan.jsonl").is_file():
         return 0
     work = embed_job.read_plan(output)
@@ -99,7 +104,11 @@ def verify(output: Path) -> tuple[list[str], bool]:
         if not work.is_ours(held):
             wrong.append(f"{unit}: its marker is of another job")
             continue
-        for key, (length, digest) in held.get("objects", {}).items():
+        objects = _objects_of(held)
+        if objects is None:
+            wrong.append(f"{unit}: its marker is damaged")
+            continue
+        for key, (length, digest) in objects.items():
             path = work.objects / key
             if not path.is_file():
                 wrong.append(f"{unit}: {path} is missing")
@@ -114,6 +123,22 @@ def verify(output: Path) -> tuple[list[str], bool]:
         lines += [*wrong[:50], f"{len(wrong)} are damaged: delete their markers below "
                   f"{work.folder / 'done'} and start launch.embed again"]  # fmt: skip
     return lines, not wrong
+
+
+def _objects_of(marker: dict[str, Any]) -> dict[str, list[Any]] | None:
+    """Size and digest of the objects that a marker names; None if it is damaged.
+
+    Keys lead below the store and nowhere else.
+    """
+    held = marker.get("objects")
+    if not isinstance(held, dict):
+        return None
+    for key, told in held.items():
+        if not isinstance(told, list) or len(told) != 2:
+            return None
+        if key.startswith("/") or ".." in key.split("/"):
+            return None
+    return held
 
 
 def write_index(output: Path) -> list[Path]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from olmoearth_jax.data.raster_file import library as rasterio_library
-from olmoearth_jax.maps import plan
+from olmoearth_jax.maps import archive_check, plan
 from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.run_folder import Task
@@ -19,7 +20,8 @@ from olmoearth_jax.maps.token_head import TokenHead
 
 PIXEL = 10.0
 """Metres per side of the pixels that labels are put on."""
-_SAME = ("model_digest", "pooling", "patch_size", "location_size", "normalize")
+_SAME = ("model_digest", "pooling", "patch_size", "location_size", "normalize", "modalities",
+         "pooling_type", "searchlight")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +80,30 @@ class ArchiveScene(Scene):
 
 def step_of(archive: Archive) -> int:
     """Pixels of 10 m per side of a token."""
-    return max(1, round(float(archive.attrs["geoemb:gsd"]) / PIXEL))
+    return max(1, round(_metres(archive) / PIXEL))
+
+
+def _metres(archive: Archive) -> float:
+    """Metres per side of a token."""
+    return archive.zone(archive.zones[0]).transform[0]
 
 
 def record_of(archive: Archive, width: int | None) -> dict[str, Any]:
     """What two archives must share for one head to fit both."""
     attrs = archive.attrs
-    out = {k: attrs.get(f"olmoearth:{k}") for k in _SAME}
+    out: dict[str, Any] = {k: attrs.get(f"olmoearth:{k}") for k in _SAME}
     return out | {
-        "model": attrs.get("geoemb:model"), "metres": float(attrs["geoemb:gsd"]),
+        "model": attrs.get("geoemb:model"), "metres": _metres(archive),
         "width": archive.width_of(width), "data_type": attrs.get("geoemb:data_type"),
         "quantization": archive.rule.method,
     }  # fmt: skip
+
+
+def source_of(archive: Archive) -> dict[str, Any]:
+    """Which values there are now: the job, and how many of its shards are missing."""
+    out = {"job": archive.attrs.get("olmoearth:job_digest") or archive.path}
+    left = archive_check.missing(Path(archive.path))
+    return out | ({"missing_shards": left} if left else {})
 
 
 def open_scenes(
@@ -119,7 +133,9 @@ def open_scenes(
             )
             several = f"utm{number:02d}" if len(archive.zones) > 1 else ""
             scenes.append(ArchiveScene(period, grid, several, archive, zone, at))  # pyright: ignore
-    return scenes, []
+    left = source_of(archive).get("missing_shards")
+    notes = [f"warning: {left} shards of the archive are missing; they are nodata here"]
+    return scenes, notes if left else []
 
 
 def _period(name: str) -> Period:

@@ -9,6 +9,7 @@ from typing import Any
 from olmoearth_jax.inference.quantize import Rule
 from olmoearth_jax.maps.lattice import Grid
 from olmoearth_jax.maps.plan import Period
+from olmoearth_jax.maps.store_form import is_number
 
 STORE_VERSION = 1
 _RAW = "https://raw.githubusercontent.com"
@@ -80,7 +81,10 @@ def rule_of(attrs: Any) -> Rule:
     scale = scale if isinstance(scale, dict) else {}
     if dtype != "int8" or method not in ("signed_power", "per_pixel_scale", "linear"):
         raise ValueError(f"this store's values are of an unknown form ({dtype}, {method})")
-    return Rule(dtype, method, normalize, scale.get("scale", 1.0), scale.get("offset", 0.0))
+    numbers = [scale.get("scale", 1.0), scale.get("offset", 0.0)]
+    if method == "linear" and not all(map(is_number, numbers)):
+        raise ValueError(f"this store's linear values have no scale and offset: {scale}")
+    return Rule(dtype, method, normalize, *numbers)
 
 
 def root_attributes(

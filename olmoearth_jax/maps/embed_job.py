@@ -340,6 +340,8 @@ def form_of(job: Job, model: PretrainedModel, digest: str) -> store.Form:
     }  # fmt: skip
     if o.searchlight:
         provenance["searchlight"] = True
+    elif _kind_of(o) not in ("", "mean"):
+        provenance["pooling_type"] = _kind_of(o)
     attrs = conventions.root_attributes(
         layout.rule, layout.dimensions, layout.lattice.token,
         url if published else f"urn:sha256:{model.digest}", names, _software(), layout.widths,
@@ -437,14 +439,18 @@ def read_plan(output: Path) -> work_list.WorkList:
     """The work list of an archive that was begun.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or its plan is damaged.
     """
     held = work_list.read_json(output / "job" / "job.json")
     path = output / "job" / "plan.jsonl"
     if held is None or not path.is_file():
         raise ValueError(f"{output} is no archive that launch.embed made: it has no job folder")
-    with path.open(encoding="utf-8") as file:
-        units = [json.loads(line)["id"] for line in file]
+    try:
+        with path.open(encoding="utf-8") as file:
+            units = [plan.shard_of(json.loads(line)["id"]).id for line in file]
+    except (ValueError, KeyError, TypeError) as e:
+        told = f"there is no {e}" if isinstance(e, KeyError) else e
+        raise ValueError(f"{path} is damaged: {told}") from None
     digest = str(held.get("job_digest"))
     earlier = held.get("extends", ())
     return work_list.WorkList(output / "job", output / store.NAME, digest, units, earlier)

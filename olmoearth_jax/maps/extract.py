@@ -16,8 +16,9 @@ from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.quantize import NO_VALUE
 from olmoearth_jax.maps import area, cogs, similar, vectors
 from olmoearth_jax.maps.archive import Archive, Zone
-from olmoearth_jax.maps.lattice import LONLAT
+from olmoearth_jax.maps.lattice import LONLAT, on_earth
 from olmoearth_jax.maps.store import NOT_PROCESSED
+from olmoearth_jax.outputs import SOFTWARE
 
 DTYPES = ("stored", "float32")
 
@@ -28,7 +29,7 @@ def tags_of(archive: Archive, period: Any) -> dict[str, str]:
     kept = ("model_digest", "job_digest", "patch_size", "location_size", "pooling", "normalize")
     out = {k.upper(): str(attrs[f"olmoearth:{k}"]) for k in kept if f"olmoearth:{k}" in attrs}
     return {
-        "SOFTWARE": str(attrs.get("geoemb:build_version", "olmoearth-jax")),
+        "SOFTWARE": SOFTWARE,
         "MODEL": str(attrs.get("geoemb:model", "")), "PERIOD": str(period), **out,
     }  # fmt: skip
 
@@ -93,7 +94,9 @@ def _values(
         return x, bool(valid.any())
     q, _, coverage = archive.stored(zone, step, rows, cols, width)
     valid = (coverage > 0) & (coverage < NOT_PROCESSED)
-    return np.where(valid[..., None], q, np.int8(NO_VALUE)), bool(valid.any())
+    if not valid.any():
+        return q, False
+    return np.where(valid[..., None], q, np.int8(NO_VALUE)), True
 
 
 def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
@@ -122,6 +125,11 @@ def read_points(path: Path) -> tuple[np.ndarray, dict[str, list[Any]]]:
     if not same_crs(table.crs, LONLAT):
         shapes = vectors.project(np.array(shapes, object), table.crs, LONLAT)
     lonlat = vectors.shapely_library().get_coordinates(shapes)
+    odd = np.flatnonzero(~on_earth(lonlat))
+    if len(odd):
+        lon, lat = lonlat[odd[0]]
+        raise ValueError(f"{path}: feature {odd[0] + 1} lies at {lon:g}, {lat:g}, which are no "
+                         "longitude and latitude: name its CRS in the file")  # fmt: skip
     names = list(dict.fromkeys(name for row in table.rows for name in row))
     return lonlat, {n: [row.get(n) for row in table.rows] for n in names}
 
@@ -230,6 +238,7 @@ def search(
          "properties": p} for p in found
     ]  # fmt: skip
     places = output.with_name(f"{output.name}.geojson")
-    text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1)
+    held = {"type": "FeatureCollection", "software": SOFTWARE, "features": features}
+    text = json.dumps(held, indent=1)
     write_atomically(places, text)
     return [*files.values(), places]

@@ -138,37 +138,43 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     known("mode", o.mode, MODES)
     if o.mode == "full" and o.settings.pooling != "spatial":
         raise ValueError("--mode=full goes with --pooling=spatial")
+    if o.overlap is not None:
+        tile_map.check_overlap(o.window, o.overlap)
     folder = Path(o.output).expanduser()
+    o.labels.check()
     if not Path(o.labels.path).expanduser().is_file():
         raise ValueError(f"there is no label file {o.labels.path}")
     assert isinstance(o.images, ImageOptions)  # see `from_archive` for the other kind
     rasters, notes = o.images.rasters()
     model = load_pretrained(o.model)
     model.check_locations(o.settings.pooling, o.settings.patch_size, o.settings.location_size)
-    record = record_of(o, model, rasters)
     windows = None if o.labels.months is None else o.labels.windows()
     with o.images.open(rasters, windows) as (opened, more):
+        record = record_of(o, model, rasters, opened)
         step = o.settings.step if o.mode == "probe" else 1
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
         check_weights(o, found.target)
         fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": SOFTWARE})
-        done = folder / run_folder.REPORT
-        if done.is_file():
-            say(f"{folder} is finished already")
-            return json.loads(done.read_text())
-        for note in found.notes:
-            say(note)
-        say(_plan(o, found))
-        return _train(o, folder, model, opened, found, fresh, say)
+        with run_folder.alone(folder):
+            done = folder / run_folder.REPORT
+            if done.is_file():
+                say(f"{folder} is finished already")
+                return json.loads(done.read_text())
+            for note in found.notes:
+                say(note)
+            say(_plan(o, found))
+            return _train(o, folder, model, opened, found, fresh, say)
 
 
-def record_of(o: Options, model: PretrainedModel, rasters: Sequence[Raster]) -> dict[str, Any]:
+def record_of(
+    o: Options, model: PretrainedModel, rasters: Sequence[Raster], opened: Sequence[Scene]
+) -> dict[str, Any]:
     """What determines the result of a run."""
     assert isinstance(o.images, ImageOptions)
     return settings_record(o) | {
-        "model_digest": model.digest, "images": image_record(o.images, rasters),
+        "model_digest": model.digest, "images": image_record(o.images, rasters, opened),
         "embedding": dataclasses.asdict(o.settings), "window": o.window, "overlap": o.shared,
     }  # fmt: skip
 
@@ -191,8 +197,14 @@ def settings_record(o: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, Any]:
-    """What determines the values of images, without where they lie."""
+def image_record(
+    images: ImageOptions, rasters: Sequence[Raster], opened: Sequence[Scene]
+) -> dict[str, Any]:
+    """What determines the values of images, without the folders that they lie in.
+
+    Tiles of a product have files of the same names, and often of the same sizes: the grids of the
+    scenes tell them apart.
+    """
     rows = []
     for raster in rasters:
         row = {k: v for k, v in dataclasses.asdict(raster).items() if v not in ("", (), [], None)}
@@ -203,7 +215,15 @@ def image_record(images: ImageOptions, rasters: Sequence[Raster]) -> dict[str, A
     return {
         "rasters": rows, "years": list(images.years), "periods": list(images.periods),
         "step": images.step, "any_pixel_size": images.any_pixel_size,
+        "grids": [_grid_of(scene) for scene in opened],
     }  # fmt: skip
+
+
+def _grid_of(scene: Scene) -> dict[str, Any]:
+    stack = scene.stack
+    t: Any = stack.transform
+    return {"period": scene.period.name, "crs": stack.crs.to_string(),
+            "transform": [t.a, t.c, t.e, t.f], "shape": list(stack.shape)}  # fmt: skip
 
 
 def read_weights(path: Path) -> dict[str, float]:
@@ -246,7 +266,9 @@ def weights_of(o: Options, target: Target, counts: np.ndarray, say: Say) -> np.n
 
 
 def check_weights(o: Options, target: Target) -> None:
-    """Raises ValueError if a file of weights lacks a class or names others."""
+    """Raises ValueError for weights of values, or a file that lacks a class or names others."""
+    if target.classes is None and o.class_weights != "auto":
+        raise ValueError("--class_weights are for classes, and the labels are values")
     if o.class_weights in ("auto", "balanced", "none") or target.classes is None:
         return
     held, names = read_weights(Path(o.class_weights)), [c.name for c in target.classes]
@@ -402,6 +424,7 @@ def _task(
     names = [n for n in opened[0].stack.names if n in model.modalities]
     bands = {n: sorted({b for s in opened for b in s.stack.bands_of(n)}) for n in names
              if all(n in s.stack.names for s in opened)}  # fmt: skip
+    more = {n for s in opened for n in s.stack.names if n in model.modalities} - set(bands)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     ranges = {n: [list(map(float, r)) for r in model.ranges[n]] for n in bands}
     about = {
@@ -409,7 +432,7 @@ def _task(
         "overlap": o.shared, "labels": found.counts, "training_labels": counts.tolist(),
         "class_weights": None if weights is None else weights.tolist(),
         "normalization": ranges, "block": found.split.side, "created": now,
-        "software": SOFTWARE,
+        "software": SOFTWARE, **({"some_images_show": sorted(more)} if more else {}),
     }  # fmt: skip
     steps = max(len(s.stack.dates) for s in opened)
     pixel = abs(opened[0].stack.transform.a)

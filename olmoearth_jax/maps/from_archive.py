@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from olmoearth_jax.maps.archive import open_archive
 from olmoearth_jax.maps.archive_scenes import (
     PIXEL,
     ArchiveOptions,
+    ArchiveScene,
     ArchiveTokens,
     open_scenes,
     record_of,
+    source_of,
     step_of,
 )
 from olmoearth_jax.maps.fine_tuning import Options, Say
@@ -45,17 +48,26 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     found.notes[:0] = notes
     fine_tuning.check_weights(o, found.target)
     record = fine_tuning.settings_record(o) | {
-        "archive": about, "job_digest": archive.attrs.get("olmoearth:job_digest"),
+        "archive": about, "source": source_of(archive),
         "periods": [s.period.name for s in scenes], "window": side,
     }  # fmt: skip
     fresh = not folder.exists()
     run_folder.claim(folder, record, {"software": SOFTWARE})
-    if (folder / run_folder.REPORT).is_file():
-        say(f"{folder} is finished already")
-        return json.loads((folder / run_folder.REPORT).read_text())
-    for note in found.notes:
-        say(note)
-    reader = ArchiveTokens(step, images.width)
+    with run_folder.alone(folder):
+        if (folder / run_folder.REPORT).is_file():
+            say(f"{folder} is finished already")
+            return json.loads((folder / run_folder.REPORT).read_text())
+        for note in found.notes:
+            say(note)
+        reader = ArchiveTokens(step, images.width)
+        return _train(o, folder, reader, side, about, scenes, found, fresh, say)
+
+
+def _train(
+    o: Options, folder: Path, reader: ArchiveTokens, side: int, about: dict[str, Any],
+    scenes: Sequence[ArchiveScene], found: labelling.Labelled, fresh: bool, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains the head, scores it, and writes the folder."""
     tokens = fine_tuning.read_splits(folder, reader, scenes, found, lambda s: True, fresh, say)
     train, valid = tokens["train"], tokens.get("valid", tokens["train"])
     target, log = found.target, []
@@ -74,8 +86,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     task = Task(
-        "probe", str(about["model"]), str(about["model_digest"]), Settings(step), side, PIXEL,
-        {}, 0, target, head.scale, more,
+        "probe", str(about["model"]), str(about["model_digest"]), Settings(reader.step), side,
+        PIXEL, {}, 0, target, head.scale, more,
     )  # fmt: skip
     run_folder.write_json(folder / run_folder.TASK, task.to_json())
     guesses = {s: head(t.x) for s, t in tokens.items()}
@@ -89,5 +101,6 @@ def _check(o: Options) -> None:
         raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
     if o.labels.months is not None:
         raise ValueError("--months does not go with --archive, whose periods are fixed")
+    o.labels.check()
     if not Path(o.labels.path).expanduser().is_file():
         raise ValueError(f"there is no label file {o.labels.path}")

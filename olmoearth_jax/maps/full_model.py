@@ -125,6 +125,10 @@ class FullPixels:
     def patch(self) -> int:
         return self.settings.patch_size
 
+    @property
+    def modalities(self) -> Sequence[str]:
+        return self.base.modalities
+
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         reader = PixelReader(self.base, self.settings, self.batch)
         ready = reader.prepare(samples)

@@ -17,7 +17,7 @@ from olmoearth_jax.data import values
 from olmoearth_jax.data.raster_file import transform_points
 from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack, Placed, look_at
 from olmoearth_jax.data.raster_list import Raster, read_folder, read_manifest
-from olmoearth_jax.data.raster_units import check_files
+from olmoearth_jax.data.raster_units import check_files, fills
 from olmoearth_jax.data.rasters import spread_bands
 from olmoearth_jax.data.remote import AnyPath, location
 from olmoearth_jax.dates import parse_date
@@ -327,7 +327,7 @@ class Imagery:
         return found
 
     def check_units(self) -> None:
-        """Looks at the values of some rasters of each modality, thinned out.
+        """Looks at the values of some rasters of each modality, thinned out; adds to `notes`.
 
         Raises:
           ValueError: values in another unit than the model's.
@@ -348,6 +348,7 @@ class Imagery:
                         slice(int(west // PIXEL), int(east // PIXEL)), _OVERVIEW,
                     )  # fmt: skip
                     check_files(stack, window)
+                    self.notes += [n for n in fills(window) if n not in self.notes]
                     try:
                         if window.valid[name].any():
                             Sample.from_arrays(window.arrays, stack.dates, bands=window.bands,

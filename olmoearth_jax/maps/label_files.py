@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.raster_file import same_crs
 from olmoearth_jax.maps import vectors
+from olmoearth_jax.maps.lattice import LONLAT, on_earth
 from olmoearth_jax.maps.vectors import shapely_library
 
 EXTRAS = ("split", "date", "year", "id")
@@ -65,9 +68,12 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
         shown = ", ".join(map(str, known)) or "none"
         raise ValueError(f"{path} has no column {column!r}; it has: {shown}")
     shapes, rows, dropped = [], [], {}
-    for shape, row in zip(table.shapes, table.rows, strict=True):
+    degrees = same_crs(table.crs, LONLAT)
+    for number, (shape, row) in enumerate(zip(table.shapes, table.rows, strict=True), 1):
         reason = "null label" if _missing(row.get(column)) else ""
         shape = None if reason else _usable(shape)
+        if degrees and shape is not None and not isinstance(shape, str):
+            _check_degrees(shape, f"feature {number} of {path}")
         if shape is None or isinstance(shape, str):
             reason = reason or shape or "empty geometry"
             dropped[reason] = dropped.get(reason, 0) + 1
@@ -90,8 +96,20 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
     return Features(shapes, table.crs, values, columns, dropped, list(table.notes), weights)
 
 
+def _check_degrees(shape: Any, where: str) -> None:
+    """Raises ValueError if a shape reaches beyond all longitudes and latitudes."""
+    if not on_earth(np.array(shape.bounds).reshape(2, 2)).all():
+        shown = ", ".join(f"{v:g}" for v in shape.bounds)
+        raise ValueError(
+            f"{where} reaches over {shown}, which are no longitudes and latitudes: name its CRS in "
+            "the file"
+        )
+
+
 def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(value: Any) -> str:
@@ -134,7 +152,7 @@ def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[An
         values = [int(v) for v in values]  # integers of a column that has gaps
     kinds = {type(v).__name__ for v in values}
     if path.suffix.lower() == ".csv" and all(_is_integer(v) for v in values):
-        values, kinds = [int(v) for v in values], {"int"}
+        values, kinds = [int(str(v).partition(".")[0]) for v in values], {"int"}
     if kinds == {"str"}:
         return [v.strip() for v in values]
     if kinds == {"int"}:
@@ -152,13 +170,14 @@ def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[An
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().lstrip("-").isdigit()
+    """Whether a text is an integer, or one that was written with others that have gaps: '3.0'."""
+    return isinstance(value, str) and bool(re.fullmatch(r"\s*[+-]?[0-9]+(\.0*)?\s*", value))
 
 
 def _usable(shape: Any) -> Any:
     """The points or polygons of a geometry, or the reason why it has none."""
     shapely = shapely_library()
-    if shape is None or shape.is_empty:
+    if shape is None or shape.is_empty or not np.isfinite(shape.bounds).all():
         return "empty geometry"
     if "Line" in shape.geom_type or shape.geom_type == "LinearRing":
         return "line"

@@ -72,6 +72,23 @@ class LabelOptions:
             )
         return self.label_column or self.value_column or ""
 
+    def check(self) -> None:
+        """Raises ValueError for what has no meaning for labels of this kind."""
+        kinds = []
+        if self.value_column is not None:
+            named = {"classes": self.classes, "class_colors": self.colors,
+                     "drop_rare": self.drop_rare}  # fmt: skip
+            kinds.append(("--value_column", named))
+        if not _is_raster(self.path):
+            named = {"ignore_values": self.ignore_values, "resample_labels": self.resample}
+            kinds.append(("labels in a table", named))
+        elif self.all_touched:
+            raise ValueError("--all_touched is for polygons, and the labels are a raster")
+        for what, flags in kinds:
+            for name, value in flags.items():
+                if value:
+                    raise ValueError(f"--{name} does not go with {what}")
+
     def windows(self) -> list[Period]:
         """The windows of months around the dates of the labels, ascending.
 
@@ -175,6 +192,7 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
     target = Target(classes, o.unit)
     periods = list(dict.fromkeys(scene.period for scene in scenes))
     rows = samples.by_period(features, periods, o.months)
+    notes += _of_other_years(features, scenes)
     counts["without_period"] = len(features.shapes) - sum(map(len, rows.values()))
     grids: list[tuple[int, Grid]] = []
     inside = 0
@@ -208,6 +226,22 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
     if lost:
         notes.append(told)
     return target, grids, notes
+
+
+def _of_other_years(features: label_files.Features, scenes: Sequence[Scene]) -> list[str]:
+    """A note on labels whose year is none of the images', where no period leaves them out."""
+    days = samples.days_of(features) or []
+    shown = sorted({day[:4] for scene in scenes for day in scene.stack.dates})
+    if not shown or any(scene.period.name for scene in scenes):
+        return []
+    years = [str(day.year) for day in days if day is not None]
+    odd = [year for year in years if year not in shown]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} labels are of {', '.join(sorted(set(odd)))}, but learn from the images of "
+        f"{', '.join(shown)}; with --years only labels of those years are used"
+    ]
 
 
 def _by_split(
@@ -324,7 +358,7 @@ def _split(o: LabelOptions, target, windows, places: Places, scenes, side: int, 
     gap = o.gap if o.gap is not None else (side * pixel / 2 if centred else 0.0)
     split = splitting.split_blocks(
         places.zone, places.easting, places.northing, samples.counts_of(windows, target), block,
-        seed, o.fractions, gap, places.boxes,
+        seed, o.fractions, gap, places.boxes, places.across,
     )  # fmt: skip
     shares = splitting.fractions_of(o.fractions)
     if len(split.blocks) < len(shares):

@@ -15,8 +15,8 @@ import numpy as np
 
 from olmoearth_jax.data.raster_lattice import crs_of, zone_of
 
-__all__ = ["LONLAT", "Grid", "Lattice", "crs_of", "grid_around", "pixel_of", "whole_zone",
-           "zone_bounds", "zone_of"]  # fmt: skip
+__all__ = ["LONLAT", "Grid", "Lattice", "crs_of", "grid_around", "on_earth", "pixel_of",
+           "whole_zone", "zone_bounds", "zone_of"]  # fmt: skip
 
 LONLAT = "EPSG:4326"
 
@@ -25,6 +25,11 @@ def zone_bounds(zone: int) -> tuple[float, float]:
     """(west, east) in degrees of a zone."""
     west = -180.0 + 6.0 * (zone - 1)
     return west, west + 6.0
+
+
+def on_earth(lonlat: np.ndarray) -> np.ndarray:
+    """bool [N]: which of float [N, 2] are longitudes and latitudes in degrees."""
+    return np.all(np.abs(lonlat) <= (180.0, 90.0), axis=1)
 
 
 def pixel_of(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.raster_file import ground_pixel_size
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.maps import cogs
 from olmoearth_jax.maps.labels import Class, nodata_of
@@ -21,6 +22,8 @@ from olmoearth_jax.maps.samples import Target
 PROBABILITIES = ("uint8", "float32", "none")
 STEPS = 254
 """A probability of 1 as uint8."""
+_NEARLY = 0.01
+"""Share by which areas on the map may miss those on the ground; in UTM it is 0.002 at most."""
 _CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 
 
@@ -105,24 +108,42 @@ def _rgb(color: str) -> tuple[int, int, int]:
     return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
-def areas(path: Path, target: Target, pixels: Mapping[int, int], pixel_m2: float) -> None:
+def pixel_area(stack: Any, rows: slice, cols: slice) -> float:
+    """Square metres of a pixel in the middle of a part of a grid.
+
+    Those of the map, unless they lie: pixels of Web Mercator are too large, and degrees no metres.
+    """
+    t: Any = stack.transform
+    on_map = 0.0
+    if stack.crs.is_projected:
+        on_map = abs(t.a * t.e) * stack.crs.linear_units_factor[1] ** 2
+    place = type(t)(t.a, 0.0, t.c + t.a * cols.start, 0.0, t.e, t.f + t.e * rows.start)
+    size = rows.stop - rows.start, cols.stop - cols.start
+    across, down = ground_pixel_size(stack.crs, place, *size)
+    on_ground = across * down
+    return on_map if abs(on_map - on_ground) <= _NEARLY * on_ground else on_ground
+
+
+def areas(
+    path: Path, target: Target, pixels: Mapping[int, int], square_metres: Mapping[int, float]
+) -> None:
     """A table of the area of each class.
 
     Args:
-      pixels: number of pixels by class value.
-      pixel_m2: area of a pixel.
+      pixels, square_metres: of each class value; others do not count.
     """
-    total, text = sum(pixels.values()), io.StringIO()
+    known = target.classes or ()
+    total, text = sum(square_metres.get(c.value, 0.0) for c in known), io.StringIO()
     text.write(
         "# Pixel counts are biased estimates of area: correct them with the confusion matrix of "
         "the run (confusion.csv)\n"
     )
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["value", "class", "pixels", "hectares", "share"])
-    for c in target.classes or ():
-        n = pixels.get(c.value, 0)
-        rows.writerow([c.value, c.name, n, f"{n * pixel_m2 / 1e4:.4f}",
-                       f"{n / total:.6f}" if total else ""])  # fmt: skip
+    for c in known:
+        area = square_metres.get(c.value, 0.0)
+        rows.writerow([c.value, c.name, pixels.get(c.value, 0), f"{area / 1e4:.4f}",
+                       f"{area / total:.6f}" if total else ""])  # fmt: skip
     write_atomically(path, text.getvalue())
 
 

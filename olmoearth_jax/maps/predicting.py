@@ -108,11 +108,15 @@ def run(o: Options, say: Say = print) -> Outcome:
         raise ValueError("the run was trained on an archive, not on images: give --archive")
     rasters, notes = o.images.rasters()
     overlap = int(task.about["overlap"]) if o.overlap is None else o.overlap
-    job = _job(o, task, source) | {"images": image_record(o.images, rasters), "overlap": overlap}
+    tile_map.check_overlap(task.window, overlap)
     with o.images.open(rasters) as (opened, more):
         for scene in opened:
             check_images(task, scene)
+        record = image_record(o.images, rasters, opened)
+        job = _job(o, task, source) | {"images": record, "overlap": overlap}
         model = load_model(task, source, o)
+        for scene in opened:
+            check_no_more(task, scene, model.modalities)
         tilings = [
             tile_map.tiling_of(s.stack.shape, task.window, overlap, model.patch) for s in opened
         ]
@@ -130,7 +134,7 @@ def _from_archive(
     archive = open_archive(images.path)
     archive_scenes.check(task, archive, images.width)
     opened, notes = archive_scenes.open_scenes(images, archive, True)
-    record = {"archive": archive.attrs.get("olmoearth:job_digest"),
+    record = {"archive": archive_scenes.source_of(archive),
               "periods": [s.period.name for s in opened]}  # fmt: skip
     job = _job(o, task, source) | {"images": record, "overlap": 0}
     head = load_head(task, source)
@@ -211,6 +215,24 @@ def check_images(task: Task, scene: Scene) -> None:
         )
 
 
+def check_no_more(task: Task, scene: Scene, taken: Sequence[str]) -> None:
+    """Checks that images show the model nothing that the run was trained without.
+
+    Args:
+      taken: modalities that the model takes; others are not used.
+
+    Raises:
+      ValueError: they do.
+    """
+    known = {*task.modalities, *task.about.get("some_images_show", ())}
+    more = [n for n in scene.stack.names if n in taken and n not in known]
+    if more:
+        raise ValueError(
+            f"the run was trained on {', '.join(task.modalities)}, but the images also show "
+            f"{', '.join(more)}: leave them out"
+        )
+
+
 def load_model(task: Task, run: Path, o: Options) -> tile_map.PixelModel:
     """The model of a run.
 
@@ -239,6 +261,10 @@ def load_head(task: Task, run: Path) -> TokenHead:
     held = run_folder.load_arrays(run / "weights" / "head.npz")
     form = token_head.head_of(task.target, len(held["params"]["linear"]["kernel"]))
     return TokenHead(form, held["params"], held["stats"], task.scale)
+
+
+class _Finished(BaseException):
+    """The map was put together meanwhile, and its blocks are gone: nothing is left to do."""
 
 
 @dataclasses.dataclass
@@ -282,10 +308,8 @@ class _Mapper:
 
     def run(self) -> Outcome:
         """Blocks, then whole maps."""
-        job = self.folder / "job"
-        names = [self._name(i) for i in range(len(self.scenes))]
-        whole = WorkList(job / "whole", self.folder, self.digest, names)
-        if all(whole.marker(n) is not None for n in names):
+        job, whole = self.folder / "job", self._whole()
+        if self._is_whole():
             self.say(f"{self.folder} is finished already")
             return Outcome()
         blocks = WorkList(job, job / "blocks", self.digest, list(self.units))
@@ -296,21 +320,36 @@ class _Mapper:
         def told(unit: str, record: Mapping[str, Any]) -> None:
             self.say(f"{unit}: {record['valid']} pixels with data, {record['seconds']:.1f} s")
 
-        found = blocks.run(
-            self._block, self.o.index, self.o.count, steal=self.o.steal, wait=self.o.wait,
-            attempts=self.o.attempts, say=told,
-        )  # fmt: skip
+        try:
+            found = blocks.run(
+                self._block, self.o.index, self.o.count, steal=self.o.steal, wait=self.o.wait,
+                attempts=self.o.attempts, say=told,
+            )  # fmt: skip
+        except _Finished:
+            self.say(f"{self.folder} was finished by another worker")
+            return Outcome()
         if found.failed or any(blocks.marker(u) is None for u in blocks.units):
             return found
         last = whole.run(
             self._assemble, say=lambda unit, record: self.say(f"written: {record['written']}")
         )
-        if all(whole.marker(n) is not None for n in names):
+        if self._is_whole():
             shutil.rmtree(job / "blocks", ignore_errors=True)
         return dataclasses.replace(last, made=found.made)
 
+    def _whole(self) -> WorkList:
+        """The list of the maps that blocks are put together to."""
+        names = [self._name(i) for i in range(len(self.scenes))]
+        return WorkList(self.folder / "job" / "whole", self.folder, self.digest, names)
+
+    def _is_whole(self) -> bool:
+        whole = self._whole()
+        return all(whole.marker(name) is not None for name in whole.units)
+
     def _block(self, name: str) -> tuple[dict[str, Any], list[str]]:
         """Makes one block."""
+        if self._is_whole():
+            raise _Finished
         unit = self.units[name]
         mean, valid = self.make(unit.scene, unit.rows, unit.cols)
         if self.area is not None:
@@ -329,6 +368,7 @@ class _Mapper:
         form = {"height": height, "width": width, "crs": stack.crs, "transform": stack.transform}
         tags = self._tags(scene)
         counts: dict[int, int] = {}
+        metres: dict[int, float] = {}
         made = []
         for band in self.bands:
             path = out / f"{band.name}.tif"
@@ -341,12 +381,13 @@ class _Mapper:
                     )[band.name]
                     file.put(unit.rows.start, unit.cols.start, held)
                     if band.name == "classes":
+                        pixel = map_files.pixel_area(stack, unit.rows, unit.cols)
                         for value, n in zip(*np.unique(held, return_counts=True), strict=True):
                             counts[int(value)] = counts.get(int(value), 0) + int(n)
+                            metres[int(value)] = metres.get(int(value), 0.0) + int(n) * pixel
             made.append(path)
         if target.classes is not None:
-            counts.pop(int(self.bands[0].nodata), None)
-            made += self._tables(out, counts, stack)
+            made += self._tables(out, counts, metres)
         path = out / f"{self.folder.name}.json"
         period = {"olmoearth:period": scene.period.name} if scene.period.name else {}
         map_files.item(path, form, self.bands, target, tags, stack.dates, period)
@@ -355,12 +396,11 @@ class _Mapper:
         keys = [p.relative_to(self.folder).as_posix() for p in made]
         return {"written": ", ".join(str(p) for p in made)}, keys
 
-    def _tables(self, out: Path, counts: Mapping[int, int], stack: Any) -> list[Path]:
-        t, metres = stack.transform, 1.0
-        if stack.crs.is_projected:
-            metres = stack.crs.linear_units_factor[1]
+    def _tables(
+        self, out: Path, counts: Mapping[int, int], metres: Mapping[int, float]
+    ) -> list[Path]:
         paths = [out / "areas.csv", out / "confusion.csv"]
-        map_files.areas(paths[0], self.task.target, counts, abs(t.a * t.e) * metres**2)
+        map_files.areas(paths[0], self.task.target, counts, metres)
         report = json.loads((self.source / run_folder.REPORT).read_text())
         map_files.confusion_table(paths[1], report)
         return paths

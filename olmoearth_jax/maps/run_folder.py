@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from olmoearth_jax.data.work_list import differences
+from olmoearth_jax.data.work_list import differences, write_first
 from olmoearth_jax.files import json_plain, replacing, write_atomically
 from olmoearth_jax.maps.labels import Class
 from olmoearth_jax.maps.samples import Target
 from olmoearth_jax.maps.tokens import Settings
+from olmoearth_jax.train.runfolder import RunFolderInUse, RunLock
 
 VERSION = 1
-JOB, TASK, REPORT = "job.json", "task.json", "report.json"
+JOB, TASK, REPORT, LOCK = "job.json", "task.json", "report.json", "run.lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,21 +119,37 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
       ValueError: the folder holds another job, or files of something else.
     """
     path = folder / JOB
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path} cannot be read: {e}") from None
-        wanted = json.loads(json.dumps(record))
-        if odd := differences(held, wanted):
-            shown = "; ".join(f"{name} {there} there, {now} now" for name, there, now in odd)
-            raise ValueError(f"{folder} holds another job ({shown}): give another --output")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds files of something else; give another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"settings": record, "digest": digest_of(record), **(free or {})}
-    write_atomically(path, json.dumps(about, indent=1) + "\n")
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds files of something else; give another --output")
+        about = {"settings": record, "digest": digest_of(record), **(free or {})}
+        write_first(path, json.dumps(about, indent=1) + "\n")  # or another was first: compare
+    try:
+        held = json.loads(path.read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} cannot be read: {e}") from None
+    wanted = json.loads(json.dumps(record))
+    if odd := differences(held, wanted):
+        shown = "; ".join(f"{name} {there} there, {now} now" for name, there, now in odd)
+        raise ValueError(f"{folder} holds another job ({shown}): give another --output")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process trains in a folder.
+
+    Raises:
+      ValueError: one does.
+    """
+    lock = folder / LOCK
+    try:
+        with RunLock(lock):
+            yield
+    except RunFolderInUse:
+        raise ValueError(
+            f"{folder} is in use by another launch.finetune: wait for it, or give another "
+            f"--output; if it is surely dead, delete {lock}"
+        ) from None
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -20,7 +20,7 @@ from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import labels as label_grids
 from olmoearth_jax.maps import plan
 from olmoearth_jax.maps.label_files import Features
-from olmoearth_jax.maps.lattice import crs_of, zone_of
+from olmoearth_jax.maps.lattice import LONLAT, crs_of, zone_of
 from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.vectors import shapely_library
@@ -264,43 +264,63 @@ class Places:
       zone: int [N].
       easting, northing: metres in EPSG:326zz.
       boxes: (low, high) float [N, 2], centres of the outermost pixels.
+      across: (rows int [M], zone [M], low [M, 2], high [M, 2]) of windows that reach into the 6
+        degrees of another zone, and their boxes there.
     """
 
     zone: np.ndarray
     easting: np.ndarray
     northing: np.ndarray
     boxes: tuple[np.ndarray, np.ndarray]
+    across: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def locate(windows: Sequence[Window], scenes: Sequence[Scene]) -> Places:
     """The places of windows."""
     count = len(windows)
     zone, found = np.zeros(count, int), np.zeros((count, 5, 2))
+    across: list[tuple[int, int, np.ndarray]] = []
     for number, scene in enumerate(scenes):
-        rows = [i for i, w in enumerate(windows) if w.scene == number]
-        if not rows:
+        rows = np.array([i for i, w in enumerate(windows) if w.scene == number], int)
+        if not len(rows):
             continue
-        t: Any = scene.stack.transform
-        points = np.zeros((len(rows), 5, 2))
-        for k, i in enumerate(rows):
-            w = windows[i]
-            top, left = w.row + 0.5, w.col + 0.5
-            bottom, right = w.row + w.size[0] - 0.5, w.col + w.size[1] - 0.5
-            corners = [(left, top), (right, top), (left, bottom), (right, bottom)]
-            points[k, 0] = w.place
-            points[k, 1:] = [(t.c + t.a * x, t.f + t.e * y) for x, y in corners]
-        lon, _ = transform_points(
-            scene.stack.crs, "EPSG:4326", points[:, 0, 0].tolist(), points[:, 0, 1].tolist()
-        )
-        zone[rows] = mine = zone_of(lon)
-        for z in np.unique(mine):
-            some = np.flatnonzero(mine == z)
-            flat = points[some].reshape(-1, 2)
-            crs = crs_of(int(z))
-            moved = transform_points(scene.stack.crs, crs, flat[:, 0].tolist(), flat[:, 1].tolist())
-            found[np.array(rows)[some]] = np.stack(moved, -1).reshape(-1, 5, 2)
+        points, crs = _corners([windows[i] for i in rows], scene), scene.stack.crs
+        lon = _moved(points, crs, LONLAT)[..., 0]
+        seen = zone_of(lon)
+        zone[rows] = seen[:, 0]
+        for z in np.unique(seen):
+            here = _moved(points, crs, crs_of(int(z)))
+            mine = seen[:, 0] == z
+            found[rows[mine]] = here[mine]
+            others = np.flatnonzero((seen == z).any(1) & ~mine)
+            across += [(int(rows[k]), int(z), here[k, 1:]) for k in others]
     boxes = found[:, 1:].min(1), found[:, 1:].max(1)
-    return Places(zone, found[:, 0, 0], found[:, 0, 1], boxes)
+    there = np.array([p for _, _, p in across]).reshape(-1, 4, 2)
+    beyond = (
+        np.array([i for i, _, _ in across], int), np.array([z for _, z, _ in across], int),
+        there.min(1), there.max(1),
+    )  # fmt: skip
+    return Places(zone, found[:, 0, 0], found[:, 0, 1], boxes, beyond)
+
+
+def _corners(windows: Sequence[Window], scene: Scene) -> np.ndarray:
+    """float [N, 5, 2]: the place of each window, and the centres of its outermost pixels."""
+    t: Any = scene.stack.transform
+    out = np.zeros((len(windows), 5, 2))
+    for k, w in enumerate(windows):
+        top, left = w.row + 0.5, w.col + 0.5
+        bottom, right = w.row + w.size[0] - 0.5, w.col + w.size[1] - 0.5
+        corners = [(left, top), (right, top), (left, bottom), (right, bottom)]
+        out[k, 0] = w.place
+        out[k, 1:] = [(t.c + t.a * x, t.f + t.e * y) for x, y in corners]
+    return out
+
+
+def _moved(points: np.ndarray, source: Any, target: Any) -> np.ndarray:
+    """Points [..., 2] of one CRS in another."""
+    flat = points.reshape(-1, 2)
+    moved = transform_points(source, target, flat[:, 0].tolist(), flat[:, 1].tolist())
+    return np.stack(moved, -1).reshape(points.shape)
 
 
 def counts_of(windows: Sequence[Window], target: Target) -> list[Mapping[str, int]]:

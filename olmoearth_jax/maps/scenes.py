@@ -11,6 +11,7 @@ from typing import Any
 from olmoearth_jax.data.raster_file import same_crs, transform_points
 from olmoearth_jax.data.raster_lattice import LatticeStack
 from olmoearth_jax.data.raster_layer import Layer
+from olmoearth_jax.data.raster_units import fills
 from olmoearth_jax.data.rasters import Raster, Stack
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.inference.sample import Sample
@@ -115,8 +116,7 @@ def open_scenes(
             moving = [x for _, x in looked]
             scenes, notes = _one_grid(files, rasters, moving, periods, step, any_pixel_size)
             if check_units:
-                for scene in scenes:
-                    _check_units(scene.stack)
+                notes += dict.fromkeys(n for s in scenes for n in _check_units(s.stack))
         else:
             images = Imagery(rasters, periods, step)
             if check_units:
@@ -164,10 +164,12 @@ def _one_grid(
     return scenes, notes
 
 
-def _check_units(stack: Stack) -> None:
+def _check_units(stack: Stack) -> list[str]:
+    """Notes on the values of a stack; raises ValueError for those in another unit."""
     height, width = stack.shape
     thinned = stack.read(slice(0, height), slice(0, width), _OVERVIEW)
     sample_of(stack, thinned, check=True)
+    return fills(thinned)
 
 
 def _zones(files: contextlib.ExitStack, images: Imagery) -> Iterator[Scene]:

@@ -180,6 +180,7 @@ def split_blocks(
     fractions: Mapping[str, str] = FRACTIONS,
     gap: float = 0.0,
     boxes: tuple[np.ndarray, np.ndarray] | None = None,
+    across: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Split:
     """Splits samples by the blocks that hold them.
 
@@ -190,6 +191,7 @@ def split_blocks(
       gap: training samples nearer than so many metres to a valid or test block are left out.
       boxes: (low, high) float [N, 2], what each sample sees of the ground; training samples that
         see a valid or test block are left out too.
+      across: (rows, zone, low, high), what some samples see of other zones than their own.
 
     Raises:
       ValueError: no samples, or shares that are none.
@@ -210,6 +212,9 @@ def split_blocks(
     near = distances(zone, place, place, apart, side) < gap
     if boxes is not None:
         near |= distances(zone, *boxes, apart, side) < -1e-6
+    if across is not None:
+        rows, others, low, high = across
+        near[rows[distances(others, low, high, apart, side) < -1e-6]] = True
     near &= np.array([n == "train" for n in names], bool)
     return Split(names, near, where, side, _notes(held, where, fractions, near))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -359,7 +360,10 @@ def _offset(where: str, properties: Mapping[str, Any]) -> int:
         return 0
     text = properties.get("s2:processing_baseline") or properties.get("processing:version")
     try:
-        return _SHIFT if float(str(text)) >= _SHIFTED else 0
+        baseline = float(str(text))
+        if not math.isfinite(baseline):
+            raise ValueError(text)
+        return _SHIFT if baseline >= _SHIFTED else 0
     except ValueError:
         raise ValueError(
             f"{where} does not say the processing baseline of its Sentinel-2 values: give "

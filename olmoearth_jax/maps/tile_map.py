@@ -110,6 +110,11 @@ class PixelModel(Protocol):
         """Pixels that the sides of windows must be whole multiples of."""
         ...
 
+    @property
+    def modalities(self) -> Sequence[str]:
+        """What it sees of images; all else in them is left out."""
+        ...
+
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """float32 [B, H, W, K] and bool [B, H, W], where something is seen."""
         ...
@@ -130,6 +135,10 @@ class ProbedPixels:
     @property
     def patch(self) -> int:
         return self.encoder.settings.patch_size
+
+    @property
+    def modalities(self) -> Sequence[str]:
+        return self.encoder.model.modalities
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         x, seen = self.encoder(samples)
@@ -161,6 +170,15 @@ class Tiling:
             for col in self.cols:
                 if col < cols.stop and col + self.size[1] > cols.start:
                     yield row, col
+
+
+def check_overlap(window: int, overlap: int) -> None:
+    """Raises ValueError if tiles of a window's side cannot share so many pixels."""
+    if not 0 <= overlap < window:
+        raise ValueError(
+            f"an --overlap of {overlap} pixels leaves nothing of windows of {window}: take less, "
+            f"such as {window // 4}"
+        )
 
 
 def tiling_of(shape: tuple[int, int], window: int, overlap: int, patch: int) -> Tiling:

@@ -16,6 +16,7 @@ from olmoearth_jax.data.raster_file import (
     RasterFile,
     crs_difference,
     ground_pixel_size,
+    opening,
     same_crs,
     transform_points,
 )
@@ -306,3 +307,12 @@ def test_a_raster_for_evaluation_holds_what_it_declares(tmp_path):
         pass
     with pytest.raises(ValueError, match="far more pixels than it can hold"):
         evals_rasters.read_raster(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("path, fixed", [
+    ("a.tif", True), ("a.TIFF", True), ("https://host/a.tif?sig=1.x", True), ("a.vrt", False),
+    ("https://host/a?x=a.tif", False), ("a.tif?x", False),
+])  # fmt: skip
+def test_a_geotiff_is_nothing_else(path, fixed):
+    """Also one whose URL is signed: a list of other files under this name is not followed."""
+    assert opening(path) == ({"driver": "GTiff"} if fixed else {})

@@ -1,6 +1,7 @@
 """Reading archives: points, boxes, zones, periods, widths; what must be refused."""
 
 import concurrent.futures
+import dataclasses
 import json
 import subprocess
 import sys
@@ -108,6 +109,25 @@ def test_what_is_not_processed_is_invalid_and_not_zero(tmp_path):
     values, valid = archive.window(zone, 0, slice(0, 16), slice(0, 16))
     assert (coverage == 255).all() and not valid.any() and np.isnan(values).all()
     assert archive.window(zone, 1, slice(0, 16), slice(0, 16))[1].any()
+
+
+@pytest.mark.parametrize("rule", ["signed_power", "per_pixel_scale", "float32"])
+def test_of_what_is_empty_only_coverage_is_read(tmp_path, rule):
+    """Arrays that span a zone have hundreds of thousands of empty shards."""
+    grid = stores.grid(32, 500_000, -5_000)
+    gone = f"utm32/2023/{grid.top}_{grid.left}"
+    stores.make(tmp_path / "embeddings.zarr", RULES[rule], {32: grid}, YEARS, left_out=(gone,))
+    archive = olmoearth_jax.open_archive(tmp_path)
+    zone, part = archive.zone(32), slice(2, 9)
+    bare = dataclasses.replace(zone, embeddings=None, scales=zone.scales and 1)
+    values, valid = archive.window(bare, 0, part, part, 4)
+    assert values.shape == (7, 7, 4) and np.isnan(values).all() and not valid.any()
+    q, scales, _ = archive.stored(bare, 0, part, part)
+    full = quantize.restore(q, archive.rule, scales)
+    assert q.shape == (7, 7, 8) and str(q.dtype) == RULES[rule].dtype and np.isnan(full).all()
+    (a, b), (c, d) = (_centre(zone, row, col) for row, col in ((8, 2), (2, 8)))
+    (found,) = archive.read((a, b, c, d), 2023)
+    found.values[:] = 0  # a caller's own
 
 
 def test_periods_of_months(tmp_path):

@@ -363,3 +363,62 @@ def test_points_of_any_vector_file(tmp_path, capsys):
         path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
         with pytest.raises(ValueError, match=said):
             extract.read_points(path)
+
+
+def test_nothing_of_a_user_is_overwritten(tmp_path, capsys):
+    """Nor the points that are read, nor what lies where a map of one zone goes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    build(tmp_path / "a")
+    points = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"lon": [12.002], "lat": [46.998]}), points)
+    for name in ("map_utm33.tif", "like_utm32.tif", "like.geojson", "own.parquet"):
+        (tmp_path / name).write_bytes(b"mine")
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    sample = ["sample", tmp_path / "a", f"--points={points}", "--year=2023"]
+    cases = [
+        ([*sample, f"--output={points}"], "would replace one of the inputs"),
+        ([*sample, f"--output={points}", "--overwrite"], "would replace one of the inputs"),
+        ([*sample, f"--output={tmp_path / 'own.parquet'}"], "own.parquet exists"),
+        (["cluster", tmp_path / "a", "--year=2023", f"--output={tmp_path / 'map.tif'}"],
+         "map_utm33.tif exists"),
+        (["change", tmp_path / "a", "--years=2023,2024", f"--output={tmp_path / 'map.tif'}"],
+         "map_utm33.tif exists"),
+        (["search", tmp_path / "a", "--year=2023", "--point=12.002,46.998",
+          f"--output={tmp_path / 'like'}"], "like.geojson exists"),
+    ]  # fmt: skip
+    for given, said in cases:
+        assert run(*given) == 2
+        assert said in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    for given in ([*sample, f"--output={tmp_path / 'new.parquet'}"],
+                  [*cases[-1][0][:-1], f"--output={tmp_path / 'new'}"]):  # fmt: skip
+        assert run(*given) == 0 and run(*given) == 0  # our own are
+
+
+@pytest.mark.parametrize("verb, flag, said", [
+    ("export", "--area=a.geojson", "--area does not go with export, which takes --year, --bbox"),
+    ("cluster", "--bbox=1,2,3,4", "--bbox does not go with cluster"),
+    ("change", "--year=2023", "--year does not go with change, which takes --years"),
+    ("search", "--points=a.csv", "--points does not go with search"),
+    ("status", "--year=2023", "--year does not go with status, which takes no flags"),
+])  # fmt: skip
+def test_a_flag_that_a_verb_has_no_use_for(tmp_path, capsys, verb, flag, said):
+    assert run(verb, tmp_path, flag, *([] if verb == "status" else ["--output=x.tif"])) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_points_that_are_nowhere(tmp_path, capsys):
+    """Neither wrapped round the earth nor taken for the place beside them."""
+    archive, _, _ = build(tmp_path / "a")
+    zone = archive.zone(33)
+    row, col = np.argwhere(~archive.window(zone, 0, slice(0, 32), slice(0, 48))[1])[0]
+    lonlat = [centre(zone, row, col), [np.nan, 47.0], [372.002, 46.998], [12.0, np.inf]]
+    _, valid, places = archive.locate(lonlat, [2023])
+    assert not valid.any() and (places == -1).all()
+    text = '{"type": "Point", "coordinates": [372.002, 46.998]}'
+    (tmp_path / "p.geojson").write_text(text)
+    assert run("sample", tmp_path / "a", f"--points={tmp_path / 'p.geojson'}", "--year=2023",
+               f"--output={tmp_path / 'p.parquet'}") == 2  # fmt: skip
+    assert "feature 1 lies at 372.002, 46.998" in capsys.readouterr().err

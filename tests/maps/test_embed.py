@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import rasterio
 from absl.testing import flagsaver
+from rasterio.transform import Affine
 
 import olmoearth_jax
 from launch import embed, finetune, predict
 from olmoearth_jax.inference.sample import Sample
+from olmoearth_jax.maps.fine_tuning import ImageOptions
 from tests.inference.test_model import S2
 from tests.maps import region
 
@@ -420,3 +422,27 @@ def test_flags_of_images_are_the_same_in_every_program():
         for program in (embed, finetune, predict)
     ]
     assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_fills_that_an_offset_moves_are_told(tmp_path, capsys, alone):
+    """In files of all bands, and in those of one."""
+    given = [a for a in region.build(tmp_path) if not a.startswith(("--inputs", "--years"))]
+    x = region.image(3, 200, 200)
+    x[:, :30] = 0
+    place = Affine(10, 0, 500_480, 0, -10, 5_600_640)
+    parts = [slice(k, k + 1) for k in range(12)] if alone else [slice(0, 12)]
+    rows = []
+    for k, part in enumerate(parts):
+        region.write_raster(tmp_path / f"f{k}.tif", x[part], place, nodata=None,
+                            names=region.S2[part])  # fmt: skip
+        rows.append({"path": f"f{k}.tif", "date": "2023-05-10", "modality": "sentinel2_l2a"})
+    for more, told in (({"offset": -1000}, True), ({"offset": -1000, "nodata": 0}, False)):
+        (tmp_path / "f.json").write_text(json.dumps([{**row, **more} for row in rows]))
+        out = tmp_path / f"out{len(more)}"
+        assert run(*given, "--years=2023", f"--inputs={tmp_path / 'f.json'}",
+                   f"--output={out}") == 0  # fmt: skip
+        assert ("15% of the pixels of sentinel2_l2a are 0" in capsys.readouterr().out) == told
+        images = ImageOptions(str(tmp_path / "f.json"))
+        with images.open(images.rasters()[0]) as (_, notes):
+            assert any("give nodata 0 in the manifest" in n for n in notes) == told

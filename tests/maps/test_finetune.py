@@ -102,6 +102,25 @@ def _folder_bytes(path):
     return out
 
 
+def test_two_of_one_folder(folder, done):
+    """The second is refused while the first works, and neither replaces the other's job."""
+    output = folder / "twice"
+
+    def meanwhile(line):
+        if "windows" in line and not said:
+            said.append(line)
+            with pytest.raises(ValueError, match="twice is in use by another launch.finetune"):
+                fine_tuning.run(options(folder, output), quiet)
+            with pytest.raises(ValueError, match="holds another job"):
+                fine_tuning.run(options(folder, output, seed=1), quiet)
+
+    said = []
+    fine_tuning.run(options(folder, output), meanwhile)
+    assert said and not (output / "run.lock").exists()
+    for name, data in _folder_bytes(folder / "run").items():
+        assert _folder_bytes(output)[name] == data, name
+
+
 class Killed(BaseException):
     pass
 

@@ -51,6 +51,17 @@ def test_label_options(folder):
     refused(folder, "no column 'knid'; it has: kind", labels=wrong)
     some = LabelOptions(str(folder / "fields.geojson"), "kind", classes=["water", "forest"])
     refused(folder, "--classes names water, forest, but the labels hold field, fo", labels=some)
+    for said, more in (
+        ("--classes does not go with --value_column", {"classes": ["a"]}),
+        ("--drop_rare does not go with --value_column", {"drop_rare": True}),
+        ("--ignore_values does not go with labels in a table", {"ignore_values": [0.0]}),
+    ):
+        values = LabelOptions(str(folder / "plots.geojson"), None, "height", **more)
+        refused(folder, said, labels=values)
+    values = LabelOptions(str(folder / "plots.geojson"), None, "height", block="640")
+    refused(folder, "--class_weights are for classes", labels=values, class_weights="balanced")
+    raster = LabelOptions(str(folder / "a.tif"), all_touched=True)
+    refused(folder, "--all_touched is for polygons", labels=raster)
     side = LabelOptions(str(folder / "fields.geojson"), "kind", block="x")
     refused(folder, "--block is a side in metres or 'auto', got 'x'", labels=side)
 
@@ -150,6 +161,7 @@ def test_images_that_do_not_go_together(folder):
 def test_settings_that_do_not_fit(folder):
     refused(folder, "window of 30 pixels is not whole patches of 4; take 28 or 32", window=30)
     refused(folder, "student' needs an attention pooler", settings=Settings(4, "student"))
+    refused(folder, "overlap of 32 pixels leaves nothing of windows of 32", overlap=32)
     refused(folder, "unknown mode 'prob'; did you mean 'probe'|probe", mode="prob")
     (folder / "w.json").write_text(json.dumps({"water": 1}))
     refused(folder, "weights water; the classes are field, forest, water",
@@ -221,3 +233,18 @@ def test_labels_see_the_months_around_their_date(folder):
             images=dataclasses.replace(images, years=["2023"]))  # fmt: skip
     refused(folder, "no raster lies in the period 2024-03",
             labels=dataclasses.replace(o.labels, months=(12, 13)))  # fmt: skip
+
+
+def test_labels_of_years_without_images_are_told(folder):
+    """Without --years all images are one period, and so are all labels."""
+    held = json.loads((folder / "fields.geojson").read_text())
+    for i, feature in enumerate(held["features"]):
+        feature["properties"]["year"] = 2019 if i < 5 else 2023
+    (folder / "old.geojson").write_text(json.dumps(held))
+    labels = LabelOptions(str(folder / "old.geojson"), "kind", block="640")
+    for years, said in (((), 1), (["2023"], 0)):
+        images = ImageOptions(str(folder / "imagery.csv"), years=years)
+        with images.open(images.rasters()[0]) as (opened, _):
+            notes = labelled.read(labels, opened, 32, 4, 4, 0).notes
+        told = [n for n in notes if n.startswith("5 labels are of 2019, but learn from")]
+        assert len(told) == said

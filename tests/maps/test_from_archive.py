@@ -8,7 +8,10 @@ import pyarrow.parquet
 import pytest
 import rasterio
 import shapely
+from absl.testing import flagsaver
 
+from launch import finetune, predict
+from olmoearth_jax.data import work_list
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import (
     conventions,
@@ -148,3 +151,76 @@ def test_archives_that_do_not_fit_the_run(folder, run):
         from_archive.run(options(folder, "y", mode="full"), quiet)
     assert not (folder / "y").exists()
     assert fine_tuning.MODES == ("probe", "full")
+
+
+def test_archives_made_otherwise_do_not_fit(folder, run):
+    for name, given, said in (
+        ("radar", {"modalities": ["sentinel1"]}, "with modalities None, but .* \\['sentinel1'\\]"),
+        ("max", {"pooling_type": "max"}, "with pooling_type None, but this one has max"),
+        ("light", {"searchlight": True}, "with searchlight None, but this one has True"),
+    ):
+        make(folder / name, **given)
+        o = predicting.Options(str(folder / "run"), ArchiveOptions(str(folder / name)),
+                               str(folder / "x"))  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            predicting.run(o, quiet)
+
+
+def unfinished(path):
+    """An archive with a job folder whose plan has one shard that nobody has made."""
+    make(path)
+    digest = work_list.open_job(path / "job" / "job.json", {"a": 1}, ["a"])
+    units = ["utm33/2024/0_0", "utm33/2024/0_1"]
+    (path / "job" / "plan.jsonl").write_text("".join(f'{{"id": "{u}"}}\n' for u in units))
+    work = work_list.WorkList(path / "job", path / store.NAME, digest, units)
+    work.finish(units[0], {"valid": 1}, [])
+    return lambda: work.finish(units[1], {"valid": 1}, [])
+
+
+@pytest.mark.parametrize("given", ["", store.NAME])
+def test_an_unfinished_archive_is_named_and_another_when_it_is_finished(folder, run, given):
+    path = folder / f"unfinished{given}"
+    finish = unfinished(path)
+    images = ArchiveOptions(str(path / given), ["2024"])
+    lines, out = [], str(folder / f"map{path.name}")
+    o = predicting.Options(str(folder / "run"), images, out)
+    predicting.run(o, lines.append)
+    assert "warning: 1 shards of the archive are missing; they are nodata here" in lines
+    mine = options(folder, f"run{path.name}", images=images)
+    assert any("1 shards of the archive" in n for n in from_archive.run(mine, quiet)["notes"])
+    finish()
+    for again in (lambda: predicting.run(o, quiet), lambda: from_archive.run(mine, quiet)):
+        with pytest.raises(ValueError, match="another job.*missing_shards:? 1"):
+            again()
+
+
+def test_archives_without_a_digest_are_told_apart(folder, run):
+    for name in ("other1", "other2"):
+        make(folder / name, job_digest=None)
+    o = predicting.Options(str(folder / "run"), ArchiveOptions(str(folder / "other1"), ["2024"]),
+                           str(folder / "nameless"))  # fmt: skip
+    predicting.run(o, quiet)
+    o = dataclasses.replace(o, images=ArchiveOptions(str(folder / "other2"), ["2024"]))
+    with pytest.raises(ValueError, match="holds another job"):
+        predicting.run(o, quiet)
+
+
+@pytest.mark.parametrize("program, given, said", [
+    (finetune, ["--archive=a", "--patch_size=1"], "--patch_size does not go with --archive"),
+    (finetune, ["--archive=a", "--s2_offset=0"], "--s2_offset does not go with --archive"),
+    (finetune, ["--archive=a", "--model=m"], "--model does not go with --archive"),
+    (finetune, ["--inputs=a", "--model=m", "--width=4"], "--width goes with --archive"),
+    (finetune, ["--archive=a", "--year=2023", "--years=2024"], "--year or --years, one of them"),
+    (predict, ["--archive=a", "--overlap=8"], "--overlap does not go with --archive"),
+    (predict, ["--archive=a", "--inputs=b"], "--inputs does not go with --archive"),
+    (predict, ["--archive=a", "--nocheck_units"], "--check_units does not go with --archive"),
+])  # fmt: skip
+def test_flags_without_a_meaning_are_refused(program, given, said):
+    saved = flagsaver.save_flag_values(program.FLAGS)
+    try:
+        more = ["--labels=l"] if program is finetune else ["--run=r"]
+        program.FLAGS(["x", "--output=o", *more, *given])
+        with pytest.raises(ValueError, match=said):
+            program.options()
+    finally:
+        flagsaver.restore_flag_values(saved, program.FLAGS)

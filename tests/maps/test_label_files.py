@@ -161,3 +161,32 @@ def test_weights_are_numbers_from_0_on_and_1_where_nothing_is_said(tmp_path):
     path = _geojson(tmp_path / "d.geojson", [(SQUARE, {"c": "a", "weight": 0})])
     with pytest.raises(ValueError, match="all weights in .* are 0"):
         label_files.read(path, "c")
+
+
+@pytest.mark.parametrize("texts, values", [
+    (["1.0", "2.0", "10.0"], [1, 2, 10]), (["1", " ", "10."], [1, 10]),
+    (["a", "  ", "b"], ["a", "b"]), (["+3", "4"], [3, 4]), (["--5", "4"], ["--5", "4"]),
+    (["²", "1"], ["²", "1"]),
+    (["1.5", "2"], ["1.5", "2"]),
+])  # fmt: skip
+def test_classes_of_a_table_keep_their_numbers(tmp_path, texts, values):
+    """Tools write integers of a column with gaps as 1.0; a blank is no class."""
+    path = tmp_path / "a.csv"
+    path.write_text("lon,lat,kind\n" + "".join(f"15.0,50.5,{text}\n" for text in texts))
+    got = label_files.read(path, "kind")
+    assert got.values == values and sum(got.dropped.values()) == len(texts) - len(values)
+
+
+def test_places_beyond_the_earth(tmp_path):
+    rows = [(shapely.Point(500_000, 5_600_000), {"c": 1})]
+    with pytest.raises(ValueError, match="feature 1 of .* no longitudes and latitudes: name its"):
+        label_files.read(_geojson(tmp_path / "a.geojson", rows), "c")
+    label_files.read(_geojson(tmp_path / "b.geojson", rows, crs=_crs("EPSG:32633")), "c")
+    text = (tmp_path / "a.geojson").read_text().replace("500000.0", "NaN")
+    held = json.loads(text)
+    good = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]},
+            "properties": {"c": 1}}  # fmt: skip
+    held["features"].append(good)
+    (tmp_path / "c.geojson").write_text(json.dumps(held))
+    got = label_files.read(tmp_path / "c.geojson", "c")
+    assert got.values == [1] and got.dropped == {"empty geometry": 1}

@@ -193,6 +193,8 @@ def test_images_that_do_not_fit_the_run(folder):
     checkpoints.write(dataclasses.replace(other, params=changed), folder / "other")
     with pytest.raises(ValueError, match="trained with the model of digest .* has"):
         predicting.run(options(folder, "x", model=str(folder / "other")), quiet)
+    with pytest.raises(ValueError, match="overlap of 64 pixels leaves nothing of windows of 32"):
+        predicting.run(options(folder, "x", overlap=64), quiet)
     with pytest.raises(ValueError, match="holds no run of launch.finetune"):
         predicting.run(dataclasses.replace(options(folder, "x"), run=str(folder)), quiet)
     assert not (folder / "x").exists()
@@ -234,3 +236,75 @@ def test_a_damaged_image_fails_its_blocks_alone(folder, capsys):
     path.write_bytes(whole)
     assert program(*given, "--attempts=2") == 0
     assert (folder / "mended" / "classes.tif").is_file()
+
+
+def test_tiles_whose_files_are_named_alike_are_different_jobs(folder):
+    """Products name the bands of every tile alike, and plain GeoTIFFs are of one size."""
+    for name, east in (("one", 0.0), ("two", 100_000.0)):
+        place = Affine(10, 0, 500_480 + east, 0, -10, 5_600_640)
+        (folder / name).mkdir()
+        for month, seed in (("05", 1), ("07", 2)):
+            x = world.images(world.classes(), seed)
+            world.write_raster(folder / name / f"{month}.tif", x, transform=place)
+        (folder / name / "list.csv").write_text("path,date\n05.tif,2023-05-10\n07.tif,2023-07-10\n")
+    predicting.run(options(folder, "tiles", "one/list.csv"), quiet)
+    with pytest.raises(ValueError, match="holds another job.*images.grids"):
+        predicting.run(options(folder, "tiles", "two/list.csv"), quiet)
+
+
+def test_a_modality_that_the_run_never_saw_is_refused(folder):
+    radar = np.random.default_rng(0).uniform(-20, -5, (2, 256, 256)).astype(np.float32)
+    world.write_raster(folder / "radar.tif", radar, ["vv", "vh"], None)
+    rows = "path,date\na.tif,2023-05-10\nb.tif,2023-07-10\nradar.tif,2023-05-10\n"
+    (folder / "more.csv").write_text(rows)
+    with pytest.raises(ValueError, match="sentinel2_l2a, but the images also show sentinel1"):
+        predicting.run(options(folder, "x", "more.csv"), quiet)
+    assert not (folder / "x").exists()
+
+
+def test_areas_are_those_on_the_ground(folder, tmp_path):
+    """Pixels of Web Mercator are 2.5 times as large on the map as on the ground here."""
+    (x,), (y,) = rasterio.warp.transform(world.CRS, "EPSG:3857", [500_480], [5_600_640])
+    side = 10 / np.cos(np.radians(50.55))
+    kinds = world.classes()
+    place = Affine(side, 0, x, 0, -side, y)
+    for name in ("a.tif", "b.tif"):
+        world.write_raster(
+            tmp_path / name, world.images(kinds, 1), crs="EPSG:3857", transform=place
+        )
+    (tmp_path / "imagery.csv").write_text("path,date\na.tif,2023-05-10\nb.tif,2023-07-10\n")
+    images = ImageOptions(str(tmp_path / "imagery.csv"))
+    o = training(folder, tmp_path / "run")
+    labels = dataclasses.replace(o.labels, block="1280")
+    fine_tuning.run(dataclasses.replace(o, images=images, labels=labels), quiet)
+    made = predicting.Options(str(tmp_path / "run"), images, str(tmp_path / "map"))
+    predicting.run(made, quiet)
+    rows = list(csv.DictReader((tmp_path / "map" / "areas.csv").read_text().splitlines()[1:]))
+    pixels = sum(int(r["pixels"]) for r in rows)
+    assert pixels > 60_000
+    assert sum(float(r["hectares"]) for r in rows) == pytest.approx(pixels / 100, rel=0.01)
+    assert sum(float(r["share"]) for r in rows) == pytest.approx(1, abs=1e-5)
+
+
+def test_who_waits_does_not_begin_again_when_others_have_finished(folder, monkeypatch):
+    from olmoearth_jax.data import work_list
+
+    o, lines = options(folder, "waited", block=128), []
+    claim = folder / "waited" / "job" / "claims" / "map" / "1_1.json"
+
+    def hold(line):
+        lines.append(line)
+        if "blocks of at most" in line:
+            claim.parent.mkdir(parents=True)
+            claim.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+
+    def others_end(_):
+        claim.unlink()
+        predicting.run(o, quiet)
+
+    monkeypatch.setattr(work_list.time, "sleep", others_end)
+    found = predicting.run(dataclasses.replace(o, wait=True), hold)
+    assert not found.failed and not found.busy
+    assert sum("pixels with data" in line for line in lines) == 3
+    assert lines[-1].endswith("was finished by another worker")
+    assert not (folder / "waited" / "job" / "blocks").exists()

@@ -90,6 +90,10 @@ def test_an_item_collection_is_a_raster_per_band(folder):
 
 
 def test_an_unknown_baseline_is_refused_and_a_flag_settles_it(folder):
+    for text in ("nan", "inf"):
+        odd = _collection(folder / "odd.json", _item("a", _assets(folder), baseline=text))
+        with pytest.raises(ValueError, match="does not say the processing baseline"):
+            imagery.list_rasters(odd)
     path = _collection(folder / "none.json", _item("a", _assets(folder), baseline=""))
     with pytest.raises(ValueError, match=r"STAC item a .*--s2_offset=-1000 .*--s2_offset=0"):
         imagery.list_rasters(path)

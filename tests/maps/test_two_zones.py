@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from rasterio.transform import Affine
 
-from olmoearth_jax.maps import fine_tuning, predicting
+from olmoearth_jax.maps import fine_tuning, labelled, predicting, split
 from olmoearth_jax.maps.fine_tuning import ImageOptions
+from olmoearth_jax.maps.labelled import LabelOptions
+from olmoearth_jax.maps.lattice import crs_of, zone_of
 from tests.maps import world
 from tests.maps.test_finetune import options, quiet
 
@@ -132,3 +135,46 @@ def test_images_off_the_lattice_say_how_to_bring_them_to_it(tmp_path):
     with pytest.raises(ValueError, match=r"c\.tif .*lattice of 10 m.*resample 'nearest'.*gdalwarp"):
         fine_tuning.run(o, quiet)
     assert not (folder / "x").exists()
+
+
+def blocks_seen(scene, window, side):
+    """The blocks of all pixels of a window, by their own longitudes."""
+    t, crs = scene.stack.transform, scene.stack.crs
+    rows, cols = np.indices(window.size).reshape(2, -1)
+    xs, ys = (t.c + t.a * (window.col + cols + 0.5)), (t.f + t.e * (window.row + rows + 0.5))
+    zones = zone_of(rasterio.warp.transform(crs, "EPSG:4326", xs.tolist(), ys.tolist())[0])
+    out = set()
+    for zone in np.unique(zones):
+        mine = zones == zone
+        east, north = rasterio.warp.transform(crs, crs_of(int(zone)), xs[mine], ys[mine])
+        out |= set(split.blocks_of(zones[mine], east, north, side))
+    return out
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_training_sees_no_test_block_across_a_boundary(tmp_path, points):
+    """Both zones show the ground around 12 degrees east, and windows reach over it."""
+    n, kinds = 320, np.random.default_rng(0).integers(0, 3, (320, 320))
+    rows = ["path,date"]
+    for zone in (32, 33):
+        (x,), (y,) = rasterio.warp.transform("EPSG:4326", crs_of(zone), [12.0], [50.5])
+        corner = Affine(10, 0, round(x / 10) * 10 - n * 5, 0, -10, round(y / 10) * 10 + n * 5)
+        world.write_raster(tmp_path / f"{zone}.tif", world.images(kinds), crs=crs_of(zone),
+                           transform=corner)  # fmt: skip
+        rows.append(f"{zone}.tif,2023-05-10")
+    (tmp_path / "i.csv").write_text("\n".join(rows) + "\n")
+    draw, shapes = np.random.default_rng(1), []
+    for lon, lat in draw.uniform((11.985, 50.49), (12.015, 50.51), (900, 2)):
+        shapes.append(shapely.Point(lon, lat) if points else
+                      shapely.box(lon, lat, lon + 8e-4, lat + 5e-4))  # fmt: skip
+    names = [world.NAMES[k] for k in draw.integers(0, 3, len(shapes))]
+    path = world.write_labels(tmp_path / "l.geojson", shapes, names, crs="EPSG:4326")
+    images = ImageOptions(str(tmp_path / "i.csv"))
+    with images.open(images.rasters()[0]) as (scenes, _):
+        for seed in range(4):
+            o = LabelOptions(str(path), "kind", block="640")
+            got = labelled.read(o, scenes, 32, 4, 1, seed)
+            apart = {b for b, name in got.split.blocks.items() if name != "train"}
+            for i in got.split.rows("train"):
+                w = got.windows[i]
+                assert not blocks_seen(scenes[w.scene], w, got.split.side) & apart
