@@ -153,8 +153,10 @@ def _folded(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     for name, value in mine.items():
         if isinstance(value, Mapping) and value:
             theirs = other.get(name)
-            both = isinstance(theirs, Mapping) and theirs
-            value = _folded(value, theirs) if both else ", ".join(value)
+            if isinstance(theirs, Mapping) and theirs:
+                value = _folded(value, theirs)
+            else:
+                value = ", ".join(value)
         out[name] = value
     return out
 
