@@ -22,8 +22,8 @@ from absl import app, flags
 
 from olmoearth_jax import commands, modalities, outputs
 from olmoearth_jax.data import sample as packaged
+from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
-from olmoearth_jax.data.raster_file import library as rasterio_library
 from olmoearth_jax.files import replacing, write_atomically
 
 FLAGS = flags.FlagValues()

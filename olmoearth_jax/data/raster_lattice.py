@@ -14,15 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import (
-    RasterError,
-    RasterFile,
-    crs_difference,
-    library,
-    opening,
-    same_crs,
-    transform_points,
-)
+from olmoearth_jax.data.crs import crs_difference, library, same_crs, transform_points
+from olmoearth_jax.data.raster_file import RasterError, RasterFile, opening
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster
 from olmoearth_jax.data.rasters import Stack, locate

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import modalities
-from olmoearth_jax.data.raster_file import RasterFile, crs_difference, ground_pixel_size, same_crs
+from olmoearth_jax.data.crs import crs_difference, ground_pixel_size, same_crs
+from olmoearth_jax.data.raster_file import RasterFile
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_list import Raster, name_pattern, read_folder, read_manifest
 from olmoearth_jax.data.series import nearest_to_mid_month
@@ -272,9 +273,8 @@ class Stack:
         size = f"{width:.3g} m"
         if abs(width - height) > 0.01 * width:
             size = f"{width:.3g} m x {height:.3g} m"
-        on_map = self.transform.a * (
-            self.crs.linear_units_factor[1] if self.crs.is_projected else 0
-        )
+        unit = self.crs.linear_units_factor[1] if self.crs.is_projected else 0
+        on_map = self.transform.a * unit
         size += " on the ground" if abs(on_map - width) > 0.02 * width else ""
         raise ValueError(
             f"the pixels of {anchor.path} have {size}, but the models were trained on 10 m: warp "

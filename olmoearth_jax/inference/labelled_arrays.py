@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax import band_names, modalities
-from olmoearth_jax.data import raster_file
+from olmoearth_jax.data.crs import ground_pixel_size
 from olmoearth_jax.dates import parse_date
+from olmoearth_jax.inference.attributes import filled
 from olmoearth_jax.modalities import Modality
 
 _AXES = {
@@ -307,46 +308,6 @@ def _days(array: Any, axis: Any) -> tuple[Any, ...]:
     return tuple(parse_date(s) for s in stamps)
 
 
-def filled(array: Any) -> np.ndarray:
-    """Values, NaN where the array says that there are none.
-
-    Raises:
-      ValueError: a scale or offset is told, but not applied.
-    """
-    for key, neutral in (("scale_factor", 1), ("add_offset", 0), ("scales", 1), ("offsets", 0)):
-        told = np.asarray(array.attrs.get(key, neutral), float)
-        if not (told == neutral).all():
-            raise ValueError(
-                f"its attribute {key} is {np.ravel(told)[0]:g} and has not been applied: open "
-                "the file with mask_and_scale=True, or remove the attribute if the values are "
-                "right as they are"
-            )
-    values = np.asarray(array.values)
-    if values.dtype.kind not in "iuf":
-        return values
-    gone = np.zeros(values.shape, bool)
-    for absent in _absent(array.attrs):
-        # 1e20 as float64 is not the 1e20 of a float32 image.
-        gone |= values == (values.dtype.type(absent) if values.dtype.kind == "f" else absent)
-    if not gone.any():
-        return values
-    out = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    out[gone] = np.nan
-    return out
-
-
-def _absent(attrs: Mapping[Any, Any]) -> set[float]:
-    """The values that mean 'missing', under the names of readers; one under each, or ValueError."""
-    out = set()
-    for key in ("_FillValue", "missing_value", "nodata", "nodatavals"):
-        told = np.ravel(np.asarray(attrs.get(key), float))  # None is NaN
-        found = set(told[~np.isnan(told)].tolist())
-        if len(found) > 1:
-            raise ValueError(f"its attribute {key} holds several values: set NaN and remove it")
-        out |= found
-    return out
-
-
 def _place(
     modality: Modality, array: Any, axes: Mapping[str, Any], any_pixel_size: bool
 ) -> tuple[Place | None, slice, slice]:
@@ -400,7 +361,7 @@ def _check_ground(place: Place) -> None:
         return
     a, e = place.x[1] - place.x[0], place.y[1] - place.y[0]
     affine = SimpleNamespace(a=a, b=0, c=place.x[0] - a / 2, d=0, e=e, f=place.y[0] - e / 2)
-    sides = raster_file.ground_pixel_size(text, affine, len(place.y), len(place.x))
+    sides = ground_pixel_size(text, affine, len(place.y), len(place.x))
     if any(abs(side / 10 - 1) > TOLERANCE for side in sides):
         raise ValueError(
             f"its pixels are {sides[0]:.3g} m x {sides[1]:.3g} m on the ground, but the models "

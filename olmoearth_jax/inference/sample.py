@@ -12,7 +12,8 @@ from olmoearth_jax import band_names, modalities
 from olmoearth_jax.data.values import check_values
 from olmoearth_jax.dates import check_timestamps, newest, parse_dates
 from olmoearth_jax.inference import describe
-from olmoearth_jax.inference.labelled_arrays import Place, filled, images_of, is_array
+from olmoearth_jax.inference.attributes import filled
+from olmoearth_jax.inference.labelled_arrays import Place, images_of, is_array
 from olmoearth_jax.modalities import MISSING, Modality
 from olmoearth_jax.proposals import known
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_jax.data import work_list
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.files import replacing
 from olmoearth_jax.maps import embed_job
 from olmoearth_jax.maps.archive import Archive, open_archive

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.maps import archive_check, plan
 from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.plan import Period

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import library
+from olmoearth_jax.data.crs import library
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.quantize import NO_VALUE, QUANTIZATIONS, Quantizer
 from olmoearth_jax.modalities import closest

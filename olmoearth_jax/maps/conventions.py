@@ -145,7 +145,7 @@ def array_attributes(grid: Grid) -> dict[str, Any]:
 
 
 def _wkt(crs: str) -> str:
-    from olmoearth_jax.data.raster_file import library
+    from olmoearth_jax.data.crs import library
 
     return library().crs.CRS.from_user_input(crs).to_wkt(version="WKT2_2019")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.data.crs import same_crs
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.inference.quantize import NO_VALUE
 from olmoearth_jax.maps import area, cogs, similar, vectors

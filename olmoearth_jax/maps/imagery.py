@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data import values
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack, Placed, look_at
 from olmoearth_jax.data.raster_list import Raster, read_folder, read_manifest
 from olmoearth_jax.data.raster_units import check_files, fills

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.data.crs import same_crs
 from olmoearth_jax.maps import vectors
 from olmoearth_jax.maps.lattice import LONLAT, on_earth
 from olmoearth_jax.maps.vectors import shapely_library

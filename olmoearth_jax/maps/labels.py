@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.maps import vectors
 from olmoearth_jax.maps.label_files import Features
 from olmoearth_jax.maps.vectors import shapely_library
@@ -73,6 +73,11 @@ def classes_of(
             )
         found = [found[names.index(name)] for name in wanted]
         names = list(wanted)
+    if colors and not set(colors) & set(names):
+        raise ValueError(
+            f"--class_colors has {', '.join(sorted(colors))}, but the classes are "
+            f"{', '.join(names)}"
+        )
     numbers = [v if isinstance(v, int) else i + 1 for i, v in enumerate(found)]
     if min(numbers) < 0 or max(numbers) > _MOST:
         raise ValueError(
@@ -269,7 +274,8 @@ def read_raster(
     rasterio = rasterio_library()
     from rasterio.vrt import WarpedVRT
 
-    from olmoearth_jax.data.raster_file import RasterFile, crs_difference, same_crs
+    from olmoearth_jax.data.crs import crs_difference, same_crs
+    from olmoearth_jax.data.raster_file import RasterFile
 
     with RasterFile(path) as file:
         if file.count != 1:

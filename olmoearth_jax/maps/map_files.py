@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import ground_pixel_size
+from olmoearth_jax.data.crs import ground_pixel_size
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.maps import cogs
 from olmoearth_jax.maps.labels import Class, nodata_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.files import read_json_lines
 from olmoearth_jax.html_page import (
     curve,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.evals import scoring
 from olmoearth_jax.files import replacing, write_atomically
 from olmoearth_jax.maps import report as reporting

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.data.raster_lattice import FALSE_NORTHING
 from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import labels as label_grids

@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from olmoearth_jax.data.raster_file import same_crs, transform_points
+from olmoearth_jax.data.crs import same_crs, transform_points
 from olmoearth_jax.data.raster_lattice import LatticeStack
 from olmoearth_jax.data.raster_layer import Layer
 from olmoearth_jax.data.raster_units import fills

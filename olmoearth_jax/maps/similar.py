@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference.quantize import unit
 from olmoearth_jax.maps.lattice import LONLAT
 

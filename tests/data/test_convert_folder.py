@@ -13,9 +13,9 @@ from affine import Affine
 
 from olmoearth_jax.data import index
 from olmoearth_jax.data.convert import Conversion, Settings, convert
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import Storage
-from olmoearth_jax.data.raster_file import transform_points
 
 BANDS = ["B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"]
 LEFT, TOP = 300040.0, 5800080.0  # on the 10 m grid, in the middle of a tile of it

@@ -11,15 +11,8 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from olmoearth_jax.data.raster_file import (
-    RasterError,
-    RasterFile,
-    crs_difference,
-    ground_pixel_size,
-    opening,
-    same_crs,
-    transform_points,
-)
+from olmoearth_jax.data.crs import crs_difference, ground_pixel_size, same_crs, transform_points
+from olmoearth_jax.data.raster_file import RasterError, RasterFile, opening
 from olmoearth_jax.evals.datasets import base as evals_rasters
 
 NORTH = Affine(10, 0, 300000, 0, -10, 5800000)
@@ -282,6 +275,20 @@ def test_smaller_versions_are_read_from_no_other_file(tmp_path, where):
     with RasterFile(path) as file:
         assert (file.values(out_shape=(4, 4)) == 77).all()
         assert (file.read(out_shape=(4, 4))[0] == 77).all()
+
+
+def test_a_mask_beside_is_a_tiff_or_refused(tmp_path):
+    path = _write(tmp_path / "tile.tif", np.full((1, 8, 8), 77, np.uint8))
+    beside = tmp_path / "tile.tif.msk"
+    beside.write_text(_pointing(tmp_path, 8))
+    with pytest.raises(RasterError, match=r"a mask beside it, tile\.tif\.msk, that is no TIFF"):
+        RasterFile(path)
+    beside.unlink()
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
+        file.write_mask(np.arange(64).reshape(8, 8) < 32)
+    assert beside.exists()
+    with RasterFile(path) as file:
+        assert file.read()[1][0, :4].all() and not file.read()[1][0, 4:].any()
 
 
 def test_pixels_are_thinned_out_alike_with_and_without_versions_elsewhere(tmp_path):

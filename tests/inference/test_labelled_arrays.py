@@ -122,6 +122,23 @@ def test_fill_values_are_missing():
 
 
 @pytest.mark.parametrize(
+    "attrs", [{"valid_range": [1, 10_000]}, {"valid_min": 1}, {"valid_max": 10_000, "valid_min": 1}]
+)
+@pytest.mark.parametrize("packing", [{}, {"scale_factor": 0.5, "add_offset": -1}])
+def test_values_outside_of_the_valid_range_are_missing(attrs, packing):
+    array = optical().astype(np.float32)
+    array[0, :, 2], array[0, 0, 3] = 0, 10_000
+    # What a reader has unpacked keeps the range in the units of the file.
+    array = array * packing.get("scale_factor", 1) + packing.get("add_offset", 0)
+    array.attrs, array.encoding = attrs, packing
+    found = Sample.from_xarray(array, nan_pixels="mask").data["sentinel2_l2a"]
+    assert np.isnan(found[0, 2, :, 0]).all() and np.isfinite(found[0, 3]).all()
+    array.attrs = {"valid_range": [1, 2, 3]}
+    with pytest.raises(ValueError, match="valid_range"):
+        Sample.from_xarray(array)
+
+
+@pytest.mark.parametrize(
     ("name", "told"),
     [("missing_value", 0), ("nodatavals", (0.0,) * 12), ("nodata", "0"), ("_FillValue", [0])],
 )

@@ -15,7 +15,7 @@ import rasterio
 import rasterio.transform
 
 import olmoearth_jax
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import conventions, plan
 from olmoearth_jax.maps.lattice import LONLAT

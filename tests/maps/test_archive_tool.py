@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 
 import olmoearth_jax
 from olmoearth_jax.data import work_list
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference import quantize
 from olmoearth_jax.maps import plan
 from tests.maps import stores

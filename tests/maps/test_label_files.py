@@ -9,7 +9,7 @@ import pytest
 import shapely
 from pyogrio import raw
 
-from olmoearth_jax.data.raster_file import same_crs
+from olmoearth_jax.data.crs import same_crs
 from olmoearth_jax.maps import label_files
 from olmoearth_jax.maps.lattice import LONLAT
 

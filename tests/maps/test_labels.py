@@ -80,6 +80,8 @@ def test_colors(tmp_path):
         assert [c.color for c in got] == ["#010203", labels.COLORS[1]]
     with pytest.raises(ValueError, match="'red'"):
         labels.classes_of(["a"], None, {"a": "red"})
+    with pytest.raises(ValueError, match="--class_colors has Water, but the classes are a"):
+        labels.classes_of(["a"], None, {"Water": "#010203"})
     (tmp_path / "c.json").write_text("[")
     with pytest.raises(ValueError, match="cannot be read"):
         labels.read_colors(tmp_path / "c.json")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import olmoearth_jax
-from olmoearth_jax.data.raster_file import transform_points
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.maps.lattice import LONLAT
 from tests.maps import region
 from tests.maps.other_python import python_with, run_in

@@ -26,7 +26,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands
-from olmoearth_jax.data.raster_file import library as rasterio_library
+from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.interop import checkpoints

@@ -17,8 +17,9 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data.convert.rasters import Loaded
 from olmoearth_jax.data.convert.sources import Part, Say, signature
 from olmoearth_jax.data.convert.tree import Cell, TileJob
+from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.data.errors import ReadError
-from olmoearth_jax.data.raster_file import RasterError, transform_points
+from olmoearth_jax.data.raster_file import RasterError
 from olmoearth_jax.data.rasters import Raster, Stack, name_pattern, read_folder
 from olmoearth_jax.data.series import Date, nearest_to_mid_month
 from olmoearth_jax.modalities import MAX_TIMESTEPS, Modality

@@ -14,14 +14,9 @@ import numpy as np
 from olmoearth_jax import modalities as registry
 from olmoearth_jax.band_names import canonical, identify, only_counted
 from olmoearth_jax.data.convert.tree import Cell, TileJob, centre, files_of, raster_path
+from olmoearth_jax.data.crs import crs_difference, same_crs, transform_points
 from olmoearth_jax.data.errors import ReadError
-from olmoearth_jax.data.raster_file import (
-    RasterError,
-    RasterFile,
-    crs_difference,
-    same_crs,
-    transform_points,
-)
+from olmoearth_jax.data.raster_file import RasterError, RasterFile
 from olmoearth_jax.modalities import BASE_RESOLUTION_M, IMAGE_TILE_PX, MISSING, Modality
 
 _OFF = 0.05

@@ -21,7 +21,8 @@ from olmoearth_jax.configlib.tasks import (
     band_stats,
     modalities_of,
 )
-from olmoearth_jax.data import raster_file
+from olmoearth_jax.data.crs import library
+from olmoearth_jax.data.raster_file import opening
 from olmoearth_jax.evals.datasets import bands as by_band
 from olmoearth_jax.evals.samples import EvalSample, check_label_range, make_sample
 from olmoearth_jax.files import check_file
@@ -258,12 +259,12 @@ def read_masked(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _raster(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(values, mask of GDAL: 0 is no data)."""
-    rasterio = raster_file.library()
+    rasterio = library()
     try:
         check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path, **raster_file.opening(path)) as source:
+            with rasterio.open(path, **opening(path)) as source:
                 pixels = source.count * source.height * source.width
                 if pixels > max(_ROOM, _MOST_PACKED * Path(path).stat().st_size):
                     raise ValueError(f"{path} declares far more pixels than it can hold")
