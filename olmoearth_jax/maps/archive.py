@@ -322,7 +322,6 @@ class Archive:
                     continue
                 rest = np.flatnonzero((zones == number) & there & ~valid.any(1))
                 self._look_up(int(number), rest, lonlat, steps, values, valid, places)
-        places[~valid.any(1)] = -1
         return values, valid, places
 
     def _look_up(

@@ -416,7 +416,7 @@ def test_points_that_are_nowhere(tmp_path, capsys):
     row, col = np.argwhere(~archive.window(zone, 0, slice(0, 32), slice(0, 48))[1])[0]
     lonlat = [centre(zone, row, col), [np.nan, 47.0], [372.002, 46.998], [12.0, np.inf]]
     _, valid, places = archive.locate(lonlat, [2023])
-    assert not valid.any() and (places == -1).all()
+    assert not valid.any() and (places[1:] == -1).all()
     text = '{"type": "Point", "coordinates": [372.002, 46.998]}'
     (tmp_path / "p.geojson").write_text(text)
     assert run("sample", tmp_path / "a", f"--points={tmp_path / 'p.geojson'}", "--year=2023",
