@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +32,14 @@ def compile_threads() -> int:
     else:
         cores = os.cpu_count() or 1
     return max(1, min(8, cores // 2))
+
+
+def give_back() -> None:
+    """Returns freed memory to the system: glibc keeps most of what a compilation has needed."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def shapes_of(tree: Any) -> Any:
@@ -129,6 +139,7 @@ class Programs:
                     del self._found[name]  # the next who asks tries again
                 future.set_exception(error)
                 raise
+        give_back()
         with self._lock:
             self.count += 1
             if self.on_compile is not None:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import logging
+import re
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -125,3 +128,18 @@ def test_everything_is_compiled_where_it_is_asked_for():
     runner = program(Rungs())
     runner.compile_all(runner.init_state(), groups(1.0))
     assert runner.compile_count == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_memory_is_given_back():
+    def resident():
+        text = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) << 10
+
+    # Pieces that are taken from the heap, the last of which keeps it from shrinking.
+    held = [np.ones(100_000, np.uint8) for _ in range(3000)]
+    last = held.pop()
+    full = resident()
+    del held
+    compiling.give_back()
+    assert full - resident() > 200e6 and last.all()
