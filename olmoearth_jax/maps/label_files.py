@@ -96,10 +96,17 @@ def read(path: Path, column: str, numeric: bool = False) -> Features:
     return Features(shapes, table.crs, values, columns, dropped, list(table.notes), weights)
 
 
+def _bounds(shape: Any) -> np.ndarray:
+    """West, south, east, north; NaN of nothing, without the warning of an older shapely."""
+    with np.errstate(invalid="ignore"):
+        return np.array(shape.bounds, float)
+
+
 def _check_degrees(shape: Any, where: str) -> None:
     """Raises ValueError if a shape reaches beyond all longitudes and latitudes."""
-    if not on_earth(np.array(shape.bounds).reshape(2, 2)).all():
-        shown = ", ".join(f"{v:g}" for v in shape.bounds)
+    bounds = _bounds(shape)
+    if not on_earth(bounds.reshape(2, 2)).all():
+        shown = ", ".join(f"{v:g}" for v in bounds)
         raise ValueError(
             f"{where} reaches over {shown}, which are no longitudes and latitudes: name its CRS in "
             "the file"
@@ -177,7 +184,7 @@ def _is_integer(value: Any) -> bool:
 def _usable(shape: Any) -> Any:
     """The points or polygons of a geometry, or the reason why it has none."""
     shapely = shapely_library()
-    if shape is None or shape.is_empty or not np.isfinite(shape.bounds).all():
+    if shape is None or shape.is_empty or not np.isfinite(_bounds(shape)).all():
         return "empty geometry"
     if "Line" in shape.geom_type or shape.geom_type == "LinearRing":
         return "line"

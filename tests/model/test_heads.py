@@ -125,7 +125,9 @@ def test_the_student_leaves_the_encoder_alone(whole):
         if "student" in "".join(path):
             assert not np.any(grad)
         else:
-            np.testing.assert_allclose(grad, grads[path], rtol=1e-5, atol=1e-8)
+            # Programs round apart. Of frequencies terms as large as days since 2000 cancel.
+            rounding = 5e-5 if path[-1] == "rope_freqs" else 1e-6
+            np.testing.assert_allclose(grad, grads[path], rtol=1e-5, atol=rounding)
     trained = dict(latent_mim.flatten(assemble.trainable_leaves(bare, False, objective)))
     assert not any(v for k, v in trained.items() if "student" in "".join(k))
 
