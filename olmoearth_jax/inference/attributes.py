@@ -9,10 +9,12 @@ import numpy as np
 
 
 def filled(array: Any) -> np.ndarray:
-    """Values, NaN where the array says that there are none.
+    """The values of a DataArray in its shape, NaN where its attributes say that there are none.
+
+    Those without gaps keep their dtype; others become float32 (of 8 or 16 bits) or float64.
 
     Raises:
-      ValueError: a scale or offset is told, but not applied.
+      ValueError: a scale or offset is told but not applied, or attributes that are unclear.
     """
     for key, neutral in (("scale_factor", 1), ("add_offset", 0), ("scales", 1), ("offsets", 0)):
         told = np.asarray(array.attrs.get(key, neutral), float)
@@ -66,8 +68,10 @@ def _valid_range(array: Any) -> tuple[float, float]:
         factor = float(packing.get("scale_factor", 1))
         low, high = (x * factor + float(packing.get("add_offset", 0)) for x in (low, high))
     except (TypeError, ValueError):
-        names = "valid_range, valid_min and valid_max"
-        raise ValueError(f"its attributes {names} are numbers, two of the first") from None
+        raise ValueError(
+            "its attributes valid_min and valid_max must be numbers, and valid_range two of them: "
+            "correct or remove them"
+        ) from None
     # Unpacking rounds.
     slack = 1e-6 * max(abs(x) for x in (low, high, 0) if np.isfinite(x)) if factor != 1 else 0.0
     return min(low, high) - slack, max(low, high) + slack

@@ -76,6 +76,9 @@ def _batch(o: HeadOptions, count: int) -> int:
 def shares(weights: np.ndarray) -> np.ndarray:
     """Weights whose mean is 1, so that the rate of learning is that of labels that count alike.
 
+    Args:
+      weights: float [N] from 0 on; the result is float32 [N].
+
     Raises:
       ValueError: all are 0.
     """
