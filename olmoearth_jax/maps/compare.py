@@ -16,6 +16,7 @@ from olmoearth_jax.maps.archive import Archive, Zone
 STEPS = 50
 """Lloyd steps of k-means."""
 NO_CLUSTER = 255
+_ROWS = 65536
 _BINS = 200_000
 """Of the distances 0..2, for medians without keeping all values."""
 
@@ -53,7 +54,11 @@ def k_means(x: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Number of the nearest centre of each vector [N, d]; the first of equals."""
-    return ((centres**2).sum(1) - 2 * x @ centres.T).argmin(1)
+    out, sizes = np.zeros(len(x), np.int64), (centres**2).sum(1)
+    for low in range(0, len(x), _ROWS):  # a shard in float64 would take gigabytes
+        part = x[low : low + _ROWS].astype(np.float64)
+        out[low : low + _ROWS] = (sizes - 2 * part @ centres.T).argmin(1)
+    return out
 
 
 def cluster(
@@ -104,7 +109,7 @@ def _labels(
             x, valid = archive.window(zone, step, rows, cols, centres.shape[1])
             if valid.any():
                 out = np.full(valid.shape, NO_CLUSTER, np.uint8)
-                out[valid] = nearest(unit(x[valid]).astype(np.float64), centres)
+                out[valid] = nearest(unit(x[valid]), centres)
                 yield zone, rows, cols, out
 
 

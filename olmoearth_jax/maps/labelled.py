@@ -349,7 +349,8 @@ def _split(o: LabelOptions, target, windows, places: Places, scenes, side: int, 
             raise ValueError(
                 f"{sum(not t for t in texts)} labels have nothing in their column 'split'"
             )
-        return _given(splitting.given_split(texts, places.zone, places.boxes))
+        given = splitting.given_split(texts, places.zone, places.boxes, places.across)
+        return _given(given)
     centred = all(w.ids for w in windows)
     pixel = abs(scenes[0].stack.transform.a)
     whole = 1 if centred else side * pixel

@@ -19,14 +19,17 @@ def query_of_points(archive: Any, lonlat: Any, period: Any, width: int | None = 
     """float32 [d] of length 1: the mean direction of the embeddings at points.
 
     Raises:
-      ValueError: none of them has an embedding.
+      ValueError: one of them has no embedding.
     """
     lonlat = np.asarray(lonlat, np.float64).reshape(-1, 2)
     values, valid = archive.points(lonlat, [period], width)
-    if not valid.any():
-        where = ", ".join(f"{x:g} {y:g}" for x, y in lonlat[:3])
-        raise ValueError(f"there is no embedding of {period} at {where}")
-    return _mean(values[:, 0][valid[:, 0]])
+    if not valid.all():
+        without = lonlat[~valid[:, 0]]
+        where = ", ".join(f"{x:g} {y:g}" for x, y in without[:3])
+        more = f" and {len(without) - 3} other points" if len(without) > 3 else ""
+        advice = "; leave them out of the query" if valid.any() else ""
+        raise ValueError(f"there is no embedding of {period} at {where}{more}{advice}")
+    return _mean(values[:, 0])
 
 
 def query_of_shape(archive: Any, shape: Any, period: Any, width: int | None = None) -> np.ndarray:

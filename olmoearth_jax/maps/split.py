@@ -246,7 +246,12 @@ def _notes(held, where, fractions, near) -> list[str]:
     return out
 
 
-def given_split(texts: Sequence[str], zone: Any, boxes: tuple[np.ndarray, np.ndarray]) -> Split:
+def given_split(
+    texts: Sequence[str],
+    zone: Any,
+    boxes: tuple[np.ndarray, np.ndarray],
+    across: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
+) -> Split:
     """The split that a column of the labels says, as it is.
 
     Samples of different splits whose boxes overlap are counted in a note.
@@ -254,7 +259,7 @@ def given_split(texts: Sequence[str], zone: Any, boxes: tuple[np.ndarray, np.nda
     Args:
       texts: 'train', 'valid', 'val' or 'test' per sample.
       zone: int [N].
-      boxes: as in `split_blocks`.
+      boxes, across: as in `split_blocks`.
 
     Raises:
       ValueError: another text, or no training samples.
@@ -265,16 +270,20 @@ def given_split(texts: Sequence[str], zone: Any, boxes: tuple[np.ndarray, np.nda
             raise ValueError(f"the column 'split' holds {name!r}; {closest(name, SPLITS)}")
     if "train" not in names:
         raise ValueError("the column 'split' names no sample 'train'")
-    kinds, (low, high) = np.array(names), boxes
+    rows, zone, (low, high) = np.arange(len(names)), np.asarray(zone), boxes
+    if across is not None:
+        rows, zone, low, high = (
+            np.concatenate(pair) for pair in zip((rows, zone, low, high), across, strict=True)
+        )
+    kinds, met = np.array(names)[rows], np.zeros(len(names), bool)
     order = np.lexsort((low[:, 0], zone))
-    met = np.zeros(len(names), bool)
     for at, i in enumerate(order):
         for j in order[at + 1 :]:
             if zone[j] != zone[i] or low[j, 0] >= high[i, 0]:
                 break
             apart = low[j, 1] >= high[i, 1] or low[i, 1] >= high[j, 1]
             if not apart and kinds[i] != kinds[j]:
-                met[[i, j]] = True
+                met[rows[[i, j]]] = True
     notes = []
     if met.any():
         notes = [

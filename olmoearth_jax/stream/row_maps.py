@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from olmoearth_jax.mesh import BATCH_AXES
-from olmoearth_jax.model.attention import row_attention
+from olmoearth_jax.model.attention import row_attention, takes_parts
 from olmoearth_jax.model.blocks import Attend
 from olmoearth_jax.stream.pack import MicroBatch
 from olmoearth_jax.stream.rows import RowMap, gather_rows, row_map, scatter_rows
@@ -19,9 +19,17 @@ from olmoearth_jax.stream.stream_shape import (
     SAMPLE,
     SELF,
     TARGET,
+    RowClass,
     Rung,
     StreamSpec,
 )
+
+
+def _joined(classes: tuple[RowClass, ...]) -> tuple[RowClass, ...]:
+    """One class of all rows, where attention computes no more of a row than it holds."""
+    rows = sum(c.rows for c in classes)
+    most = max(c.queries for c in classes), max(c.keys for c in classes)
+    return (RowClass(rows, *most),) if takes_parts(rows, *most) else classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,8 @@ class RowMaps:
     def _map(self, name: str, offset, length, member, keys: bool = False) -> RowMap:
         p = self.spec.plan(name)
         classes = self.rung.rows[p]
+        if name in (SELF, CROSS, TARGET):
+            classes = _joined(classes)
         bounds = tuple(c.keys if keys else c.queries for c in classes)
         counts = tuple(c.rows for c in classes)
         order, rank = self.batch.order[:, p], self.batch.rank[:, p]

@@ -181,6 +181,8 @@ def test_search_scores_the_query_1_and_keeps_places_apart(tmp_path, rule):
     want = values[valid] @ query / np.linalg.norm(values[valid], axis=1)
     np.testing.assert_allclose(x[valid], want, atol=1e-5)
     assert [p["score"] for p in archive.search([lon, lat], 2024, top=5)][0] > 0.999
+    with pytest.raises(ValueError, match="no embedding of 2024 at 1 2; leave them out"):
+        archive.search([[lon, lat], [1, 2]], 2024)
 
 
 def test_search_by_a_polygon(tmp_path):

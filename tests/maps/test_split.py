@@ -104,6 +104,10 @@ def test_a_given_split_is_taken_and_overlaps_are_told():
     assert got.names == ["train", "valid", "test", "test"]
     assert got.notes[0].startswith("2 samples")
     assert not split.given_split(["train", "test"], zone[:2], (low[1:3], low[1:3] + 640)).notes
+    # The window of the next zone sees the first one's ground.
+    beyond = np.array([3]), np.array([33]), low[:1] + 600, low[:1] + 1240
+    across = split.given_split(["train", "test", "test", "train"], zone, (low, low + 640), beyond)
+    assert across.notes[0].startswith("3 samples")
     with pytest.raises(ValueError, match="'tset'.*test"):
         split.given_split(["train", "tset"], zone[:2], (low[:2], low[:2]))
 

@@ -67,6 +67,37 @@ def test_rows_at_a_time_do_not_matter(monkeypatch):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU computes parts of rows")
+@pytest.mark.parametrize("lq, lk, at_once", [(70, 70, 1), (70, 90, 1), (70, 90, 4), (20, 130, 2)])
+def test_parts_of_rows_equal_whole_rows(monkeypatch, lq, lk, at_once):
+    rows, rng = 8, np.random.default_rng(lq + at_once)
+    inputs = _inputs(9, rows=rows, lq=lq, lk=lk)
+    queries, keys = rng.integers(0, lq + 1, rows), rng.integers(0, lk + 1, rows)
+    queries[:3], keys[:3] = (lq, 0, 3), (lk, 2, 0)  # full, and without queries or keys
+    weight = rng.standard_normal(inputs[0].shape).astype(np.float32)
+
+    def out_and_gradient():
+        @jax.jit
+        def run(*x):
+            out, pull = jax.vjp(
+                lambda *y: row_attention(
+                    *y, kv_lengths=jnp.asarray(keys), q_lengths=jnp.asarray(queries)
+                ),
+                *x,
+            )
+            return out, *pull(weight)
+
+        assert ("cond" in str(jax.make_jaxpr(run)(*inputs))) == (attention._MANY_PAIRS == 0)
+        return run(*inputs)
+
+    monkeypatch.setitem(attention._SCORE_BYTES, "cpu", at_once * 4 * lq * lk)
+    whole = out_and_gradient()
+    monkeypatch.setattr(attention, "_MANY_PAIRS", 0)
+    for a, b in zip(whole, out_and_gradient(), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+        assert (np.asarray(a) == 0).all(axis=(1, 2, 3))[[1, 2]].all()
+
+
 def test_empty_rows_and_queries_are_exactly_zero():
     q, k, v = _inputs(3)
     lengths, queries = jnp.array([0, 3, 7, 1]), jnp.array([5, 0, 2, 5])
