@@ -333,6 +333,11 @@ class TrainerConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
+    @property
+    def saves(self) -> bool:
+        """Whether the run writes checkpoints."""
+        return self.callbacks.checkpointer.enabled and not self.no_checkpoints
+
 
 @dataclasses.dataclass
 class MeshConfig:

@@ -1,19 +1,52 @@
-"""The checkpoint that is kept beside the newest one and those of every so many steps."""
+"""The checkpoints that are kept beside the newest one and those of every so many steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from olmoearth_jax.checkpoints.folders import complete_steps
+
+_INTERVAL = ("trainer", "callbacks", "checkpointer", "save_interval")
+
 
 class Kept(PreservationPolicy):
-    """Preserves the checkpoint of one step, which may change; None preserves nothing."""
+    """Preserves the checkpoint of one step, which may change, and what was promised before.
+
+    Attributes:
+      step: the one; None preserves nothing.
+      earlier: steps that were kept for good while the run saved at another interval.
+    """
 
     def __init__(self) -> None:
         self.step: int | None = None
+        self.earlier: frozenset[int] = frozenset()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        return [found.step == self.step for found in checkpoints]
+        return [found.step == self.step or found.step in self.earlier for found in checkpoints]
+
+
+def promised(folder: Path, read_meta: Callable[[Path], Mapping[str, Any]]) -> frozenset[int]:
+    """Steps whose checkpoints are kept for good by the interval that they were saved with.
+
+    Args:
+      folder: of the checkpoints.
+      read_meta: gives the record of one.
+    """
+    return frozenset(
+        step for step in complete_steps(folder) if _is_due(step, folder / str(step), read_meta)
+    )
+
+
+def _is_due(step: int, folder: Path, read_meta: Callable[[Path], Mapping[str, Any]]) -> bool:
+    try:
+        value: Any = read_meta(folder)["config"]
+    except ValueError:
+        return False
+    for name in _INTERVAL:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return type(value) is int and value > 0 and step % value == 0

@@ -72,12 +72,12 @@ class _Run:
     @property
     def saves(self) -> bool:
         """Are checkpoints to be written?"""
-        return self.trainer.callbacks.checkpointer.enabled and not self.trainer.no_checkpoints
+        return self.trainer.saves
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: 'completed', 'cancelled' or 'already complete'."""
+    """How a run ended: 'completed', 'ended' by its evaluation, 'cancelled', 'already complete'."""
 
     status: str
     start_step: int
@@ -124,7 +124,7 @@ def train(
         trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
 
         for number in range(start + 1, stop + 1):
-            if owed or (groups := batches.next(number)) is None:
+            if owed or _ends(evaluation) or (groups := batches.next(number)) is None:
                 break  # told to stop while evaluating or waiting for data
             trace.before(number)
             try:
@@ -139,13 +139,20 @@ def train(
                 owed = not device.call(evaluate, state, step, recorder)
             if run.saves and (saver.due(step) or best.step == step):
                 device.call(_save, saver, recorder, step, state, best, poll=cancel.poll)
-            if cancel.told() or getattr(evaluation, "cancel", False):
+            if cancel.told():
                 break
 
         saved = _finish(stack, device, saver if run.saves else None, recorder, step, state, best)
         status = "cancelled" if step < stop or owed else "completed"
+        if status == "cancelled" and not owed and _ends(evaluation):
+            status = "ended"
         run.say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
+
+
+def _ends(evaluation: Evaluation | None) -> bool:
+    """Whether the evaluation that there was is all that was wanted."""
+    return bool(getattr(evaluation, "cancel", False))
 
 
 def _begin(config: ExperimentConfig, info: RunInfo, extras: Extras, steps_per_epoch: int) -> _Run:
@@ -327,8 +334,12 @@ def _last_words(
     where = f"saved in {saver.folder}" if saved else "NOT saved"
     if status == "completed":
         return f"Training completed: {step} steps, {where}."
+    if status == "ended":
+        return f"Ended after an evaluation, as was asked, at step {step} of {stop}, {where}."
     reason = cancel.reason or ("another process" if cancel.heard() else "request")
-    return f"Stopped by {reason} after step {step} of {stop}, {where}. Run it again to go on."
+    kept = saved or saver.latest_complete() is not None
+    again = "Run it again to go on." if kept else "Run again, it begins anew."
+    return f"Stopped by {reason} after step {step} of {stop}, {where}. {again}"
 
 
 def _say(line: str) -> None:

@@ -59,6 +59,27 @@ def test_keeps_every_nth_and_the_newest(tmp_path):
     assert checkpoint.find_checkpoint(tmp_path).name == "24"
 
 
+def every(steps: int) -> RunInfo:
+    """Of a run that keeps a checkpoint every so many steps."""
+    config = {"trainer": {"callbacks": {"checkpointer": {"save_interval": steps}}}}
+    return RunInfo(config=config)
+
+
+def test_another_interval_deletes_nothing_that_was_kept_for_good(tmp_path):
+    def go_on(steps, interval):
+        saver = Checkpointer(tmp_path, every(interval), save_interval=interval)
+        for step in steps:
+            assert saver.save(step, state_of(step))
+        assert saver.close()
+
+    go_on((4, 10, 14, 20, 24), 10)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 24]
+    go_on((28, 30, 32), 15)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 30, 32]
+    go_on((36,), 7)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 30, 36]
+
+
 def test_saved_state_survives_donation(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = {"params": {"a": jnp.zeros((2000, 500))}, "step": jnp.int32(0)}
@@ -99,8 +120,9 @@ def test_only_damaged_ones_is_an_error(tmp_path):
     saver = saved(tmp_path)
     for step in (2, 4):
         damage_largest(tmp_path / str(step), "bit")
-    with pytest.raises(ValueError, match=r"damaged \(steps \[4, 2\]\)"):
-        saver.restore_latest(abstract_of(state_of(0)))
+    for _ in range(2):  # a scheduler that starts the run again must not begin it anew
+        with pytest.raises(ValueError, match=r"damaged \(steps \[4, 2\]\)"):
+            saver.restore_latest(abstract_of(state_of(0)))
 
 
 def test_unfinished_saves_do_not_count(tmp_path):

@@ -172,6 +172,7 @@ def test_a_run_without_more(tmp_path):
     [
         ("completed", None, "report: page"),
         ("already complete", None, "report: page"),
+        ("ended", None, "report: page"),
         ("completed", ValueError("not ours"), "no report: not ours"),
         ("completed", KeyError("task"), "no report: KeyError('task')"),
         ("cancelled", KeyError("task"), ""),
@@ -189,3 +190,18 @@ def test_a_run_does_not_fail_for_the_want_of_its_page(monkeypatch, capsys, statu
     cfg = config_files.load_file("nano:smoke")
     assert train.main(cfg) == (75 if status == "cancelled" else 0)
     assert capsys.readouterr().out.strip() == said
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [("no_checkpoints", 0), ("callbacks.checkpointer.enabled", 0), ("no_evals", 1)],
+)
+def test_nothing_saved_is_a_failure_only_where_it_was_to_be(monkeypatch, setting, code):
+    monkeypatch.setattr(_run_page, "write", lambda folder: "page")
+    monkeypatch.setattr(train, "run", lambda cfg: Summary("completed", 0, 4, False, 1.0))
+    monkeypatch.setattr(train, "_STOPPED", SimpleNamespace(value=75))
+    value = not setting.endswith("enabled")
+    cfg = overrides.apply_values(
+        config_files.load_file("nano:smoke"), {f"trainer.{setting}": value}
+    )
+    assert train.main(cfg) == code
