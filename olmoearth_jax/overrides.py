@@ -130,6 +130,8 @@ def _without_gone(
 def _classify(written: str, value: Any) -> list[_Override]:
     """The override, and what it means besides."""
     path = schema.canonical(written, ExperimentConfig)
+    if path == "common" and isinstance(value, Mapping):
+        return [o for name, part in value.items() for o in _classify(f"common.{name}", part)]
     for alias, target in ALIASES.items():
         if path == alias or path.startswith(alias + "."):
             out = [_Override(target + path.removeprefix(alias), path, value, 0)]

@@ -4,7 +4,7 @@
 set -u
 HOST_INDEX="${1:-{{first_host}}}"
 COORDINATOR="${2:-{{coordinator}}}"
-if [ -z "$HOST_INDEX" ] || [ -z "$COORDINATOR" ] || [ "$HOST_INDEX" -ge {{hosts}} ]; then
+if ! [[ "$HOST_INDEX" =~ ^[0-9]+$ ]] || [ -z "$COORDINATOR" ] || [ "$HOST_INDEX" -ge {{hosts}} ]; then
   echo "usage: bash $0 HOST_INDEX(0..{{last_host}}) ADDRESS_OF_HOST_0:PORT" >&2
   exit 2
 fi

@@ -143,11 +143,16 @@ def train(
                 break
 
         saved = _finish(stack, device, saver if run.saves else None, recorder, step, state, best)
-        status = "cancelled" if step < stop or owed else "completed"
-        if status == "cancelled" and not owed and _ends(evaluation):
-            status = "ended"
+        status = _status(step < stop, owed, evaluation)
         run.say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
+
+
+def _status(early: bool, owed: bool, evaluation: Evaluation | None) -> str:
+    """How a run ended; `owed`: before an evaluation was done."""
+    if early and not owed and _ends(evaluation):
+        return "ended"
+    return "cancelled" if early or owed else "completed"
 
 
 def _ends(evaluation: Evaluation | None) -> bool:

@@ -165,6 +165,14 @@ def test_common_modalities_reach_everything(version):
     assert check.problems(config) == []
 
 
+def test_common_as_a_mapping_is_its_members():
+    whole = apply("common={training-modalities: [sentinel2_l2a, LANDSAT], run_name: x}")
+    assert whole == apply("common.training_modalities=[sentinel2_l2a,landsat]", "common.run_name=x")
+    assert whole.dataset.training_modalities == ["sentinel2_l2a", "landsat"]
+    with pytest.raises(ConfigError, match="unknown config path 'common.run_nam'"):
+        apply("common={run_nam: x}")
+
+
 def test_common_tokenization_reaches_encoder_and_decoder():
     bands = list(modalities.get("landsat").bands)
     config = apply("common.tokenization=" + format_value({"LANDSAT": [bands]}))
