@@ -70,6 +70,8 @@ def run(config: ExperimentConfig) -> Summary:
     print(devices.topology(_local_devices(_LOCAL.value)), flush=True)
     if cache is not None:
         _say(f"compilation cache: {cache}")
+    elif _CACHE.value and config.compile.cache_dir != "":
+        _say("no compilation cache: its folder cannot be written to (compile.cache_dir)")
     training = build_training(config, say=_say)
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
     if config.dataset.validation_fraction:

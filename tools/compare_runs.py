@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import app, flags
 
 from olmoearth_jax import commands, outputs
+from olmoearth_jax.proposals import closest
 from olmoearth_jax.train.comparison import Runs, first_difference, metric_names, plot, table
 from olmoearth_jax.train.metrics import read_metrics
 
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
         if _EXACT.value:
             _compare_exactly(runs)
             return
+        _check_metrics(_METRICS.value, runs)
         names = _METRICS.value or metric_names(runs)
         print("\n".join(table(runs, names, _SMOOTH.value)))
         if _PNG.value:
@@ -56,6 +58,14 @@ def main(argv: list[str]) -> None:
             print(f"curves: {_PNG.value}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _check_metrics(names: list[str], runs: Runs) -> None:
+    """Raises ValueError for a metric that no run has."""
+    held = {name for records in runs.values() for record in records for name in record}
+    for name in names:
+        if name not in held:
+            raise ValueError(f"no run has the metric {name!r}; {closest(name, metric_names(runs))}")
 
 
 def _check_picture(path: Path, runs: list[str]) -> None:

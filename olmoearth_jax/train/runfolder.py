@@ -39,7 +39,12 @@ class RunFolder:
         self.pictures = self.visualizations / "train"
 
     def create(self) -> RunFolder:
-        """Makes the folder and its subfolders. Raises ValueError if that is not possible."""
+        """Makes the folder and its subfolders.
+
+        Raises:
+          ValueError: that is not possible, or the config.json there is none of a run.
+        """
+        self._refuse_others()
         try:
             for path in (self.checkpoints, self.tensorboard, self.evals, self.visualizations):
                 path.mkdir(parents=True, exist_ok=True)
@@ -49,6 +54,21 @@ class RunFolder:
                 "Choose another one with --config.common.save_folder."
             ) from error
         return self
+
+    def _refuse_others(self) -> None:
+        """A run replaces config.json, which weights and other programs have too."""
+        if not self.config.is_file():
+            return
+        try:
+            found = json.loads(self.config.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or "trainer" not in found:
+            raise ValueError(
+                f"{self.config} is none of a training run, which would replace it: choose another "
+                "folder with --config.common.save_folder, or move the file away. (Weights to "
+                "start from are given by --config.trainer.load_path.)"
+            )
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes config.json (atomically)."""

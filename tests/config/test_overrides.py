@@ -188,6 +188,14 @@ def test_common_run_name_moves_the_folder_unless_it_is_given():
     assert moved.run_folder.as_posix() == "/d"
 
 
+def test_a_folder_below_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for folder, meant in (("~/runs/x", "/home/me/runs/x"), ("~nobody-of-this-name/x",) * 2):
+        config = official("nano")
+        config.common.save_folder = folder  # as a config file sets it
+        assert config.run_folder.as_posix() == meant
+
+
 def test_common_inside_a_value_is_only_a_value():
     config = apply("dataset.h5py_dir=/data/common.training_modalities=[x]")
     assert config.dataset.h5py_dir == "/data/common.training_modalities=[x]"

@@ -286,13 +286,51 @@ def test_changed_config_is_refused_unless_it_does_not_matter(tmp_path):
     assert toy.run(tmp_path, 9, config=other, allow_config_change=True).step == 9
 
 
+def test_what_moves_files_or_only_stops_a_run_may_change(tmp_path):
+    def settings(folder, more):
+        dataset = {"filter_idx_file": f"{folder}/a.npy", "more_h5py_dirs": {f"{folder}/9": 0.5}}
+        loader = {"max_bad_fraction": more, "seed": 3}
+        written = {"dataset": dataset | {"cache_size_gb": more}, "data_loader": loader}
+        return written | {"trainer": {}}
+
+    toy.run(tmp_path, 3, config=settings("/old.place", 0.1))
+    assert toy.run(tmp_path, 6, config=settings("/new", 0.5)).start_step == 3
+    assert (
+        toy.run(
+            tmp_path, 9, config=settings("/new", 0) | {"dataset": {"more_h5py_dirs": {}}}
+        ).start_step
+        == 6
+    )
+    with pytest.raises(ValueError, match=r"data_loader\.seed: 3 -> 4"):
+        toy.run(tmp_path, 12, config=settings("/new", 0.5) | {"data_loader": {"seed": 4}})
+
+
 def test_a_run_that_the_dense_engine_began_goes_on(tmp_path, caplog):
     gone._say_once.cache_clear()
-    model = {"model": {"width": toy.OUTPUTS}}
+    model = {"model": {"width": toy.OUTPUTS}, "trainer": {}}
     toy.run(tmp_path, 3, config=model | {"engine": "dense"})
     for last in (6, 9):
         assert toy.run(tmp_path, last, config=model).start_step == last - 3
     assert sum("engine=dense" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"best": {"step": "x", "val/loss": 1.0}}, "note of the best step"),
+        ({"best": {"step": 3, "val/loss": "low"}}, "note of the best step"),
+        ({"best": [3]}, "note of the best step"),
+        ({"step": 1 << 31}, "its step makes no sense"),
+        ({"step": -1}, "its step makes no sense"),
+        ({"config": {"trainer": []}}, "its config makes no sense"),
+        ({"config": {"a": json.loads("[" * 90 + "]" * 90)}}, "its config makes no sense"),
+    ],
+)
+def test_a_record_that_no_run_wrote_is_damaged(tmp_path, change, said):
+    toy.run(tmp_path, 3)
+    meta = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path))
+    assert integrity.meta_fault(meta) is None
+    assert said in str(integrity.meta_fault(meta | change))
 
 
 def test_load_strategies(tmp_path):

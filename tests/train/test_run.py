@@ -81,6 +81,15 @@ def test_unwritable_folder_is_told(tmp_path):
         RunFolder(tmp_path / "file" / "run").create()
 
 
+@pytest.mark.parametrize("text", ['{"name": "my-app"}', '{"model": {}}', "[1]", "{", "[" * 99999])
+def test_a_config_of_something_else_is_not_replaced(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is none of a training run"):
+        toy.run(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == text
+
+
 def test_atomic_write_leaves_no_traces(tmp_path):
     write_atomically(tmp_path / "x.json", "one")
     write_atomically(tmp_path / "x.json", "two")

@@ -129,6 +129,7 @@ def test_where_curves_go_is_looked_at_first(tmp_path):
         (run.parent, [f"--png={run}", "--overwrite"], "would replace one of the inputs"),
         (tmp_path / "pipe.jsonl", [], "is a folder, pipe or device and no metrics file"),
         (run, ["--average=0"], "--average=0"),
+        (run, ["--metrics=train/lss"], "no run has the metric 'train/lss'; did you mean 'train/l"),
     ]:
         command = [sys.executable, "-m", "tools.compare_runs", str(runs_of), *more]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -241,6 +241,37 @@ def test_a_run_with_validation_resumes_bit_for_bit(tmp_path):
     shutil.rmtree(tmp_path / "parts")
 
 
+def test_nothing_random_is_left_in_any_model():
+    model = config_files.load_file("configs/ablations/mae.py").model
+    assert model.reconstructor_config is not None
+    model.reconstructor_config.decoder_config.drop_path = 0.5
+    validation.without_noise(model)
+    rates = [model.encoder_config.drop_path, model.reconstructor_config.decoder_config.drop_path]
+    assert rates == [0, 0]
+
+
+def saved(cfg, folder):
+    """A checkpoint before the first step."""
+    program = build.build_training(cfg, say=lambda line: None).program
+    state = program.init_state()
+    with checkpoint.Checkpointer(
+        folder / "checkpoints", checkpoint.RunInfo(config=cfg.to_dict()), save_interval=1
+    ) as saver:
+        assert saver.save(0, state)
+    return checkpoint.find_checkpoint(folder)
+
+
+def test_checkpoints_on_fixed_draws(tmp_path, capsys):
+    cfg = config(tmp_path, **{"train_module.reinit_targets": True})
+    first, second = (saved(cfg, tmp_path / place / "run") for place in "ab")
+    found = eval_loss.evaluate([first, second], None, 1, 99)
+    assert list(found) == ["fresh", str(first), str(second)]  # runs of one name are told apart
+    assert found["fresh"] == found[str(first)] == found[str(second)]  # also of drawn targets
+    other = saved(config(tmp_path, **{"model.encoder_config.num_projection_layers": 2}), tmp_path)
+    with pytest.raises(ValueError, match=f"{other} holds another model than {first}: unknown to"):
+        eval_loss.evaluate([first, other], None, 1, 99)
+
+
 def test_losses_on_another_folder_are_of_all_of_it(tmp_path):
     """A folder need not say where its samples lie, and the run has kept none of them out."""
     cfg = config(tmp_path)
