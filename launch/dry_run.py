@@ -18,7 +18,8 @@ from olmoearth_jax import check
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.mesh import mesh_sizes
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.train import build, cards, estimate
+from olmoearth_jax.train import cards, estimate
+from olmoearth_jax.train.loop import stop_step
 
 from . import _app, _plan, _samples
 from ._plan import row
@@ -101,7 +102,7 @@ def _step(made: _plan.Plan) -> list[str]:
         ),
     ]
     if steps is not None:
-        total = build.max_steps(cfg.trainer.max_duration, steps)
+        total = stop_step(cfg.trainer, steps)
         lines += [row("steps per epoch", f"{steps:,}"), row("steps of the run", f"{total:,}")]
     return lines
 

@@ -54,6 +54,12 @@ def max_steps(duration: Duration, steps_per_epoch: int) -> int:
     return duration.value if duration.unit == "steps" else duration.value * steps_per_epoch
 
 
+def stop_step(trainer: TrainerConfig, steps_per_epoch: int) -> int:
+    """The step at which a run ends: hard_stop, if that comes first."""
+    durations = (d for d in (trainer.max_duration, trainer.hard_stop) if d is not None)
+    return min(max_steps(duration, steps_per_epoch) for duration in durations)
+
+
 @dataclass(frozen=True)
 class _Run:
     """What every part of a run needs to know."""
@@ -161,9 +167,7 @@ def _ends(evaluation: Evaluation | None) -> bool:
 
 
 def _begin(config: ExperimentConfig, info: RunInfo, extras: Extras, steps_per_epoch: int) -> _Run:
-    trainer = config.trainer
-    stops = [d for d in (trainer.max_duration, trainer.hard_stop) if d is not None]
-    stop = min(max_steps(duration, steps_per_epoch) for duration in stops)
+    stop = stop_step(config.trainer, steps_per_epoch)
     say = _quiet if jax.process_index() else (extras.say or _say)
     return _Run(config, info, extras, RunFolder(config.run_folder).create(), stop, say)
 

@@ -97,6 +97,21 @@ def test_text_that_looks_like_something_else():
     assert apply("common.run_name=on").common.run_name == "on"
 
 
+def test_none_is_a_text_where_there_is_no_null():
+    path = "model.encoder_config.position_encoding"
+    assert get_path(apply(f"{path}=none"), path) == "none"
+    assert get_path(apply(f"{path}='none'"), path) == "none"
+    assert apply("dataset.h5py_dir=none").dataset.h5py_dir is None
+    with pytest.raises(ConfigError, match="takes text; got null"):
+        apply(f"{path}=null")
+
+
+def test_a_number_of_thousands_of_digits():
+    for text in ("1" * 5000, f"[{'-' + '9' * 5000}]"):
+        with pytest.raises(ConfigError, match="'init_seed' takes an integer; got"):
+            apply(f"init_seed={text}")
+
+
 def test_last_of_several_wins():
     texts = [f"data_loader.num_workers={n}" for n in (3, 4, 5)]
     assert apply(*texts).data_loader.num_workers == 5
