@@ -174,6 +174,9 @@ def _spread_common(cfg: ExperimentConfig) -> None:
             k: [list(g) for g in v] for k, v in cfg.common.tokenization.items() if k in names
         }
     cfg.dataset.training_modalities = list(names)
+    if (heads := model.supervision_head_config) is not None:
+        heads.modality_configs = {m: v for m, v in heads.modality_configs.items() if m in names}
+        model.supervision_head_config = heads if heads.modality_configs else None
     dropped = model.encoder_config.band_dropout_modalities
     if dropped is not None:
         model.encoder_config.band_dropout_modalities = [m for m in dropped if m in names]

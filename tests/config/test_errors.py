@@ -117,6 +117,7 @@ PROBLEMS = [
     ),
     ({f"{LOSS}.type": "modality_patch_disc"}, "did you mean 'modality_patch_discrimination'?"),
     ({f"{LOSS}.type": "mae"}, "a loss between tokens (patch_discrimination, "),
+    ({f"{LOSS}.type": "cross_entropy"}, "must be a loss between tokens (patch_discrimination, "),
     ({f"{LOSS}.modality_weights": {"srtm": 1}}, "no entry for cdl, landsat"),
     ({f"{LOSS}.modality_weights": {"srtm": "abc"}}, "modality_weights.srtm must be a number of"),
     ({f"{LOSS}.modality_weights": {"srtm": -1}}, "modality_weights.srtm must be a number of"),

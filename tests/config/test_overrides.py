@@ -180,6 +180,15 @@ def test_common_modalities_reach_everything(version):
     assert check.problems(config) == []
 
 
+def test_common_modalities_reach_the_heads_of_maps():
+    config = apply("common.training_modalities=[sentinel2_l2a,srtm,cdl]", version="v1_3")
+    heads = config.model.supervision_head_config
+    assert heads is not None and set(heads.modality_configs) == {"srtm", "cdl"}
+    assert check.problems(config) == []
+    alone = apply("common.training_modalities=[sentinel2_l2a]", version="v1_3")
+    assert alone.model.supervision_head_config is None and check.problems(alone) == []
+
+
 def test_common_as_a_mapping_is_its_members():
     whole = apply("common={training-modalities: [sentinel2_l2a, LANDSAT], run_name: x}")
     assert whole == apply("common.training_modalities=[sentinel2_l2a,landsat]", "common.run_name=x")
