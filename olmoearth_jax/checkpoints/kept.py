@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from olmoearth_jax.checkpoints.folders import complete_steps
 
-_INTERVAL = ("trainer", "callbacks", "checkpointer", "save_interval")
+_INTERVAL = ("config", "trainer", "callbacks", "checkpointer", "save_interval")
 
 
 class Kept(PreservationPolicy):
@@ -30,22 +31,16 @@ class Kept(PreservationPolicy):
         return [found.step == self.step or found.step in self.earlier for found in checkpoints]
 
 
-def promised(folder: Path, read_meta: Callable[[Path], Mapping[str, Any]]) -> frozenset[int]:
-    """Steps whose checkpoints are kept for good by the interval that they were saved with.
-
-    Args:
-      folder: of the checkpoints.
-      read_meta: gives the record of one.
-    """
-    return frozenset(
-        step for step in complete_steps(folder) if _is_due(step, folder / str(step), read_meta)
-    )
+def promised(folder: Path) -> frozenset[int]:
+    """Steps whose checkpoints are kept for good by the interval that they were saved with."""
+    return frozenset(s for s in complete_steps(folder) if _is_due(s, folder / str(s)))
 
 
-def _is_due(step: int, folder: Path, read_meta: Callable[[Path], Mapping[str, Any]]) -> bool:
+def _is_due(step: int, folder: Path) -> bool:
+    # Not by Orbax, in whose readers processes wait for one another.
     try:
-        value: Any = read_meta(folder)["config"]
-    except ValueError:
+        value: Any = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
     for name in _INTERVAL:
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -8,6 +8,7 @@ Layout::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -56,16 +57,21 @@ class RunFolder:
         return self
 
     def _refuse_others(self) -> None:
-        """A run replaces config.json, which weights and other programs have too."""
-        if not self.config.is_file():
+        """A run replaces config.json and cuts metrics.jsonl; weights and other programs have them
+        too. Ours has metrics only where it has its config.
+        """
+        found: Any = None
+        if self.config.is_file():
+            foreign = self.config
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(self.config.read_text(encoding="utf-8"))
+        elif self.metrics.is_file() and self.metrics.stat().st_size:
+            foreign = self.metrics
+        else:
             return
-        try:
-            found = json.loads(self.config.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            found = None
         if not isinstance(found, dict) or "trainer" not in found:
             raise ValueError(
-                f"{self.config} is none of a training run, which would replace it: choose another "
+                f"{foreign} is none of a training run, which would replace it: choose another "
                 "folder with --config.common.save_folder, or move the file away. (Weights to "
                 "start from are given by --config.trainer.load_path.)"
             )

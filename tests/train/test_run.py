@@ -90,6 +90,15 @@ def test_a_config_of_something_else_is_not_replaced(tmp_path, text):
     assert (tmp_path / "config.json").read_text() == text
 
 
+def test_metrics_of_something_else_are_not_cut(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9, "loss": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is none of a training run"):
+        toy.run(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 9, "loss": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text("")  # as a run leaves it that was killed as it began
+    assert toy.run(tmp_path, 2).step == 2
+
+
 def test_atomic_write_leaves_no_traces(tmp_path):
     write_atomically(tmp_path / "x.json", "one")
     write_atomically(tmp_path / "x.json", "two")
