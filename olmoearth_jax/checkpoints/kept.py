@@ -19,16 +19,20 @@ class Kept(PreservationPolicy):
 
     Attributes:
       step: the one; None preserves nothing.
+      before: the one before it, which is preserved until that of `step` is there.
       earlier: steps that were kept for good while the run saved at another interval.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
+        self.before: int | None = None
         self.earlier: frozenset[int] = frozenset()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        return [found.step == self.step or found.step in self.earlier for found in checkpoints]
+        there = any(found.step == self.step for found in checkpoints)
+        kept = {self.step if there else self.before, *self.earlier}
+        return [found.step in kept for found in checkpoints]
 
 
 def promised(folder: Path) -> frozenset[int]:

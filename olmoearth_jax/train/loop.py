@@ -12,6 +12,7 @@ import jax
 
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
+from olmoearth_jax.checkpoints.folders import complete_steps
 from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
 from olmoearth_jax.train import cards, hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
@@ -280,7 +281,9 @@ def _save(
     recorder.drain()
     recorder.flush()
     recorder.guard()
-    saved = saver.save(step, state, **best.record())
+    before = saver.wait()
+    best.hold({step, *complete_steps(saver.folder)})
+    saved = saver.save(step, state, **best.record()) and before
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
 

@@ -67,6 +67,13 @@ def test_a_run_ends_at_its_hard_stop(plan, stop, steps, capsys):
     assert lone.steps is None and dataclasses.replace(plan, cfg=epochs).steps == 20
 
 
+@pytest.mark.parametrize(("warmup", "told"), [(20, False), (21, True), (8000, True)])
+def test_a_rate_that_is_never_reached_is_told(plan, warmup, told):
+    cfg = small(**{"train_module.scheduler.warmup": warmup})
+    lines = dry_run._step(dataclasses.replace(plan, cfg=cfg, samples=_samples.Samples(40)))
+    assert any("the run never reaches lr" in line for line in lines) == told
+
+
 def test_unknown_cards_are_refused():
     with pytest.raises(_app.UserError, match="unknown --card=h1000.*h100"):
         dry_run.main(small(), card="h1000")

@@ -174,6 +174,23 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert [r["step"] for r in records] == list(LOSSES)
 
 
+@pytest.mark.parametrize(
+    ("losses", "best"), [({3: 5.0, 6: 2.0}, 3), ({3: 5.0, 6: 2.0, 9: 4.0}, 9), ({6: 2.0}, None)]
+)
+def test_a_best_step_that_could_not_be_saved_is_none(tmp_path, monkeypatch, losses, best):
+    original = checkpoint.Checkpointer.save
+
+    def save(self, step, state, **extra):
+        return step != 6 and original(self, step, state, **extra)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
+    train_toy.run(tmp_path, 12, evaluation=Falling(losses))
+    steps = complete_steps(tmp_path / "checkpoints")
+    assert steps == sorted({10, 12, *([] if best is None else [best])})
+    meta = checkpoint.read_meta(tmp_path / "checkpoints" / "12")
+    assert meta.get("best") == (None if best is None else {"step": best, LOSS: losses[best]})
+
+
 def test_a_resumed_run_keeps_the_same_best(tmp_path):
     train_toy.run(tmp_path / "whole", 18, evaluation=Falling(LOSSES))
     train_toy.run(tmp_path / "parts", 18, evaluation=Falling(LOSSES), hard_stop=8)
