@@ -99,6 +99,8 @@ def _step_folders(paths: list[str], every: bool) -> list[Path]:
     """The checkpoints meant. Raises ValueError if there is none."""
     if not every:
         return [checkpoint.find_checkpoint(p) for p in paths]
+    if len(paths) > 1:
+        raise ValueError("--all_steps takes one run as --checkpoint")
     newest = checkpoint.find_checkpoint(paths[0])
     return [newest.parent / str(step) for step in checkpoint.complete_steps(newest.parent)]
 
@@ -154,7 +156,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "checkpoint", None, "Run, checkpoints or step folders, by commas.", required=True
     )
-    flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the first run.")
+    flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the run.")
     flags.DEFINE_string("h5py_dir", None, "Samples; default: those of the run.")
     flags.DEFINE_integer("batches", 16, "Global batches to evaluate.", lower_bound=1)
     flags.DEFINE_integer("seed", 99, "Of the fixed draws.")

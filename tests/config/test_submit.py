@@ -48,7 +48,11 @@ for p in "${pids[@]}"; do
 done
 exit $code
 """,
-    "docker": """while [ $# -gt 0 ]; do
+    "docker": """case "$1" in
+  ps) echo "$@" >> "$OUT/docker"; echo an-old-one; exit ;;
+  rm) echo "$@" >> "$OUT/docker"; exit ;;
+esac
+while [ $# -gt 0 ]; do
   case "$1" in
     -e) case "$2" in *=*) export "$2" ;; esac; shift ;;
     -v) case "$2" in *:/host.sh:ro) script="${2%:/host.sh:ro}" ;; esac; shift ;;
@@ -309,6 +313,17 @@ def test_containers_get_code_results_and_data(monkeypatch, tmp_path):
     mounts = f"{ROOT}/local_output:/app/local_output,/data/h5/700000:/data/h5/700000:ro"
     assert f"--container-image=a.sqsh --container-workdir=/app --container-mounts={mounts}" in text
     assert "activate" not in text
+
+
+def test_a_container_that_has_ended_makes_room_for_the_next(monkeypatch, tmp_path, stubs):
+    options = ["--scheduler=docker", "--gpus_per_host=2", f"--output={tmp_path}/job"]
+    assert call(monkeypatch, *BASE, *options) == 0
+    bash(tmp_path / "job" / "docker.sh", stubs)
+    listed, removed = (stubs / "out" / "docker").read_text().splitlines()
+    name = _render.job_name("My Run") + "-0"
+    assert f"name=^{name}$ " in listed and removed == "rm an-old-one"
+    assert "label=olmoearth-jax" in listed and "status=exited" in listed
+    assert len(started(stubs)) == 1
 
 
 def test_a_host_of_docker_is_a_number(monkeypatch, tmp_path, stubs):

@@ -284,6 +284,8 @@ def test_checkpoints_on_fixed_draws(tmp_path, capsys):
     found = eval_loss.evaluate([first, second], None, 1, 99)
     assert list(found) == ["fresh", str(first), str(second)]  # runs of one name are told apart
     assert found["fresh"] == found[str(first)] == found[str(second)]  # also of drawn targets
+    with pytest.raises(ValueError, match="--all_steps takes one run"):
+        eval_loss._step_folders([str(first), str(second)], True)
     other = saved(config(tmp_path, **{"model.encoder_config.num_projection_layers": 2}), tmp_path)
     with pytest.raises(ValueError, match=f"{other} holds another model than {first}: unknown to"):
         eval_loss.evaluate([first, other], None, 1, 99)
