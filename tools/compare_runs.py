@@ -34,8 +34,15 @@ _EXACT = flags.DEFINE_bool("exact", False, "Compare bit for bit instead.")
 
 
 def load(paths: list[str]) -> Runs:
-    """Runs by a short name: the folder's, or the whole path where folders share a name."""
-    names = [Path(p).parent.name if Path(p).suffix == ".jsonl" else Path(p).name for p in paths]
+    """Runs by a short name: the folder's, or the whole path where folders share a name.
+
+    Raises:
+      ValueError: a run is named twice, or has no metrics.
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError("name each run once")
+    whole = [Path(p).absolute() for p in paths]  # '.' has no name of its own
+    names = [p.parent.name if p.suffix == ".jsonl" else p.name for p in whole]
     unique = [n if names.count(n) == 1 else p for n, p in zip(names, paths, strict=True)]
     return {name: read_metrics(path) for name, path in zip(unique, paths, strict=True)}
 

@@ -76,6 +76,13 @@ def test_compare(runs, tmp_path):
     assert str(compare_runs.first_difference(long, changed)).startswith("step 3: train/loss is")
 
 
+def test_runs_are_named_by_their_folders(runs, monkeypatch):
+    monkeypatch.chdir(runs / "long")
+    assert list(compare_runs.load([".", "../short/metrics.jsonl"])) == ["long", "short"]
+    with pytest.raises(ValueError, match="name each run once"):
+        compare_runs.load([".", "."])
+
+
 def made(values: dict[int, float], **others) -> list[dict]:
     return [{"step": step, "train/loss": value, **others} for step, value in values.items()]
 
