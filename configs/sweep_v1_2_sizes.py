@@ -17,8 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return common.config(arg, "base", version="v1_2")
 
 
-def sweep() -> Iterator[dict[str, Any]]:
-    """One job per size."""
+def sweep(arg: str = "") -> Iterator[dict[str, Any]]:
+    """One job per size; `arg` is the text after the colon, for all of them."""
     for size in ("nano", "tiny", "small", "large"):
-        config = f"configs/{size}.py:version=v1_2"
+        config = f"configs/{size}.py:version=v1_2" + (f",{arg}" if arg else "")
         yield {"launch.name": size, "launch.config": config, "launch.gpus_per_host": 8}

@@ -86,10 +86,11 @@ def load(
     if (config is None) == (config_json is None):
         raise ConfigError("give --config=configs/<size>.py or --config_json=FILE (one of them)")
     base = config_files.load_file(config) if config is not None else load_json(config_json or "")
+    base.trainer.loaded = {}  # what another run has taken; one that goes on finds it again
     if run_name is not None:
-        base.common.run_name = run_name
-        if config_json is not None:
+        if config_json is not None and run_name != base.common.run_name:
             base.common.save_folder = None  # another run; its folder follows its name
+        base.common.run_name = run_name
     cfg = overrides.apply(base, changes)
     cfg.common.plugins = list(dict.fromkeys([*cfg.common.plugins, *plugins.allowed()]))
     return cfg

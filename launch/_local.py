@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -36,7 +37,9 @@ def _gpus() -> list[str]:
     """The GPUs that a job may use, as CUDA numbers them; none where there is no NVIDIA driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [n.strip() for n in named.split(",") if n.strip()]
+        names = (n.strip() for n in named.split(","))
+        # CUDA looks no further than the first that is none, as -1, which hides all.
+        return list(itertools.takewhile(lambda n: n and not n.startswith("-"), names))
     try:
         command = ("nvidia-smi", "-L")
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -72,6 +75,7 @@ class Jobs:
         self._starts = dict.fromkeys(commands, 0)
         self._commands, self._logs, self._say = commands, logs, say
         self.stopped = False
+        self._told: list[str] = []
         self.codes: dict[str, int] = {}
 
     def run(self, shared: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -83,6 +87,8 @@ class Jobs:
                     if place not in self._running and self._waiting and not self.stopped:
                         self._start(place, devices)
                 self._collect()
+                while self._told:
+                    self._say(self._told.pop(0))
                 time.sleep(0.1)
         finally:
             for number, handler in before.items():
@@ -128,8 +134,9 @@ class Jobs:
         del frame
         again = self.stopped  # Ctrl-C once more ends a job without saving
         self.stopped = True
-        if not again:
-            self._say(f"{signal.Signals(number).name}: jobs save and end; the same command goes on")
+        if not again:  # said later: a print must not interrupt a print
+            name = signal.Signals(number).name
+            self._told.append(f"{name}: jobs save and end; the same command goes on")
         for _, process in list(self._running.values()):
             process.send_signal(number if again else signal.SIGTERM)
 

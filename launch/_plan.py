@@ -10,6 +10,7 @@ from olmoearth_jax.mesh import mesh_sizes
 from olmoearth_jax.model.versions import version_of
 from olmoearth_jax.stream.stream_shape import Rung, StreamSpec
 from olmoearth_jax.train import build, cards, estimate
+from olmoearth_jax.train.loop import stop_step
 
 from . import _samples
 
@@ -47,10 +48,11 @@ class Plan:
     @property
     def steps(self) -> int | None:
         """Steps of the run, if they are known."""
-        duration, steps = self.cfg.trainer.max_duration, self.samples.steps_per_epoch(self.cfg)
-        if duration.unit == "epochs" and steps is None:
+        trainer, steps = self.cfg.trainer, self.samples.steps_per_epoch(self.cfg)
+        durations = (trainer.max_duration, trainer.hard_stop)
+        if steps is None and any(d is not None and d.unit == "epochs" for d in durations):
             return None
-        return build.max_steps(duration, steps or 1)
+        return stop_step(trainer, steps or 1)
 
 
 def plan(cfg: ExperimentConfig, devices: int, samples: _samples.Samples) -> Plan:

@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from olmoearth_jax import modalities
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.texts import shown, unprintable
+from olmoearth_jax.data import transforms
 from olmoearth_jax.mesh import mesh_sizes
 from olmoearth_jax.outputs import SCRIPT_MARK
 from olmoearth_jax.train.assemble import micro_step_shape
@@ -89,9 +92,11 @@ class Topology:
                 f"{self.processes} processes cannot share groups of {group} samples; use "
                 "--process_per=node or a larger train_module.rank_microbatch_size"
             )
-        for strategy in masking_strategies(cfg):
-            if self.processes > 1 and getattr(strategy, "needs_whole_group", False):
-                out.append(f"masking {strategy.name!r} sees whole groups, so it needs one process")
+        parts = {f"masking {s.name!r}": s for s in masking_strategies(cfg)}
+        parts["data_loader.transform_config"] = transforms.build(cfg.data_loader.transform_config)
+        for name, part in parts.items():
+            if self.processes > 1 and getattr(part, "needs_whole_group", False):
+                out.append(f"{name} sees whole groups, so it needs one process")
         return out
 
     def table(self, cfg: ExperimentConfig) -> list[str]:
@@ -184,6 +189,26 @@ def surroundings(image: str | None, venv: str | None) -> tuple[str | None, str |
     if venv:
         raise ValueError(f"--venv={venv} is not a virtual environment")
     return None, None, str(Path.cwd())
+
+
+def refuse_unread(given: flags.FlagValues, scheduler: str, read_by: Mapping[str, str]) -> None:
+    """Refuses flags that are without effect on the jobs of a scheduler.
+
+    Args:
+      given: the flags.
+      scheduler: of the jobs.
+      read_by: flag -> the schedulers whose jobs read it, by spaces.
+
+    Raises:
+      ValueError: such a flag was given.
+    """
+    for name, readers in read_by.items():
+        if given[name].present and scheduler not in readers.split():
+            known = " or ".join(readers.split())
+            raise ValueError(f"--{name} goes with --scheduler={known}, and not with {scheduler}")
+    for name in {"mount", "baked"} & set(read_by):
+        if given[name].present and scheduler == "slurm" and not given["image"].value:
+            raise ValueError(f"--{name} goes with --image: without a container it has no effect")
 
 
 def variable(text: str, form: str = "NAME=VALUE") -> tuple[str, str | None]:
@@ -320,12 +345,17 @@ def _slurm(values: _Values, topology: Topology, settings: Settings, folder: Path
     gpus_per_process = topology.gpus_per_host // len(topology.device_sets)
     values |= slurm_values(settings) | {
         "cpus_per_process": settings.cpus_per_gpu * gpus_per_process,
-        "log": shlex.quote(f"{folder}/slurm-%j.out"),
-        "task_log": shlex.quote(f"{folder}/slurm-%j-%t.out"),
+        "log": slurm_log(folder, "%j"),
+        "task_log": slurm_log(folder, "%j-%t"),
         "quoted_preflight": shlex.quote(values["preflight"]),
         "requeue": "--requeue" if settings.requeue else "--no-requeue",
     }
     return {"job.sbatch": fill("slurm.sbatch", values)}
+
+
+def slurm_log(folder: Path, number: str) -> str:
+    """A log in a folder, in whose name a % is none of Slurm's."""
+    return shlex.quote(f"{str(folder).replace('%', '%%')}/slurm-{number}.out")
 
 
 def slurm_values(settings: Settings) -> dict[str, str]:

@@ -13,6 +13,7 @@ from olmoearth_jax import html_page, outputs
 from olmoearth_jax.checkpoints import integrity
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib.official import official
+from olmoearth_jax.configlib.values import too_deep
 from olmoearth_jax.evals import runner
 from olmoearth_jax.files import write_atomically
 from olmoearth_jax.html_page import escaped
@@ -21,6 +22,7 @@ from olmoearth_jax.train.metrics import is_timing, read_metrics
 from olmoearth_jax.train.runfolder import RunFolder
 
 NAME = "report.html"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write(run: Path, overwrite: bool = False) -> Path:
@@ -49,11 +51,11 @@ def page(run: Path) -> str:
         raise ValueError(f"{run} is no run folder: it has no config.json")
     try:
         cfg = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{config} cannot be read: {e}") from None
-    if not isinstance(cfg, dict):
-        raise ValueError(f"{config} cannot be read: it is no object")
-    name = str(cfg.get("common", {}).get("run_name", run.name))
+    if not isinstance(cfg, dict) or too_deep(cfg):
+        raise ValueError(f"{config} cannot be read: it is no object, or one nested without end")
+    name = str(_part(cfg, "common").get("run_name", run.name))
     parts = [f"<h1>{escaped(name)}</h1>", _head(records, cfg)]
     parts += ["<h2>Curves</h2>", *_curves(records)]
     if pictures := _pictures(RunFolder(run).pictures):
@@ -64,19 +66,27 @@ def page(run: Path) -> str:
     return html_page.document(name, parts)
 
 
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A member that is a mapping; an empty one where it is not, since files may hold anything."""
+    found = record.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
     return html_page.table(head, [[escaped(cell) for cell in row] for row in rows], words)
 
 
 def _head(records: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any]) -> str:
     last = max((r["step"] for r in records), default=0)
-    common, data = cfg.get("common", {}), cfg.get("dataset", {})
+    common, data = _part(cfg, "common"), _part(cfg, "dataset")
+    names, share = common.get("training_modalities"), data.get("validation_fraction", 0)
+    part = f"{100 * share:g} %" if type(share) in (int, float) and 0 <= share <= 1 else share
     rows = [
         ["recipe", common.get("recipe") or "own"],
         ["steps so far", f"{last:,}"],
-        ["modalities", ", ".join(common.get("training_modalities", []))],
+        ["modalities", ", ".join(map(str, names)) if isinstance(names, list) else ""],
         ["dataset", data.get("h5py_dir") or ""],
-        ["kept out for validation", f"{100 * data.get('validation_fraction', 0):g} %"],
+        ["kept out for validation", part],
     ]
     for name in ("train/loss", "val/loss"):
         if found := [v for _, v in series(records, name) if math.isfinite(v)]:
@@ -100,9 +110,10 @@ def _curve(records: Sequence[Mapping[str, Any]], name: str) -> str:
 def _pictures(folder: Path) -> str:
     """Those of the first step beside the newest."""
     out = []
-    for path in sorted(folder.glob("*.png"), key=_order):
-        about = path.stem.replace("_", " ")
-        out.append(html_page.figure(html_page.image(path.read_bytes(), about), escaped(about)))
+    for path in sorted(filter(Path.is_file, folder.glob("*.png")), key=_order):
+        about, content = path.stem.replace("_", " "), path.read_bytes()
+        if content.startswith(_PNG):  # the page is passed on: it takes in no other file
+            out.append(html_page.figure(html_page.image(content, about), escaped(about)))
     return "".join(out)
 
 
@@ -115,7 +126,7 @@ def _evaluations(folder: Path) -> str:
     if not (folder / runner.LINES).is_file():
         return ""
     rows = []
-    found = [item for item in runner.read_lines(folder) if isinstance(item, dict)]
+    found = [item for item in runner.read_lines(folder) if _is_result(item)]
     # A run that stopped and went on may have evaluated a step twice: the last counts.
     for item in {runner.identity(item): item for item in found}.values():
         valid, test = (_score(item.get(part)) for part in ("valid", "test"))
@@ -125,14 +136,20 @@ def _evaluations(folder: Path) -> str:
     return _table(["task", "mode", "metric", "step", "valid", "test"], rows, words=3)
 
 
+def _is_result(item: Any) -> bool:
+    parts = ("settings", "valid", "test")
+    return isinstance(item, dict) and all(isinstance(item.get(p) or {}, Mapping) for p in parts)
+
+
 def _score(found: Mapping[str, Any] | None) -> str:
     value = (found or {}).get("primary")
-    return "" if value is None else f"{value:.4f}"
+    number = isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
+    return f"{value:.4f}" if number else ""
 
 
 def _settings(cfg: Mapping[str, Any]) -> str:
     """What differs from the official recipe that the run was made from, or from the defaults."""
-    size, version, *_ = [*str(cfg.get("common", {}).get("recipe", "")).split(), "", ""]
+    size, version, *_ = [*str(_part(cfg, "common").get("recipe", "")).split(), "", ""]
     try:
         base, what = official(size, version), f"the official {size}, {version}"
     except (ValueError, KeyError):

@@ -61,6 +61,14 @@ _multi_string("image_pull_secret", [], "Kubernetes secret with which the image i
 _bool("overwrite", False, "Replace a file that is not of this program.")
 
 
+_READ_BY = {
+    **dict.fromkeys(("time", "account", "sbatch", "venv"), "slurm"),
+    **dict.fromkeys(("namespace", "toleration", "image_pull_secret"), "k8s"),
+    "mount": "slurm k8s",
+}
+"""Flag -> the schedulers whose jobs read it."""
+
+
 def asked(argv: Sequence[str]) -> bool:
     """Whether a command line of launch.submit is for this module."""
     own = argv[: list(argv).index("--")] if "--" in argv else argv
@@ -97,6 +105,7 @@ def _write(given: list[str]) -> Path:
     name = FLAGS.run_name or Path(output).name or str(FLAGS.job)
     folder = Path(FLAGS.output or Path("local_output", name, "submit")).absolute()
     settings = _settings()
+    _render.refuse_unread(FLAGS, FLAGS.scheduler, _READ_BY)
     _render.refuse_breakouts(name, given, settings, folder)
     program = f"{__package__}.{FLAGS.job}"
     command = ["python", "-m", program, *plugins.as_flags(), *given]
@@ -140,7 +149,7 @@ def _slurm(
     last, most = FLAGS.workers - 1, FLAGS.at_once
     values: dict[str, Any] = _render.slurm_values(settings) | {
         "job": shlex.quote(name), "array": f"0-{last}" + (f"%{most}" if most else ""),
-        "gpus": FLAGS.gpus, "cpus": FLAGS.cpus, "log": shlex.quote(f"{folder}/slurm-%A_%a.out"),
+        "gpus": FLAGS.gpus, "cpus": FLAGS.cpus, "log": _render.slurm_log(folder, "%A_%a"),
         "grace": _render.GRACE_S, "stopped": _render.STOPPED, "mark": outputs.SCRIPT_MARK,
         "command": shlex.join(command),
     }  # fmt: skip

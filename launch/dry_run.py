@@ -18,7 +18,9 @@ from olmoearth_jax import check
 from olmoearth_jax.config import ConfigError, ExperimentConfig
 from olmoearth_jax.mesh import mesh_sizes
 from olmoearth_jax.modalities import closest
-from olmoearth_jax.train import build, cards, estimate
+from olmoearth_jax.train import cards, estimate
+from olmoearth_jax.train.loop import max_steps, stop_step
+from olmoearth_jax.train.optimizer import warmup_steps
 
 from . import _app, _plan, _samples
 from ._plan import row
@@ -101,8 +103,12 @@ def _step(made: _plan.Plan) -> list[str]:
         ),
     ]
     if steps is not None:
-        total = build.max_steps(cfg.trainer.max_duration, steps)
+        total = stop_step(cfg.trainer, steps)
         lines += [row("steps per epoch", f"{steps:,}"), row("steps of the run", f"{total:,}")]
+        horizon = max_steps(cfg.trainer.max_duration, steps)
+        warm = warmup_steps(cfg.train_module.scheduler, horizon)
+        if warm > total:
+            lines.append(row("steps of warm-up", f"{warm:,}: the run never reaches lr"))
     return lines
 
 

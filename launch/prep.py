@@ -25,6 +25,7 @@ from olmoearth_jax.data.group import Group
 from olmoearth_jax.data.index import DatasetIndex
 from olmoearth_jax.data.pipeline import TrainStream
 from olmoearth_jax.data.verify import verify
+from olmoearth_jax.files import replacing, write_atomically
 from olmoearth_jax.masks import MISSING_TOKEN
 from olmoearth_jax.modalities import MISSING
 from olmoearth_jax.train import devices
@@ -60,7 +61,8 @@ def check_files(folder: Path, count: int, say: _Say) -> None:
 def write_index(folder: Path, index: DatasetIndex, stream: TrainStream) -> Path:
     """Writes which samples the run uses; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "dataset_index.npy", np.concatenate([p.numbers for p in index.parts]))
+    with replacing(folder / "dataset_index.npy") as scratch, scratch.open("wb") as file:
+        np.save(file, np.concatenate([p.numbers for p in index.parts]))
     about = {
         "samples": len(index),
         "steps_per_epoch": stream.steps_per_epoch,
@@ -71,7 +73,7 @@ def write_index(folder: Path, index: DatasetIndex, stream: TrainStream) -> Path:
         "timesteps_per_grid": stream.timesteps,
     }
     path = folder / "dataset_index.json"
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    write_atomically(path, json.dumps(about, indent=1) + "\n")
     return path
 
 
@@ -134,9 +136,11 @@ def main(config: ExperimentConfig) -> int:
     if _COMPILE.value:
         cache = devices.use_compilation_cache(config.compile.cache_dir)
         if cache is None:
+            off = config.compile.cache_dir == ""
+            why = "is off (compile.cache_dir is '')" if off else "cannot be written to"
             raise _app.UserError(
-                "the compilation cache is off (compile.cache_dir is ''), so compiled programs "
-                "would be lost; set a folder, or use --nocompile"
+                f"the compilation cache {why}, so compiled programs would be lost; set another "
+                "folder as compile.cache_dir, or use --nocompile"
             )
         say(f"compilation cache: {cache}")
         training = build_training(config, say=say)

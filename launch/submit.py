@@ -72,6 +72,18 @@ _samples.define_flag()
 _app.define_overwrite()
 _NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 
+_READ_BY = {
+    **dict.fromkeys(("time", "account", "sbatch", "venv"), "slurm"),
+    **dict.fromkeys(("namespace", "toleration", "image_pull_secret"), "jobset"),
+    **dict.fromkeys(
+        ("hosts", "gpus_per_host", "process_per", "requeue", "image", "mount", "env", "memory",
+         "memory_fraction"), "slurm jobset docker"),
+    "cpus_per_gpu": "slurm jobset",
+    "baked": "slurm docker",
+    "at_once": "local",
+}  # fmt: skip
+"""Flag -> the schedulers whose jobs read it."""
+
 LAUNCH_KEYS = ("launch.config", "launch.name", "launch.hosts", "launch.gpus_per_host")
 """Members of a sweep's item that are not overrides but settings of its job."""
 
@@ -115,6 +127,11 @@ def sweep_jobs(config: str, run_name: str | None, changes: Sequence[str]) -> lis
         for key in launch:
             if key not in LAUNCH_KEYS:
                 raise ConfigError(f"sweep() has {key!r}; {closest(key, LAUNCH_KEYS)}")
+        if argument and not takes and "launch.config" in launch:
+            raise ConfigError(
+                f"sweep() of {config!r} takes no argument and names the configs of its jobs, so "
+                f"{argument!r} would have no effect"
+            )
         own = {k: v for k, v in item.items() if k not in launch}
         texts = [f"{k}={overrides.format_value(v)}" for k, v in own.items()]
         name = f"{prefix}_{launch.get('launch.name') or _slug(own, len(jobs))}"
@@ -174,18 +191,23 @@ def _host_mounts(cfg: ExperimentConfig, given: list[_render.Mount]) -> list[_ren
 
     The current folder is mounted over the image's code only where it is a checkout itself.
     """
-    here, data, saved = Path.cwd(), cfg.dataset.h5py_dir, cfg.common.save_folder
+    here, saved = Path.cwd(), cfg.common.save_folder
     wanted = []
     if _BAKED.value or not Path("launch", "train.py").is_file():
         wanted.append(_render.Mount(f"{here}/local_output", f"{_render.APP}/local_output"))
     else:
         wanted.append(_render.Mount(str(here), _render.APP))
-    if data is not None and data.startswith("/"):
-        wanted.append(_render.Mount(data, data, read_only=True))
+    wanted += [_render.Mount(data, data, read_only=True) for data in _local_data(cfg)]
     if saved is not None and saved.startswith("/"):
         wanted.append(_render.Mount(saved, saved))
     targets = [m.target for m in given]
     return [*given, *(m for m in wanted if not _covered(m.target, targets))]
+
+
+def _local_data(cfg: ExperimentConfig) -> list[str]:
+    """The folders of the dataset that lie at the same place on every host."""
+    folders = (cfg.dataset.h5py_dir or "", *cfg.dataset.more_h5py_dirs)
+    return [folder for folder in folders if folder.startswith("/")]
 
 
 def _covered(path: str, targets: Sequence[str]) -> bool:
@@ -269,10 +291,10 @@ def _warn(
     if not _covered(run_folder, [m.target for m in mounts if not m.read_only]):
         text = f"no --mount holds {run_folder}: checkpoints are lost with the container"
         print(f"warning: {text}", file=sys.stderr)
-    data = cfg.dataset.h5py_dir or ""
-    if data.startswith("/") and not _covered(data, [m.target for m in mounts]):
-        text = f"no --mount holds {data}: the container has no dataset there"
-        print(f"warning: {text}", file=sys.stderr)
+    for data in _local_data(cfg):
+        if not _covered(data, [m.target for m in mounts]):
+            text = f"no --mount holds {data}: the container has no dataset there"
+            print(f"warning: {text}", file=sys.stderr)
     source = (job.config or job.config_json or "").partition(":")[0]
     if source.startswith("/") and not _covered(source, [m.target for m in mounts]):
         print(f"warning: no --mount holds {source}: the container cannot read it", file=sys.stderr)
@@ -374,7 +396,8 @@ def main(first: ExperimentConfig) -> int:
     if scheduler not in known:
         near = closest(scheduler, known)
         raise _app.UserError(f"unknown --scheduler={scheduler}; {near}")
-    changes = tuple(overrides.take(sys.argv)[1])
+    _render.refuse_unread(given, scheduler, _READ_BY)
+    changes = tuple(overrides.take(outputs.expand_home(sys.argv))[1])
     if scheduler == "docker" and _SUBMIT.value and _HOSTS.value > 1:
         raise _app.UserError("--submit with docker starts one host; run docker.sh on each of them")
     if _SWEEP.value:

@@ -70,6 +70,8 @@ def run(config: ExperimentConfig) -> Summary:
     print(devices.topology(_local_devices(_LOCAL.value)), flush=True)
     if cache is not None:
         _say(f"compilation cache: {cache}")
+    elif _CACHE.value and config.compile.cache_dir != "":
+        _say("no compilation cache: its folder cannot be written to (compile.cache_dir)")
     training = build_training(config, say=_say)
     evaluation = build_evaluator(config, training.stream.steps_per_epoch, _say)
     if config.dataset.validation_fraction:
@@ -131,8 +133,8 @@ def _sinks(config: ExperimentConfig) -> tuple[Callable[[], Sink], ...]:
 
 
 def main(config: ExperimentConfig) -> int:
-    """Exit code: 0 completed or already complete; --stopped_exit_code where it stopped and saved,
-    75 where another process hung, 1 otherwise.
+    """Exit code: 0 completed, already complete, or ended by its evaluation; --stopped_exit_code
+    where it stopped and saved, 75 where another process hung, 1 otherwise.
 
     Raises ValueError for what the user can mend.
     """
@@ -164,7 +166,7 @@ def main(config: ExperimentConfig) -> int:
         return _app.USER_ERROR if told else 1
     if summary.status != "cancelled":  # one that was told to stop has little time left
         _write_page(config)
-    if not summary.saved and not config.trainer.no_checkpoints:
+    if not summary.saved and config.trainer.saves:
         return 1
     return _STOPPED.value if summary.status == "cancelled" else 0
 

@@ -62,7 +62,7 @@ _RULES = {
     "train_module.ema_decay": "two numbers between 0 and 1",
     "train_module.optim_config.lr": "0 or more",
     "train_module.optim_config.weight_decay": "0 or more",
-    "train_module.optim_config.eps": "0 or more",
+    "train_module.optim_config.eps": "greater than 0",
     "train_module.optim_config.betas": "two numbers in [0, 1)",
     "train_module.optim_config.count_offset": "0 or 1",
     "train_module.scheduler.warmup": "0 or more",
@@ -101,7 +101,8 @@ def problems(cfg: ExperimentConfig) -> list[str]:
     out += texts.problems(cfg)
     if absurd:
         return out  # nothing is put together, not even for a try, with such numbers
-    for part in (_modalities, _model, _loader, _views, _options, _objective, _targets, _run):
+    parts = (_modalities, _model, _data, _loader, _views, _options, _objective, _targets, _run)
+    for part in parts:
         out += part(cfg)
     if not out:
         from olmoearth_jax.model import latent_mim
@@ -248,6 +249,17 @@ def _stack(part: EncoderConfig | PredictorConfig, field: str, path: str) -> Iter
         yield f"{path}.{field} must be divisible by 8 ({encoding} encodings), got {width}"
     elif (rotary := RopeConfig.of(part)) is not None and heads > 0:
         yield from _says(lambda: rotary.check(width // heads), path)
+
+
+def _data(cfg: ExperimentConfig) -> Iterator[str]:
+    data = cfg.dataset
+    for folder, share in data.more_h5py_dirs.items():
+        if not 0 < share <= 1:
+            yield f"dataset.more_h5py_dirs.{folder} must be in (0, 1], got {share!r}"
+        if folder.rstrip("/") == (data.h5py_dir or "").rstrip("/"):
+            yield f"dataset.more_h5py_dirs has {folder}, which is dataset.h5py_dir itself"
+    if data.cache_size_gb is not None and not data.cache_dir:
+        yield "dataset.cache_size_gb is the size of a cache: set dataset.cache_dir too"
 
 
 def _loader(cfg: ExperimentConfig) -> Iterator[str]:
@@ -440,8 +452,9 @@ def _run(cfg: ExperimentConfig) -> Iterator[str]:
             f"trainer.callbacks.checkpointer.ephemeral_save_interval ({short}) must be less than "
             f"save_interval ({saver.save_interval}); lower it, or set it to null for none"
         )
-    if trainer.load_partial and not trainer.load_path:
-        yield "trainer.load_partial needs the checkpoint to start from: set trainer.load_path"
+    for name in ("load_partial", "load_weights_only"):
+        if getattr(trainer, name) and not trainer.load_path:
+            yield f"trainer.{name} needs the checkpoint to start from: set trainer.load_path"
     if trainer.no_checkpoints and trainer.load_strategy == "always":
         yield "trainer.load_strategy 'always' and trainer.no_checkpoints exclude each other"
     sizes = [cfg.mesh.data, cfg.mesh.fsdp]

@@ -45,7 +45,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "archive": ("tools.archive", "status, maps, points and search of an archive"),
     "convert_weights": ("tools.convert_weights", "published weights to checkpoints and back"),
     "inspect_checkpoint": ("tools.inspect_checkpoint", "what a checkpoint holds"),
-    "compare_runs": ("tools.compare_runs", "settings and metrics of runs side by side"),
+    "compare_runs": ("tools.compare_runs", "metrics of runs side by side, step by step"),
     "learned": ("tools.learned", "trained features against untrained ones and raw bands"),
     "eval_loss": ("tools.eval_loss", "losses of a checkpoint on fixed draws"),
     "convert_to_h5": ("tools.convert_to_h5", "GeoTIFFs to a training dataset"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -333,6 +334,11 @@ class TrainerConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
+    @property
+    def saves(self) -> bool:
+        """Whether the run writes checkpoints."""
+        return self.callbacks.checkpointer.enabled and not self.no_checkpoints
+
 
 @dataclasses.dataclass
 class MeshConfig:
@@ -391,7 +397,9 @@ class ExperimentConfig:
     @property
     def run_folder(self) -> Path:
         """Folder of checkpoints, logs and evaluations."""
-        return Path(self.common.save_folder or Path("local_output") / self.common.run_name)
+        given = self.common.save_folder
+        # Not Path.expanduser, which raises for a `~name` of nobody.
+        return Path(os.path.expanduser(given) if given else f"local_output/{self.common.run_name}")
 
     @property
     def groups_per_step(self) -> int:

@@ -107,10 +107,10 @@ def append_json(path: Path, item: Any) -> None:
 
 
 def json_of_line(line: str) -> Any:
-    """The value of a line; None if a crash has cut it short."""
+    """The value of a line; None if a crash has cut it short, or it is nested without end."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

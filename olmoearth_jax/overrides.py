@@ -130,6 +130,8 @@ def _without_gone(
 def _classify(written: str, value: Any) -> list[_Override]:
     """The override, and what it means besides."""
     path = schema.canonical(written, ExperimentConfig)
+    if path == "common" and isinstance(value, Mapping):
+        return [o for name, part in value.items() for o in _classify(f"common.{name}", part)]
     for alias, target in ALIASES.items():
         if path == alias or path.startswith(alias + "."):
             out = [_Override(target + path.removeprefix(alias), path, value, 0)]
@@ -172,6 +174,9 @@ def _spread_common(cfg: ExperimentConfig) -> None:
             k: [list(g) for g in v] for k, v in cfg.common.tokenization.items() if k in names
         }
     cfg.dataset.training_modalities = list(names)
+    if (heads := model.supervision_head_config) is not None:
+        heads.modality_configs = {m: v for m, v in heads.modality_configs.items() if m in names}
+        model.supervision_head_config = heads if heads.modality_configs else None
     dropped = model.encoder_config.band_dropout_modalities
     if dropped is not None:
         model.encoder_config.band_dropout_modalities = [m for m in dropped if m in names]

@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import app, flags
 
 from olmoearth_jax import commands, outputs
+from olmoearth_jax.proposals import closest
 from olmoearth_jax.train.comparison import Runs, first_difference, metric_names, plot, table
 from olmoearth_jax.train.metrics import read_metrics
 
@@ -33,8 +34,15 @@ _EXACT = flags.DEFINE_bool("exact", False, "Compare bit for bit instead.")
 
 
 def load(paths: list[str]) -> Runs:
-    """Runs by a short name: the folder's, or the whole path where folders share a name."""
-    names = [Path(p).parent.name if Path(p).suffix == ".jsonl" else Path(p).name for p in paths]
+    """Runs by a short name: the folder's, or the whole path where folders share a name.
+
+    Raises:
+      ValueError: a run is named twice, or has no metrics.
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError("name each run once")
+    whole = [Path(p).absolute() for p in paths]  # '.' has no name of its own
+    names = [p.parent.name if p.suffix == ".jsonl" else p.name for p in whole]
     unique = [n if names.count(n) == 1 else p for n, p in zip(names, paths, strict=True)]
     return {name: read_metrics(path) for name, path in zip(unique, paths, strict=True)}
 
@@ -49,6 +57,7 @@ def main(argv: list[str]) -> None:
         if _EXACT.value:
             _compare_exactly(runs)
             return
+        _check_metrics(_METRICS.value, runs)
         names = _METRICS.value or metric_names(runs)
         print("\n".join(table(runs, names, _SMOOTH.value)))
         if _PNG.value:
@@ -56,6 +65,14 @@ def main(argv: list[str]) -> None:
             print(f"curves: {_PNG.value}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _check_metrics(names: list[str], runs: Runs) -> None:
+    """Raises ValueError for a metric that no run has."""
+    held = {name for records in runs.values() for record in records for name in record}
+    for name in names:
+        if name not in held:
+            raise ValueError(f"no run has the metric {name!r}; {closest(name, metric_names(runs))}")
 
 
 def _check_picture(path: Path, runs: list[str]) -> None:

@@ -19,11 +19,11 @@ import numpy as np
 from absl import flags
 
 from olmoearth_jax import check, commands
-from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.config import ExperimentConfig
+from olmoearth_jax.files import json_plain
 from olmoearth_jax.mesh import make_mesh
-from olmoearth_jax.model import latent_mim
-from olmoearth_jax.train import build, devices, targets, validation
+from olmoearth_jax.train import build, devices, validation
 
 _Losses = dict[str, float]
 
@@ -52,15 +52,13 @@ class _LossEvaluator:
         self.config = config
         index = build.build_index(config)
         stream = build.build_stream(config, index)
-        steps = max(1, batches)
-        self.program = build.build_program(config, stream, index, make_mesh(), steps, say=_quiet)
+        self.program = build.build_program(config, stream, index, make_mesh(), batches, say=_quiet)
         self._compiled: dict[Any, Any] = {}
-        self._groups = list(stream.batches(0, steps))
+        self._groups = list(stream.batches(0, batches))
 
     def fresh(self) -> tuple[Any, Any]:
         """(parameters, target) before the first step."""
-        params = latent_mim.initial_params(self.config.model, self.config.init_seed)
-        return params, targets.start_of(params, self.program.engine.objective)
+        return self.program.initial()
 
     def __call__(self, params: Any, target: Any) -> _Losses:
         """Mean of each loss over the micro-steps, by name."""
@@ -101,21 +99,38 @@ def _step_folders(paths: list[str], every: bool) -> list[Path]:
     """The checkpoints meant. Raises ValueError if there is none."""
     if not every:
         return [checkpoint.find_checkpoint(p) for p in paths]
+    if len(paths) > 1:
+        raise ValueError("--all_steps takes one run as --checkpoint")
     newest = checkpoint.find_checkpoint(paths[0])
     return [newest.parent / str(step) for step in checkpoint.complete_steps(newest.parent)]
 
 
 def evaluate(folders: list[Path], h5py_dir: str | None, batches: int, seed: int):
-    """{'fresh' or '<run> <step>': losses} of checkpoints of one architecture."""
+    """{'fresh' or '<run> <step>': losses} of checkpoints of one architecture.
+
+    Raises:
+      ValueError: a damaged checkpoint, or one of another model than the first.
+    """
     metas = [checkpoint.open_whole(folder)[1] for folder in folders]
+    for folder, meta in zip(folders, metas, strict=True):
+        if lines := integrity.tree_differences(
+            meta["items"]["params"], metas[0]["items"]["params"]
+        ):
+            raise ValueError(f"{folder} holds another model than {folders[0]}: {lines[0]}")
     config = ExperimentConfig.from_dict(metas[0]["config"])
     evaluator = _LossEvaluator(_fixed_draws(config, h5py_dir, seed), batches)
-    results = {"fresh": evaluator(*evaluator.fresh())}
+    results, names = {"fresh": evaluator(*evaluator.fresh())}, _names(folders)
     for folder, meta in zip(folders, metas, strict=True):
         items = [checkpoint.load_item(folder, i) if i in meta["items"] else {}
                  for i in ("params", "target")]  # fmt: skip
-        results[f"{folder.parents[1].name} {folder.name}"] = evaluator(*items)
+        results[names[folder]] = evaluator(*items)
     return results
+
+
+def _names(folders: list[Path]) -> dict[Path, str]:
+    """'<run> <step>', or the whole path where runs of one name have the step."""
+    short = [f"{folder.parents[1].name} {folder.name}" for folder in folders]
+    return {f: n if short.count(n) == 1 else str(f) for f, n in zip(folders, short, strict=True)}
 
 
 def _quiet(line: str) -> None:
@@ -128,7 +143,12 @@ def main() -> None:
     folders = _step_folders(given.checkpoint, given.all_steps)
     results = evaluate(folders, given.h5py_dir, given.batches, given.seed)
     print("\n".join(table(results)))
-    print(json.dumps({"batches": given.batches, "seed": given.seed, "losses": results}))
+    print(
+        json.dumps(
+            json_plain({"batches": given.batches, "seed": given.seed, "losses": results}),
+            allow_nan=False,
+        )
+    )
 
 
 def define_flags() -> None:
@@ -136,9 +156,9 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "checkpoint", None, "Run, checkpoints or step folders, by commas.", required=True
     )
-    flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the first run.")
+    flags.DEFINE_bool("all_steps", False, "Evaluate every checkpoint of the run.")
     flags.DEFINE_string("h5py_dir", None, "Samples; default: those of the run.")
-    flags.DEFINE_integer("batches", 16, "Global batches to evaluate.")
+    flags.DEFINE_integer("batches", 16, "Global batches to evaluate.", lower_bound=1)
     flags.DEFINE_integer("seed", 99, "Of the fixed draws.")
 
 

@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from olmoearth_jax.checkpoints import integrity, optimizer_state
-from olmoearth_jax.checkpoints.folders import complete_steps, find_checkpoint
-from olmoearth_jax.checkpoints.kept import Kept
+from olmoearth_jax.checkpoints.folders import complete_steps, damaged_steps, find_checkpoint
+from olmoearth_jax.checkpoints.kept import Kept, promised
 from olmoearth_jax.configlib import gone
 from olmoearth_jax.platforms import HostMissing
 
@@ -152,12 +152,12 @@ class Checkpointer:
         """Restores the newest good checkpoint onto the shardings of `abstract`; None if none is.
 
         Damaged checkpoints are set aside (renamed to `damaged-<step>`) with a warning. Raises
-        ValueError if only damaged ones are left, or for another architecture, dataset or config.
+        ValueError if only such ones are left, or for another architecture, dataset or config.
         """
         damaged = []
         while True:
             step, fault = self._newest()
-            if step is None and damaged:
+            if step is None and (damaged := damaged or damaged_steps(self.folder)):
                 raise ValueError(
                     f"All checkpoints in {self.folder} are damaged (steps {damaged}). Start anew "
                     "with another --run_name."
@@ -230,6 +230,7 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            self.kept.earlier = promised(self.folder)
             keep: list[Any] = [LatestN(1), self.kept]
             if self.save_interval:
                 keep.append(EveryNSteps(self.save_interval))

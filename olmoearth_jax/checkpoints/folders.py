@@ -16,6 +16,13 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in steps if (path / "meta").is_dir())
 
 
+def damaged_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that were set aside as damaged, descending."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = [m for name in names if (m := _SET_ASIDE.fullmatch(name))]
+    return sorted({int(m[1]) for m in found}, reverse=True)
+
+
 def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
@@ -24,6 +31,7 @@ class NoCheckpoint(ValueError):
     """There is no complete checkpoint at a place."""
 
 
+_SET_ASIDE = re.compile(r"damaged-([0-9]+)(?:-[0-9]+)?")
 _PUBLISHED = re.compile(r"(allenai/)?olmoearth[-_. ]?v\d", re.IGNORECASE)
 _REFERENCE_FILES = ("weights.pth", "model.safetensors")
 

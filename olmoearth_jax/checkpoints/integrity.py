@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.configlib import gone
+from olmoearth_jax.configlib.values import too_deep
 from olmoearth_jax.files import is_pointer, write_atomically
 from olmoearth_jax.mesh import path_text
 
@@ -33,10 +34,14 @@ _RESUME_IGNORES = (
     "common.recipe",
     "common.plugins",
     "dataset.h5py_dir",
+    "dataset.more_h5py_dirs*",
+    "dataset.filter_idx_file",
     "dataset.cache_dir",
+    "dataset.cache_size_gb",
     "dataset.samples_per_sec",
     "data_loader.num_workers",
     "data_loader.prefetch_factor",
+    "data_loader.max_bad_fraction",
     "trainer.*",
     "mesh.*",
     "fsdp_rules",
@@ -48,7 +53,7 @@ _RESUME_IGNORES = (
 )
 """Config paths (glob patterns) that may change between a checkpoint and the run that resumes it:
 they move files, spread the same sums otherwise, or say how long and how often, not what is learnt.
-The dataset is compared by its content, not by its folder."""
+The dataset is compared by its content (which samples of what), not by its folders."""
 
 _UNSAID = {"dataset.validation_fraction": 0.0, gone.ENGINE: gone.STREAM}
 """Members that configs of older or newer runs lack, and what these runs do."""
@@ -215,10 +220,23 @@ def meta_fault(meta: Any) -> str | None:
         return f"it has no {' or '.join(wrong)}"
     if not all(type(saved_on.get(name)) is int for name in ("devices", "processes")):
         return "it does not say on what it was saved"
+    if not 0 <= meta["step"] < 1 << 31:  # as the state holds it
+        return "its step makes no sense"
+    if too_deep(meta["config"]) or not isinstance(meta["config"].get("trainer", {}), dict):
+        return "its config makes no sense"
+    best = meta.get("best")
+    if best is not None and not _is_best(best):
+        return "its note of the best step makes no sense"
     for name, leaves in meta["items"].items():
         if not isinstance(leaves, dict) or not all(map(_is_leaf, leaves.values())):
             return f"its list of the arrays of {name[:40]!r} makes no sense"
     return None
+
+
+def _is_best(entry: Any) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return False
+    return type(entry.get("val/loss")) in (int, float)
 
 
 def _is_leaf(entry: Any) -> bool:

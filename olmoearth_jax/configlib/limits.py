@@ -57,7 +57,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "embedding_size": _up_to(2**16),
     "encoder_embedding_size": _up_to(2**16),
     "ephemeral_save_interval": _STEPS,
-    "eps": _RATE,
+    "eps": (1e-30, 1e6),  # float32 divides by it where a gradient is 0
     "gram_max_tokens": _up_to(2**20),
     "image_interval": _STEPS,
     "layer_scale_init": _RATE,

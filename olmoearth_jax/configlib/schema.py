@@ -212,7 +212,7 @@ def convert(
     """
     inner, optional = strip_optional(hint)
     if written and isinstance(value, str):
-        value, written = _read(inner, value), False
+        value, written = _read(inner, value, optional), False
     if value is None:
         if optional or inner is Any:
             return None
@@ -231,14 +231,18 @@ def convert(
     return value if inner is Any else _scalar(hint, inner, value, path)
 
 
-def _read(inner: Any, text: str) -> Any:
-    """What a text from the command line stands for where a value of type `inner` is wanted."""
+def _read(inner: Any, text: str, optional: bool) -> Any:
+    """What a text from the command line stands for where a value of type `inner` is wanted.
+
+    Where null is not taken, 'none' is the text, as of position encodings.
+    """
     choices = get_args(inner) if get_origin(inner) is Literal else ()
     for choice in choices:
         if text.lower() == str(choice):
             return choice
     value = scalar(text)
-    stays = inner in (str, ModalityName) and value is not None and unquoted(text) is None
+    empty = value is None and (optional or text.lower() != "none")
+    stays = inner in (str, ModalityName) and not empty and unquoted(text) is None
     return text if stays else value
 
 

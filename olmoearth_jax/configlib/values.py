@@ -18,6 +18,8 @@ _SINGLE = re.compile(r"'((?:[^']|'')*)'")
 _JSON = json.JSONDecoder(strict=False)
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
           "null": None, "none": None, "~": None}  # fmt: skip
+_MOST_DIGITS = 1000
+"""Longer numbers are read as floats: infinite ones, which no setting takes."""
 _CLOSE = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -35,7 +37,7 @@ def scalar(text: str) -> Any:
         return inside
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if _INT.fullmatch(text):
+    if _INT.fullmatch(text) and len(text) < _MOST_DIGITS:
         return int(text)
     special = _SPECIAL.fullmatch(text)
     if special:

@@ -7,6 +7,7 @@ seed, the epoch and the position within the epoch.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class GroupMaker:
         passes = steps_per_pass(len(self.index), self.global_batch_size)
         self.steps_per_epoch = passes * loader.repeats
         self.groups_per_step = self.global_batch_size // self.group_size
-        cache = Path(data.cache_dir) if data.cache_dir else None
+        cache = Path(os.path.expanduser(data.cache_dir)) if data.cache_dir else None
         self._store = SampleStore(cache, data.samples_per_sec, data.cache_size_gb)
 
     @property

@@ -68,6 +68,7 @@ def build(config: Mapping[str, Any], default: str | None = None) -> Loss:
 __all__ = [
     "LOSSES",
     "MAE",
+    "CrossEntropy",
     "Groups",
     "InfoNCE",
     "KoLeo",

@@ -63,8 +63,11 @@ class MAE:
             )
         takes = _ELEMENTWISE[self.loss_function][1]
         for parameter in ("beta", "delta"):
-            if getattr(self, parameter) is not None and parameter != takes:
+            value = getattr(self, parameter)
+            if value is not None and parameter != takes:
                 raise ValueError(f"{self.loss_function} has no parameter {parameter!r}")
+            if value is not None and (isinstance(value, bool | str) or not value > 0):
+                raise ValueError(f"{parameter} must be a number above 0, got {value!r}")
         if not isinstance(self.tokenization_config, Tokenization):
             overrides = self.tokenization_config or {}
             overrides = overrides.get("overrides", overrides) or {}

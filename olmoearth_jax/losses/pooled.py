@@ -76,6 +76,8 @@ class KoLeo:
     def __post_init__(self) -> None:
         if self.mode not in ("instance", "patch"):
             raise ValueError(f"the KoLeo mode must be 'instance' or 'patch', got {self.mode!r}")
+        if not self.eps > 0:  # equal vectors have a distance of 0, and a logarithm is taken of it
+            raise ValueError(f"the KoLeo eps must be greater than 0, got {self.eps}")
 
     def __call__(self, x: jax.Array, groups: Groups | None = None) -> jax.Array:
         """Value per group of vectors [n, D]; 0 for groups of fewer than two."""

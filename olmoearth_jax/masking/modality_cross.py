@@ -47,6 +47,12 @@ class ModalityCross(Strategy):
         if self.min_encoded_bandsets is not None and self.min_encoded_bandsets <= 1:
             raise ValueError("min_encoded_bandsets must be greater than 1, or None for all")
         for role in ("encoded", "decoded"):
+            for name in (f"min_{role}_bandsets", f"max_{role}_bandsets"):
+                value = getattr(self, name)
+                if value is not None and (type(value) is not int or value < 1):
+                    raise ValueError(
+                        f"{name} must be a whole number of at least 1, or None, got {value!r}"
+                    )
             low = getattr(self, f"min_{role}_bandsets")
             if getattr(self, f"max_{role}_bandsets") is not None and low is None:
                 raise ValueError(f"max_{role}_bandsets needs min_{role}_bandsets as well")

@@ -21,6 +21,11 @@ def _loss(config: LossConfig | None, path: str, kind: Any, what: str) -> Any:
     return loss
 
 
+def _compares_vectors(kind: type) -> bool:
+    """Whether a loss can be one between tokens: classes are no targets of any training."""
+    return issubclass(kind, losses.TokenLoss) and not issubclass(kind, losses.CrossEntropy)
+
+
 def _pixel_loss(config: ExperimentConfig) -> losses.MAE | None:
     """The pixel loss, cut into the band sets of the model unless it names its own."""
     given = config.train_module.mae_loss_config
@@ -56,11 +61,14 @@ def build_objective(config: ExperimentConfig) -> Objective:
       ValueError: a loss that is missing or stands where it can't be used.
     """
     module, kind = config.train_module, config.train_module.kind
-    between = [n for n, kind in losses.LOSSES.items() if issubclass(kind, losses.TokenLoss)]
+    between = [n for n, kind in losses.LOSSES.items() if _compares_vectors(kind)]
     tokens = f"a loss between tokens ({', '.join(between)})"
     token = _loss(module.loss_config, "loss_config", losses.TokenLoss, tokens)
     token_b = _loss(module.loss_config_b, "loss_config_b", losses.TokenLoss, tokens)
     pixels = _pixel_loss(config)
+    for path, loss in {"loss_config": token, "loss_config_b": token_b}.items():
+        if loss is not None and not _compares_vectors(type(loss)):
+            raise ValueError(f"train_module.{path} must be {tokens}, got {loss.name}")
     if token is None and kind != "mae":
         raise ValueError("train_module.loss_config is missing")
     if token is None and pixels is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,10 +43,7 @@ def start_distributed(
         num_processes, process_id = _numbers_of(environ)
         coordinator, missing = environ["JAX_COORDINATOR_ADDRESS"], []
     if coordinator is not None and num_processes is not None and process_id is not None:
-        if not coordinator.rpartition(":")[2].isdigit():
-            raise ValueError(f"--coordinator={coordinator} must be HOST:PORT.")
-        if not 0 <= process_id < num_processes:
-            raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}.")
+        _check_place(coordinator, num_processes, process_id)
         if num_processes == 1:
             return _alone(local_device_ids)
         # Detection is off: under Slurm it would hide all GPUs but one from this process.
@@ -76,6 +74,15 @@ def start_distributed(
         )
         return True
     return _alone(local_device_ids)
+
+
+def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
+    if not coordinator.rpartition(":")[2].isdigit():
+        raise ValueError(f"--coordinator={coordinator} must be HOST:PORT.")
+    if num_processes < 1:
+        raise ValueError(f"--num_processes={num_processes} must be at least 1.")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}.")
 
 
 def _numbers_of(environ: Mapping[str, str]) -> tuple[int, int]:
@@ -184,13 +191,17 @@ def use_compilation_cache(folder: str | None = None) -> Path | None:
     leave out most of our programs. Returns the folder.
     """
     if folder == "":
+        # The variable names a folder to JAX itself too.
+        jax.config.update("jax_enable_compilation_cache", False)
         return None
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     path = Path(folder or named or _DEFAULT_CACHE).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # permissions alone do not tell
+            pass
     except OSError:
-        return None  # no home folder to write to: compile every time
+        return None  # nowhere to write to: compile every time
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

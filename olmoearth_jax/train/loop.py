@@ -12,6 +12,7 @@ import jax
 
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
+from olmoearth_jax.checkpoints.folders import complete_steps
 from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
 from olmoearth_jax.train import cards, hosts, partial
 from olmoearth_jax.train.hosts import StopAgreed
@@ -54,6 +55,12 @@ def max_steps(duration: Duration, steps_per_epoch: int) -> int:
     return duration.value if duration.unit == "steps" else duration.value * steps_per_epoch
 
 
+def stop_step(trainer: TrainerConfig, steps_per_epoch: int) -> int:
+    """The step at which a run ends: hard_stop, if that comes first."""
+    durations = (d for d in (trainer.max_duration, trainer.hard_stop) if d is not None)
+    return min(max_steps(duration, steps_per_epoch) for duration in durations)
+
+
 @dataclass(frozen=True)
 class _Run:
     """What every part of a run needs to know."""
@@ -72,12 +79,12 @@ class _Run:
     @property
     def saves(self) -> bool:
         """Are checkpoints to be written?"""
-        return self.trainer.callbacks.checkpointer.enabled and not self.trainer.no_checkpoints
+        return self.trainer.saves
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: 'completed', 'cancelled' or 'already complete'."""
+    """How a run ended: 'completed', 'ended' by its evaluation, 'cancelled', 'already complete'."""
 
     status: str
     start_step: int
@@ -124,7 +131,7 @@ def train(
         trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
 
         for number in range(start + 1, stop + 1):
-            if owed or (groups := batches.next(number)) is None:
+            if owed or _ends(evaluation) or (groups := batches.next(number)) is None:
                 break  # told to stop while evaluating or waiting for data
             trace.before(number)
             try:
@@ -139,19 +146,29 @@ def train(
                 owed = not device.call(evaluate, state, step, recorder)
             if run.saves and (saver.due(step) or best.step == step):
                 device.call(_save, saver, recorder, step, state, best, poll=cancel.poll)
-            if cancel.told() or getattr(evaluation, "cancel", False):
+            if cancel.told():
                 break
 
         saved = _finish(stack, device, saver if run.saves else None, recorder, step, state, best)
-        status = "cancelled" if step < stop or owed else "completed"
+        status = _status(step < stop, owed, evaluation)
         run.say(_last_words(status, step, stop, saved, cancel, saver))
         return Summary(status, start, step, saved, time.monotonic() - begun)
 
 
+def _status(early: bool, owed: bool, evaluation: Evaluation | None) -> str:
+    """How a run ended; `owed`: before an evaluation was done."""
+    if early and not owed and _ends(evaluation):
+        return "ended"
+    return "cancelled" if early or owed else "completed"
+
+
+def _ends(evaluation: Evaluation | None) -> bool:
+    """Whether the evaluation that there was is all that was wanted."""
+    return bool(getattr(evaluation, "cancel", False))
+
+
 def _begin(config: ExperimentConfig, info: RunInfo, extras: Extras, steps_per_epoch: int) -> _Run:
-    trainer = config.trainer
-    stops = [d for d in (trainer.max_duration, trainer.hard_stop) if d is not None]
-    stop = min(max_steps(duration, steps_per_epoch) for duration in stops)
+    stop = stop_step(config.trainer, steps_per_epoch)
     say = _quiet if jax.process_index() else (extras.say or _say)
     return _Run(config, info, extras, RunFolder(config.run_folder).create(), stop, say)
 
@@ -264,7 +281,9 @@ def _save(
     recorder.drain()
     recorder.flush()
     recorder.guard()
-    saved = saver.save(step, state, **best.record())
+    before = saver.wait()
+    best.hold({step, *complete_steps(saver.folder)})
+    saved = saver.save(step, state, **best.record()) and before
     recorder.add_checkpoint_time(time.perf_counter() - begun)
     return saver.wait() and saved if and_wait else saved
 
@@ -327,8 +346,12 @@ def _last_words(
     where = f"saved in {saver.folder}" if saved else "NOT saved"
     if status == "completed":
         return f"Training completed: {step} steps, {where}."
+    if status == "ended":
+        return f"Ended after an evaluation, as was asked, at step {step} of {stop}, {where}."
     reason = cancel.reason or ("another process" if cancel.heard() else "request")
-    return f"Stopped by {reason} after step {step} of {stop}, {where}. Run it again to go on."
+    kept = saved or saver.latest_complete() is not None
+    again = "Run it again to go on." if kept else "Run again, it begins anew."
+    return f"Stopped by {reason} after step {step} of {stop}, {where}. {again}"
 
 
 def _say(line: str) -> None:

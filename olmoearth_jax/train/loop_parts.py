@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -106,15 +106,25 @@ class Best:
         self._wanted = wanted
         self.step: int | None = None
         self.loss = math.inf
+        self._before: tuple[int | None, float] = (None, math.inf)
 
     def better(self, step: int, values: Mapping[str, Any]) -> bool:
         """Takes the values of an evaluation; whether they are the best so far."""
         loss = values.get(VAL_LOSS, math.inf)
         if not self._wanted or not loss < self.loss:
             return False
+        self._before = (self.step, self.loss)
+        self._kept.before = self.step
         self.step, self.loss = step, float(loss)
         self._kept.step = step
         return True
+
+    def hold(self, steps: Collection[int]) -> None:
+        """Goes back to the one before if there is no checkpoint of the best: its save failed."""
+        if self.step is not None and self.step not in steps:
+            self.step, self.loss = self._before
+            self._before = (None, math.inf)
+            self._kept.step, self._kept.before = self.step, None
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint's meta record says of it."""

@@ -16,7 +16,13 @@ import jax
 import numpy as np
 
 from olmoearth_jax.checkpoints import integrity
-from olmoearth_jax.files import json_of_line, no_folder, read_json_lines, write_atomically
+from olmoearth_jax.files import (
+    json_of_line,
+    no_folder,
+    read_json_lines,
+    replacing,
+    write_atomically,
+)
 from olmoearth_jax.images import png
 from olmoearth_jax.train.runfolder import RunFolder
 
@@ -27,6 +33,7 @@ metrics.jsonl are equal, bit for bit, between a run and the same run interrupted
 log = logging.getLogger(__name__)
 
 _BOARD_NEEDS = 2 << 20  # bytes
+_LARGEST = 1 << 63  # of whole numbers
 _FIRST_ON_BOARD = {"train/loss": "Loss/train", "val/loss": "Loss/val"}
 """Second tags of the losses: TensorBoard, which sorts capital letters first, shows them on top."""
 
@@ -123,14 +130,17 @@ class MetricWriter:
         folder = self._pictures
         for name, image in found.items():
             stem = name.replace("/", "_")
-            for old in folder.glob(f"{stem}_step_*.png"):
-                if old.stem != f"{stem}_step_0":
-                    old.unlink(missing_ok=True)
+            path = folder / f"{stem}_step_{step}.png"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{stem}_step_{step}.png").write_bytes(png(image))
+                with replacing(path) as scratch:
+                    scratch.write_bytes(png(image))
             except OSError as error:
                 log.warning("The picture %s could not be written: %s", stem, error.strerror)
+                continue
+            for old in folder.glob(f"{stem}_step_*.png"):
+                if old.stem not in (path.stem, f"{stem}_step_0"):
+                    old.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
@@ -243,11 +253,14 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
+    if type(value) is int and abs(value) > _LARGEST:
+        return math.inf if value > 0 else -math.inf  # no float could hold it
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _has_step(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("step"), int)
+    step = record.get("step") if isinstance(record, dict) else None
+    return type(step) is int and 0 <= step <= _LARGEST
 
 
 class WandbSink:

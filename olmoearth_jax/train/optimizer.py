@@ -68,8 +68,9 @@ def _option(name: str, value: Any) -> Any:
         if not pair or not all(_is_number(b) and 0 <= b < 1 for b in value):
             raise ValueError(f"opts.betas must be two numbers in [0, 1), got {value!r}")
         return tuple(value)
-    if not _is_number(value) or not 0 <= value <= 1e6:
-        raise ValueError(f"opts.{name} must be a number from 0 to 1e6, got {value!r}")
+    low = 1e-30 if name == "eps" else 0  # as of the settings themselves, see `limits`
+    if not _is_number(value) or not low <= value <= 1e6:
+        raise ValueError(f"opts.{name} must be a number from {low:g} to 1e6, got {value!r}")
     return float(value)
 
 

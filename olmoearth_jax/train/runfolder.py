@@ -8,6 +8,7 @@ Layout::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -39,7 +40,12 @@ class RunFolder:
         self.pictures = self.visualizations / "train"
 
     def create(self) -> RunFolder:
-        """Makes the folder and its subfolders. Raises ValueError if that is not possible."""
+        """Makes the folder and its subfolders.
+
+        Raises:
+          ValueError: that is not possible, or the config.json there is none of a run.
+        """
+        self._refuse_others()
         try:
             for path in (self.checkpoints, self.tensorboard, self.evals, self.visualizations):
                 path.mkdir(parents=True, exist_ok=True)
@@ -49,6 +55,26 @@ class RunFolder:
                 "Choose another one with --config.common.save_folder."
             ) from error
         return self
+
+    def _refuse_others(self) -> None:
+        """A run replaces config.json and cuts metrics.jsonl; weights and other programs have them
+        too. Ours has metrics only where it has its config.
+        """
+        found: Any = None
+        if self.config.is_file():
+            foreign = self.config
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(self.config.read_text(encoding="utf-8"))
+        elif self.metrics.is_file() and self.metrics.stat().st_size:
+            foreign = self.metrics
+        else:
+            return
+        if not isinstance(found, dict) or "trainer" not in found:
+            raise ValueError(
+                f"{foreign} is none of a training run, which would replace it: choose another "
+                "folder with --config.common.save_folder, or move the file away. (Weights to "
+                "start from are given by --config.trainer.load_path.)"
+            )
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes config.json (atomically)."""

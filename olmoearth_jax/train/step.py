@@ -139,10 +139,15 @@ class TrainProgram:
 
     def init_state(self) -> State:
         """Fresh parameters, their target, and an empty optimiser state."""
-        seed, target = self.config.init_seed, None
+        return self.state_from(*self.initial())
+
+    def initial(self) -> tuple[Any, Any]:
+        """(parameters, target) before the first step."""
+        seed, objective = self.config.init_seed, self.engine.objective
+        params = latent_mim.initial_params(self.model, seed)
         if self.config.train_module.reinit_targets:
-            target = targets.drawn_anew(self.model, self.engine.objective, seed)
-        return self.state_from(latent_mim.initial_params(self.model, seed), target)
+            return params, targets.drawn_anew(self.model, objective, seed)
+        return params, targets.start_of(params, objective)
 
     def state_from(self, params: Any, target: Any = None) -> State:
         """A fresh state around given parameters (and target, by default a copy of theirs)."""

@@ -43,10 +43,12 @@ def quiet(config: ExperimentConfig) -> ExperimentConfig:
 
 def without_noise(model: ModelConfig) -> None:
     """Sets all rates of a model to 0 at which parts of it are left out at random."""
-    model.encoder_config.drop_path = 0.0
     model.encoder_config.band_dropout_rate = 0.0
-    if model.decoder_config is not None:
-        model.decoder_config.drop_path = 0.0
+    pixels = model.reconstructor_config
+    decoders = (model.decoder_config, None if pixels is None else pixels.decoder_config)
+    for part in (model.encoder_config, *decoders):
+        if part is not None:
+            part.drop_path = 0.0
 
 
 class Validation:

@@ -56,6 +56,24 @@ def test_the_summary_comes_first_and_the_config_only_if_asked_for(capsys):
     assert capsys.readouterr().out.index("no problems found in the config") > 0
 
 
+@pytest.mark.parametrize(("stop", "steps"), [({"value": 7, "unit": "steps"}, 7), (None, 20)])
+def test_a_run_ends_at_its_hard_stop(plan, stop, steps, capsys):
+    cfg = small(**{"trainer.hard_stop": stop})
+    assert dataclasses.replace(plan, cfg=cfg).steps == steps
+    for line in dry_run._step(dataclasses.replace(plan, cfg=cfg, samples=_samples.Samples(40))):
+        assert not line.strip().startswith("steps of the run") or line.endswith(f" {steps}")
+    epochs = small(**{"trainer.hard_stop": {"value": 1, "unit": "epochs"}})
+    lone = dataclasses.replace(plan, cfg=epochs, samples=_samples.Samples(None))
+    assert lone.steps is None and dataclasses.replace(plan, cfg=epochs).steps == 20
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(20, False), (21, True), (8000, True)])
+def test_a_rate_that_is_never_reached_is_told(plan, warmup, told):
+    cfg = small(**{"train_module.scheduler.warmup": warmup})
+    lines = dry_run._step(dataclasses.replace(plan, cfg=cfg, samples=_samples.Samples(40)))
+    assert any("the run never reaches lr" in line for line in lines) == told
+
+
 def test_unknown_cards_are_refused():
     with pytest.raises(_app.UserError, match="unknown --card=h1000.*h100"):
         dry_run.main(small(), card="h1000")

@@ -56,6 +56,9 @@ def test_saved_config_starts_another_run(tmp_path):
     for source in (tmp_path, tmp_path / "config.json"):
         assert _app.load(None, str(source)) == saved
     assert _app.load(None, str(tmp_path), "next").run_folder == Path("local_output/next")
+    saved.trainer.loaded = {"taken": ["params/a"]}
+    (tmp_path / "config.json").write_text(saved.to_json())
+    assert _app.load(None, str(tmp_path), "next").trainer.loaded == {}
 
 
 @pytest.mark.parametrize(

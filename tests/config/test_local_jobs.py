@@ -54,6 +54,12 @@ def test_jobs_side_by_side_have_gpus_of_their_own(tmp_path, monkeypatch):
     assert sorted((tmp_path / n).read_text().strip() for n in "abcd") == ["4", "5", "6", "7"]
 
 
+@pytest.mark.parametrize(("named", "found"), [("-1", []), ("1,-1,2", ["1"]), ("", [])])
+def test_gpus_that_cuda_does_not_see_are_none(monkeypatch, named, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert _local.shares(1) == [found]
+
+
 def test_without_gpus_nothing_is_shared(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -79,6 +85,7 @@ def test_a_stop_reaches_the_jobs_and_no_more_are_started(tmp_path, number):
     threading.Timer(0.7, os.kill, (os.getpid(), number)).start()
     codes = jobs.run(((), ()))
     assert jobs.stopped and codes == {"a": _local.AGAIN, "b": _local.AGAIN}
+    assert f"{number.name}: jobs save and end; the same command goes on" in lines
     assert (tmp_path / "saved").read_text() == "saved\nsaved\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

@@ -97,6 +97,21 @@ def test_text_that_looks_like_something_else():
     assert apply("common.run_name=on").common.run_name == "on"
 
 
+def test_none_is_a_text_where_there_is_no_null():
+    path = "model.encoder_config.position_encoding"
+    assert get_path(apply(f"{path}=none"), path) == "none"
+    assert get_path(apply(f"{path}='none'"), path) == "none"
+    assert apply("dataset.h5py_dir=none").dataset.h5py_dir is None
+    with pytest.raises(ConfigError, match="takes text; got null"):
+        apply(f"{path}=null")
+
+
+def test_a_number_of_thousands_of_digits():
+    for text in ("1" * 5000, f"[{'-' + '9' * 5000}]"):
+        with pytest.raises(ConfigError, match="'init_seed' takes an integer; got"):
+            apply(f"init_seed={text}")
+
+
 def test_last_of_several_wins():
     texts = [f"data_loader.num_workers={n}" for n in (3, 4, 5)]
     assert apply(*texts).data_loader.num_workers == 5
@@ -165,6 +180,23 @@ def test_common_modalities_reach_everything(version):
     assert check.problems(config) == []
 
 
+def test_common_modalities_reach_the_heads_of_maps():
+    config = apply("common.training_modalities=[sentinel2_l2a,srtm,cdl]", version="v1_3")
+    heads = config.model.supervision_head_config
+    assert heads is not None and set(heads.modality_configs) == {"srtm", "cdl"}
+    assert check.problems(config) == []
+    alone = apply("common.training_modalities=[sentinel2_l2a]", version="v1_3")
+    assert alone.model.supervision_head_config is None and check.problems(alone) == []
+
+
+def test_common_as_a_mapping_is_its_members():
+    whole = apply("common={training-modalities: [sentinel2_l2a, LANDSAT], run_name: x}")
+    assert whole == apply("common.training_modalities=[sentinel2_l2a,landsat]", "common.run_name=x")
+    assert whole.dataset.training_modalities == ["sentinel2_l2a", "landsat"]
+    with pytest.raises(ConfigError, match="unknown config path 'common.run_nam'"):
+        apply("common={run_nam: x}")
+
+
 def test_common_tokenization_reaches_encoder_and_decoder():
     bands = list(modalities.get("landsat").bands)
     config = apply("common.tokenization=" + format_value({"LANDSAT": [bands]}))
@@ -178,6 +210,14 @@ def test_common_run_name_moves_the_folder_unless_it_is_given():
     assert apply("common.run_name=x").run_folder.as_posix() == "local_output/x"
     moved = apply("common.run_name=x", "common.save_folder=/d")
     assert moved.run_folder.as_posix() == "/d"
+
+
+def test_a_folder_below_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for folder, meant in (("~/runs/x", "/home/me/runs/x"), ("~nobody-of-this-name/x",) * 2):
+        config = official("nano")
+        config.common.save_folder = folder  # as a config file sets it
+        assert config.run_folder.as_posix() == meant
 
 
 def test_common_inside_a_value_is_only_a_value():

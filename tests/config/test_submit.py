@@ -48,7 +48,11 @@ for p in "${pids[@]}"; do
 done
 exit $code
 """,
-    "docker": """while [ $# -gt 0 ]; do
+    "docker": """case "$1" in
+  ps) echo "$@" >> "$OUT/docker"; echo an-old-one; exit ;;
+  rm) echo "$@" >> "$OUT/docker"; exit ;;
+esac
+while [ $# -gt 0 ]; do
   case "$1" in
     -e) case "$2" in *=*) export "$2" ;; esac; shift ;;
     -v) case "$2" in *:/host.sh:ro) script="${2%:/host.sh:ro}" ;; esac; shift ;;
@@ -311,6 +315,27 @@ def test_containers_get_code_results_and_data(monkeypatch, tmp_path):
     assert "activate" not in text
 
 
+def test_a_container_that_has_ended_makes_room_for_the_next(monkeypatch, tmp_path, stubs):
+    options = ["--scheduler=docker", "--gpus_per_host=2", f"--output={tmp_path}/job"]
+    assert call(monkeypatch, *BASE, *options) == 0
+    bash(tmp_path / "job" / "docker.sh", stubs)
+    listed, removed = (stubs / "out" / "docker").read_text().splitlines()
+    name = _render.job_name("My Run") + "-0"
+    assert f"name=^{name}$ " in listed and removed == "rm an-old-one"
+    assert "label=olmoearth-jax" in listed and "status=exited" in listed
+    assert len(started(stubs)) == 1
+
+
+def test_a_host_of_docker_is_a_number(monkeypatch, tmp_path, stubs):
+    options = ["--scheduler=docker", "--hosts=2", "--gpus_per_host=2", f"--output={tmp_path}"]
+    assert call(monkeypatch, *BASE, *options) == 0
+    for host in ("one", "-1", "2", ""):
+        command = ["bash", str(tmp_path / "docker.sh"), host, "10.0.0.1:29500"]
+        done = subprocess.run(command, env=_environment(stubs, {}), capture_output=True, text=True)
+        assert done.returncode == 2 and "usage: bash" in done.stderr
+    assert not started(stubs)
+
+
 REFUSED = [
     (["--scheduler=slrum"], "did you mean 'slurm'?"),
     (["--process_per=gpus"], "did you mean 'gpu'?"),
@@ -318,6 +343,10 @@ REFUSED = [
     (["--hosts=3"], "does not divide over 24 devices"),
     (["--hosts=9", "--process_per=gpu"], "72 processes cannot share groups of 64"),
     (["--config.mesh.fsdp=3"], "does not divide 8 devices"),
+    (
+        ["--hosts=2", "--config.data_loader.transform_config={type: mixup, alpha: 1.0}"],
+        "data_loader.transform_config sees whole groups, so it needs one process",
+    ),
     (["--config.mesh.data=4"], "needs 4 devices, but there are 8"),
     (["--time=tomorrow"], "must be as 24:00:00"),
     (["--env=1A=2"], "must be NAME=VALUE"),
@@ -391,6 +420,19 @@ def test_listed_sweeps(file, jobs, monkeypatch, capsys):
         program, module, verb, *given = shlex.split(line)
         assert (program, module, verb) == ("python", "-m", "launch.train")
         assert any(a.startswith("--run_name=x_") for a in given)
+
+
+def test_the_argument_of_a_sweep_reaches_its_jobs(monkeypatch, tmp_path, capsys):
+    sizes = "--config=configs/sweep_v1_2_sizes.py:smoke"
+    assert call(monkeypatch, sizes, "--run_name=x", "--sweep", "--list") == 0
+    assert capsys.readouterr().out.count(".py:version=v1_2,smoke ") == 4
+    (tmp_path / "mine.py").write_text(
+        "from olmoearth_jax.configs import common\n\n"
+        "def get_config(arg=''):\n    return common.config(arg, 'nano')\n\n"
+        "def sweep():\n    yield {'launch.config': 'configs/nano.py'}\n"
+    )
+    with pytest.raises(ConfigError, match="'smoke' would have no effect"):
+        call(monkeypatch, f"--config={tmp_path}/mine.py:smoke", "--sweep", "--list")
 
 
 @pytest.mark.parametrize(

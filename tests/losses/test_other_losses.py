@@ -135,6 +135,11 @@ def test_every_loss_builds_by_its_key():
         ({"type": "KoLeo", "mode": "pixel"}, "'instance' or 'patch'"),
         ({"type": "mae", "loss_function": "MSE"}, "MSELoss"),
         ({"type": "mae", "beta": 0.1}, "no parameter 'beta'"),
+        ({"type": "mae", "loss_function": "SmoothL1Loss", "beta": "x"}, "beta must be a number"),
+        ({"type": "mae", "loss_function": "SmoothL1Loss", "beta": -1}, "beta must be a number"),
+        ({"type": "mae", "loss_function": "HuberLoss", "delta": 0}, "delta must be a number above"),
+        ({"type": "mae", "loss_function": "HuberLoss", "delta": [1]}, "wrong type"),
+        ({"type": "KoLeo", "eps": 0.0}, "eps must be greater than 0"),
     ],
 )
 def test_errors_name_what_is_wrong(config, message):

@@ -36,6 +36,10 @@ def test_build_leaves_the_config_alone():
         ({"type": "random_with_decode", "only_decode_modalities": ["srtn"]}, "'srtm'"),
         ({"type": "modality_cross_random", "min_encoded_bandsets": 1}, "greater than 1"),
         ({"type": "modality_cross_random", "max_decoded_bandsets": 3}, "needs min_decoded"),
+        ({"type": "modality_cross_random", "max_encoded_bandsets": 0}, "at least 1, or None"),
+        ({"type": "modality_cross_space", "max_encoded_bandsets": -1}, "at least 1, or None"),
+        ({"type": "modality_cross_random", "max_encoded_bandsets": "a"}, "must be a whole number"),
+        ({"type": "modality_cross_random", "min_decoded_bandsets": 2.5}, "must be a whole number"),
     ],
 )
 def test_errors_name_what_is_wrong(config, message):

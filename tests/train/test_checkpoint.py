@@ -59,6 +59,27 @@ def test_keeps_every_nth_and_the_newest(tmp_path):
     assert checkpoint.find_checkpoint(tmp_path).name == "24"
 
 
+def every(steps: int) -> RunInfo:
+    """Of a run that keeps a checkpoint every so many steps."""
+    config = {"trainer": {"callbacks": {"checkpointer": {"save_interval": steps}}}}
+    return RunInfo(config=config)
+
+
+def test_another_interval_deletes_nothing_that_was_kept_for_good(tmp_path):
+    def go_on(steps, interval):
+        saver = Checkpointer(tmp_path, every(interval), save_interval=interval)
+        for step in steps:
+            assert saver.save(step, state_of(step))
+        assert saver.close()
+
+    go_on((4, 10, 14, 20, 24), 10)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 24]
+    go_on((28, 30, 32), 15)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 30, 32]
+    go_on((36,), 7)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20, 30, 36]
+
+
 def test_saved_state_survives_donation(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = {"params": {"a": jnp.zeros((2000, 500))}, "step": jnp.int32(0)}
@@ -99,8 +120,9 @@ def test_only_damaged_ones_is_an_error(tmp_path):
     saver = saved(tmp_path)
     for step in (2, 4):
         damage_largest(tmp_path / str(step), "bit")
-    with pytest.raises(ValueError, match=r"damaged \(steps \[4, 2\]\)"):
-        saver.restore_latest(abstract_of(state_of(0)))
+    for _ in range(2):  # a scheduler that starts the run again must not begin it anew
+        with pytest.raises(ValueError, match=r"damaged \(steps \[4, 2\]\)"):
+            saver.restore_latest(abstract_of(state_of(0)))
 
 
 def test_unfinished_saves_do_not_count(tmp_path):
@@ -264,13 +286,51 @@ def test_changed_config_is_refused_unless_it_does_not_matter(tmp_path):
     assert toy.run(tmp_path, 9, config=other, allow_config_change=True).step == 9
 
 
+def test_what_moves_files_or_only_stops_a_run_may_change(tmp_path):
+    def settings(folder, more):
+        dataset = {"filter_idx_file": f"{folder}/a.npy", "more_h5py_dirs": {f"{folder}/9": 0.5}}
+        loader = {"max_bad_fraction": more, "seed": 3}
+        written = {"dataset": dataset | {"cache_size_gb": more}, "data_loader": loader}
+        return written | {"trainer": {}}
+
+    toy.run(tmp_path, 3, config=settings("/old.place", 0.1))
+    assert toy.run(tmp_path, 6, config=settings("/new", 0.5)).start_step == 3
+    assert (
+        toy.run(
+            tmp_path, 9, config=settings("/new", 0) | {"dataset": {"more_h5py_dirs": {}}}
+        ).start_step
+        == 6
+    )
+    with pytest.raises(ValueError, match=r"data_loader\.seed: 3 -> 4"):
+        toy.run(tmp_path, 12, config=settings("/new", 0.5) | {"data_loader": {"seed": 4}})
+
+
 def test_a_run_that_the_dense_engine_began_goes_on(tmp_path, caplog):
     gone._say_once.cache_clear()
-    model = {"model": {"width": toy.OUTPUTS}}
+    model = {"model": {"width": toy.OUTPUTS}, "trainer": {}}
     toy.run(tmp_path, 3, config=model | {"engine": "dense"})
     for last in (6, 9):
         assert toy.run(tmp_path, last, config=model).start_step == last - 3
     assert sum("engine=dense" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"best": {"step": "x", "val/loss": 1.0}}, "note of the best step"),
+        ({"best": {"step": 3, "val/loss": "low"}}, "note of the best step"),
+        ({"best": [3]}, "note of the best step"),
+        ({"step": 1 << 31}, "its step makes no sense"),
+        ({"step": -1}, "its step makes no sense"),
+        ({"config": {"trainer": []}}, "its config makes no sense"),
+        ({"config": {"a": json.loads("[" * 90 + "]" * 90)}}, "its config makes no sense"),
+    ],
+)
+def test_a_record_that_no_run_wrote_is_damaged(tmp_path, change, said):
+    toy.run(tmp_path, 3)
+    meta = checkpoint.read_meta(checkpoint.find_checkpoint(tmp_path))
+    assert integrity.meta_fault(meta) is None
+    assert said in str(integrity.meta_fault(meta | change))
 
 
 def test_load_strategies(tmp_path):

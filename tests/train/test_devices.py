@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -133,6 +134,11 @@ def test_processes_are_described_by_arguments_or_environment(monkeypatch):
     assert calls == [("a:1", 4, 3, [0, 1]), ("b:2", 2, 1, None), ("b:2", 2, 0, None)]
 
 
+def test_no_processes_are_told():
+    with pytest.raises(ValueError, match="--num_processes=0 must be at least 1"):
+        devices.start_distributed("a:1", 0, 0, environ={})
+
+
 def test_memory_advice_names_the_knobs():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     advice = devices.memory_advice(error)
@@ -150,7 +156,29 @@ def test_small_programs_are_cached_too(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "xla")], cwd=ROOT, check=True)
     assert any((tmp_path / "xla").iterdir())
-    assert devices.use_compilation_cache("") is None
+
+
+def test_a_cache_that_is_off_is_off_for_jax_too(tmp_path):
+    code = (
+        "import jax, jax.numpy as jnp; from olmoearth_jax.train import devices; "
+        "assert devices.use_compilation_cache('') is None; "
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0); "
+        "jax.jit(lambda x: x * 3 + 1)(jnp.ones(7))"
+    )
+    named = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=named)
+    assert not (tmp_path / "xla").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert devices.use_compilation_cache(str(tmp_path / "file")) is None
+
+    def full(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(devices.tempfile, "TemporaryFile", full)
+    assert devices.use_compilation_cache(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("value", ["CPU", "cuda"])

@@ -185,6 +185,21 @@ def test_interrupted_evaluation_is_made_up_for(tmp_path):
     assert evaluation.steps == [6, 12, 18]
 
 
+@pytest.mark.parametrize(("first", "steps"), [(0, 0), (6, 6)])
+def test_a_run_that_is_to_end_after_its_first_evaluation_does(tmp_path, first, steps):
+    class Once(toy.ToyEvaluation):
+        cancel = property(lambda self: bool(self.steps))
+
+        def due(self, step):
+            return step == first
+
+    said: list[str] = []
+    summary = toy.run(tmp_path, 20, evaluation=Once(6), lines=said)
+    assert (summary.status, summary.step, summary.saved) == ("ended", steps, True)
+    assert said[-1].startswith(f"Ended after an evaluation, as was asked, at step {steps} of 20")
+    assert len([r for r in read_metrics(tmp_path) if "train/loss" in r]) == steps
+
+
 def test_second_interrupt_aborts(tmp_path):
     process = start({"run_dir": str(tmp_path), "max_steps": 9, "program": {"slow_step": 3}})
     wait_until_said(process, "in program")

@@ -81,6 +81,24 @@ def test_unwritable_folder_is_told(tmp_path):
         RunFolder(tmp_path / "file" / "run").create()
 
 
+@pytest.mark.parametrize("text", ['{"name": "my-app"}', '{"model": {}}', "[1]", "{", "[" * 99999])
+def test_a_config_of_something_else_is_not_replaced(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is none of a training run"):
+        toy.run(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_metrics_of_something_else_are_not_cut(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9, "loss": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is none of a training run"):
+        toy.run(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 9, "loss": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text("")  # as a run leaves it that was killed as it began
+    assert toy.run(tmp_path, 2).step == 2
+
+
 def test_atomic_write_leaves_no_traces(tmp_path):
     write_atomically(tmp_path / "x.json", "one")
     write_atomically(tmp_path / "x.json", "two")

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from launch import _run_page, train
 from olmoearth_jax import config_files, images, outputs, overrides
 from olmoearth_jax.evals import runner
+from olmoearth_jax.train import metrics
 from olmoearth_jax.train.loop import Summary
+from olmoearth_jax.train.runfolder import RunFolder
 from tests.browser import needs_browser, show
 from tests.train import train_toy
 
@@ -41,6 +44,20 @@ def test_a_resumed_run_keeps_the_first_picture(tmp_path):
     without = tmp_path / "without"
     train_toy.run(without, 3, pictures=draw, tensorboard=False)
     assert pictures(without) == []
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    train_toy.run(tmp_path, 9, hard_stop=4, pictures=draw, tensorboard=True)
+    before = pictures(tmp_path)
+
+    def full(image):
+        raise OSError(28, "No space left on device")
+
+    writer = metrics.MetricWriter(RunFolder(tmp_path), start_step=4)
+    monkeypatch.setattr(metrics, "png", full)
+    writer._keep(draw(None), 5)
+    writer.close()
+    assert pictures(tmp_path) == before
 
 
 def test_metrics_do_not_depend_on_pictures(tmp_path):
@@ -160,6 +177,47 @@ def test_a_config_that_is_none_is_told(run, text):
         _run_page.page(run)
 
 
+LINES = '{"step": 1, "train/loss": 3.5}\n{"step": 2, "train/loss": 3.0}\n'
+ODD = [
+    *({"config.json": text} for text in (
+        '{"common": []}', '{"dataset": 5}', '{"common": {"training_modalities": 5}}',
+        '{"common": {"training_modalities": [5], "recipe": 5, "run_name": [1]}}',
+        '{"dataset": {"validation_fraction": "x"}}', '{"dataset": {"validation_fraction": 1e999}}',
+    )),
+    *({"metrics.jsonl": LINES + text} for text in (
+        f'{{"step": 3, "train/loss": {"9" * 400}}}', f'{{"step": {"9" * 400}, "train/loss": 1}}',
+        "[" * 100_000, '{"step": true}', '{"step": -1}',
+    )),
+    *({f"evals/{runner.LINES}": text} for text in (
+        '{"task": "a", "valid": 5}', '{"task": "a", "valid": {"primary": "x"}}',
+        '{"task": ["a"], "mode": {}, "settings": 5}', f'{{"valid": {{"primary": {"9" * 400}}}}}',
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("files", ODD, ids=lambda f: next(iter(f.values()))[-60:])
+def test_a_page_of_odd_files_is_made(run, files):
+    for name, text in files.items():
+        (run / name).write_text(text)
+    Page(_run_page.page(run))
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_a_config_nested_without_end_is_told(run, depth):
+    (run / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        _run_page.page(run)
+
+
+def test_a_page_takes_in_nothing_but_pictures(run, tmp_path):
+    folder = run / "visualizations" / "train"
+    (tmp_path / "secret").write_text("my key")
+    (folder / "a_step_1.png").symlink_to(tmp_path / "secret")
+    (folder / "b_step_1.png").mkdir()
+    os.mkfifo(folder / "c_step_1.png")
+    assert Page(_run_page.page(run)).tags.count("img") == 2
+
+
 def test_a_run_without_more(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.5}\n')
@@ -172,6 +230,7 @@ def test_a_run_without_more(tmp_path):
     [
         ("completed", None, "report: page"),
         ("already complete", None, "report: page"),
+        ("ended", None, "report: page"),
         ("completed", ValueError("not ours"), "no report: not ours"),
         ("completed", KeyError("task"), "no report: KeyError('task')"),
         ("cancelled", KeyError("task"), ""),
@@ -189,3 +248,18 @@ def test_a_run_does_not_fail_for_the_want_of_its_page(monkeypatch, capsys, statu
     cfg = config_files.load_file("nano:smoke")
     assert train.main(cfg) == (75 if status == "cancelled" else 0)
     assert capsys.readouterr().out.strip() == said
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [("no_checkpoints", 0), ("callbacks.checkpointer.enabled", 0), ("no_evals", 1)],
+)
+def test_nothing_saved_is_a_failure_only_where_it_was_to_be(monkeypatch, setting, code):
+    monkeypatch.setattr(_run_page, "write", lambda folder: "page")
+    monkeypatch.setattr(train, "run", lambda cfg: Summary("completed", 0, 4, False, 1.0))
+    monkeypatch.setattr(train, "_STOPPED", SimpleNamespace(value=75))
+    value = not setting.endswith("enabled")
+    cfg = overrides.apply_values(
+        config_files.load_file("nano:smoke"), {f"trainer.{setting}": value}
+    )
+    assert train.main(cfg) == code

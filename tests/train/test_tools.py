@@ -76,6 +76,13 @@ def test_compare(runs, tmp_path):
     assert str(compare_runs.first_difference(long, changed)).startswith("step 3: train/loss is")
 
 
+def test_runs_are_named_by_their_folders(runs, monkeypatch):
+    monkeypatch.chdir(runs / "long")
+    assert list(compare_runs.load([".", "../short/metrics.jsonl"])) == ["long", "short"]
+    with pytest.raises(ValueError, match="name each run once"):
+        compare_runs.load([".", "."])
+
+
 def made(values: dict[int, float], **others) -> list[dict]:
     return [{"step": step, "train/loss": value, **others} for step, value in values.items()]
 
@@ -129,6 +136,7 @@ def test_where_curves_go_is_looked_at_first(tmp_path):
         (run.parent, [f"--png={run}", "--overwrite"], "would replace one of the inputs"),
         (tmp_path / "pipe.jsonl", [], "is a folder, pipe or device and no metrics file"),
         (run, ["--average=0"], "--average=0"),
+        (run, ["--metrics=train/lss"], "no run has the metric 'train/lss'; did you mean 'train/l"),
     ]:
         command = [sys.executable, "-m", "tools.compare_runs", str(runs_of), *more]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -174,6 +174,23 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert [r["step"] for r in records] == list(LOSSES)
 
 
+@pytest.mark.parametrize(
+    ("losses", "best"), [({3: 5.0, 6: 2.0}, 3), ({3: 5.0, 6: 2.0, 9: 4.0}, 9), ({6: 2.0}, None)]
+)
+def test_a_best_step_that_could_not_be_saved_is_none(tmp_path, monkeypatch, losses, best):
+    original = checkpoint.Checkpointer.save
+
+    def save(self, step, state, **extra):
+        return step != 6 and original(self, step, state, **extra)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
+    train_toy.run(tmp_path, 12, evaluation=Falling(losses))
+    steps = complete_steps(tmp_path / "checkpoints")
+    assert steps == sorted({10, 12, *([] if best is None else [best])})
+    meta = checkpoint.read_meta(tmp_path / "checkpoints" / "12")
+    assert meta.get("best") == (None if best is None else {"step": best, LOSS: losses[best]})
+
+
 def test_a_resumed_run_keeps_the_same_best(tmp_path):
     train_toy.run(tmp_path / "whole", 18, evaluation=Falling(LOSSES))
     train_toy.run(tmp_path / "parts", 18, evaluation=Falling(LOSSES), hard_stop=8)
@@ -239,6 +256,39 @@ def test_a_run_with_validation_resumes_bit_for_bit(tmp_path):
     ours, theirs = (train_toy.lines_of(tmp_path / n) for n in ("whole", "parts"))
     assert ours == theirs and sum(LOSS in r for r in ours) == 3
     shutil.rmtree(tmp_path / "parts")
+
+
+def test_nothing_random_is_left_in_any_model():
+    model = config_files.load_file("configs/ablations/mae.py").model
+    assert model.reconstructor_config is not None
+    model.reconstructor_config.decoder_config.drop_path = 0.5
+    validation.without_noise(model)
+    rates = [model.encoder_config.drop_path, model.reconstructor_config.decoder_config.drop_path]
+    assert rates == [0, 0]
+
+
+def saved(cfg, folder):
+    """A checkpoint before the first step."""
+    program = build.build_training(cfg, say=lambda line: None).program
+    state = program.init_state()
+    with checkpoint.Checkpointer(
+        folder / "checkpoints", checkpoint.RunInfo(config=cfg.to_dict()), save_interval=1
+    ) as saver:
+        assert saver.save(0, state)
+    return checkpoint.find_checkpoint(folder)
+
+
+def test_checkpoints_on_fixed_draws(tmp_path, capsys):
+    cfg = config(tmp_path, **{"train_module.reinit_targets": True})
+    first, second = (saved(cfg, tmp_path / place / "run") for place in "ab")
+    found = eval_loss.evaluate([first, second], None, 1, 99)
+    assert list(found) == ["fresh", str(first), str(second)]  # runs of one name are told apart
+    assert found["fresh"] == found[str(first)] == found[str(second)]  # also of drawn targets
+    with pytest.raises(ValueError, match="--all_steps takes one run"):
+        eval_loss._step_folders([str(first), str(second)], True)
+    other = saved(config(tmp_path, **{"model.encoder_config.num_projection_layers": 2}), tmp_path)
+    with pytest.raises(ValueError, match=f"{other} holds another model than {first}: unknown to"):
+        eval_loss.evaluate([first, other], None, 1, 99)
 
 
 def test_losses_on_another_folder_are_of_all_of_it(tmp_path):
