@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import BALANCED, CLASSIFIERS, BalancedTrials
+from olmoearth_jax.configlib.tasks import BALANCED
+from olmoearth_jax.configlib.trials import CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals.knn import neighbours, vote
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import balanced_accuracy, classification_metrics

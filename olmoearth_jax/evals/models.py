@@ -23,6 +23,7 @@ from olmoearth_jax import modalities
 from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
 from olmoearth_jax.data import npy_file
+from olmoearth_jax.data.hdf5_file import open_regular
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
 from olmoearth_jax.evals.samples import (
     MASK,
@@ -31,6 +32,7 @@ from olmoearth_jax.evals.samples import (
     Split,
     check_split,
     modalities_in,
+    whole_labels,
 )
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
@@ -200,7 +202,7 @@ class Precomputed:
             paths = sorted(p for p in self.path.glob("*/*.npz") if p.name in names)
         for path in paths:
             digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
+            with open(open_regular(path), "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return {"embeddings": self.path.name, "embeddings_digest": digest.hexdigest()[:16]}
 
@@ -245,11 +247,10 @@ class Precomputed:
             raise ValueError(f"embeddings of {where} must be {wanted}, got {list(x.shape)}")
         if len(x) != len(y):
             raise ValueError(f"{where} has {len(x)} embeddings but {len(y)} labels")
-        covered = ~np.isnan(x).reshape(len(x), -1).all(1) if len(x) else np.zeros(0, bool)
-        x, y = x[covered], y[covered]
+        x, y = _covered(x, y)
         if not info.spatial and x.ndim == 4:
-            x = _pooled(x, task)
-        y = y.astype(np.float32 if "regression" in info.task_type else np.int64)
+            x, y = _covered(_pooled(x, task), y)  # the middle cell may lack what others have
+        y = y.astype(np.float32) if "regression" in info.task_type else whole_labels(y, where)
         check_split(split, x, y, info)
         return x, y
 
@@ -295,6 +296,12 @@ def _as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
         output=None, output_dim=None, embedding_batch_size=EvalTaskConfig.embedding_batch_size,
         num_workers=EvalTaskConfig.num_workers,
     )  # fmt: skip
+
+
+def _covered(x: np.ndarray, y: np.ndarray) -> Split:
+    """The samples of embeddings [N, ...] that hold a number anywhere."""
+    there = ~np.isnan(x).all(tuple(range(1, x.ndim)))
+    return x[there], y[there]
 
 
 def _pooled(x: np.ndarray, task: EvalTaskConfig) -> np.ndarray:

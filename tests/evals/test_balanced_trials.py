@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from olmoearth_jax.configlib.tasks import CLASSIFIERS, BalancedTrials
+from olmoearth_jax.configlib.trials import CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals import balanced_trials as trials
 
 

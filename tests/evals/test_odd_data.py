@@ -1,0 +1,189 @@
+"""Data that are not as a reader expects: told in a sentence, never read as something else."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from olmoearth_jax import modalities
+from olmoearth_jax.configlib import own_tasks, tasks
+from olmoearth_jax.evals import datasets
+from olmoearth_jax.evals.datasets.windowed import state_of
+
+RNG = np.random.default_rng(0)
+BANDS = modalities.get("sentinel2_l2a").bands
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a data set of a user with one window of train; gives its task and the window."""
+    monkeypatch.setattr(tasks, "OWN", {})
+    monkeypatch.setattr(datasets, "OWN", tasks.OWN)
+
+    def made(arrays, options=None, names=("sentinel2_l2a",), **settings):
+        window = tmp_path / "mine" / "windows" / "g" / "w"
+        window.mkdir(parents=True)
+        if arrays is not None:
+            arrays = {"label": np.zeros((1, 1, 16, 16), int), **arrays}
+            np.savez(window / "arrays.npz", **arrays)
+        about = {"eval_split": "train"} if options is None else options
+        (window / "metadata.json").write_text(json.dumps({"options": about}))
+        record = {
+            "folder": "mine", "task_type": "segmentation", "num_classes": 3,
+            "modalities": list(names), "height_width": 16, "timeseries": True,
+        }  # fmt: skip
+        task = {"dataset": "mine", "probe_lr": 0.1, "num_workers": 0, **settings}
+        (tmp_path / "t.json").write_text(
+            json.dumps({"datasets": {"mine": record}, "tasks": {"t": task}})
+        )
+        return own_tasks.add_file(tmp_path / "t.json")["t"], window
+
+    return made
+
+
+def first(task):
+    return datasets.open_split("t", task, "train")[0]
+
+
+def optical(bands=12, steps=2):
+    return RNG.integers(0, 4000, (bands, steps, 16, 16)).astype(np.uint16)
+
+
+def radar(steps):
+    return RNG.normal(-12, 2, (2, steps, 16, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [10, 13])
+def test_images_of_another_number_of_bands(write, count):
+    """The first twelve of thirteen are not those of the model, and ten are too few."""
+    task, _ = write({"sentinel2_l2a": optical(count)})
+    with pytest.raises(ValueError, match=f"item 0: sentinel2_l2a has {count} bands instead of"):
+        first(task)
+
+
+def test_images_without_an_axis_of_time(write):
+    task, _ = write({"sentinel2_l2a": optical()[:, 0]})
+    with pytest.raises(ValueError, match=r"window w: sentinel2_l2a must be \[bands, dates, rows"):
+        first(task)
+
+
+@pytest.mark.parametrize("names", [("sentinel2_l2a", "sentinel1"), ("sentinel1", "sentinel2_l2a")])
+def test_sensors_of_other_numbers_of_dates(write, names):
+    """They would be put on the first dates, whichever are theirs."""
+    dates = {"eval_split": "train", "dates": ["2023-01-05", "2023-04-05", "2023-07-05"]}
+    arrays = {"sentinel2_l2a": optical(steps=3), "sentinel1": radar(2)}
+    task, _ = write(arrays, dates, names)
+    with pytest.raises(ValueError, match="have different numbers of dates"):
+        first(task)
+
+
+def test_maps_have_no_dates(write):
+    height = np.full((1, 1, 16, 16), 300.0)
+    arrays = {"srtm": height, "sentinel2_l2a": optical(steps=3)}
+    sample, _ = first(write(arrays, names=("srtm", "sentinel2_l2a"))[0])
+    assert len(sample["timestamps"]) == 3 and sample["srtm"].shape == (16, 16, 1, 1)
+
+
+def test_classes_are_whole_numbers(write):
+    task, _ = write({"sentinel2_l2a": optical(), "label": np.full((1, 1, 16, 16), 0.5)})
+    with pytest.raises(ValueError, match=r"holds label 0\.5, which is no whole number"):
+        first(task)
+
+
+@pytest.mark.parametrize("options", [[], 3, "train"])
+def test_options_of_another_form(write, options):
+    task, _ = write({"sentinel2_l2a": optical()}, options)
+    with pytest.raises(ValueError, match=r"the options in .*metadata\.json must be an object"):
+        first(task)
+
+
+def _layer(window: Path, name: str, folder: str, count: int) -> None:
+    path = window / "layers" / name / folder
+    path.mkdir(parents=True)
+    with rasterio.open(
+        path / "geotiff.tif", "w", driver="GTiff", width=16, height=16, count=count,
+        dtype="uint16", transform=rasterio.Affine(10, 0, 0, 0, -10, 160),
+    ) as out:  # fmt: skip
+        out.write(RNG.integers(0, 2, (count, 16, 16)).astype("u2"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (
+            [("sentinel2", "_".join(BANDS), 12), ("sentinel2_l2a", "_".join(BANDS), 12)],
+            "two layers",
+        ),
+        ([("sentinel2", "_".join(BANDS), 13)], "has 13 bands, but its folder names 12"),
+        ([("sentinel2", "_".join(BANDS), 12)], "no layer of srtm"),
+    ],
+)
+def test_layers_that_do_not_fit(write, layers, said):
+    task, window = write(None, names=("sentinel2_l2a", "srtm"))
+    _layer(window, "label", "class", 1)
+    for name, folder, count in layers:
+        _layer(window, name, folder, count)
+    with pytest.raises(ValueError, match=said):
+        first(task)
+
+
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        ({}, "the statistics of 'mine' have no 'sentinel2_l2a'"),
+        ({"sentinel2_l2a": dict.fromkeys(BANDS, {"mean": 1})}, "need the mean and the std"),
+        ({"sentinel2_l2a": dict.fromkeys(BANDS, {"mean": 1, "std": 0})}, "a std above 0"),
+        ({"sentinel2_l2a": dict.fromkeys(BANDS, [1, 2])}, "is not of the form that is expected"),
+    ],
+)
+def test_statistics_that_are_none(write, stats, said):
+    task, window = write({"sentinel2_l2a": optical()}, norm_stats_from_pretrained=False)
+    (window.parents[2] / "stats.json").write_text(json.dumps(stats))
+    with pytest.raises(ValueError, match=said):
+        first(task)
+
+
+def test_a_user_may_have_no_statistics(write):
+    task, window = write({"sentinel2_l2a": optical()})
+    assert not tasks.has_own_stats(tasks.dataset_info(task.dataset))
+    (window.parents[2] / "stats.json").write_text("{}")
+    assert tasks.has_own_stats(tasks.dataset_info(task.dataset))
+
+
+def test_what_a_result_depends_on(write, tmp_path):
+    """Statistics, and windows that are links to folders elsewhere, are parts of the data."""
+    task, window = write({"sentinel2_l2a": optical()})
+    folder = str(window.parents[2])
+    elsewhere = tmp_path / "elsewhere"
+    os.rename(window.parent, elsewhere)
+    window.parent.symlink_to(elsewhere)
+
+    def state():
+        state_of.cache_clear()
+        return state_of(folder)
+
+    before = state()
+    (elsewhere / "w" / "metadata.json").write_text('{"options": {"eval_split": "val"}}')
+    after = state()
+    (Path(folder) / "stats.json").write_text("{}")
+    assert len({before, after, state()}) == 3 and state() == state()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("classmapping.csv", "a,b\n1,2\n"), ("2017/L1C/frh01.csv", "x\n1\n")],
+)
+def test_tables_without_a_column(monkeypatch, tmp_path, name, text):
+    """They ended a training run: no task may."""
+    monkeypatch.setenv("BREIZHCROPS_DIR", str(tmp_path))
+    (tmp_path / "2017" / "L1C").mkdir(parents=True)
+    (tmp_path / "classmapping.csv").write_text("id,code\n0,a\n")
+    for region in ("frh01", "frh02"):
+        (tmp_path / "2017" / "L1C" / f"{region}.h5").write_bytes(b"")
+        (tmp_path / "2017" / "L1C" / f"{region}.csv").write_text("CODE_CULTU,path\na,b\n")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="train split of 'breizhcrops' is not of the form"):
+        datasets.open_split("b", tasks.EvalTaskConfig("breizhcrops"), "train")
