@@ -34,7 +34,7 @@ from olmoearth_jax.configlib.tasks import EvalTaskConfig, RunOptions, change_all
 from olmoearth_jax.evals import models, runner
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
-from olmoearth_jax.evals.models import Precomputed, with_int8
+from olmoearth_jax.evals.models import Precomputed, as_shown, with_int8
 from olmoearth_jax.outputs import check, check_folder
 
 from . import _eval_report as report
@@ -127,6 +127,7 @@ def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, Eva
 def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     """The runs on a model; tasks that cannot run are listed (an error if they were asked for)."""
     picked, named = _chosen_tasks()
+    shown = isinstance(loaded.model, Precomputed)
     if isinstance(loaded.model, Precomputed):
         able, skipped = loaded.model.able(picked, _TEST.value)
     else:
@@ -141,7 +142,10 @@ def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
         _say_why(skipped)
     if not able:
         raise UserError("no task can run" + ("" if _LIST.value else "; --list says why"))
-    return sweep.expand(able, _SWEEP.value)
+    plan = sweep.expand(able, _SWEEP.value, as_shown if shown else None)
+    if _BOOTSTRAP.value and (single := sweep.without_resamples(plan)):
+        say(f"no resamples of {', '.join(single)}: neither fine-tuning nor kNN of pixels has any")
+    return plan
 
 
 def _source_folder() -> Path:
@@ -283,6 +287,8 @@ def _say_why(skipped: Mapping[str, str]) -> None:
 
 def execute(stop: threading.Event) -> None:
     """Does what the flags say."""
+    if _BOOTSTRAP.value and not _TEST.value:
+        raise UserError("--n_bootstrap resamples the test score; leave out --norun_on_test")
     named = (_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value, _EMBEDDINGS.value)
     if _LIST.value and all(v is None for v in named):
         _list_tasks()
@@ -291,9 +297,11 @@ def execute(stop: threading.Event) -> None:
         given = [_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value]
         if _WATCH.value or any(v is not None for v in given):
             raise UserError("--embeddings stands alone: give no run, checkpoint or baseline")
+        if _INT8.value:
+            raise UserError("--int8_arm is for models: --embeddings are taken as they are")
         model = Precomputed(_EMBEDDINGS.value)
         folder = _checked(_results_folder(None))
-        loaded = models.Loaded(model, model.path.stem, 0, {})
+        loaded = models.Loaded(model, Path(os.path.abspath(model.path)).stem, 0, {})
         _run_each([loaded], folder, stop)
         return
     if _BASELINE.value is not None:

@@ -21,7 +21,13 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.checkpoints import checkpoint, integrity
-from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
+from olmoearth_jax.configlib.tasks import (
+    DatasetInfo,
+    EvalTaskConfig,
+    check_task,
+    dataset_info,
+    eval_mode,
+)
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.hdf5_file import open_regular
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
@@ -280,18 +286,20 @@ class Precomputed:
                 skipped[name] = "precomputed embeddings can't be fine-tuned"
             elif missing:
                 skipped[name] = f"{self.path} has no {missing[0]} embeddings of {info.name}"
-            elif (key := repr(_as_shown(task))) in seen:
+            elif (key := repr(as_shown(task))) in seen:
                 skipped[name] = f"for precomputed embeddings it is the same as {seen[key]}"
             else:
                 seen[key] = name
-                found[name] = _as_shown(task)
+                found[name] = as_shown(task)
         return found, skipped
 
 
-def _as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
+def as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
     """The task without what only concerns images, and without a second round trip to int8."""
+    pooled = not dataset_info(task.dataset).spatial
     return dataclasses.replace(
         task, input_modalities=[], patch_size=1, norm_stats_from_pretrained=True,
+        pooling_type=task.pooling_type if pooled else EvalTaskConfig.pooling_type,
         quantize_embeddings=False, quantize_bits=None, quantile_config_path=None,
         output=None, output_dim=None, embedding_batch_size=EvalTaskConfig.embedding_batch_size,
         num_workers=EvalTaskConfig.num_workers,

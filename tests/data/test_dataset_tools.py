@@ -234,6 +234,20 @@ def test_a_rechunked_dataset_is_not_put_into_the_original(writable_dataset, tmp_
         rechunk_h5.rechunk(dataset, tmp_path / "a", storage)
 
 
+def test_a_rechunked_dataset_has_the_names_of_its_folder(writable_dataset, tmp_path, monkeypatch):
+    """However the original is named: the names of the copy say of what it is."""
+    storage = Storage("zstd", 3, None, 8, 3)
+    for place, name in ((writable_dataset, "."), (writable_dataset.parent, writable_dataset.name)):
+        monkeypatch.chdir(place)
+        out = tmp_path / f"out_{name}"
+        final, _ = rechunk_h5.rechunk(Path(name), out, storage)
+        assert final.relative_to(out).parts[1:] == writable_dataset.parts[-2:]
+    for left in final.iterdir():
+        left.unlink()
+    with pytest.raises(ValueError, match="another dataset is in the way"):
+        rechunk_h5.rechunk(Path(name), out, storage)
+
+
 @pytest.mark.parametrize(("compression", "level"), [("zstd", 0), ("zstd", 23), ("gzip", 10)])
 def test_levels_that_are_none_are_refused(compression, level):
     with pytest.raises(ValueError, match=f"level of {compression} must lie in"):

@@ -187,3 +187,63 @@ def test_tables_without_a_column(monkeypatch, tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match="train split of 'breizhcrops' is not of the form"):
         datasets.open_split("b", tasks.EvalTaskConfig("breizhcrops"), "train")
+
+
+ODD_ROWS = [
+    ([0, 10**30], "names row 1000000"),
+    ([0.5, 1], r"names row 0\.5"),
+    (["a"], "names row a"),
+    ([[0, 1]], r"names row \[0, 1\]"),
+    ([True], "names row True"),
+    ([4], "names row 4, but there are 4"),
+    ([0, 0, 1], "names a row twice"),
+]
+
+
+@pytest.mark.parametrize(("rows", "said"), ODD_ROWS)
+def test_partitions_name_rows_once(monkeypatch, tmp_path, rows, said):
+    monkeypatch.setenv("MADOS_DIR", str(tmp_path))
+    images, labels = np.zeros((4, 80, 80, 13), "f4"), np.zeros((4, 80, 80), int)
+    np.savez(tmp_path / "MADOS_train.npz", images=images, labels=labels)
+    (tmp_path / "0.10x_train_partition.json").write_text(json.dumps(rows))
+    few = tasks.EvalTaskConfig("mados", probe_lr=0.1, label_fraction=0.1)
+    with pytest.raises(ValueError, match=said):
+        datasets.open_split("m", few, "train")
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 64), (4,), (4, 1, 32, 64)])
+def test_floods_of_another_form(monkeypatch, tmp_path, shape):
+    """Of labels without their second axis, the first row of pixels was taken for all."""
+    monkeypatch.setenv("FLOODS_DIR", str(tmp_path))
+    tiles = {"s1": np.zeros((4, 2, 64, 64), "f4"), "labels": np.zeros(shape, int)}
+    np.savez(tmp_path / "flood_train_data.npz", **tiles)
+    with pytest.raises(ValueError, match=r"must be \[N, 2, H, W\] with labels"):
+        datasets.open_split("f", tasks.EvalTaskConfig("sen1floods11", probe_lr=0.1), "train")
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"a": 10**6}, "counts 1000000 tiles of 'a'"),
+        ({"a": 1.5}, r"counts 1\.5 tiles"),
+        ({"a": -3}, "counts -3 tiles"),
+        ({"../../a": 5}, "without '/'"),
+        ([5], "must be an object"),
+    ],
+)
+def test_cities_that_cannot_be(monkeypatch, tmp_path, counts, said):
+    """A list of their tiles was made before anything else, however many there are said to be."""
+    monkeypatch.setenv("FIFTY_CITIES_DIR", str(tmp_path))
+    (tmp_path / "manifest.json").write_text(json.dumps({"counts": counts}))
+    cities = tasks.EvalTaskConfig("fifty_cities", input_modalities=["sentinel2_l2a"], probe_lr=0.1)
+    with pytest.raises(ValueError, match=said):
+        datasets.open_split("c", cities, "train")
+
+
+def test_a_device_in_the_place_of_a_description(monkeypatch, tmp_path):
+    folder = tmp_path / "classification_v1.0" / "m-eurosat"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("GEOBENCH_DIR", str(tmp_path))
+    os.mkfifo(folder / "task_specs.pkl")
+    with pytest.raises(ValueError, match="is a pipe, device or folder"):
+        datasets.open_split("e", tasks.EvalTaskConfig("m-eurosat"), "train")

@@ -257,3 +257,54 @@ def test_results_that_cannot_be_written_end_no_training(windows, tmp_path, damag
     values = evaluator({"params": params}, 2)
     assert values is not None and "eval/often" in values
     assert any("results of step 2 are not in" in line for line in said)
+
+
+def _embeddings(folder, dataset="yemen_crop"):
+    (folder / dataset).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid", "test"):
+        x = rng.normal(size=(6, 4, 4, 5)).astype("f4")
+        np.savez(
+            folder / dataset / f"{split}.npz", embeddings=x, labels=rng.integers(0, 9, (6, 16, 16))
+        )
+    return folder
+
+
+def test_sweeps_of_embeddings_vary_what_matters_to_them(tmp_path, capsys):
+    """Neither normalisation of images nor pooling changes embeddings of patches."""
+    given = (f"--embeddings={_embeddings(tmp_path / 'e')}", "--tasks=yemen_crop", "--dry_run")
+    assert _evaluate(*given, "--sweep=full") == 0
+    assert capsys.readouterr().out.count("yemen_crop: ") == 8
+
+
+def test_embeddings_are_called_by_their_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(_embeddings(tmp_path / "product"))
+    assert _evaluate("--embeddings=.", "--tasks=yemen_crop", "--set=epochs=1", "--out=r") == 0
+    assert [r["model"] for r in runner.read_lines(evaluate.Path("r"))] == ["product"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--embeddings=e", "--int8_arm"], "--int8_arm is for models"),
+        (["--baseline=raw_bands", "--n_bootstrap=5", "--norun_on_test"], "leave out --norun_on"),
+    ],
+)
+def test_flags_without_effect(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    _embeddings(tmp_path / "e")
+    assert _evaluate(*flags, "--tasks=yemen_crop", "--out=r") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_not_resampled_is_said(windows, tmp_path, capsys):
+    given = ("--baseline=raw_bands", "--tasks=yemen_crop", "--dry_run", "--n_bootstrap=5")
+    for mode, said in (("knn", True), ("linear_probe", False)):
+        assert _evaluate(*given, f"--set=eval_mode={mode}") == 0
+        assert ("no resamples of yemen_crop: " in capsys.readouterr().out) == said
+
+
+def test_nothing_can_run_says_how_to_learn_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "split_available", lambda picked, names: ({}, {"a": "no data"}))
+    assert _evaluate("--baseline=raw_bands", f"--out={tmp_path / 'r'}") == 2
+    assert "no task can run; --list says why" in capsys.readouterr().err

@@ -230,10 +230,13 @@ class Reader(abc.ABC):
         location = location or self.location
         name = f"{partition_name(self.task.label_fraction)}_partition.json"
         path = location.either(location.folder() / name)
-        kept = np.asarray(read_json(path, list), int)
-        if kept.size and (kept.min() < 0 or kept.max() >= len(rows)):
-            raise ValueError(f"{name} names row {kept.max()}, but there are {len(rows)}")
-        return rows[kept]
+        kept = read_json(path, list)
+        for row in kept:
+            if type(row) is not int or not 0 <= row < len(rows):
+                raise ValueError(f"{name} names row {str(row)[:40]}, but there are {len(rows)}")
+        if len(set(kept)) < len(kept):
+            raise ValueError(f"{name} names a row twice")
+        return rows[np.asarray(kept, int)]
 
     def seeded_subset(self, items: Sequence[Any]) -> Sequence[Any]:
         """Train items that a seeded draw of the task's label fraction keeps, in their order."""
