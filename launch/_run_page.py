@@ -115,7 +115,7 @@ def _evaluations(folder: Path) -> str:
     if not (folder / runner.LINES).is_file():
         return ""
     rows = []
-    found = [item for item in runner.read_lines(folder) if isinstance(item, dict)]
+    found = runner.read_lines(folder)
     # A run that stopped and went on may have evaluated a step twice: the last counts.
     for item in {runner.identity(item): item for item in found}.values():
         valid, test = (_score(item.get(part)) for part in ("valid", "test"))

@@ -121,7 +121,7 @@ def evaluate(
     Raises:
       RunsFailed: at the end, if tasks failed; it names them and holds the other results.
     """
-    done = {runner.identity(r): r for r in runner.read_lines(folder)}
+    done = {runner.identity(r): r for r in runner.read_results(folder)}
     out: dict[int, list[dict[str, Any]]] = {}
     failed, hooks = [], Hooks(stop, cache={})
     order = encoding_order([task for _, task in plan], options)
@@ -165,6 +165,6 @@ def _trials_of(held: Iterable[dict[str, Any]], host: dict[str, Any]) -> list[dic
         for r in held
         if r["mode"] == "balanced_trials"
         and r["task"].startswith(start)
-        and all(r[k] == host[k] for k in keys)
+        and all(r.get(k) == host[k] for k in keys)
         and r["settings"] == host["settings"]
     ]

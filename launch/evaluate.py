@@ -253,7 +253,7 @@ def _show(folder: Path, items: list[dict]) -> None:
     if not items:
         return
     commands.say(report.table(items))
-    everything = runner.read_lines(folder)
+    everything = runner.read_results(folder)
     picture = folder / "results.png"
     try:
         check(picture, overwrite=_OVERWRITE.value)

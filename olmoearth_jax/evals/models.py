@@ -82,7 +82,9 @@ class EncoderModel(FrozenEncoder):
     def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
         call, data, masks, timestamps = self.inputs(batch, patch_size, pool)
-        return np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
+        found = np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
+        # A patch that shows nothing has no maximum; it is 0 there, as the mean is.
+        return np.where(np.isneginf(found), np.float32(0), found) if pool.how == "max" else found
 
     def inputs(self, batch: EvalSample, patch_size: int, pool: Pooling):
         """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.

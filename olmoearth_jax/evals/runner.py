@@ -411,8 +411,15 @@ def append_line(folder: Path, item: Mapping[str, Any]) -> None:
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """Records of `results.jsonl`; a line cut short by a crash is left out."""
-    return read_json_lines(folder / LINES)
+    """Objects in `results.jsonl`; lines cut short by a crash are left out."""
+    return [r for r in read_json_lines(folder / LINES) if isinstance(r, dict)]
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Of `read_lines` the records of tasks, which others may have lines among."""
+    known = ("task", str), ("mode", str), ("settings", dict)
+    found = read_lines(folder)
+    return [r for r in found if all(isinstance(r.get(key), kind) for key, kind in known)]
 
 
 def write_step(folder: Path, step: int, items: Sequence[Mapping[str, Any]]) -> Path:

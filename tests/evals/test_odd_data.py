@@ -12,6 +12,10 @@ from olmoearth_jax import modalities
 from olmoearth_jax.configlib import own_tasks, tasks
 from olmoearth_jax.evals import datasets
 from olmoearth_jax.evals.datasets.windowed import state_of
+from olmoearth_jax.evals.samples import collate
+from olmoearth_jax.model.pooling import Pooling
+
+from .builders import tiny_model
 
 RNG = np.random.default_rng(0)
 BANDS = modalities.get("sentinel2_l2a").bands
@@ -247,3 +251,20 @@ def test_a_device_in_the_place_of_a_description(monkeypatch, tmp_path):
     os.mkfifo(folder / "task_specs.pkl")
     with pytest.raises(ValueError, match="is a pipe, device or folder"):
         datasets.open_split("e", tasks.EvalTaskConfig("m-eurosat"), "train")
+
+
+def test_a_patch_without_data_is_zero_however_pooled(write):
+    """Its maximum was that of nothing, and the model was said to have diverged."""
+    image = optical(steps=1).astype("f4")
+    image[:, :, :4, :4] = np.nan
+    task, _ = write({"sentinel2_l2a": image})
+    batch = collate([first(task)[0]])
+    for how in ("mean", "max"):
+        found = tiny_model(("sentinel2_l2a",)).embed(batch, 4, Pooling(how, "spatial"))
+        assert (found[0, 0, 0] == 0).all() and np.isfinite(found).all() and found[0, 1:].any()
+
+
+def test_a_window_without_data_is_named(write):
+    task, _ = write({"sentinel2_l2a": np.full((12, 2, 16, 16), np.nan)})
+    with pytest.raises(ValueError, match="window w: its images hold no data at all"):
+        first(task)

@@ -308,3 +308,12 @@ def test_nothing_can_run_says_how_to_learn_why(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "split_available", lambda picked, names: ({}, {"a": "no data"}))
     assert _evaluate("--baseline=raw_bands", f"--out={tmp_path / 'r'}") == 2
     assert "no task can run; --list says why" in capsys.readouterr().err
+
+
+def test_lines_of_others_among_the_results(windows, tmp_path):
+    """A list, a number, a record of something else: no result, and no end of the evaluation."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / runner.LINES).write_text('3\n[]\n{"task": "yemen_crop"}\n"x"\n')
+    given = ("--baseline=raw_bands", "--tasks=yemen_crop", f"--out={tmp_path / 'r'}")
+    assert _evaluate(*given, "--set=epochs=1", "--norun_on_test") == 0
+    assert [r["task"] for r in runner.read_results(tmp_path / "r")] == ["yemen_crop"]

@@ -113,6 +113,8 @@ class Windowed(Reader):
         try:
             raw = self.arranged(arrays if corner is None else self._cut(arrays, corner))
             self._check_size(raw)
+            if not any(_seen(image).any() for image in raw.images.values()):
+                raise ValueError("its images hold no data at all; leave the window out")
             return raw
         except ValueError as e:
             raise ValueError(f"window {folder.name}: {e}") from None
@@ -121,9 +123,7 @@ class Windowed(Reader):
         """As for all data sets; pixels that lack a band are missing."""
         images, gone = dict(raw.images), {}
         for name, image in images.items():
-            empty = image == registry.MISSING
-            if self.info.folder:
-                empty |= np.isnan(image)
+            empty = ~_seen(image) if self.info.folder else image == registry.MISSING
             if empty.any():
                 gone[name] = empty.any(-1)
                 images[name] = np.where(empty, np.float32(registry.MISSING), image)
@@ -244,6 +244,11 @@ def state_of(folder: str) -> str:
     if (Path(folder) / STATS_FILE).is_file():
         add(folder, STATS_FILE)
     return digest.hexdigest()[:16]
+
+
+def _seen(image: np.ndarray) -> np.ndarray:
+    """Where an image holds values."""
+    return (image != registry.MISSING) & ~np.isnan(image)
 
 
 def _image(name: str, array: np.ndarray) -> np.ndarray:
