@@ -51,7 +51,8 @@ class _Task:
 def _new_name(folder: Path, storage: Storage) -> Path:
     """The dataset's folder relative to its tile folder, with the new compression in its name."""
     settings = storage.settings()
-    how = "".join(f"_{settings[k]}" for k in ("compression", "compression_opts") if settings[k])
+    told = [settings[k] for k in ("compression", "compression_opts")]
+    how = "".join(f"_{text}" for text in told if text is not None)
     head = folder.parent.parent.name
     tail = re.search(r"_\d+_x_\d+$", head)
     if head.startswith("h5py_data_w_missing_timesteps") and tail:

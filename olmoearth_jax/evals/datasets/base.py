@@ -69,7 +69,7 @@ def of_another_form(what: str) -> Iterator[None]:
     """Makes a ValueError that names `what` of the errors that data of another layout cause."""
     try:
         yield
-    except (LookupError, AttributeError, OverflowError) as e:
+    except (LookupError, AttributeError, TypeError, OverflowError) as e:
         told = f"{type(e).__name__}: {e}"
         raise ValueError(f"{what} is not of the form that is expected ({told})") from e
 
