@@ -120,6 +120,8 @@ def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.dtype.kind == "f" and (odd := labels[labels != np.rint(labels)]).size:
         raise ValueError(f"{where} holds label {odd.flat[0]:g}, which is no whole number")
+    if labels.dtype.kind == "f":
+        labels = labels.clip(-(2.0**53), 2.0**53)  # far from any class, and within int64
     return labels.astype(np.int64)
 
 

@@ -268,3 +268,29 @@ def test_a_window_without_data_is_named(write):
     task, _ = write({"sentinel2_l2a": np.full((12, 2, 16, 16), np.nan)})
     with pytest.raises(ValueError, match="window w: its images hold no data at all"):
         first(task)
+
+
+def pixels(value, dtype=None):
+    return {"label": np.full((1, 1, 16, 16), value, dtype)}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"sentinel2_l2a": optical() * 1e300}, "pixels of sentinel2_l2a that are not finite"),
+        (
+            {"sentinel2_l2a": optical().astype("c8")},
+            "sentinel2_l2a must hold numbers, got complex64",
+        ),
+        ({"sentinel2_l2a": optical().astype("U5")}, "sentinel2_l2a must hold numbers, got <U5"),
+        (pixels("a"), "window w: label must hold numbers, got <U1"),
+        (pixels(1e300), "holds label 9007199254740992, outside 0...2"),
+        ({"label": np.array(1)}, r"its label must be \[1, 1, rows, columns\], got \[\]"),
+        ({"label": np.zeros((1, 2, 16, 16), int)}, r"got \[1, 2, 16, 16\]"),
+    ],
+)
+def test_arrays_of_other_kinds(write, arrays, said):
+    """What float32 or a class cannot hold was cast to something else, with a warning at best."""
+    task, _ = write({"sentinel2_l2a": optical(), **arrays})
+    with pytest.raises(ValueError, match=said):
+        first(task)

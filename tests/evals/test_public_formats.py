@@ -295,3 +295,12 @@ def test_tortillas_unpack_into_what_the_reader_takes(monkeypatch, tmp_path):
         geobench2.convert(tmp_path / "in", tmp_path / "again")
     with pytest.raises(ValueError, match="holds no geobench_<name>.tortilla"):
         geobench2.convert(tmp_path / "out", tmp_path / "again")
+
+
+def test_a_geographic_split_of_unknown_places():
+    """They lay in a block of their own, in which whoever is there is near to nobody."""
+    places = np.array([[1.0, 2.0], [np.nan, 2.0], [50.0, 60.0]])
+    with pytest.raises(ValueError, match="needs the place of every sample"):
+        pretrain.geographic_split(np.arange(3), places, (1, 1, 1), 5.0, 0)
+    with pytest.raises(ValueError, match="the valid split"):  # the others alone are too few
+        pretrain.geographic_split(np.array([0, 2]), places, (1, 1, 1), 5.0, 0)

@@ -197,6 +197,8 @@ class Reader(abc.ABC):
         except ValueError as e:
             raise ValueError(f"{self.split} {where}: {e}") from None
         for name, image in images.items():
+            with np.errstate(over="ignore"):
+                images[name] = image = image.astype(np.float32)
             if not np.isfinite(image).all():
                 raise ValueError(f"{self.split} {where} holds pixels of {name} that are not finite")
         label = np.asarray(raw.label)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -176,6 +177,7 @@ class Windowed(Reader):
         images = {m: _image(m, arrays[m]) for m in self.modalities}
         if "sentinel1" in images:
             images["sentinel1"] = self._decibel(images["sentinel1"])
+        _check_numbers("label", arrays["label"])
         label = self._marked(arrays["label"])
         if self.info.multilabel:
             label = self._several(label, arrays.get("valid"))
@@ -253,9 +255,15 @@ def _seen(image: np.ndarray) -> np.ndarray:
 
 def _image(name: str, array: np.ndarray) -> np.ndarray:
     """The array [C, T, H, W] of a modality as [H, W, T, C]."""
+    _check_numbers(name, array)
     if array.ndim != 4:
         raise ValueError(f"{name} must be [bands, dates, rows, columns], got {list(array.shape)}")
     return array.transpose(2, 3, 1, 0)
+
+
+def _check_numbers(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold numbers, got {array.dtype}")
 
 
 def _steps_of(images: Mapping[str, np.ndarray]) -> int:
@@ -301,6 +309,8 @@ def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) ->
     """
     valid = np.ones(label.shape) if valid is None else valid
     if task_type in ("segmentation", "regression"):
+        if label.ndim < 2 or label.size != math.prod(label.shape[-2:]):
+            raise ValueError(f"its label must be [1, 1, rows, columns], got {list(label.shape)}")
         label, valid = label.reshape(label.shape[-2:]), valid.reshape(valid.shape[-2:])
     else:
         label, valid = label.reshape(()), valid.reshape(())
