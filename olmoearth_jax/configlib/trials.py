@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import field
 from typing import Literal
@@ -68,3 +69,7 @@ class BalancedTrials:
         for name in self.classifiers:
             if name not in CLASSIFIERS:
                 yield f"unknown classifier {name!r}; {closest(name, CLASSIFIERS)}"
+                continue
+            module, _, package = CLASSIFIERS[name]
+            if importlib.util.find_spec(module.partition(".")[0]) is None:
+                yield f"the classifier {name!r} needs the package {package}"
