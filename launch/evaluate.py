@@ -151,7 +151,7 @@ def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
 def _source_folder() -> Path:
     """Run folder, checkpoints folder or step folder that the flags name."""
     run_name = _RUN_NAME.value
-    if (_CHECKPOINT.value is None) == (run_name is None):
+    if _CHECKPOINT.value is None and run_name is None:
         raise UserError(
             "give --run_name=NAME, --checkpoint=DIR, --baseline=... or --embeddings=DIR"
         )
@@ -289,14 +289,15 @@ def execute(stop: threading.Event) -> None:
     """Does what the flags say."""
     if _BOOTSTRAP.value and not _TEST.value:
         raise UserError("--n_bootstrap resamples the test score; leave out --norun_on_test")
-    named = (_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value, _EMBEDDINGS.value)
-    if _LIST.value and all(v is None for v in named):
+    named = [f"--{f.name}" for f in (_RUN_NAME, _CHECKPOINT, _BASELINE, _EMBEDDINGS) if f.present]
+    if len(named) > 1:
+        raise UserError(f"one thing is evaluated at a time: give {' or '.join(named)}")
+    if _LIST.value and not named:
         _list_tasks()
         return
+    if (_WATCH.value or _STEPS.value) and named and named[0] in ("--baseline", "--embeddings"):
+        raise UserError(f"--watch and --steps are for runs and checkpoints, not {named[0]}")
     if _EMBEDDINGS.value is not None:
-        given = [_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value]
-        if _WATCH.value or any(v is not None for v in given):
-            raise UserError("--embeddings stands alone: give no run, checkpoint or baseline")
         if _INT8.value:
             raise UserError("--int8_arm is for models: --embeddings are taken as they are")
         model = Precomputed(_EMBEDDINGS.value)

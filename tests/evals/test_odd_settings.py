@@ -286,6 +286,11 @@ def test_embeddings_are_called_by_their_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--baseline=raw_bands", "--checkpoint=x"], "give --checkpoint or --baseline"),
+        (["--run_name=x", "--checkpoint=x"], "give --run_name or --checkpoint"),
+        (["--embeddings=e", "--baseline=raw_bands"], "give --baseline or --embeddings"),
+        (["--baseline=raw_bands", "--steps=all"], "are for runs and checkpoints"),
+        (["--embeddings=e", "--watch"], "are for runs and checkpoints"),
         (["--embeddings=e", "--int8_arm"], "--int8_arm is for models"),
         (["--baseline=raw_bands", "--n_bootstrap=5", "--norun_on_test"], "leave out --norun_on"),
     ],
