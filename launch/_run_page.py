@@ -138,7 +138,7 @@ def _evaluations(folder: Path) -> str:
 
 def _is_result(item: Any) -> bool:
     parts = ("settings", "valid", "test")
-    return isinstance(item, dict) and all(isinstance(item.get(p) or {}, Mapping) for p in parts)
+    return all(isinstance(item.get(p) or {}, Mapping) for p in parts)
 
 
 def _score(found: Mapping[str, Any] | None) -> str:

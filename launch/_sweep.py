@@ -37,12 +37,19 @@ class RunsFailed(RuntimeError):
         self.found = found
 
 
-def expand(tasks: Mapping[str, EvalTaskConfig], sweep: str = "none") -> Plan:
+def expand(
+    tasks: Mapping[str, EvalTaskConfig],
+    sweep: str = "none",
+    of: Callable[[EvalTaskConfig], EvalTaskConfig] | None = None,
+) -> Plan:
     """The runs of a sweep (spec/evals.md section 12).
 
     'none': every task as it is set. 'lr': its learning rates, all else as set. 'full': also both
     poolings and, where the data set has statistics of its own, both normalisations. Learning
     rates do not matter to kNN and diagnostics, whose duplicates are left out.
+
+    Args:
+      of: gives what a model takes of a task; variants of which it takes the same are one run.
 
     Raises:
       ValueError: another sweep.
@@ -51,6 +58,7 @@ def expand(tasks: Mapping[str, EvalTaskConfig], sweep: str = "none") -> Plan:
     plan: Plan = []
     for name, task in tasks.items():
         for variant in _variants(task, check_task(name, task), sweep):
+            variant = variant if of is None else of(variant)
             if (name, variant) not in plan:
                 plan.append((name, variant))
     return plan
@@ -75,6 +83,17 @@ def _variants(task: EvalTaskConfig, info: Any, sweep: str) -> list[EvalTaskConfi
         for n in norms
         for p in ("mean", "max")
     ]
+
+
+def without_resamples(plan: Plan) -> list[str]:
+    """Names of tasks whose test score is not resampled."""
+
+    def single(name: str, task: EvalTaskConfig) -> bool:
+        info = check_task(name, task)
+        mode = eval_mode(task, info)
+        return mode == "finetune" or (mode == "knn" and info.spatial)
+
+    return list(dict.fromkeys(name for name, task in plan if single(name, task)))
 
 
 def select_best_val(tasks: Mapping[str, EvalTaskConfig]) -> dict[str, EvalTaskConfig]:
@@ -102,7 +121,7 @@ def evaluate(
     Raises:
       RunsFailed: at the end, if tasks failed; it names them and holds the other results.
     """
-    done = {runner.identity(r): r for r in runner.read_lines(folder)}
+    done = {runner.identity(r): r for r in runner.read_results(folder)}
     out: dict[int, list[dict[str, Any]]] = {}
     failed, hooks = [], Hooks(stop, cache={})
     order = encoding_order([task for _, task in plan], options)
@@ -146,6 +165,6 @@ def _trials_of(held: Iterable[dict[str, Any]], host: dict[str, Any]) -> list[dic
         for r in held
         if r["mode"] == "balanced_trials"
         and r["task"].startswith(start)
-        and all(r[k] == host[k] for k in keys)
+        and all(r.get(k) == host[k] for k in keys)
         and r["settings"] == host["settings"]
     ]

@@ -17,6 +17,7 @@ all tasks: --set=patch_size=8 (repeatable); of one: --set=mados.probe_lr=0.05; o
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -33,7 +34,7 @@ from olmoearth_jax.configlib.tasks import EvalTaskConfig, RunOptions, change_all
 from olmoearth_jax.evals import models, runner
 from olmoearth_jax.evals.datasets import split_available
 from olmoearth_jax.evals.embeddings import Stopped
-from olmoearth_jax.evals.models import Precomputed, with_int8
+from olmoearth_jax.evals.models import Precomputed, as_shown, with_int8
 from olmoearth_jax.outputs import check, check_folder
 
 from . import _eval_report as report
@@ -66,7 +67,7 @@ _DATASET_NORM = _bool("use_dataset_normalizer", False, "Datasets' own statistics
 _H5 = _string("h5py_dir", None, "Pretraining H5 folder of the pretrain_* tasks.")
 _TEST = _bool("run_on_test", True, "Score the test split too.")
 _BOOTSTRAP = _integer("n_bootstrap", 0, "Resamples of the test score.", lower_bound=0)
-_SEED = _integer("seed", 42, "Seed of probes, sample order and subsets.")
+_SEED = _integer("seed", 42, "Seed of probes, sample order and subsets.", lower_bound=0)
 _STEPS = _list("steps", None, "Checkpoint steps, or 'all'; default: the newest.")
 _WATCH = _bool("watch", False, "Wait for new checkpoints of the run.")
 _POLL = _float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
@@ -103,7 +104,7 @@ def _settings_of(path: Path, picked: dict[str, EvalTaskConfig]) -> dict[str, Eva
     """The tasks that a settings file names, changed as it says."""
     try:
         table = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"--settings_json={path} cannot be read: {e}") from e
     if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
         raise UserError(f"--settings_json={path} must map task names to fields and values")
@@ -119,12 +120,14 @@ def _with_setting(picked: dict[str, EvalTaskConfig], text: str) -> dict[str, Eva
     if not equals or not path:
         raise UserError(f"--set={text} is not of the form [<task>.]<field>=<value>")
     whom = tasks.select(picked, [name]) if dot else picked
-    return {**picked, **change_all(whom, **{field: values.parse_value(value)})}
+    change = tasks.field_value(field, values.parse(value), written=True)
+    return {**picked, **change_all(whom, **{field: change})}
 
 
 def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
     """The runs on a model; tasks that cannot run are listed (an error if they were asked for)."""
     picked, named = _chosen_tasks()
+    shown = isinstance(loaded.model, Precomputed)
     if isinstance(loaded.model, Precomputed):
         able, skipped = loaded.model.able(picked, _TEST.value)
     else:
@@ -138,14 +141,17 @@ def _plan_for(loaded: models.Loaded, say: Callable[[str], None]) -> sweep.Plan:
         say(f"skipping {len(skipped)} tasks:")
         _say_why(skipped)
     if not able:
-        raise UserError("no task can run; see the reasons above")
-    return sweep.expand(able, _SWEEP.value)
+        raise UserError("no task can run" + ("" if _LIST.value else "; --list says why"))
+    plan = sweep.expand(able, _SWEEP.value, as_shown if shown else None)
+    if _BOOTSTRAP.value and (single := sweep.without_resamples(plan)):
+        say(f"no resamples of {', '.join(single)}: neither fine-tuning nor kNN of pixels has any")
+    return plan
 
 
 def _source_folder() -> Path:
     """Run folder, checkpoints folder or step folder that the flags name."""
     run_name = _RUN_NAME.value
-    if (_CHECKPOINT.value is None) == (run_name is None):
+    if _CHECKPOINT.value is None and run_name is None:
         raise UserError(
             "give --run_name=NAME, --checkpoint=DIR, --baseline=... or --embeddings=DIR"
         )
@@ -163,12 +169,16 @@ def _step_folders(source: Path) -> list[Path]:
         return [checkpoint.find_checkpoint(source)]
     root = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     there = checkpoint.complete_steps(root)
+    if not there and not _WATCH.value:
+        checkpoint.find_checkpoint(source)  # says what is there instead
+        raise UserError(f"{source} is a checkpoint by itself; leave out --steps")
     if _STEPS.value in (None, ["all"]):
         return [root / str(s) for s in there]
-    for step in _STEPS.value:
-        if not step.isdigit() or int(step) not in there:
-            raise UserError(f"there is no checkpoint of step {step} in {root}; known: {there}")
-    return [root / step for step in sorted(_STEPS.value, key=int)]
+    steps = {text: int(text) if text.isdecimal() else -1 for text in _STEPS.value}
+    for text, step in steps.items():
+        if step not in there and not (_WATCH.value and step >= 0):
+            raise UserError(f"there is no checkpoint of step {text} in {root}; known: {there}")
+    return [root / str(step) for step in there if step in steps.values()]
 
 
 def _results_folder(source: Path | None) -> Path:
@@ -177,10 +187,14 @@ def _results_folder(source: Path | None) -> Path:
         return Path(_OUT.value)
     if source is None:
         return Path("local_output") / "baselines" / "evals"
-    folder = source
-    while folder.name.isdigit() or folder.name == "checkpoints":
+    folder = Path(os.path.abspath(source))
+    # A run may have a number for a name, too.
+    if folder.parent.name == "checkpoints" or (folder / "meta").is_dir():
         folder = folder.parent
-    return folder / "evals"
+    if folder.name == "checkpoints":
+        folder = folder.parent
+    folder /= "evals"
+    return folder if source.is_absolute() else Path(os.path.relpath(folder))
 
 
 def _run_model(loaded: models.Loaded, folder: Path, stop: Callable[[], bool]) -> list[dict]:
@@ -239,7 +253,7 @@ def _show(folder: Path, items: list[dict]) -> None:
     if not items:
         return
     commands.say(report.table(items))
-    everything = runner.read_lines(folder)
+    everything = runner.read_results(folder)
     picture = folder / "results.png"
     try:
         check(picture, overwrite=_OVERWRITE.value)
@@ -273,17 +287,22 @@ def _say_why(skipped: Mapping[str, str]) -> None:
 
 def execute(stop: threading.Event) -> None:
     """Does what the flags say."""
-    named = (_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value, _EMBEDDINGS.value)
-    if _LIST.value and all(v is None for v in named):
+    if _BOOTSTRAP.value and not _TEST.value:
+        raise UserError("--n_bootstrap resamples the test score; leave out --norun_on_test")
+    named = [f"--{f.name}" for f in (_RUN_NAME, _CHECKPOINT, _BASELINE, _EMBEDDINGS) if f.present]
+    if len(named) > 1:
+        raise UserError(f"one thing is evaluated at a time: give {' or '.join(named)}")
+    if _LIST.value and not named:
         _list_tasks()
         return
+    if (_WATCH.value or _STEPS.value) and named and named[0] in ("--baseline", "--embeddings"):
+        raise UserError(f"--watch and --steps are for runs and checkpoints, not {named[0]}")
     if _EMBEDDINGS.value is not None:
-        given = [_RUN_NAME.value, _CHECKPOINT.value, _BASELINE.value]
-        if _WATCH.value or any(v is not None for v in given):
-            raise UserError("--embeddings stands alone: give no run, checkpoint or baseline")
+        if _INT8.value:
+            raise UserError("--int8_arm is for models: --embeddings are taken as they are")
         model = Precomputed(_EMBEDDINGS.value)
-        folder = _results_folder(None)
-        loaded = models.Loaded(model, model.path.stem, 0, {})
+        folder = _checked(_results_folder(None))
+        loaded = models.Loaded(model, Path(os.path.abspath(model.path)).stem, 0, {})
         _run_each([loaded], folder, stop)
         return
     if _BASELINE.value is not None:

@@ -59,6 +59,8 @@ def _convert_floods(source: Path, target: Path, overwrite: bool = False) -> None
     if not tables:
         raise ValueError(f"{source} holds no flood_<split>_data.csv")
     files = [target / f"{table.stem}.npz" for table in tables]
+    if twice := next((p for p in files if files.count(p) > 1), None):
+        raise ValueError(f"{source} holds several {twice.stem}.csv; name the folder of one of them")
     for path in files:
         check(path, overwrite=overwrite)
     target.mkdir(parents=True, exist_ok=True)
@@ -123,6 +125,29 @@ def _fit_quantiles(
     print(f"{len(flat)} embeddings of {flat.shape[1]} dimensions -> {target}")
 
 
+def _convert(args: argparse.Namespace) -> None:
+    """Does what the arguments say."""
+    from olmoearth_jax.evals.datasets.base import of_another_form
+
+    with of_another_form(f"what lies in {args.source or args.h5py_dir}"):
+        if args.what == "pastis":
+            _convert_pastis(args.source, args.target, args.whole_patches, args.overwrite)
+        elif args.what == "mados":
+            _convert_mados(args.source, args.target, args.overwrite)
+        elif args.what == "floods":
+            _convert_floods(args.source, args.target, args.overwrite)
+        elif args.what == "geobench2":
+            from .evaldata import geobench2
+
+            found = geobench2.convert(args.source, args.target, args.overwrite)
+            for name, count in found.items():
+                print(f"{name}: {count} samples")
+        else:
+            _fit_quantiles(
+                args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite
+            )
+
+
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 for a mistake in the arguments or the data."""
     parser = argparse.ArgumentParser(
@@ -145,22 +170,7 @@ def main(argv: list[str]) -> int:
     if missing:
         parser.error(f"{args.what} needs --{missing[0]}")
     try:
-        if args.what == "pastis":
-            _convert_pastis(args.source, args.target, args.whole_patches, args.overwrite)
-        elif args.what == "mados":
-            _convert_mados(args.source, args.target, args.overwrite)
-        elif args.what == "floods":
-            _convert_floods(args.source, args.target, args.overwrite)
-        elif args.what == "geobench2":
-            from .evaldata import geobench2
-
-            found = geobench2.convert(args.source, args.target, args.overwrite)
-            for name, count in found.items():
-                print(f"{name}: {count} samples")
-        else:
-            _fit_quantiles(
-                args.checkpoint, args.h5py_dir, args.target, args.samples, args.overwrite
-            )
+        _convert(args)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -81,10 +81,10 @@ def export(folder: Path, overwrite: bool = False) -> list[Path]:
       ValueError: the folder holds files of something else.
     """
     ours = folder / FEATURES
+    outputs.check_folder(folder)
     held = folder.exists() and any(folder.iterdir())
     if held and not overwrite and not (ours.is_file() and outputs.is_ours(ours)):
         raise ValueError(f"{folder} holds files of something else; give another --output")
-    outputs.check_folder(folder)
     rasterio = rasterio_library()
     images, truth, date = _mosaic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run_alone(main, FLAGS, (ValueError,), commands.USER_ERROR)
+    commands.run_alone(main, FLAGS, code=commands.USER_ERROR)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,8 @@ class _Task:
 def _new_name(folder: Path, storage: Storage) -> Path:
     """The dataset's folder relative to its tile folder, with the new compression in its name."""
     settings = storage.settings()
-    how = "".join(f"_{settings[k]}" for k in ("compression", "compression_opts") if settings[k])
+    told = [settings[k] for k in ("compression", "compression_opts")]
+    how = "".join(f"_{text}" for text in told if text is not None)
     head = folder.parent.parent.name
     tail = re.search(r"_\d+_x_\d+$", head)
     if head.startswith("h5py_data_w_missing_timesteps") and tail:
@@ -116,6 +118,7 @@ def rechunk(
       OSError: the disk is full or not writable.
     """
     header, rows = read_metadata(folder)
+    folder = Path(os.path.abspath(folder))  # its name and those above it are used
     final = output_dir / _new_name(folder, storage)
     if final.resolve() == folder.resolve():
         raise ValueError(f"--output_dir leads back to the original {folder}; give another folder")
@@ -129,9 +132,9 @@ def rechunk(
     partial = final.with_name(f".{final.name}.{digest}.partial")
     job = partial.with_suffix(".job")
     if final.exists():
-        complete = all((final / f"sample_{n}.h5").is_file() for n in numbers)
-        same = (final / METADATA_FILE).read_bytes() == (folder / METADATA_FILE).read_bytes()
-        if complete and same and _layout(final) == dataclasses.asdict(storage):
+        held = (METADATA_FILE, *(f"sample_{n}.h5" for n in numbers))
+        complete = all((final / name).is_file() for name in held) and _same_table(final, folder)
+        if complete and _layout(final) == dataclasses.asdict(storage):
             blocks.clear(job)
             return final, 0
         raise ValueError(f"another dataset is in the way: {final}; move it or delete it")
@@ -177,6 +180,10 @@ def _rewrite_all(
         else:
             blocks.clear(work.objects, work.folder)
     return written
+
+
+def _same_table(folder: Path, other: Path) -> bool:
+    return (folder / METADATA_FILE).read_bytes() == (other / METADATA_FILE).read_bytes()
 
 
 def _layout(folder: Path) -> object:

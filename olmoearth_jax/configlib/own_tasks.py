@@ -9,10 +9,18 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from olmoearth_jax.configlib import schema, tasks
+from olmoearth_jax.configlib import schema, tasks, texts
 from olmoearth_jax.configlib.schema import ConfigError
-from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, catalogue, check_task
+from olmoearth_jax.configlib.tasks import (
+    CATALOGUES,
+    DatasetInfo,
+    EvalTaskConfig,
+    catalogue,
+    check_task,
+    official_tasks,
+)
 from olmoearth_jax.modalities import ModalityName, closest
+from olmoearth_jax.model.versions import VERSIONS
 
 if TYPE_CHECKING:
     from olmoearth_jax.config import DownstreamEvaluatorConfig
@@ -68,13 +76,18 @@ def add_file(path: str | Path) -> dict[str, EvalTaskConfig]:
         raise ValueError(f"{path}: {'; '.join(e.problems)}") from None
     if not found.tasks:
         raise ValueError(f"{path} names no tasks: it holds {{'datasets': ..., 'tasks': ...}}")
+    for name in (*found.datasets, *found.tasks):
+        if problem := texts.name_problem(name):
+            raise ValueError(f"{path}: the name {texts.shown(name)} {problem}")
     for name, dataset in found.datasets.items():
         try:
             tasks.OWN[name] = _info(name, dataset, path.absolute().parent)
         except ValueError as e:
             raise ValueError(f"{path}: datasets.{name}: {e}") from None
+    taken = {n for which in CATALOGUES for n in catalogue(which)}
+    taken |= {n for version in VERSIONS for n in official_tasks(version)}
     for name, task in found.tasks.items():
-        if name in catalogue():
+        if name in taken:
             raise ValueError(f"{path}: the task {name!r} is in the catalogue; choose another name")
         try:
             check_task(name, task)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 from olmoearth_jax.configlib import schema
+from olmoearth_jax.configlib.trials import BalancedTrials
 from olmoearth_jax.modalities import ModalityName, closest
 from olmoearth_jax.model.versions import VERSIONS
 from olmoearth_jax.proposals import known
@@ -53,6 +55,9 @@ METRICS = {
 
 PRETRAIN_PREFIX = "pretrain_subset"
 
+STATS_FILE = "stats.json"
+"""Beside a user's windows: statistics of their own."""
+
 _STUDENT_DIMS = (128, 64)
 """Widths at which official runs score the student."""
 
@@ -65,63 +70,6 @@ class EvalInterval:
 
     value: int = 1
     unit: Literal["steps", "epochs"] = "epochs"
-
-
-CLASSIFIERS = {
-    "rf": ("sklearn.ensemble", "RandomForestClassifier", "scikit-learn"),
-    "xgb": ("xgboost", "XGBClassifier", "xgboost"),
-    "logreg": ("sklearn.linear_model", "LogisticRegression", "scikit-learn"),
-}
-"""Further predictors of balanced trials, at the defaults of their libraries: (module, class,
-package to install)."""
-
-
-@dataclasses.dataclass
-class BalancedTrials:
-    """Repeated small balanced training sets out of one pool (spec/evals_v1_3.md section 3)."""
-
-    draw_pool: list[Literal["train", "valid", "test"]] = field(
-        default_factory=lambda: ["train", "valid", "test"]
-    )
-    """Splits that make the pool, in this order."""
-    n_per_class: int | None = None
-    """Samples of a class that a fold draws; null derives it."""
-    cap: int | None = None
-    """Most of them where it is derived; null is the figure for the data set, else 300."""
-    least_class_draw_fraction: float = 0.9
-    """Share of the least class that is drawn at most."""
-    n_folds: int | None = None
-    """Folds; null derives them from the samples drawn of a class."""
-    max_folds: int | None = None
-    seed: int = 0
-    """Of the first fold; the others count on."""
-    knn_ks: list[int] = field(default_factory=lambda: [5, 20])
-    """Neighbours of each nearest-neighbour predictor."""
-    ridge_lambda: float = 0.0
-    """Penalty of the predictor 'ridge'; 0 is least squares."""
-    fit_intercept: bool = True
-    ridge_lambdas: list[float] = field(default_factory=list)
-    """Further penalties, a predictor each."""
-    classifiers: list[Literal["rf", "xgb", "logreg"]] = field(default_factory=list)
-
-    def problems(self) -> Iterator[str]:
-        """What is wrong with the settings, a sentence each."""
-        for name in ("n_per_class", "cap", "n_folds", "max_folds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name} must be at least 1, got {value}"
-        if not 0 < self.least_class_draw_fraction <= 1:
-            yield (
-                "least_class_draw_fraction must lie in (0, 1], got "
-                f"{self.least_class_draw_fraction}"
-            )
-        if any(k < 1 for k in self.knn_ks):
-            yield f"knn_ks must be positive, got {self.knn_ks}"
-        if any(not lam >= 0 for lam in (self.ridge_lambda, *self.ridge_lambdas)):
-            yield "a ridge penalty must not be negative"
-        for name in self.classifiers:
-            if name not in CLASSIFIERS:
-                yield f"unknown classifier {name!r}; {closest(name, CLASSIFIERS)}"
 
 
 @dataclasses.dataclass
@@ -301,6 +249,8 @@ def band_stats(dataset: str) -> dict[str, Stats]:
 
 def has_own_stats(info: DatasetInfo) -> bool:
     """Whether statistics come with the data set's files or with us."""
+    if info.folder:
+        return (Path(info.folder) / STATS_FILE).is_file()
     if info.windowed or info.name.startswith("m-"):
         return True
     try:
@@ -359,18 +309,27 @@ def select(
     return {name: tasks[name] for name in chosen if name not in (skip or ())}
 
 
-def change_all(tasks: Mapping[str, EvalTaskConfig], **changes: Any) -> dict[str, EvalTaskConfig]:
+def change_all(tasks: Mapping[str, EvalTaskConfig], /, **changes: Any) -> dict[str, EvalTaskConfig]:
     """The tasks with some settings changed.
 
     Raises:
-      ValueError: a field that tasks do not have, or a member that a field does not have.
+      ValueError: a field that tasks do not have, or a value that a field does not take.
+    """
+    changes = {key: field_value(key, value) for key, value in changes.items()}
+    return {name: dataclasses.replace(task, **changes) for name, task in tasks.items()}
+
+
+def field_value(name: str, value: Any, written: bool = False) -> Any:
+    """The value of a field of tasks; `written` as for `schema.set_path`.
+
+    Raises:
+      ValueError: a field that tasks do not have, or a value that it does not take.
     """
     fields = schema.hints(EvalTaskConfig)
-    for key, value in changes.items():
-        known("task field", key, list(fields))
-        if isinstance(value, Mapping):
-            changes[key] = schema.convert(fields[key], value, key)
-    return {name: dataclasses.replace(task, **changes) for name, task in tasks.items()}
+    known("task field", name, list(fields))
+    if dataclasses.is_dataclass(value):
+        return value
+    return schema.convert(fields[name], value, name, written=written)
 
 
 def eval_mode(task: EvalTaskConfig, info: DatasetInfo) -> str:
@@ -427,6 +386,7 @@ def _problems(task: EvalTaskConfig, info: DatasetInfo) -> Iterator[str]:
     if number is not None and not 0 <= number < info.num_classes:
         yield f"primary_metric_class must lie in 0...{info.num_classes - 1}"
     yield from _number_problems(task, info, mode)
+    yield from _probe_problems(task, info, mode)
     if "regression" in info.task_type and mode == "knn":
         yield "kNN does not do regression; use linear_probe"
     yield from _output_problems(task, info, mode)
@@ -449,9 +409,24 @@ def _output_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iter
         yield f"fine-tuning takes patch tokens; it does not go with output={task.output}"
     if task.balanced_trials is None:
         return
-    if mode != "knn" or info.multilabel:
+    if mode != "knn" or info.multilabel or info.spatial:
         yield "balanced_trials needs a kNN task with one class per sample"
     yield from task.balanced_trials.problems()
+
+
+def _probe_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iterator[str]:
+    """What would be told only when all embeddings are made."""
+    ranked = task.primary_metric in ("auroc", "prauc")
+    if mode == "knn" and info.spatial and ranked:
+        yield f"kNN of pixels gives no probabilities, which {task.primary_metric} needs"
+    if mode != "linear_probe":
+        return
+    if info.multilabel:
+        yield "the linear probe does not do multi-label classification; use kNN"
+    if task.probe_type != "linear" and not info.spatial:
+        yield f"probe_type={task.probe_type} needs a per-pixel task, not {info.task_type}"
+    if task.probe_type == "attnpool" and info.task_type == "regression":
+        yield "probe_type=attnpool does not do regression"
 
 
 def _number_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iterator[str]:
@@ -462,12 +437,21 @@ def _number_problems(task: EvalTaskConfig, info: DatasetInfo, mode: str) -> Iter
     for name in (
         "patch_size", "epochs", "embedding_batch_size", "probe_batch_size", "ft_batch_size",
         "linear_probe_eval_interval", "max_train_samples", "embedding_dim", "output_dim",
+        "pretrain_max_samples", "pretrain_train_samples", "pretrain_valid_samples",
+        "pretrain_test_samples",
     ):  # fmt: skip
         value = getattr(task, name)
         if value is not None and value < 1:
             yield f"{name} must be at least 1, got {value}"
+    for name in ("finetune_seed", "max_train_samples_seed", "pretrain_label_seed"):
+        if getattr(task, name) < 0:
+            yield f"{name} must not be negative, got {getattr(task, name)}"
+    for name in ("probe_lr", "ft_lr", "pretrain_geographic_bin_size_deg"):
+        value = getattr(task, name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{name} must be a number above 0, got {value}"
     side = info.height_width if info.spatial else None
-    if side and mode in ("linear_probe", "finetune") and side % task.patch_size:
+    if side and mode != "embedding_diagnostics" and side % task.patch_size:
         yield f"patch_size {task.patch_size} does not divide the tile of {side} px"
     if not 0 < task.label_fraction <= 1:
         yield f"label_fraction must lie in (0, 1], got {task.label_fraction}"

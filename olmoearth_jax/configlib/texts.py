@@ -39,7 +39,7 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= 120 else f"{text[:60]}...{text[-20:]}")
 
 
-def _name_problem(text: str, longest: int = _MAX_NAME) -> str | None:
+def _text_problem(text: str, longest: int = _MAX_NAME) -> str | None:
     """Why a text is no name of a file, folder or job ("must ..."); None if it is one."""
     found = unprintable(text)
     if found is not None:
@@ -55,13 +55,19 @@ def _name_problem(text: str, longest: int = _MAX_NAME) -> str | None:
     return None
 
 
+def name_problem(text: str) -> str | None:
+    """Why a text cannot be the name of a folder within another ("must ..."); None if it can."""
+    found = _text_problem(text)
+    if found is None and ("/" in text or text in (".", "..")):
+        return "must be a name without '/'"
+    return found
+
+
 def problems(cfg: ExperimentConfig) -> Iterator[str]:
     """What is wrong with the run's name, its plugins and its paths, one sentence each."""
     yield from plugins.problems(cfg.common.plugins)
     name = cfg.common.run_name
-    found = _name_problem(name)
-    if found is None and ("/" in name or name in (".", "..")):
-        found = "must be a name without '/'"
+    found = name_problem(name)
     if found is not None:
         yield f"common.run_name {found}, got {shown(name)}"
     paths = {
@@ -76,10 +82,10 @@ def problems(cfg: ExperimentConfig) -> Iterator[str]:
         ),
     }
     for path, value in paths.items():
-        found = _name_problem(value, _MAX_PATH) if value else None  # '' is none, as null is
+        found = _text_problem(value, _MAX_PATH) if value else None  # '' is none, as null is
         if found is not None:
             yield f"{path} {found}, got {shown(value or '')}"
     for folder in cfg.dataset.more_h5py_dirs:
-        found = _name_problem(folder, _MAX_PATH)
+        found = _text_problem(folder, _MAX_PATH)
         if found is not None:
             yield f"dataset.more_h5py_dirs {found}, got {shown(folder)}"

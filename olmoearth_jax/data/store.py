@@ -66,7 +66,7 @@ class SampleStore:
           ReadError: the file cannot be read.
         """
         copy = self._copy_of(path)
-        if copy is not None and copy.exists():
+        if copy is not None and copy.exists() and not _outdated(copy, path):
             return copy
         if self.samples_per_sec is not None:
             time.sleep(max(0.0, self._last + 1 / self.samples_per_sec - time.monotonic()))
@@ -87,7 +87,8 @@ class SampleStore:
     def _copy_of(self, path: AnyPath) -> Path | None:
         if self.cache_dir is None:
             return None
-        key = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+        folder = path.parent if isinstance(path, RemotePath) else path.parent.absolute()
+        key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         return Path(self.cache_dir) / key / path.name
 
     def _has_room(self) -> bool:
@@ -126,3 +127,14 @@ class SampleStore:
             return False
         self._room -= len(content)
         return True
+
+
+def _outdated(copy: Path, path: AnyPath) -> bool:
+    """Whether a file was replaced after it was copied, as far as its folder is at hand to tell."""
+    if isinstance(path, RemotePath):
+        return False
+    try:
+        ours, its = copy.stat(), path.stat()
+    except OSError:  # the original is out of reach, or the copy was just thrown away
+        return False
+    return its.st_size != ours.st_size or its.st_mtime > ours.st_mtime

@@ -334,6 +334,8 @@ def compare_manifest(name: str, recorded: Mapping[int, str], digests: dict[int, 
     """Differences between the checksums of a manifest called `name` and what was found."""
     return [
         f"sample_{n}.h5 has changed since {name} was written"
+        if n in recorded
+        else f"sample_{n}.h5 is not in {name}"
         for n, digest in digests.items()
         if recorded.get(n) != digest
     ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from olmoearth_jax.configlib.tasks import BALANCED, CLASSIFIERS, BalancedTrials
+from olmoearth_jax.configlib.tasks import BALANCED
+from olmoearth_jax.configlib.trials import CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals.knn import neighbours, vote
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import balanced_accuracy, classification_metrics
@@ -150,16 +151,11 @@ def penalty_name(penalty: float) -> str:
     return f"ridge_lam{penalty:g}".replace(".", "p")
 
 
-def _classifier(name: str) -> Any:
-    module, kind, package = CLASSIFIERS[name]
-    try:
-        return getattr(importlib.import_module(module), kind)()
-    except ImportError:
-        raise ValueError(f"the classifier {name!r} needs the package {package}") from None
-
-
-def _classifier_scores(name: str, train: Pool, query: np.ndarray, num_classes: int) -> np.ndarray:
-    model = _classifier(name)
+def _classifier_scores(
+    name: str, train: Pool, query: np.ndarray, num_classes: int, seed: int
+) -> np.ndarray:
+    module, kind, _ = CLASSIFIERS[name]
+    model = getattr(importlib.import_module(module), kind)(random_state=seed % 2**32)
     classes, numbers = np.unique(train.y, return_inverse=True)
     model.fit(train.x, numbers)
     scores = np.zeros((len(query), num_classes), np.float32)
@@ -168,9 +164,9 @@ def _classifier_scores(name: str, train: Pool, query: np.ndarray, num_classes: i
 
 
 def fold_scores(
-    train: Pool, query: np.ndarray, num_classes: int, settings: BalancedTrials
+    train: Pool, query: np.ndarray, num_classes: int, settings: BalancedTrials, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Scores [Q, C] of every predictor, fitted on one training set."""
+    """Scores [Q, C] of every predictor, fitted on one training set; `seed` of those that draw."""
     out: dict[str, np.ndarray] = {}
     penalties = {"ridge": settings.ridge_lambda}
     penalties |= {penalty_name(lam): lam for lam in settings.ridge_lambdas if lam > 0}
@@ -183,7 +179,7 @@ def fold_scores(
         for k in settings.knn_ks:
             out[f"knn{k}"] = vote(sims[:, :k], train.y[index[:, :k]], num_classes)
     for name in settings.classifiers:
-        out[name] = _classifier_scores(name, train, query, num_classes)
+        out[name] = _classifier_scores(name, train, query, num_classes, seed)
     return out
 
 
@@ -251,7 +247,8 @@ def run_trials(
         train, query = Pool(pool.x[rows], pool.y[rows]), Pool(pool.x[rest], pool.y[rest])
         if not fold and settings.ridge_lambda == 0 and len(rows) <= pool.x.shape[1]:
             say(f"ridge has {len(rows)} samples for {pool.x.shape[1]} dimensions: least norm")
-        for name, scores in fold_scores(train, query.x, num_classes, settings).items():
+        made = fold_scores(train, query.x, num_classes, settings, settings.seed + fold)
+        for name, scores in made.items():
             found.setdefault(name, []).append(fold_metrics(scores, query.y))
         sizes.append((len(rows), len(rest)))
         least_seen = min(least_seen, len(np.unique(query.y)))

@@ -133,10 +133,12 @@ class DownstreamEvaluator:
         for result in (results[n] for n in due if n in results):
             values |= runner.log_values(result)
             found += runner.records(result, model=self.run_name, checkpoint_step=step)
-        # Written together, so that an evaluation that was stopped half-way leaves nothing.
-        for item in found:
-            runner.append_line(self.folder, item)
-        runner.write_step(self.folder, step, found)
+        try:  # together, so that an evaluation that was stopped half-way leaves nothing
+            for item in found:
+                runner.append_line(self.folder, item)
+            runner.write_step(self.folder, step, found)
+        except (ValueError, OSError) as e:  # which are among the metrics of the run all the same
+            self._say(f"the results of step {step} are not in {self.folder}: {e}")
         self._say(f"evaluated {len(results)} tasks in {time.perf_counter() - begun:.1f} s")
         return values
 

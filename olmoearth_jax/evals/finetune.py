@@ -24,6 +24,7 @@ from olmoearth_jax.configlib.tasks import (
     RunOptions,
     check_task,
 )
+from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals import embeddings, models, probe_heads, scoring
 from olmoearth_jax.evals.datasets import open_split, state_of
 from olmoearth_jax.evals.samples import IGNORE, EvalSample, check_split, collate
@@ -196,7 +197,7 @@ class FineTuner:
         """What a state was made from, beside the task: it is taken up only for the same."""
         state = state_of(self.task, self.info)
         own = {} if state is None else {"data": state}
-        return {"model": self.model.digest, **own}
+        return {"model": self.model.digest, "dtype": self.model.dtype.name, **own}
 
     def _stale(self) -> bool:
         """Whether nothing got better for longer than patience lasts."""
@@ -234,13 +235,14 @@ class FineTuner:
         order = probe_heads.rng(seed, 5, self.epoch).permutation(count)
         parts = ("head",) if frozen else ("encoder", "head")
         batches = -(-len(order) // self.task.ft_batch_size)
-        accum, total, kept = self.task.ft_grad_accum_steps, 0.0, None
+        accum, total, kept, known = self.task.ft_grad_accum_steps, 0.0, None, False
         for number, (batch, labels) in enumerate(self._batches("train", order, stop)):
             weights = self._weights_of(order, number)
             loss, grads = _loss_and_grads(
                 self.job, *self._inputs(batch), jnp.asarray(labels), weights
             )
             total += float(loss)
+            known |= bool(scoring.any_label(labels).any())
             scaled = jax.tree.map(lambda g: g / accum, grads)
             kept = scaled if kept is None else jax.tree.map(jnp.add, kept, scaled)
             if (number + 1) % accum and number + 1 < batches:
@@ -252,6 +254,8 @@ class FineTuner:
                     jnp.asarray(self.counts[part]), lr,
                 )  # fmt: skip
             kept = None
+        if not known:
+            raise ValueError(f"fine-tuning {self.name}: no train sample carries a label")
         return total / batches
 
     def _weights_of(self, order: np.ndarray, number: int) -> jax.Array | None:
@@ -339,16 +343,18 @@ class FineTuner:
         if path is None or not path.exists():
             return False
         leaves, tree = jax.tree.flatten(self._state(kind))
-        with np.load(path) as stored:
-            about = json.loads(str(stored["about"]))
-            if about.get("task") != repr(self.task):
-                return False
-            # What was kept before these were has none of them.
-            if any(about.get(key, mine) != mine for key, mine in self._source.items()):
-                return False
-            if len(stored.files) != len(leaves) + 1:
-                raise ValueError(f"{path} belongs to another model; remove it to start anew")
-            found = [jnp.asarray(stored[str(i)]) for i in range(len(leaves))]
+        stored = npy_file.read(path)
+        if not isinstance(stored, dict) or "about" not in stored:
+            raise ValueError(f"{path} is no state of fine-tuning; remove it to start anew")
+        about = json.loads(str(stored["about"]))
+        if about.get("task") != repr(self.task):
+            return False
+        # What was kept before these were has none of them.
+        if any(about.get(key, mine) != mine for key, mine in self._source.items()):
+            return False
+        if len(stored) != len(leaves) + 1:
+            raise ValueError(f"{path} belongs to another model; remove it to start anew")
+        found = [jnp.asarray(stored[str(i)]) for i in range(len(leaves))]
         state = jax.tree.unflatten(tree, found)
         self.params = state["model_state"]
         self.moments = state.get("optimizer_state", self.moments)

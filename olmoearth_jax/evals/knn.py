@@ -191,6 +191,11 @@ def run_knn(
 def _patch_labels(labels: np.ndarray, height: int, width: int, num_classes: int) -> np.ndarray:
     """Most frequent class of every patch, IGNORE where none is labelled: [N, H, W] -> [N, h, w]."""
     n, rows, columns = labels.shape
+    if rows % height or columns % width:
+        raise ValueError(
+            f"labels of {rows} x {columns} pixels are no whole number for each of {height} x "
+            f"{width} embeddings"
+        )
     tiles = labels.reshape(n, height, rows // height, width, columns // width)
     counts = np.stack([(tiles == c).sum((2, 4)) for c in range(num_classes)], -1)
     return np.where(counts.sum(-1) > 0, counts.argmax(-1), IGNORE)

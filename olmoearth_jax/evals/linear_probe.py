@@ -235,9 +235,11 @@ class _Trainer:
 
     def bootstrap(self, options: RunOptions, guess, labels, scores) -> dict[str, Any]:
         """Resampled primary metric of a split."""
-        ranked = self.task.primary_metric in ("auroc", "prauc")
+        ranked, known = self.task.primary_metric in ("auroc", "prauc"), scoring.any_label(labels)
 
         def primary(rows: np.ndarray) -> float:
+            if not known[rows].any():
+                return math.nan
             part = scores[rows] if ranked else None
             return self.score(guess[rows], labels[rows], part).primary
 

@@ -21,8 +21,15 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.checkpoints import checkpoint, integrity
-from olmoearth_jax.configlib.tasks import DatasetInfo, EvalTaskConfig, check_task, eval_mode
+from olmoearth_jax.configlib.tasks import (
+    DatasetInfo,
+    EvalTaskConfig,
+    check_task,
+    dataset_info,
+    eval_mode,
+)
 from olmoearth_jax.data import npy_file
+from olmoearth_jax.data.hdf5_file import open_regular
 from olmoearth_jax.evals.datasets.base import SPLITS, DataUnavailable
 from olmoearth_jax.evals.samples import (
     MASK,
@@ -31,6 +38,7 @@ from olmoearth_jax.evals.samples import (
     Split,
     check_split,
     modalities_in,
+    whole_labels,
 )
 from olmoearth_jax.interop import checkpoints
 from olmoearth_jax.masks import MISSING_TOKEN, VISIBLE
@@ -74,7 +82,9 @@ class EncoderModel(FrozenEncoder):
     def embed(self, batch: EvalSample, patch_size: int, pool: Pooling) -> np.ndarray:
         """See `EmbeddingModel`. Missing tokens are left out; without any, none are looked for."""
         call, data, masks, timestamps = self.inputs(batch, patch_size, pool)
-        return np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
+        found = np.asarray(embed_tokens(call, self.params, data, masks, timestamps))
+        # A patch that shows nothing has no maximum; it is 0 there, as the mean is.
+        return np.where(np.isneginf(found), np.float32(0), found) if pool.how == "max" else found
 
     def inputs(self, batch: EvalSample, patch_size: int, pool: Pooling):
         """What `embed_tokens` needs of a batch: the call, images, masks of pixels, timestamps.
@@ -200,7 +210,7 @@ class Precomputed:
             paths = sorted(p for p in self.path.glob("*/*.npz") if p.name in names)
         for path in paths:
             digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
+            with open(open_regular(path), "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return {"embeddings": self.path.name, "embeddings_digest": digest.hexdigest()[:16]}
 
@@ -245,11 +255,10 @@ class Precomputed:
             raise ValueError(f"embeddings of {where} must be {wanted}, got {list(x.shape)}")
         if len(x) != len(y):
             raise ValueError(f"{where} has {len(x)} embeddings but {len(y)} labels")
-        covered = ~np.isnan(x).reshape(len(x), -1).all(1) if len(x) else np.zeros(0, bool)
-        x, y = x[covered], y[covered]
+        x, y = _covered(x, y)
         if not info.spatial and x.ndim == 4:
-            x = _pooled(x, task)
-        y = y.astype(np.float32 if "regression" in info.task_type else np.int64)
+            x, y = _covered(_pooled(x, task), y)  # the middle cell may lack what others have
+        y = y.astype(np.float32) if "regression" in info.task_type else whole_labels(y, where)
         check_split(split, x, y, info)
         return x, y
 
@@ -279,22 +288,30 @@ class Precomputed:
                 skipped[name] = "precomputed embeddings can't be fine-tuned"
             elif missing:
                 skipped[name] = f"{self.path} has no {missing[0]} embeddings of {info.name}"
-            elif (key := repr(_as_shown(task))) in seen:
+            elif (key := repr(as_shown(task))) in seen:
                 skipped[name] = f"for precomputed embeddings it is the same as {seen[key]}"
             else:
                 seen[key] = name
-                found[name] = _as_shown(task)
+                found[name] = as_shown(task)
         return found, skipped
 
 
-def _as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
+def as_shown(task: EvalTaskConfig) -> EvalTaskConfig:
     """The task without what only concerns images, and without a second round trip to int8."""
+    pooled = not dataset_info(task.dataset).spatial
     return dataclasses.replace(
         task, input_modalities=[], patch_size=1, norm_stats_from_pretrained=True,
+        pooling_type=task.pooling_type if pooled else EvalTaskConfig.pooling_type,
         quantize_embeddings=False, quantize_bits=None, quantile_config_path=None,
         output=None, output_dim=None, embedding_batch_size=EvalTaskConfig.embedding_batch_size,
         num_workers=EvalTaskConfig.num_workers,
     )  # fmt: skip
+
+
+def _covered(x: np.ndarray, y: np.ndarray) -> Split:
+    """The samples of embeddings [N, ...] that hold a number anywhere."""
+    there = ~np.isnan(x).all(tuple(range(1, x.ndim)))
+    return x[there], y[there]
 
 
 def _pooled(x: np.ndarray, task: EvalTaskConfig) -> np.ndarray:

@@ -330,23 +330,23 @@ def _extract_all(run: _Run) -> dict[str, Split]:
             task.embedding_batch_size,
             task.num_workers,
         )
-        splits = {}
+        stored, splits = _storage(task), {}
         for split, reader in {s: open_split(run.name, task, s) for s in wanted}.items():
             x, y = extract(model, reader, reader.modalities, how, run.hooks.stop)
-            splits[split] = (_quantized(task, x), y)
+            splits[split] = (stored(x), y)
     if run.mode == "embedding_diagnostics":
         return splits
     return _transformed(task, splits, run.hooks.log)
 
 
-def _quantized(task: EvalTaskConfig, x: np.ndarray) -> np.ndarray:
-    """What is left of embeddings after storing them as small integers."""
+def _storage(task: EvalTaskConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """What is left of embeddings after storing them as small integers, if the task asks for it."""
     if not task.quantize_embeddings:
-        return x
+        return lambda x: x
     if task.quantize_bits is None or task.quantile_config_path is None:
-        return quantize.dequantize_int8(quantize.quantize_int8(x))
+        return lambda x: quantize.dequantize_int8(quantize.quantize_int8(x))
     table = quantize.load_buckets(task.quantile_config_path, task.quantize_bits)
-    return table.dequantize(table.quantize(x))
+    return lambda x: table.dequantize(table.quantize(x))
 
 
 def _transformed(task: EvalTaskConfig, splits: dict[str, Split], log) -> dict[str, Split]:
@@ -411,8 +411,15 @@ def append_line(folder: Path, item: Mapping[str, Any]) -> None:
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """Records of `results.jsonl`; a line cut short by a crash is left out."""
-    return read_json_lines(folder / LINES)
+    """Objects in `results.jsonl`; lines cut short by a crash are left out."""
+    return [r for r in read_json_lines(folder / LINES) if isinstance(r, dict)]
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Of `read_lines` the records of tasks, which others may have lines among."""
+    known = ("task", str), ("mode", str), ("settings", dict)
+    found = read_lines(folder)
+    return [r for r in found if all(isinstance(r.get(key), kind) for key, kind in known)]
 
 
 def write_step(folder: Path, step: int, items: Sequence[Mapping[str, Any]]) -> Path:

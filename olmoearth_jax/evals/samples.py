@@ -91,14 +91,17 @@ def check_split(name: str, x: np.ndarray, y: np.ndarray, info: DatasetInfo) -> N
     """Checks embeddings x and labels y of a split.
 
     Raises:
-      ValueError: empty split, lengths that differ, NaN embeddings, labels that are all ignored or
-        out of range.
+      ValueError: empty split, lengths or axes that do not fit, NaN embeddings, labels that are all
+        ignored or out of range.
       TypeError: class labels that are not integers.
     """
     if not len(x):
         raise ValueError(f"the {name} split is empty")
     if len(x) != len(y):
         raise ValueError(f"the {name} split has {len(x)} embeddings but {len(y)} labels")
+    rows = "[N, H, W]" if info.spatial else f"[N, {info.num_classes}]" if info.multilabel else "[N]"
+    if y.ndim != rows.count(",") + 1 or (info.multilabel and y.shape[1] != info.num_classes):
+        raise ValueError(f"labels of the {name} split must be {rows}, got {list(y.shape)}")
     if not np.isfinite(x).all():
         raise ValueError(f"the {name} embeddings hold NaN or infinite values")
     if "regression" in info.task_type:
@@ -110,6 +113,16 @@ def check_split(name: str, x: np.ndarray, y: np.ndarray, info: DatasetInfo) -> N
     if not (y != IGNORE).any():
         raise ValueError(f"every label of the {name} split is the ignore value {IGNORE}")
     check_label_range(y, info, f"the {name} split")
+
+
+def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    """Class labels of any type as int64; raises ValueError if one is no whole number."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind == "f" and (odd := labels[labels != np.rint(labels)]).size:
+        raise ValueError(f"{where} holds label {odd.flat[0]:g}, which is no whole number")
+    if labels.dtype.kind == "f":
+        labels = labels.clip(-(2.0**53), 2.0**53)  # far from any class, and within int64
+    return labels.astype(np.int64)
 
 
 def check_label_range(labels: np.ndarray, info: DatasetInfo, where: str) -> None:

@@ -223,6 +223,12 @@ def labelled_rows(labels: np.ndarray) -> np.ndarray:
     return (labels != IGNORE).reshape(len(labels), -1).all(1)
 
 
+def any_label(labels: np.ndarray) -> np.ndarray:
+    """bool [N]: the samples that have a known label anywhere; labels [N, ...]."""
+    known = np.isfinite(labels) if labels.dtype.kind == "f" else labels != IGNORE
+    return np.asarray(known.reshape(len(labels), -1).any(1))
+
+
 def score(
     task: EvalTaskConfig,
     info: DatasetInfo,
@@ -273,14 +279,18 @@ def _by_class(values: dict[str, float], guess: np.ndarray, labels: np.ndarray) -
 def bootstrap(
     score: Callable[[np.ndarray], float], n: int, iterations: int, seed: int
 ) -> dict[str, Any]:
-    """Bootstrap of `score(indices)` over n items: scores, mean, std and the 95 % interval."""
+    """Bootstrap of `score(indices)` over n items: scores, mean, std and the 95 % interval.
+
+    Scores that are NaN, of resamples in which nothing can be scored, do not count.
+    """
     rng = np.random.default_rng(seed)
     scores = [float(score(rng.choice(n, size=n, replace=True))) for _ in range(iterations)]
-    low, high = np.percentile(scores, [2.5, 97.5])
+    real = [x for x in scores if not math.isnan(x)] or [math.nan]
+    low, high = np.percentile(real, [2.5, 97.5])
     return {
         "bootstrap_scores": scores,
-        "mean": float(np.mean(scores)),
-        "std": float(np.std(scores)),
+        "mean": float(np.mean(real)),
+        "std": float(np.std(real)),
         "ci_lower": float(low),
         "ci_upper": float(high),
         "n_bootstrap": iterations,

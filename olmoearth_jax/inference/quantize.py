@@ -105,10 +105,15 @@ def load_buckets(path: str | Path, bits: int) -> Buckets:
     check_bits(bits)
     try:
         with open_hdf5(Path(path)) as f:
-            parts = (stored_array(f, f"{bits}bit/{n}") for n in ("quantiles", "midpoints"))
-            return Buckets(*parts)
+            edges, middles = (stored_array(f, f"{bits}bit/{n}") for n in ("quantiles", "midpoints"))
     except (OSError, ReadError) as e:
         raise ValueError(f"{path} holds no quantile table for {bits} bits: {e}") from e
+    shapes, n = (edges.shape, middles.shape), 2**bits
+    if edges.ndim != 2 or shapes != ((len(edges), n + 1), (len(edges), n)):
+        raise ValueError(
+            f"the table of {path} for {bits} bits must be [D, {n + 1}] and [D, {n}], got {shapes}"
+        )
+    return Buckets(edges, middles)
 
 
 def check_bits(bits: int) -> None:

@@ -234,6 +234,33 @@ def test_a_rechunked_dataset_is_not_put_into_the_original(writable_dataset, tmp_
         rechunk_h5.rechunk(dataset, tmp_path / "a", storage)
 
 
+def test_a_rechunked_dataset_has_the_names_of_its_folder(writable_dataset, tmp_path, monkeypatch):
+    """However the original is named: the names of the copy say of what it is."""
+    storage = Storage("zstd", 3, None, 8, 3)
+    for place, name in ((writable_dataset, "."), (writable_dataset.parent, writable_dataset.name)):
+        monkeypatch.chdir(place)
+        out = tmp_path / f"out_{name}"
+        final, _ = rechunk_h5.rechunk(Path(name), out, storage)
+        assert final.relative_to(out).parts[1:] == writable_dataset.parts[-2:]
+    for left in final.iterdir():
+        left.unlink()
+    with pytest.raises(ValueError, match="another dataset is in the way"):
+        rechunk_h5.rechunk(Path(name), out, storage)
+
+
+def test_no_compression_at_all_is_a_level_too(writable_dataset, tmp_path):
+    final, _ = rechunk_h5.rechunk(writable_dataset, tmp_path, Storage("gzip", 0, None, 8, 3))
+    assert "_gzip_0_" in final.parents[1].name
+
+
+def test_files_that_a_manifest_does_not_know():
+    told = verify_dataset.compare_manifest("m.csv", {1: "a", 2: "b"}, {1: "a", 2: "c", 3: "d"})
+    assert told == [
+        "sample_2.h5 has changed since m.csv was written",
+        "sample_3.h5 is not in m.csv",
+    ]
+
+
 @pytest.mark.parametrize(("compression", "level"), [("zstd", 0), ("zstd", 23), ("gzip", 10)])
 def test_levels_that_are_none_are_refused(compression, level):
     with pytest.raises(ValueError, match=f"level of {compression} must lie in"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -122,6 +123,23 @@ def test_damaged_copies_are_replaced_and_damaged_files_are_not_trusted(dataset, 
     shutil.rmtree(tmp_path / "cache")
     stream = make_stream(index, cache_dir=tmp_path / "cache", max_bad_fraction=1.0)
     assert not stream.group(0)["ok"].any()
+
+
+def test_a_cache_holds_what_its_folder_does(tmp_path, monkeypatch):
+    """Not what another folder of the same relative name does, nor what it did before."""
+    store, file = SampleStore(tmp_path / "cache"), Path("data/sample_0.h5")
+    for project in (b"one", b"two"):
+        folder = tmp_path / project.decode()
+        (folder / "data").mkdir(parents=True)
+        (folder / file).write_bytes(project)
+        monkeypatch.chdir(folder)
+        copy = store.local(file)
+        assert copy.read_bytes() == project and copy == store.local(folder / file)
+    (folder / file).write_bytes(b"new")
+    os.utime(folder / file, (2**31, 2**31))
+    assert store.local(file).read_bytes() == b"new"
+    (folder / file).unlink()
+    assert store.local(file).read_bytes() == b"new"  # all that is left of it
 
 
 def test_a_cache_that_cannot_be_written_is_named(dataset, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from olmoearth_jax.configlib.tasks import CLASSIFIERS, BalancedTrials
+from olmoearth_jax.configlib.trials import CLASSIFIERS, BalancedTrials
 from olmoearth_jax.evals import balanced_trials as trials
 
 
@@ -115,6 +115,20 @@ def test_further_classifiers_say_what_they_need(name, monkeypatch):
     settings = BalancedTrials(classifiers=(name,), n_folds=1)
     with pytest.raises(ValueError, match=f"{name!r} needs the package"):
         trials.run_trials(splits(), 3, settings, say=lambda _: None)
+
+
+def test_forests_of_one_seed_are_one():
+    """What a seed promises goes for predictors that draw, too."""
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    held = {"train": (rng.normal(size=(60, 4)).astype("f4"), np.arange(60) % 3)}
+    how = {"classifiers": ["rf"], "n_folds": 2, "draw_pool": ["train"], "knn_ks": []}
+
+    def forest(seed):
+        found = trials.run_trials(held, 3, BalancedTrials(**how, seed=seed), say=lambda _: None)
+        return found["rf"]
+
+    assert forest(0) == forest(0) != forest(1)
 
 
 @pytest.mark.parametrize(

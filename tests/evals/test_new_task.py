@@ -273,6 +273,28 @@ def test_names_of_other_data_sets_are_taken(page, name):
         own_tasks.add_file("odd.json")
 
 
+@pytest.mark.parametrize("name", ["mados", "pastis", "m-eurosat", "pretrain_subset"])
+def test_tasks_of_any_recipe_or_catalogue_are_taken(page, name):
+    """A recipe's own task of the name would be run in its place."""
+    _write(page, task_name=name)
+    with pytest.raises(ValueError, match="is in the catalogue; choose another name"):
+        own_tasks.add_file("odd.json")
+
+
+@pytest.mark.parametrize("name", ["../../mine", "a/b", "..", "", "a\nb", "-x"])
+def test_names_become_names_of_folders(page, name):
+    """Those of tasks where fine-tuning keeps its state, those of data where embeddings are read."""
+    _write(page, task_name=name)
+    with pytest.raises(ValueError, match=r"odd\.json: the name .* must "):
+        own_tasks.add_file("odd.json")
+    _write(page, task={"dataset": name})
+    held = json.loads((page / "odd.json").read_text())
+    held["datasets"] = {name: held["datasets"]["my_fields"]}
+    (page / "odd.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"odd\.json: the name .* must "):
+        own_tasks.add_file("odd.json")
+
+
 def test_every_reader_has_its_names():
     taken = own_tasks.PREFIXES
     assert all(name.startswith(taken) for name in datasets._PREFIXES)

@@ -17,6 +17,7 @@ from olmoearth_jax.evals import runner
 from olmoearth_jax.evals.datasets import open_split, pretrain, series
 from olmoearth_jax.evals.models import RawBands
 from olmoearth_jax.evals.samples import MASK
+from tools import convert_evals
 from tools.evaldata import floods, geobench2, mados
 
 from .builders import task
@@ -220,6 +221,54 @@ def _tiff(array):
         return bytes(memory.getbuffer())
 
 
+def test_tortillas_that_are_unpacked_again(monkeypatch, tmp_path):
+    """Neither a half of a conversion nor what is left of a larger one is read as data."""
+    scene = _tortilla(
+        [({}, _tiff(np.ones((6, 16, 16), "f4"))), ({}, _tiff(np.ones((1, 16, 16), "i2")))]
+    )
+    (tmp_path / "in").mkdir()
+
+    def convert(count):
+        whole = _tortilla([({"tortilla:data_split": "train"}, scene)] * count)
+        (tmp_path / "in" / "geobench_burn_scars.tortilla").write_bytes(whole)
+        geobench2.convert(tmp_path / "in", tmp_path / "out")
+
+    def stored():
+        return sorted(p.name for p in (tmp_path / "out" / "burn_scars").rglob("*.npz"))
+
+    original, left = geobench2.read_sample, [True]
+    monkeypatch.setattr(geobench2, "read_sample", lambda *a: left.pop() and original(*a))
+    with pytest.raises(IndexError):
+        convert(3)
+    assert not (tmp_path / "out" / "burn_scars" / "train").exists()
+    monkeypatch.setattr(geobench2, "read_sample", original)
+    for count in (3, 1):
+        convert(count)
+        assert stored() == [f"{n}.npz" for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("what", "files", "said"),
+    [
+        ("pastis", {"metadata.geojson": "[]"}, "is not of the form that is expected"),
+        ("pastis", {"metadata.geojson": '{"features": [{"properties": {}}]}'}, "KeyError: 'Fold'"),
+        (
+            "floods",
+            {"a/flood_x_data.csv": "", "b/flood_x_data.csv": ""},
+            "holds several flood_x_data",
+        ),
+    ],
+)
+def test_published_data_of_another_form(tmp_path, capsys, what, files, said):
+    for name, text in files.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(text)
+    given = [what, f"--source={tmp_path / 'in'}", f"--target={tmp_path / 'out'}"]
+    assert convert_evals.main(given) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and said in err
+
+
 def test_tortillas_unpack_into_what_the_reader_takes(monkeypatch, tmp_path):
     image = RNG.uniform(0, 1, (6, 16, 16)).astype("f4")
     label = RNG.integers(-1, 2, (1, 16, 16)).astype("i2")
@@ -246,3 +295,12 @@ def test_tortillas_unpack_into_what_the_reader_takes(monkeypatch, tmp_path):
         geobench2.convert(tmp_path / "in", tmp_path / "again")
     with pytest.raises(ValueError, match="holds no geobench_<name>.tortilla"):
         geobench2.convert(tmp_path / "out", tmp_path / "again")
+
+
+def test_a_geographic_split_of_unknown_places():
+    """They lay in a block of their own, in which whoever is there is near to nobody."""
+    places = np.array([[1.0, 2.0], [np.nan, 2.0], [50.0, 60.0]])
+    with pytest.raises(ValueError, match="needs the place of every sample"):
+        pretrain.geographic_split(np.arange(3), places, (1, 1, 1), 5.0, 0)
+    with pytest.raises(ValueError, match="the valid split"):  # the others alone are too few
+        pretrain.geographic_split(np.array([0, 2]), places, (1, 1, 1), 5.0, 0)

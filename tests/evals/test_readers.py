@@ -272,6 +272,11 @@ def test_converted_pastis_reads_back(monkeypatch, tmp_path):
     assert sample["sentinel1"].shape == (8, 8, 12, 2)
     with pytest.raises(ValueError, match="no patch of the test folds"):
         pastis.convert(raw, tmp_path / "out", "test")
+    (raw / "DATA_S2" / "S2_7.npy").unlink()  # a second conversion that ends half-way
+    with pytest.raises(FileNotFoundError):
+        pastis.convert(raw, tmp_path / "out", "train", cut=False)
+    with pytest.raises(DataUnavailable, match="months"):
+        open_split("t", settings, "train")
 
 
 def test_floods_drop_tiles_that_are_not_finite():

@@ -37,6 +37,8 @@ def test_the_exported_sample(tmp_path):
     (tmp_path / "mine" / "x").write_text("x")
     with pytest.raises(ValueError, match="files of something else"):
         export_sample.export(tmp_path / "mine")
+    with pytest.raises(ValueError, match="x is a file, so nothing can be written"):
+        export_sample.export(tmp_path / "mine" / "x")
 
 
 @pytest.mark.slow

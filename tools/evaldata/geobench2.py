@@ -8,6 +8,8 @@ tortilla, whose items are GeoTIFFs. Needs pyarrow and rasterio.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +153,22 @@ def samples(paths: list[Path]) -> Iterator[tuple[str, Path, int]]:
             yield SPLITS[split], path, row["tortilla:offset"]
 
 
+def _unfinished(folder: Path) -> Path:
+    """Where the samples of a folder lie until all are there: a reader takes what it finds."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _publish(folder: Path, count: int) -> None:
+    """Puts `count` samples into their folder, and removes those of a larger conversion before."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.npz"):
+        if path.stem.isdecimal() and int(path.stem) >= count:
+            path.unlink()
+    for path in _unfinished(folder).iterdir():
+        os.replace(path, folder / path.name)
+    _unfinished(folder).rmdir()
+
+
 def convert(source: Path, target: Path, overwrite: bool = False) -> dict[str, int]:
     """Unpacks `<source>/geobench_<name>*.tortilla` into `<target>/<name>/<split>/<i>.npz`.
 
@@ -168,11 +186,15 @@ def convert(source: Path, target: Path, overwrite: bool = False) -> dict[str, in
             if not any(key.startswith(f"{name}/") for key in counts):
                 outputs.claim(target / name, overwrite)
             number = counts.get(f"{name}/{split}", 0)
-            folder = target / name / split
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = _unfinished(target / name / split)
+            if not number:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
             arrays: dict[str, Any] = dict(read_sample(path, start, name))
             np.savez(folder / f"{number}.npz", **arrays)
             counts[f"{name}/{split}"] = number + 1
+        for key in (k for k in counts if k.startswith(f"{name}/")):
+            _publish(target / key, counts[key])
     if not counts:
         raise ValueError(
             f"{source} holds no geobench_<name>.tortilla of {', '.join(LAYOUTS)} with samples"

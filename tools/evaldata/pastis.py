@@ -83,6 +83,8 @@ def convert(root: Path, target: Path, split: str, cut: bool = True) -> int:
     folder = target / f"pastis_r_{split}"
     for part in ("s2_images", "s1_images"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    for table in ("months.npy", "targets.npy"):  # without them no reader takes half of the images
+        (folder / table).unlink(missing_ok=True)
     all_months, all_targets = [], []
     for patch, dates in patches(root, split):
         found = convert_patch(root, patch, dates)

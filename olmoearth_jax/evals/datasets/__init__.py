@@ -12,7 +12,7 @@ from olmoearth_jax.configlib.tasks import (
     modalities_of,
 )
 from olmoearth_jax.evals.datasets import pretrain, windowed
-from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader
+from olmoearth_jax.evals.datasets.base import DataUnavailable, Reader, of_another_form
 from olmoearth_jax.evals.datasets.geobench import GeoBench, GeoBench2
 from olmoearth_jax.evals.datasets.pretrain import (
     Brandenburg,
@@ -65,7 +65,8 @@ def open_split(name: str, task: EvalTaskConfig, split: str) -> Reader:
       ValueError: settings of the task that cannot work.
     """
     info = check_task(name, task)
-    reader = _reader_class(info.name)(task, info, split)
+    with of_another_form(f"the {split} split of {info.name!r}"):
+        reader = _reader_class(info.name)(task, info, split)
     if not len(reader):
         raise ValueError(f"the {split} split of {info.name!r} is empty")
     return reader

@@ -108,7 +108,10 @@ def normalize_with(image: np.ndarray, stats: Stats, bands: Sequence[str], method
         return None if None in values else np.asarray(values, np.float64)
 
     mean, std = table("mean"), table("std")
-    assert mean is not None and std is not None
+    if mean is None or std is None:
+        raise ValueError("statistics need the mean and the std of every band")
+    if not (np.isfinite(mean).all() and (std > 0).all()):
+        raise ValueError("statistics need finite means, and a std above 0, of every band")
     return normalize(image, Statistics(mean, std, table("min"), table("max")), method)
 
 

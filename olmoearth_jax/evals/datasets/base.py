@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,12 @@ from olmoearth_jax.configlib.tasks import (
 from olmoearth_jax.data.crs import library
 from olmoearth_jax.data.raster_file import opening
 from olmoearth_jax.evals.datasets import bands as by_band
-from olmoearth_jax.evals.samples import EvalSample, check_label_range, make_sample
+from olmoearth_jax.evals.samples import (
+    EvalSample,
+    check_label_range,
+    make_sample,
+    whole_labels,
+)
 from olmoearth_jax.files import check_file
 from olmoearth_jax.proposals import known
 
@@ -56,6 +62,16 @@ def read_json(path: Path, form: type, *members: str) -> Any:
         named = " with " + ", ".join(members) if members else ""
         raise ValueError(f"{path} must hold a {form.__name__}{named}")
     return found
+
+
+@contextlib.contextmanager
+def of_another_form(what: str) -> Iterator[None]:
+    """Makes a ValueError that names `what` of the errors that data of another layout cause."""
+    try:
+        yield
+    except (LookupError, AttributeError, TypeError, OverflowError) as e:
+        told = f"{type(e).__name__}: {e}"
+        raise ValueError(f"{what} is not of the form that is expected ({told})") from e
 
 
 class DataUnavailable(ValueError):
@@ -171,18 +187,24 @@ class Reader(abc.ABC):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[EvalSample, np.ndarray]:
-        return self.convert(self.read(self.items[index]), f"item {index}")
+        with of_another_form(f"{self.split} item {index} of {self.info.name!r}"):
+            return self.convert(self.read(self.items[index]), f"item {index}")
 
     def convert(self, raw: Raw, where: str = "the item") -> tuple[EvalSample, np.ndarray]:
         """Normalised sample and checked label (int64 classes, float32 values) of raw data."""
-        images = {m: self.normalized(raw.images[m], m) for m in self.modalities}
+        try:
+            images = {m: self.normalized(raw.images[m], m) for m in self.modalities}
+        except ValueError as e:
+            raise ValueError(f"{self.split} {where}: {e}") from None
         for name, image in images.items():
+            with np.errstate(over="ignore"):
+                images[name] = image = image.astype(np.float32)
             if not np.isfinite(image).all():
                 raise ValueError(f"{self.split} {where} holds pixels of {name} that are not finite")
         label = np.asarray(raw.label)
         if "regression" in self.info.task_type:
             return make_sample(images, raw.timestamps), label.astype(np.float32)
-        label = label.astype(np.int64)
+        label = whole_labels(label, f"{self.split} {where}")
         check_label_range(label, self.info, f"{self.split} {where}")
         return make_sample(images, raw.timestamps), label
 
@@ -191,9 +213,16 @@ class Reader(abc.ABC):
         own = modalities.get(modality).bands
         bands, to_model = self.disk.get(modality, (own, range(len(own))))
         to_model = list(to_model)
+        if image.shape[-1] != len(bands):
+            raise ValueError(
+                f"{modality} has {image.shape[-1]} bands instead of these {len(bands)}: "
+                f"{', '.join(bands)}"
+            )
         if self.task.norm_stats_from_pretrained:
             return by_band.normalize_pretrained(image[..., to_model], modality)
-        stats = (self.stats or band_stats(self.info.name))[modality]
+        stats = (band_stats(self.info.name) if self.stats is None else self.stats).get(modality)
+        if stats is None:
+            raise ValueError(f"the statistics of {self.info.name!r} have no {modality!r}")
         return by_band.normalize_with(image, stats, bands, self.task.norm_method)[..., to_model]
 
     def low_label(self, rows: np.ndarray, location: Location | None = None) -> np.ndarray:
@@ -203,10 +232,13 @@ class Reader(abc.ABC):
         location = location or self.location
         name = f"{partition_name(self.task.label_fraction)}_partition.json"
         path = location.either(location.folder() / name)
-        kept = np.asarray(read_json(path, list), int)
-        if kept.size and (kept.min() < 0 or kept.max() >= len(rows)):
-            raise ValueError(f"{name} names row {kept.max()}, but there are {len(rows)}")
-        return rows[kept]
+        kept = read_json(path, list)
+        for row in kept:
+            if type(row) is not int or not 0 <= row < len(rows):
+                raise ValueError(f"{name} names row {str(row)[:40]}, but there are {len(rows)}")
+        if len(set(kept)) < len(kept):
+            raise ValueError(f"{name} names a row twice")
+        return rows[np.asarray(kept, int)]
 
     def seeded_subset(self, items: Sequence[Any]) -> Sequence[Any]:
         """Train items that a seeded draw of the task's label fraction keeps, in their order."""

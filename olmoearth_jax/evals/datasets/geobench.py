@@ -17,7 +17,7 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.configlib.tasks import Stats
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.derived import to_decibel
-from olmoearth_jax.data.hdf5_file import open_hdf5, stored_array
+from olmoearth_jax.data.hdf5_file import open_hdf5, open_regular, stored_array
 from olmoearth_jax.evals.datasets import archives
 from olmoearth_jax.evals.datasets import bands as order
 from olmoearth_jax.evals.datasets.base import Location, Raw, Reader, partition_name, read_json
@@ -44,7 +44,8 @@ class GeoBench(Reader):
         kind = "segmentation" if self.info.spatial else "classification"
         self.folder = self.folder / f"{kind}_v1.0" / self.info.name
         where = f"{self.folder.name}/task_specs.pkl"
-        specs = archives.loads((self.folder / "task_specs.pkl").read_bytes(), where)
+        with open(open_regular(self.folder / "task_specs.pkl"), "rb") as file:
+            specs = archives.loads(file.read(), where)
         infos = getattr(specs, "bands_info", None)
         names = [getattr(b, "name", None) for b in infos] if isinstance(infos, list) else []
         self.bands = [name for name in names if isinstance(name, str)]

@@ -155,6 +155,8 @@ def geographic_split(
     Raises:
       ValueError: a split is empty.
     """
+    if not np.isfinite(latlon[eligible]).all():
+        raise ValueError("a geographic split needs the place of every sample; some are no numbers")
     cells = np.floor(latlon[eligible] / bin_deg).astype(np.int64)
     bins, member = np.unique(cells, axis=0, return_inverse=True)
     train, valid = int(0.8 * len(bins)), int(0.1 * len(bins))

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from olmoearth_jax.configlib.texts import name_problem, shown
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.evals.datasets import bands
 from olmoearth_jax.evals.datasets.archives import load_torch
@@ -107,10 +108,11 @@ class Sen1Floods11(Reader):
     def open(self):
         stem = self.folder / f"flood_{self.split}_data"
         images, labels = load_table(self.location, stem, "s1", "labels")
-        if images.ndim != 4 or images.shape[1] != 2 or len(images) != len(labels):
+        shape = images.shape
+        if len(shape) != 4 or shape[1] != 2 or labels.shape != (shape[0], 1, *shape[2:]):
             raise ValueError(
                 f"{stem.name}: s1 must be [N, 2, H, W] with labels [N, 1, H, W], got "
-                f"{images.shape} and {labels.shape}"
+                f"{shape} and {labels.shape}"
             )
         finite = np.flatnonzero(np.isfinite(images).all((1, 2, 3)))
         self.images, self.labels = np.moveaxis(images, 1, -1), labels[:, 0].astype(np.int64)
@@ -175,7 +177,7 @@ class Pastis(Reader):
         return Raw(images, self.targets[item], month_timestamps(year * 12 + month - 1))
 
 
-_CITIES_SEED = 42
+_CITIES_SEED, _MOST_TILES = 42, 100_000
 CONTINENTS = {
     "Africa": "Cairo, Cape Town, Johannesburg, Kampala, Kigali, Kinshasa, Lagos, Marrakesh, "
     "Nairobi",
@@ -208,7 +210,9 @@ class FiftyCities(Reader):
     parts = {"sentinel2_l2a": "s2", "sentinel1": "s1"}
 
     def open(self):
-        counts = read_json(self.folder / "manifest.json", dict, "counts")["counts"]
+        path = self.folder / "manifest.json"
+        counts = read_json(path, dict, "counts")["counts"]
+        _check_counts(path, counts)
         mode = self.info.name.removeprefix("fifty_cities").removeprefix("_") or "random"
         return self.seeded_subset(split_units(counts, mode)[self.split])
 
@@ -217,6 +221,17 @@ class FiftyCities(Reader):
         stored = _load_either(self.location, self.folder / "tiles" / city / str(number))
         images = {m: np.moveaxis(stored[self.parts[m]], 0, -1) for m in self.modalities}
         return Raw(images, stored["label"])
+
+
+def _check_counts(path: Path, counts: Any) -> None:
+    """Raises ValueError unless it is {city: tiles}, of names of folders and possible numbers."""
+    if not isinstance(counts, dict):
+        raise ValueError(f"the counts of {path} must be an object {{city: number of tiles}}")
+    for city, number in counts.items():
+        if type(number) is not int or not 0 <= number <= _MOST_TILES:
+            raise ValueError(f"{path} counts {str(number)[:40]} tiles of {city!r}")
+        if problem := name_problem(city):
+            raise ValueError(f"{path}: the city {shown(city)} {problem}")
 
 
 def continent(city: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_jax import modalities as registry
+from olmoearth_jax.configlib.tasks import STATS_FILE
 from olmoearth_jax.data import npy_file
 from olmoearth_jax.data.derived import is_decibel, to_decibel
 from olmoearth_jax.dates import check_timestamps, parse_dates
@@ -36,7 +38,7 @@ from olmoearth_jax.evals.datasets.base import (
     read_masked,
     read_raster,
 )
-from olmoearth_jax.evals.samples import MASK, EvalSample
+from olmoearth_jax.evals.samples import MASK, EvalSample, whole_labels
 from olmoearth_jax.masks import MISSING_TOKEN
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class Windowed(Reader):
                 f"no window of {self.folder} has eval_split={tag} ({len(metas)} windows in all)"
             )
         if not self.task.norm_stats_from_pretrained:
-            path = self.folder / "stats.json"
+            path = self.folder / STATS_FILE
             if not path.exists():
                 raise DataUnavailable(
                     f"{path} is missing: own statistics ({{modality: {{band: {{mean, std}}}}}}) "
@@ -112,6 +114,8 @@ class Windowed(Reader):
         try:
             raw = self.arranged(arrays if corner is None else self._cut(arrays, corner))
             self._check_size(raw)
+            if not any(_seen(image).any() for image in raw.images.values()):
+                raise ValueError("its images hold no data at all; leave the window out")
             return raw
         except ValueError as e:
             raise ValueError(f"window {folder.name}: {e}") from None
@@ -120,9 +124,7 @@ class Windowed(Reader):
         """As for all data sets; pixels that lack a band are missing."""
         images, gone = dict(raw.images), {}
         for name, image in images.items():
-            empty = image == registry.MISSING
-            if self.info.folder:
-                empty |= np.isnan(image)
+            empty = ~_seen(image) if self.info.folder else image == registry.MISSING
             if empty.any():
                 gone[name] = empty.any(-1)
                 images[name] = np.where(empty, np.float32(registry.MISSING), image)
@@ -172,18 +174,16 @@ class Windowed(Reader):
 
     def arranged(self, arrays: dict[str, np.ndarray]) -> Raw:
         """Raw item of [C, T, H, W] arrays, `label` and `valid`; Sentinel-1 is linear power."""
-        images = {m: arrays[m].transpose(2, 3, 1, 0) for m in self.modalities}
+        images = {m: _image(m, arrays[m]) for m in self.modalities}
         if "sentinel1" in images:
             images["sentinel1"] = self._decibel(images["sentinel1"])
+        _check_numbers("label", arrays["label"])
         label = self._marked(arrays["label"])
         if self.info.multilabel:
             label = self._several(label, arrays.get("valid"))
         else:
             label = window_label(self.info.task_type, label, arrays.get("valid"))
-        steps = next(iter(images.values())).shape[2]
-        if steps > _MAX_STEPS:
-            raise ValueError(f"windowed data may have at most {_MAX_STEPS} time steps, got {steps}")
-        return Raw(images, label, _timestamps(arrays, steps))
+        return Raw(images, label, _timestamps(arrays, _steps_of(images)))
 
     def _several(self, label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
         """The 0/1 vector of a window that may show several classes; -1 where nothing is known."""
@@ -196,7 +196,7 @@ class Windowed(Reader):
         known = np.isfinite(label) & (label >= 0)
         if not known.all() or (valid is not None and not (np.asarray(valid) > 0).all()):
             return np.full(len(label), -1, np.int64)
-        return label.astype(np.int64)
+        return whole_labels(label, "it")
 
     def _decibel(self, power: np.ndarray) -> np.ndarray:
         """Backscatter in decibel: linear power, as the catalogue's data have it, or as it is."""
@@ -225,15 +225,59 @@ class Windowed(Reader):
 
 @functools.lru_cache(maxsize=64)
 def state_of(folder: str) -> str:
-    """A digest of names, sizes and times of the files of a user's windows, taken once."""
+    """A digest of names, sizes and times of the files of a user's windows, and of their statistics
+    if there are any, taken once."""
     digest = hashlib.sha256()
-    for place, folders, files in os.walk(Path(folder) / "windows"):
+
+    def add(place: str, name: str) -> None:
+        about = os.stat(os.path.join(place, name))
+        told = os.path.relpath(place, folder), name, about.st_size, about.st_mtime_ns
+        digest.update(repr(told).encode())
+
+    windows = Path(folder) / "windows"
+    for place, folders, files in os.walk(windows):
         folders.sort()
         for name in sorted(files):
-            about = os.stat(os.path.join(place, name))
-            told = os.path.relpath(place, folder), name, about.st_size, about.st_mtime_ns
-            digest.update(repr(told).encode())
+            add(place, name)
+    # Groups and windows may be links to folders elsewhere, which the walk does not enter.
+    for link in sorted(p for p in (*windows.glob("*"), *windows.glob("*/*")) if p.is_symlink()):
+        for path in sorted(p for p in link.rglob("*") if p.is_file()):
+            add(str(path.parent), path.name)
+    if (Path(folder) / STATS_FILE).is_file():
+        add(folder, STATS_FILE)
     return digest.hexdigest()[:16]
+
+
+def _seen(image: np.ndarray) -> np.ndarray:
+    """Where an image holds values."""
+    return (image != registry.MISSING) & ~np.isnan(image)
+
+
+def _image(name: str, array: np.ndarray) -> np.ndarray:
+    """The array [C, T, H, W] of a modality as [H, W, T, C]."""
+    _check_numbers(name, array)
+    if array.ndim != 4:
+        raise ValueError(f"{name} must be [bands, dates, rows, columns], got {list(array.shape)}")
+    return array.transpose(2, 3, 1, 0)
+
+
+def _check_numbers(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold numbers, got {array.dtype}")
+
+
+def _steps_of(images: Mapping[str, np.ndarray]) -> int:
+    """Time steps of images [H, W, T, C]; maps, which do not vary in time, have one."""
+    steps = {m: x.shape[2] for m, x in images.items() if registry.get(m).multitemporal}
+    if len(set(steps.values())) > 1:
+        raise ValueError(
+            f"its modalities have different numbers of dates, {steps}: fill what one of them lacks "
+            f"with NaN or {registry.MISSING:.0f}"
+        )
+    count = max(steps.values(), default=1)
+    if count > _MAX_STEPS:
+        raise ValueError(f"windowed data may have at most {_MAX_STEPS} time steps, got {count}")
+    return count
 
 
 def _timestamps(arrays: Mapping[str, np.ndarray], steps: int) -> np.ndarray:
@@ -250,7 +294,11 @@ def _timestamps(arrays: Mapping[str, np.ndarray], steps: int) -> np.ndarray:
 
 
 def _options(folder: Path) -> dict:
-    return read_json(folder / "metadata.json", dict).get("options", {})
+    path = folder / "metadata.json"
+    options = read_json(path, dict).get("options", {})
+    if not isinstance(options, dict):
+        raise ValueError(f"the options in {path} must be an object, such as {{'eval_split': ...}}")
+    return options
 
 
 def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
@@ -261,6 +309,8 @@ def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) ->
     """
     valid = np.ones(label.shape) if valid is None else valid
     if task_type in ("segmentation", "regression"):
+        if label.ndim < 2 or label.size != math.prod(label.shape[-2:]):
+            raise ValueError(f"its label must be [1, 1, rows, columns], got {list(label.shape)}")
         label, valid = label.reshape(label.shape[-2:]), valid.reshape(valid.shape[-2:])
     else:
         label, valid = label.reshape(()), valid.reshape(())
@@ -269,7 +319,7 @@ def window_label(task_type: str, label: np.ndarray, valid: np.ndarray | None) ->
         there = (valid > 0) & (label != registry.MISSING)
         return np.where(there, label.astype(np.float32), np.float32(np.nan))
     known = (valid > 0) & np.isfinite(label)
-    return np.where(known, np.where(known, label, 0).astype(np.int64), -1)
+    return np.where(known, whole_labels(np.where(known, label, 0), "it"), -1)
 
 
 def read_window(
@@ -311,21 +361,26 @@ def read_window(
 def _read_layers(folder: Path, modality: str, declared: bool) -> np.ndarray:
     """The dates of a modality from GeoTIFF layers; the folder of a file names its bands."""
     dates: list[tuple[int, Path]] = []
+    known = _LAYERS.get(modality, (modality,))
     for path in (folder / "layers").glob("*"):
         match = re.fullmatch(r"([a-z0-9_]+?)(?:\.(\d+)|_mo(\d+))?", path.name)
-        if match and match.group(1) in _LAYERS[modality]:
+        if match and match.group(1) in known:
             dates.append((int(match.group(2) or match.group(3) or 0), path))
     if not dates:
-        raise ValueError(
-            f"window {folder.name} has no layer of {modality}; known: {_LAYERS[modality]}"
-        )
+        raise ValueError(f"window {folder.name} has no layer of {modality}; known: {known}")
+    if len({number for number, _ in dates}) < len(dates):
+        raise ValueError(f"window {folder.name} has two layers of {modality} for one date")
     wanted = registry.get(modality).bands
     steps = []
     for _, layer in sorted(dates):
         found: dict[str, np.ndarray] = {}
         for path in sorted(layer.glob("*/geotiff.tif")):
             image = _marked_gaps(path) if declared else read_raster(path)
-            found.update(zip(path.parent.name.split("_"), image, strict=False))
+            names = path.parent.name.split("_")
+            if len(names) != len(image):
+                told = f"has {len(image)} bands, but its folder names {len(names)}"
+                raise ValueError(f"{path} {told}")
+            found |= dict(zip(names, image, strict=True))
         missing = [b for b in wanted if b not in found]
         if missing:
             raise ValueError(f"{layer} lacks the band {missing[0]!r}; it holds {', '.join(found)}")
@@ -345,4 +400,6 @@ def _marked_gaps(path: Path) -> np.ndarray:
 def _repeat(band: np.ndarray, side: int) -> np.ndarray:
     """A coarser band at the finest resolution of its window, pixels repeated."""
     k = side // band.shape[0]
+    if band.shape[0] * k != side:
+        raise ValueError(f"a band of {band.shape[0]} rows does not fit one of {side} rows")
     return np.repeat(np.repeat(band, k, 0), k, 1)
