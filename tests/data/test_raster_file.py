@@ -231,6 +231,12 @@ def test_local_systems_have_no_place_on_the_earth(local):
     assert crs_difference(local, UTM).startswith("'site' against EPSG:32633")
 
 
+@pytest.fixture
+def raw_sources(monkeypatch):
+    """GDAL 3.12 and later read raw bytes of other files only where this says so."""
+    monkeypatch.setenv("GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE", "ALL")
+
+
 def _pointing(folder: Path, side: int) -> str:
     """A VRT whose pixels are the bytes of a file that is no raster."""
     secret = folder / "secret"
@@ -245,6 +251,7 @@ def _pointing(folder: Path, side: int) -> str:
     )
 
 
+@pytest.mark.usefixtures("raw_sources")
 @pytest.mark.parametrize("name", ["tile.tif", "tile.TIFF"])
 def test_a_list_of_other_files_is_no_geotiff(tmp_path, name):
     path = tmp_path / name
@@ -258,6 +265,7 @@ def test_a_list_of_other_files_is_no_geotiff(tmp_path, name):
             read(path)
 
 
+@pytest.mark.usefixtures("raw_sources")
 @pytest.mark.parametrize("where", ["tag", "aux", "ovr"])
 def test_smaller_versions_are_read_from_no_other_file(tmp_path, where):
     path = _write(tmp_path / "tile.tif", np.full((1, 8, 8), 77, np.uint8))
@@ -277,6 +285,7 @@ def test_smaller_versions_are_read_from_no_other_file(tmp_path, where):
         assert (file.read(out_shape=(4, 4))[0] == 77).all()
 
 
+@pytest.mark.usefixtures("raw_sources")
 def test_a_mask_beside_is_a_tiff_or_refused(tmp_path):
     path = _write(tmp_path / "tile.tif", np.full((1, 8, 8), 77, np.uint8))
     beside = tmp_path / "tile.tif.msk"

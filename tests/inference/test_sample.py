@@ -287,7 +287,7 @@ def test_dates_as_products_write_them(text):
 @pytest.mark.parametrize(
     "text", ["2023", "230615", "now", "today", "", "NaT", "2023-02-30", "15.06.2023", "2023-6-1",
              "20231306", "1e9", 2023, 1.5, None, "202306",
-             "20230601-20230630", "2023-W24", np.datetime64("2023"), np.datetime64("NaT")],
+             "20230601-20230630", "2023-W24", np.datetime64("2023"), np.datetime64("NaT", "D")],
 )  # fmt: skip
 def test_what_is_no_date_is_shown(text):
     with pytest.raises(ValueError) as told:
