@@ -4,7 +4,7 @@
 # make test-torch  compare with the PyTorch package
 # make test-maps  read archives with other programs, and embed with Ray (Python >= 3.12)
 # make test-oldest  the fast tests with the oldest declared versions of everything (Python 3.11)
-# make learn  pretrain nano on the packaged sample from three seeds; are its features better? (minutes)
+# make learn  pretrain nano on the packaged sample from three seeds; are its features better? (20 minutes)
 # make examples  run the notebooks of docs/examples
 # make lint   style and types
 # make bench  benchmarks that a CPU can run

@@ -259,7 +259,8 @@ def fill(
     else:
         still = missing
     if version != "none":
-        _warn(name, missing & ~still & ~unseen, still & ~unseen, VERSIONS[version])
+        seen = np.logical_not(unseen)
+        _warn(name, missing & ~still & seen, still & seen, VERSIONS[version])
     lo, hi = ends
     out = (values.astype(np.float64) - lo) / (hi - lo)
     out[still] = 0.0
