@@ -64,7 +64,7 @@ def _run(given: flags.FlagValues) -> Report:
         outputs.check(manifest)
     report = verify(folder, workers, given.max_files, commands.say, state, at)
     for path, digests in recorded.items():
-        report.errors += compare_manifest(path.name, digests, report.digests)
+        report.errors += compare_manifest(path.name, digests, report.digests, folder)
     if manifest is not None and manifest not in recorded:
         write_manifest(manifest, report.digests)
     return report

@@ -330,9 +330,20 @@ def read_manifest(path: Path) -> dict[int, str]:
         raise ValueError(f"manifest {path} cannot be read: {e!r}") from e
 
 
-def compare_manifest(name: str, recorded: Mapping[int, str], digests: dict[int, str]) -> list[str]:
-    """Differences between the checksums of a manifest called `name` and what was found."""
-    return [
+def compare_manifest(
+    name: str, recorded: Mapping[int, str], digests: dict[int, str], folder: Path | None = None
+) -> list[str]:
+    """Differences between the checksums of a manifest called `name` and what was found.
+
+    Args:
+      name: of the manifest.
+      recorded: its checksums.
+      digests: those of the files.
+      folder: of the dataset, to tell of files that the manifest knows and the folder lacks.
+    """
+    gone = [n for n in recorded if folder and not (folder / f"sample_{n}.h5").exists()]
+    lost = f"{len(gone)} samples of {name} have no file, such as sample_{min(gone, default=0)}.h5"
+    return [lost] * bool(gone) + [
         f"sample_{n}.h5 has changed since {name} was written"
         if n in recorded
         else f"sample_{n}.h5 is not in {name}"

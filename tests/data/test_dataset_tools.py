@@ -253,8 +253,12 @@ def test_no_compression_at_all_is_a_level_too(writable_dataset, tmp_path):
     assert "_gzip_0_" in final.parents[1].name
 
 
-def test_files_that_a_manifest_does_not_know():
-    told = verify_dataset.compare_manifest("m.csv", {1: "a", 2: "b"}, {1: "a", 2: "c", 3: "d"})
+def test_files_that_a_manifest_and_a_folder_do_not_know(tmp_path):
+    recorded, found = {1: "a", 2: "b"}, {1: "a", 2: "c", 3: "d"}
+    (tmp_path / "sample_2.h5").touch()
+    lost, *told = verify_dataset.compare_manifest("m.csv", recorded, found, tmp_path)
+    assert lost == "1 samples of m.csv have no file, such as sample_1.h5"
+    assert told == verify_dataset.compare_manifest("m.csv", recorded, found)
     assert told == [
         "sample_2.h5 has changed since m.csv was written",
         "sample_3.h5 is not in m.csv",
