@@ -182,6 +182,7 @@ class SchedulerConfig:
     t_max: int | None = None
     """Horizon in steps; null means the length of the run."""
     warmup_min_lr: float = 0.0
+    """Learning rate that the warm-up starts from; where a group's own rate is lower, that."""
 
 
 @dataclasses.dataclass
