@@ -239,15 +239,13 @@ def run_trials(
     for fold in range(plan.folds):
         if fold and stop():
             break
-        if draws is None:
-            rows = draw_rows(pool.y, plan.per_class, settings.seed + fold)
-        else:
-            rows = draws[fold]
+        seed = settings.seed + fold
+        rows = draw_rows(pool.y, plan.per_class, seed) if draws is None else draws[fold]
         rest = np.setdiff1d(np.arange(len(pool.y)), rows, assume_unique=True)
         train, query = Pool(pool.x[rows], pool.y[rows]), Pool(pool.x[rest], pool.y[rest])
         if not fold and settings.ridge_lambda == 0 and len(rows) <= pool.x.shape[1]:
             say(f"ridge has {len(rows)} samples for {pool.x.shape[1]} dimensions: least norm")
-        made = fold_scores(train, query.x, num_classes, settings, settings.seed + fold)
+        made = fold_scores(train, query.x, num_classes, settings, seed)
         for name, scores in made.items():
             found.setdefault(name, []).append(fold_metrics(scores, query.y))
         sizes.append((len(rows), len(rest)))
