@@ -10,6 +10,7 @@ same samples, crops and masks, which no training step has drawn. Prints a table 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,9 @@ def evaluate(folders: list[Path], h5py_dir: str | None, batches: int, seed: int)
 
 def _names(folders: list[Path]) -> dict[Path, str]:
     """'<run> <step>', or the whole path where runs of one name have the step."""
-    short = [f"{folder.parents[1].name} {folder.name}" for folder in folders]
-    return {f: n if short.count(n) == 1 else str(f) for f, n in zip(folders, short, strict=True)}
+    short = {folder: f"{folder.parents[1].name} {folder.name}" for folder in folders}
+    count = Counter(short.values())
+    return {folder: n if count[n] == 1 else str(folder) for folder, n in short.items()}
 
 
 def _quiet(line: str) -> None:
