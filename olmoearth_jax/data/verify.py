@@ -341,9 +341,12 @@ def compare_manifest(
       digests: those of the files.
       folder: of the dataset, to tell of files that the manifest knows and the folder lacks.
     """
-    gone = [n for n in recorded if folder and not (folder / f"sample_{n}.h5").exists()]
-    lost = f"{len(gone)} samples of {name} have no file, such as sample_{min(gone, default=0)}.h5"
-    return [lost] * bool(gone) + [
+    out = []
+    if folder is not None:
+        gone = [n for n in recorded if not (folder / f"sample_{n}.h5").exists()]
+        if gone:
+            out.append(f"{len(gone)} files of {name} are gone, such as sample_{min(gone)}.h5")
+    return out + [
         f"sample_{n}.h5 has changed since {name} was written"
         if n in recorded
         else f"sample_{n}.h5 is not in {name}"

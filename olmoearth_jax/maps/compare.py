@@ -16,7 +16,7 @@ from olmoearth_jax.maps.archive import Archive, Zone
 STEPS = 50
 """Lloyd steps of k-means."""
 NO_CLUSTER = 255
-_ROWS = 65536
+_ROWS = 65536  # vectors that are compared with the centres at once
 _BINS = 200_000
 """Of the distances 0..2, for medians without keeping all values."""
 

@@ -2,7 +2,8 @@
 
 float32 softmax. A row without any key gives exactly zero, and zero gradients. The plain
 implementation keeps only the log-sum-exp for the backward pass and recomputes the scores, a few
-rows at a time, so that no array of all scores ever exists.
+rows at a time, so that no array of all scores ever exists. On a CPU it leaves out most of the
+padding of long rows: one of a few sizes that are compiled for them is chosen by what a row holds.
 """
 
 from __future__ import annotations

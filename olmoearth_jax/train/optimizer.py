@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from olmoearth_jax.config import OptimConfig, SchedulerConfig
+from olmoearth_jax.configlib import limits
 from olmoearth_jax.mesh import path_text
 from olmoearth_jax.modalities import closest
 
@@ -68,9 +69,10 @@ def _option(name: str, value: Any) -> Any:
         if not pair or not all(_is_number(b) and 0 <= b < 1 for b in value):
             raise ValueError(f"opts.betas must be two numbers in [0, 1), got {value!r}")
         return tuple(value)
-    low = 1e-30 if name == "eps" else 0  # as of the settings themselves, see `limits`
-    if not _is_number(value) or not low <= value <= 1e6:
-        raise ValueError(f"opts.{name} must be a number from {low:g} to 1e6, got {value!r}")
+    if not _is_number(value) or not value >= 0:
+        raise ValueError(f"opts.{name} must be a number of at least 0, got {value!r}")
+    if told := limits.judge({name: value}, "opts"):
+        raise ValueError(told[f"opts.{name}"])
     return float(value)
 
 

@@ -169,7 +169,7 @@ GROUPS: list[tuple[Any, str]] = [
     ({"params": ["*"], "opts": {"lr": None}}, "opts.lr must be a number"),
     ({"params": ["*"], "opts": {"lr": math.nan}}, "opts.lr must be a number"),
     ({"params": ["*"], "opts": {"eps": -1}}, "opts.eps must be a number"),
-    ({"params": ["*"], "opts": {"eps": 0}}, "opts.eps must be a number from 1e-30"),
+    ({"params": ["*"], "opts": {"eps": 0}}, "opts.eps must be at least 1e-30"),
     ({"params": ["*"], "opts": {"betas": 5}}, "opts.betas must be two numbers"),
     ({"params": ["*"], "opts": {"betas": [0.9, "x"]}}, "opts.betas must be two numbers"),
     ({"params": ["*"], "opts": {"betas": [0.9, 1.0]}}, "opts.betas must be two numbers"),

@@ -257,7 +257,7 @@ def test_files_that_a_manifest_and_a_folder_do_not_know(tmp_path):
     recorded, found = {1: "a", 2: "b"}, {1: "a", 2: "c", 3: "d"}
     (tmp_path / "sample_2.h5").touch()
     lost, *told = verify_dataset.compare_manifest("m.csv", recorded, found, tmp_path)
-    assert lost == "1 samples of m.csv have no file, such as sample_1.h5"
+    assert lost == "1 files of m.csv are gone, such as sample_1.h5"
     assert told == verify_dataset.compare_manifest("m.csv", recorded, found)
     assert told == [
         "sample_2.h5 has changed since m.csv was written",

@@ -119,7 +119,6 @@ def test_further_classifiers_say_what_they_need(name, monkeypatch):
 
 def test_forests_of_one_seed_are_one():
     """What a seed promises goes for predictors that draw, too."""
-    pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     held = {"train": (rng.normal(size=(60, 4)).astype("f4"), np.arange(60) % 3)}
     how = {"classifiers": ["rf"], "n_folds": 2, "draw_pool": ["train"], "knn_ks": []}

@@ -93,7 +93,7 @@ def test_a_tensor_that_reaches_beyond_its_storage(tmp_path):
 
 @pytest.mark.torch
 def test_pytorch_reads_and_writes_the_same(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="make test-torch installs PyTorch")
     torch_file.write(TENSORS, tmp_path / "ours.pth")
     state = torch.load(tmp_path / "ours.pth", weights_only=True)
     for key, x in TENSORS.items():

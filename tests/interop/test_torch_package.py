@@ -19,14 +19,15 @@ from olmoearth_jax.model.uniform_batch import UniformBatch, encode_batch
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).resolve().parents[2]
 ENCODED = ("sentinel2_l2a", "sentinel1")
+INSTALLED = "make test-torch installs PyTorch and the packages to compare with"
 
 
 @pytest.fixture(scope="module")
 def package():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason=INSTALLED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("olmoearth_pretrain_minimal")
+        return pytest.importorskip("olmoearth_pretrain_minimal", reason=INSTALLED)
 
 
 def _after_training(config: ModelConfig) -> checkpoints.Weights:
@@ -140,8 +141,8 @@ def test_rslearn_embeds_alike(tmp_path, package):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reader = pytest.importorskip("rslearn.models.olmoearth_pretrain.model")
-        context = pytest.importorskip("rslearn.train.model_context")
+        reader = pytest.importorskip("rslearn.models.olmoearth_pretrain.model", reason=INSTALLED)
+        context = pytest.importorskip("rslearn.train.model_context", reason=INSTALLED)
         checkpoints.to_reference(_after_training(_nano("v1_2")), tmp_path)
         theirs = reader.OlmoEarth(
             4, model_path=str(tmp_path), autocast_dtype=None, embedding_size=128,
