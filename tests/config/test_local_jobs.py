@@ -47,10 +47,12 @@ def test_jobs_side_by_side_have_gpus_of_their_own(tmp_path, monkeypatch):
     assert _local.shares(2) == [["4", "5"], ["6", "7"]]
     with pytest.raises(ValueError, match="4 GPUs cannot be shared by --at_once=3"):
         _local.shares(3)
-    commands = {n: f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/{n}; sleep 0.3" for n in "abcd"}
-    begun = time.monotonic()
+    # Each waits for all others, which ends only if they run at once.
+    met = " && ".join(f"test -e {tmp_path}/{n}" for n in "abcd")
+    wait = f"timeout 60 sh -c 'until {met}; do sleep 0.05; done'"
+    commands = {n: f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/{n}; {wait}" for n in "abcd"}
     codes, _ = run(commands, tmp_path / "logs", _local.shares(4))
-    assert time.monotonic() - begun < 1.1 and set(codes.values()) == {0}
+    assert set(codes.values()) == {0}
     assert sorted((tmp_path / n).read_text().strip() for n in "abcd") == ["4", "5", "6", "7"]
 
 

@@ -1,12 +1,12 @@
 """The benchmark of what a host does for a step, on a tiny setting."""
 
-import hashlib
 import json
 import subprocess
 import sys
 import time
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from olmoearth_jax import overrides
@@ -73,25 +73,32 @@ def test_figures_of_an_arm(work):
     assert unknown["lock_ms"] is None and unknown["lock_share"] is None
 
 
-def test_the_share_that_holds_the_lock():
-    watch = lock_share.LockWatch.calibrated(0.3)
-    data = bytes(1 << 22)
-    spent = {}
+def test_the_share_that_holds_the_lock(monkeypatch):
+    late = {"free": 10, "held": 90, "work": 30}  # of 100 wakes
 
-    def mixed():
-        spent["held"] = spent["all"] = 0.0
-        end = time.perf_counter() + 0.6
-        while (begun := time.perf_counter()) < end:
-            hashlib.blake2b(data).digest()
-            free = time.perf_counter()
-            lock_share.held_load(0.003)
-            spent["held"] += time.perf_counter() - free
-            spent["all"] += time.perf_counter() - begun
+    def latenesses(work):
+        wakes = np.where(np.arange(100) < late[work()], 0.002, 0.0001)
+        return wakes + np.arange(100) * 1e-9  # no two are equal, so that a quantile tells them
 
-    found = watch.share(mixed)
-    expected = pytest.approx(spent["held"] / spent["all"], abs=0.25)
-    assert found is None or found == expected  # None: the machine is too busy to tell
-    assert lock_share.LockWatch(1.0, 0.1, 1.0).share(lambda: None) is None
+    monkeypatch.setattr(lock_share, "latenesses", latenesses)
+    monkeypatch.setattr(lock_share, "free_load", lambda seconds: "free")
+    monkeypatch.setattr(lock_share, "held_load", lambda seconds: "held")
+    watch = lock_share.LockWatch.calibrated()
+    assert (watch.free, watch.held) == (0.1, 0.9)
+    assert watch.share(lambda: "work") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
+    late["work"] = 95
+    assert watch.share(lambda: "work") == 1.0
+    assert lock_share.LockWatch(1.0, 0.1, 1.0).share(lambda: "work") is None
+
+
+def test_a_held_lock_makes_wakes_late():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.05)  # a busy machine only makes wakes later than so
+    try:
+        found = lock_share.latenesses(lambda: lock_share.held_load(0.6))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(found) > 5 and np.median(found) > 0.01
 
 
 def test_one_arm_as_a_program():
