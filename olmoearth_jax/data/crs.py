@@ -200,6 +200,40 @@ def transform_points(
     return found[0], found[1]
 
 
+def bounds_in(
+    source: Any, box: Sequence[float], target: Any = "EPSG:4326"
+) -> tuple[float, float, float, float]:
+    """Bounds of a box in another CRS, edges followed.
+
+    Args:
+      source, target: whatever rasterio takes for a CRS.
+      box: xmin, ymin, xmax, ymax in the CRS of the source.
+
+    Returns:
+      xmin, ymin, xmax, ymax. Degrees start in -180..180; what lies across 180 degrees goes on
+      beyond, as 179.9 to 180.1. Around a pole they are those of the whole circle.
+
+    Raises:
+      ValueError: as `transform_points`.
+    """
+    west, south, east, north = box
+    there = np.arange(8) / 8
+    x, y = west + (east - west) * there, south + (north - south) * there
+    # Around the box, so that neighbours are near each other on the earth, too.
+    xs = [*x, *[east] * 8, *(east + west - x), *[west] * 8, west]
+    ys = [*[south] * 8, *y, *[north] * 8, *(north + south - y), south]
+    px, py = transform_points(source, target, xs, ys)
+    low, high = float(py.min()), float(py.max())
+    if not _parsed(target).is_geographic:
+        return float(px.min()), low, float(px.max()), high
+    px = np.unwrap(px, period=360.0)
+    if abs(px[-1] - px[0]) > 180:
+        return (-180.0, low, 180.0, 90.0) if low + high > 0 else (-180.0, -90.0, 180.0, high)
+    left, right = float(px.min()), float(px.max())
+    turns = 0.0 if left >= -180 and right <= 180 else 360 * np.floor((left + 180) / 360)
+    return float(left - turns), low, float(right - turns), high
+
+
 def _earth_centred(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
     """Metres [n, 3] from the centre of the earth (WGS 84) of points at height 0."""
     a, f = 6378137.0, 1 / 298.257223563

@@ -272,8 +272,13 @@ class WarpedFile(RasterFile):
         rasterio, base = self._rasterio, self._base
         left, bottom, right, top = base.bounds
         across, down = sorted((left, right)), sorted((bottom, top))  # it may lie any way round
+        source = base.crs
+        if source.is_geographic and (across[0] < -180 or across[1] > 180):
+            # Else what lies beyond 180 degrees is looked for at its place in -180..180.
+            wrap = f"{source.to_proj4()} +lon_wrap={sum(across) / 2}"
+            source = rasterio.crs.CRS.from_string(wrap)
         west, south, east, north = rasterio.warp.transform_bounds(
-            base.crs, crs, across[0], down[0], across[1], down[1], densify_pts=51
+            source, crs, across[0], down[0], across[1], down[1], densify_pts=51
         )
         left, top = math.floor(west / size), math.ceil(north / size)
         right, bottom = math.ceil(east / size), math.floor(south / size)
@@ -286,7 +291,7 @@ class WarpedFile(RasterFile):
         else:
             missing = {"src_nodata": nodata, "nodata": nodata}
         return WarpedVRT(
-            base, crs=crs, transform=place, width=right - left, height=top - bottom,
+            base, src_crs=source, crs=crs, transform=place, width=right - left, height=top - bottom,
             resampling=rasterio.enums.Resampling[raster.resample], **missing,
         )  # fmt: skip
 

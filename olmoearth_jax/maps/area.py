@@ -66,6 +66,15 @@ def area_of(shapes: Iterable[Any], crs: Any = LONLAT, source: str = "the area") 
     return shapely.union_all(parts)
 
 
+def of_box(box: Sequence[float]) -> Any:
+    """The (multi)polygon of a box in degrees, whose east may lie beyond 180 (`crs.bounds_in`)."""
+    shapely, (west, south, east, north) = shapely_library(), box
+    parts = [(west, min(east, 180.0))]
+    if east > 180:
+        parts.append((-180.0, east - 360))
+    return shapely.union_all([shapely.box(left, south, right, north) for left, right in parts])
+
+
 def by_zone(area: Any) -> dict[int, Any]:
     """Zone -> the area's part within its 6 degrees, projected; zones without area are left out."""
     shapely, out = shapely_library(), {}

@@ -17,7 +17,7 @@ from olmoearth_jax.interop import config_json, weights
 from olmoearth_jax.interop.weights import CONFIG_FILE, LICENSE_URL
 from olmoearth_jax.maps import area, conventions, plan, stac, store
 from olmoearth_jax.maps.imagery import Imagery, list_rasters
-from olmoearth_jax.maps.lattice import Grid, Lattice
+from olmoearth_jax.maps.lattice import Grid, Lattice, zone_of
 from olmoearth_jax.model.config import ModelConfig, official_model
 from olmoearth_jax.model.searchlight import WINDOW_PX
 from olmoearth_jax.outputs import SOFTWARE
@@ -262,7 +262,7 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
         return bool(imagery.touching(zone, period.name, box))
 
     shards = plan.make(zones, lattice, imagery.periods, seen)
-    _check_touched(shape, imagery, shards)
+    _check_touched(shape, zones, imagery, shards)
     for zone in zones:
         if all(s.zone != zone for s in shards):
             notes.append(
@@ -273,17 +273,28 @@ def make_job(o: Options, config: ModelConfig, names: Sequence[str] | None = None
     return Job(o, layout, imagery, zones, shards, grids, digest, [*notes, *imagery.notes])
 
 
-def _check_touched(shape: Any, imagery: Imagery, shards: list[plan.Shard]) -> None:
+def _check_touched(
+    shape: Any, zones: dict[int, Any], imagery: Imagery, shards: list[plan.Shard]
+) -> None:
     """Raises ValueError for a period whose rasters show nothing of the area, or cannot be used.
 
     A shard is large: that a raster and the area touch the same one does not mean that they meet.
     """
-    box = area.shapely_library().box
     for period in imagery.periods:
-        boxes = [s.lonlat for s in imagery.sources(period.name)]
-        met = shape is None or any(shape.intersects(box(*b)) for b in boxes)
+        sources = imagery.sources(period.name)
+        boxes = [s.lonlat for s in sources]
+        met = shape is None or any(shape.intersects(area.of_box(b)) for b in boxes)
         if met and any(s.period == period.name for s in shards):
             continue
+        lattices = {s.placed.zone for s in sources}
+        if met and not any(s.asks for s in sources) and not lattices & zones.keys():
+            there = " and ".join(map(str, sorted(filter(None, lattices))))
+            middles = {zone_of((west + east) / 2) for west, _, east, _ in boxes}
+            here = " and ".join(map(str, sorted(zones or middles)))
+            raise ValueError(
+                f"the rasters of the period {period.name} lie on the lattice of zone {there}, but "
+                f"their longitudes are of zone {here}: give resample 'nearest' in the manifest"
+            )
         held = [f(b[k] for b in boxes) for f, k in ((min, 0), (min, 1), (max, 2), (max, 3))]
         shown = ", ".join(f"{v:.4f}" for v in held)
         wanted = "what they cover"

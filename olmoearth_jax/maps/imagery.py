@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax import modalities
 from olmoearth_jax.data import values
-from olmoearth_jax.data.crs import transform_points
+from olmoearth_jax.data.crs import bounds_in
 from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack, Placed, look_at
 from olmoearth_jax.data.raster_list import Raster, read_folder, read_manifest
 from olmoearth_jax.data.raster_units import check_files, fills
@@ -158,12 +158,17 @@ class Source:
     Attributes:
       placed: what is known of it; its raster has the day of each timestep.
       days: of its timesteps; none where nothing varies in time.
-      lonlat: bounds in degrees.
+      lonlat: bounds in degrees, as `bounds_in` has them.
+      asks: whether it may be resampled to other zones than that on whose lattice it lies.
     """
 
     placed: Placed
     days: tuple[datetime.date, ...]
     lonlat: Box
+
+    @property
+    def asks(self) -> bool:
+        return self.placed.raster.resample != "refuse"
 
 
 class Imagery:
@@ -189,7 +194,7 @@ class Imagery:
         """
         self.periods, self.notes = list(periods), []
         self._of: dict[str, list[Source]] = {p.name: [] for p in periods}
-        self._cached: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._cached: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = {}
         days: dict[str, set[datetime.date]] = {p.name: set() for p in periods}
         bands: dict[str, list[str]] = {}
         unused = 0
@@ -221,7 +226,7 @@ class Imagery:
 
     def _sources(self, placed: Placed, step: str) -> dict[str, Source]:
         """Period -> the raster as it is used there."""
-        bounds = _lonlat_of(placed)
+        bounds = bounds_in(placed.crs, placed.box)
         if placed.multitemporal and not placed.raster.dates:
             raise ValueError(f"{placed.raster.path} has no date: give one in the manifest")
         used = in_periods(placed.raster, placed.multitemporal, self.periods, step)
@@ -265,19 +270,24 @@ class Imagery:
 
     def touching(self, zone: int, period: str, box: Box) -> list[Raster]:
         """The rasters of a period that overlap a box of a zone, in manifest order."""
-        own, wide, zones = self._boxes(period)
+        own, wide, zones, asks = self._boxes(period)
         hit = (zones == zone) & _overlaps(own, box)
-        if (zones == 0).any():
-            hit |= (zones == 0) & _overlaps(wide, _bounds(crs_of(zone), box))
+        others = (zones != zone) & asks
+        if others.any():
+            west, south, east, north = bounds_in(crs_of(zone), box)
+            for turn in (-360, 0, 360):
+                hit |= others & _overlaps(wide, (west + turn, south, east + turn, north))
         return [self._of[period][k].placed.raster for k in np.flatnonzero(hit)]
 
-    def _boxes(self, period: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(boxes [N, 4] in the CRS of their zones, in degrees, zones [N] with 0 for none)."""
+    def _boxes(self, period: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(boxes [N, 4] in the CRS of their zones, in degrees, zones [N] with 0 for none, whether
+        they may be resampled [N])."""
         if period not in self._cached:
             found = self._of[period]
             own, wide = ([s.placed.box for s in found], [s.lonlat for s in found])
             zones = np.array([s.placed.zone or 0 for s in found])
-            self._cached[period] = np.array(own), np.array(wide), zones
+            asks = np.array([s.asks for s in found])
+            self._cached[period] = np.array(own), np.array(wide), zones, asks
         return self._cached[period]
 
     def part(self, zone: int, period: str, box: Box) -> Part:
@@ -292,7 +302,7 @@ class Imagery:
             if placed.zone is not None:
                 found.setdefault(placed.zone, []).append(placed.box)
                 continue
-            for zone, shape in area.by_zone(area.shapely_library().box(*source.lonlat)).items():
+            for zone, shape in area.by_zone(area.of_box(source.lonlat)).items():
                 found.setdefault(zone, []).append(shape.bounds)
         out = {}
         for zone in sorted(found):
@@ -304,24 +314,28 @@ class Imagery:
         """Zone -> what the rasters cover of its 6 degrees, in its CRS."""
         shapely = area.shapely_library()
         boxes: dict[int, list[Any]] = {}
+        alone: dict[int, list[Any]] = {}
         for source in {id(s): s for found in self._of.values() for s in found}.values():
-            placed, out = source.placed, {}
+            placed = source.placed
             if placed.zone is not None:
-                out = {placed.zone: shapely.box(*placed.box)}
-            else:
-                out = area.by_zone(shapely.box(*source.lonlat))
-            for zone, shape in out.items():
-                boxes.setdefault(zone, []).append(shape)
+                of = boxes if source.asks else alone
+                of.setdefault(placed.zone, []).append(shapely.box(*placed.box))
+            if source.asks:
+                for zone, shape in area.by_zone(area.of_box(source.lonlat)).items():
+                    boxes.setdefault(zone, []).append(shape)
         found = {}
-        for zone in sorted(boxes):
-            whole = shapely.union_all(boxes[zone])
-            cut = whole.intersection(_strip(zone, whole))
-            if cut.area < 0.999 * whole.area:
-                part = 100 * (1 - cut.area / whole.area)
+        for zone in sorted({*boxes, *alone}):
+            refusing = shapely.union_all(alone.get(zone, []))
+            whole = shapely.union_all([refusing, *boxes.get(zone, [])])
+            strip = _strip(zone, whole)
+            kept = refusing.intersection(strip).area
+            if kept < 0.999 * refusing.area:
+                part = 100 * (1 - kept / refusing.area)
                 self.notes.append(
                     f"{part:.0f} % of what the rasters of zone {zone} cover lies in its neighbours "
                     "and is not used; resample 'nearest' in the manifest brings it to their lattice"
                 )
+            cut = whole.intersection(strip)
             if cut.area > 0:
                 found[zone] = cut
         return found
@@ -340,9 +354,10 @@ class Imagery:
                 days = list(source.days) or [datetime.date(2000, 1, 1)]
                 bands = {name: list(placed.bands)}
                 with LatticeStack([placed.raster], zone, bands, days) as stack:
-                    west, south, east, north = (
-                        placed.box if placed.zone else _bounds(LONLAT, source.lonlat, crs_of(zone))
-                    )
+                    box = placed.box
+                    if not placed.zone:
+                        box = bounds_in(LONLAT, source.lonlat, crs_of(zone))
+                    west, south, east, north = box
                     window = stack.read(
                         slice(int(-north // PIXEL), int(-south // PIXEL)),
                         slice(int(west // PIXEL), int(east // PIXEL)), _OVERVIEW,
@@ -374,22 +389,6 @@ class Imagery:
         return out
 
 
-def _lonlat_of(placed: Placed) -> Box:
-    return _bounds(placed.crs, placed.box)
-
-
-def _bounds(source: Any, box: Any, crs: Any = LONLAT) -> Box:
-    """Bounds of a box in another CRS, edges followed."""
-    west, south, east, north = box
-    xs, ys = [], []
-    for k in range(9):
-        x, y = west + (east - west) * k / 8, south + (north - south) * k / 8
-        xs += [x, x, west, east]
-        ys += [south, north, y, y]
-    px, py = transform_points(source, crs, xs, ys)
-    return float(px.min()), float(py.min()), float(px.max()), float(py.max())
-
-
 def _overlaps(boxes: np.ndarray, box: Box) -> np.ndarray:
     """bool [N]: which boxes [N, 4] share an area with one."""
     west, south, east, north = boxes.T
@@ -399,7 +398,7 @@ def _overlaps(boxes: np.ndarray, box: Box) -> np.ndarray:
 def _strip(zone: int, shape: Any) -> Any:
     """The 6 degrees of a zone around a shape of its CRS."""
     shapely, (west, east) = area.shapely_library(), zone_bounds(zone)
-    _, south, _, north = _bounds(crs_of(zone), shape.bounds)
+    _, south, _, north = bounds_in(crs_of(zone), shape.bounds)
     south, north = max(south - 0.1, -89.0), min(north + 0.1, 89.0)
     box = shapely.segmentize(shapely.box(west, south, east, north), area.DENSE)
     return area.project(box, LONLAT, crs_of(zone))
