@@ -132,6 +132,15 @@ def embed(o: Options) -> int:
     Raises:
       ValueError: flags or inputs that cannot be used.
     """
+    try:
+        with work_list.stopping():
+            return _embed(o)
+    except work_list.Stopped:
+        _say("stopped; the same command goes on")
+        return work_list.STOPPED
+
+
+def _embed(o: Options) -> int:
     _keep_memory_flat()
     index, count = worker_place.place_of(FLAGS.shard, FLAGS.of)
     if not FLAGS.plan_only:
@@ -148,15 +157,11 @@ def embed(o: Options) -> int:
     if opened is None:
         return 0
     work, worker = opened
-    try:
-        with work_list.stopping(), worker:
-            found = work.run(
-                worker, index, count, steal=FLAGS.steal, wait=FLAGS.wait,
-                attempts=FLAGS.attempts, say=_teller(len(work.units)),
-            )  # fmt: skip
-    except work_list.Stopped:
-        _say("stopped; the same command goes on")
-        return work_list.STOPPED
+    with worker:
+        found = work.run(
+            worker, index, count, steal=FLAGS.steal, wait=FLAGS.wait,
+            attempts=FLAGS.attempts, say=_teller(len(work.units)),
+        )  # fmt: skip
     return _end(o, found)
 
 
@@ -175,6 +180,13 @@ def _open(o: Options, say: Callable[..., object]) -> tuple[work_list.WorkList, S
     if FLAGS.extend:
         embed_job.extend(job, model)
     work, form = embed_job.open_job(job, model)
+    # The job is told by the sizes of its inputs; what keeps its size is told by its time at least.
+    changed = job.imagery.changed_since((job.folder / "job.json").stat().st_mtime)
+    if changed:
+        say(
+            f"warning: {len(changed)} rasters such as {changed[0]} were written after this archive "
+            "was begun; if their values are others, take another --output"
+        )
     from olmoearth_jax.maps.embed_shards import ShardWorker
 
     return work, ShardWorker(job, model, form)
@@ -202,15 +214,10 @@ def _by_ray(o: Options) -> int:
         raise ValueError("--shard and --of are of workers; --engine=ray has --actors")
     given = [FLAGS[n].serialize() for n in FLAGS if FLAGS[n].present and n != "engine"]
     module = __spec__.name if __name__ == "__main__" else __name__
-    try:
-        with work_list.stopping():
-            found = _ray.run(
-                f"{module}:open_in_actor", given, FLAGS.actors or 1, FLAGS.gpus_per_actor,
-                FLAGS.ray_address, FLAGS.attempts, _say,
-            )  # fmt: skip
-    except work_list.Stopped:
-        _say("stopped; the same command goes on")
-        return work_list.STOPPED
+    found = _ray.run(
+        f"{module}:open_in_actor", given, FLAGS.actors or 1, FLAGS.gpus_per_actor,
+        FLAGS.ray_address, FLAGS.attempts, _say,
+    )  # fmt: skip
     return _end(o, found)
 
 

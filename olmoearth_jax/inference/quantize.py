@@ -123,6 +123,7 @@ def check_bits(bits: int) -> None:
 
 
 DTYPES = ("int8", "float16", "float32")
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 METHODS = ("signed_power", "per_pixel_scale", "linear")
 _FORMULAS = {
     "signed_power": "x = sign(q) * (q / 127.5)^2; nodata: q = -128",
@@ -203,10 +204,12 @@ def rule_of(
             "per_pixel_scale keeps lengths: take --normalize=none, or "
             "--quantization=signed_power with --normalize=l2"
         )
-    if method == "linear" and (scale is None or not scale > 0):
+    if method == "linear" and not (
+        scale is not None and _LEAST <= scale <= _MOST and abs(offset or 0.0) <= _MOST
+    ):
         raise ValueError(
-            "linear needs a --scale above 0 (and an --offset) for the whole archive; "
-            "per_pixel_scale needs none"
+            "linear needs a --scale above 0 (and an --offset), both float32, for the whole "
+            "archive; per_pixel_scale needs none"
         )
     if method != "linear" and (scale is not None or offset is not None):
         raise ValueError(f"--scale and --offset go with --quantization=linear, not {method}")

@@ -370,7 +370,14 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
       ValueError: the output holds another job; the members that differ are named.
       OSError: it cannot be written.
     """
-    digest = work_list.open_job(job.folder / "job.json", members_of(job, model), DECIDES)
+    members, path = members_of(job, model), job.folder / "job.json"
+    digest = work_list.digest_of({name: members[name] for name in DECIDES})
+    if not path.exists() and store.digest_there(job.store) not in (None, digest):
+        raise ValueError(
+            f"{job.store} holds the embeddings of another job, whose folder {job.folder} is gone: "
+            "give another --output"
+        )
+    work_list.open_job(path, members, DECIDES)
     form = form_of(job, model, digest)
     lines, path = _plan_lines(job), job.folder / "plan.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:

@@ -372,6 +372,11 @@ class Imagery:
                         told = values.for_rasters(str(e))
                         raise ValueError(f"{placed.raster.path}: {told}") from None
 
+    def changed_since(self, when: float) -> list[str]:
+        """Files of this machine that were written after a time in seconds; paths, each once."""
+        paths = dict.fromkeys(s.placed.raster.path for found in self._of.values() for s in found)
+        return [p for p in paths if Path(p).is_file() and Path(p).stat().st_mtime > when]
+
     def rows(self) -> list[dict[str, Any]]:
         """What is said of each raster, and its size, without its path: for the job's digest."""
         out = []

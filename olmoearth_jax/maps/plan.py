@@ -187,12 +187,23 @@ def grids_of(shards: Iterable[Shard], lattice: Lattice, extent: str = "region") 
       shards: the plan.
       lattice: of the archive.
       extent: 'region' spans what is planned, 'zone' the whole zone.
+
+    Raises:
+      ValueError: a shard lies outside of its whole zone.
     """
     places: dict[int, list[tuple[int, int]]] = {}
     for shard in shards:
         places.setdefault(shard.zone, []).append((shard.row, shard.col))
     if extent == "zone":
-        return {zone: whole_zone(zone, lattice) for zone in sorted(places)}
+        found = {zone: whole_zone(zone, lattice) for zone in sorted(places)}
+        for zone, grid in found.items():
+            rows = [row for row, _ in places[zone]]
+            if not grid.top <= min(rows) <= max(rows) < grid.top + grid.rows:
+                raise ValueError(
+                    f"the area reaches beyond 80 S or 84 N in zone {zone}, where --extent=zone "
+                    "ends: take --extent=region"
+                )
+        return found
     return {zone: grid_around(zone, lattice, places[zone]) for zone in sorted(places)}
 
 

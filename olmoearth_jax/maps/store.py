@@ -127,6 +127,14 @@ def extend_store(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def digest_there(path: Path) -> str | None:
+    """The digest of the job that a store was made by, '' if it says none; None without a store."""
+    if not path.exists():
+        return None
+    held = (work_list.read_json(path / "zarr.json") or {}).get("attributes")
+    return str(held.get("olmoearth:job_digest", "")) if isinstance(held, dict) else ""
+
+
 def grids_there(path: Path) -> dict[str, tuple[list[float], list[int]]]:
     """(transform, shape) of each zone group of a store."""
     root = zarr_library().open_group(path, mode="r", zarr_format=3)

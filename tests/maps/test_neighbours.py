@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 from rasterio.transform import Affine
-from rasterio.warp import transform
 
-from olmoearth_jax.data.crs import bounds_in
+from olmoearth_jax.data.crs import bounds_in, transform_points
 from olmoearth_jax.data.raster_lattice import PIXEL, LatticeStack
 from olmoearth_jax.data.raster_list import Raster
 from olmoearth_jax.maps import plan
@@ -22,7 +21,7 @@ YEAR = plan.periods_of(["2023"])
 
 def write(path, crs, lon, lat, side=10.0):
     """A raster whose corner is near a place, on multiples of its pixel side."""
-    (x,), (y,) = transform("EPSG:4326", crs, [lon], [lat])
+    (x,), (y,) = transform_points("EPSG:4326", crs, [lon], [lat])
     place = Affine(side, 0, round(x / side) * side, 0, -side, round(y / side) * side)
     pixels = region.image(1, 96, 128)
     region.write_raster(path, pixels, place, crs)
@@ -35,7 +34,7 @@ def look(path, resample="nearest"):
 
 def pixel(images, zone, lon, lat):
     """The first band at a place, as the blocks of a zone are read."""
-    (x,), (y,) = transform("EPSG:4326", crs_of(zone), [lon], [lat])
+    (x,), (y,) = transform_points("EPSG:4326", crs_of(zone), [lon], [lat])
     col, row = int(x // PIXEL), int(-y // PIXEL)
     box = (col * PIXEL, -(row + 1) * PIXEL, (col + 1) * PIXEL, -row * PIXEL)
     with LatticeStack(*images.part(zone, "2023", box)) as stack:
@@ -49,7 +48,7 @@ def test_a_raster_on_the_lattice_of_a_neighbour_is_resampled_if_it_asks(tmp_path
     assert list(images.area()) == [31] and not images.notes
     for row, col in ((10, 10), (50, 100)):
         at = [t.c + (col + 0.5) * t.a], [t.f + (row + 0.5) * t.e]
-        (lon,), (lat,) = transform("EPSG:32632", "EPSG:4326", *at)
+        (lon,), (lat,) = transform_points("EPSG:32632", "EPSG:4326", *at)
         near = x[:, row - 1 : row + 2, col - 1 : col + 2].reshape(12, 9).T
         assert (near == pixel(images, 31, lon, lat)).all(1).any()
     assert not look(tmp_path / "a.tif", "refuse").touching(31, "2023", (0, 0, 1e6, 1e7))
@@ -85,7 +84,7 @@ def test_a_raster_across_180_degrees_lies_in_two_zones(tmp_path, crs, side):
 
 def test_bounds_in_degrees():
     north = "EPSG:32660"
-    (x,), (y,) = transform("EPSG:4326", north, [179.99], [-17.0])
+    (x,), (y,) = transform_points("EPSG:4326", north, [179.99], [-17.0])
     west, _, east, _ = bounds_in(north, (x, y, x + 5000, y + 1000))
     assert 179.98 < west < 179.99 and 180.02 < east < 180.05
     assert bounds_in("EPSG:4326", (-180, -10, 180, 10)) == (-180, -10, 180, 10)
