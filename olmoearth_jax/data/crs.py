@@ -178,6 +178,20 @@ def ground_pixel_size(crs: Any, transform: Any, height: int, width: int) -> tupl
     return float(np.linalg.norm(across)), float(np.linalg.norm(down))
 
 
+def metres_per_unit(crs: Any) -> float:
+    """Metres of a unit of a CRS; of a degree those at the equator.
+
+    Raises:
+      ValueError: an unknown CRS, or none.
+    """
+    crs = _parsed(crs)
+    if crs is None:
+        raise ValueError("no coordinate reference system is given")
+    if crs.is_geographic:
+        return float(np.pi * 6378137.0 / 180)
+    return float(crs.linear_units_factor[1])
+
+
 def transform_points(
     source: Any, target: Any, xs: Sequence[float], ys: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:

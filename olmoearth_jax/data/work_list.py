@@ -199,6 +199,27 @@ class Outcome:
     busy: list[str] = dataclasses.field(default_factory=list)
 
 
+_COUNTS = ("valid", "nodata", "clipped", "largest", "seconds")
+"""Members of markers that are finite numbers where they are given."""
+
+
+def objects_of(marker: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """[size, digest] of the objects that a marker names; None if it is damaged.
+
+    Keys lead below the folder of objects and nowhere else.
+    """
+    held = marker.get("objects")
+    numbers = [marker.get(name, 0) for name in _COUNTS]
+    finite = all(isinstance(n, int | float) and abs(n) < 1e300 for n in numbers)
+    if not isinstance(held, dict) or not finite:
+        return None
+    for key, told in held.items():
+        kinds = [type(v) for v in told] if isinstance(told, list) else []
+        if kinds != [int, str] or key.startswith("/") or ".." in key.split("/"):
+            return None
+    return held
+
+
 class WorkList:
     """Units, their markers and claims below a folder.
 
@@ -229,18 +250,19 @@ class WorkList:
         held = read_json(self._path("done", unit))
         if held is None or not self.is_ours(held):
             return None
+        objects = objects_of(held)
         try:
-            for key, (size, _) in held["objects"].items():
-                if (self.objects / key).stat().st_size != size:
-                    return None
-        except (KeyError, TypeError, ValueError, AttributeError, OSError):
+            sizes = {key: os.path.getsize(self.objects / key) for key in objects or ()}
+        except (OSError, ValueError):  # a name may hold a null byte
             return None
-        return held
+        fits = objects is not None and all(sizes[k] == size for k, (size, _) in objects.items())
+        return held if fits else None
 
     def failure(self, unit: str) -> dict[str, Any] | None:
         """What is recorded of a unit's failed attempts."""
-        held = read_json(self._path("failed", unit))
-        return held if held is not None and held.get("job_digest") == self.digest else None
+        held = read_json(self._path("failed", unit)) or {}
+        ours = held.get("job_digest") == self.digest and isinstance(held.get("attempts"), int)
+        return held if ours else None
 
     def state(self, unit: str) -> str:
         """'done', 'empty' (done, without data), 'claimed', 'failed' or 'planned'."""
@@ -444,7 +466,7 @@ class WorkList:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -173,7 +173,7 @@ class Archive:
         if not valid.any():
             return np.broadcast_to(np.float32(np.nan), q.shape), valid
         values = restore(q, self.rule, scales)
-        valid &= ~np.isnan(values[..., 0])
+        valid &= np.isfinite(values[..., 0])
         if not valid.all():
             values[~valid] = np.nan
         return values, valid
@@ -201,7 +201,7 @@ class Archive:
         return q, scales, coverage
 
     def read(
-        self, bbox: Sequence[float], period: Any = None, width: int | None = None
+        self, bbox: Sequence[float], period: Any = None, width: int | None = None, crs: Any = None
     ) -> list[Map]:
         """Embeddings of a box, on the native grid of each zone that it touches.
 
@@ -209,14 +209,21 @@ class Archive:
           bbox: west, south, east, north in degrees.
           period: may be left out if there is one.
           width: the first bands only.
+          crs: of one map of everything instead, resampled (nearest); whatever rasterio takes.
 
         Raises:
-          ValueError: a period or width that the archive has not, or a box outside of it.
+          ValueError: a period or width that the archive has not, a box outside of it, or an
+            unknown CRS.
         """
         from rasterio.transform import Affine
 
-        step, out = self._only_step(period), []
-        for zone, rows, cols in self.windows(bbox):
+        step, out, windows = self._only_step(period), [], self.windows(bbox)
+        if crs is not None:
+            from olmoearth_jax.maps import regrid
+
+            values, valid, t = regrid.read(self, bbox, self.periods[step], width, crs)
+            return [Map(values, valid, Affine(*t), str(crs))]
+        for zone, rows, cols in windows:
             values, valid = self.window(zone, step, rows, cols, width)
             values = values if values.flags.writeable else values.copy()
             out.append(Map(values, valid, Affine(*zone.place(rows, cols)), zone.crs))
@@ -414,14 +421,22 @@ def dequantize(dataset: Any) -> Any:
       an xarray DataArray of the dims of `embeddings`; lazy if they are.
 
     Raises:
-      ValueError: the attributes name no known rule.
+      ValueError: the attributes name no known rule, or arrays are missing.
     """
-    rule, q = conventions.rule_of(dataset.attrs), dataset["embeddings"]
+    rule = conventions.rule_of(dataset.attrs)
+    scales = conventions.scales_of(dataset.attrs)
+    wanted = ["embeddings", *([scales] if rule.method == "per_pixel_scale" else [])]
+    if lacking := [name for name in wanted if name not in dataset]:
+        raise ValueError(f"the dataset holds no {lacking[0]!r}, which its attributes speak of")
+    q = dataset["embeddings"]
+    if rule.dtype != "int8" and q.dtype.kind != "f":
+        raise ValueError(f"the embeddings are {q.dtype}, but their attributes say {rule.dtype}")
     x = q.astype("float32")
     if rule.method == "signed_power":
         x = np.sign(x) * (x / np.float32(127.5)) ** 2
     elif rule.method == "per_pixel_scale":
-        x = (x * dataset["scales"].where(q.isel(band=0) != -128)).transpose(*q.dims)
+        s = dataset[scales]
+        x = (x * s.where((q.isel(band=0) != -128) & np.isfinite(s))).transpose(*q.dims)
     elif rule.method == "linear":
         x = x * np.float32(rule.scale) + np.float32(rule.offset)
     if rule.dtype == "int8":

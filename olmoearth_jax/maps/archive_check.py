@@ -104,7 +104,7 @@ def verify(output: Path) -> tuple[list[str], bool]:
         if not work.is_ours(held):
             wrong.append(f"{unit}: its marker is of another job")
             continue
-        objects = _objects_of(held)
+        objects = work_list.objects_of(held)
         if objects is None:
             wrong.append(f"{unit}: its marker is damaged")
             continue
@@ -123,22 +123,6 @@ def verify(output: Path) -> tuple[list[str], bool]:
         lines += [*wrong[:50], f"{len(wrong)} are damaged: delete their markers below "
                   f"{work.folder / 'done'} and start launch.embed again"]  # fmt: skip
     return lines, not wrong
-
-
-def _objects_of(marker: dict[str, Any]) -> dict[str, list[Any]] | None:
-    """Size and digest of the objects that a marker names; None if it is damaged.
-
-    Keys lead below the store and nowhere else.
-    """
-    held = marker.get("objects")
-    if not isinstance(held, dict):
-        return None
-    for key, told in held.items():
-        if not isinstance(told, list) or len(told) != 2:
-            return None
-        if key.startswith("/") or ".." in key.split("/"):
-            return None
-    return held
 
 
 def write_index(output: Path) -> list[Path]:
@@ -177,13 +161,16 @@ def write_index(output: Path) -> list[Path]:
 def _items(work: work_list.WorkList, archive: Archive) -> Iterator[dict[str, Any]]:
     import shapely
 
-    lattice = Lattice(archive.attrs["geoemb:gsd"], archive.zone(archive.zones[0]).side)
+    zone = archive.zone(archive.zones[0])
+    lattice = Lattice(zone.transform[0], zone.side)
     spans = _spans(archive)
     for unit in work.units:
         marker = work.marker(unit)
         if marker is None:
             continue
         shard = shard_of(unit)
+        if shard.period not in spans:
+            raise ValueError(f"the plan names {unit}, whose period is not in {archive.path}")
         ring = _outline(shard, lattice)
         shape = shapely.Polygon(ring)
         west, south, east, north = shape.bounds

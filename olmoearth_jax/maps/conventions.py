@@ -81,10 +81,19 @@ def rule_of(attrs: Any) -> Rule:
     scale = scale if isinstance(scale, dict) else {}
     if dtype != "int8" or method not in ("signed_power", "per_pixel_scale", "linear"):
         raise ValueError(f"this store's values are of an unknown form ({dtype}, {method})")
-    numbers = [scale.get("scale", 1.0), scale.get("offset", 0.0)]
-    if method == "linear" and not all(map(is_number, numbers)):
+    if method != "linear":
+        return Rule(dtype, method, normalize)
+    numbers = [scale.get("scale"), scale.get("offset", 0.0)]
+    if not all(map(is_number, numbers)) or not numbers[0]:
         raise ValueError(f"this store's linear values have no scale and offset: {scale}")
-    return Rule(dtype, method, normalize, *numbers)
+    return Rule(dtype, method, normalize, *map(float, numbers))
+
+
+def scales_of(attrs: Any) -> str:
+    """Name of the array that holds the scales of per_pixel_scale."""
+    held = attrs.get("geoemb:quantization")
+    scale = held.get("scale") if isinstance(held, dict) else None
+    return str(scale.get("array_name", "scales")) if isinstance(scale, dict) else "scales"
 
 
 def root_attributes(

@@ -378,14 +378,13 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
             "give another --output"
         )
     work_list.open_job(path, members, DECIDES)
+    earlier = _earlier(path)
     form = form_of(job, model, digest)
     lines, path = _plan_lines(job), job.folder / "plan.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:
         work_list.write_durably(path, lines)
     store.make_store(job.store, form, job.grids)
     units = [s.id for s in job.shards]
-    held = work_list.read_json(job.folder / "job.json") or {}
-    earlier = held.get("extends", ())
     return work_list.WorkList(job.folder, job.store, digest, units, earlier), form
 
 
@@ -469,9 +468,20 @@ def read_plan(output: Path) -> work_list.WorkList:
     except (ValueError, KeyError, TypeError) as e:
         told = f"there is no {e}" if isinstance(e, KeyError) else e
         raise ValueError(f"{path} is damaged: {told}") from None
-    digest = str(held.get("job_digest"))
-    earlier = held.get("extends", ())
+    digest, earlier = str(held.get("job_digest")), _earlier(output / "job" / "job.json")
     return work_list.WorkList(output / "job", output / store.NAME, digest, units, earlier)
+
+
+def _earlier(path: Path) -> list[str]:
+    """The digests of the jobs that the one of a job.json grew from.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    held = (work_list.read_json(path) or {}).get("extends", [])
+    if not isinstance(held, list) or not all(isinstance(d, str) for d in held):
+        raise ValueError(f"{path} is damaged: its extends are no list of digests")
+    return held
 
 
 def memory_of(job: Job) -> int:

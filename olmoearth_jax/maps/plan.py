@@ -129,8 +129,8 @@ def shard_of(text: str) -> Shard:
     Raises:
       ValueError: it is none.
     """
-    found = re.fullmatch(r"utm(\d\d)/([\w-]+)/(-?\d+)_(-?\d+)", text)
-    if found is None:
+    found = re.fullmatch(r"utm([0-9]{2})/([\w-]+)/(-?[0-9]{1,9})_(-?[0-9]{1,9})", text)
+    if found is None or not 1 <= int(found[1]) <= 60:
         raise ValueError(f"{text!r} is no id of a shard")
     return Shard(int(found[1]), found[2], int(found[3]), int(found[4]))
 

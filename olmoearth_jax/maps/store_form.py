@@ -13,6 +13,7 @@ from olmoearth_jax.maps.lattice import crs_of
 ZONES = 60
 _FARTHEST = 30e6
 """Metres from E = N = 0 that no place of a UTM zone reaches."""
+_MOST_PERIODS = 100_000
 _MOST_SHARD_BYTES = 16 << 30
 """What a reader of one shard may be asked to hold."""
 
@@ -58,7 +59,10 @@ def periods_of(groups: Mapping[str, Any], path: str) -> list[tuple[str, str]] | 
     for name, group in groups.items():
         spans = group.attrs.get("olmoearth:periods")
         if spans is None:
-            found[name] = [int(t) for t in _array(group, f"{path}/{name}", "time")[:]]
+            time = _array(group, f"{path}/{name}", "time")
+            if math.prod(time.shape) > _MOST_PERIODS or math.prod(time.chunks) > _MOST_PERIODS:
+                raise _damaged(f"{path}/{name}", "times", f"{time.shape} in {time.chunks}")
+            found[name] = [int(t) for t in time[:]]
             continue
         good = isinstance(spans, list) and all(
             isinstance(s, list) and len(s) == 2 and all(_is_day(d) for d in s) for s in spans
@@ -149,7 +153,8 @@ def _damaged(where: str, name: str, value: Any) -> ValueError:
 
 def is_number(value: Any) -> bool:
     """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    kind = isinstance(value, int | float) and not isinstance(value, bool)
+    return kind and abs(value) < 1e300  # an integer may be too long for a float
 
 
 def _is_count(value: Any) -> bool:
