@@ -6,6 +6,7 @@ those of the north-up picture. rasterio is imported when a file is opened.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,13 +36,22 @@ class RasterError(ValueError):
         return f"{self.path} {self.reason}"
 
 
+_ELSEWHERE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs)")
+"""How the names of files on other machines begin."""
+
+
 def opening(path: str | Path) -> dict[str, Any]:
     """What rasterio is told beside the path, so that a GeoTIFF is nothing else: GDAL goes by the
-    content, and a list of other files (a VRT) may be called .tif."""
+    content, and a list of other files (a VRT) may be called .tif. Files of other machines, whose
+    names say little, and names that are the content themselves must be of one file, too."""
     name = str(path).lower()
     if "://" in name:  # what follows is a signature
         name = name.partition("?")[0]
-    return {"driver": "GTiff"} if name.endswith((".tif", ".tiff")) else {}
+    if name.endswith((".tif", ".tiff")):
+        return {"driver": "GTiff"}
+    if not (_ELSEWHERE.match(name) or "<" in name):
+        return {}
+    return {"driver": "JP2OpenJPEG" if name.endswith(".jp2") else "GTiff"}
 
 
 def _check_mask_beside(path: str | Path) -> None:

@@ -48,7 +48,10 @@ def area_of(shapes: Iterable[Any], crs: Any = LONLAT, source: str = "the area") 
         if not shape.is_valid:
             raise ValueError(f"{where} is no valid polygon: {shapely.is_valid_reason(shape)}")
         if not same_crs(crs, LONLAT):
-            shape = project(shape, crs, LONLAT)
+            try:
+                shape = project(shape, crs, LONLAT)
+            except ValueError as e:
+                raise ValueError(f"{where}: {e}") from None
         west, south, east, north = shape.bounds
         if not (west >= -180 and east <= 180 and south >= -90 and north <= 90):
             raise ValueError(

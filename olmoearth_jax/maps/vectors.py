@@ -191,13 +191,13 @@ def _parquet(path: Path) -> Table:
         about = json.loads(stored)
         name = about["primary_column"]
         record = about["columns"][name]
-        if record.get("encoding") == "WKB":
+        if record["encoding"] == "WKB":
             shapes = shapely.from_wkb(table[name].to_pylist())
     except (OSError, KeyError, TypeError, pyarrow.ArrowException, shapely.errors.ShapelyError,
             json.JSONDecodeError) as e:  # fmt: skip
         raise ValueError(f"{path} cannot be read as Parquet: {e}") from None
-    if record.get("encoding") != "WKB":
-        raise ValueError(f"{path} stores its geometries as {record.get('encoding')}, not as WKB")
+    if record["encoding"] != "WKB":
+        raise ValueError(f"{path} stores its geometries as {record['encoding']}, not as WKB")
     rows = table.drop_columns([name]).to_pylist()
     return Table(list(shapes), rows, _geoparquet_crs(record, path))
 
@@ -209,8 +209,10 @@ def _geoparquet_crs(record: Mapping[str, Any], path: Path) -> Any:
     held = record["crs"]
     if held is None:
         raise ValueError(f"{path} says that its CRS is not known: set it, for example with ogr2ogr")
-    known = (held.get("id") or {}) if isinstance(held, dict) else {}
-    code = f"{known.get('authority')}:{known.get('code')}" if known else json.dumps(held)
+    known = held.get("id") if isinstance(held, dict) else None
+    code = json.dumps(held)
+    if isinstance(known, dict) and known:
+        code = f"{known.get('authority')}:{known.get('code')}"
     try:
         return rasterio_library().crs.CRS.from_user_input(code).to_wkt()
     except Exception as e:  # rasterio's errors have several bases

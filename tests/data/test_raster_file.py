@@ -327,8 +327,9 @@ def test_a_raster_for_evaluation_holds_what_it_declares(tmp_path):
 
 @pytest.mark.parametrize("path, fixed", [
     ("a.tif", True), ("a.TIFF", True), ("https://host/a.tif?sig=1.x", True), ("a.vrt", False),
-    ("https://host/a?x=a.tif", False), ("a.tif?x", False),
+    ("https://host/a?x=a.tif", True), ("s3://bucket/a", True), ("/vsicurl/https://host/a", True),
+    ("a.tif?x", False), ("file:///a.vrt", False),
 ])  # fmt: skip
 def test_a_geotiff_is_nothing_else(path, fixed):
-    """Also one whose URL is signed: a list of other files under this name is not followed."""
+    """Nor is what lies on other machines: a list of files of this one is not followed."""
     assert opening(path) == ({"driver": "GTiff"} if fixed else {})

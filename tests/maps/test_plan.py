@@ -141,3 +141,27 @@ def test_sides():
         plan.check_sides(250, 64, 16)
     with pytest.raises(ValueError, match="core of 24"):
         plan.check_sides(256, 64, 24)
+
+
+def test_a_crs_that_has_not_the_place_names_the_feature(tmp_path):
+    ring = [[0, 0], [1, 0], [1, 1], [0, 0]]
+    local = 'LOCAL_CS["mine",UNIT["metre",1]]'
+    held = {"type": "Polygon", "coordinates": [ring],
+            "crs": {"type": "name", "properties": {"name": local}}}  # fmt: skip
+    (tmp_path / "a.geojson").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="feature 1: the coordinate system 'mine' is a local one"):
+        area.read_area(tmp_path / "a.geojson")
+
+
+@pytest.mark.parametrize("record", [5, {"encoding": "WKB", "crs": {"id": 5}}])
+def test_geoparquet_whose_metadata_are_none(tmp_path, record):
+    import pyarrow
+    import pyarrow.parquet
+
+    about = {"primary_column": "geometry", "columns": {"geometry": record}}
+    table = pyarrow.table({"geometry": [shapely.to_wkb(shapely.box(0, 0, 1, 1))]})
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"geo": json.dumps(about)}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(ValueError, match="cannot be read"):
+        area.read_area(tmp_path / "a.parquet")
