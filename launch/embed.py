@@ -6,6 +6,7 @@
     python -m launch.embed ...same flags... --engine=ray --actors=8   a GPU each
     python -m launch.embed ...same flags... --plan_only             sizes and memory, no model
     python -m launch.embed ...same flags... --years=2023,2024,2025 --extend     a later year, too
+    python -m launch.embed ...same flags... --extent=zone --area=more.geojson --extend    more area
 
 --inputs is a CSV or JSON list of GeoTIFFs with the columns path, date, modality, bands, and if need
 be offset, scale, nodata, resample (refuse, nearest, bilinear) and period; or a folder of them with
@@ -38,7 +39,7 @@ from absl import flags
 from olmoearth_jax import commands
 from olmoearth_jax.data import work_list, worker_place
 from olmoearth_jax.data.progress import duration
-from olmoearth_jax.maps import embed_job, plan, store
+from olmoearth_jax.maps import embed_growth, embed_job, plan, store
 from olmoearth_jax.maps.embed_job import Job, Options
 
 from . import _flags, _image_flags
@@ -78,7 +79,7 @@ _float("offset", None, "Of --quantization=linear.")
 _integer("shard_side", None, "Tokens per side of a shard.", lower_bound=1)
 _integer("chunk", 64, "Tokens per side of a chunk.", lower_bound=1)
 _enum("extent", "region", plan.EXTENTS, "Arrays span the plan, or their whole zone.")
-_bool("extend", False, "Append later periods to the archive that is there.")
+_bool("extend", False, "Append later periods, or area if --extent=zone.")
 _integer("shard", None, "Number of this worker, from 0.")
 _integer("of", None, "How many workers there are.")
 _bool("steal", True, "Take the shards of others when the own ones are done.")
@@ -178,7 +179,7 @@ def _open(o: Options, say: Callable[..., object]) -> tuple[work_list.WorkList, S
         for note in job.imagery.notes[told:]:
             say(note)
     if FLAGS.extend:
-        embed_job.extend(job, model)
+        embed_growth.extend(job, model)
     work, form = embed_job.open_job(job, model)
     # The job is told by the sizes of its inputs; what keeps its size is told by its time at least.
     changed = job.imagery.changed_since((job.folder / "job.json").stat().st_mtime)

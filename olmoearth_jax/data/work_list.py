@@ -440,6 +440,10 @@ class WorkList:
         for path in (self.folder / "failed").rglob("*.json"):
             path.unlink(missing_ok=True)
 
+    def undo(self, unit: str) -> None:
+        """Removes the marker of a unit, which is to be done again."""
+        self._path("done", unit).unlink(missing_ok=True)
+
     def forget(self, unit: str) -> None:
         """Removes the claim on a unit whose worker is known to be dead."""
         self._path("claims", unit).unlink(missing_ok=True)

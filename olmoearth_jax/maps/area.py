@@ -11,7 +11,7 @@ import numpy as np
 
 from olmoearth_jax.data.crs import same_crs
 from olmoearth_jax.maps import vectors
-from olmoearth_jax.maps.lattice import LONLAT, crs_of, zone_bounds, zone_of
+from olmoearth_jax.maps.lattice import LONLAT, Lattice, crs_of, zone_bounds, zone_of
 from olmoearth_jax.maps.vectors import project, shapely_library
 
 DENSE = 0.01
@@ -99,6 +99,23 @@ def _polygons(shape: Any) -> Any:
     shapely = shapely_library()
     parts = [p for p in getattr(shape, "geoms", [shape]) if p.geom_type in ("Polygon",)]
     return shapely.MultiPolygon(parts)
+
+
+def tokens_in(shape: Any, lattice: Lattice, row: int, col: int) -> np.ndarray:
+    """bool [S, S]: the tokens of a shard that a shape in the CRS of its zone touches."""
+    square = shapely_library().box(*lattice.box(row, col))
+    out = np.zeros((lattice.side, lattice.side), bool)
+    if shape.contains(square):
+        return ~out
+    part = shape.intersection(square.buffer(lattice.token))
+    if not part.is_empty:
+        from rasterio.features import rasterize
+        from rasterio.transform import Affine
+
+        place = Affine(*lattice.place(row, col))
+        burnt = rasterize([(part, 1)], out.shape, transform=place, all_touched=True)
+        out = np.asarray(burnt) > 0
+    return out
 
 
 def digest_of_file(path: Path) -> str:

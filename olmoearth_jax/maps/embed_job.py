@@ -378,9 +378,11 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
             "give another --output"
         )
     work_list.open_job(path, members, DECIDES)
+    if job.options.extent == "zone":
+        keep_outline(job, digest)
     earlier = _earlier(path)
     form = form_of(job, model, digest)
-    lines, path = _plan_lines(job), job.folder / "plan.jsonl"
+    lines, path = plan_lines(job), job.folder / "plan.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:
         work_list.write_durably(path, lines)
     store.make_store(job.store, form, job.grids)
@@ -388,67 +390,22 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
     return work_list.WorkList(job.folder, job.store, digest, units, earlier), form
 
 
-def extend(job: Job, model: PretrainedModel) -> None:
-    """Appends the later periods of a job to the archive that is there, unless that was done.
-
-    What is there must be the same job but for these periods; its shards stay as they are. A kill on
-    the way leaves the archive as it was, with room for more: the same again goes on.
-
-    Raises:
-      ValueError: there is no archive, it differs otherwise, or somebody works on it.
-      OSError: it cannot be written.
-    """
-    path = job.folder / "job.json"
-    held = work_list.read_json(path)
-    if held is None:
-        raise ValueError(f"{job.output} holds no archive that could grow: leave out --extend")
-    members = json.loads(json.dumps(members_of(job, model)))
-    digest = work_list.digest_of({name: members[name] for name in DECIDES})
-    if held.get("job_digest") == digest:
-        return
-    _check_growth(job, path, held, members)
-    work = read_plan(job.output)
-    busy = work.claimed()
-    if busy:
-        raise ValueError(
-            f"{len(busy)} shards of {job.output} are being worked on: stop the workers, or wait "
-            "ten minutes after they were killed, and start again with --extend"
-        )
-    store.extend_store(job.store, form_of(job, model, digest), job.grids)
-    work_list.write_durably(job.folder / "plan.jsonl", _plan_lines(job))
-    for name in ("index.parquet", "collection.json", "job/report.json"):
-        (job.output / name).unlink(missing_ok=True)  # made again when all is complete
-    grown = {**members, "job_digest": digest, "extends": [*work.earlier, work.digest]}
-    work_list.write_durably(path, json.dumps(grown, indent=1, sort_keys=True) + "\n")
+def outline_path(folder: Path, digest: str) -> Path:
+    """The file that holds the area of a job, for archives whose area may grow."""
+    return folder / f"area_{digest[:16]}.json"
 
 
-def _check_growth(job: Job, path: Path, held: dict[str, Any], members: dict[str, Any]) -> None:
-    old, new = held["periods"], members["periods"]
-    lost = [name for name in old if name not in new]
-    early = [n for n in new if n not in old and new[n][0] <= max(days[1] for days in old.values())]
-    if lost or early:
-        raise ValueError(
-            f"--extend appends later periods: name those that are there ({', '.join(sorted(old))}) "
-            f"and later ones, not {', '.join(sorted(new))}"
-        )
-    rows = [row for row in members["inputs"].values() if row["period"] in old]
-    same = {
-        **members, "periods": {n: new[n] for n in old},
-        "timesteps": {n: members["timesteps"][n] for n in old},
-        "inputs": {f"{k:06d}": row for k, row in enumerate(rows)},
-    }  # fmt: skip
-    if any(held.get(name) != same[name] for name in DECIDES):
-        raise work_list.another_job(path, held, same, DECIDES)
-    places = {g.name: (g.transform, list(g.shape)) for g in job.grids.values()}
-    if places != store.grids_there(job.store):
-        raise ValueError(
-            f"the new periods reach beyond the arrays of {job.output}, which span what was planned "
-            "at first: give an --area that lies within, or another --output; archives made with "
-            "--extent=zone have room for a whole zone"
-        )
+def keep_outline(job: Job, digest: str) -> None:
+    """Writes the area of a job: zone -> hexadecimal WKB of its part in the zone's CRS."""
+    to_wkb = area.shapely_library().to_wkb
+    held = {str(zone): to_wkb(shape, hex=True) for zone, shape in job.zones.items()}
+    path = outline_path(job.folder, digest)
+    if not path.is_file():
+        work_list.write_durably(path, json.dumps(held) + "\n")
 
 
-def _plan_lines(job: Job) -> str:
+def plan_lines(job: Job) -> str:
+    """The content of plan.jsonl."""
     return "".join(json.dumps({"id": s.id}) + "\n" for s in job.shards)
 
 

@@ -98,19 +98,7 @@ class ShardWorker:
     def _inside(self, shard: Shard) -> np.ndarray:
         """bool [S, S]: tokens that the area touches."""
         shape, lattice = self._job.zones[shard.zone], self._job.layout.lattice
-        square = area.shapely_library().box(*lattice.box(shard.row, shard.col))
-        out = np.zeros((lattice.side, lattice.side), bool)
-        if shape.contains(square):
-            return ~out
-        part = shape.intersection(square.buffer(lattice.token))
-        if not part.is_empty:
-            from rasterio.features import rasterize
-            from rasterio.transform import Affine
-
-            place = Affine(*lattice.place(shard.row, shard.col))
-            burnt = rasterize([(part, 1)], out.shape, transform=place, all_touched=True)
-            out = np.asarray(burnt) > 0
-        return out
+        return area.tokens_in(shape, lattice, shard.row, shard.col)
 
     def _batches(self, shard: Shard, inside: np.ndarray) -> Generator[Tiles, None, None]:
         """Groups of `batch_size` tiles that one program takes, prepared in another thread."""

@@ -270,6 +270,10 @@ class Imagery:
 
     def touching(self, zone: int, period: str, box: Box) -> list[Raster]:
         """The rasters of a period that overlap a box of a zone, in manifest order."""
+        return [self._of[period][k].placed.raster for k in self.places(zone, period, box)]
+
+    def places(self, zone: int, period: str, box: Box) -> np.ndarray:
+        """Numbers among `sources` of those of `touching`."""
         own, wide, zones, asks = self._boxes(period)
         hit = (zones == zone) & _overlaps(own, box)
         others = (zones != zone) & asks
@@ -277,7 +281,7 @@ class Imagery:
             west, south, east, north = bounds_in(crs_of(zone), box)
             for turn in (-360, 0, 360):
                 hit |= others & _overlaps(wide, (west + turn, south, east + turn, north))
-        return [self._of[period][k].placed.raster for k in np.flatnonzero(hit)]
+        return np.flatnonzero(hit)
 
     def _boxes(self, period: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(boxes [N, 4] in the CRS of their zones, in degrees, zones [N] with 0 for none, whether

@@ -106,7 +106,7 @@ def make_store(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
 
 
 def extend_store(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
-    """Gives a store that is there the metadata and coordinates of a form with more periods.
+    """Gives a store that is there the metadata and coordinates of more periods or zones.
 
     Values stay as they are. The consolidated metadata, which readers go by, come last.
 
@@ -116,6 +116,8 @@ def extend_store(path: Path, form: Form, grids: Mapping[int, Grid]) -> None:
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         _write_metadata(scratch, form, grids)
+        for folder in [p for p in scratch.iterdir() if p.is_dir() and not (path / p.name).exists()]:
+            os.rename(folder, path / folder.name)  # a zone that was not there appears whole
         files = sorted(p for p in scratch.rglob("*") if p.is_file())
         top = scratch / "zarr.json"
         for file in [*(f for f in files if f != top), top]:
