@@ -13,7 +13,7 @@ import numpy as np
 from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference.quantize import Rule, restore
 from olmoearth_jax.maps import conventions, store_form
-from olmoearth_jax.maps.lattice import LONLAT, crs_of, on_earth, pixel_of, zone_of
+from olmoearth_jax.maps.lattice import LONLAT, crs_of, on_earth, pixel_of, zone_bounds, zone_of
 from olmoearth_jax.maps.store import NAME, NOT_PROCESSED, zarr_library
 
 NEAR_BOUNDARY = 0.5
@@ -221,7 +221,7 @@ class Archive:
         if crs is not None:
             from olmoearth_jax.maps import regrid
 
-            values, valid, t = regrid.read(self, bbox, self.periods[step], width, crs)
+            values, valid, t = regrid.read(self, windows, bbox, self.periods[step], width, crs)
             return [Map(values, valid, Affine(*t), str(crs))]
         for zone, rows, cols in windows:
             values, valid = self.window(zone, step, rows, cols, width)
@@ -245,17 +245,18 @@ class Archive:
         from olmoearth_jax.maps import area
 
         west, south, east, north = (float(v) for v in bbox)
-        if not (west < east and south < north):
+        if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
             raise ValueError(
                 f"a box is west, south, east, north in degrees, not {west:g}, {south:g}, "
                 f"{east:g}, {north:g}"
             )
-        shapes = area.by_zone(area.area_of([area.shapely_library().box(west, south, east, north)]))
         out = []
-        for number, shape in shapes.items():
-            if number not in self.zones:
+        for number in self.zones:
+            first, last = zone_bounds(number)
+            if not (west < last and first < east):
                 continue
-            zone = self.zone(number)
+            part = area.of_box((max(west, first), south, min(east, last), north))
+            zone, shape = self.zone(number), area.by_zone(part)[number]
             left, bottom, right, top = shape.bounds
             (row, col), (last_row, last_col) = (
                 pixel_of(zone.transform, x, y)

@@ -21,6 +21,7 @@ from olmoearth_jax.data import work_list
 from olmoearth_jax.evals.embeddings import fit_pca
 from olmoearth_jax.maps import cogs, conventions, extract
 from olmoearth_jax.maps.archive import Archive, Zone
+from olmoearth_jax.maps.plan import Shard
 from olmoearth_jax.maps.store import zarr_library
 
 MOST_VECTORS = 100_000
@@ -71,6 +72,14 @@ def sample_vectors(archive: Archive, most: int = MOST_VECTORS) -> np.ndarray:
                 out.append(found[np.sort(draw.choice(len(found), count, replace=False))])
                 left -= count
     return np.concatenate(out) if out else np.zeros((0, archive.dimensions), np.float32)
+
+
+def _id(zone: Zone, period: Any, rows: slice, cols: slice) -> str:
+    """The id of a shard in the plan of its archive."""
+    a, _, c, _, _, f = zone.transform
+    top, left = round(-f / a) // zone.side, round(c / a) // zone.side
+    row, col = top + rows.start // zone.side, left + cols.start // zone.side
+    return Shard(zone.number, str(period), row, col).id
 
 
 def _name(zone: Zone, period: Any, rows: slice, cols: slice) -> str:

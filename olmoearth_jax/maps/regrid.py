@@ -16,8 +16,9 @@ from olmoearth_jax.maps.lattice import LONLAT
 
 
 def read(
-    archive: Any, bbox: Sequence[float], period: Any, width: int | None, crs: Any
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    archive: Any, windows: Sequence[Any], bbox: Sequence[float], period: Any, width: int | None,
+    crs: Any,
+) -> tuple[np.ndarray, np.ndarray, list[float]]:  # fmt: skip
     """(values float32 [H, W, d] with NaN, valid bool [H, W], affine map a..f).
 
     Pixels are as large as tokens, at the equator where units are degrees, and lie at multiples of
@@ -25,6 +26,7 @@ def read(
 
     Args:
       archive: to read.
+      windows: `archive.windows` of the box.
       bbox: west, south, east, north in degrees.
       period: one of its periods.
       width: the first bands only.
@@ -34,7 +36,7 @@ def read(
       ValueError: an unknown CRS, or one that is not defined there.
     """
     side = archive.zone(archive.zones[0]).transform[0] / metres_per_unit(crs)
-    west, south, east, north = bounds_in(LONLAT, bbox, crs)
+    west, south, east, north = bounds_in(LONLAT, _within(windows, bbox), crs)
     left, right = math.floor(west / side), math.ceil(east / side)
     bottom, top = math.floor(south / side), math.ceil(north / side)
     x, y = (np.arange(left, right) + 0.5) * side, (np.arange(top, bottom, -1) - 0.5) * side
@@ -45,3 +47,17 @@ def read(
     shape = len(y), len(x)
     place = [side, 0.0, left * side, 0.0, -side, top * side]
     return values.reshape(*shape, -1), valid.reshape(shape), place
+
+
+def _within(windows: Sequence[Any], bbox: Sequence[float]) -> tuple[float, float, float, float]:
+    """The part of a box in degrees that some windows of an archive reach over."""
+    found = []
+    for zone, rows, cols in windows:
+        a, _, c, _, e, f = zone.place(rows, cols)
+        right, bottom = c + a * (cols.stop - cols.start), f + e * (rows.stop - rows.start)
+        found.append(bounds_in(zone.crs, (c, bottom, right, f)))
+    west, south, east, north = bbox
+    lows, highs = np.array(found)[:, :2].min(0), np.array(found)[:, 2:].max(0)
+    if highs[0] <= 180:
+        west, east = max(west, lows[0]), min(east, highs[0])
+    return float(west), float(max(south, lows[1])), float(east), float(min(north, highs[1]))

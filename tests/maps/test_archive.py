@@ -146,6 +146,8 @@ def test_periods_of_months(tmp_path):
     (lambda a: a.read([15, 52, 15.1, 52.1]), "name one of the periods"),
     (lambda a: a.read([-15, 52, -14, 53], 2023), "outside of the archive, which reaches over"),
     (lambda a: a.read([15, 52, 14, 53], 2023), "west, south, east, north"),
+    (lambda a: a.read([-200, 0, 200, 1], 2023), "a box is west, south, east, north in degrees"),
+    (lambda a: a.read([12, 47, 13, float("inf")], 2023), "a box is west, south, east, north"),
     (lambda a: a.points([[15, 52]], width=9), "8 dimensions, not 9"),
     (lambda a: a.points([[15, 52]], width=0), "8 dimensions, not 0"),
     (lambda a: a.points([15, 52]), "longitude and latitude"),

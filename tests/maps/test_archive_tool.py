@@ -11,7 +11,7 @@ import olmoearth_jax
 from olmoearth_jax.data import work_list
 from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference import quantize
-from olmoearth_jax.maps import plan
+from olmoearth_jax.maps import plan, preview
 from tests.maps import stores
 from tools import archive as tool
 
@@ -424,3 +424,14 @@ def test_points_that_are_nowhere(tmp_path, capsys):
     assert run("sample", tmp_path / "a", f"--points={tmp_path / 'p.geojson'}", "--year=2023",
                f"--output={tmp_path / 'p.parquet'}") == 2  # fmt: skip
     assert "feature 1 lies at 372.002, 46.998" in capsys.readouterr().err
+
+
+def test_shards_are_sampled_by_their_ids(tmp_path):
+    """So that a sample does not depend on where the arrays of an archive begin."""
+    archive, _, every = build(tmp_path)
+    names = [
+        preview._id(archive.zone(number), period, rows, cols)
+        for number in archive.zones for period in archive.periods
+        for rows, cols in archive.zone(number).shards()
+    ]  # fmt: skip
+    assert sorted(names) == sorted(every)

@@ -50,6 +50,14 @@ def test_another_crs_is_one_map_of_the_tokens_that_hold_the_centres(two_zones, c
     np.testing.assert_array_equal(got.values[rows, cols], values[:, 0])
 
 
+def test_a_box_around_the_earth_is_the_whole_archive(two_zones):
+    world = (-180, -90, 180, 90)
+    found = two_zones.read(world, 2024)
+    assert [m.valid.shape for m in found] == [two_zones.zone(z).shape for z in (32, 33)]
+    (one,) = two_zones.read(world, 2024, 4, crs="EPSG:4326")
+    assert one.valid.sum() > 1000 and max(one.valid.shape) < 200
+
+
 def test_a_crs_that_is_none(two_zones):
     with pytest.raises(ValueError, match="unknown coordinate reference system"):
         two_zones.read(BOX, 2024, crs="EPSG:1")
