@@ -290,7 +290,7 @@ class WorkList:
         # Our own number with another token: the claim is of an earlier life of a container.
         if here and (held["pid"] == os.getpid() or not _alive(held["pid"])):
             return False
-        return age <= _STALE_S
+        return abs(age) <= _STALE_S  # a time to come is of a clock that goes wrong
 
     def claim(self, unit: str) -> bool:
         """Claims a unit; False if somebody else works on it."""

@@ -26,7 +26,10 @@ def place_of(
     index, count = 0, 1
     if "SLURM_ARRAY_TASK_ID" in env:
         number = _integer(env, "SLURM_ARRAY_TASK_ID") - _integer(env, "SLURM_ARRAY_TASK_MIN")
-        index = number // _integer(env, "SLURM_ARRAY_TASK_STEP")
+        step = _integer(env, "SLURM_ARRAY_TASK_STEP")
+        if step < 1:
+            raise ValueError(f"the variable SLURM_ARRAY_TASK_STEP is no step: {step}")
+        index = number // step
         count = _integer(env, "SLURM_ARRAY_TASK_COUNT")
     if "SLURM_PROCID" in env:
         tasks = _integer(env, "SLURM_NTASKS")

@@ -75,6 +75,8 @@ def _listed(
         raise ValueError(f"there is no file {source}")
     suffix = Path(path.name.partition("?")[0]).suffix.lower()
     folder = path if isinstance(path, Path) and path.is_dir() else None
+    if name and folder is None:
+        raise ValueError(f"--name is for a folder of rasters, which {source} is not")
     if folder is not None and name:
         found, others = read_folder(folder, name)
         shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")

@@ -76,7 +76,9 @@ def test_the_order_of_the_workers_as_recorded():
 
 
 @pytest.mark.parametrize("env", [{"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_MIN": "0"},
-                                 {"SLURM_PROCID": "1"}])  # fmt: skip
+                                 {"SLURM_PROCID": "1"},
+                                 {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "0",
+                                  "SLURM_ARRAY_TASK_STEP": "0"}])  # fmt: skip
 def test_broken_variables_are_named(env):
     with pytest.raises(ValueError, match="SLURM_"):
         worker_place.place_of(env=env)
@@ -147,6 +149,13 @@ def test_claims_of_the_living_are_respected_and_of_the_dead_taken(tmp_path):
     _write_claim(claims / f"{UNITS[3]}.json", host=here, pid=os.getpid(), token="an earlier life")
     _write_claim(claims / f"{UNITS[4]}.json", host=here, pid=os.getppid(), token="a")
     (claims / f"{UNITS[5]}.json").write_text("")
+    # Clocks go wrong; a number that is none; what is said of the past is damaged.
+    _write_claim(claims / f"{UNITS[6]}.json", age=-3600, host="elsewhere", pid=1, token="a")
+    _write_claim(claims / f"{UNITS[7]}.json", host=here, pid=10**30, token="a")
+    work_list.write_durably(
+        tmp_path / "job" / "failed" / f"{UNITS[7]}.json",
+        json.dumps({"job_digest": work.digest, "attempts": "many"}),
+    )
     out = work.run(_work(tmp_path, []))
     assert out.busy == [UNITS[0], UNITS[4], UNITS[5]]
     assert out.made == len(UNITS) - 3

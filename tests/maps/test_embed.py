@@ -345,6 +345,7 @@ def _manifest(tmp_path, *rows):
     (["--location_size=2"], "location_size goes with"),
     (["--model=OlmoEarth-v1_3-Bas"], "OlmoEarth-v1_3-Base"),
     (["--inputs=nothing.csv"], "there is no file nothing.csv"),
+    (["--name={modality}_{date}.tif"], "--name is for a folder of rasters"),
     (["--area=nothing.geojson"], "no area file"),
     (["--patch_size=9", "--tile=72", "--overlap=36"], "patch_size must be a whole number 1..4"),
     (["--device=7"], "no device 7"),
