@@ -31,14 +31,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from olmoearth_jax import commands
 from olmoearth_jax.data import work_list, worker_place
+from olmoearth_jax.data.durable import AnyFile, modified
 from olmoearth_jax.data.progress import duration
+from olmoearth_jax.data.remote import output_place
 from olmoearth_jax.maps import embed_growth, embed_job, plan, store
 from olmoearth_jax.maps.embed_job import Job, Options
 
@@ -145,6 +146,7 @@ def _embed(o: Options) -> int:
     _keep_memory_flat()
     index, count = worker_place.place_of(FLAGS.shard, FLAGS.of)
     if not FLAGS.plan_only:
+        output_place(o.output)
         store.zarr_library()
     config = embed_job.config_of(o.model)
     if FLAGS.plan_only and config is not None:
@@ -182,7 +184,7 @@ def _open(o: Options, say: Callable[..., object]) -> tuple[work_list.WorkList, S
         embed_growth.extend(job, model)
     work, form = embed_job.open_job(job, model)
     # The job is told by the sizes of its inputs; what keeps its size is told by its time at least.
-    changed = job.imagery.changed_since((job.folder / "job.json").stat().st_mtime)
+    changed = job.imagery.changed_since(modified(job.folder / "job.json"))
     if changed:
         say(
             f"warning: {len(changed)} rasters such as {changed[0]} were written after this archive "
@@ -243,14 +245,14 @@ def _end(o: Options, found: work_list.Outcome) -> int:
     if found.busy:
         _say(f"nothing left to do here; others work on {len(found.busy)} shards")
     elif FLAGS.steal:
-        _index(Path(o.output).expanduser())
+        _index(output_place(o.output))
         _say(f"complete: {o.output}")
     else:
         _say("this worker's own shards are done")
     return 0
 
 
-def _index(output: Path) -> None:
+def _index(output: AnyFile) -> None:
     """Catalogue and report, made by whoever finds the job complete; readers do not need them."""
     from olmoearth_jax.maps import archive_check
 

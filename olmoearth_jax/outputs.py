@@ -28,6 +28,7 @@ SCRIPT_MARK = f"# Written by {MARK}"
 _FOLDER_MARK = "made_by.json"
 _SCRIPTS = (".sh", ".sbatch", ".yaml")
 _HOME = re.compile(r"(^|[=,\[]\s*)(~[\w.-]*(?=/)|~(?=$|[,\]]))")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 _MOST_JSON = 64 << 20
 _MOST_MARK = 4096
 
@@ -97,6 +98,8 @@ def claim(folder: Path, overwrite: bool = False) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raises ValueError if files cannot be written into a folder that is there or can be made."""
+    if _URL.match(str(folder)):  # as a path has it, with one slash
+        raise ValueError(f"{folder} is a URL, but results go to a folder of this machine here")
     above = folder.absolute()
     while not above.exists():
         above = above.parent

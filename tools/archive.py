@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from absl import flags
 from absl import logging as absl_logging
 
 from olmoearth_jax import commands, outputs
+from olmoearth_jax.data.durable import AnyFile
+from olmoearth_jax.data.remote import place_of
 from olmoearth_jax.maps import archive as archives
 from olmoearth_jax.maps import archive_check, cogs, extract
 from olmoearth_jax.modalities import closest
@@ -60,24 +62,27 @@ _UNFINISHED = 3
 """Exit code of `status` while shards are missing."""
 
 
-def _status(folder: Path) -> int:
+def _status(folder: AnyFile) -> int:
     lines, complete = archive_check.status(folder)
     print("\n".join(lines))
     return 0 if complete else _UNFINISHED
 
 
-def _verify(folder: Path) -> int:
+def _verify(folder: AnyFile) -> int:
     lines, well = archive_check.verify(folder)
     print("\n".join(lines))
     return 0 if well else 1
 
 
-def _index(folder: Path) -> int:
+def _index(folder: AnyFile) -> int:
     return _written(archive_check.write_index(folder))
 
 
-def _preview(folder: Path) -> int:
+def _preview(folder: AnyFile) -> int:
     from olmoearth_jax.maps import preview
+
+    if not isinstance(folder, Path):
+        raise ValueError(f"preview writes maps beside the archive: copy {folder} to this machine")
 
     def tell(unit: str, record: Mapping[str, Any]) -> None:
         print(f"{unit}: {record['valid']} embeddings", flush=True)
@@ -91,14 +96,14 @@ def _preview(folder: Path) -> int:
     return 1 if found.failed else 0
 
 
-def _export(folder: Path) -> int:
+def _export(folder: AnyFile) -> int:
     archive, output = _opened(folder, (".tif", ".tiff"))
     box = None if FLAGS.bbox is None else _numbers("bbox", FLAGS.bbox, 4)
     made = extract.export(archive, box, _period(archive), output, FLAGS.width, FLAGS.dtype)
     return _written(made)
 
 
-def _sample(folder: Path) -> int:
+def _sample(folder: AnyFile) -> int:
     archive, output = _opened(folder, (".parquet",))
     if not FLAGS.points:
         raise ValueError("give --points")
@@ -108,7 +113,7 @@ def _sample(folder: Path) -> int:
     return _written([output])
 
 
-def _search(folder: Path) -> int:
+def _search(folder: AnyFile) -> int:
     archive, output = _opened(folder, ())
     period = _period(archive)
     if bool(FLAGS.point) == bool(FLAGS.area):
@@ -126,7 +131,7 @@ def _search(folder: Path) -> int:
     return _written(made)
 
 
-def _cluster(folder: Path) -> int:
+def _cluster(folder: AnyFile) -> int:
     from olmoearth_jax.maps import compare
 
     archive, output = _opened(folder, (".tif", ".tiff"))
@@ -134,14 +139,14 @@ def _cluster(folder: Path) -> int:
     return _written(compare.cluster(archive, period, output, FLAGS.k, FLAGS.seed, FLAGS.width))
 
 
-def _change(folder: Path) -> int:
+def _change(folder: AnyFile) -> int:
     from olmoearth_jax.maps import compare
 
     archive, output = _opened(folder, (".tif", ".tiff"))
     return _written(compare.change(archive, FLAGS.years, output, FLAGS.width))
 
 
-VERBS: dict[str, Callable[[Path], int]] = {
+VERBS: dict[str, Callable[[AnyFile], int]] = {
     "status": _status, "verify": _verify, "index": _index, "preview": _preview, "export": _export,
     "sample": _sample, "search": _search, "cluster": _cluster, "change": _change,
 }  # fmt: skip
@@ -159,13 +164,13 @@ USES: dict[str, tuple[str, ...]] = {
 _ALL = {name for names in USES.values() for name in names}
 
 
-def _open(folder: Path) -> archives.Archive:
+def _open(folder: AnyFile) -> archives.Archive:
     """The archive; says how many shards are missing.
 
     Raises:
       ValueError: there is none, or it is not complete and must be.
     """
-    archive, left = archives.open_archive(folder), archive_check.missing(folder)
+    archive, left = archives.open_archive(str(folder)), archive_check.missing(folder)
     if left and FLAGS.complete:
         raise ValueError(f"{folder} is not complete: {left} shards are missing")
     if left:
@@ -183,7 +188,7 @@ def _period(archive: archives.Archive) -> Any:
     return archive.periods[archive.step_of(FLAGS.year) if FLAGS.year else 0]
 
 
-def _opened(folder: Path, suffixes: tuple[str, ...]) -> tuple[archives.Archive, Path]:
+def _opened(folder: AnyFile, suffixes: tuple[str, ...]) -> tuple[archives.Archive, Path]:
     """The archive, and --output, which must end so; nothing of a user's lies in its place."""
     archive = _open(folder)
     if not FLAGS.output:
@@ -221,7 +226,7 @@ def _numbers(flag: str, texts: list[str], count: int) -> list[float]:
     return out
 
 
-def _written(paths: list[Path]) -> int:
+def _written(paths: Sequence[AnyFile]) -> int:
     for path in paths:
         print(f"written: {path}")
     return 0
@@ -238,7 +243,7 @@ def main(argv: list[str]) -> int:
         if len(given) != 2:
             raise ValueError(f"give the folder of one archive: tools.archive {given[0]} DIR")
         _check_flags(given[0])
-        return VERBS[given[0]](Path(given[1]).expanduser())
+        return VERBS[given[0]](place_of(given[1]))
     except (ValueError, OSError, json.JSONDecodeError) as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         return commands.USER_ERROR

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from olmoearth_jax.data.durable import sync_file, sync_folder
 from olmoearth_jax.data.errors import ReadError
-from olmoearth_jax.data.work_list import WorkList, sync_file, sync_folder
+from olmoearth_jax.data.work_list import WorkList
 
 BLOCK = 256
 """Files of a unit. Changing it makes other units of work that was begun, but the same files."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 
 def without_secrets(text: str) -> str:
@@ -31,8 +34,8 @@ class RemotePath:
         protocol, _, rest = self.url.partition("://")
         object.__setattr__(self, "url", f"{protocol}://{rest.rstrip('/')}")
 
-    def __truediv__(self, name: str) -> RemotePath:
-        return RemotePath(f"{self.url}/{name}")
+    def __truediv__(self, name: str) -> Self:
+        return type(self)(f"{self.url}/{name}")
 
     def __str__(self) -> str:
         return self.url
@@ -53,8 +56,8 @@ class RemotePath:
         return (f"{protocol}://", *(p for p in rest.split("/") if p))
 
     @property
-    def parent(self) -> RemotePath:
-        return RemotePath(self.url.rpartition("/")[0])
+    def parent(self) -> Self:
+        return type(self)(self.url.rpartition("/")[0])
 
     def is_dir(self) -> bool:
         """Whether there is such a folder; a web server, which has none, is believed."""
@@ -91,15 +94,113 @@ class RemotePath:
         raw = io.BytesIO(self.read_bytes())
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding="utf-8", newline=newline)
 
-    def _open_system(self) -> tuple[Any, str]:
+    def _open_system(self, **options: Any) -> tuple[Any, str]:
         import fsspec
 
         try:
-            return fsspec.core.url_to_fs(self.url)
+            return fsspec.core.url_to_fs(self.url, **options)
         except ImportError as e:
             raise OSError(f"cannot open {self}: {e} (pip install 'olmoearth-jax[remote]')") from e
         except ValueError as e:
             raise OSError(f"cannot open {self}: {without_secrets(str(e))}") from e
+
+
+class ObjectPath(RemotePath):
+    """An object that may be written: a write is one request, seen whole or not at all.
+
+    Errors are OSErrors without the secrets of the URL.
+    """
+
+    def check_writable(self) -> None:
+        """Raises OSError for a protocol that is not there, or that nothing can be written by."""
+        self._open_system()
+        if self.url.startswith(("http://", "https://", "ftp://")):
+            raise OSError(f"{self} cannot be written to: give a folder, or a URL of s3:// or gs://")
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The whole object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def size(self) -> int:
+        """Bytes. Raises FileNotFoundError if it does not exist."""
+        return int(self._ask("info")["size"])
+
+    def modified(self) -> float:
+        """When it was written, by the store's clock, in seconds since 1970."""
+        return self._ask("modified").timestamp()
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the content, read piece by piece."""
+        system, path = self._system()
+        with _telling(self), system.open(path, "rb") as file:
+            found = hashlib.sha256()
+            while piece := file.read(_PIECE):
+                found.update(piece)
+        return found.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Replaces the content."""
+        self._ask("pipe_file", data)
+
+    def write_first(self, data: bytes) -> bool:
+        """Writes the object unless it is there; whether this call wrote it."""
+        try:
+            self._ask("pipe_file", data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object."""
+        try:
+            self._ask("rm_file")
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def _system(self) -> tuple[Any, str]:
+        # What others write must be seen, so nothing may be answered from an earlier listing.
+        return self._open_system(use_listings_cache=False)
+
+    def _ask(self, what: str, *given: Any, **options: Any) -> Any:
+        system, path = self._system()
+        with _telling(self):
+            return getattr(system, what)(path, *given, **options)
+
+
+_PIECE = 1 << 22
+
+
+@contextlib.contextmanager
+def _telling(path: RemotePath) -> Iterator[None]:
+    """Makes OSErrors without secrets of the errors that protocols have of their own."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, PermissionError) as e:
+        raise type(e)(f"{path}: {without_secrets(str(e)) or type(e).__name__}") from None
+    except Exception as e:
+        raise OSError(f"{path}: {without_secrets(str(e)) or repr(e)}") from None
+
+
+def place_of(text: str) -> Path | ObjectPath:
+    """Where results lie: a folder of this machine, or a URL."""
+    return ObjectPath(text) if _is_url(text) else Path(text).expanduser()
+
+
+def output_place(text: str) -> Path | ObjectPath:
+    """Where results go.
+
+    Raises:
+      OSError: a URL that nothing can be written to.
+    """
+    place = place_of(text)
+    if isinstance(place, ObjectPath):
+        place.check_writable()
+    return place
+
+
+def _is_url(text: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
 
 
 AnyPath = Path | RemotePath
@@ -109,4 +210,4 @@ def location(path: str | Path | RemotePath) -> AnyPath:
     """A path on this machine, or a remote one if it starts with a protocol."""
     if isinstance(path, RemotePath | Path):
         return path
-    return RemotePath(path) if re.match(r"[a-z][a-z0-9+.-]*://", path) else Path(path)
+    return RemotePath(path) if _is_url(path) else Path(path)

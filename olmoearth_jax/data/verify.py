@@ -17,6 +17,7 @@ from olmoearth_jax import modalities as registry
 from olmoearth_jax.data import blocks, chunk_index, quality
 from olmoearth_jax.data.blocks import ALONE, Place
 from olmoearth_jax.data.checksums import file_digest, text_digest
+from olmoearth_jax.data.durable import write_durably
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.h5 import open_sample
 from olmoearth_jax.data.h5_writer import write_csv
@@ -24,7 +25,7 @@ from olmoearth_jax.data.hdf5_file import every_array, open_hdf5
 from olmoearth_jax.data.index import LATLON_FILE, read_centres, read_metadata
 from olmoearth_jax.data.pool import Workers, run_tasks
 from olmoearth_jax.data.progress import Progress
-from olmoearth_jax.data.work_list import WorkList, write_durably
+from olmoearth_jax.data.work_list import WorkList
 from olmoearth_jax.files import check_file, replacing
 
 

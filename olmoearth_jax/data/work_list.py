@@ -28,14 +28,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from olmoearth_jax.data.durable import (
+    AnyFile,
+    digest_of_file,
+    modified,
+    read_json,
+    remove_old,
+    size_of,
+    sync_file,
+    sync_folder,
+    write_durably,
+    write_first,
+)
+from olmoearth_jax.data.remote import ObjectPath
 from olmoearth_jax.data.worker_place import order
-from olmoearth_jax.files import write_atomically
 
 _STALE_S = 600.0
 """Age at which a claim means nothing any more."""
 TOUCH_S = 60.0
-LEFTOVER_S = 3600.0
-"""Age at which a temporary file cannot be of a living writer."""
 STOPPED = 75
 """Exit code of a worker that was asked to end."""
 
@@ -68,64 +78,7 @@ def digest_of(members: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def sync_file(path: Path) -> None:
-    """Makes a file's content durable."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replaces a file's content: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
-    sync_folder(path.parent)
-
-
-def write_first(path: Path, text: str) -> bool:
-    """Writes a file whole unless it is there; whether this call wrote it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        return False
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        sync_file(scratch)
-        try:
-            os.link(scratch, path)
-        except FileExistsError:
-            return False
-        except OSError:  # no hard links here; the names are as good, the rest nearly
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        sync_folder(path.parent)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def remove_old(folder: Path, pattern: str) -> None:
-    """Removes what dead writers left: files of a pattern that no living one can still need."""
-    for path in folder.glob(pattern):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFTOVER_S:
-                path.unlink()
-
-
-def open_job(path: Path, job: Mapping[str, Any], decides: Sequence[str]) -> str:
+def open_job(path: AnyFile, job: Mapping[str, Any], decides: Sequence[str]) -> str:
     """Writes job.json, or compares with the one that is there; the digest of the job.
 
     Args:
@@ -149,7 +102,7 @@ def open_job(path: Path, job: Mapping[str, Any], decides: Sequence[str]) -> str:
 
 
 def another_job(
-    path: Path, there: Mapping[str, Any], here: Mapping[str, Any], decides: Sequence[str]
+    path: AnyFile, there: Mapping[str, Any], here: Mapping[str, Any], decides: Sequence[str]
 ) -> ValueError:
     """The error of a job.json that holds another job; shows the members that differ."""
     rows = differences({k: there.get(k) for k in decides}, {k: here[k] for k in decides})
@@ -173,15 +126,6 @@ def differences(there: Any, here: Any, name: str = "") -> list[tuple[str, str, s
 def _short(value: Any) -> str:
     text = json.dumps(value, sort_keys=True)
     return text if len(text) <= 70 else f"{text[:67]}..."
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if there is none that can be read."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return held if isinstance(held, dict) else None
 
 
 @dataclasses.dataclass
@@ -232,8 +176,8 @@ class WorkList:
     """
 
     def __init__(
-        self, folder: Path, objects: Path, digest: str, units: Sequence[str],
-        earlier: Sequence[str] = (),
+        self, folder: AnyFile, objects: AnyFile, digest: str,
+        units: Sequence[str], earlier: Sequence[str] = (),
     ):  # fmt: skip
         self.folder, self.objects, self.digest, self.units = folder, objects, digest, units
         self.earlier = tuple(earlier)
@@ -242,7 +186,7 @@ class WorkList:
         """Whether a marker is of this job, or of one that it grew from."""
         return record.get("job_digest") in (self.digest, *self.earlier)
 
-    def _path(self, kind: str, unit: str) -> Path:
+    def _path(self, kind: str, unit: str) -> AnyFile:
         return self.folder / kind / f"{unit}.json"
 
     def marker(self, unit: str) -> dict[str, Any] | None:
@@ -252,7 +196,7 @@ class WorkList:
             return None
         objects = objects_of(held)
         try:
-            sizes = {key: os.path.getsize(self.objects / key) for key in objects or ()}
+            sizes = {key: size_of(self.objects / key) for key in objects or ()}
         except (OSError, ValueError):  # a name may hold a null byte
             return None
         fits = objects is not None and all(sizes[k] == size for k, (size, _) in objects.items())
@@ -277,10 +221,10 @@ class WorkList:
         """The units that other living workers hold."""
         return [u for u in self.units if self._held_by_other(self._path("claims", u))]
 
-    def _held_by_other(self, path: Path) -> bool:
+    def _held_by_other(self, path: AnyFile) -> bool:
         """Whether a claim still means something to this process."""
         try:
-            age = time.time() - path.stat().st_mtime
+            age = time.time() - modified(path)
         except OSError:
             return False
         held = read_json(path) or {}
@@ -295,7 +239,6 @@ class WorkList:
     def claim(self, unit: str) -> bool:
         """Claims a unit; False if somebody else works on it."""
         path = self._path("claims", unit)
-        path.parent.mkdir(parents=True, exist_ok=True)
         told = {"host": _HOST, "pid": os.getpid(), "token": _ME, "time": time.time()}
         for _ in range(3):
             if write_first(path, json.dumps(told)):
@@ -318,7 +261,10 @@ class WorkList:
         def touch() -> None:
             while not ended.wait(TOUCH_S):
                 with contextlib.suppress(OSError):
-                    os.utime(path)
+                    if isinstance(path, ObjectPath):
+                        path.write(path.read_bytes())
+                    else:
+                        os.utime(path)
 
         thread = threading.Thread(target=touch, daemon=True)
         thread.start()
@@ -339,10 +285,9 @@ class WorkList:
         sizes = {}
         for key in objects:
             path = self.objects / key
-            sync_file(path)
-            with open(path, "rb") as file:
-                told = hashlib.file_digest(file, "sha256").hexdigest()
-            sizes[key] = [path.stat().st_size, told]
+            if isinstance(path, Path):
+                sync_file(path)
+            sizes[key] = [size_of(path), digest_of_file(path)]
         for folder in {above for key in objects for above in self._folders(key)}:
             sync_folder(folder)
         marker = {"id": unit, "job_digest": self.digest, "objects": sizes, **record}
@@ -354,7 +299,7 @@ class WorkList:
 
     def _folders(self, key: str) -> Iterator[Path]:
         folder = (self.objects / key).parent
-        while folder != self.objects:
+        while isinstance(folder, Path) and folder != self.objects:
             yield folder
             folder = folder.parent
 
@@ -437,8 +382,8 @@ class WorkList:
 
     def forgive(self) -> None:
         """Forgets failed attempts, so that every unit may be tried again."""
-        for path in (self.folder / "failed").rglob("*.json"):
-            path.unlink(missing_ok=True)
+        for unit in self.units:
+            self._path("failed", unit).unlink(missing_ok=True)
 
     def undo(self, unit: str) -> None:
         """Removes the marker of a unit, which is to be done again."""
@@ -459,7 +404,7 @@ class WorkList:
                 record = {**record, "seconds": round(time.monotonic() - begun, 3)}
                 self.finish(unit, record, objects)
             except Exception as e:
-                if isinstance(e, OSError) and e.errno in _REFUSED:
+                if isinstance(e, PermissionError) or getattr(e, "errno", None) in _REFUSED:
                     raise
                 self._note_failure(unit, e)
                 return False

@@ -4,14 +4,17 @@ item per done shard in index.parquet, and a collection."""
 from __future__ import annotations
 
 import collections
-import hashlib
+import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.data import work_list
+from olmoearth_jax.data import durable, work_list
 from olmoearth_jax.data.crs import transform_points
+from olmoearth_jax.data.durable import AnyFile
+from olmoearth_jax.data.remote import ObjectPath
 from olmoearth_jax.files import replacing
 from olmoearth_jax.maps import embed_job
 from olmoearth_jax.maps.archive import Archive, open_archive
@@ -25,7 +28,7 @@ _ROWS = 10_000
 STATES = ("done", "empty", "claimed", "failed", "planned")
 
 
-def status(output: Path) -> tuple[list[str], bool]:
+def status(output: AnyFile) -> tuple[list[str], bool]:
     """(lines to print, whether nothing is missing).
 
     Raises:
@@ -52,7 +55,7 @@ def _told(counts: collections.Counter[str]) -> str:
     return ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s])
 
 
-def missing(output: Path) -> int:
+def missing(output: AnyFile) -> int:
     """Number of planned shards that are not done; 0 for stores without a job folder.
 
     Args:
@@ -65,7 +68,7 @@ def missing(output: Path) -> int:
     return sum(work.marker(unit) is None for unit in work.units)
 
 
-def write_report(output: Path) -> Path:
+def write_report(output: AnyFile) -> AnyFile:
     """Writes job/report.json, sums over the markers; its path.
 
     Raises:
@@ -86,11 +89,11 @@ def write_report(output: Path) -> Path:
     told["seconds"] = round(told["seconds"], 3)
     path = work.folder / "report.json"
     text = json.dumps({**told, "job_digest": work.digest}, indent=1) + "\n"
-    work_list.write_durably(path, text)
+    durable.write_durably(path, text)
     return path
 
 
-def verify(output: Path) -> tuple[list[str], bool]:
+def verify(output: AnyFile) -> tuple[list[str], bool]:
     """(lines to print, whether all is well): every object against the marker that names it.
 
     Raises:
@@ -98,7 +101,7 @@ def verify(output: Path) -> tuple[list[str], bool]:
     """
     work, wrong, count, size = embed_job.read_plan(output), [], 0, 0
     for unit in work.units:
-        held = work_list.read_json(work.folder / "done" / f"{unit}.json")
+        held = durable.read_json(work.folder / "done" / f"{unit}.json")
         if held is None:
             continue
         if not work.is_ours(held):
@@ -113,9 +116,7 @@ def verify(output: Path) -> tuple[list[str], bool]:
             if not path.is_file():
                 wrong.append(f"{unit}: {path} is missing")
                 continue
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != digest or path.stat().st_size != length:
+            if durable.size_of(path) != length or durable.digest_of_file(path) != digest:
                 wrong.append(f"{unit}: {path} is not what was written")
             count, size = count + 1, size + length
     lines = [f"{count} objects ({size / 1e6:.1f} MB) compared with their markers"]
@@ -125,7 +126,7 @@ def verify(output: Path) -> tuple[list[str], bool]:
     return lines, not wrong
 
 
-def write_index(output: Path) -> list[Path]:
+def write_index(output: AnyFile) -> list[AnyFile]:
     """Writes index.parquet and collection.json beside a store; the files.
 
     Raises:
@@ -137,10 +138,10 @@ def write_index(output: Path) -> list[Path]:
     except ImportError:
         raise ValueError("index.parquet needs the 'geo' extra: pip install 'olmoearth-jax[geo]'"
                          ) from None  # fmt: skip
-    work, archive = embed_job.read_plan(output), open_archive(output)
+    work, archive = embed_job.read_plan(output), open_archive(str(output))
     schema = _schema(pyarrow)
     path, bounds, held = output / "index.parquet", [], []
-    with replacing(path) as scratch:
+    with _replacing(path) as scratch:
         with pyarrow.parquet.ParquetWriter(scratch, schema) as file:
             for item in _items(work, archive):
                 held.append(item)
@@ -154,8 +155,20 @@ def write_index(output: Path) -> list[Path]:
         if not bounds:
             raise ValueError(f"{output} has no finished shard yet")
     collection = output / "collection.json"
-    work_list.write_durably(collection, json.dumps(_collection(archive, bounds), indent=1))
+    durable.write_durably(collection, json.dumps(_collection(archive, bounds), indent=1))
     return [path, collection]
+
+
+@contextlib.contextmanager
+def _replacing(path: AnyFile) -> Iterator[Path]:
+    """A file of this machine whose content `path` gets."""
+    if not isinstance(path, ObjectPath):
+        with replacing(path) as scratch:
+            yield scratch
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield (scratch := Path(folder, path.name))
+        path.write(scratch.read_bytes())
 
 
 def _items(work: work_list.WorkList, archive: Archive) -> Iterator[dict[str, Any]]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data import work_list
+from olmoearth_jax.data import durable, work_list
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.maps import area, embed_job, store
 from olmoearth_jax.maps.embed_job import DECIDES, PIXEL, Job
@@ -30,7 +29,7 @@ def extend(job: Job, model: PretrainedModel) -> None:
       OSError: it cannot be written.
     """
     path = job.folder / "job.json"
-    held = work_list.read_json(path)
+    held = durable.read_json(path)
     if held is None:
         raise ValueError(f"{job.output} holds no archive that could grow: leave out --extend")
     members = json.loads(json.dumps(embed_job.members_of(job, model)))
@@ -49,17 +48,17 @@ def extend(job: Job, model: PretrainedModel) -> None:
     for unit in again:
         work.undo(unit)
     store.extend_store(job.store, embed_job.form_of(job, model, digest), job.grids)
-    work_list.write_durably(job.folder / "plan.jsonl", embed_job.plan_lines(job))
+    durable.write_durably(job.folder / "plan.jsonl", embed_job.plan_lines(job))
     for name in ("index.parquet", "collection.json", "job/report.json"):
         (job.output / name).unlink(missing_ok=True)  # made again when all is complete
     if job.options.extent == "zone":
         embed_job.keep_outline(job, digest)
     grown = {**members, "job_digest": digest, "extends": [*work.earlier, work.digest]}
-    work_list.write_durably(path, json.dumps(grown, indent=1, sort_keys=True) + "\n")
+    durable.write_durably(path, json.dumps(grown, indent=1, sort_keys=True) + "\n")
 
 
 def _check_growth(
-    job: Job, path: Path, held: dict[str, Any], members: dict[str, Any]
+    job: Job, path: durable.AnyFile, held: dict[str, Any], members: dict[str, Any]
 ) -> set[tuple[str, int]]:
     """(period, place in it) of the rasters of old periods that are new."""
     old, new = held["periods"], members["periods"]
@@ -114,7 +113,7 @@ def _changed(job: Job, work: work_list.WorkList, added: set[tuple[str, int]]) ->
       ValueError: the old area is not known, or reaches beyond the new one.
     """
     shapely, lattice = area.shapely_library(), job.layout.lattice
-    held = work_list.read_json(embed_job.outline_path(job.folder, work.digest)) or {}
+    held = durable.read_json(embed_job.outline_path(job.folder, work.digest)) or {}
     try:
         before = {int(zone): shapely.from_wkb(text) for zone, text in held.items()}
     except (ValueError, TypeError, shapely.errors.ShapelyError):

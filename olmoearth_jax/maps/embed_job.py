@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olmoearth_jax.data import work_list
+from olmoearth_jax.data import durable, work_list
+from olmoearth_jax.data.durable import AnyFile
+from olmoearth_jax.data.remote import output_place
 from olmoearth_jax.inference import domain, quantize
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.interop import config_json, weights
@@ -219,16 +222,17 @@ class Job:
     area_digest: str
     notes: list[str]
 
-    @property
-    def output(self) -> Path:
-        return Path(self.options.output).expanduser()
+    @functools.cached_property
+    def output(self) -> AnyFile:
+        """Where the archive lies: a folder, or a URL of an object store."""
+        return output_place(self.options.output)
 
     @property
-    def store(self) -> Path:
+    def store(self) -> AnyFile:
         return self.output / store.NAME
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> AnyFile:
         return self.output / "job"
 
 
@@ -372,7 +376,7 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
     """
     members, path = members_of(job, model), job.folder / "job.json"
     digest = work_list.digest_of({name: members[name] for name in DECIDES})
-    if not path.exists() and store.digest_there(job.store) not in (None, digest):
+    if not path.is_file() and store.digest_there(job.store) not in (None, digest):
         raise ValueError(
             f"{job.store} holds the embeddings of another job, whose folder {job.folder} is gone: "
             "give another --output"
@@ -384,13 +388,13 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
     form = form_of(job, model, digest)
     lines, path = plan_lines(job), job.folder / "plan.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:
-        work_list.write_durably(path, lines)
+        durable.write_durably(path, lines)
     store.make_store(job.store, form, job.grids)
     units = [s.id for s in job.shards]
     return work_list.WorkList(job.folder, job.store, digest, units, earlier), form
 
 
-def outline_path(folder: Path, digest: str) -> Path:
+def outline_path(folder: AnyFile, digest: str) -> AnyFile:
     """The file that holds the area of a job, for archives whose area may grow."""
     return folder / f"area_{digest[:16]}.json"
 
@@ -401,7 +405,7 @@ def keep_outline(job: Job, digest: str) -> None:
     held = {str(zone): to_wkb(shape, hex=True) for zone, shape in job.zones.items()}
     path = outline_path(job.folder, digest)
     if not path.is_file():
-        work_list.write_durably(path, json.dumps(held) + "\n")
+        durable.write_durably(path, json.dumps(held) + "\n")
 
 
 def plan_lines(job: Job) -> str:
@@ -409,19 +413,19 @@ def plan_lines(job: Job) -> str:
     return "".join(json.dumps({"id": s.id}) + "\n" for s in job.shards)
 
 
-def read_plan(output: Path) -> work_list.WorkList:
+def read_plan(output: AnyFile) -> work_list.WorkList:
     """The work list of an archive that was begun.
 
     Raises:
       ValueError: there is none, or its plan is damaged.
     """
-    held = work_list.read_json(output / "job" / "job.json")
+    held = durable.read_json(output / "job" / "job.json")
     path = output / "job" / "plan.jsonl"
     if held is None or not path.is_file():
         raise ValueError(f"{output} is no archive that launch.embed made: it has no job folder")
     try:
-        with path.open(encoding="utf-8") as file:
-            units = [plan.shard_of(json.loads(line)["id"]).id for line in file]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        units = [plan.shard_of(json.loads(line)["id"]).id for line in lines]
     except (ValueError, KeyError, TypeError) as e:
         told = f"there is no {e}" if isinstance(e, KeyError) else e
         raise ValueError(f"{path} is damaged: {told}") from None
@@ -429,13 +433,13 @@ def read_plan(output: Path) -> work_list.WorkList:
     return work_list.WorkList(output / "job", output / store.NAME, digest, units, earlier)
 
 
-def _earlier(path: Path) -> list[str]:
+def _earlier(path: AnyFile) -> list[str]:
     """The digests of the jobs that the one of a job.json grew from.
 
     Raises:
       ValueError: it is damaged.
     """
-    held = (work_list.read_json(path) or {}).get("extends", [])
+    held = (durable.read_json(path) or {}).get("extends", [])
     if not isinstance(held, list) or not all(isinstance(d, str) for d in held):
         raise ValueError(f"{path} is damaged: its extends are no list of digests")
     return held

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data import work_list
+from olmoearth_jax.data import durable, work_list
 from olmoearth_jax.evals.embeddings import fit_pca
 from olmoearth_jax.maps import cogs, conventions, extract
 from olmoearth_jax.maps.archive import Archive, Zone
@@ -123,8 +123,8 @@ def write(
     """
     path = output / "preview.json"
     if not path.is_file():
-        work_list.write_first(path, json.dumps(fit(archive)) + "\n")
-    held = work_list.read_json(path) or {}
+        durable.write_first(path, json.dumps(fit(archive)) + "\n")
+    held = durable.read_json(path) or {}
     if held.get("job_digest") != archive.attrs.get("olmoearth:job_digest", ""):
         raise ValueError(f"{path} is of another job: delete it and {output / 'preview.zarr'}")
     store = output / "preview.zarr"

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from olmoearth_jax.data.work_list import differences, write_first
+from olmoearth_jax.data.durable import write_first
+from olmoearth_jax.data.work_list import differences
 from olmoearth_jax.files import json_plain, replacing, write_atomically
 from olmoearth_jax.maps.labels import Class
 from olmoearth_jax.maps.samples import Target

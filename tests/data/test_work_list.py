@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from olmoearth_jax.data import work_list, worker_place
+from olmoearth_jax.data import durable, work_list, worker_place
 from olmoearth_jax.data.work_list import WorkList
 
 GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "maps" / "workers.json"
@@ -152,7 +152,7 @@ def test_claims_of_the_living_are_respected_and_of_the_dead_taken(tmp_path):
     # Clocks go wrong; a number that is none; what is said of the past is damaged.
     _write_claim(claims / f"{UNITS[6]}.json", age=-3600, host="elsewhere", pid=1, token="a")
     _write_claim(claims / f"{UNITS[7]}.json", host=here, pid=10**30, token="a")
-    work_list.write_durably(
+    durable.write_durably(
         tmp_path / "job" / "failed" / f"{UNITS[7]}.json",
         json.dumps({"job_digest": work.digest, "attempts": "many"}),
     )

@@ -9,14 +9,14 @@ from tools import kill_test
 
 WORKER = """
 import pathlib, sys, time
-from olmoearth_jax.data import work_list
+from olmoearth_jax.data import durable, work_list
 given = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
 out = pathlib.Path(given["output"])
 
 def work(unit):
     time.sleep(0.05)
     text = unit * 100
-    work_list.write_durably(out / unit, text)
+    durable.write_durably(out / unit, text)
     return {}, [unit]
 
 units = [str(n) for n in range(12)]

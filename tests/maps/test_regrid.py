@@ -129,12 +129,12 @@ def test_a_job_folder_that_lies_ends_in_a_sentence(two_zones, tmp_path, capsys, 
     unit = json.loads(marker.read_text())["id"]
     path = {"job.json": job / "job.json", "marker": marker, "plan": job / "plan.jsonl"}.get(name)
     if path is None:
-        from olmoearth_jax.data import work_list
+        from olmoearth_jax.data import durable, work_list
 
         marker.unlink()
         path = job / {"claim": "claims"}.get(name, name) / f"{unit}.json"
         digest = json.loads((job / "job.json").read_text())["job_digest"]
-        work_list.write_durably(path, json.dumps({"job_digest": digest, "host": work_list._HOST}))
+        durable.write_durably(path, json.dumps({"job_digest": digest, "host": work_list._HOST}))
     before = path.read_text().splitlines()[0] if name == "plan" else path.read_text()
     path.write_text(json.dumps({**json.loads(before), **change}) + "\n")
     codes = [run(verb, folder) for verb in ("status", "verify", "index")]

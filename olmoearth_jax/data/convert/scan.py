@@ -16,10 +16,11 @@ from olmoearth_jax.data.convert import tiles
 from olmoearth_jax.data.convert.settings import Settings
 from olmoearth_jax.data.convert.sources import Say, Source
 from olmoearth_jax.data.convert.tree import TileJob
+from olmoearth_jax.data.durable import read_json
 from olmoearth_jax.data.errors import ReadError
 from olmoearth_jax.data.pool import Workers
 from olmoearth_jax.data.progress import Progress
-from olmoearth_jax.data.work_list import WorkList, read_json
+from olmoearth_jax.data.work_list import WorkList
 
 STATE_DIR = ".h5_conversion"
 _AGAIN = ".again.json"
@@ -114,7 +115,7 @@ def _units(signed: Sequence[Signed], check_units: bool) -> dict[str, Sequence[Si
 
 def _look_again(work: WorkList) -> None:
     """Undoes blocks with tiles that could not be used; what was found of others stays known."""
-    done = work.folder / "done"
+    done = Path(str(work.folder), "done")
     for unit in work.units:
         path = done / f"{unit}.json"
         if any(isinstance(r, str) for r in _tiles_of(path).values()):
@@ -125,7 +126,7 @@ def _look_again(work: WorkList) -> None:
 def _remove_outdated(work: WorkList) -> None:
     """Removes markers of blocks that are no longer of the plan."""
     names = {f"{unit}.json" for unit in work.units}
-    for path in (work.folder / "done").glob("*.json"):
+    for path in Path(str(work.folder), "done").glob("*.json"):
         if path.name not in names:
             path.unlink(missing_ok=True)
 
