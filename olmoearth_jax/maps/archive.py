@@ -206,6 +206,8 @@ class Archive:
         """
         from olmoearth_jax.maps import area
 
+        if len(bbox) != 4:
+            raise ValueError(f"a box is west, south, east, north in degrees, not {bbox}")
         west, south, east, north = (float(v) for v in bbox)
         if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
             raise ValueError(
@@ -274,7 +276,7 @@ class Archive:
         if lonlat.ndim != 2 or lonlat.shape[1] != 2:
             raise ValueError(f"points are [N, 2] of longitude and latitude, not {lonlat.shape}")
         periods = self.periods if periods is None else periods
-        if isinstance(periods, int | str):
+        if np.ndim(periods) == 0:
             periods = [periods]
         steps = [self.step_of(p) for p in periods]
         count, d = len(lonlat), self.width_of(width)
