@@ -13,7 +13,8 @@ import numpy as np
 from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference.quantize import Rule, restore
 from olmoearth_jax.maps import conventions, store_form
-from olmoearth_jax.maps.lattice import LONLAT, crs_of, on_earth, pixel_of, zone_bounds, zone_of
+from olmoearth_jax.maps.archive_zone import Zone, read_plan
+from olmoearth_jax.maps.lattice import LONLAT, on_earth, pixel_of, zone_bounds, zone_of
 from olmoearth_jax.maps.store import NAME, NOT_PROCESSED, zarr_library
 
 NEAR_BOUNDARY = 0.5
@@ -35,47 +36,6 @@ class Map:
     valid: np.ndarray
     transform: Any
     crs: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Zone:
-    """The arrays of one zone.
-
-    Attributes:
-      number: of the zone.
-      transform: a..f of the tokens.
-      embeddings, coverage, scales: Zarr arrays; `scales` is None without per_pixel_scale.
-    """
-
-    number: int
-    transform: list[float]
-    embeddings: Any
-    coverage: Any
-    scales: Any
-
-    @property
-    def crs(self) -> str:
-        return crs_of(self.number)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.coverage.shape[1:]
-
-    @property
-    def side(self) -> int:
-        """Tokens per side of a shard."""
-        return (self.coverage.shards or self.coverage.chunks)[-1]
-
-    def shards(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of all shards, by rows."""
-        for top in range(0, self.shape[0], self.side):
-            for left in range(0, self.shape[1], self.side):
-                yield slice(top, top + self.side), slice(left, left + self.side)
-
-    def place(self, rows: slice, cols: slice) -> list[float]:
-        """Affine map a..f of a window."""
-        a, b, c, d, e, f = self.transform
-        return [a, b, c + cols.start * a, d, e, f + rows.start * e]
 
 
 class Archive:
@@ -110,6 +70,7 @@ class Archive:
         spans = store_form.periods_of({name: group[name] for name in names}, path)
         self.periods: list[Any] = [_period_name(*s) if isinstance(s, tuple) else s for s in spans]
         self._zones: dict[int, Zone] = {}
+        self._plan = None if "://" in path else read_plan(Path(path).parent / "job" / "plan.jsonl")
 
     def __repr__(self) -> str:
         zones = ", ".join(map(str, self.zones))
@@ -130,9 +91,10 @@ class Archive:
         if number not in self._zones:
             group, where = self._group[f"utm{number:02d}"], f"{self.path}/utm{number:02d}"
             transform = store_form.transform_of(group.attrs, number, where)
-            self._zones[number] = Zone(number, transform, *store_form.arrays_of(
+            arrays = store_form.arrays_of(
                 group, where, transform, self.rule, self.dimensions, len(self.periods)
-            ))  # fmt: skip
+            )
+            self._zones[number] = Zone(number, transform, *arrays).with_plan(self._plan)
         return self._zones[number]
 
     def step_of(self, period: Any) -> int:
@@ -244,6 +206,8 @@ class Archive:
         """
         from olmoearth_jax.maps import area
 
+        if len(bbox) != 4:
+            raise ValueError(f"a box is west, south, east, north in degrees, not {bbox}")
         west, south, east, north = (float(v) for v in bbox)
         if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
             raise ValueError(
@@ -276,9 +240,10 @@ class Archive:
         corners = []
         for number in self.zones:
             zone = self.zone(number)
-            a, _, c, _, e, f = zone.transform
-            xs = [c, c + a * zone.shape[1]] * 2
-            ys = [f, f, f + e * zone.shape[0], f + e * zone.shape[0]]
+            rows, cols = zone.span
+            a, _, c, _, e, f = zone.place(rows, cols)
+            right, bottom = c + a * (cols.stop - cols.start), f + e * (rows.stop - rows.start)
+            xs, ys = [c, right] * 2, [f, f, bottom, bottom]
             corners.append(np.stack(transform_points(zone.crs, LONLAT, xs, ys)))
         every = np.concatenate(corners, axis=1)
         low, high = every.min(1), every.max(1)
@@ -311,7 +276,7 @@ class Archive:
         if lonlat.ndim != 2 or lonlat.shape[1] != 2:
             raise ValueError(f"points are [N, 2] of longitude and latitude, not {lonlat.shape}")
         periods = self.periods if periods is None else periods
-        if isinstance(periods, int | str):
+        if np.ndim(periods) == 0:
             periods = [periods]
         steps = [self.step_of(p) for p in periods]
         count, d = len(lonlat), self.width_of(width)

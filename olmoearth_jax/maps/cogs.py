@@ -42,21 +42,22 @@ def writing(
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     overviews: str = "nearest",
     alpha: bool = False,
+    corner: tuple[int, int] = (0, 0),
 ) -> Iterator[Any]:
     """A writer with `put(row, col, x [C, h, w])`; the file appears when the block ends well.
 
     Args:
       path: of the file.
       crs, transform, shape: of the grid; transform is a..f.
-      dtype: of the values.
+      dtype, unit: of the values.
       names: one per band.
       nodata: where nothing is put, too.
       tags: of the file.
       rule: (scale, offset) of all bands, or of each.
-      unit: of the values.
       colors: colour by value, of one band of bytes.
       overviews: how they are made; 'nearest' or 'average' or 'mode'.
       alpha: the last band says what is opaque.
+      corner: row and column that `put` counts the file's first pixel as.
 
     Raises:
       ValueError: rasterio is missing.
@@ -74,7 +75,7 @@ def writing(
                 file.write_colormap(1, {k: (*v, 255) for k, v in colors.items()})
             elif alpha:
                 file.colorinterp = [ColorInterp[k] for k in ("red", "green", "blue", "alpha")]
-            yield _Blocks(file)
+            yield _Blocks(file, corner)
         with rasterio.open(raw, "r+") as file:
             file.descriptions = tuple(names)
             file.units = (unit,) * file.count if unit else file.units
@@ -109,12 +110,13 @@ def _block_side(bytes_per_pixel: int) -> int:
 
 
 class _Blocks:
-    def __init__(self, file: Any):
-        self._file = file
+    def __init__(self, file: Any, corner: tuple[int, int] = (0, 0)):
+        self._file, self._corner = file, corner
 
     def put(self, row: int, col: int, x: np.ndarray) -> None:
         """Writes values [C, h, w] at a place."""
-        window = library().windows.Window(col, row, x.shape[2], x.shape[1])
+        top, left = self._corner
+        window = library().windows.Window(col - left, row - top, x.shape[2], x.shape[1])
         self._file.write(x, window=window)
 
 

@@ -88,7 +88,7 @@ def cluster(
         writers = {
             number: stack.enter_context(
                 cogs.writing(
-                    files[number], crs=zone.crs, transform=zone.transform, shape=zone.shape,
+                    files[number], **extract.form_of(zone),
                     dtype="uint8", names=["cluster"], nodata=NO_CLUSTER, colors=colors,
                     overviews="mode", tags={**extract.tags_of(archive, period), "SEED": str(seed)},
                 )
@@ -162,7 +162,7 @@ def change(
         writers = {
             number: stack.enter_context(
                 cogs.writing(
-                    files[number], crs=zone.crs, transform=zone.transform, shape=zone.shape,
+                    files[number], **extract.form_of(zone),
                     dtype="float32", names=["change", "score"], nodata=np.nan, tags=tags,
                 )
             )

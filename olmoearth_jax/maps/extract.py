@@ -57,10 +57,7 @@ def export(
     """
     step, d = archive.step_of(period), archive.width_of(width)
     if bbox is None:
-        windows = [
-            (z, slice(0, z.shape[0]), slice(0, z.shape[1]))
-            for z in map(archive.zone, archive.zones)
-        ]
+        windows = [(z, *z.span) for z in map(archive.zone, archive.zones)]
     else:
         windows = archive.windows(bbox)
     stored = dtype == "stored" and archive.rule.method != "per_pixel_scale"
@@ -97,6 +94,15 @@ def _values(
     if not valid.any():
         return q, False
     return np.where(valid[..., None], q, np.int8(NO_VALUE)), True
+
+
+def form_of(zone: Zone) -> dict[str, Any]:
+    """What `cogs.writing` takes of the grid of a zone, whose rows and columns `put` takes then."""
+    rows, cols = zone.span
+    return {
+        "crs": zone.crs, "transform": zone.place(rows, cols), "corner": (rows.start, cols.start),
+        "shape": (rows.stop - rows.start, cols.stop - cols.start),
+    }  # fmt: skip
 
 
 def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
@@ -223,7 +229,7 @@ def search(
             zone = archive.zone(number)
             writers[number] = stack.enter_context(
                 cogs.writing(
-                    files[number], crs=zone.crs, transform=zone.transform, shape=zone.shape,
+                    files[number], **form_of(zone),
                     dtype="float32", names=["cosine"], nodata=np.nan,
                     tags=tags_of(archive, period),
                 )

@@ -247,7 +247,7 @@ def _write_maps(archive: Archive, store: Path, folder: Path, held: Mapping[str, 
             tags = extract.tags_of(archive, period)
             tags["VARIANCE_SHARE"] = f"{held['variance_share']:.4f}"
             with cogs.writing(
-                path, crs=zone.crs, transform=zone.transform, shape=zone.shape, dtype="uint8",
+                path, **extract.form_of(zone), dtype="uint8",
                 names=["red", "green", "blue", "alpha"], tags=tags, alpha=True,
                 overviews="average",
             ) as file:  # fmt: skip

@@ -86,6 +86,7 @@ def test_a_point_outside_is_invalid_and_never_the_nearest(written):
     values, valid, places = archive.locate(lonlat)
     assert not valid.any() and np.isnan(values).all() and (places == -1).all()
     assert archive.points(np.zeros((0, 2)))[0].shape == (0, 2, 8)
+    assert archive.points(lonlat, np.int64(2024))[1].shape == (4, 1)
 
 
 def test_a_point_near_a_boundary_is_looked_up_in_the_neighbour(tmp_path):
@@ -146,6 +147,7 @@ def test_periods_of_months(tmp_path):
     (lambda a: a.read([15, 52, 15.1, 52.1]), "name one of the periods"),
     (lambda a: a.read([-15, 52, -14, 53], 2023), "outside of the archive, which reaches over"),
     (lambda a: a.read([15, 52, 14, 53], 2023), "west, south, east, north"),
+    (lambda a: a.read([15, 52, 16], 2023), "a box is west, south, east, north in degrees, not"),
     (lambda a: a.read([-200, 0, 200, 1], 2023), "a box is west, south, east, north in degrees"),
     (lambda a: a.read([12, 47, 13, float("inf")], 2023), "a box is west, south, east, north"),
     (lambda a: a.points([[15, 52]], width=9), "8 dimensions, not 9"),

@@ -1,15 +1,18 @@
 """Archives of whole zones that grow by area."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.transform import Affine
 
 import olmoearth_jax
 from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.maps import embed_growth, embed_job
 from tests.maps import region
+from tests.maps.test_archive_tool import run as tool
 from tests.maps.test_embed import objects, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -126,3 +129,31 @@ def test_an_area_that_is_not_known_does_not_grow(world, tmp_path, capsys):
         path.unlink() if text is None else path.write_text(text)
         assert made(world, out, "more", "--extend") == 2
         assert "does not say which area" in capsys.readouterr().err
+
+
+def test_maps_of_a_whole_zone_span_what_was_planned(world, tmp_path):
+    """The arrays of such an archive hold a million empty shards."""
+    out = tmp_path / "out"
+    assert made(world, out, "half") == 0
+    archive = olmoearth_jax.open_archive(out)
+    zone = archive.zone(32)
+    assert len(list(zone.shards())) == len(embed_job.read_plan(out).units) < 20
+    rows, cols = zone.span
+    place = f"--point={11.985},{50.01}"
+    assert tool("search", out, place, f"--output={tmp_path / 's'}") == 0
+    for verb, more in (("preview", []), ("cluster", ["--k=3", f"--output={tmp_path / 'c.tif'}"]),
+                       ("export", ["--width=3", f"--output={tmp_path / 'e.tif'}"])):  # fmt: skip
+        assert tool(verb, out, *more) == 0
+    want, valid = archive.window(zone, 0, rows, cols, 3)
+    for path in (tmp_path / "s.tif", tmp_path / "c.tif", tmp_path / "e.tif",
+                 out / "preview" / "utm32_2024.tif"):  # fmt: skip
+        with rasterio.open(path) as file:
+            assert list(file.transform)[:6] == zone.place(rows, cols)
+            assert file.shape == valid.shape
+            assert ((file.dataset_mask() > 0) == valid).all()
+            if path.name == "e.tif":
+                np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1)[valid], want[valid])
+    # Without its job folder an archive is taken as it lies.
+    shutil.rmtree(out / "job")
+    bare = olmoearth_jax.open_archive(out).zone(32)
+    assert bare.planned is None and bare.span[0] == slice(0, zone.shape[0])
