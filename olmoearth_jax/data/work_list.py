@@ -26,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from olmoearth_jax.data.durable import (
     AnyFile,
@@ -164,7 +164,10 @@ def objects_of(marker: Mapping[str, Any]) -> dict[str, list[Any]] | None:
     return held
 
 
-class WorkList:
+P = TypeVar("P", Path, ObjectPath)
+
+
+class WorkList(Generic[P]):
     """Units, their markers and claims below a folder.
 
     Attributes:
@@ -176,7 +179,7 @@ class WorkList:
     """
 
     def __init__(
-        self, folder: AnyFile, objects: AnyFile, digest: str,
+        self, folder: P, objects: P, digest: str,
         units: Sequence[str], earlier: Sequence[str] = (),
     ):  # fmt: skip
         self.folder, self.objects, self.digest, self.units = folder, objects, digest, units
@@ -186,7 +189,7 @@ class WorkList:
         """Whether a marker is of this job, or of one that it grew from."""
         return record.get("job_digest") in (self.digest, *self.earlier)
 
-    def _path(self, kind: str, unit: str) -> AnyFile:
+    def _path(self, kind: str, unit: str) -> P:
         return self.folder / kind / f"{unit}.json"
 
     def marker(self, unit: str) -> dict[str, Any] | None:

@@ -391,7 +391,14 @@ def open_job(job: Job, model: PretrainedModel) -> tuple[work_list.WorkList, stor
         durable.write_durably(path, lines)
     store.make_store(job.store, form, job.grids)
     units = [s.id for s in job.shards]
-    return work_list.WorkList(job.folder, job.store, digest, units, earlier), form
+    return _list_of(job.output, digest, units, earlier), form
+
+
+def _list_of(
+    output: AnyFile, digest: str, units: Sequence[str], earlier: Sequence[str]
+) -> work_list.WorkList[Any]:
+    place: Any = output  # both of its folders are of one kind
+    return work_list.WorkList(place / "job", place / store.NAME, digest, units, earlier)
 
 
 def outline_path(folder: AnyFile, digest: str) -> AnyFile:
@@ -430,7 +437,7 @@ def read_plan(output: AnyFile) -> work_list.WorkList:
         told = f"there is no {e}" if isinstance(e, KeyError) else e
         raise ValueError(f"{path} is damaged: {told}") from None
     digest, earlier = str(held.get("job_digest")), _earlier(output / "job" / "job.json")
-    return work_list.WorkList(output / "job", output / store.NAME, digest, units, earlier)
+    return _list_of(output, digest, units, earlier)
 
 
 def _earlier(path: AnyFile) -> list[str]:

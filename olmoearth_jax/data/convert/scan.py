@@ -113,9 +113,9 @@ def _units(signed: Sequence[Signed], check_units: bool) -> dict[str, Sequence[Si
     }
 
 
-def _look_again(work: WorkList) -> None:
+def _look_again(work: WorkList[Path]) -> None:
     """Undoes blocks with tiles that could not be used; what was found of others stays known."""
-    done = Path(str(work.folder), "done")
+    done = work.folder / "done"
     for unit in work.units:
         path = done / f"{unit}.json"
         if any(isinstance(r, str) for r in _tiles_of(path).values()):
@@ -123,10 +123,10 @@ def _look_again(work: WorkList) -> None:
                 os.replace(path, done / f"{unit}{_AGAIN}")
 
 
-def _remove_outdated(work: WorkList) -> None:
+def _remove_outdated(work: WorkList[Path]) -> None:
     """Removes markers of blocks that are no longer of the plan."""
     names = {f"{unit}.json" for unit in work.units}
-    for path in Path(str(work.folder), "done").glob("*.json"):
+    for path in (work.folder / "done").glob("*.json"):
         if path.name not in names:
             path.unlink(missing_ok=True)
 
