@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
 from olmoearth_jax.checkpoints.folders import complete_steps
 from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
@@ -238,7 +238,8 @@ def _restore_or_init(
     if found is not None:
         state, meta = found
         _note_loaded(run.info, meta["config"].get("trainer", {}).get("loaded"))
-        best.restore(meta)
+        if told := best.restore(meta, integrity.loss_differences(meta, run.info)):
+            say(told)
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")

@@ -202,6 +202,23 @@ def test_a_resumed_run_keeps_the_same_best(tmp_path):
     assert lines[0] == lines[1]  # as text: NaN is not equal to itself
 
 
+def test_another_measure_is_not_compared_with_the_best_so_far(tmp_path):
+    def settings(samples):
+        return {"trainer": {"callbacks": {"validation": {"samples": samples}}}}
+
+    early, late, lines = {3: 1.0}, {15: 2.0, 18: 3.0}, []
+    train_toy.run(tmp_path, 24, evaluation=Falling(early), hard_stop=10, config=settings(64))
+    train_toy.run(
+        tmp_path, 24, evaluation=Falling(late), hard_stop=18, config=settings(32), lines=lines
+    )
+    assert any("samples: 64 -> 32" in line and "of step 3" in line for line in lines)
+    train_toy.run(tmp_path, 24, config=settings(32))
+    folder = tmp_path / "checkpoints"
+    assert complete_steps(folder) == [3, 10, 15, 20, 24]  # 3 stays from before, 15 is the best
+    meta = checkpoint.read_meta(folder / "24")
+    assert (meta["best"], meta["other_best"]) == ({"step": 15, LOSS: 2.0}, [3])
+
+
 def test_an_evaluation_owed_from_before_counts_for_its_step(tmp_path):
     train_toy.run(tmp_path, 18, hard_stop=10)  # saved after step 10, nothing evaluated
     train_toy.run(tmp_path, 18, evaluation=Falling({10: 1.0, 15: 3.0}))
