@@ -110,6 +110,16 @@ def test_it_is_the_loss_of_the_dense_engine_too(trained):
         assert ours[name] == pytest.approx(value, rel=1e-4)
 
 
+def test_its_programs_can_be_compiled_before(trained):
+    cfg, made, _ = trained
+    held = Validation(cfg, made.program, made.stream.steps_per_epoch)
+    state = made.program.init_state()
+    count = held.warm_up(state)
+    programs = dict(held._programs)
+    assert 0 < count == len(programs) and held(state, 2) is not None
+    assert held._programs == programs and all(p._cache_size() == 1 for p in programs.values())
+
+
 def test_it_stops_when_told_and_knows_its_steps(trained):
     _, made, held = trained
     assert held(made.program.init_state(), 2, lambda: True) is None
