@@ -108,10 +108,10 @@ def options() -> Options:
         dict(zip(("train", "valid", "test"), _SPLIT.value, strict=True)), _UNIT.value,
         plan.months_of(_MONTHS.value) if _MONTHS.value else None,
     )  # fmt: skip
-    full = _MODE.value == "full"
+    epochs, lr = (50, 1e-4) if _MODE.value == "full" else (100, 1e-2)
     head = HeadOptions(
-        _EPOCHS.value or (50 if full else 100), _PATIENCE.value,
-        _LR.value or (1e-4 if full else 1e-2), _HEAD_BATCH.value, _SEED.value,
+        _EPOCHS.value or epochs, _PATIENCE.value, lr if _LR.value is None else _LR.value,
+        _HEAD_BATCH.value, _SEED.value,
     )  # fmt: skip
     settings = Settings(
         _PATCH.value, _POOLING.value, cast(PoolingType, _POOLING_TYPE.value), _LOCATION.value

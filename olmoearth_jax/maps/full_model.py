@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,20 @@ def _weights(target: Target, windows: Sequence[Window]) -> list[np.ndarray] | No
     return out
 
 
+def check_sizes(sizes: Iterable[tuple[int, int]]) -> int:
+    """The longer side of windows.
+
+    Raises:
+      ValueError: they are of several sizes.
+    """
+    found = sorted(set(sizes))
+    if len(found) > 1:
+        raise ValueError(
+            f"the images allow windows of several sizes ({found}): take a smaller --window"
+        )
+    return max(found[0])
+
+
 def fit(
     model: PretrainedModel,
     settings: Settings,
@@ -206,17 +220,12 @@ def fit(
     Raises:
       ValueError: windows of several sizes, labels that all weigh 0, or training that diverges.
     """
-    sizes = {w.size for windows in splits.values() for w in windows}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"the images allow windows of several sizes ({sorted(sizes)}): take a smaller --window"
-        )
+    side = check_sizes(w.size for windows in splits.values() for w in windows)
     labels = np.concatenate([w.labels.ravel() for w in splits["train"]])
     scale = target_scale(labels) if target.classes is None else (0.0, 1.0)
     reader, head = PixelReader(model, settings), head_of(target, model)
     data = {s: WindowSplit(reader, scenes, target, w, scale) for s, w in splits.items()}
     encoder = models.EncoderModel(model.config, {"encoder": model.params}, model.dtype)
-    side = max(next(iter(sizes)))
     info = _info(target, model.modalities, side)
     task = EvalTaskConfig(
         dataset="map", ft_lr=o.lr, ft_batch_size=min(batch, len(splits["train"])),

@@ -24,6 +24,7 @@ from olmoearth_jax.html_page import (
     table,
 )
 from olmoearth_jax.images import png
+from olmoearth_jax.maps import report as reporting
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.run_folder import Task
 
@@ -104,7 +105,7 @@ def _class_table(names, per_class, colors) -> str:
 
 def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """A picture of a confusion matrix; rows are truth."""
-    names = [name if len(name) <= 40 else f"{name[:38]} ..." for name in names]
+    names = [reporting.shortened(name) for name in names]
     reach = 7 * max(map(len, names))  # pixels of the longest name; those above stand at 45 degrees
     size, left, top, n = 56, reach + 16, int(0.71 * reach) + 24, len(names)
     out = []

@@ -144,10 +144,14 @@ def _is_lonlat(name: Any, path: Path) -> bool:
 
 def _csv(path: Path) -> Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), strict=True))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, names = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"{path} cannot be read as CSV: {e}") from None
+    for name in names:
+        if name and names.count(name) > 1:
+            raise ValueError(f"{path} has several columns named {name!r}")
     return _from_lonlat(path, rows)
 
 
