@@ -118,6 +118,7 @@ def test_geopackage(tmp_path):
         ([1.5, 2.0], False, "--value_column"),
         ([True, False], False, "true or false"),
         (["a", "b"], True, "'a', no number"),
+        ([1.0, -1e300], True, "-1e.300, no number"),
         ([None, None], False, "null label: 2"),
     ],
 )
@@ -154,7 +155,7 @@ def test_weights_are_numbers_from_0_on_and_1_where_nothing_is_said(tmp_path):
     plain = _geojson(tmp_path / "b.geojson", [(SQUARE, {"c": "a"})])
     assert label_files.read(plain, "c").weights is None
     assert label_files.read(path, "weight", numeric=True).weights is None
-    for wrong in (-1, "much", True, float("inf")):
+    for wrong in (-1, "much", True, float("inf"), 1e308):
         path = _geojson(tmp_path / "c.geojson", [*rows, (SQUARE, {"c": "a", "weight": wrong})])
         with pytest.raises(ValueError, match="weights are numbers from 0 on"):
             label_files.read(path, "c")
@@ -190,3 +191,16 @@ def test_places_beyond_the_earth(tmp_path):
     (tmp_path / "c.geojson").write_text(json.dumps(held))
     got = label_files.read(tmp_path / "c.geojson", "c")
     assert got.values == [1] and got.dropped == {"empty geometry": 1}
+
+
+def test_cells_of_a_table_with_line_ends(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('lon,lat,kind\r\n1,2,"a\nb"\r\n1,2,"c\u2028d\x0b"\r\n', newline="")
+    assert label_files.read(path, "kind").values == ["a\nb", "c\u2028d"]
+
+
+def test_columns_of_one_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("lon,lat,kind,kind,,\n1,2,a,b,,\n")
+    with pytest.raises(ValueError, match="has several columns named 'kind'"):
+        label_files.read(path, "kind")

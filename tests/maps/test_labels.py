@@ -77,6 +77,16 @@ def test_colors(tmp_path):
         labels.classes_of(["a"], None, {"a": "red"})
     with pytest.raises(ValueError, match="--class_colors has Water, but the classes are a"):
         labels.classes_of(["a"], None, {"Water": "#010203"})
+    for text in ("a,red\n", "class,color\na,blue\n"):
+        (tmp_path / "c.csv").write_text(text)
+        with pytest.raises(ValueError, match="the colour of 'a' must be like"):
+            labels.classes_of(["a"], None, labels.read_colors(tmp_path / "c.csv"))
+    (tmp_path / "c.csv").write_text("class;color\na;#010203\n")
+    with pytest.raises(ValueError, match="the line 'class;color' of .* is not of the form"):
+        labels.read_colors(tmp_path / "c.csv")
+    (tmp_path / "c.json").write_text("[1]")
+    with pytest.raises(ValueError, match="it is no object such as"):
+        labels.read_colors(tmp_path / "c.json")
     (tmp_path / "c.json").write_text("[")
     with pytest.raises(ValueError, match="cannot be read"):
         labels.read_colors(tmp_path / "c.json")
