@@ -22,7 +22,7 @@ from olmoearth_jax.files import read_json_lines, write_atomically
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
-from olmoearth_jax.maps.run_folder import flat_name
+from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.samples import NONE, Target, Window
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_head import HeadOptions, shares
@@ -255,28 +255,14 @@ def fit(
 
 
 def load(
-    base: PretrainedModel, settings: Settings, target: Target, held: Any, scale, batch: int
+    base: PretrainedModel, settings: Settings, target: Target, path: Path, scale, batch: int
 ) -> FullPixels:
-    """The model of a run, from its stored values.
+    """The model of a run, from the file of its weights.
 
     Raises:
-      ValueError: they are not those of this model.
+      ValueError: it cannot be read, or they are not those of this model.
     """
-    found = {}
-
-    def keep(at: Any, above: str = "") -> None:
-        for key, value in at.items():
-            name = f"{above}/{key}" if above else key
-            keep(value, name) if isinstance(value, dict) else found.update({name: value})
-
-    keep(held["encoder"])
-
-    def stored(path: Any, x: Any) -> Any:
-        value = found.get(flat_name(path))
-        if value is None or value.shape != x.shape:
-            raise ValueError(f"the stored encoder lacks {flat_name(path)} in the form of the model")
-        return jnp.asarray(value)
-
-    encoder = jax.tree_util.tree_map_with_path(stored, base.params)
-    params = {"encoder": encoder, "head": jax.tree.map(jnp.asarray, held["head"])}
-    return FullPixels(base, settings, head_of(target, base), params, scale, batch)
+    head = head_of(target, base)
+    form = {"encoder": base.params, "head": probe_heads.init(head, 0)[0]}
+    held = run_folder.in_form(path, run_folder.load_arrays(path), form)
+    return FullPixels(base, settings, head, jax.tree.map(jnp.asarray, held), scale, batch)

@@ -92,13 +92,14 @@ def classes_of(
     out = []
     for at, (number, name) in enumerate(zip(numbers, names, strict=True)):
         color = (colors or {}).get(name, COLORS[at % len(COLORS)])
-        if not _is_color(color):
+        if not is_color(color):
             raise ValueError(f"the colour of {name!r} must be like #1f77b4, got {color!r}")
         out.append(Class(number, name, color))
     return out
 
 
-def _is_color(text: str) -> bool:
+def is_color(text: str) -> bool:
+    """Whether a text is a colour of the form '#rrggbb'."""
     return re.fullmatch("#[0-9a-fA-F]{6}", text) is not None
 
 

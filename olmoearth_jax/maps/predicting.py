@@ -102,6 +102,7 @@ def run(o: Options, say: Say = print) -> Outcome:
         )
     source, folder = Path(o.run).expanduser(), Path(o.output).expanduser()
     task = run_folder.read_task(source)
+    report_html.check(source)
     if isinstance(o.images, ArchiveOptions):
         return _from_archive(o, o.images, task, source, folder, say)
     if "archive" in task.about:
@@ -137,7 +138,7 @@ def _from_archive(
     record = {"archive": archive_scenes.source_of(archive),
               "periods": [s.period.name for s in opened]}  # fmt: skip
     job = _job(o, task, source) | {"images": record, "overlap": 0}
-    head = load_head(task, source)
+    head = load_head(task, source, task.about["archive"]["width"])
     make = archive_scenes.block_maker(opened, head, task.about["archive"]["width"], task.channels)
     return _mapped(o, task, source, folder, job, opened, make, notes, say)
 
@@ -246,21 +247,31 @@ def load_model(task: Task, run: Path, o: Options) -> tile_map.PixelModel:
             f"{o.model or task.model} has {base.digest[:12]}"
         )
     if task.mode == "full":
-        held = run_folder.load_arrays(run / "weights" / "encoder.npz")
-        return full_model.load(base, task.settings, task.target, held, task.scale, o.batch)
+        path = run / "weights" / "encoder.npz"
+        return full_model.load(base, task.settings, task.target, path, task.scale, o.batch)
     encoder = TokenEncoder(base, task.settings, o.batch)
-    return tile_map.ProbedPixels(encoder, load_head(task, run), task.channels)
+    width = base.embedding_size if task.settings.pooling == "spatial" else None
+    return tile_map.ProbedPixels(encoder, load_head(task, run, width), task.channels)
 
 
-def load_head(task: Task, run: Path) -> TokenHead:
+def load_head(task: Task, run: Path, width: int | None = None) -> TokenHead:
     """The linear head of a run.
 
+    Args:
+      width: of the embeddings that it takes, if known.
+
     Raises:
-      ValueError: it cannot be read.
+      ValueError: it cannot be read, or has another form.
     """
-    held = run_folder.load_arrays(run / "weights" / "head.npz")
-    form = token_head.head_of(task.target, len(held["params"]["linear"]["kernel"]))
-    return TokenHead(form, held["params"], held["stats"], task.scale)
+    path = run / "weights" / "head.npz"
+    held = run_folder.load_arrays(path)
+    kernel = held.get("params/linear/kernel")
+    if width is None:
+        width = 1 if kernel is None or kernel.ndim != 2 else len(kernel)
+    form = token_head.head_of(task.target, width)
+    params, stats = token_head.empty(form)
+    found = run_folder.in_form(path, held, {"params": params, "stats": stats})
+    return TokenHead(form, found["params"], found["stats"], task.scale)
 
 
 class _Finished(BaseException):

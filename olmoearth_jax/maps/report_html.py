@@ -65,6 +65,18 @@ def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None =
     return document(report["title"], parts)
 
 
+def check(run: Path) -> None:
+    """Raises ValueError if a finished run lacks what the page of its maps needs, or it is damaged.
+
+    What a map needs at its end should not fail only then.
+    """
+    try:
+        page(run)
+    except Exception as e:  # files of several kinds, damaged in any way
+        told = f"there is no {e}" if isinstance(e, KeyError) else e
+        raise ValueError(f"the report of {run} cannot be read: {told}") from None
+
+
 def _number(value: Any) -> str:
     if value is None:
         return "–"

@@ -267,8 +267,8 @@ def test_numbers_that_mean_nothing(folder):
 def test_years_that_are_none(folder, year):
     shapes = grid()
     wrong = labels(folder, shapes, ["a", "b"] * 8, columns={"year": [year] * 16})
-    refused(folder, "column 'year' holds .*; years are numbers such as 2023", labels=wrong,
-            images=dataclasses.replace(ImageOptions(str(folder / "imagery.csv")), years=["2023"]))  # fmt: skip
+    images = ImageOptions(str(folder / "imagery.csv"), years=["2023"])
+    refused(folder, "column 'year' holds .*; years are numbers", labels=wrong, images=images)
 
 
 def test_a_class_must_be_in_training(folder):
