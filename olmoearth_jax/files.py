@@ -43,6 +43,13 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def remove_leftovers_in(folder: Path) -> None:
+    """As `remove_leftovers`, of all files below a folder."""
+    for left in folder.rglob(".*.tmp"):
+        if is_leftover(left):
+            left.unlink(missing_ok=True)
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a name is one under which `replacing` and its like write before they rename."""
     return re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name) is not None

@@ -25,11 +25,12 @@ from olmoearth_jax.configlib.tasks import (
     check_task,
 )
 from olmoearth_jax.data import npy_file
+from olmoearth_jax.data.work_list import remove_old
 from olmoearth_jax.evals import embeddings, models, probe_heads, scoring
 from olmoearth_jax.evals.datasets import open_split, state_of
 from olmoearth_jax.evals.samples import IGNORE, EvalSample, check_split, collate
 from olmoearth_jax.evals.scoring import EvalResult
-from olmoearth_jax.files import remove_leftovers, replacing
+from olmoearth_jax.files import replacing
 from olmoearth_jax.model.frozen import Call
 
 _FREEZE_SHARE = 0.2
@@ -207,8 +208,7 @@ class FineTuner:
     def train(self, stop: Callable[[], bool], log: Callable[[str], None] | None) -> None:
         """Runs the epochs that are left; keeps the best state by the validation metric."""
         if self.folder is not None:
-            for kind in ("best", "last"):
-                remove_leftovers(self.folder / f"{kind}.ckpt")
+            remove_old(self.folder, ".*.ckpt.*.tmp")
         if self._load("best"):
             return
         self._load("last")

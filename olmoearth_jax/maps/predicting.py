@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.work_list import Outcome, WorkList, open_job
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import is_leftover, write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
 from olmoearth_jax.maps import (
@@ -163,6 +163,18 @@ def _mapped(
     for note in notes:
         say(note)
     return _Mapper(o, task, source, folder, digest, opened, make, area, say).run()
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Removes what workers that were killed while they put a map together have left beside it.
+
+    One that was only stopped, and overtaken, then ends with an error, and the map is there.
+    """
+    for left in out.glob(".map-*"):  # see `cogs.writing`
+        shutil.rmtree(left, ignore_errors=True)
+    for left in out.glob(".*.tmp"):
+        if is_leftover(left):
+            left.unlink(missing_ok=True)
 
 
 def _check_folder(folder: Path) -> None:
@@ -378,6 +390,7 @@ class _Mapper:
         height, width = stack.shape
         form = {"height": height, "width": width, "crs": stack.crs, "transform": stack.transform}
         tags = self._tags(scene)
+        _remove_unfinished(out)
         counts: dict[int, int] = {}
         metres: dict[int, float] = {}
         made = []

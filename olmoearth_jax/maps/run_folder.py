@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from olmoearth_jax.data.work_list import differences, write_first
-from olmoearth_jax.files import json_plain, replacing, write_atomically
+from olmoearth_jax.files import json_plain, remove_leftovers_in, replacing, write_atomically
 from olmoearth_jax.maps.labels import MOST, Class, is_color
 from olmoearth_jax.maps.samples import Target
 from olmoearth_jax.maps.tokens import POOLINGS, Settings
@@ -193,7 +193,7 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within it no other process trains in a folder.
+    """Within it no other process trains in a folder; what killed ones have left unfinished goes.
 
     Raises:
       ValueError: one does.
@@ -201,6 +201,7 @@ def alone(folder: Path) -> Iterator[None]:
     lock = folder / LOCK
     try:
         with RunLock(lock):
+            remove_leftovers_in(folder)
             yield
     except RunFolderInUse:
         raise ValueError(

@@ -171,6 +171,29 @@ def test_all_labels_may_be_training(folder, how):
     assert "macro_f1 of the train split" in (folder / how / "report.md").read_text()
 
 
+def test_what_killed_processes_left_goes(folder, done):
+    output = folder / "tidy"
+    left = [
+        f"{name}.0123abcd.tmp" for name in ("cache/.last.ckpt", "weights/.head.npz", ".task.json")
+    ]
+
+    def meanwhile(line):
+        if "windows" in line and not said:
+            said.append(line)
+            for name in left:
+                (output / name).parent.mkdir(exist_ok=True)
+                (output / name).write_text("x")
+            raise Killed
+
+    said = []
+    with pytest.raises(Killed):
+        fine_tuning.run(options(folder, output), meanwhile)
+    assert len(list(output.rglob(".*.tmp"))) == len(left)
+    fine_tuning.run(options(folder, output), quiet)
+    assert not list(output.rglob(".*"))
+    assert _folder_bytes(output) == _folder_bytes(folder / "run")
+
+
 class Killed(BaseException):
     pass
 

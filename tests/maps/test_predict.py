@@ -337,6 +337,18 @@ def test_who_is_taken_over_while_putting_together_does_no_harm(folder, made, mon
     assert "finished already" in run_again(o)
 
 
+def test_what_killed_workers_left_beside_a_map_goes(folder, made):
+    out = folder / "tidy"
+    predicting.run(options(folder, "tidy", block=128), quiet)
+    (out / "areas.csv").unlink()  # as if killed before
+    for name in (".map-abc/raw.tif", ".areas.csv.0123abcd.tmp", ".mine", ".kept.tmp"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("x")
+    predicting.run(options(folder, "tidy", block=128), quiet)
+    assert {p.name for p in out.glob(".*")} == {".mine", ".kept.tmp"}
+    np.testing.assert_array_equal(read(out / "classes.tif"), read(made[0] / "classes.tif"))
+
+
 def run_again(o):
     lines = []
     predicting.run(o, lines.append)
