@@ -78,7 +78,7 @@ _PATIENCE = _integer("patience", 10, "Epochs without a better validation.", lowe
 _LR = _float("lr", None, "Learning rate: 0.01, or 0.0001 with --mode=full.")
 _HEAD_BATCH = _integer("head_batch_size", 256, "Most tokens per step of the head.", lower_bound=1)
 _WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json file.")
-_SEED = _integer("seed", 0, "Seed of the split and the training.")
+_SEED = _integer("seed", 0, "Seed of the split and the training.", lower_bound=0)
 
 _IMAGES_ONLY = ("model", "patch_size", "pooling", "pooling_type", "location_size", "overlap")
 """Flags without a meaning for an archive, whose embeddings are made."""
@@ -124,6 +124,7 @@ def options() -> Options:
 
 def main() -> int:
     """Runs the program with the flags of the command line."""
+    _image_flags.keep_memory_flat()
     o = options()
     run = from_archive.run if isinstance(o.images, ArchiveOptions) else fine_tuning.run
     run(o, commands.say)

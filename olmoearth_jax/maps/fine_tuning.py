@@ -173,6 +173,8 @@ def check(o: Options) -> None:
     known("mode", o.mode, MODES)
     if not 0 < o.head.lr < math.inf:
         raise ValueError(f"--lr must be a number above 0, got {o.head.lr:g}")
+    if o.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {o.seed}")
     o.labels.check()
 
 
@@ -242,12 +244,16 @@ def read_weights(path: Path) -> dict[str, float]:
       ValueError: it cannot be read.
     """
     try:
-        return {str(k): float(v) for k, v in json.loads(path.expanduser().read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
+        held = json.loads(path.expanduser().read_text())
+        found = {str(k): float(v) for k, v in held.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(
             f"--class_weights is 'balanced', 'none' or a .json file of weights by class; {path} "
             f"cannot be read: {e}"
         ) from None
+    if not all(0 <= w <= 1e30 for w in found.values()) or not any(found.values()):
+        raise ValueError(f"the weights in {path} must be numbers from 0 on, and not all 0")
+    return found
 
 
 def _plan(o: Options, found: Labelled) -> str:

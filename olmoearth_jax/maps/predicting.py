@@ -158,7 +158,8 @@ def _mapped(
 ) -> Outcome:  # fmt: skip
     """Opens the job and does this worker's share."""
     area = None if o.area is None else areas.AreaOfScenes(Path(o.area), opened)
-    _check_folder(folder)
+    if not (folder / "job" / "job.json").exists():
+        run_folder.check_free(folder)
     digest = open_job(folder / "job" / "job.json", job, _DECIDES)
     for note in notes:
         say(note)
@@ -175,12 +176,6 @@ def _remove_unfinished(out: Path) -> None:
     for left in out.glob(".*.tmp"):
         if is_leftover(left):
             left.unlink(missing_ok=True)
-
-
-def _check_folder(folder: Path) -> None:
-    there = folder.exists() and any(folder.iterdir())
-    if there and not (folder / "job" / "job.json").exists():
-        raise ValueError(f"{folder} holds files of something else; give another --output")
 
 
 def digest_of(run: Path) -> str:

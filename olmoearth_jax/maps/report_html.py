@@ -126,12 +126,16 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         y = top + r * size
         out.append(label(left - 8, y + size / 2 + 4, names[r], "end"))
         for c, count in enumerate(row):
+            if not count and n > reporting.MOST_NUMBERED:
+                continue
             x, share = left + c * size, count / total
             shade = (
                 f"rgb({int(255 - 187 * share)},{int(255 - 136 * share)},{int(255 - 85 * share)})"
             )
             out.append(f'<rect x="{x}" y="{y}" width="{size}" height="{size}" fill="{shade}" '
                        'stroke="#fff"/>')  # fmt: skip
+            if n > reporting.MOST_NUMBERED:
+                continue
             ink = "#fff" if share > 0.6 else "#222"
             out.append(label(x + size / 2, y + size / 2 - 2, str(count), "middle", ink))
             out.append(label(x + size / 2, y + size / 2 + 13, f"{share:.0%}", "middle", ink))

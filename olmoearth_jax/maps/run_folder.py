@@ -165,6 +165,14 @@ def digest_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_free(folder: Path) -> None:
+    """Raises ValueError if a folder to be made holds something, or is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file and no folder; give another --output")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files of something else; give another --output")
+
+
 def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | None = None) -> None:
     """Makes a folder the one of a job, or checks that it is.
 
@@ -177,8 +185,7 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
     """
     path = folder / JOB
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds files of something else; give another --output")
+        check_free(folder)
         about = {"settings": record, "digest": digest_of(record), **(free or {})}
         write_first(path, json.dumps(about, indent=1) + "\n")  # or another was first: compare
     try:

@@ -191,7 +191,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> N
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for r in range(size):
-        for c in range(size):
+        for c in range(size if size <= reporting.MOST_NUMBERED else 0):
             text = f"{confusion[r, c]}\n{share[r, c]:.0%}"
             color = "white" if share[r, c] > 0.5 else "black"
             axes.text(c, r, text, ha="center", va="center", color=color, fontsize=8)
