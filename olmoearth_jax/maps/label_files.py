@@ -192,8 +192,11 @@ def _usable(shape: Any) -> Any:
         return "line"
     if shape.geom_type != "GeometryCollection":
         return shape
-    areas = [g for g in shapely.get_parts(shape) if "Polygon" in g.geom_type]
-    points = [g for g in shapely.get_parts(shape) if "Point" in g.geom_type]
+    parts = np.array([shape])
+    while any(g.geom_type == "GeometryCollection" for g in parts):
+        parts = shapely.get_parts(parts)
+    areas = [g for g in parts if "Polygon" in g.geom_type]
+    points = [g for g in parts if "Point" in g.geom_type]
     if areas:
         return shapely.union_all(areas)
     return shapely.union_all(points) if points else "line"

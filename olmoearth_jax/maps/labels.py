@@ -217,10 +217,11 @@ def _cells(
     t, (height, width) = transform, shape
     if "Point" in place.geom_type:
         points = shapely_library().get_coordinates(place)
-        col = np.floor((points[:, 0] - t.c) / t.a).astype(np.int64)
-        row = np.floor((points[:, 1] - t.f) / t.e).astype(np.int64)
+        col = np.floor((points[:, 0] - t.c) / t.a)
+        row = np.floor((points[:, 1] - t.f) / t.e)
         inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-        return np.unique(row[inside] * width + col[inside]), True
+        row, col = (x[inside].astype(np.int64) for x in (row, col))
+        return np.unique(row * width + col), True
     if place.is_empty:
         return np.zeros(0, np.int64), False
     west, south, east, north = place.bounds

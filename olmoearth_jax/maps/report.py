@@ -14,7 +14,7 @@ DRAWS = 1000
 """Resamples of the blocks behind an interval."""
 MOST_WEIGHT = 10.0
 MOST_NUMBERED = 40
-"""Classes up to which pictures of a confusion matrix show its numbers, more of them nobody can read."""
+"""Classes up to which pictures of a confusion matrix show its numbers."""
 _UNEVEN = 10
 """How many times as large as the smallest class the largest may be before classes are weighted."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.crs import library as rasterio_library
-from olmoearth_jax.data.crs import same_crs, transform_points
+from olmoearth_jax.data.crs import check_name, same_crs, transform_points
 from olmoearth_jax.maps.lattice import LONLAT
 
 SUFFIXES = (".geojson", ".json", ".csv", ".parquet", ".geoparquet", ".gpkg")
@@ -100,7 +100,7 @@ def _geojson(path: Path) -> Table:
         if not isinstance(held, dict):
             raise ValueError("it is no object")
         named = held.get("crs")
-        name = named["properties"]["name"] if isinstance(named, dict) else None
+        name = named["properties"]["name"] if isinstance(named, dict) else named
         features = _features(held)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         told = f"there is no {e}" if isinstance(e, KeyError) else e
@@ -216,6 +216,7 @@ def _geoparquet_crs(record: Mapping[str, Any], path: Path) -> Any:
     known = (held.get("id") or {}) if isinstance(held, dict) else {}
     code = f"{known.get('authority')}:{known.get('code')}" if known else json.dumps(held)
     try:
+        check_name(code)
         return rasterio_library().crs.CRS.from_user_input(code).to_wkt()
     except Exception as e:  # rasterio's errors have several bases
         raise ValueError(f"{path} has a CRS that cannot be read: {e}") from None

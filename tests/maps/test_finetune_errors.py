@@ -259,6 +259,11 @@ def test_numbers_that_mean_nothing(folder):
     refused(folder, "--block is a side in metres", labels=dataclasses.replace(plain, block="inf"))
     for lr in (0.0, -1.0, float("nan"), float("inf")):
         refused(folder, "--lr must be a number above 0", head=HeadOptions(lr=lr))
+    refused(folder, "--seed must be at least 0, got -1", seed=-1)
+    for text in ('{"water": -1, "field": 1, "forest": 1}', '{"water": NaN}', '{"water": 0}'):
+        (folder / "w.json").write_text(text)
+        refused(folder, "must be numbers from 0 on, and not all 0",
+                class_weights=str(folder / "w.json"))  # fmt: skip
     gone = dataclasses.replace(plain, colors=str(folder / "none.json"))
     refused(folder, "the colours in .*none.json cannot be read", labels=gone)
 
@@ -293,3 +298,10 @@ def test_weights_of_nothing(folder):
     told = labels(folder, grid(), ["a", "b"] * 8, columns={
         "split": said, "weight": [0] * 12 + [1] * 4})  # fmt: skip
     refused(folder, "all labels of the training split have the weight 0", labels=told)
+
+
+def test_an_output_that_is_a_file(folder):
+    (folder / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file and no folder; give another --output"):
+        fine_tuning.run(options(folder, folder / "file"), lambda _: None)
+    assert (folder / "file").read_text() == "mine"

@@ -39,7 +39,8 @@ def test_geojson_with_what_is_no_label(tmp_path):
         (line, {"crop": "wheat", "id": "f4"}),
         (None, {"crop": "wheat", "id": "f5"}),
         (shapely.Polygon(), {"crop": "wheat", "id": "f6"}),
-        (shapely.GeometryCollection([line, SQUARE]), {"crop": "rye", "id": "f7"}),
+        (shapely.GeometryCollection([line, shapely.GeometryCollection([SQUARE])]),
+         {"crop": "rye", "id": "f7"}),
     ])  # fmt: skip
     got = label_files.read(path, "crop")
     assert got.values == ["wheat", "maize", "rye"] and not got.points_only
@@ -55,8 +56,53 @@ def test_a_crs_of_geojson_is_honoured_and_told(tmp_path):
     ).notes
     got = label_files.read(_geojson(tmp_path / "b.json", rows, crs=_crs("EPSG:32633")), "c")
     assert same_crs(got.crs, "EPSG:32633") and "EPSG:32633" in got.notes[0]
+    got = label_files.read(_geojson(tmp_path / "b.json", rows, crs="EPSG:32633"), "c")
+    assert same_crs(got.crs, "EPSG:32633") and "EPSG:32633" in got.notes[0]
     with pytest.raises(ValueError, match="unknown CRS 'EPSG:9'"):
         label_files.read(_geojson(tmp_path / "c.json", rows, crs=_crs("EPSG:9")), "c")
+
+
+@pytest.mark.parametrize("name", [
+    "http://127.0.0.1:9/x", "HTTPS://127.0.0.1:9/x", "/vsicurl/http://127.0.0.1:9/x", "/etc/passwd",
+    "./a.prj", "DICT:a.wkt,1", "file:///etc/passwd",
+])  # fmt: skip
+def test_a_crs_is_not_looked_up_elsewhere(tmp_path, monkeypatch, name):
+    """GDAL would ask the server, or read the file."""
+    rows = [(SQUARE, {"c": 1})]
+    with pytest.raises(ValueError, match="names the unknown CRS"):
+        label_files.read(_geojson(tmp_path / "a.json", rows, crs=_crs(name)), "c")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EPSG:1").write_text("x")
+    for text in (name, "EPSG:1"):
+        with pytest.raises(ValueError, match="files and URLs are not looked up"):
+            same_crs(text, LONLAT)
+    authority, _, code = name.partition(":")
+    column = {"encoding": "WKB", "crs": {"id": {"authority": authority, "code": code}}}
+    about = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    table = pyarrow.table({"c": [1], "geometry": [shapely.to_wkb(SQUARE)]})
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(about)}), path)
+    with pytest.raises(ValueError, match="files and URLs are not looked up"):
+        label_files.read(path, "c")
+
+
+@pytest.mark.parametrize("name", [
+    "http://www.opengis.net/def/crs/EPSG/0/32633", "epsg:32633",
+    "urn:ogc:def:crs:EPSG::32633", "+proj=utm +zone=33 +datum=WGS84",
+])  # fmt: skip
+def test_names_of_a_crs(name):
+    assert same_crs(name, "EPSG:32633")
+
+
+def test_places_that_no_number_holds_are_outside():
+    from rasterio.transform import Affine
+
+    from olmoearth_jax.maps import labels
+
+    place = [shapely.Point(1e300, -1e300), shapely.Point(15, -15)]
+    features = label_files.Features(place, "EPSG:32633", [1, 1], {"id": ["0", "1"]})
+    got = labels.burn_cells(features, [1, 1], "EPSG:32633", Affine(10, 0, 0, 0, -10, 0), (4, 4))
+    assert got.report["outside"] == 1 and got.cells.tolist() == [5]
 
 
 def test_csv(tmp_path):
