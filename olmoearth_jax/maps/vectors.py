@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.data.crs import check_name, same_crs, transform_points
+from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.maps.lattice import LONLAT
 
 SUFFIXES = (".geojson", ".json", ".csv", ".parquet", ".geoparquet", ".gpkg")
