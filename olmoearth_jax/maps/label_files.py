@@ -116,6 +116,7 @@ def _check_degrees(shape: Any, where: str) -> None:
 
 
 def _missing(value: Any) -> bool:
+    value = value.item() if isinstance(value, np.generic) else value  # None of a date that is none
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))

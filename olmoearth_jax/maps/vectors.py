@@ -149,10 +149,15 @@ def _csv(path: Path) -> Table:
             rows, names = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"{path} cannot be read as CSV: {e}") from None
+    _check_names(path, names)
+    return _from_lonlat(path, rows)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raises ValueError for a name that several columns have."""
     for name in names:
         if name and names.count(name) > 1:
             raise ValueError(f"{path} has several columns named {name!r}")
-    return _from_lonlat(path, rows)
 
 
 def _from_lonlat(path: Path, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -188,6 +193,7 @@ def _parquet(path: Path) -> Table:
         ) from None
     shapely = shapely_library()
     try:
+        _check_names(path, pyarrow.parquet.read_schema(path).names)
         table = pyarrow.parquet.read_table(path)
         stored = (table.schema.metadata or {}).get(b"geo")
         if stored is None:

@@ -157,6 +157,18 @@ def test_geopackage(tmp_path):
     assert got.values == ["rye"] and got.shapes[0].equals(SQUARE)
 
 
+def test_gaps_of_a_geopackage(tmp_path):
+    """Columns of dates and of numbers hold what is none in their own way."""
+    path, shapes = tmp_path / "p.gpkg", np.array([shapely.to_wkb(SQUARE)] * 2, object)
+    days = np.array(["2023-06-01", "NaT"], "M8[D]")
+    raw.write(
+        path, shapes, [days, np.array([np.nan, 2], np.float32)], ["date", "crop"],
+        geometry_type="Polygon", crs="EPSG:4326",
+    )  # fmt: skip
+    got = label_files.read(path, "crop")
+    assert got.values == [2] and got.columns["date"] == [""] and got.dropped == {"null label": 1}
+
+
 @pytest.mark.parametrize(
     ("values", "numeric", "match"),
     [
@@ -248,5 +260,11 @@ def test_cells_of_a_table_with_line_ends(tmp_path):
 def test_columns_of_one_name(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("lon,lat,kind,kind,,\n1,2,a,b,,\n")
+    with pytest.raises(ValueError, match="has several columns named 'kind'"):
+        label_files.read(path, "kind")
+    path, texts = tmp_path / "a.parquet", pyarrow.array(["a"])
+    names = ["lon", "lat", "kind", "kind"]
+    ones = pyarrow.array([1.0])
+    pyarrow.parquet.write_table(pyarrow.table([ones, ones, texts, texts], names), path)
     with pytest.raises(ValueError, match="has several columns named 'kind'"):
         label_files.read(path, "kind")
