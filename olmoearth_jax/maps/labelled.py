@@ -211,24 +211,24 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
             continue
         mine = samples.subset(features, rows[at])
         own = [i for i, scene in enumerate(scenes) if scene.period == period]
-        outside = []
+        found = []
         for number in own:
-            grid, report, empty = samples.burn_scene(mine, target, scenes[number], o.all_touched)
+            grid, got = samples.burn_scene(mine, target, scenes[number], o.all_touched)
             grids += _by_split(mine, target, scenes[number], number, grid, o.all_touched)
-            outside.append(report.pop("outside"))
-            for key in ("empty", "repaired", "conflict_pixels"):
-                counts[key] = counts.get(key, 0) + report[key]
-            if empty:
-                shown = ", ".join(empty[:10]) + (" ..." if len(empty) > 10 else "")
-                notes.append(f"{len(empty)} polygons cover no pixel's centre: {shown}")
-        # On one grid outside means outside; on several a feature need be on one only.
-        out = (
-            min(outside)
-            if len(own) == 1
-            else max(0, sum(outside) - len(mine.shapes) * (len(own) - 1))
-        )
-        counts["outside"] = counts.get("outside", 0) + out
-        inside += len(mine.shapes) - out
+            found.append(got)
+        # A feature need be on one grid only.
+        outside = np.all([got.outside for got in found], 0)
+        covers = np.any([[len(p) > 0 for p in got.pixels] for got in found], 0)
+        empty = [mine.columns["id"][i] for i in np.flatnonzero(~outside & ~covers)]
+        if empty:
+            notes.append(f"{len(empty)} polygons cover no pixel's centre: {_few(empty)}")
+        for key, count in {
+            "empty": len(empty), "repaired": max(got.report["repaired"] for got in found),
+            "conflict_pixels": sum(got.report["conflict_pixels"] for got in found),
+            "outside": int(outside.sum()),
+        }.items():  # fmt: skip
+            counts[key] = counts.get(key, 0) + count
+        inside += int((~outside).sum())
     lost = len(features.shapes) - inside
     told = f"{lost} of {len(features.shapes)} labels cannot be used ({_shown(counts)})"
     if 2 * lost > len(features.shapes):
@@ -277,7 +277,7 @@ def _by_split(
     out = []
     for text in sorted(set(texts)):
         rows = np.flatnonzero(np.array(texts) == text)
-        part, _, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
+        part, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
         # What contradicts a label of another split is none here either.
         kept = np.isin(grid.cells, part.cells)
         weights = None if grid.weights is None else grid.weights[kept]
@@ -327,8 +327,8 @@ def _from_raster(
     return target, grids(), []
 
 
-def _few(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
+def _few(found: Sequence[Any]) -> str:
+    return ", ".join(map(str, found[:10])) + (" ..." if len(found) > 10 else "")
 
 
 def _raster_parts(

@@ -152,6 +152,7 @@ class Cells:
       codes: number of the class, or value, of each, float64.
       weights: of each, the largest of the features that cover it; None if nothing is weighted.
       pixels: per feature the flat numbers of the pixels that it covers, ascending.
+      outside: bool per feature, whether it lies beside the grid.
       report: features outside, empty (burn nothing) and repaired; pixels in conflict and labelled.
       empty_ids: of the features that burn nothing.
     """
@@ -160,6 +161,7 @@ class Cells:
     codes: np.ndarray
     weights: np.ndarray | None
     pixels: list[np.ndarray]
+    outside: np.ndarray
     report: dict[str, int]
     empty_ids: list[str]
 
@@ -183,10 +185,11 @@ def burn_cells(
     """
     places, repaired = project(features, crs)
     report = {"outside": 0, "empty": 0, "repaired": repaired}
-    pixels, empty = [], []
+    pixels, empty, beside = [], [], np.zeros(len(places), bool)
     for number, place in enumerate(places):
         cells, outside = _cells(place, transform, shape, all_touched)
         if not len(cells):
+            beside[number] = outside
             report["outside" if outside else "empty"] += 1
             if not outside:
                 empty.append(features.columns["id"][number])
@@ -207,7 +210,7 @@ def burn_cells(
     weights = None if weights is None else weights[good]
     report["conflict_pixels"] = int((~good).sum())
     report["labelled_pixels"] = int(good.sum())
-    return Cells(cells[good], low[good], weights, pixels, report, empty)
+    return Cells(cells[good], low[good], weights, pixels, beside, report, empty)
 
 
 def _cells(

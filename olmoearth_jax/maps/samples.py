@@ -109,8 +109,8 @@ class Grid:
 
 def burn_scene(
     features: Features, target: Target, scene: Scene, all_touched: bool
-) -> tuple[Grid, dict[str, int], list[str]]:
-    """Labels of features on the grid of a scene; also the report, and ids that burn nothing."""
+) -> tuple[Grid, label_grids.Cells]:
+    """Labels of features on the grid of a scene, and what became of the features."""
     classes = target.classes
     numbers = {} if classes is None else {c.name: c.value for c in classes}
     codes = [v if classes is None else numbers[str(v)] for v in features.values]
@@ -130,7 +130,7 @@ def burn_scene(
                 mine = known[cell], features.columns["id"][number], splits[number]
                 # Whatever the order of rows.
                 grid.points[cell] = min(grid.points.get(cell, mine), mine)
-    return grid, got.report, got.empty_ids
+    return grid, got
 
 
 def _points_by_pixel(shape: Any, t: Any, width: int):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from rasterio.crs import CRS as RasterCRS
 from rasterio.transform import Affine
 
@@ -15,6 +16,7 @@ from olmoearth_jax.maps.labelled import LabelOptions
 from olmoearth_jax.maps.plan import periods_of
 from olmoearth_jax.maps.samples import Grid
 from olmoearth_jax.maps.scenes import Scene
+from tests.maps import world
 
 CRS, SHAPE = "EPSG:32633", (20, 30)
 GRID = Affine(10, 0, 500_000, 0, -10, 5_600_000)
@@ -187,3 +189,23 @@ def test_names_of_a_rasters_classes(tmp_path):
     (tmp_path / "c.json").write_text('{"water": "blue"}')
     with pytest.raises(ValueError, match="the colour of 'water' must be like #1f77b4, got 'blue'"):
         _read(path, scene, classes=["water", "land"], colors=str(tmp_path / "c.json"))
+
+
+def test_features_on_several_grids_are_counted_once(tmp_path):
+    """Grids that overlap: what lies on both, on one and on none."""
+    scenes = [_scene((64, 64)), _scene((64, 64), (500_800, 5_600_640))]
+    both, one, none = (
+        [world.box(left, 4 * i, left + 4, 4 * i + 4) for i in range(6)] for left in (40, 4, 300)
+    )
+    x, y = 500_480 + 10 * 50 + 6, 5_600_640 - 10 * 40 - 6
+    tiny = shapely.box(x, y, x + 1, y + 1)
+    bow = shapely.Polygon([(x, y), (x + 60, y + 60), (x + 60, y), (x, y + 60)])
+    shapes = [*both, *one, *none, tiny, bow]
+    path = world.write_labels(tmp_path / "a.geojson", shapes, ["a", "b"] * 10)
+    counts: dict[str, int] = {}
+    options = LabelOptions(str(path), "kind")
+    _, _, notes = labelled._from_features(options, scenes, counts)
+    assert counts == {"features": 20, "without_period": 0, "empty": 1, "repaired": 1,
+                      "conflict_pixels": 0, "outside": 6}  # fmt: skip
+    assert "1 polygons cover no pixel's centre: 18" in notes
+    assert any(n.startswith("6 of 20 labels cannot be used") for n in notes)
