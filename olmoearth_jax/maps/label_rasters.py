@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_jax.data.crs import crs_difference, same_crs
 from olmoearth_jax.data.crs import library as rasterio_library
-from olmoearth_jax.data.raster_file import RasterFile, opening
+from olmoearth_jax.data.raster_file import RasterError, RasterFile, opening
 
 
 class LabelRaster:
@@ -94,6 +94,9 @@ class LabelRaster:
         Returns:
           (values [h, w] in the file's type, bool [h, w] where they are labels: not nodata, not
           ignored, not NaN and not beside the file).
+
+        Raises:
+          ValueError: the file is damaged.
         """
         values, there = (self._shifted if self._warped is None else self._resampled)(rows, cols)
         for value in self._ignore:
@@ -101,11 +104,17 @@ class LabelRaster:
         return values, there & ~np.isnan(values) if self.is_float else there
 
     def _resampled(self, rows: slice, cols: slice) -> tuple[np.ndarray, np.ndarray]:
-        window = rasterio_library().windows.Window(
+        rasterio = rasterio_library()
+        window = rasterio.windows.Window(
             cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start
         )
-        there = self._warped.dataset_mask(window=window) > 0
-        return self._warped.read(1, window=window), there
+        try:
+            there = self._warped.dataset_mask(window=window) > 0
+            return self._warped.read(1, window=window), there
+        except (rasterio.errors.RasterioError, OSError) as e:
+            raise RasterError(
+                self.path, f"cannot be read, it may be damaged or incomplete ({e})"
+            ) from e
 
     def _shifted(self, rows: slice, cols: slice) -> tuple[np.ndarray, np.ndarray]:
         size = rows.stop - rows.start, cols.stop - cols.start

@@ -178,6 +178,17 @@ def test_what_is_no_class_is_told_or_counted(tmp_path):
             _read(data, scene, resample=resample)
 
 
+@pytest.mark.parametrize("resample", [None, "nearest"])
+def test_a_damaged_raster_is_told(tmp_path, resample):
+    scene = _scene((128, 128))
+    data = np.random.default_rng(0).integers(0, 3, (128, 128)).astype(np.uint8)
+    place = _moved(0.5 if resample else 0, 0, scene.stack.transform)
+    path = _write(tmp_path / "a.tif", data, place, compress="deflate")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read, it may be damaged"):
+        _read(path, scene, resample=resample)
+
+
 def test_names_of_a_rasters_classes(tmp_path):
     scene = _scene((128, 128))
     data = np.random.default_rng(0).integers(0, 2, (128, 128)).astype(np.uint8)
