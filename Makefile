@@ -82,8 +82,10 @@ test-torch: env-torch
 	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
 
 # Other programs that read archives, and Ray: in an environment of their own, of Python 3.12 or later.
+PYENV_ROOT ?= $(HOME)/.pyenv
 MAPS_PYTHON ?= $(shell for v in 3.13 3.12 3.14; do \
-	if python$$v -c "import venv, ensurepip" >/dev/null 2>&1; then echo python$$v; exit; fi; done)
+	for p in python$$v $(PYENV_ROOT)/versions/$$v.*/bin/python; do \
+	if $$p -c "import venv, ensurepip" >/dev/null 2>&1; then echo $$p; exit; fi; done; done)
 env-maps:
 	@test -n "$(MAPS_PYTHON)" || { echo "no Python >= 3.12 found; set MAPS_PYTHON"; exit 1; }
 	test -x $(VENV)-maps/bin/python || $(MAPS_PYTHON) -m venv $(VENV)-maps

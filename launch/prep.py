@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -32,6 +32,9 @@ from olmoearth_jax.train import devices
 from olmoearth_jax.train.step import TrainProgram
 
 from . import _app
+
+if TYPE_CHECKING:
+    from olmoearth_jax.train.build import Training
 
 _FILES = flags.DEFINE_integer("check_files", 64, "Files to check; 0 checks none.", lower_bound=0)
 _COMPILE = flags.DEFINE_bool("compile", True, "Compile the step programs.")
@@ -117,6 +120,15 @@ def _compile_all(program: TrainProgram, stream: TrainStream, say: _Say) -> None:
             say(f"{done} of {len(shapes)} shapes read (last: patch {shape[0]}, grid {shape[1]})")
 
 
+def _compile_validation(config: ExperimentConfig, training: Training, say: _Say) -> None:
+    """Compiles what the loss of the samples for validation needs."""
+    from olmoearth_jax.train.validation import Validation
+
+    held = Validation(config, training.program, training.stream.steps_per_epoch)
+    count = held.warm_up(training.program.init_state())
+    say(f"all {count} programs of the validation are ready")
+
+
 def main(config: ExperimentConfig) -> int:
     """Exit code 0; raises ValueError for what the user can mend."""
     from olmoearth_jax.train.build import build_index, build_stream, build_training
@@ -145,6 +157,8 @@ def main(config: ExperimentConfig) -> int:
         say(f"compilation cache: {cache}")
         training = build_training(config, say=say)
         _compile_all(training.program, training.stream, say)
+        if config.dataset.validation_fraction:
+            _compile_validation(config, training, say)
     say(f"ready after {time.perf_counter() - begun:.0f} s")
     return 0
 

@@ -33,7 +33,7 @@ from olmoearth_jax.evals.callback import build_evaluator
 from olmoearth_jax.platforms import HostMissing
 from olmoearth_jax.train import devices, signals
 from olmoearth_jax.train.loop import Summary, train
-from olmoearth_jax.train.metrics import Sink
+from olmoearth_jax.train.metrics import Sink, check_wandb
 from olmoearth_jax.train.progress import TrainingDiverged
 from olmoearth_jax.train.runfolder import RunFolder, RunFolderInUse
 
@@ -66,6 +66,8 @@ def run(config: ExperimentConfig) -> Summary:
     devices.start_distributed(
         _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _local_devices(_LOCAL.value)
     )
+    if config.trainer.callbacks.wandb.enabled and not jax.process_index():
+        check_wandb()
     cache = devices.use_compilation_cache(config.compile.cache_dir if _CACHE.value else "")
     print(devices.topology(_local_devices(_LOCAL.value)), flush=True)
     if cache is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -48,6 +49,18 @@ def remove_leftovers_in(folder: Path) -> None:
     for left in folder.rglob(".*.tmp"):
         if is_leftover(left):
             left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder.
+
+    The system takes the lock away with the process. Where a file system has none, nothing waits.
+    """
+    with open(folder / ".lock", "ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_leftover(path: Path) -> bool:

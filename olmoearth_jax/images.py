@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from olmoearth_jax import modalities
+from olmoearth_jax import modalities, outputs
 
 RGB = {
     "sentinel2_l2a": ("B04", "B03", "B02"),
@@ -51,6 +51,9 @@ def png(image: np.ndarray) -> bytes:
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = (
-        chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
+        chunk(b"IHDR", head)
+        + chunk(b"tEXt", b"Software\0" + outputs.SOFTWARE.encode())
+        + chunk(b"IDAT", zlib.compress(lines.tobytes()))
+        + chunk(b"IEND", b"")
     )
     return b"\x89PNG\r\n\x1a\n" + body

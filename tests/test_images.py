@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from olmoearth_jax import images, modalities
+from olmoearth_jax import images, modalities, outputs
 from olmoearth_jax.files import append_json, json_of_line, read_json_lines
 
 
@@ -24,6 +24,15 @@ def test_values_become_colours(name):
     if len(bands) < 3:
         np.testing.assert_array_equal(got[..., 0], got[..., 2])
     assert (images.stretched(name, np.full_like(values, modalities.MISSING), 0.9) == 0.9).all()
+
+
+def test_a_png_is_known_by_its_mark(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(images.png(np.zeros((2, 2, 3), np.uint8)))
+    outputs.check(path)
+    path.write_bytes(path.read_bytes().replace(outputs.MARK.encode(), b"gimp"))
+    with pytest.raises(ValueError, match="was not written by this program"):
+        outputs.check(path)
 
 
 def test_a_png_holds_the_pixels():

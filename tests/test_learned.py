@@ -64,3 +64,16 @@ def test_the_picture_shows_image_land_use_and_features():
     patch = columns[2][: 16 * 3, : 16 * 3].reshape(-1, 3)
     assert (patch == patch[0]).all()
     assert (image[crop : crop + gap] == 255).all()
+
+
+def test_a_picture_replaces_no_file_of_others_and_is_told_before_the_work(tmp_path):
+    mine = tmp_path / "mine.png"
+    mine.write_text("a user's")
+    learned.FLAGS(["learned", f"--picture={mine}"])
+    try:
+        with pytest.raises(SystemExit, match="mine.png exists and was not written"):
+            learned.main(["learned", str(tmp_path / "no_run")])
+    finally:
+        learned.FLAGS(["learned", "--picture="])
+        learned.FLAGS.unparse_flags()
+    assert mine.read_text() == "a user's"

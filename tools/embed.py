@@ -109,8 +109,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("quantization", "linear", quantize.QUANTIZATIONS,
                       "Rule of int8: 'linear' (scale and offset per band) or 'power' (s = q / "
                       "127.5, x = s * |s|, which clips beyond 1).")  # fmt: skip
-    flags.DEFINE_integer("tile", None, "Side of a tile in pixels, about 64 by default.")
-    flags.DEFINE_integer("overlap", None, "Pixels that tiles share, about 16 by default.")
+    flags.DEFINE_integer("tile", None, "Side of a tile in pixels, about 64 by default.",
+                         lower_bound=1)  # fmt: skip
+    flags.DEFINE_integer("overlap", None, "Pixels that tiles share, about 16 by default.",
+                         lower_bound=0)  # fmt: skip
     flags.DEFINE_bool("searchlight", False,
                       "Let every location see its own window, without seams (v1.3).")  # fmt: skip
     flags.DEFINE_integer("batch_size", 16, "Tiles or samples per call.", lower_bound=1)

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from olmoearth_jax import commands, modalities
+from olmoearth_jax import commands, modalities, outputs
 from olmoearth_jax.checkpoints import checkpoint
 from olmoearth_jax.config import ExperimentConfig
 from olmoearth_jax.configlib import tasks
@@ -183,6 +183,8 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     patch, trained, fresh = _PATCH.value, [], []
     try:
+        if _PICTURE.value:
+            outputs.check(Path(_PICTURE.value))
         for number, folder in enumerate(argv[1:]):
             loaded = models.load_checkpoint(Path(folder))
             meta = checkpoint.read_meta(checkpoint.find_checkpoint(folder))

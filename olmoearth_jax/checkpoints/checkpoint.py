@@ -230,7 +230,7 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            self.kept.earlier = promised(self.folder)
+            self.kept.earlier |= promised(self.folder)
             keep: list[Any] = [LatestN(1), self.kept]
             if self.save_interval:
                 keep.append(EveryNSteps(self.save_interval))

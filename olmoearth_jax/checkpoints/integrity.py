@@ -55,6 +55,7 @@ _RESUME_IGNORES = (
 they move files, spread the same sums otherwise, or say how long and how often, not what is learnt.
 The dataset is compared by its content (which samples of what), not by its folders."""
 
+_SAMPLES = "trainer.callbacks.validation.samples"
 _UNSAID = {"dataset.validation_fraction": 0.0, gone.ENGINE: gone.STREAM}
 """Members that configs of older or newer runs lack, and what these runs do."""
 
@@ -99,6 +100,22 @@ def config_differences(
         if old != new and not any(fnmatch.fnmatchcase(path, pattern) for pattern in ignored):
             lines.append(f"{path}: {json.dumps(old)} -> {json.dumps(new)}")
     return lines
+
+
+def loss_differences(meta: Mapping[str, Any], info: Any) -> list[str]:
+    """Lines that tell what makes a validation loss of now another than at a checkpoint.
+
+    Args:
+      meta: the checkpoint's record.
+      info: the RunInfo of the run that goes on from it.
+    """
+    before, now = ({_SAMPLES: _flatten(c).get(_SAMPLES)} for c in (meta["config"], info.config))
+    old, new = meta.get("content", meta.get("dataset_content")), info.dataset_content
+    return [
+        *config_differences(meta["config"], info.config),
+        *config_differences(before, now, ignored=()),
+        *(["the dataset holds other samples"] if old is not None and old != new else []),
+    ]
 
 
 def parameter_digest(params: Any) -> str:
@@ -227,6 +244,9 @@ def meta_fault(meta: Any) -> str | None:
     best = meta.get("best")
     if best is not None and not _is_best(best):
         return "its note of the best step makes no sense"
+    others = meta.get("other_best", [])
+    if not isinstance(others, list) or not all(type(step) is int for step in others):
+        return "its note of earlier best steps makes no sense"
     for name, leaves in meta["items"].items():
         if not isinstance(leaves, dict) or not all(map(_is_leaf, leaves.values())):
             return f"its list of the arrays of {name[:40]!r} makes no sense"

@@ -47,6 +47,9 @@ GROUP_KEYS = (
 PROBLEMS = "problems"
 """Key under which a worker hands (file, problem) pairs to the main process."""
 
+_LONGEST_EPOCH = 1 << 28
+"""Samples; every reader holds the order of a whole epoch."""
+
 _MaskStrategy = Callable[[Tokens, MaskContext], Tokens]
 Arrays = dict[str, np.ndarray]
 
@@ -105,6 +108,13 @@ class GroupMaker:
             )
         passes = steps_per_pass(len(self.index), self.global_batch_size)
         self.steps_per_epoch = passes * loader.repeats
+        if self.steps_per_epoch * self.global_batch_size > _LONGEST_EPOCH:
+            raise ValueError(
+                f"data_loader.repeats={loader.repeats} makes an epoch of "
+                f"{self.steps_per_epoch * self.global_batch_size} samples, whose order would not "
+                f"fit into memory (at most {_LONGEST_EPOCH}): lower it and raise "
+                "trainer.max_duration instead"
+            )
         self.groups_per_step = self.global_batch_size // self.group_size
         cache = Path(os.path.expanduser(data.cache_dir)) if data.cache_dir else None
         self._store = SampleStore(cache, data.samples_per_sec, data.cache_size_gb)

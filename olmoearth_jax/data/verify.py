@@ -243,7 +243,8 @@ class _Collector:
         same = self.first.setdefault(result.content, number)
         if same != number:
             report.errors.append(f"sample_{number}.h5 holds the same as sample_{same}.h5")
-        _check_row(self.header, self.rows[number], number, result, self.centres, report)
+        row = dict(zip(self.header, self.rows[number], strict=True))
+        _check_row(number, row, result, self.centres, report)
         for name, values in result.values.items():
             for text in quality.suspicions(name, values):
                 count, example = self.odd.get((name, text), (0, number))
@@ -295,14 +296,13 @@ def _check_tables(folder: Path, header: list[str], table: np.ndarray, report: Re
 
 
 def _check_row(
-    header: list[str],
-    row: np.ndarray,
     number: int,
+    row: Mapping[str, Any],
     result: FileReport,
     centres: np.ndarray | None,
     report: Report,
 ) -> None:
-    for name, present in zip(header, row, strict=True):
+    for name, present in row.items():
         if name in registry.all_names() and bool(present) != (name in result.values):
             stored = "lacks it" if present else "holds it"
             report.errors.append(

@@ -44,6 +44,7 @@ from olmoearth_jax.evals.probe_heads import rng
 from olmoearth_jax.evals.samples import Split
 from olmoearth_jax.evals.scoring import EvalResult
 from olmoearth_jax.files import (
+    alone_in,
     append_json,
     json_plain,
     read_json_lines,
@@ -426,10 +427,10 @@ def write_step(folder: Path, step: int, items: Sequence[Mapping[str, Any]]) -> P
     """Adds records to `evals/<step>.json`; the same task with the same settings is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step}.json"
-    remove_leftovers(path)
-    old = _step_records(path)
-    merged = {identity(r): r for r in [*old, *items]}
-    write_atomically(path, json.dumps(list(merged.values()), indent=1) + "\n")
+    with alone_in(folder):  # evaluations side by side
+        remove_leftovers(path)
+        merged = {identity(r): r for r in [*_step_records(path), *items]}
+        write_atomically(path, json.dumps(list(merged.values()), indent=1) + "\n")
     return path
 
 

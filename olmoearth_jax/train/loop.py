@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from olmoearth_jax.checkpoints import checkpoint
+from olmoearth_jax.checkpoints import checkpoint, integrity
 from olmoearth_jax.checkpoints.checkpoint import Checkpointer, RunInfo, State
 from olmoearth_jax.checkpoints.folders import complete_steps
 from olmoearth_jax.config import Duration, ExperimentConfig, TrainerConfig
@@ -125,11 +125,11 @@ def train(
         owed = owed and not device.call(evaluate, state, start, recorder)
         stack.callback(getattr(program, "close", _unguarded))
         batches = stack.enter_context(Batches(stream, start, stop, cancel))
+        keeping = _Keeping(saver, recorder, best)
         show = Shown(extras.pictures, config.trainer.callbacks.tensorboard, stop)
         show.before(start, state, recorder, device, cancel)
         take_step = StepTaker(program, device, cancel, run.say, extras.cancel_grace_s)
         trace = stack.enter_context(Trace(run.folder, config.trainer.profile, start))
-
         for number in range(start + 1, stop + 1):
             if owed or _ends(evaluation) or (groups := batches.next(number)) is None:
                 break  # told to stop while evaluating or waiting for data
@@ -145,14 +145,14 @@ def train(
             if evaluate.due(step):
                 owed = not device.call(evaluate, state, step, recorder)
             if run.saves and (saver.due(step) or best.step == step):
-                device.call(_save, saver, recorder, step, state, best, poll=cancel.poll)
+                device.call(keeping.save, step, state, poll=cancel.poll)
             if cancel.told():
                 break
 
-        saved = _finish(stack, device, saver if run.saves else None, recorder, step, state, best)
-        status = _status(step < stop, owed, evaluation)
-        run.say(_last_words(status, step, stop, saved, cancel, saver))
-        return Summary(status, start, step, saved, time.monotonic() - begun)
+        saved = keeping.finish(_idle(stack, device), step, state if run.saves else None)
+        how = _status(step < stop, owed, evaluation)
+        done = Summary(how, start, step, saved, time.monotonic() - begun)
+        return _told(run, done, cancel, saver)
 
 
 def _status(early: bool, owed: bool, evaluation: Evaluation | None) -> str:
@@ -180,22 +180,40 @@ def _note_loaded(info: RunInfo, report: Mapping[str, Any] | None) -> None:
         trainer["loaded"] = dict(report)
 
 
-def _finish(
-    stack: ExitStack,
-    device: Worker,
-    saver: Checkpointer | None,
-    recorder: Recorder,
-    step: int,
-    state: State,
-    best: Best,
-) -> bool:
-    """Writes all metrics, and the state if there is a saver; whether it is saved."""
-    if device.busy:  # in a compilation that nobody waits for any more
+@dataclass(frozen=True)
+class _Keeping:
+    """Saves states, with the metrics before them and the note of the best step."""
+
+    saver: Checkpointer
+    recorder: Recorder
+    best: Best
+
+    def save(self, step: int, state: State, and_wait: bool = False) -> bool:
+        """Saves in the background; whether that, and the save before, went well so far."""
+        begun, saver = time.perf_counter(), self.saver
+        # All lines up to this step must be in metrics.jsonl before a checkpoint says they are.
+        self.recorder.drain()
+        self.recorder.flush()
+        self.recorder.guard()
+        before = saver.wait()
+        self.best.hold({step, *complete_steps(saver.folder)})
+        saved = saver.save(step, state, **self.best.record()) and before
+        self.recorder.add_checkpoint_time(time.perf_counter() - begun)
+        return saver.wait() and saved if and_wait else saved
+
+    def finish(self, device: Worker, step: int, state: State | None) -> bool:
+        """Writes all metrics, and the state if there is one to save; whether it is saved."""
+        device.call(self.recorder.drain)
+        self.recorder.flush()
+        return state is not None and device.call(self.save, step, state, True)
+
+
+def _idle(stack: ExitStack, device: Worker) -> Worker:
+    """The thread that talks to the device, or another if nobody waits for its compilation."""
+    if device.busy:
         device = Worker("saving")
         stack.callback(device.close)
-    device.call(recorder.drain)
-    recorder.flush()
-    return saver is not None and device.call(_save, saver, recorder, step, state, best, True)
+    return device
 
 
 def _occupy(stack: ExitStack, run: _Run) -> tuple[CancelFlag, Worker, Callable[[], None]]:
@@ -238,7 +256,8 @@ def _restore_or_init(
     if found is not None:
         state, meta = found
         _note_loaded(run.info, meta["config"].get("trainer", {}).get("loaded"))
-        best.restore(meta)
+        if told := best.restore(meta, integrity.loss_differences(meta, run.info)):
+            say(told)
         if config.load_path:
             say("trainer.load_path is ignored: the run folder holds a checkpoint of its own.")
         say(f"Resuming after step {meta['step']} from {saver.folder}.")
@@ -266,26 +285,6 @@ def _restore_or_init(
             "holds a checkpoint."
         )
     return program.init_state(), 0
-
-
-def _save(
-    saver: Checkpointer,
-    recorder: Recorder,
-    step: int,
-    state: State,
-    best: Best,
-    and_wait: bool = False,
-) -> bool:
-    # All lines up to this step must be in metrics.jsonl before a checkpoint says that they are.
-    begun = time.perf_counter()
-    recorder.drain()
-    recorder.flush()
-    recorder.guard()
-    before = saver.wait()
-    best.hold({step, *complete_steps(saver.folder)})
-    saved = saver.save(step, state, **best.record()) and before
-    recorder.add_checkpoint_time(time.perf_counter() - begun)
-    return saver.wait() and saved if and_wait else saved
 
 
 def _checkpointer(run: _Run) -> Checkpointer:
@@ -340,9 +339,14 @@ def _open_recorder(
     return recorder
 
 
-def _last_words(
-    status: str, step: int, stop: int, saved: bool, cancel: CancelFlag, saver: Checkpointer
-) -> str:
+def _told(run: _Run, done: Summary, cancel: CancelFlag, saver: Checkpointer) -> Summary:
+    """Says how a run ended."""
+    run.say(_last_words(done, run.stop, cancel, saver))
+    return done
+
+
+def _last_words(done: Summary, stop: int, cancel: CancelFlag, saver: Checkpointer) -> str:
+    status, step, saved = done.status, done.step, done.saved
     where = f"saved in {saver.folder}" if saved else "NOT saved"
     if status == "completed":
         return f"Training completed: {step} steps, {where}."

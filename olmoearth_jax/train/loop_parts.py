@@ -107,6 +107,7 @@ class Best:
         self.step: int | None = None
         self.loss = math.inf
         self._before: tuple[int | None, float] = (None, math.inf)
+        self._others: frozenset[int] = frozenset()
 
     def better(self, step: int, values: Mapping[str, Any]) -> bool:
         """Takes the values of an evaluation; whether they are the best so far."""
@@ -128,15 +129,35 @@ class Best:
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint's meta record says of it."""
-        if self.step is None:
-            return {}
-        return {"best": {"step": self.step, VAL_LOSS: self.loss}}
+        said: dict[str, Any] = {"other_best": sorted(self._others)} if self._others else {}
+        return (
+            said if self.step is None else said | {"best": {"step": self.step, VAL_LOSS: self.loss}}
+        )
 
-    def restore(self, meta: Mapping[str, Any]) -> None:
-        """Takes over what a checkpoint says."""
-        found = meta.get("best")
-        if isinstance(found, Mapping):
-            self.better(int(found["step"]), found)
+    def restore(self, meta: Mapping[str, Any], changed: Collection[str] = ()) -> str | None:
+        """Takes over what a checkpoint says.
+
+        Args:
+          changed: what makes a loss of now another than that of then; the best step's checkpoint
+            stays then, but its loss is compared with no later one.
+
+        Returns:
+          a sentence for the user, if there is something to say.
+        """
+        self._others = frozenset(meta.get("other_best", ()))
+        found, told = meta.get("best"), None
+        if isinstance(found, Mapping) and self._wanted:
+            step = int(found["step"])
+            if changed:
+                self._others |= {step}
+                told = (
+                    f"{VAL_LOSS} is measured otherwise now ({'; '.join(changed)}): the lowest so "
+                    f"far, of step {step}, is compared with no later one. Its checkpoint stays."
+                )
+            else:
+                self.better(step, found)
+        self._kept.earlier |= self._others
+        return told
 
 
 class Evaluate:

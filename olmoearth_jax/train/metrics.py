@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -263,11 +265,24 @@ def _has_step(record: Any) -> bool:
     return type(step) is int and 0 <= step <= _LARGEST
 
 
+def check_wandb() -> None:
+    """Raises ValueError if the package or the API key that Weights & Biases needs is missing."""
+    if "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "offline":
+        raise ValueError(
+            "trainer.callbacks.wandb.enabled needs the environment variable WANDB_API_KEY "
+            "(or WANDB_MODE=offline)."
+        )
+    if sys.modules.get("wandb") is None and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "trainer.callbacks.wandb.enabled needs the package: pip install 'olmoearth-jax[wandb]'."
+        )
+
+
 class WandbSink:
     """Sends each record to a W&B run, and goes on with that run after a restart.
 
-    The run's id is kept in wandb/wandb_runid.txt of the run folder. Raises ValueError if the
-    package or the API key is missing.
+    The run's id is kept in wandb/wandb_runid.txt of the run folder. Raises ValueError as
+    `check_wandb` does.
     """
 
     def __init__(
@@ -279,18 +294,9 @@ class WandbSink:
         entity: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        if "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "offline":
-            raise ValueError(
-                "trainer.callbacks.wandb.enabled needs the environment variable WANDB_API_KEY "
-                "(or WANDB_MODE=offline)."
-            )
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ValueError(
-                "trainer.callbacks.wandb.enabled needs the package: pip install "
-                "'olmoearth-jax[wandb]'."
-            ) from error
+        check_wandb()
+        import wandb  # pyright: ignore[reportMissingImports]
+
         place = folder.root / "wandb"
         place.mkdir(parents=True, exist_ok=True)
         id_file = place / "wandb_runid.txt"

@@ -84,9 +84,8 @@ class Pictures:
         sample, patch = self._sample, self._sample["patch_size"]
         gone = MISSING_TOKEN
         masks = {n: np.where(m == gone, gone, 0) for n, m in sample["mask_a"].items()}
-        tokens = _encode(
-            self._graph, patch, encoder, sample["data"], masks, sample["timestamps"]
-        )  # fmt: skip
+        arrays = (sample["data"], masks, sample["timestamps"])
+        tokens = _encode(self._graph, patch, encoder, arrays)
         total: Any = 0.0
         for name in self._names:
             there = (masks[name] != gone)[0, ..., None]
@@ -104,7 +103,8 @@ class Pictures:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(graph, patch_size, params, data, masks, timestamps):
+def _encode(graph, patch_size, params, arrays):
+    data, masks, timestamps = arrays
     batch = UniformBatch(data, masks, timestamps, patch_size)
     return encode_batch(latent_mim.merge(graph, params), batch).tokens
 

@@ -104,6 +104,16 @@ class Validation:
                 found.setdefault(name, []).append(value)
         return {name: float(np.mean(jax.device_get(values))) for name, values in found.items()}
 
+    def warm_up(self, state: State) -> int:
+        """Runs each program once, so that the compilation cache has it; how many there are."""
+        for groups in self._read():
+            for micro_step in self.engine.prepare(groups):
+                if micro_step.key not in self._programs:
+                    program = self._program(micro_step.key)
+                    done = program(state["params"], state["target"], micro_step.inputs)
+                    jax.block_until_ready(done)
+        return len(self._programs)
+
     def losses(self, params: Any, target: Any, groups: Sequence[Any]):
         """(name, value) of the losses of each micro-step of some groups."""
         for micro_step in self.engine.prepare(groups):

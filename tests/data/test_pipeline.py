@@ -233,6 +233,7 @@ def test_patches_that_lack_pixels_are_missing(writable_dataset, supervised):
     ("options", "message"),
     [
         ({"global_batch_size": 400}, "24 samples, fewer than one global batch of 400"),
+        ({"repeats": 10**8}, "repeats=100000000 makes an epoch of 2400000000 samples"),
         ({"token_budget": 100}, "token budget 100 is too small for a grid of 4 x 4"),
         ({"patch_sizes": (20,)}, "patch size 20 leaves no grid that fits the 16 px tiles"),
         ({"hosts": (2, 2)}, "host 2 is not one of 2"),

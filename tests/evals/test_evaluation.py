@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -158,6 +159,16 @@ def test_an_evaluation_killed_between_its_two_records_is_completed(windows, tmp_
         assert sweep.evaluate(loaded, plan, TEST, tmp_path, say=lines.append) == found
         assert not lines and step.read_bytes() == whole
         assert not list(tmp_path.glob(".7.json.*"))
+
+
+def test_evaluations_side_by_side_lose_no_record(tmp_path):
+    def write(worker):
+        for i in range(20):
+            runner.write_step(tmp_path, 7, [{"task": f"{worker}/{i}", "settings": {}}])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(json.loads((tmp_path / "7.json").read_text())) == 160
 
 
 @pytest.mark.parametrize("text", ["[", "{}", "[1]", "[" * 100_000])

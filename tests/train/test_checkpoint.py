@@ -320,6 +320,8 @@ def test_a_run_that_the_dense_engine_began_goes_on(tmp_path, caplog):
         ({"best": {"step": "x", "val/loss": 1.0}}, "note of the best step"),
         ({"best": {"step": 3, "val/loss": "low"}}, "note of the best step"),
         ({"best": [3]}, "note of the best step"),
+        ({"other_best": 3}, "note of earlier best steps"),
+        ({"other_best": ["3"]}, "note of earlier best steps"),
         ({"step": 1 << 31}, "its step makes no sense"),
         ({"step": -1}, "its step makes no sense"),
         ({"config": {"trainer": []}}, "its config makes no sense"),

@@ -110,6 +110,16 @@ def test_it_is_the_loss_of_the_dense_engine_too(trained):
         assert ours[name] == pytest.approx(value, rel=1e-4)
 
 
+def test_its_programs_can_be_compiled_before(trained):
+    cfg, made, _ = trained
+    held = Validation(cfg, made.program, made.stream.steps_per_epoch)
+    state = made.program.init_state()
+    count = held.warm_up(state)
+    programs = dict(held._programs)
+    assert 0 < count == len(programs) and held(state, 2) is not None
+    assert held._programs == programs and all(p._cache_size() == 1 for p in programs.values())
+
+
 def test_it_stops_when_told_and_knows_its_steps(trained):
     _, made, held = trained
     assert held(made.program.init_state(), 2, lambda: True) is None
@@ -200,6 +210,23 @@ def test_a_resumed_run_keeps_the_same_best(tmp_path):
     assert metas[0]["best"] == metas[1]["best"]
     lines = [str(train_toy.lines_of(tmp_path / n)) for n in ("whole", "parts")]
     assert lines[0] == lines[1]  # as text: NaN is not equal to itself
+
+
+def test_another_measure_is_not_compared_with_the_best_so_far(tmp_path):
+    def settings(samples):
+        return {"trainer": {"callbacks": {"validation": {"samples": samples}}}}
+
+    early, late, lines = {3: 1.0}, {15: 2.0, 18: 3.0}, []
+    train_toy.run(tmp_path, 24, evaluation=Falling(early), hard_stop=10, config=settings(64))
+    train_toy.run(
+        tmp_path, 24, evaluation=Falling(late), hard_stop=18, config=settings(32), lines=lines
+    )
+    assert any("samples: 64 -> 32" in line and "of step 3" in line for line in lines)
+    train_toy.run(tmp_path, 24, config=settings(32))
+    folder = tmp_path / "checkpoints"
+    assert complete_steps(folder) == [3, 10, 15, 20, 24]  # 3 stays from before, 15 is the best
+    meta = checkpoint.read_meta(folder / "24")
+    assert (meta["best"], meta["other_best"]) == ({"step": 15, LOSS: 2.0}, [3])
 
 
 def test_an_evaluation_owed_from_before_counts_for_its_step(tmp_path):

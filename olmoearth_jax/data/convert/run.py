@@ -64,6 +64,15 @@ class _Kept:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Tiles to write with their numbers, why others are dropped, what is left out of kept ones."""
+
+    kept: list[_Kept]
+    dropped: dict[str, str]
+    removed: list[tuple[str, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class _WriteTask:
     settings: Settings
     source: Source
@@ -104,12 +113,12 @@ def convert(
                 f"{len(problems)} of {len(jobs)} tiles cannot be used: {shown}. Mend them, or "
                 f"drop these tiles with --skip_unreadable"
             )
-        kept, dropped, removed = _select(settings, jobs, scans)
-        dropped.update(problems)
-        if not kept:
-            reasons = "; ".join(f"{t}: {r}" for t, r in list(dropped.items())[:3])
+        chosen = _select(settings, jobs, scans)
+        chosen.dropped.update(problems)
+        if not chosen.kept:
+            reasons = "; ".join(f"{t}: {r}" for t, r in list(chosen.dropped.items())[:3])
             raise ValueError(f"no tile of {settings.tree} can be used ({reasons or 'no tiles'})")
-        return _write(settings, source, kept, dropped, removed, pool, say, at)
+        return _write(settings, source, chosen, pool, say, at)
 
 
 def _begun(settings: Settings, kind: str) -> list[Path]:
@@ -123,10 +132,7 @@ def _plan(
     return tiles.plan_time(job.dates, names, settings.keep_unmatched, empty, settings.length.select)
 
 
-def _select(
-    settings: Settings, jobs: Sequence[TileJob], scans: Mapping[str, Any]
-) -> tuple[list[_Kept], dict[str, str], list[tuple[str, str, str]]]:
-    """(kept tiles with their numbers, dropped tiles, what was left out of kept ones)."""
+def _select(settings: Settings, jobs: Sequence[TileJob], scans: Mapping[str, Any]) -> _Chosen:
     kept: list[_Kept] = []
     dropped: dict[str, str] = {}
     removed: list[tuple[str, str, str]] = []
@@ -158,26 +164,25 @@ def _select(
         # Samples of such a tile are others than those of a conversion that did not look.
         signature = text_digest([scan["signature"], said]) if said else scan["signature"]
         kept.append(_Kept(job, len(kept) * settings.pieces, names, signature, said, scan["empty"]))
-    return kept, dropped, removed
+    return _Chosen(kept, dropped, removed)
 
 
 def _write(
     settings: Settings,
     source: Source,
-    kept: Sequence[_Kept],
-    dropped: dict[str, str],
-    removed: list[tuple[str, str, str]],
+    chosen: _Chosen,
     pool: Workers,
     say: Say | None,
     at: Place,
 ) -> Conversion:
+    kept = chosen.kept
     samples = len(kept) * settings.pieces
     final = settings.output_dir / settings.storage.folder(
         settings.modalities, samples, settings.tile_px, settings.required
     )
     content = text_digest([settings.digest(), [(k.names, k.signature) for k in kept]])
     notes = [(str(k.job.cell), n, text) for k in kept for n, text in k.notes.items()]
-    result = Conversion(final, samples, 0, dropped, removed, notes)
+    result = Conversion(final, samples, 0, chosen.dropped, chosen.removed, notes)
     partial = final.with_name(f".{final.name}.{settings.digest()}.{content}.partial")
     job = partial.with_suffix(".job")
     if final.exists():
@@ -191,7 +196,7 @@ def _write(
 
     def write(folder: Path) -> None:
         write_csv(folder / CHECKSUM_FILE, ("sample_index", "blake2b"), _checksums(work))
-        _write_reports(settings, source, kept, dropped, removed, folder)
+        _write_reports(settings, source, chosen, folder)
         if notes:
             write_csv(folder / _NOTES_FILE, ("tile", "modality", "note"), notes)
         text = {"content": content, "settings": settings.record(), "tiles": len(kept)}
@@ -291,17 +296,10 @@ def _write_tile(task: _WriteTask) -> dict[int, str]:
     return done
 
 
-def _write_reports(
-    settings: Settings,
-    source: Source,
-    kept: Sequence[_Kept],
-    dropped: Mapping[str, str],
-    removed: Sequence[tuple[str, str, str]],
-    folder: Path,
-) -> None:
+def _write_reports(settings: Settings, source: Source, chosen: _Chosen, folder: Path) -> None:
     """The dataset's tables, which tile each sample comes from, and what was left out and why."""
     rows, places, centres = [], [], []
-    for tile in kept:
+    for tile in chosen.kept:
         cell = tile.job.cell
         present = [int(n in tile.names) for n in settings.modalities]
         for piece in range(settings.pieces):
@@ -310,5 +308,5 @@ def _write_reports(
             centres.append(source.centre(cell))
     write_tables(folder, settings.modalities, rows, np.array(centres, np.float64), settings.storage)
     write_csv(folder / TILES_FILE, ("sample_index", "crs", "col", "row", "subtile"), places)
-    lost = [(tile, "", reason) for tile, reason in dropped.items()]
-    write_csv(folder / _DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *removed])
+    lost = [(tile, "", reason) for tile, reason in chosen.dropped.items()]
+    write_csv(folder / _DROPPED_FILE, ("tile", "modality", "reason"), [*lost, *chosen.removed])
