@@ -3,7 +3,10 @@ also those of an archive in their place."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +18,9 @@ from olmoearth_jax.maps.archive_scenes import ArchiveOptions
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 
 from . import _flags
+
+_M_ARENA_MAX = -8
+"""Of mallopt in glibc."""
 
 _IMAGES_ALONE = (
     "inputs", "name", "modality", "bands", "assets", "s2_offset", "step", "check_units",
@@ -44,6 +50,15 @@ def define_images(own: flags.FlagValues) -> None:
     _integer("s2_offset", None, "Added to Sentinel-2 values of STAC items: 0 or -1000.")
     _enum("step", "month", imagery.STEPS, "What is one timestep.")
     _bool("check_units", True, "Stop at values that look like another unit.")
+
+
+def keep_memory_flat() -> None:
+    """Sets what must be set before the first raster is read and the first thread is started."""
+    # By default GDAL keeps a twentieth of the machine's memory in blocks that are read once.
+    os.environ.setdefault("GDAL_CACHEMAX", "64")
+    # glibc gives every thread an arena of its own, which keeps what it once held.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def chosen(

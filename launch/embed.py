@@ -24,10 +24,7 @@ mistake in the flags or inputs, 75 stopped by SIGTERM.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -51,8 +48,6 @@ if TYPE_CHECKING:
 FLAGS = flags.FlagValues()
 """This program's own flags; other programs have flags of the same names."""
 
-_M_ARENA_MAX = -8
-"""Of mallopt in glibc."""
 
 _bool, _enum, _float, _integer, _list, _string = commands.definers(
     FLAGS, "bool enum float integer list string"
@@ -143,7 +138,7 @@ def embed(o: Options) -> int:
 
 
 def _embed(o: Options) -> int:
-    _keep_memory_flat()
+    _image_flags.keep_memory_flat()
     index, count = worker_place.place_of(FLAGS.shard, FLAGS.of)
     if not FLAGS.plan_only:
         output_place(o.output)
@@ -204,7 +199,7 @@ def open_in_actor(
       ValueError: flags or inputs that cannot be used.
     """
     FLAGS(["embed", *arguments])
-    _keep_memory_flat()
+    _image_flags.keep_memory_flat()
     opened = _open(options(), say)
     assert opened is not None
     return opened
@@ -222,15 +217,6 @@ def _by_ray(o: Options) -> int:
         FLAGS.ray_address, FLAGS.attempts, _say,
     )  # fmt: skip
     return _end(o, found)
-
-
-def _keep_memory_flat() -> None:
-    """Sets what must be set before the first raster is read and the first thread is started."""
-    # By default GDAL keeps a twentieth of the machine's memory in blocks that are read once.
-    os.environ.setdefault("GDAL_CACHEMAX", "64")
-    # glibc gives every thread an arena of its own, which keeps what it once held.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _end(o: Options, found: work_list.Outcome) -> int:

@@ -78,7 +78,7 @@ _PATIENCE = _integer("patience", 10, "Epochs without a better validation.", lowe
 _LR = _float("lr", None, "Learning rate: 0.01, or 0.0001 with --mode=full.")
 _HEAD_BATCH = _integer("head_batch_size", 256, "Most tokens per step of the head.", lower_bound=1)
 _WEIGHTS = _string("class_weights", "auto", "auto, balanced, none, or a .json file.")
-_SEED = _integer("seed", 0, "Seed of the split and the training.")
+_SEED = _integer("seed", 0, "Seed of the split and the training.", lower_bound=0)
 
 _IMAGES_ONLY = ("model", "patch_size", "pooling", "pooling_type", "location_size", "overlap")
 """Flags without a meaning for an archive, whose embeddings are made."""
@@ -108,10 +108,10 @@ def options() -> Options:
         dict(zip(("train", "valid", "test"), _SPLIT.value, strict=True)), _UNIT.value,
         plan.months_of(_MONTHS.value) if _MONTHS.value else None,
     )  # fmt: skip
-    full = _MODE.value == "full"
+    epochs, lr = (50, 1e-4) if _MODE.value == "full" else (100, 1e-2)
     head = HeadOptions(
-        _EPOCHS.value or (50 if full else 100), _PATIENCE.value,
-        _LR.value or (1e-4 if full else 1e-2), _HEAD_BATCH.value, _SEED.value,
+        _EPOCHS.value or epochs, _PATIENCE.value, lr if _LR.value is None else _LR.value,
+        _HEAD_BATCH.value, _SEED.value,
     )  # fmt: skip
     settings = Settings(
         _PATCH.value, _POOLING.value, cast(PoolingType, _POOLING_TYPE.value), _LOCATION.value
@@ -124,6 +124,7 @@ def options() -> Options:
 
 def main() -> int:
     """Runs the program with the flags of the command line."""
+    _image_flags.keep_memory_flat()
     o = options()
     run = from_archive.run if isinstance(o.images, ArchiveOptions) else fine_tuning.run
     run(o, commands.say)

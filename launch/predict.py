@@ -66,6 +66,7 @@ def options() -> Options:
 
 def main() -> int:
     """Runs the program with the flags of the command line."""
+    _image_flags.keep_memory_flat()
     o = options()
     _flags.take_device(_DEVICE.value)
     try:

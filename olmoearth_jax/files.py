@@ -44,6 +44,13 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def remove_leftovers_in(folder: Path) -> None:
+    """As `remove_leftovers`, of all files below a folder."""
+    for left in folder.rglob(".*.tmp"):
+        if is_leftover(left):
+            left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Waits until no other process is in such a block for the same folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -75,10 +76,27 @@ def _parsed(crs: Any) -> Any:
     if crs is None or crs == "":
         return None
     rasterio = library()
+    check_name(crs)
     try:
         return rasterio.crs.CRS.from_user_input(crs)
     except (rasterio.errors.CRSError, TypeError) as e:
         raise ValueError(f"unknown coordinate reference system {crs!r} ({e})") from None
+
+
+def check_name(crs: Any) -> None:
+    """Refuses texts that GDAL would take for a place to look a CRS up: a URL, or a file.
+
+    Raises:
+      ValueError: it is one.
+    """
+    if not isinstance(crs, str) or re.match(
+        r"\s*([{+]|\w+\s*\[|https?://(www\.)?opengis\.net/)", crs
+    ):
+        return
+    if re.match(r"\s*([/\\.~]|dict:)", crs, re.I) or "://" in crs or os.path.exists(crs.strip()):
+        raise ValueError(
+            f"unknown coordinate reference system {crs!r}: files and URLs are not looked up"
+        )
 
 
 def _code(crs: Any) -> str | None:

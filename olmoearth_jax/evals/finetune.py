@@ -25,6 +25,7 @@ from olmoearth_jax.configlib.tasks import (
     check_task,
 )
 from olmoearth_jax.data import npy_file
+from olmoearth_jax.data.durable import remove_old
 from olmoearth_jax.evals import embeddings, models, probe_heads, scoring
 from olmoearth_jax.evals.datasets import open_split, state_of
 from olmoearth_jax.evals.samples import IGNORE, EvalSample, check_split, collate
@@ -206,6 +207,8 @@ class FineTuner:
 
     def train(self, stop: Callable[[], bool], log: Callable[[str], None] | None) -> None:
         """Runs the epochs that are left; keeps the best state by the validation metric."""
+        if self.folder is not None:
+            remove_old(self.folder, ".*.ckpt.*.tmp")
         if self._load("best"):
             return
         self._load("last")

@@ -21,6 +21,8 @@ from olmoearth_jax.inference.quantize import NO_VALUE, QUANTIZATIONS, Quantizer
 from olmoearth_jax.modalities import closest
 
 STAC_VERSION = "1.1.0"
+SCRATCH = ".map-"
+"""How the names of folders begin in which maps are put together."""
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 """The extension that all our items have."""
 _BLOCK_BYTES = 8 << 20
@@ -68,7 +70,7 @@ def writing(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     side = _block_side(len(names) * np.dtype(dtype).itemsize)
-    with tempfile.TemporaryDirectory(prefix=".map-", dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=path.parent) as scratch:
         raw, done = Path(scratch) / "raw.tif", Path(scratch) / "done.tif"
         with _plain_file(raw, crs, transform, shape, len(names), dtype, nodata) as file:
             if colors is not None:
@@ -176,7 +178,7 @@ def open_map(
             yield MapWriter(blocks, len(names))
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".map-", dir=path.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=path.parent) as scratch:
             raw = Path(scratch) / "float.tif"
             with _plain_file(raw, **grid, bands=len(names), dtype="float32", nodata=np.nan) as file:
                 writer = MapWriter(_Blocks(file), len(names))

@@ -6,8 +6,9 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,12 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
     Raises:
       ValueError: what cannot be used; nothing is written then.
     """
-    known("mode", o.mode, MODES)
+    check(o)
     if o.mode == "full" and o.settings.pooling != "spatial":
         raise ValueError("--mode=full goes with --pooling=spatial")
     if o.overlap is not None:
         tile_map.check_overlap(o.window, o.overlap)
     folder = Path(o.output).expanduser()
-    o.labels.check()
-    if not Path(o.labels.path).expanduser().is_file():
-        raise ValueError(f"there is no label file {o.labels.path}")
     assert isinstance(o.images, ImageOptions)  # see `from_archive` for the other kind
     rasters, notes = o.images.rasters()
     model = load_pretrained(o.model)
@@ -155,6 +153,8 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
         found = labelling.read(o.labels, opened, o.window, o.settings.patch_size, step, o.seed)
         found.notes[:0] = notes + more
         check_weights(o, found.target)
+        if o.mode == "full":
+            full_model.check_sizes(w.size for w in found.windows)
         fresh = not folder.exists()
         run_folder.claim(folder, record, {"software": SOFTWARE})
         with run_folder.alone(folder):
@@ -166,6 +166,16 @@ def run(o: Options, say: Say = print) -> dict[str, Any]:
                 say(note)
             say(_plan(o, found))
             return _train(o, folder, model, opened, found, fresh, say)
+
+
+def check(o: Options) -> None:
+    """Raises ValueError for options that mean nothing, whatever the images."""
+    known("mode", o.mode, MODES)
+    if not 0 < o.head.lr < math.inf:
+        raise ValueError(f"--lr must be a number above 0, got {o.head.lr:g}")
+    if o.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {o.seed}")
+    o.labels.check()
 
 
 def record_of(
@@ -185,7 +195,8 @@ def settings_record(o: Options) -> dict[str, Any]:
     path = Path(labels.pop("path")).expanduser()
     if labels["months"] is None:
         labels.pop("months")  # as in runs that were begun before there was such a flag
-    labels["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        labels["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     if o.labels.colors:
         labels["colors"] = Path(o.labels.colors).expanduser().read_text()
     weights = o.class_weights
@@ -233,12 +244,16 @@ def read_weights(path: Path) -> dict[str, float]:
       ValueError: it cannot be read.
     """
     try:
-        return {str(k): float(v) for k, v in json.loads(path.expanduser().read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
+        held = json.loads(path.expanduser().read_text())
+        found = {str(k): float(v) for k, v in held.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(
             f"--class_weights is 'balanced', 'none' or a .json file of weights by class; {path} "
             f"cannot be read: {e}"
         ) from None
+    if not all(0 <= w <= 1e30 for w in found.values()) or not any(found.values()):
+        raise ValueError(f"the weights in {path} must be numbers from 0 on, and not all 0")
+    return found
 
 
 def _plan(o: Options, found: Labelled) -> str:
@@ -289,24 +304,41 @@ def read_splits(
       fresh: the folder was made just now; it goes if there is an error.
 
     Raises:
-      ValueError: more than half have no data, or all of a split.
+      ValueError: more than half have no data, or all of a split, or all of a class in training;
+        or all in training weigh 0.
     """
     tokens = {
         s: read_tokens(reader, opened, found, s, folder / "cache", embed(s), say)
         for s in ("train", "valid", "test")
         if len(found.split.rows(s))
     }
-    lost = sum(t.lost for t in tokens.values())
-    total = lost + sum(len(t.labels) for t in tokens.values())
-    found.counts["on_nodata"] = lost
-    empty = [s for s, t in tokens.items() if not len(t.labels)]
-    if 2 * lost > total or empty:
+    found.counts["on_nodata"] = sum(t.lost for t in tokens.values())
+    if problem := _problem(found.target, tokens):
         if fresh:  # nothing is left of what cannot be
             shutil.rmtree(folder, ignore_errors=True)
-        if 2 * lost > total:
-            raise ValueError(f"{lost} of {total} labelled places have no image data in this period")
-        raise ValueError(f"the {empty[0]} split has no label with image data")
+        raise ValueError(problem)
     return tokens
+
+
+def _problem(target: Target, tokens: Mapping[str, Tokens]) -> str:
+    """Why labels that have data cannot be learnt from; '' if they can."""
+    lost = sum(t.lost for t in tokens.values())
+    total = lost + sum(len(t.labels) for t in tokens.values())
+    if 2 * lost > total:
+        return f"{lost} of {total} labelled places have no image data in this period"
+    for name, part in tokens.items():
+        if not len(part.labels):
+            return f"the {name} split has no label with image data"
+    train = tokens["train"]
+    counts = class_counts(target, train)
+    if (counts == 0).any():
+        names = ", ".join(
+            c.name for c, n in zip(target.classes or (), counts, strict=True) if not n
+        )
+        return f"no training label with image data is of the classes {names}"
+    if train.weights is not None and not train.weights.any():
+        return "all labels of the training split have the weight 0"
+    return ""
 
 
 def class_counts(target: Target, train: Tokens) -> np.ndarray:
@@ -363,7 +395,7 @@ def _train(
     run_folder.save_arrays(folder / "weights" / f"{name}.npz", stored)
     task = _task(o, model, opened, target, scale, found, weights, counts)
     run_folder.write_json(folder / run_folder.TASK, task.to_json())
-    baselines = {"raw bands": raw(tokens["test"].raw)} if "test" in tokens else {}
+    baselines = {"raw bands": raw(tokens[run_report.scored_split(tokens)].raw)}
     return run_report.write(folder, o, found, tokens, guesses, baselines, counts, log, opened, say)
 
 

@@ -97,10 +97,8 @@ def _train(
 
 def _check(o: Options) -> None:
     """Raises ValueError if options do not go with an archive."""
+    fine_tuning.check(o)
     if o.mode != "probe":
         raise ValueError("an archive holds embeddings of a frozen model: take --mode=probe")
     if o.labels.months is not None:
         raise ValueError("--months does not go with --archive, whose periods are fixed")
-    o.labels.check()
-    if not Path(o.labels.path).expanduser().is_file():
-        raise ValueError(f"there is no label file {o.labels.path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from olmoearth_jax.files import read_json_lines, write_atomically
 from olmoearth_jax.inference.model import PretrainedModel
 from olmoearth_jax.inference.prepare import ModelInput
 from olmoearth_jax.inference.sample import Sample
-from olmoearth_jax.maps.run_folder import flat_name
+from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.samples import NONE, Target, Window
 from olmoearth_jax.maps.scenes import Scene
 from olmoearth_jax.maps.token_head import HeadOptions, shares
@@ -183,6 +183,20 @@ def _weights(target: Target, windows: Sequence[Window]) -> list[np.ndarray] | No
     return out
 
 
+def check_sizes(sizes: Iterable[tuple[int, int]]) -> int:
+    """The longer side of windows.
+
+    Raises:
+      ValueError: they are of several sizes.
+    """
+    found = sorted(set(sizes))
+    if len(found) > 1:
+        raise ValueError(
+            f"the images allow windows of several sizes ({found}): take a smaller --window"
+        )
+    return max(found[0])
+
+
 def fit(
     model: PretrainedModel,
     settings: Settings,
@@ -206,17 +220,12 @@ def fit(
     Raises:
       ValueError: windows of several sizes, labels that all weigh 0, or training that diverges.
     """
-    sizes = {w.size for windows in splits.values() for w in windows}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"the images allow windows of several sizes ({sorted(sizes)}): take a smaller --window"
-        )
+    side = check_sizes(w.size for windows in splits.values() for w in windows)
     labels = np.concatenate([w.labels.ravel() for w in splits["train"]])
     scale = target_scale(labels) if target.classes is None else (0.0, 1.0)
     reader, head = PixelReader(model, settings), head_of(target, model)
     data = {s: WindowSplit(reader, scenes, target, w, scale) for s, w in splits.items()}
     encoder = models.EncoderModel(model.config, {"encoder": model.params}, model.dtype)
-    side = max(next(iter(sizes)))
     info = _info(target, model.modalities, side)
     task = EvalTaskConfig(
         dataset="map", ft_lr=o.lr, ft_batch_size=min(batch, len(splits["train"])),
@@ -246,28 +255,14 @@ def fit(
 
 
 def load(
-    base: PretrainedModel, settings: Settings, target: Target, held: Any, scale, batch: int
+    base: PretrainedModel, settings: Settings, target: Target, path: Path, scale, batch: int
 ) -> FullPixels:
-    """The model of a run, from its stored values.
+    """The model of a run, from the file of its weights.
 
     Raises:
-      ValueError: they are not those of this model.
+      ValueError: it cannot be read, or they are not those of this model.
     """
-    found = {}
-
-    def keep(at: Any, above: str = "") -> None:
-        for key, value in at.items():
-            name = f"{above}/{key}" if above else key
-            keep(value, name) if isinstance(value, dict) else found.update({name: value})
-
-    keep(held["encoder"])
-
-    def stored(path: Any, x: Any) -> Any:
-        value = found.get(flat_name(path))
-        if value is None or value.shape != x.shape:
-            raise ValueError(f"the stored encoder lacks {flat_name(path)} in the form of the model")
-        return jnp.asarray(value)
-
-    encoder = jax.tree_util.tree_map_with_path(stored, base.params)
-    params = {"encoder": encoder, "head": jax.tree.map(jnp.asarray, held["head"])}
-    return FullPixels(base, settings, head_of(target, base), params, scale, batch)
+    head = head_of(target, base)
+    form = {"encoder": base.params, "head": probe_heads.init(head, 0)[0]}
+    held = run_folder.in_form(path, run_folder.load_arrays(path), form)
+    return FullPixels(base, settings, head, jax.tree.map(jnp.asarray, held), scale, batch)

@@ -18,6 +18,8 @@ from olmoearth_jax.maps.vectors import shapely_library
 EXTRAS = ("split", "date", "year", "id")
 WEIGHT = "weight"
 """Columns that mean something if they are there."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Values and weights are taken as float32."""
 
 
 @dataclasses.dataclass
@@ -114,6 +116,7 @@ def _check_degrees(shape: Any, where: str) -> None:
 
 
 def _missing(value: Any) -> bool:
+    value = value.item() if isinstance(value, np.generic) else value  # None of a date that is none
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -129,13 +132,13 @@ def _weights(given: list[Any], path: Path) -> list[float]:
     for value in given:
         try:
             number = 1.0 if _missing(value) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if isinstance(value, bool) or not 0 <= number < math.inf:
+        if isinstance(value, bool) or not 0 <= number <= _LARGEST:
             raise ValueError(
                 f"the column {WEIGHT!r} of {path} holds {value!r}; weights are numbers from 0 on"
             )
-        out.append(number)
+        out.append(float(np.float32(number)))
     if not any(out):
         raise ValueError(f"all weights in {path} are 0: there is nothing to learn from")
     return out
@@ -149,9 +152,9 @@ def _values(given: list[Any], path: Path, column: str, numeric: bool) -> list[An
         for value in values:
             try:
                 number = math.nan if isinstance(value, bool) else float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
-            if not math.isfinite(number):
+            if not abs(number) <= _LARGEST:
                 raise ValueError(f"the column {column!r} of {path} holds {value!r}, no number")
             out.append(number)
         return out
@@ -190,8 +193,11 @@ def _usable(shape: Any) -> Any:
         return "line"
     if shape.geom_type != "GeometryCollection":
         return shape
-    areas = [g for g in shapely.get_parts(shape) if "Polygon" in g.geom_type]
-    points = [g for g in shapely.get_parts(shape) if "Point" in g.geom_type]
+    parts = np.array([shape])
+    while any(g.geom_type == "GeometryCollection" for g in parts):
+        parts = shapely.get_parts(parts)
+    areas = [g for g in parts if "Polygon" in g.geom_type]
+    points = [g for g in parts if "Point" in g.geom_type]
     if areas:
         return shapely.union_all(areas)
     return shapely.union_all(points) if points else "line"

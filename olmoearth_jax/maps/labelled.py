@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from olmoearth_jax.maps import label_files, plan, samples
 from olmoearth_jax.maps import labels as label_grids
 from olmoearth_jax.maps import split as splitting
+from olmoearth_jax.maps.label_rasters import LabelRaster
 from olmoearth_jax.maps.plan import Period
 from olmoearth_jax.maps.samples import Grid, Places, Target, Window
 from olmoearth_jax.maps.scenes import Scene
@@ -73,7 +76,13 @@ class LabelOptions:
         return self.label_column or self.value_column or ""
 
     def check(self) -> None:
-        """Raises ValueError for what has no meaning for labels of this kind."""
+        """Raises ValueError for what has no meaning, or none for labels of this kind."""
+        if not Path(self.path).expanduser().is_file():
+            raise ValueError(f"there is no label file {self.path}")
+        if self.gap is not None and not 0 <= self.gap < math.inf:
+            raise ValueError(f"--gap is a distance in metres, got {self.gap:g}")
+        if self.colors:
+            label_grids.read_colors(Path(self.colors))
         kinds = []
         if self.value_column is not None:
             named = {"classes": self.classes, "class_colors": self.colors,
@@ -151,7 +160,7 @@ def read(
     """
     counts: dict[str, int] = {}
     if _is_raster(o.path):
-        target, grids, notes = _from_raster(o, scenes)
+        target, grids, notes = _from_raster(o, scenes, side, patch, counts)
     else:
         target, grids, notes = _from_features(o, scenes, counts)
     windows = []
@@ -189,6 +198,7 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
     if not numeric:
         colors = label_grids.read_colors(Path(o.colors)) if o.colors else None
         classes = label_grids.classes_of(features.values, o.classes, colors)
+        notes += _alike([c.name for c in classes])
     target = Target(classes, o.unit)
     periods = list(dict.fromkeys(scene.period for scene in scenes))
     rows = samples.by_period(features, periods, o.months)
@@ -201,24 +211,24 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
             continue
         mine = samples.subset(features, rows[at])
         own = [i for i, scene in enumerate(scenes) if scene.period == period]
-        outside = []
+        found = []
         for number in own:
-            grid, report, empty = samples.burn_scene(mine, target, scenes[number], o.all_touched)
+            grid, got = samples.burn_scene(mine, target, scenes[number], o.all_touched)
             grids += _by_split(mine, target, scenes[number], number, grid, o.all_touched)
-            outside.append(report.pop("outside"))
-            for key in ("empty", "repaired", "conflict_pixels"):
-                counts[key] = counts.get(key, 0) + report[key]
-            if empty:
-                shown = ", ".join(empty[:10]) + (" ..." if len(empty) > 10 else "")
-                notes.append(f"{len(empty)} polygons cover no pixel's centre: {shown}")
-        # On one grid outside means outside; on several a feature need be on one only.
-        out = (
-            min(outside)
-            if len(own) == 1
-            else max(0, sum(outside) - len(mine.shapes) * (len(own) - 1))
-        )
-        counts["outside"] = counts.get("outside", 0) + out
-        inside += len(mine.shapes) - out
+            found.append(got)
+        # A feature need be on one grid only.
+        outside = np.all([got.outside for got in found], 0)
+        covers = np.any([[len(p) > 0 for p in got.pixels] for got in found], 0)
+        empty = [mine.columns["id"][i] for i in np.flatnonzero(~outside & ~covers)]
+        if empty:
+            notes.append(f"{len(empty)} polygons cover no pixel's centre: {_few(empty)}")
+        for key, count in {
+            "empty": len(empty), "repaired": max(got.report["repaired"] for got in found),
+            "conflict_pixels": sum(got.report["conflict_pixels"] for got in found),
+            "outside": int(outside.sum()),
+        }.items():  # fmt: skip
+            counts[key] = counts.get(key, 0) + count
+        inside += int((~outside).sum())
     lost = len(features.shapes) - inside
     told = f"{lost} of {len(features.shapes)} labels cannot be used ({_shown(counts)})"
     if 2 * lost > len(features.shapes):
@@ -226,6 +236,18 @@ def _from_features(o: LabelOptions, scenes: Sequence[Scene], counts: dict[str, i
     if lost:
         notes.append(told)
     return target, grids, notes
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A note on names that a reader takes for one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(plain, []).append(ascii(name))
+    same = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    if not same:
+        return []
+    return [f"classes that differ only in how they are written are several: {', '.join(same)}"]
 
 
 def _of_other_years(features: label_files.Features, scenes: Sequence[Scene]) -> list[str]:
@@ -255,7 +277,7 @@ def _by_split(
     out = []
     for text in sorted(set(texts)):
         rows = np.flatnonzero(np.array(texts) == text)
-        part, _, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
+        part, _ = samples.burn_scene(samples.subset(features, rows), target, scene, all_touched)
         # What contradicts a label of another split is none here either.
         kept = np.isin(grid.cells, part.cells)
         weights = None if grid.weights is None else grid.weights[kept]
@@ -263,49 +285,67 @@ def _by_split(
     return out
 
 
-def _from_raster(o: LabelOptions, scenes: Sequence[Scene]):
+def _from_raster(
+    o: LabelOptions, scenes: Sequence[Scene], side: int, patch: int, counts: dict[str, int]
+) -> tuple[Target, Iterator[tuple[int, Grid]], list[str]]:
+    """The target, and the labelled pixels of one part of a scene after the other."""
     if o.label_column or o.value_column:
         raise ValueError("a raster of labels has no columns: leave out --label_column")
     if len({scene.period for scene in scenes}) > 1:
         raise ValueError(
             "a raster of labels has no dates: choose one period of the images with --years"
         )
-    found = {
-        i: label_grids.read_raster(
-            Path(o.path), s.stack.crs, s.stack.transform, s.stack.shape, o.ignore_values,
-            o.resample,
-        )
-        for i, s in enumerate(scenes)
-    }  # fmt: skip
-    is_float = any(x.dtype.kind == "f" for x in found.values())
-    if is_float and o.values is not False:
-        target = Target(None, o.unit)
-        return target, _grids(found, target), []
-    if o.values:
-        values = {i: np.where(x == samples.NONE, np.nan, x) for i, x in found.items()}
-        target = Target(None, o.unit)
-        return target, _grids(values, target), []
-    numbers = sorted({int(v) for x in found.values() for v in np.unique(x[x >= 0])})
-    if not numbers:
-        raise ValueError(f"no label of {o.path} lies on the images")
-    colors = label_grids.read_colors(Path(o.colors)) if o.colors else None
-    names = [str(n) for n in numbers]
-    if o.classes is not None and len(o.classes) == len(numbers) and set(o.classes) != set(names):
-        # Names for the numbers, in ascending order.
-        made = label_grids.classes_of(numbers)
-        classes = [
-            dataclasses.replace(c, name=name, color=(colors or {}).get(name, c.color))
-            for c, name in zip(made, o.classes, strict=True)
-        ]
-    else:
-        classes = label_grids.classes_of(numbers, o.classes, colors)
+    numbers: set[int] = set()
+    values = o.values
+    for _, _, found in _raster_parts(o, scenes, side, patch):
+        values = found.dtype.kind == "f" if values is None else values
+        if values:
+            break
+        numbers.update(map(int, np.unique(found)))
+    classes = None
+    if not values:
+        if not numbers:
+            raise ValueError(f"no label of {o.path} lies on the images")
+        odd = sorted(n for n in numbers if not 0 <= n <= label_grids.MOST)
+        if odd:
+            raise ValueError(
+                f"{o.path} holds {_few(odd)}, and classes are numbers from 0 to "
+                f"{label_grids.MOST}: --ignore_values={odd[0]} leaves out {odd[0]}"
+            )
+        colors = label_grids.read_colors(Path(o.colors)) if o.colors else None
+        classes = label_grids.classes_of(sorted(numbers), o.classes, colors, naming=True)
     target = Target(classes, o.unit)
-    return target, _grids(found, target), []
+
+    def grids() -> Iterator[tuple[int, Grid]]:
+        for number, cells, found in _raster_parts(o, scenes, side, patch):
+            codes = target.index(found)
+            good = target.labelled(codes)
+            if not good.all():  # infinite values
+                counts["not_finite"] = counts.get("not_finite", 0) + int((~good).sum())
+            yield number, Grid(cells[good], codes[good])
+
+    return target, grids(), []
 
 
-def _grids(found: Mapping[int, np.ndarray], target: Target) -> list[tuple[int, Grid]]:
-    """The labelled pixels of rasters by scene."""
-    return [(i, samples.dense_grid(target.index(x), target)) for i, x in found.items()]
+def _few(found: Sequence[Any]) -> str:
+    return ", ".join(map(str, found[:10])) + (" ..." if len(found) > 10 else "")
+
+
+def _raster_parts(
+    o: LabelOptions, scenes: Sequence[Scene], side: int, patch: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number of the scene, flat numbers of its pixels, their labels) of parts with labels."""
+    for number, scene in enumerate(scenes):
+        s = scene.stack
+        with LabelRaster(
+            Path(o.path), s.crs, s.transform, s.shape, o.ignore_values, o.resample
+        ) as file:
+            for rows, cols in samples.parts_of(scene, side, patch):
+                values, there = file.read(rows, cols)
+                at = np.nonzero(there)
+                if len(at[0]):
+                    cells = (at[0] + rows.start) * s.shape[1] + at[1] + cols.start
+                    yield number, cells, values[at]
 
 
 def _check_classes(o, target: Target, windows, counts, notes) -> list[Window]:
@@ -349,8 +389,9 @@ def _split(o: LabelOptions, target, windows, places: Places, scenes, side: int, 
             raise ValueError(
                 f"{sum(not t for t in texts)} labels have nothing in their column 'split'"
             )
-        given = splitting.given_split(texts, places.zone, places.boxes, places.across)
-        return _given(given)
+        split = splitting.given_split(texts, places.zone, places.boxes, places.across)
+        _check_training(target, windows, split)
+        return split, ["split as the labels say", *split.notes]
     centred = all(w.ids for w in windows)
     pixel = abs(scenes[0].stack.transform.a)
     whole = 1 if centred else side * pixel
@@ -371,10 +412,6 @@ def _split(o: LabelOptions, target, windows, places: Places, scenes, side: int, 
     return split, [f"blocks of {block:g} m: {len(split.blocks)}", *split.notes]
 
 
-def _given(split: splitting.Split):
-    return split, ["split as the labels say", *split.notes]
-
-
 def _block(text: str, places: Places) -> float:
     if text == "auto":
         return splitting.auto_side(places.zone, places.easting, places.northing)
@@ -382,7 +419,7 @@ def _block(text: str, places: Places) -> float:
         side = float(text)
     except ValueError:
         side = 0.0
-    if not side > 0:
+    if not 0 < side < math.inf:
         raise ValueError(f"--block is a side in metres or 'auto', got {text!r}")
     return side
 
@@ -418,8 +455,9 @@ def _check_training(target: Target, windows: Sequence[Window], split: splitting.
             f"{c}: " + ", ".join(f"{s} {n}" for s, n in counts[c].items()) for c in lacking
         )
         raise ValueError(
-            f"classes without training samples ({shown}): take a smaller --block, or leave them "
-            "out of the labels"
+            f"classes without training samples ({shown}): "
+            + ("take a smaller --block, or " if split.blocks else "")
+            + "leave them out of the labels"
         )
 
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from olmoearth_jax.data.crs import library as rasterio_library
 from olmoearth_jax.maps import vectors
 from olmoearth_jax.maps.label_files import Features
 from olmoearth_jax.maps.vectors import shapely_library
 
 SAME = 1e-6
 """Values that differ by more contradict each other."""
-_MOST = 65534
+MOST = 65534
+"""The largest number of a class: 65535 stands for none."""
 
 COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee7733",
@@ -50,6 +51,7 @@ def classes_of(
     values: Sequence[Any],
     wanted: Sequence[str] | None = None,
     colors: Mapping[str, str] | None = None,
+    naming: bool = False,
 ) -> list[Class]:
     """The classes of labels.
 
@@ -59,6 +61,7 @@ def classes_of(
       values: texts or integers.
       wanted: names and their order.
       colors: '#rrggbb' by name; positions decide the others.
+      naming: `wanted` may also be names for the integers, in ascending order.
 
     Raises:
       ValueError: `wanted` and the labels differ, numbers that no raster holds, or a colour that
@@ -67,11 +70,14 @@ def classes_of(
     found = sorted(set(values))
     names = [str(v) for v in found]
     if wanted is not None:
-        if sorted(wanted) != sorted(names):
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"--classes names a class twice: {', '.join(wanted)}")
+        if sorted(wanted) == sorted(names):
+            found = [found[names.index(name)] for name in wanted]
+        elif not naming or len(wanted) != len(names):
             raise ValueError(
                 f"--classes names {', '.join(wanted)}, but the labels hold {', '.join(names)}"
             )
-        found = [found[names.index(name)] for name in wanted]
         names = list(wanted)
     if colors and not set(colors) & set(names):
         raise ValueError(
@@ -79,17 +85,22 @@ def classes_of(
             f"{', '.join(names)}"
         )
     numbers = [v if isinstance(v, int) else i + 1 for i, v in enumerate(found)]
-    if min(numbers) < 0 or max(numbers) > _MOST:
+    if min(numbers) < 0 or max(numbers) > MOST:
         raise ValueError(
-            f"classes are numbers from 0 to {_MOST}, got {min(numbers)} to {max(numbers)}"
+            f"classes are numbers from 0 to {MOST}, got {min(numbers)} to {max(numbers)}"
         )
     out = []
     for at, (number, name) in enumerate(zip(numbers, names, strict=True)):
         color = (colors or {}).get(name, COLORS[at % len(COLORS)])
-        if len(color) != 7 or color[0] != "#" or set(color[1:].lower()) - set("0123456789abcdef"):
+        if not is_color(color):
             raise ValueError(f"the colour of {name!r} must be like #1f77b4, got {color!r}")
         out.append(Class(number, name, color))
     return out
+
+
+def is_color(text: str) -> bool:
+    """Whether a text is a colour of the form '#rrggbb'."""
+    return re.fullmatch("#[0-9a-fA-F]{6}", text) is not None
 
 
 def read_colors(path: Path) -> dict[str, str]:
@@ -99,13 +110,20 @@ def read_colors(path: Path) -> dict[str, str]:
       ValueError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            return {str(k): str(v) for k, v in json.loads(text).items()}
-        rows = [row for row in csv.reader(text.splitlines()) if row]
-        return {row[0].strip(): row[1].strip() for row in rows if row[1].strip().startswith("#")}
-    except (OSError, ValueError, AttributeError, IndexError) as e:
+        with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".json":
+                held = json.load(file)
+                if not isinstance(held, dict):
+                    raise ValueError('it is no object such as {"forest": "#228833"}')
+                return {str(k): str(v) for k, v in held.items()}
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, ValueError, csv.Error, RecursionError) as e:
         raise ValueError(f"the colours in {path} cannot be read: {e}") from None
+    odd = [row for row in rows if len(row) < 2]
+    if odd:
+        raise ValueError(f"the line {odd[0][0]!r} of {path} is not of the form forest,#228833")
+    # The first line may be a heading, which is the name of no class.
+    return {row[0].strip(): row[1].strip() for row in rows}
 
 
 def project(features: Features, crs: Any) -> tuple[list[Any], int]:
@@ -134,6 +152,7 @@ class Cells:
       codes: number of the class, or value, of each, float64.
       weights: of each, the largest of the features that cover it; None if nothing is weighted.
       pixels: per feature the flat numbers of the pixels that it covers, ascending.
+      outside: bool per feature, whether it lies beside the grid.
       report: features outside, empty (burn nothing) and repaired; pixels in conflict and labelled.
       empty_ids: of the features that burn nothing.
     """
@@ -142,6 +161,7 @@ class Cells:
     codes: np.ndarray
     weights: np.ndarray | None
     pixels: list[np.ndarray]
+    outside: np.ndarray
     report: dict[str, int]
     empty_ids: list[str]
 
@@ -165,10 +185,11 @@ def burn_cells(
     """
     places, repaired = project(features, crs)
     report = {"outside": 0, "empty": 0, "repaired": repaired}
-    pixels, empty = [], []
+    pixels, empty, beside = [], [], np.zeros(len(places), bool)
     for number, place in enumerate(places):
         cells, outside = _cells(place, transform, shape, all_touched)
         if not len(cells):
+            beside[number] = outside
             report["outside" if outside else "empty"] += 1
             if not outside:
                 empty.append(features.columns["id"][number])
@@ -189,7 +210,7 @@ def burn_cells(
     weights = None if weights is None else weights[good]
     report["conflict_pixels"] = int((~good).sum())
     report["labelled_pixels"] = int(good.sum())
-    return Cells(cells[good], low[good], weights, pixels, report, empty)
+    return Cells(cells[good], low[good], weights, pixels, beside, report, empty)
 
 
 def _cells(
@@ -199,10 +220,11 @@ def _cells(
     t, (height, width) = transform, shape
     if "Point" in place.geom_type:
         points = shapely_library().get_coordinates(place)
-        col = np.floor((points[:, 0] - t.c) / t.a).astype(np.int64)
-        row = np.floor((points[:, 1] - t.f) / t.e).astype(np.int64)
+        col = np.floor((points[:, 0] - t.c) / t.a)
+        row = np.floor((points[:, 1] - t.f) / t.e)
         inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-        return np.unique(row[inside] * width + col[inside]), True
+        row, col = (x[inside].astype(np.int64) for x in (row, col))
+        return np.unique(row * width + col), True
     if place.is_empty:
         return np.zeros(0, np.int64), False
     west, south, east, north = place.bounds
@@ -251,75 +273,3 @@ def to_tokens(labels: np.ndarray, side: int, nodata: int | None = 255) -> np.nda
         out = np.where(count > best, code, out)
         best = np.maximum(best, count)
     return np.where((best >= half) & ~tied, out, np.array(nodata, labels.dtype))
-
-
-def read_raster(
-    path: Path,
-    crs: Any,
-    transform: Any,
-    shape: tuple[int, int],
-    ignore: Sequence[float] = (),
-    resample: str | None = None,
-) -> np.ndarray:
-    """A raster of labels on a grid, as int64 with -1, or float64 with NaN, where there is none.
-
-    Args:
-      crs, transform, shape: of the grid.
-      ignore: values that mean no label, besides the file's nodata.
-      resample: 'nearest' to take a raster of another grid.
-
-    Raises:
-      ValueError: it cannot be read, has several bands, or lies on another grid.
-    """
-    rasterio = rasterio_library()
-    from rasterio.vrt import WarpedVRT
-
-    from olmoearth_jax.data.crs import crs_difference, same_crs
-    from olmoearth_jax.data.raster_file import RasterFile
-
-    with RasterFile(path) as file:
-        if file.count != 1:
-            raise ValueError(f"the labels {path} have {file.count} bands; one is needed")
-        kind, fill = file.dtypes[0], file.nodata[0]
-        other = "" if same_crs(file.crs, crs) else crs_difference(file.crs, crs)
-        at = ((file.transform.c - transform.c) / transform.a,
-              (file.transform.f - transform.f) / transform.e)  # fmt: skip
-        if not other and not (
-            np.allclose((file.transform.a, file.transform.e), (transform.a, transform.e), 1e-9)
-            and np.allclose(at, np.round(at), rtol=0, atol=1e-4)
-        ):
-            other = f"pixels of {file.transform.a:g} from {file.transform.c:.10g}, "
-            other += f"{file.transform.f:.10g}"
-        if other and resample != "nearest":
-            raise ValueError(
-                f"the labels {path} lie on another grid than the images ({other}): pass "
-                "--resample_labels=nearest, or warp them"
-            )
-        is_float = np.dtype(kind).kind == "f"
-        out = np.full(shape, np.nan if is_float else -1, np.float64 if is_float else np.int64)
-        if not other:
-            _copy_shifted(out, file, (round(at[1]), round(at[0])))
-    if other:
-        # Without a nodata value an alpha band tells zeros from what lies beside the raster.
-        with rasterio.open(path) as source, WarpedVRT(
-            source, crs=crs, transform=transform, width=shape[1], height=shape[0],
-            resampling=rasterio.enums.Resampling.nearest, add_alpha=fill is None,
-        ) as warped:  # fmt: skip
-            mask = warped.dataset_mask() > 0
-            out[mask] = warped.read(1)[mask]
-    for value in ignore:
-        out[out == value] = np.nan if is_float else -1
-    return out
-
-
-def _copy_shifted(out: np.ndarray, file: Any, corner: tuple[int, int]) -> None:
-    """Copies the part of a file that lies on the grid; its first pixel is the grid's `corner`."""
-    spans = []
-    for at, side, own in zip(corner, out.shape, (file.height, file.width), strict=True):
-        low, high = max(at, 0), min(at + own, side)
-        if low >= high:
-            return
-        spans.append((slice(low, high), slice(low - at, high - at)))
-    values, valid = file.read(spans[0][1], spans[1][1])
-    here = out[spans[0][0], spans[1][0]]
-    here[valid[0]] = values[0][valid[0]]

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from olmoearth_jax.data.work_list import Outcome, WorkList, open_job
-from olmoearth_jax.files import write_atomically
+from olmoearth_jax.files import is_leftover, write_atomically
 from olmoearth_jax.inference.model import PretrainedModel, load_pretrained
 from olmoearth_jax.interop.weights import LICENSE_URL
 from olmoearth_jax.maps import (
     archive_scenes,
+    cogs,
     full_model,
     map_files,
     report_html,
@@ -102,6 +103,7 @@ def run(o: Options, say: Say = print) -> Outcome:
         )
     source, folder = Path(o.run).expanduser(), Path(o.output).expanduser()
     task = run_folder.read_task(source)
+    report_html.check(source)
     if isinstance(o.images, ArchiveOptions):
         return _from_archive(o, o.images, task, source, folder, say)
     if "archive" in task.about:
@@ -137,7 +139,7 @@ def _from_archive(
     record = {"archive": archive_scenes.source_of(archive),
               "periods": [s.period.name for s in opened]}  # fmt: skip
     job = _job(o, task, source) | {"images": record, "overlap": 0}
-    head = load_head(task, source)
+    head = load_head(task, source, task.about["archive"]["width"])
     make = archive_scenes.block_maker(opened, head, task.about["archive"]["width"], task.channels)
     return _mapped(o, task, source, folder, job, opened, make, notes, say)
 
@@ -157,17 +159,24 @@ def _mapped(
 ) -> Outcome:  # fmt: skip
     """Opens the job and does this worker's share."""
     area = None if o.area is None else areas.AreaOfScenes(Path(o.area), opened)
-    _check_folder(folder)
+    if not (folder / "job" / "job.json").exists():
+        run_folder.check_free(folder)
     digest = open_job(folder / "job" / "job.json", job, _DECIDES)
     for note in notes:
         say(note)
     return _Mapper(o, task, source, folder, digest, opened, make, area, say).run()
 
 
-def _check_folder(folder: Path) -> None:
-    there = folder.exists() and any(folder.iterdir())
-    if there and not (folder / "job" / "job.json").exists():
-        raise ValueError(f"{folder} holds files of something else; give another --output")
+def _remove_unfinished(out: Path) -> None:
+    """Removes what workers that were killed while they put a map together have left beside it.
+
+    One that was only stopped, and overtaken, then ends with an error, and the map is there.
+    """
+    for left in out.glob(f"{cogs.SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in out.glob(".*.tmp"):
+        if is_leftover(left):
+            left.unlink(missing_ok=True)
 
 
 def digest_of(run: Path) -> str:
@@ -246,21 +255,31 @@ def load_model(task: Task, run: Path, o: Options) -> tile_map.PixelModel:
             f"{o.model or task.model} has {base.digest[:12]}"
         )
     if task.mode == "full":
-        held = run_folder.load_arrays(run / "weights" / "encoder.npz")
-        return full_model.load(base, task.settings, task.target, held, task.scale, o.batch)
+        path = run / "weights" / "encoder.npz"
+        return full_model.load(base, task.settings, task.target, path, task.scale, o.batch)
     encoder = TokenEncoder(base, task.settings, o.batch)
-    return tile_map.ProbedPixels(encoder, load_head(task, run), task.channels)
+    width = base.embedding_size if task.settings.pooling == "spatial" else None
+    return tile_map.ProbedPixels(encoder, load_head(task, run, width), task.channels)
 
 
-def load_head(task: Task, run: Path) -> TokenHead:
+def load_head(task: Task, run: Path, width: int | None = None) -> TokenHead:
     """The linear head of a run.
 
+    Args:
+      width: of the embeddings that it takes, if known.
+
     Raises:
-      ValueError: it cannot be read.
+      ValueError: it cannot be read, or has another form.
     """
-    held = run_folder.load_arrays(run / "weights" / "head.npz")
-    form = token_head.head_of(task.target, len(held["params"]["linear"]["kernel"]))
-    return TokenHead(form, held["params"], held["stats"], task.scale)
+    path = run / "weights" / "head.npz"
+    held = run_folder.load_arrays(path)
+    kernel = held.get("params/linear/kernel")
+    if width is None:
+        width = 1 if kernel is None or kernel.ndim != 2 else len(kernel)
+    form = token_head.head_of(task.target, width)
+    params, stats = token_head.empty(form)
+    found = run_folder.in_form(path, held, {"params": params, "stats": stats})
+    return TokenHead(form, found["params"], found["stats"], task.scale)
 
 
 class _Finished(BaseException):
@@ -367,6 +386,7 @@ class _Mapper:
         height, width = stack.shape
         form = {"height": height, "width": width, "crs": stack.crs, "transform": stack.transform}
         tags = self._tags(scene)
+        _remove_unfinished(out)
         counts: dict[int, int] = {}
         metres: dict[int, float] = {}
         made = []

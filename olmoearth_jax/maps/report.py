@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from olmoearth_jax.evals import scoring
 DRAWS = 1000
 """Resamples of the blocks behind an interval."""
 MOST_WEIGHT = 10.0
+MOST_NUMBERED = 40
+"""Classes up to which pictures of a confusion matrix show its numbers."""
 _UNEVEN = 10
 """How many times as large as the smallest class the largest may be before classes are weighted."""
 
@@ -147,9 +150,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         ("overall_accuracy", "balanced_accuracy", "macro_f1", "mean_iou")
         if names else ("rmse", "mae", "bias", "r2")
     )  # fmt: skip
-    test = "test" if "test" in report["splits"] else "valid"
+    test = report["scored_split"]
     low, high = report["interval"]
-    out = [f"# {report['title']}", ""]
+    out = [f"# {_as_text(report['title'])}", ""]
     span = "" if low is None else f" (95 % of resampled blocks: {_text(low)} to {_text(high)})"
     score = report["splits"][test][primary]
     out += [f"{primary} of the {test} split: **{_text(score)}**{span}", ""]
@@ -162,11 +165,22 @@ def markdown(report: Mapping[str, Any]) -> str:
         out += ["", f"Classes in the {test} split:", "", "| class | " + " | ".join(columns) + " |"]
         out.append("|---" * (len(columns) + 1) + "|")
         for name, row in zip(names, report["splits"][test]["per_class"], strict=True):
-            out.append(f"| {name} | " + " | ".join(_text(row[k]) for k in columns) + " |")
+            out.append(f"| {_as_text(name)} | " + " | ".join(_text(row[k]) for k in columns) + " |")
     counts = {k: v for k, v in report["labels"].items() if v}
     out += ["", "Labels: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items())]
-    out += ["", *(f"* {note}" for note in report["notes"])]
+    out += ["", *(f"* {_as_text(note)}" for note in report["notes"])]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _as_text(text: str) -> str:
+    """Markdown that shows a text as it is, on one line."""
+    return re.sub(r"([|<\[\]`*\\])", r"\\\1", " ".join(text.split()))
+
+
+def shortened(name: str) -> str:
+    """A name on one line of at most 40 letters, for pictures."""
+    name = " ".join(name.split())
+    return name if len(name) <= 40 else f"{name[:38]} ..."
 
 
 def _text(value: Any) -> str:

@@ -24,6 +24,7 @@ from olmoearth_jax.html_page import (
     table,
 )
 from olmoearth_jax.images import png
+from olmoearth_jax.maps import report as reporting
 from olmoearth_jax.maps import run_folder
 from olmoearth_jax.maps.run_folder import Task
 
@@ -62,6 +63,18 @@ def page(run: Path, made: Path | None = None, report: Mapping[str, Any] | None =
     parts += ["<h2>Training</h2>", _curves(read_json_lines(run / "log.jsonl"))]
     parts += ["<h2>Labels and notes</h2>", _notes(report)]
     return document(report["title"], parts)
+
+
+def check(run: Path) -> None:
+    """Raises ValueError if a finished run lacks what the page of its maps needs, or it is damaged.
+
+    What a map needs at its end should not fail only then.
+    """
+    try:
+        page(run)
+    except Exception as e:  # files of several kinds, damaged in any way
+        told = f"there is no {e}" if isinstance(e, KeyError) else e
+        raise ValueError(f"the report of {run} cannot be read: {told}") from None
 
 
 def _number(value: Any) -> str:
@@ -104,7 +117,7 @@ def _class_table(names, per_class, colors) -> str:
 
 def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """A picture of a confusion matrix; rows are truth."""
-    names = [name if len(name) <= 40 else f"{name[:38]} ..." for name in names]
+    names = [reporting.shortened(name) for name in names]
     reach = 7 * max(map(len, names))  # pixels of the longest name; those above stand at 45 degrees
     size, left, top, n = 56, reach + 16, int(0.71 * reach) + 24, len(names)
     out = []
@@ -113,12 +126,16 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         y = top + r * size
         out.append(label(left - 8, y + size / 2 + 4, names[r], "end"))
         for c, count in enumerate(row):
+            if not count and n > reporting.MOST_NUMBERED:
+                continue
             x, share = left + c * size, count / total
             shade = (
                 f"rgb({int(255 - 187 * share)},{int(255 - 136 * share)},{int(255 - 85 * share)})"
             )
             out.append(f'<rect x="{x}" y="{y}" width="{size}" height="{size}" fill="{shade}" '
                        'stroke="#fff"/>')  # fmt: skip
+            if n > reporting.MOST_NUMBERED:
+                continue
             ink = "#fff" if share > 0.6 else "#222"
             out.append(label(x + size / 2, y + size / 2 - 2, str(count), "middle", ink))
             out.append(label(x + size / 2, y + size / 2 + 13, f"{share:.0%}", "middle", ink))

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ import numpy as np
 
 from olmoearth_jax.data.durable import write_first
 from olmoearth_jax.data.work_list import differences
-from olmoearth_jax.files import json_plain, replacing, write_atomically
-from olmoearth_jax.maps.labels import Class
+from olmoearth_jax.files import json_plain, remove_leftovers_in, replacing, write_atomically
+from olmoearth_jax.maps.labels import MOST, Class, is_color
 from olmoearth_jax.maps.samples import Target
-from olmoearth_jax.maps.tokens import Settings
+from olmoearth_jax.maps.tokens import POOLINGS, Settings
 from olmoearth_jax.train.runfolder import RunFolderInUse, RunLock
 
 VERSION = 1
@@ -77,7 +79,8 @@ def read_task(folder: Path, finished: bool = True) -> Task:
     """The task of a run, which must be finished unless said otherwise.
 
     Raises:
-      ValueError: there is none, it is not finished, or it is of a newer version.
+      ValueError: there is none, it is not finished, it is of a newer version, or it holds what
+        no run writes.
     """
     if not (folder / TASK).is_file() or (finished and not (folder / REPORT).is_file()):
         why = "is not finished: run launch.finetune again" if (folder / JOB).exists() else (
@@ -85,8 +88,7 @@ def read_task(folder: Path, finished: bool = True) -> Task:
         raise ValueError(f"{folder} {why}")
     try:
         held = json.loads((folder / TASK).read_text())
-        if held["version"] > VERSION:
-            raise ValueError(f"it is of version {held['version']}; this program reads {VERSION}")
+        _check_task(held)
         classes = held["classes"]
         target = Target(None if classes is None else [Class(**c) for c in classes], held["unit"])
         known = {
@@ -99,14 +101,77 @@ def read_task(folder: Path, finished: bool = True) -> Task:
             (held["standardised_by"][0], held["standardised_by"][1]),
             {k: v for k, v in held.items() if k not in known},
         )  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{folder / TASK} cannot be read: {e}") from None
+    except (
+        OSError, KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError,
+    ) as e:  # fmt: skip
+        told = f"there is no {e}" if isinstance(e, KeyError) else e
+        raise ValueError(f"{folder / TASK} cannot be read: {told}") from None
+
+
+def _check_task(held: dict[str, Any]) -> None:
+    """Raises ValueError for members that no run writes, KeyError for those that are missing."""
+    if not isinstance(held, dict):
+        raise ValueError("it is no object")
+    if _is_whole(held["version"], VERSION + 1):
+        raise ValueError(f"it is of version {held['version']}; this program reads {VERSION}")
+    settings, classes, bands = held["embedding"], held["classes"], held["modalities"]
+    patch, size = settings["patch_size"], settings["location_size"]
+    rules = {
+        "version": held["version"] == VERSION,
+        "mode": held["mode"] in ("probe", "full"),
+        "model": isinstance(held["model"], str),
+        "embedding": _is_whole(patch, 1) and (size is None or _is_whole(size, 1))
+        and settings["pooling"] in POOLINGS and settings["pooling_type"] in ("mean", "max"),
+        "window": _is_whole(held["window"], 1)
+        and _is_whole(patch, 1) and held["window"] % patch == 0,
+        "overlap": _is_whole(held["overlap"], 0),
+        "pixel": _is_number(held["pixel"]) and held["pixel"] > 0,
+        "modalities": isinstance(bands, dict) and all(_are_texts(x) for x in bands.values()),
+        "timesteps": _is_whole(held["timesteps"], 0),
+        "classes": classes is None or _are_classes([Class(**c) for c in classes]),
+        "task": held["task"] == ("values" if classes is None else "classes"),
+        "unit": isinstance(held["unit"], str),
+        "standardised_by": list(map(_is_number, held["standardised_by"])) == [True, True],
+    }  # fmt: skip
+    wrong = [name for name, right in rules.items() if not right]
+    if wrong:
+        shown = json.dumps(held[wrong[0]])
+        raise ValueError(f"{wrong[0]} is not what a run writes: {shown[:80]}")
+
+
+def _is_whole(x: Any, least: int) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x >= least
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and abs(x) <= float(np.finfo(np.float32).max)
+
+
+def _are_texts(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(text, str) for text in x)
+
+
+def _are_classes(found: list[Class]) -> bool:
+    """Whether these are classes that `classes_of` gives."""
+    good = all(
+        _is_whole(c.value, 0) and c.value <= MOST and is_color(c.color) and isinstance(c.name, str)
+        for c in found
+    )
+    return good and len({c.value for c in found}) == len({c.name for c in found}) == len(found) > 0
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 of a plain object, whatever the order of its members."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError if a folder to be made holds something, or is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file and no folder; give another --output")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files of something else; give another --output")
 
 
 def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | None = None) -> None:
@@ -121,8 +186,7 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
     """
     path = folder / JOB
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds files of something else; give another --output")
+        check_free(folder)
         about = {"settings": record, "digest": digest_of(record), **(free or {})}
         write_first(path, json.dumps(about, indent=1) + "\n")  # or another was first: compare
     try:
@@ -137,7 +201,7 @@ def claim(folder: Path, record: Mapping[str, Any], free: Mapping[str, Any] | Non
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within it no other process trains in a folder.
+    """Within it no other process trains in a folder; what killed ones have left unfinished goes.
 
     Raises:
       ValueError: one does.
@@ -145,6 +209,7 @@ def alone(folder: Path) -> Iterator[None]:
     lock = folder / LOCK
     try:
         with RunLock(lock):
+            remove_leftovers_in(folder)
             yield
     except RunFolderInUse:
         raise ValueError(
@@ -172,21 +237,36 @@ def save_arrays(path: Path, tree: Any) -> None:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def load_arrays(path: Path) -> dict[str, Any]:
-    """What `save_arrays` wrote.
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote, by flat name.
 
     Raises:
       ValueError: it cannot be read.
     """
-    out: dict[str, Any] = {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            for key in held.files:
-                *above, name = key.split("/")
-                at = out
-                for part in above:
-                    at = at.setdefault(part, {})
-                at[name] = held[key]
-    except (OSError, ValueError, EOFError) as e:
+            return {key: held[key] for key in held.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"{path} cannot be read: {e}") from None
-    return out
+
+
+def in_form(path: Path, held: Mapping[str, np.ndarray], form: Any) -> Any:
+    """The weights of a file as a nested dict.
+
+    Args:
+      held: what `load_arrays` gives.
+      form: a nested dict of arrays of their shapes.
+
+    Raises:
+      ValueError: they are not of this form, or not finite.
+    """
+
+    def stored(keys: Any, x: Any) -> np.ndarray:
+        value = held.get(flat_name(keys))
+        if value is None or value.shape != x.shape or value.dtype.kind != "f":
+            raise ValueError(f"{path} lacks {flat_name(keys)} in the form of the model")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{flat_name(keys)} in {path} holds NaN or infinite values")
+        return value
+
+    return jax.tree_util.tree_map_with_path(stored, form)

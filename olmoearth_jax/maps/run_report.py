@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def write(
       counts: labels of each class in training.
       log: one record an epoch.
     """
-    scored = "test" if "test" in tokens else "valid" if "valid" in tokens else "train"
+    scored = scored_split(tokens)
     part, guess = tokens[scored], guesses[scored]
     blocks = found.blocks()[part.window]
     report = _report(o, found, tokens, guesses, baselines, counts)
@@ -66,10 +67,15 @@ def write(
     return report
 
 
+def scored_split(tokens: Mapping[str, Tokens]) -> str:
+    """The split that tells how good a run is."""
+    return next(s for s in ("test", "valid", "train") if s in tokens)
+
+
 def _report(o, found: Labelled, tokens, guesses, baselines, counts) -> dict[str, Any]:
     classes = found.target.classes
     splits = {s: _scores(found, t.labels, guesses[s]) for s, t in tokens.items()}
-    scored = "test" if "test" in tokens else "valid" if "valid" in tokens else "train"
+    scored = scored_split(tokens)
     truth, others = tokens[scored].labels, {}
     if classes is None:
         mean = np.full(len(truth), tokens["train"].labels.mean(dtype=np.float64))
@@ -178,20 +184,22 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> N
     """
     from matplotlib.figure import Figure
 
-    size = len(names)
+    size, plain = len(names), [reporting.shortened(name) for name in names]
     side = min(3 + 0.6 * size, 20)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes: Any = figure.add_subplot()
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for r in range(size):
-        for c in range(size):
+        for c in range(size if size <= reporting.MOST_NUMBERED else 0):
             text = f"{confusion[r, c]}\n{share[r, c]:.0%}"
             color = "white" if share[r, c] > 0.5 else "black"
             axes.text(c, r, text, ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(size), names, rotation=45, ha="right")
-    axes.set_yticks(range(size), names)
+    # A name such as "$x" is no formula.
+    axes.set_xticks(range(size), plain, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(size), plain, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font lacks is a box
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": "olmoearth-jax"})

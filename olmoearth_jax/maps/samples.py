@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ from olmoearth_jax.maps.vectors import shapely_library
 
 NONE = -1
 """Index of no class."""
+_PART = 1 << 22
+"""Pixels of a scene that are looked at together."""
 
 
 @dataclasses.dataclass
@@ -42,9 +46,10 @@ class Target:
     unit: str = ""
 
     def index(self, codes: np.ndarray) -> np.ndarray:
-        """int64 indices of class numbers, NONE for all others; values as float32."""
+        """int64 indices of class numbers, NONE for all others; values as float32, inf if larger."""
         if self.classes is None:
-            return codes.astype(np.float32)
+            with np.errstate(over="ignore"):
+                return codes.astype(np.float32)
         out = np.full(codes.shape, NONE, np.int64)
         for i, c in enumerate(self.classes):
             out[codes == c.value] = i
@@ -102,17 +107,10 @@ class Grid:
     weights: np.ndarray | None = None
 
 
-def dense_grid(codes: np.ndarray, target: Target) -> Grid:
-    """The grid of an array of `Target.index` for every pixel."""
-    flat = codes.ravel()
-    cells = np.flatnonzero(target.labelled(flat))
-    return Grid(cells, flat[cells])
-
-
 def burn_scene(
     features: Features, target: Target, scene: Scene, all_touched: bool
-) -> tuple[Grid, dict[str, int], list[str]]:
-    """Labels of features on the grid of a scene; also the report, and ids that burn nothing."""
+) -> tuple[Grid, label_grids.Cells]:
+    """Labels of features on the grid of a scene, and what became of the features."""
     classes = target.classes
     numbers = {} if classes is None else {c.name: c.value for c in classes}
     codes = [v if classes is None else numbers[str(v)] for v in features.values]
@@ -132,7 +130,7 @@ def burn_scene(
                 mine = known[cell], features.columns["id"][number], splits[number]
                 # Whatever the order of rows.
                 grid.points[cell] = min(grid.points.get(cell, mine), mine)
-    return grid, got.report, got.empty_ids
+    return grid, got
 
 
 def _points_by_pixel(shape: Any, t: Any, width: int):
@@ -173,6 +171,24 @@ def windows_of(
         found = list(_lattice(grid, number, scene, target, size, step))
         return [dataclasses.replace(w, split=grid.split) for w in found]
     return list(_centred(grid, number, scene, target, size, step))
+
+
+def parts_of(scene: Scene, side: int, patch: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of parts of a scene, each whole windows of the lattice of one row of them.
+
+    Args:
+      side, patch: see `window_size`.
+    """
+    size = window_size(scene.stack.shape, side, patch)
+    many = max(1, _PART // (size[0] * size[1]))
+    rows, cols = (
+        [slice(max(at, 0), min(at + step, whole)) for at in range(edge, whole, step)
+         if at + step > 0]
+        for edge, step, whole in zip(
+            _edges(scene, size), (size[0], size[1] * many), scene.stack.shape, strict=True
+        )
+    )  # fmt: skip
+    yield from itertools.product(rows, cols)
 
 
 def _centred(grid: Grid, number: int, scene: Scene, target: Target, size, step: int):
@@ -392,8 +408,15 @@ def days_of(features: Features, exact: bool = False) -> list[datetime.date | Non
     texts = features.columns.get("year") if by_year else texts
     if texts is None:
         return None
-    whole = [f"{int(float(t))}-07" if by_year and t else t for t in texts]
-    return [parse_date(t) if t else None for t in whole]
+    return [parse_date(_middle(t) if by_year else t) if t else None for t in texts]
+
+
+def _middle(year: str) -> str:
+    """The month in the middle of a year, which tables with gaps write as 2023.0."""
+    found = re.fullmatch(r"([0-9]{4})(\.0*)?", year)
+    if found is None:
+        raise ValueError(f"the column 'year' holds {year!r}; years are numbers such as 2023")
+    return f"{found[1]}-07"
 
 
 def subset(features: Features, rows: np.ndarray) -> Features:

@@ -276,14 +276,17 @@ def given_split(
             np.concatenate(pair) for pair in zip((rows, zone, low, high), across, strict=True)
         )
     kinds, met = np.array(names)[rows], np.zeros(len(names), bool)
-    order = np.lexsort((low[:, 0], zone))
-    for at, i in enumerate(order):
-        for j in order[at + 1 :]:
-            if zone[j] != zone[i] or low[j, 0] >= high[i, 0]:
-                break
-            apart = low[j, 1] >= high[i, 1] or low[i, 1] >= high[j, 1]
-            if not apart and kinds[i] != kinds[j]:
-                met[rows[[i, j]]] = True
+    for number in np.unique(zone):
+        mine = np.flatnonzero(zone == number)
+        mine = mine[np.argsort(low[mine, 0], kind="stable")]
+        # Of those that begin later, the ones that begin before a box ends.
+        ends = np.searchsorted(low[mine, 0], high[mine, 0])
+        for at, (i, end) in enumerate(zip(mine, ends, strict=True)):
+            others = mine[at + 1 : end]
+            others = others[kinds[others] != kinds[i]]
+            touch = (low[others, 1] < high[i, 1]) & (low[i, 1] < high[others, 1])
+            if touch.any():
+                met[rows[i]] = met[rows[others[touch]]] = True
     notes = []
     if met.any():
         notes = [

@@ -68,6 +68,11 @@ def head_of(target: Target, width: int) -> probe_heads.Head:
     )
 
 
+def empty(head: probe_heads.Head) -> tuple[Any, Any]:
+    """Parameters and statistics of a head before its training, which tell their form."""
+    return probe_heads.init(head, 0)
+
+
 def _batch(o: HeadOptions, count: int) -> int:
     """Tokens per step: less than asked for where an epoch would have only a few steps."""
     return max(1, min(o.batch, max(_SMALL, count // _STEPS), count))

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_jax.data.crs import check_name, same_crs, transform_points
 from olmoearth_jax.data.crs import library as rasterio_library
-from olmoearth_jax.data.crs import same_crs, transform_points
 from olmoearth_jax.maps.lattice import LONLAT
 
 SUFFIXES = (".geojson", ".json", ".csv", ".parquet", ".geoparquet", ".gpkg")
@@ -100,7 +100,7 @@ def _geojson(path: Path) -> Table:
         if not isinstance(held, dict):
             raise ValueError("it is no object")
         named = held.get("crs")
-        name = named["properties"]["name"] if isinstance(named, dict) else None
+        name = named["properties"]["name"] if isinstance(named, dict) else named
         features = _features(held)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         told = f"there is no {e}" if isinstance(e, KeyError) else e
@@ -144,11 +144,20 @@ def _is_lonlat(name: Any, path: Path) -> bool:
 
 def _csv(path: Path) -> Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), strict=True))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, names = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"{path} cannot be read as CSV: {e}") from None
+    _check_names(path, names)
     return _from_lonlat(path, rows)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raises ValueError for a name that several columns have."""
+    for name in names:
+        if name and names.count(name) > 1:
+            raise ValueError(f"{path} has several columns named {name!r}")
 
 
 def _from_lonlat(path: Path, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -184,6 +193,7 @@ def _parquet(path: Path) -> Table:
         ) from None
     shapely = shapely_library()
     try:
+        _check_names(path, pyarrow.parquet.read_schema(path).names)
         table = pyarrow.parquet.read_table(path)
         stored = (table.schema.metadata or {}).get(b"geo")
         if stored is None:
@@ -214,6 +224,7 @@ def _geoparquet_crs(record: Mapping[str, Any], path: Path) -> Any:
     if isinstance(known, dict) and known:
         code = f"{known.get('authority')}:{known.get('code')}"
     try:
+        check_name(code)
         return rasterio_library().crs.CRS.from_user_input(code).to_wkt()
     except Exception as e:  # rasterio's errors have several bases
         raise ValueError(f"{path} has a CRS that cannot be read: {e}") from None

@@ -235,6 +235,18 @@ def test_a_state_of_another_precision_is_not_taken_up(windows, tmp_path):
             _tuned(tmp_path / "s", of["bfloat16"])
 
 
+def test_states_that_killed_processes_left_unfinished_go(windows, tmp_path):
+    """But not what another one may write just now."""
+    folder = tmp_path / "s" / "t" / "lr0.01"
+    folder.mkdir(parents=True)
+    old, new = (folder / f".last.ckpt.{n}.tmp" for n in ("0123abcd", "4567abcd"))
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    _tuned(tmp_path / "s", tiny_model())
+    assert sorted(p.name for p in folder.iterdir()) == [new.name, "best.ckpt"]
+
+
 def test_training_without_any_label_is_told(windows, tmp_path):
     for path in (windows / "yemen_crop" / "windows").rglob("arrays.npz"):
         number = int(path.parent.name[1:])

@@ -121,6 +121,79 @@ def test_two_of_one_folder(folder, done):
         assert _folder_bytes(output)[name] == data, name
 
 
+HOSTILE = {"water": "$\\foo$", "forest": "<script>alert(1)</script>", "field": "a|b\nc" + 99 * "x"}
+
+
+def test_names_of_classes_are_texts(folder):
+    """Formulas, HTML, line ends and great length: shown as they are, by all that shows them."""
+    held = json.loads((folder / "fields.geojson").read_text())
+    for feature in held["features"]:
+        feature["properties"]["kind"] = HOSTILE[feature["properties"]["kind"]]
+    (folder / "hostile.geojson").write_text(json.dumps(held))
+    o = options(folder, folder / "hostile", "hostile.geojson", head=HeadOptions(epochs=2))
+    report = fine_tuning.run(o, quiet)
+    assert sorted(report["classes"]) == sorted(HOSTILE.values())
+    assert (folder / "hostile" / "confusion.png").stat().st_size > 1000
+    assert "<script" not in (folder / "hostile" / "report.html").read_text()
+    text = (folder / "hostile" / "report.md").read_text()
+    assert "| \\<script>alert(1)\\</script> |" in text and "| a\\|b cxxx" in text
+
+
+def test_names_that_look_alike_are_told(folder):
+    held = json.loads((folder / "fields.geojson").read_text())
+    names = {"water": "e\u0301tang", "forest": "Forest", "field": "forest"}
+    for i, feature in enumerate(held["features"]):
+        kind = names[feature["properties"]["kind"]]
+        feature["properties"]["kind"] = "\u00e9tang" if i % 2 and kind == "e\u0301tang" else kind
+    (folder / "alike.geojson").write_text(json.dumps(held))
+    o = options(folder, folder / "alike", "alike.geojson", head=HeadOptions(epochs=1))
+    report = fine_tuning.run(o, quiet)
+    (told,) = [n for n in report["notes"] if "only in how they are written" in n]
+    assert "'Forest' and 'forest'" in told and r"'e\u0301tang' and '\xe9tang'" in told
+
+
+@pytest.mark.parametrize("how", ["shares", "column"])
+def test_all_labels_may_be_training(folder, how):
+    source, labels = "fields.geojson", options(folder, "").labels
+    if how == "column":
+        held = json.loads((folder / source).read_text())
+        for feature in held["features"]:
+            feature["properties"]["split"] = "train"
+        (folder / "train.geojson").write_text(json.dumps(held))
+        labels = dataclasses.replace(labels, path=str(folder / "train.geojson"))
+    else:
+        shares = {"train": "1", "valid": "0", "test": "0"}
+        labels = dataclasses.replace(labels, fractions=shares)
+    o = options(folder, folder / how, labels=labels, head=HeadOptions(epochs=2))
+    report = fine_tuning.run(o, quiet)
+    assert report["scored_split"] == "train" and list(report["splits"]) == ["train"]
+    assert set(report["baselines"]) == {"majority class", "raw bands"}
+    assert "macro_f1 of the train split" in (folder / how / "report.md").read_text()
+
+
+def test_what_killed_processes_left_goes(folder, done):
+    output = folder / "tidy"
+    left = [
+        f"{name}.0123abcd.tmp" for name in ("cache/.last.ckpt", "weights/.head.npz", ".task.json")
+    ]
+
+    def meanwhile(line):
+        if "windows" in line and not said:
+            said.append(line)
+            for name in left:
+                (output / name).parent.mkdir(exist_ok=True)
+                (output / name).write_text("x")
+            raise Killed
+
+    said = []
+    with pytest.raises(Killed):
+        fine_tuning.run(options(folder, output), meanwhile)
+    assert len(list(output.rglob(".*.tmp"))) == len(left)
+    fine_tuning.run(options(folder, output), quiet)
+    assert not list(output.rglob(".*"))
+    assert _folder_bytes(output) == _folder_bytes(folder / "run")
+
+
 class Killed(BaseException):
     pass
 

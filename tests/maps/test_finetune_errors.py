@@ -10,6 +10,7 @@ from olmoearth_jax.dates import parse_date
 from olmoearth_jax.maps import fine_tuning, labelled, plan, scenes
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.labelled import LabelOptions
+from olmoearth_jax.maps.token_head import HeadOptions
 from olmoearth_jax.maps.tokens import Settings
 from tests.inference.test_model import S2
 from tests.maps import world
@@ -248,3 +249,59 @@ def test_labels_of_years_without_images_are_told(folder):
             notes = labelled.read(labels, opened, 32, 4, 4, 0).notes
         told = [n for n in notes if n.startswith("5 labels are of 2019, but learn from")]
         assert len(told) == said
+
+
+def test_numbers_that_mean_nothing(folder):
+    plain = LabelOptions(str(folder / "fields.geojson"), "kind", block="640")
+    for gap in (float("nan"), float("inf"), -1.0):
+        refused(folder, "--gap is a distance in metres",
+                labels=dataclasses.replace(plain, gap=gap))  # fmt: skip
+    refused(folder, "--block is a side in metres", labels=dataclasses.replace(plain, block="inf"))
+    for lr in (0.0, -1.0, float("nan"), float("inf")):
+        refused(folder, "--lr must be a number above 0", head=HeadOptions(lr=lr))
+    refused(folder, "--seed must be at least 0, got -1", seed=-1)
+    for text in ('{"water": -1, "field": 1, "forest": 1}', '{"water": NaN}', '{"water": 0}'):
+        (folder / "w.json").write_text(text)
+        refused(folder, "must be numbers from 0 on, and not all 0",
+                class_weights=str(folder / "w.json"))  # fmt: skip
+    gone = dataclasses.replace(plain, colors=str(folder / "none.json"))
+    refused(folder, "the colours in .*none.json cannot be read", labels=gone)
+
+
+@pytest.mark.parametrize("year", ["abc", True, 1e400, 2023.5, -5, 20230])
+def test_years_that_are_none(folder, year):
+    shapes = grid()
+    wrong = labels(folder, shapes, ["a", "b"] * 8, columns={"year": [year] * 16})
+    images = ImageOptions(str(folder / "imagery.csv"), years=["2023"])
+    refused(folder, "column 'year' holds .*; years are numbers", labels=wrong, images=images)
+
+
+def test_a_class_must_be_in_training(folder):
+    """Also where the labels say the split, or where its images have no data."""
+    shapes, kinds = grid(), ["a", "b"] * 8
+    said = ["test" if k == "b" else "train" for k in kinds]
+    told = labels(folder, shapes, kinds, columns={"split": said})
+    refused(folder, r"without training samples \(b: test 32\): leave them out", labels=told)
+    x = world.images(world.classes())
+    x[:, :24, :24] = 0
+    world.write_raster(folder / "hole.tif", x)
+    (folder / "hole.csv").write_text("path,date\nhole.tif,2023-05\n")
+    said = ["train"] * 8 + ["valid", "test"] * 4
+    kinds = ["c", *["a", "b"] * 4, *["c", "a", "b"] * 2, "c"]
+    told = labels(folder, shapes, kinds, columns={"split": said})
+    refused(folder, "no training label with image data is of the classes c", labels=told,
+            images=ImageOptions(str(folder / "hole.csv")))  # fmt: skip
+
+
+def test_weights_of_nothing(folder):
+    said = ["train"] * 12 + ["test"] * 4
+    told = labels(folder, grid(), ["a", "b"] * 8, columns={
+        "split": said, "weight": [0] * 12 + [1] * 4})  # fmt: skip
+    refused(folder, "all labels of the training split have the weight 0", labels=told)
+
+
+def test_an_output_that_is_a_file(folder):
+    (folder / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file and no folder; give another --output"):
+        fine_tuning.run(options(folder, folder / "file"), lambda _: None)
+    assert (folder / "file").read_text() == "mine"

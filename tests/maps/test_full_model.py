@@ -52,15 +52,16 @@ def test_stored_values_come_back(pixels, tmp_path):
         pixels, params=jax.tree.map(lambda x: np.asarray(x) * 1.1, pixels.params)
     )
     run_folder.save_arrays(tmp_path / "encoder.npz", changed.params)
-    held = run_folder.load_arrays(tmp_path / "encoder.npz")
-    base = pixels.base
-    again = full_model.load(base, Settings(4), TARGET, held, (0.0, 1.0), 3)
+    base, path = pixels.base, tmp_path / "encoder.npz"
+    again = full_model.load(base, Settings(4), TARGET, path, (0.0, 1.0), 3)
     samples = [_sample(5)]
     np.testing.assert_array_equal(again(samples)[0], changed(samples)[0])
     assert np.abs(again(samples)[0] - pixels(samples)[0]).max() > 1e-4
-    held["encoder"].pop(next(iter(held["encoder"])))
-    with pytest.raises(ValueError, match="the stored encoder lacks"):
-        full_model.load(base, Settings(4), TARGET, held, (0.0, 1.0), 3)
+    held = run_folder.load_arrays(path)
+    for name in (next(iter(held)), "head/linear/bias"):
+        np.savez(path, **{k: v for k, v in held.items() if k != name})
+        with pytest.raises(ValueError, match=f"lacks {name} in the form of the model"):
+            full_model.load(base, Settings(4), TARGET, path, (0.0, 1.0), 3)
 
 
 def test_pixels_count_by_their_weights_one_on_average():

@@ -39,7 +39,8 @@ def test_geojson_with_what_is_no_label(tmp_path):
         (line, {"crop": "wheat", "id": "f4"}),
         (None, {"crop": "wheat", "id": "f5"}),
         (shapely.Polygon(), {"crop": "wheat", "id": "f6"}),
-        (shapely.GeometryCollection([line, SQUARE]), {"crop": "rye", "id": "f7"}),
+        (shapely.GeometryCollection([line, shapely.GeometryCollection([SQUARE])]),
+         {"crop": "rye", "id": "f7"}),
     ])  # fmt: skip
     got = label_files.read(path, "crop")
     assert got.values == ["wheat", "maize", "rye"] and not got.points_only
@@ -55,8 +56,53 @@ def test_a_crs_of_geojson_is_honoured_and_told(tmp_path):
     ).notes
     got = label_files.read(_geojson(tmp_path / "b.json", rows, crs=_crs("EPSG:32633")), "c")
     assert same_crs(got.crs, "EPSG:32633") and "EPSG:32633" in got.notes[0]
+    got = label_files.read(_geojson(tmp_path / "b.json", rows, crs="EPSG:32633"), "c")
+    assert same_crs(got.crs, "EPSG:32633") and "EPSG:32633" in got.notes[0]
     with pytest.raises(ValueError, match="unknown CRS 'EPSG:9'"):
         label_files.read(_geojson(tmp_path / "c.json", rows, crs=_crs("EPSG:9")), "c")
+
+
+@pytest.mark.parametrize("name", [
+    "http://127.0.0.1:9/x", "HTTPS://127.0.0.1:9/x", "/vsicurl/http://127.0.0.1:9/x", "/etc/passwd",
+    "./a.prj", "DICT:a.wkt,1", "file:///etc/passwd",
+])  # fmt: skip
+def test_a_crs_is_not_looked_up_elsewhere(tmp_path, monkeypatch, name):
+    """GDAL would ask the server, or read the file."""
+    rows = [(SQUARE, {"c": 1})]
+    with pytest.raises(ValueError, match="names the unknown CRS"):
+        label_files.read(_geojson(tmp_path / "a.json", rows, crs=_crs(name)), "c")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EPSG:1").write_text("x")
+    for text in (name, "EPSG:1"):
+        with pytest.raises(ValueError, match="files and URLs are not looked up"):
+            same_crs(text, LONLAT)
+    authority, _, code = name.partition(":")
+    column = {"encoding": "WKB", "crs": {"id": {"authority": authority, "code": code}}}
+    about = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    table = pyarrow.table({"c": [1], "geometry": [shapely.to_wkb(SQUARE)]})
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(about)}), path)
+    with pytest.raises(ValueError, match="files and URLs are not looked up"):
+        label_files.read(path, "c")
+
+
+@pytest.mark.parametrize("name", [
+    "http://www.opengis.net/def/crs/EPSG/0/32633", "epsg:32633",
+    "urn:ogc:def:crs:EPSG::32633", "+proj=utm +zone=33 +datum=WGS84",
+])  # fmt: skip
+def test_names_of_a_crs(name):
+    assert same_crs(name, "EPSG:32633")
+
+
+def test_places_that_no_number_holds_are_outside():
+    from rasterio.transform import Affine
+
+    from olmoearth_jax.maps import labels
+
+    place = [shapely.Point(1e300, -1e300), shapely.Point(15, -15)]
+    features = label_files.Features(place, "EPSG:32633", [1, 1], {"id": ["0", "1"]})
+    got = labels.burn_cells(features, [1, 1], "EPSG:32633", Affine(10, 0, 0, 0, -10, 0), (4, 4))
+    assert got.report["outside"] == 1 and got.cells.tolist() == [5]
 
 
 def test_csv(tmp_path):
@@ -111,6 +157,18 @@ def test_geopackage(tmp_path):
     assert got.values == ["rye"] and got.shapes[0].equals(SQUARE)
 
 
+def test_gaps_of_a_geopackage(tmp_path):
+    """Columns of dates and of numbers hold what is none in their own way."""
+    path, shapes = tmp_path / "p.gpkg", np.array([shapely.to_wkb(SQUARE)] * 2, object)
+    days = np.array(["2023-06-01", "NaT"], "M8[D]")
+    raw.write(
+        path, shapes, [days, np.array([np.nan, 2], np.float32)], ["date", "crop"],
+        geometry_type="Polygon", crs="EPSG:4326",
+    )  # fmt: skip
+    got = label_files.read(path, "crop")
+    assert got.values == [2] and got.columns["date"] == [""] and got.dropped == {"null label": 1}
+
+
 @pytest.mark.parametrize(
     ("values", "numeric", "match"),
     [
@@ -118,6 +176,7 @@ def test_geopackage(tmp_path):
         ([1.5, 2.0], False, "--value_column"),
         ([True, False], False, "true or false"),
         (["a", "b"], True, "'a', no number"),
+        ([1.0, -1e300], True, "-1e.300, no number"),
         ([None, None], False, "null label: 2"),
     ],
 )
@@ -154,7 +213,7 @@ def test_weights_are_numbers_from_0_on_and_1_where_nothing_is_said(tmp_path):
     plain = _geojson(tmp_path / "b.geojson", [(SQUARE, {"c": "a"})])
     assert label_files.read(plain, "c").weights is None
     assert label_files.read(path, "weight", numeric=True).weights is None
-    for wrong in (-1, "much", True, float("inf")):
+    for wrong in (-1, "much", True, float("inf"), 1e308):
         path = _geojson(tmp_path / "c.geojson", [*rows, (SQUARE, {"c": "a", "weight": wrong})])
         with pytest.raises(ValueError, match="weights are numbers from 0 on"):
             label_files.read(path, "c")
@@ -190,3 +249,22 @@ def test_places_beyond_the_earth(tmp_path):
     (tmp_path / "c.geojson").write_text(json.dumps(held))
     got = label_files.read(tmp_path / "c.geojson", "c")
     assert got.values == [1] and got.dropped == {"empty geometry": 1}
+
+
+def test_cells_of_a_table_with_line_ends(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('lon,lat,kind\r\n1,2,"a\nb"\r\n1,2,"c\u2028d\x0b"\r\n', newline="")
+    assert label_files.read(path, "kind").values == ["a\nb", "c\u2028d"]
+
+
+def test_columns_of_one_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("lon,lat,kind,kind,,\n1,2,a,b,,\n")
+    with pytest.raises(ValueError, match="has several columns named 'kind'"):
+        label_files.read(path, "kind")
+    path, texts = tmp_path / "a.parquet", pyarrow.array(["a"])
+    names = ["lon", "lat", "kind", "kind"]
+    ones = pyarrow.array([1.0])
+    pyarrow.parquet.write_table(pyarrow.table([ones, ones, texts, texts], names), path)
+    with pytest.raises(ValueError, match="has several columns named 'kind'"):
+        label_files.read(path, "kind")

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import rasterio
 import shapely
 from rasterio.transform import Affine
 
@@ -14,10 +13,6 @@ from olmoearth_jax.maps.label_files import Features
 from tools.goldens.maps_labels import burn
 
 CRS, GRID, SHAPE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_600_000), (20, 30)
-
-
-def _moved(cols, rows):
-    return Affine(10, 0, GRID.c + 10 * cols, 0, -10, GRID.f - 10 * rows)
 
 
 def _features(shapes, values):
@@ -82,6 +77,16 @@ def test_colors(tmp_path):
         labels.classes_of(["a"], None, {"a": "red"})
     with pytest.raises(ValueError, match="--class_colors has Water, but the classes are a"):
         labels.classes_of(["a"], None, {"Water": "#010203"})
+    for text in ("a,red\n", "class,color\na,blue\n"):
+        (tmp_path / "c.csv").write_text(text)
+        with pytest.raises(ValueError, match="the colour of 'a' must be like"):
+            labels.classes_of(["a"], None, labels.read_colors(tmp_path / "c.csv"))
+    (tmp_path / "c.csv").write_text("class;color\na;#010203\n")
+    with pytest.raises(ValueError, match="the line 'class;color' of .* is not of the form"):
+        labels.read_colors(tmp_path / "c.csv")
+    (tmp_path / "c.json").write_text("[1]")
+    with pytest.raises(ValueError, match="it is no object such as"):
+        labels.read_colors(tmp_path / "c.json")
     (tmp_path / "c.json").write_text("[")
     with pytest.raises(ValueError, match="cannot be read"):
         labels.read_colors(tmp_path / "c.json")
@@ -98,54 +103,6 @@ def test_tokens_of_values_and_of_odd_sides():
 def test_three_classes_may_tie():
     x = np.array([[1, 1, 2, 2], [3, 3, 2, 1]], np.uint8)
     assert labels.to_tokens(x, 2).tolist() == [[255, 2]]
-
-
-def _write(path, data, transform=GRID, crs=CRS, **more):
-    form = {"driver": "GTiff", "count": 1, "dtype": data.dtype, "crs": crs}
-    height, width = data.shape
-    with rasterio.open(path, "w", height=height, width=width, transform=transform, **form,
-                       **more) as file:  # fmt: skip
-        file.write(data, 1)
-    return path
-
-
-def test_rasters_of_labels(tmp_path):
-    data = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    shifted = _moved(28, -1)
-    path = _write(tmp_path / "a.tif", data, shifted, nodata=4)
-    got = labels.read_raster(path, CRS, GRID, SHAPE, ignore=[8])
-    assert got.dtype == np.int64 and (got >= 0).sum() == 2
-    assert got[0, 28:].tolist() == [-1, 5] and got[1, 28:].tolist() == [-1, 9]
-    values = _write(tmp_path / "v.tif", data.astype("f4"), GRID, nodata=np.nan)
-    got = labels.read_raster(values, CRS, GRID, SHAPE)
-    assert got.dtype == np.float64 and np.isfinite(got).sum() == 12
-    far = _write(tmp_path / "f.tif", data, _moved(100, 0))
-    assert (labels.read_raster(far, CRS, GRID, SHAPE) == -1).all()
-
-
-def test_rasters_of_another_grid_are_taken_only_if_asked(tmp_path):
-    data = np.full((40, 60), 3, np.uint8)
-    half = _write(tmp_path / "h.tif", data, Affine(5, 0, 500_000, 0, -5, 5_600_000))
-    off = _write(tmp_path / "o.tif", data, _moved(0.5, 0))
-    other = _write(tmp_path / "c.tif", data, Affine(10, 0, 900_000, 0, -10, 5_600_000),
-                   "EPSG:32632")  # fmt: skip
-    for path in (half, off, other):
-        with pytest.raises(ValueError, match="another grid.*--resample_labels=nearest"):
-            labels.read_raster(path, CRS, GRID, SHAPE)
-    got = labels.read_raster(half, CRS, GRID, SHAPE, resample="nearest")
-    assert (got == 3).all()
-    # Without a nodata value 0 is a class, beside the raster is nothing.
-    small = _write(tmp_path / "z.tif", np.zeros((4, 4), np.uint8), _moved(0.25, 0.25))
-    got = labels.read_raster(small, CRS, GRID, SHAPE, resample="nearest")
-    assert (got == 0).sum() == 16 and (got == -1).sum() == got.size - 16
-    filled = _write(tmp_path / "y.tif", np.zeros((4, 4), np.uint8), _moved(0.25, 0.25), nodata=0)
-    assert (labels.read_raster(filled, CRS, GRID, SHAPE, resample="nearest") == -1).all()
-    two = tmp_path / "two.tif"
-    with rasterio.open(two, "w", driver="GTiff", count=2, dtype="uint8", height=2, width=2,
-                       crs=CRS, transform=GRID) as file:  # fmt: skip
-        file.write(np.ones((2, 2, 2), np.uint8))
-    with pytest.raises(ValueError, match="2 bands"):
-        labels.read_raster(two, CRS, GRID, SHAPE)
 
 
 def test_nothing_heavy_is_imported():

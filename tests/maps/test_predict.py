@@ -308,3 +308,48 @@ def test_who_waits_does_not_begin_again_when_others_have_finished(folder, monkey
     assert sum("pixels with data" in line for line in lines) == 3
     assert lines[-1].endswith("was finished by another worker")
     assert not (folder / "waited" / "job" / "blocks").exists()
+
+
+def test_who_is_taken_over_while_putting_together_does_no_harm(folder, made, monkeypatch):
+    """The other one ends first, and the blocks are gone when the first goes on."""
+    from olmoearth_jax.maps import map_files
+
+    o, whole, began, lines = options(folder, "taken", block=128), map_files.writing, [], []
+
+    def write(*given, **more):
+        if not began:
+            began.append(1)
+            predicting.run(o, quiet)
+            assert not (folder / "taken" / "job" / "blocks").exists()
+        return whole(*given, **more)
+
+    monkeypatch.setattr(map_files, "writing", write)
+    found = predicting.run(o, lines.append)
+    assert began and not found.failed and not found.busy
+    for path in made[0].glob("*.*"):
+        if path.suffix in (".tif", ".csv"):
+            with_tags = read(path) if path.suffix == ".tif" else path.read_bytes()
+            ours = folder / "taken" / path.name
+            there = read(ours) if path.suffix == ".tif" else ours.read_bytes()
+            assert np.array_equal(with_tags, there), path.name
+    names = {p.name for p in (folder / "taken").rglob("*")}
+    assert not [n for n in names if n.startswith(".")] and "blocks" not in names
+    assert "finished already" in run_again(o)
+
+
+def test_what_killed_workers_left_beside_a_map_goes(folder, made):
+    out = folder / "tidy"
+    predicting.run(options(folder, "tidy", block=128), quiet)
+    (out / "areas.csv").unlink()  # as if killed before
+    for name in (".map-abc/raw.tif", ".areas.csv.0123abcd.tmp", ".mine", ".kept.tmp"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("x")
+    predicting.run(options(folder, "tidy", block=128), quiet)
+    assert {p.name for p in out.glob(".*")} == {".mine", ".kept.tmp"}
+    np.testing.assert_array_equal(read(out / "classes.tif"), read(made[0] / "classes.tif"))
+
+
+def run_again(o):
+    lines = []
+    predicting.run(o, lines.append)
+    return lines[-1]

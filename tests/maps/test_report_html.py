@@ -5,9 +5,10 @@ import html.parser
 import re
 import struct
 
+import numpy as np
 import pytest
 
-from olmoearth_jax.maps import fine_tuning, predicting
+from olmoearth_jax.maps import fine_tuning, predicting, report_html
 from olmoearth_jax.maps.fine_tuning import ImageOptions
 from olmoearth_jax.maps.labelled import LabelOptions
 from tests.browser import needs_browser, show
@@ -83,3 +84,12 @@ def test_a_browser_shows_it_and_fetches_nothing(folder, tmp_path):
     got = show(folder / "map" / "report.html", tmp_path)
     assert got.asked == [] and got.pictures == [(256, 256)]
     assert got.screenshot.stat().st_size > 20_000
+
+
+def test_a_confusion_matrix_of_many_classes_has_no_numbers():
+    """Nobody could read them, and a hundred classes have ten thousand."""
+    for size, numbered in ((40, True), (41, False)):
+        counts = np.eye(size, dtype=int).tolist()
+        text = report_html._confusion([f"c{i}" for i in range(size)], counts)
+        assert ("100%" in text) == numbered
+        assert text.count("<rect") == (size * size if numbered else size)

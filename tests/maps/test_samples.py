@@ -27,6 +27,12 @@ def _scene(epsg, x, y):
     return Scene(periods_of(["2023"])[0], stack)
 
 
+def _dense(codes, target):
+    """The grid of an array of a code for every pixel."""
+    cells = np.flatnonzero(target.labelled(codes))
+    return Grid(cells, codes.ravel()[cells])
+
+
 PLACES = [
     (32633, 500_480, 5_600_640),
     (32633, 500_130, 5_600_070),  # on no window's edge
@@ -40,7 +46,7 @@ PLACES = [
 def test_windows_lie_in_the_block_of_their_centre(place):
     scene = _scene(*place)
     codes = np.random.default_rng(0).integers(0, 2, SHAPE)
-    grid = samples.dense_grid(codes, TARGET)
+    grid = _dense(codes, TARGET)
     windows = samples.windows_of(grid, 0, scene, TARGET, SIDE, 4, 1)
     found = samples.locate(windows, [scene])
     own = split.blocks_of(found.zone, found.easting, found.northing, 640)
@@ -83,6 +89,6 @@ def test_values_have_windows_too():
     scene, target = _scene(*PLACES[1]), dataclasses.replace(TARGET, classes=None)
     codes = np.full(SHAPE, np.nan, np.float32)
     codes[10:30, 20:40] = 7
-    windows = samples.windows_of(samples.dense_grid(codes, target), 0, scene, target, 64, 4, 4)
+    windows = samples.windows_of(_dense(codes, target), 0, scene, target, 64, 4, 4)
     total = sum(int(np.isfinite(w.labels).sum()) for w in windows)
     assert total > 0 and all(np.nanmax(w.labels) == 7 for w in windows)
