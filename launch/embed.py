@@ -55,7 +55,7 @@ _bool, _enum, _float, _integer, _list, _string = commands.definers(
 
 _image_flags.define_images(FLAGS)
 _string("model", None, "Folder or published name.")
-_string("output", None, "Folder of the archive.")
+_string("output", None, "Folder of the archive, or a URL of s3:// or gs://.")
 _string("area", None, "Polygons to embed; default: what the rasters cover.")
 _integer("patch_size", 4, "Side of a patch in pixels of 10 m.", lower_bound=1)
 _enum("pooling", "spatial", embed_job.POOLINGS, "How patches become embeddings.")
