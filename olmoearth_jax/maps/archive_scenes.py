@@ -62,11 +62,13 @@ class ArchiveScene(Scene):
 
     Attributes:
       archive, held, at: the archive, the zone's arrays, and the place of the period.
+      corner: first row and column of the zone's arrays that belong to the scene.
     """
 
     archive: Archive = None  # pyright: ignore
     held: Zone = None  # pyright: ignore
     at: int = 0
+    corner: tuple[int, int] = (0, 0)
 
     @property
     def align(self) -> int:
@@ -74,6 +76,9 @@ class ArchiveScene(Scene):
 
     def tokens(self, rows: slice, cols: slice, width: int | None) -> tuple[np.ndarray, np.ndarray]:
         """(float32 [h, w, D], bool [h, w]) of a window of tokens; 0 without an embedding."""
+        top, left = self.corner
+        rows = slice(rows.start + top, rows.stop + top)
+        cols = slice(cols.start + left, cols.stop + left)
         values, valid = self.archive.window(self.held, self.at, rows, cols, width)
         return np.where(valid[..., None], values, np.float32(0)), valid
 
@@ -124,15 +129,17 @@ def open_scenes(
         period = _period(name)
         for number in archive.zones:
             zone = archive.zone(number)
-            a, _, c, _, e, f = zone.transform
+            rows, cols = zone.span
+            a, _, c, _, e, f = zone.place(rows, cols)
             scale = 1 if by_token else step
-            height, width = zone.shape
+            height, width = rows.stop - rows.start, cols.stop - cols.start
             transform = rasterio.Affine(a / scale, 0, c, 0, e / scale, f)
             grid = TokenGrid(
                 rasterio.crs.CRS.from_string(zone.crs), transform, (height * scale, width * scale)
             )
             several = f"utm{number:02d}" if len(archive.zones) > 1 else ""
-            scenes.append(ArchiveScene(period, grid, several, archive, zone, at))  # pyright: ignore
+            corner = rows.start, cols.start
+            scenes.append(ArchiveScene(period, grid, several, archive, zone, at, corner))  # pyright: ignore
     left = source_of(archive).get("missing_shards")
     notes = [f"warning: {left} shards of the archive are missing; they are nodata here"]
     return scenes, notes if left else []

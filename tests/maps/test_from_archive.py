@@ -41,8 +41,11 @@ def kinds(year, shape):
     return (np.add.outer(np.arange(shape[0]) // 4, np.arange(shape[1]) // 4) + year) % 3
 
 
-def make(path, **provenance):
-    """An archive of 128 x 192 tokens of 20 m whose vectors say the class."""
+def make(path, around=0, **provenance):
+    """An archive of 128 x 192 tokens of 20 m whose vectors say the class.
+
+    `around`: shards that its arrays reach farther on all sides.
+    """
     rule = quantize.rule_of("float32", None, "none")
     told = {"normalize": "none", "patch_size": 2, "pooling": "spatial", "model_digest": "abc",
             "job_digest": "d", **provenance}  # fmt: skip
@@ -51,24 +54,31 @@ def make(path, **provenance):
     )
     form = store.Form(8, rule, YEARS, SIDE, 32, 4, attrs)
     lattice = Lattice(TOKEN, SIDE)
-    grid = stores.Grid(33, lattice, *lattice.shard_at(500_000, 5_600_000), 2, 3)
+    first = lattice.shard_at(500_000, 5_600_000)
+    corner = (at - around for at in first)
+    grid = stores.Grid(33, lattice, *corner, 2 + 2 * around, 3 + 2 * around)
     store.make_store(path / store.NAME, form, {33: grid})
     writer, rng = store.Writer(path / store.NAME, form, {33: grid}), np.random.default_rng(0)
+    units = []
     for year, period in enumerate(YEARS):
         whole = kinds(year, (2 * SIDE, 3 * SIDE))
         x = np.eye(8, dtype=np.float32)[whole] + rng.normal(0, 0.1, (*whole.shape, 8))
         for r in range(2):
             for c in range(3):
                 here = np.s_[r * SIDE : (r + 1) * SIDE, c * SIDE : (c + 1) * SIDE]
-                shard = plan.Shard(33, period.name, grid.top + r, grid.left + c)
+                shard = plan.Shard(33, period.name, first[0] + r, first[1] + c)
+                units.append(shard.id)
                 coverage = np.full((SIDE, SIDE), 5, np.uint8)
                 if (r, c) == (1, 2):
                     coverage[32:] = 0
                 part = np.moveaxis(x[here], -1, 0).astype(np.float32)
                 part[:, coverage == 0] = np.nan
                 writer.write(shard, part, None, coverage)
-    left, top = grid.left * SIDE * TOKEN, -grid.top * SIDE * TOKEN
-    return left, top
+    if around:
+        (path / "job").mkdir()
+        (path / "job" / "job.json").write_text('{"job_digest": "d"}')
+        (path / "job" / "plan.jsonl").write_text("".join(f'{{"id": "{u}"}}\n' for u in units))
+    return first[1] * SIDE * TOKEN, -first[0] * SIDE * TOKEN
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +131,22 @@ def test_it_learns_from_tokens_and_maps_them(folder, run):
         xs, ys = rasterio.warp.transform("EPSG:4326", file.crs, table["lon"], table["lat"])
         found = [int(v[0]) for v in file.sample(zip(xs, ys, strict=True))]
     assert found == [NAMES.index(name) + 1 for name in table["predicted"]]
+
+
+def test_arrays_of_a_whole_zone_give_the_map_of_what_was_planned(folder, run):
+    make(folder / "wide", around=40)
+    for name in ("wide", "a"):
+        o = predicting.Options(
+            str(folder / "run"), ArchiveOptions(str(folder / name), ["2024"]),
+            str(folder / f"map_{name}"), block=64,
+        )  # fmt: skip
+        predicting.run(o, quiet)
+    maps = [rasterio.open(folder / f"map_{name}" / "classes.tif") for name in ("wide", "a")]
+    with maps[0] as got, maps[1] as there:
+        np.testing.assert_array_equal(got.read(), there.read())
+        assert got.transform == there.transform and got.crs == there.crs
+    few = options(folder, "run_wide", images=ArchiveOptions(str(folder / "wide"), ["2024"]))
+    assert from_archive.run(few, quiet)["splits"] == run["splits"]
 
 
 def test_a_point_labels_the_token_that_holds_it(folder):
