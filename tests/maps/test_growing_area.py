@@ -109,7 +109,7 @@ def test_a_kill_on_the_way_is_made_good(world, tmp_path, monkeypatch):
         raise Killed
 
     for name in ("extend_store", "write_durably"):
-        where = embed_growth.store if name == "extend_store" else embed_growth.work_list
+        where = embed_growth.store if name == "extend_store" else embed_growth.durable
         monkeypatch.setattr(where, name, killed)
         with pytest.raises(Killed):
             made(world, out, "all", "--extend")

@@ -88,7 +88,7 @@ def test_a_name_is_no_content(served, lead):
 
 
 def test_lists_are_not_read_from_this_machine_either(served):
-    pytest.importorskip("aiohttp")
+    pytest.importorskip("aiohttp", reason="https:// needs the extra remote")
     assert RemotePath(f"{served[0]}/good.tif").read_bytes()[:2] == b"II"
     with pytest.raises(OSError, match="cannot be read"):
         RemotePath(f"{served[0]}/away/items.json").read_bytes()
