@@ -12,6 +12,9 @@ import numpy as np
 
 from olmoearth_jax.maps.lattice import crs_of
 
+_STRIPE = 64 << 20
+"""Bytes of values, as float32, that are looked at together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Zone:
@@ -51,6 +54,19 @@ class Zone:
         for row, col in every if self.planned is None else self.planned:
             top, left = row * side, col * side
             yield slice(top, top + side), slice(left, left + side)
+
+    def stripes(self, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
+        """A window in whole rows of chunks, few enough for their values to fit into memory."""
+        chunk, width = self.coverage.chunks[-1], cols.stop - cols.start
+        row = 4 * self.embeddings.shape[1] * width
+        height = max(_STRIPE // max(row, 1) // chunk, 1) * chunk
+        for top in range(rows.start, rows.stop, height):
+            yield slice(top, min(top + height, rows.stop)), cols
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """The stripes of all `shards`."""
+        for rows, cols in self.shards():
+            yield from self.stripes(rows, cols)
 
     @property
     def span(self) -> tuple[slice, slice]:

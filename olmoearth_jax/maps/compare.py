@@ -103,9 +103,9 @@ def cluster(
 def _labels(
     archive: Archive, step: int, centres: np.ndarray
 ) -> Iterator[tuple[Zone, slice, slice, np.ndarray]]:
-    """Cluster of each embedding [h, w], shard by shard; 255 where there is none."""
+    """Cluster of each embedding [h, w], part by part; 255 where there is none."""
     for zone in map(archive.zone, archive.zones):
-        for rows, cols in zone.shards():
+        for rows, cols in zone.parts():
             x, valid = archive.window(zone, step, rows, cols, centres.shape[1])
             if valid.any():
                 out = np.full(valid.shape, NO_CLUSTER, np.uint8)
@@ -177,9 +177,9 @@ def change(
 def _distances(
     archive: Archive, steps: list[int], width: int | None
 ) -> Iterator[tuple[Zone, slice, slice, np.ndarray]]:
-    """1 - cosine float32 [h, w] of two periods, shard by shard; NaN where either has none."""
+    """1 - cosine float32 [h, w] of two periods, part by part; NaN where either has none."""
     for zone in map(archive.zone, archive.zones):
-        for rows, cols in zone.shards():
+        for rows, cols in zone.parts():
             (a, one), (b, two) = (archive.window(zone, s, rows, cols, width) for s in steps)
             both = one & two
             if both.any():

@@ -106,8 +106,8 @@ def form_of(zone: Zone) -> dict[str, Any]:
 
 
 def pieces(zone: Zone, rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
-    """The parts of a window that lie in one shard each."""
-    for r, c in zone.shards():
+    """The parts of a window that lie in one stripe of a shard each."""
+    for r, c in zone.parts():
         y = slice(max(r.start, rows.start), min(r.stop, rows.stop))
         x = slice(max(c.start, cols.start), min(c.stop, cols.stop))
         if y.start < y.stop and x.start < x.stop:

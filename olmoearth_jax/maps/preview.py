@@ -22,7 +22,7 @@ from olmoearth_jax.evals.embeddings import fit_pca
 from olmoearth_jax.maps import cogs, conventions, extract
 from olmoearth_jax.maps.archive import Archive, Zone
 from olmoearth_jax.maps.plan import Shard
-from olmoearth_jax.maps.store import zarr_library
+from olmoearth_jax.maps.store import NOT_PROCESSED, zarr_library
 
 MOST_VECTORS = 100_000
 SMALLEST = 64
@@ -57,21 +57,35 @@ def sample_vectors(archive: Archive, most: int = MOST_VECTORS) -> np.ndarray:
     for number in archive.zones:
         zone = archive.zone(number)
         for step, period in enumerate(archive.periods):
-            places = sorted(
-                ((hashlib.sha256(_name(zone, period, r, c).encode()).digest(), r, c)
-                 for r, c in zone.shards()), key=lambda item: item[0],
-            )  # fmt: skip
-            each, left = max(256, -(-quota // len(places))), quota
-            for digest, rows, cols in places:
+            shards = {_id(zone, period, r, c): (r, c) for r, c in zone.shards()}
+            order = sorted((hashlib.sha256(unit.encode()).digest(), unit) for unit in shards)
+            each, left = max(256, -(-quota // len(shards))), quota
+            for digest, unit in order:
                 if not left:
                     break
-                x, valid = archive.window(zone, step, rows, cols)
-                found = x[valid]
-                draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-                count = min(each, left, len(found))
-                out.append(found[np.sort(draw.choice(len(found), count, replace=False))])
-                left -= count
+                found = _some(archive, zone, step, shards[unit], min(each, left), digest)
+                out.append(found)
+                left -= len(found)
     return np.concatenate(out) if out else np.zeros((0, archive.dimensions), np.float32)
+
+
+def _some(
+    archive: Archive, zone: Zone, step: int, shard: tuple[slice, slice], most: int, digest: bytes
+) -> np.ndarray:
+    """float32 [N, D]: up to `most` embeddings of a shard, drawn by a digest, in their order."""
+    seen = np.asarray(zone.coverage[step, shard[0], shard[1]])
+    places = np.flatnonzero((seen > 0) & (seen < NOT_PROCESSED))
+    draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    chosen = np.sort(draw.choice(places, min(most, len(places)), replace=False))
+    out = [np.zeros((0, archive.dimensions), np.float32)]
+    for rows, cols in zone.stripes(*shard):
+        low, high = ((at - shard[0].start) * seen.shape[1] for at in (rows.start, rows.stop))
+        own = chosen[(chosen >= low) & (chosen < high)] - low
+        if len(own):
+            x, valid = archive.window(zone, step, rows, cols)
+            own = own[valid.reshape(-1)[own]]
+            out.append(x.reshape(-1, x.shape[-1])[own])
+    return np.concatenate(out)
 
 
 def _id(zone: Zone, period: Any, rows: slice, cols: slice) -> str:
@@ -172,10 +186,9 @@ class _Renderer:
         zone = self._archive.zone(int(name[3:]))
         step, side, keys = self._archive.step_of(period), zone.side, []
         rows, cols = slice(top, top + side), slice(left, left + side)
-        x, valid = self._archive.window(zone, step, rows, cols)
-        p = self._held
-        scores = _scores(np.where(valid[..., None], x, 0), p["mean"], p["components"])
-        rgb = to_rgb(scores, valid, np.array(p["lo"]), np.array(p["hi"]))
+        parts = [self._rgb(zone, step, *part) for part in zone.stripes(rows, cols)]
+        rgb = np.concatenate(parts)
+        valid = int((rgb > 0).any(-1).sum())
         for level in range(_levels(zone)):
             if level:
                 rgb, side, top, left = halve(rgb), side // 2, top // 2, left // 2
@@ -185,7 +198,17 @@ class _Renderer:
             key = f"{name}/{level}/c/{step}/0/{top // side}/{left // side}"
             if (self._store / key).is_file():
                 keys.append(key)
-        return {"valid": int(valid.sum())}, keys
+        return {"valid": valid}, keys
+
+    def _rgb(self, zone: Zone, step: int, rows: slice, cols: slice) -> np.ndarray:
+        """Colours uint8 [h, w, 3] of a window; 0 where there is no embedding."""
+        x, valid = self._archive.window(zone, step, rows, cols)
+        out, p = np.zeros((*valid.shape, 3), np.uint8), self._held
+        if valid.any():
+            scores = _scores(x[valid], p["mean"], p["components"])
+            shown = to_rgb(scores, np.ones(len(scores), bool), np.array(p["lo"]), np.array(p["hi"]))
+            out[valid] = shown
+        return out
 
 
 def _make_store(archive: Archive, path: Path) -> None:

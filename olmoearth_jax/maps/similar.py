@@ -48,7 +48,8 @@ def query_of_shape(archive: Any, shape: Any, period: Any, width: int | None = No
         if number not in archive.zones:
             continue
         zone = archive.zone(number)
-        for rows, cols in _near(zone, part.bounds):
+        near = _near(zone, part.bounds)
+        for rows, cols in (one for shard in near for one in zone.stripes(*shard)):
             size = rows.stop - rows.start, cols.stop - cols.start
             burnt = rasterize([(part, 1)], size, transform=Affine(*zone.place(rows, cols)))
             x, valid = archive.window(zone, step, rows, cols, width)
@@ -110,16 +111,26 @@ def search(
         apart = min_distance / zone.transform[0]
         picks: list[tuple[float, int, int]] = []
         for rows, cols in zone.shards():
-            x, valid = archive.window(zone, step, rows, cols, len(query))
-            if not valid.any():
+            score = _scores(archive, zone, step, (rows, cols), query)
+            if np.isnan(score).all():
                 continue
-            score = cosine(x, valid, query)
             if put is not None:
                 put(zone, rows, cols, score)
             picks += [(s, r + rows.start, c + cols.start) for s, r, c in _picks(score, top, apart)]
         found += [(s, number, r, c) for s, r, c in _apart(picks, top, apart)]
     best = sorted(found, key=lambda p: (-p[0], *p[1:]))[:top]
     return [_place(archive, *pick) for pick in best]
+
+
+def _scores(
+    archive: Any, zone: Any, step: int, shard: tuple[slice, slice], query: np.ndarray
+) -> np.ndarray:
+    """float32 [h, w]: the cosine of each embedding of a shard; NaN where there is none."""
+    found = []
+    for part in zone.stripes(*shard):
+        x, valid = archive.window(zone, step, *part, len(query))
+        found.append(cosine(x, valid, query))
+    return np.concatenate(found)
 
 
 def _picks(score: np.ndarray, top: int, apart: float) -> list[tuple[float, int, int]]:

@@ -1,6 +1,7 @@
 """tools.archive: what it says and writes of an archive."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import olmoearth_jax
 from olmoearth_jax.data import work_list
 from olmoearth_jax.data.crs import transform_points
 from olmoearth_jax.inference import quantize
-from olmoearth_jax.maps import plan, preview
+from olmoearth_jax.maps import archive, archive_zone, plan, preview
 from tests.maps import stores
 from tools import archive as tool
 
@@ -435,3 +436,33 @@ def test_shards_are_sampled_by_their_ids(tmp_path):
         for rows, cols in archive.zone(number).shards()
     ]  # fmt: skip
     assert sorted(names) == sorted(every)
+
+
+def test_memory_is_bounded_by_stripes_that_change_nothing(tmp_path, monkeypatch):
+    build(tmp_path / "a")
+    seen = []
+    original = archive.Archive.window
+
+    def window(self, zone, step, rows, cols, width=None):
+        seen.append(rows.stop - rows.start)
+        return original(self, zone, step, rows, cols, width)
+
+    monkeypatch.setattr(archive.Archive, "window", window)
+    made, tallest = [], []
+    for name, size in (("whole", archive_zone._STRIPE), ("cut", 1)):
+        monkeypatch.setattr(archive_zone, "_STRIPE", size)
+        seen.clear()
+        out = tmp_path / name
+        shutil.copytree(tmp_path / "a", out / "a")
+        assert run("preview", out / "a") == 0
+        given = [out / "a", "--year=2023"]
+        assert run("export", *given, f"--output={out}/e.tif") == 0
+        assert run("cluster", *given, "--k=3", f"--output={out}/c.tif") == 0
+        assert run("change", out / "a", "--years=2023,2024", f"--output={out}/d.tif") == 0
+        assert run("search", *given, "--point=11.999,47.0", f"--output={out}/s") == 0
+        made.append({p.relative_to(out): rasterio.open(p).read() for p in out.rglob("*.tif")})
+        tallest.append(max(seen))
+    assert made[0].keys() == made[1].keys() and len(made[0]) == 12
+    for name, x in made[0].items():
+        np.testing.assert_allclose(made[1][name], x, rtol=0, atol=1e-6, err_msg=str(name))
+    assert tallest[0] > tallest[1] == 8  # a row of chunks
