@@ -82,7 +82,7 @@ test-torch: env-torch
 	$(VENV)-torch/bin/python -m pytest -q -m "torch and not slow" tests/interop
 
 # Other programs that read archives, and Ray: in an environment of their own, of Python 3.12 or later.
-PYENV_ROOT ?= $(HOME)/.pyenv
+PYENV_ROOT ?= $(shell pyenv root 2>/dev/null)
 MAPS_PYTHON ?= $(shell for v in 3.13 3.12 3.14; do \
 	for p in python$$v $(PYENV_ROOT)/versions/$$v.*/bin/python; do \
 	if $$p -c "import venv, ensurepip" >/dev/null 2>&1; then echo $$p; exit; fi; done; done)

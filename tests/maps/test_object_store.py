@@ -43,7 +43,7 @@ class Bucket(LocalFileSystem):
             scratch.unlink(missing_ok=True)
 
     def mv(self, *_, **__):
-        raise NotImplementedError("object stores rename nothing")
+        raise PermissionError("object stores rename nothing")
 
 
 @pytest.fixture(autouse=True)
