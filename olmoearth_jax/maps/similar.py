@@ -129,7 +129,8 @@ def _scores(
     found = []
     for part in zone.stripes(*shard):
         x, valid = archive.window(zone, step, *part, len(query))
-        found.append(cosine(x, valid, query))
+        score = np.full(valid.shape, np.nan, np.float32)
+        found.append(cosine(x, valid, query) if valid.any() else score)
     return np.concatenate(found)
 
 
